@@ -1,0 +1,278 @@
+"""Configuration: frozen dataclasses, and the profiles `smoke`, `mini`, `single_gpu`, `paper` that fill them in.
+
+A profile is a YAML file (`quagmire_utils/profiles/<name>.yaml`, or any path) and changes parameters only: every
+profile runs the same code. Unknown keys, wrong types and impossible values are refused with one sentence that names
+the parameter.
+
+    profile = load_profile("smoke", overrides={"rl.steps": 40})
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PROFILES = Path(__file__).parent / "profiles"
+SCENARIOS = ("dataset", "instance")
+
+
+class ParameterError(ValueError):
+    """A parameter that cannot work; the message is one sentence that names it."""
+
+
+def _positive(settings: object, where: str, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if not value > 0:
+            raise ParameterError(f"{where}.{name} must be positive, not {value}")
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """How to fine-tune. Defaults are the paper's where it gives them; the rest is ours and says so."""
+
+    epochs: float = 1
+    learning_rate: float = 1e-5  # App. B.2
+    batch_size: int = 128  # App. B.2: global batch size, in traces
+    micro_batch_size: int | None = None  # traces per forward pass; None: the whole batch at once
+    max_length: int = 8192  # App. B: 8k tokens throughout
+    warmup_fraction: float = 0.03  # ours: the paper does not say
+    final_lr_fraction: float = 0.1  # ours: cosine decay to a tenth
+    weight_decay: float = 0.0  # ours
+    max_grad_norm: float = 1.0  # ours
+    gradient_checkpointing: bool = False  # ours: on for large models
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot train."""
+        _positive(self, "sft", "epochs", "learning_rate", "batch_size", "max_length")
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ParameterError(
+                f"sft.micro_batch_size ({self.micro_batch_size}) must divide sft.batch_size ({self.batch_size})"
+            )
+
+
+@dataclass(frozen=True)
+class RLSettings:
+    """How to run GRPO. Defaults are the paper's where it gives them; the rest is ours and says so."""
+
+    steps: int = 100  # ours: the paper counts three epochs over its RL set
+    learning_rate: float = 1e-6  # App. B.2
+    prompts_per_step: int = 128  # App. B.2: global batch size
+    rollouts: int = 16  # App. B.2: rollouts for each question
+    temperature: float = 1.0  # App. B.2
+    kl_coefficient: float = 0.0  # App. B.2
+    entropy_coefficient: float = 0.001  # App. B.2
+    max_tokens: int = 8192  # App. B: 8k tokens throughout
+    runs: int = 4  # App. B: 4+ runs per candidate, the best one reported
+    checkpoints: int = 4  # App. B: evaluated at 4+ checkpoints along the run
+    micro_batch_size: int | None = None  # rollouts per forward pass; None: all of a step at once
+    warmup_steps: int = 0  # ours
+    max_grad_norm: float = 1.0  # ours
+    gradient_checkpointing: bool = False  # ours: on for large models
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot train."""
+        _positive(self, "rl", "steps", "learning_rate", "prompts_per_step", "temperature", "max_tokens", "runs")
+        if self.rollouts < 2:
+            raise ParameterError(
+                f"rl.rollouts must be at least 2 for a group to have an advantage, not {self.rollouts}"
+            )
+        if not 1 <= self.checkpoints <= self.steps:
+            raise ParameterError(
+                f"rl.checkpoints must be between 1 and rl.steps ({self.steps}), not {self.checkpoints}"
+            )
+        if self.micro_batch_size is not None and (self.prompts_per_step * self.rollouts) % self.micro_batch_size:
+            raise ParameterError(
+                f"rl.micro_batch_size ({self.micro_batch_size}) must divide rl.prompts_per_step x rl.rollouts "
+                f"({self.prompts_per_step * self.rollouts})"
+            )
+
+    @property
+    def checkpoint_steps(self) -> tuple[int, ...]:
+        """The steps at which a checkpoint is kept, evenly spaced, the last one at the end."""
+        return tuple(round(self.steps * (i + 1) / self.checkpoints) for i in range(self.checkpoints))
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How checkpoints are measured."""
+
+    engine: str = "vllm"
+    num_samples: int = 256  # App. B.3: Pass@64 from 256 repetitions (before RL)
+    rl_num_samples: int = 64  # App. B.3: Pass@1 from 64 repetitions (after RL)
+    k: int = 64  # Sec. 4: Pass@large k
+    temperature: float = 1.0  # App. B.3
+    max_tokens: int = 8192  # App. B
+    template: str = "auto"
+    grading_timeout: float = 5.0  # seconds per answer; ours
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        _positive(self, "evaluation", "num_samples", "rl_num_samples", "k", "max_tokens", "grading_timeout")
+        if self.k > self.num_samples:
+            raise ParameterError(
+                f"evaluation.k ({self.k}) must not exceed evaluation.num_samples ({self.num_samples}): "
+                "Pass@k is undefined for k above the number of samples"
+            )
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """Where a family's SFT traces come from: the microlab writes them in this style and these lengths."""
+
+    style: str = "stepwise"
+    terms: tuple[int, ...] = (2, 3, 4, 5, 6)
+    pool: int = 4000  # traces to select from
+    validation: int = 300  # held-out traces for the generalization loss, of other problems
+
+
+@dataclass(frozen=True)
+class PretrainingSettings:
+    """How a micro base model is made: what its corpus looks like decides what it knows before any SFT."""
+
+    architecture: str = "llama"
+    hidden_size: int = 96
+    layers: int = 4
+    chat_template: bool = True  # an "instruct" model; false for a plain base model
+    examples: int = 60000
+    terms: tuple[int, ...] = (2, 2, 2, 3, 3, 4)  # repeated entries weigh more
+    style: str = "stepwise"
+    slip: float = 0.2  # chance that a digit of a result is replaced by a random one
+    direct_fraction: float = 0.5  # share of examples that answer without working
+    direct_slip: float = 0.2  # their chance of a wrong digit
+    learning_rate: float = 2e-3
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class CandidateSettings:
+    """One SFT checkpoint of the grid: which traces, how often, how fast."""
+
+    selection: str = "random"  # none | random | shortest | longest | shortest+longest
+    n_examples: int = 0
+    epochs: float = 1
+    scenario: str = "dataset"
+    source: str = "main"
+    learning_rate: float | None = None  # None: the family's
+
+    def __post_init__(self) -> None:
+        """Refuse what names no candidate."""
+        if self.scenario not in SCENARIOS:
+            raise ParameterError(f"scenario must be one of {', '.join(SCENARIOS)}, not {self.scenario!r}")
+        if (self.selection == "none") != (self.n_examples == 0):
+            raise ParameterError(
+                f"n_examples must be 0 exactly when selection is none, not {self.n_examples} with {self.selection!r}"
+            )
+
+    @property
+    def name(self) -> str:
+        """For example random-250x4, or base for the model without SFT."""
+        if self.selection == "none":
+            return "base"
+        rate = "" if self.learning_rate is None else f"-lr{self.learning_rate:g}"
+        source = "" if self.source == "main" else f"-{self.source}"
+        return f"{self.selection}-{self.n_examples}x{self.epochs:g}{rate}{source}"
+
+
+@dataclass(frozen=True)
+class FamilySettings:
+    """A base model, its SFT sources, its RL problems, and the candidates made from them."""
+
+    name: str
+    stands_for: str  # the paper's model in whose place it stands
+    pretraining: PretrainingSettings
+    sources: dict[str, SourceSettings]
+    candidates: tuple[CandidateSettings, ...]
+    rl_terms: tuple[int, ...] = (2, 3, 4, 5, 6)
+    rl_problems: int = 2000
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that a run depends on."""
+
+    name: str
+    description: str
+    families: tuple[FamilySettings, ...]
+    benchmarks: dict[str, int]  # microlab benchmark -> problems
+    sft: SFTSettings = field(default_factory=SFTSettings)
+    rl: RLSettings = field(default_factory=RLSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    seed: int = 0
+    workers: int = 2  # processes, one core each
+    keep_rl_models: bool = False  # RL checkpoints are deleted once measured
+
+
+def load_profile(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Profile:
+    """The profile `name` (or a YAML file), with dotted `overrides` such as {"rl.steps": 40} applied.
+
+    Raises ParameterError for an unknown profile or key, and for a value of the wrong type.
+    """
+    import yaml
+
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        raise ParameterError(f"profile {str(name)!r} is not known; there are {known}, or give the path of a YAML file")
+    values = yaml.safe_load(path.read_text())
+    for key, value in (overrides or {}).items():
+        *parents, last = key.split(".")
+        place = values
+        for parent in parents:
+            if not isinstance(place, dict) or not isinstance(place.setdefault(parent, {}), dict):
+                raise ParameterError(f"override {key!r} names nothing that can be set")
+            place = place[parent]
+        place[last] = value
+    return _build(Profile, values, "")
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type `kind`; `where` is its dotted name for messages."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise ParameterError(f"{where or 'the profile'} must be a mapping, not {value!r}")
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise ParameterError(f"{_join(where, unknown[0])} is not a parameter; known here: {', '.join(hints)}")
+        missing = [
+            f.name
+            for f in dataclasses.fields(kind)
+            if f.name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise ParameterError(f"{_join(where, missing[0])} is missing")
+        return kind(**{key: _build(hints[key], item, _join(where, key)) for key, item in value.items()})
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _build(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ParameterError(f"{where} must be a list, not {value!r}")
+        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ParameterError(f"{where} must be a mapping, not {value!r}")
+        return {key: _build(arguments[1], item, _join(where, key)) for key, item in value.items()}
+    if kind is float and not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(value)  # YAML reads 1e-5 as text
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ParameterError(f"{where} must be {kind.__name__}, not {value!r}")
+    return value
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key

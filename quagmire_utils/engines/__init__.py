@@ -1,0 +1,268 @@
+"""Engines: what turns prompts into sampled answers (paper Sec. 4.1 and App. B.3: vLLM at temperature 1.0).
+
+One small interface with two implementations, each imported only when asked for:
+
+    engine = load_engine("transformers", "path/to/checkpoint")      # or "vllm"
+    request = Request(prompt_ids=(5, 17, 4), n=64, seed=0)
+    [[first, *others]] = engine.generate([request], SamplingParams(temperature=1.0, max_tokens=64))
+    engine.close()
+
+What both engines promise, so that their results are equal in distribution and can be stored side by side:
+
+- sample j of a request is drawn with the seed `request.seed + j`, whatever else is in the call;
+- an answer ends at any end-of-sequence token of the tokenizer, the model's configuration or generation configuration;
+- `text` is the decoded answer without the end-of-sequence token and without other special tokens;
+- `tokens` counts every generated token, the end-of-sequence token included;
+- no penalties, no top-k, nothing from a model's `generation_config.json` but its end-of-sequence tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from quagmire_utils.config import ParameterError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+ENGINES = ("transformers", "vllm")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
+_TOKENIZER_CONTENT = ("tokenizer*", "vocab*", "merges.txt", "spiece.model", "special_tokens_map.json", "chat_template*")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How answers are drawn. The paper: temperature 1.0, nothing cut off (App. B.3)."""
+
+    temperature: float = 1.0  # 0 takes the most likely token
+    top_p: float = 1.0  # keeps the smallest set of tokens with at least this probability
+    max_tokens: int = 1024  # generated tokens, the end-of-sequence token included
+    seed: int = 0  # sampling derives a seed for each problem from it; engines themselves use Request.seed
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ParameterError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ParameterError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.max_tokens < 1:
+            raise ParameterError(f"max_tokens must be at least 1, not {self.max_tokens}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """n answers to one prompt; answer j is drawn with the seed `seed + j`."""
+
+    prompt_ids: tuple[int, ...]
+    n: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer. `finish_reason` is "stop" (it ended by itself) or "length" (it met max_tokens)."""
+
+    text: str
+    tokens: int
+    finish_reason: str
+
+
+class Engine(Protocol):
+    """A loaded model that answers requests."""
+
+    name: str
+    version: str
+    model: str  # folder or hub id
+    revision: str | None  # of a hub id
+    dtype: str
+    context_length: int  # prompt and answer together, in tokens
+    tokenizer: PreTrainedTokenizerBase
+
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
+        """The n completions of each request, in order. ParameterError if one can't fit into the context."""
+
+    def close(self) -> None:
+        """Give the memory back; the engine can't be used afterwards."""
+
+
+def load_engine(
+    name: str,
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    max_model_len: int | None = None,
+    batch_size: int | None = None,
+) -> Engine:
+    """Load `model` (a folder or a hub id) into the engine called `name` ("transformers" or "vllm").
+
+    dtype "auto" is the checkpoint's own; device "auto" is cuda where there is one. `max_model_len` limits the context
+    in tokens (less memory in vLLM); `batch_size` limits the sequences in flight (default: the engine's own choice).
+    Raises ParameterError, before any weight is read, for an unknown engine, a folder without weights or tokenizer, or
+    a library that isn't installed.
+    """
+    if name not in ENGINES:
+        raise ParameterError(f"engine must be one of {', '.join(ENGINES)}, not {name!r}")
+    if dtype not in DTYPES:
+        raise ParameterError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    if batch_size is not None and batch_size < 1:
+        raise ParameterError(f"batch_size must be at least 1, not {batch_size}")
+    check_model(model)
+    if name == "vllm":
+        from quagmire_utils.engines.vllm import VLLMEngine
+
+        return VLLMEngine(
+            str(model),
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            max_model_len=max_model_len,
+            batch_size=batch_size,
+        )
+    from quagmire_utils.engines.transformers import TransformersEngine
+
+    return TransformersEngine(
+        str(model), revision=revision, dtype=dtype, device=device, max_model_len=max_model_len, batch_size=batch_size
+    )
+
+
+def check_model(model: str | Path) -> None:
+    """Raise ParameterError unless `model` is a folder with configuration, weights and tokenizer, or may be a hub id."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ParameterError(f"model: {model} has no config.json")
+        if not any(file.stat().st_size for pattern in _WEIGHTS for file in folder.glob(pattern)):
+            raise ParameterError(f"model: {model} has no weights (*.safetensors or pytorch_model*.bin)")
+        if not any((folder / file).is_file() for file in _TOKENIZER):
+            raise ParameterError(f"model: {model} has no tokenizer (tokenizer.json or the like)")
+    elif folder.exists():
+        raise ParameterError(f"model: {model} is a file, not a folder or a hub id")
+    elif isinstance(model, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model)) or str(model).startswith("."):
+        raise ParameterError(f"model: there is no folder {model}")
+
+
+def load_config(model: str, revision: str | None = None) -> PreTrainedConfig:
+    """The model's configuration; ParameterError if there is none to be had."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise ParameterError(f"model: {model} can't be loaded ({str(error).strip().splitlines()[0]})") from error
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; ParameterError if there is none to be had."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, revision=revision)
+    except Exception as error:  # tokenizers raises bare Exception for a broken tokenizer.json
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ParameterError(f"model: the tokenizer of {model} can't be loaded ({reason})") from error
+
+
+def resolve_context_length(config: PreTrainedConfig, max_model_len: int | None) -> int:
+    """Tokens that prompt and answer may have together: the model's, or `max_model_len` if that is less."""
+    text = config.get_text_config()
+    longest = getattr(text, "max_position_embeddings", None)
+    if max_model_len is None:
+        if longest is None:
+            raise ParameterError(
+                "max_model_len must be given, because the model's configuration names no context length"
+            )
+        return longest
+    if max_model_len < 2 or (longest is not None and max_model_len > longest):
+        raise ParameterError(f"max_model_len must be between 2 and the model's {longest}, not {max_model_len}")
+    return max_model_len
+
+
+def resolve_dtype(config: PreTrainedConfig, dtype: str) -> str:
+    """`dtype`, with "auto" replaced by the checkpoint's own (float32 where it names none)."""
+    if dtype != "auto":
+        return dtype
+    own = str(config.get_text_config().dtype or config.dtype or "float32").removeprefix("torch.")
+    return own if own in DTYPES else "float32"
+
+
+def end_tokens(
+    model: str, revision: str | None, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Every token id that ends an answer: the tokenizer's, the configuration's and the generation configuration's."""
+    from transformers import GenerationConfig
+
+    try:
+        generation = GenerationConfig.from_pretrained(model, revision=revision).eos_token_id
+    except OSError:
+        generation = None  # a model without a generation_config.json
+    found: set[int] = set()
+    for ids in (tokenizer.eos_token_id, config.get_text_config().eos_token_id, generation):
+        found.update([] if ids is None else [ids] if isinstance(ids, int) else ids)
+    return sorted(found)
+
+
+def check_requests(requests: Sequence[Request], params: SamplingParams, context_length: int) -> None:
+    """Raise ParameterError for a request without prompt or samples, or too long for the context."""
+    for request in requests:
+        if request.n < 1 or not request.prompt_ids:
+            raise ParameterError(
+                f"a request needs n >= 1 and a prompt, not n={request.n} with {len(request.prompt_ids)} tokens"
+            )
+        if len(request.prompt_ids) + params.max_tokens > context_length:
+            raise ParameterError(
+                f"max_tokens: a prompt of {len(request.prompt_ids)} tokens and {params.max_tokens} generated ones "
+                f"exceed the model's context of {context_length} tokens"
+            )
+
+
+def to_completions(
+    answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
+) -> list[Completion]:
+    """Completions of generated token ids, each with its end-of-sequence token, if it has one, as the last."""
+    ends = set(ends)
+    stopped = [bool(len(ids)) and ids[-1] in ends for ids in answers]
+    bodies = [list(ids[:-1]) if stop else list(ids) for ids, stop in zip(answers, stopped, strict=True)]
+    texts = tokenizer.batch_decode(bodies, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [
+        Completion(text, len(ids), "stop" if stop else "length")
+        for text, ids, stop in zip(texts, answers, stopped, strict=True)
+    ]
+
+
+def model_digest(model: str | Path, revision: str | None = None) -> str:
+    """Sixteen hexadecimal digits that stand for a model: its configuration, weights and tokenizer.
+
+    A folder is digested by content, so the same checkpoint has the same digest wherever it lies and whatever library
+    version saved it. A hub id stands for its commit.
+    """
+    folder = Path(model).expanduser()
+    total = hashlib.sha256()
+    if not folder.is_dir():
+        commit = getattr(load_config(str(model), revision), "_commit_hash", None)
+        total.update(f"{model}@{commit or revision}".encode())
+        return total.hexdigest()[:16]
+    check_model(folder)
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            total.update(f"{name}:{_configuration(folder / name)}".encode())
+    patterns = [*_WEIGHTS, *_TOKENIZER_CONTENT]
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}):
+        with file.open("rb") as handle:
+            total.update(f"{file.name}:{hashlib.file_digest(handle, 'sha256').hexdigest()}".encode())
+    return total.hexdigest()[:16]
+
+
+def _configuration(file: Path) -> str:
+    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in values.items() if key not in ("transformers_version", "_name_or_path")}
+    return json.dumps(kept, sort_keys=True)

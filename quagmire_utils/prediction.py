@@ -1,0 +1,479 @@
+"""How well a measurement of SFT candidates foretells their outcome after RL.
+
+Sections 4.1 to 4.3 and Tables 1-10 of the paper. A line is fitted between a predictor (Pass@1, generalization loss,
+Pass@large k) and the outcome on a random part of the candidates and predicts the others; R2 = 1 - SS_res / SS_tot is
+taken on those others, and the random part is drawn 100 times. Spearman's rank correlation compares predicted and actual
+outcomes. The paper's averaged prediction is the mean of the predictions of separately fitted lines, not one fit on two
+predictors.
+
+    from quagmire_utils.prediction import fit_predict_r2, predict, spearman
+    fit_predict_r2(records["pass64"], records["outcome"], n_fit=8)                   # 100 random splits, as the paper
+    fit_predict_r2(records["pass64"], records["outcome"], n_fit=8, n_splits="all")   # every split there is
+    both = (records["gen_loss"], records["pass64"])                                  # the averaged prediction
+    spearman(predict(both, records["outcome"]), records["outcome"])
+
+Also the two workflows of "How to use them in practice" (Sec. 4): `rank_candidates` and `forecast`.
+
+Conventions. A predictor x is an array (candidates,); several predictors are a tuple or list of such arrays, or a
+two-dimensional array or DataFrame with one column per predictor; y is the outcome, (candidates,). Two calls with the
+same number of candidates, n_fit, n_splits and seed use the same splits, so differences between predictors are paired.
+Where x does not vary among the fitted candidates the line of least norm is taken, slope 0: it predicts their mean. R2
+can be far below zero: a line through three close candidates may miss the others by much more than their mean would.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from quagmire_utils.config import ParameterError
+
+MAX_SPLITS = 1_000_000  # for n_splits="all": C(22, 11) = 705,432 still fits, in about 400 MB
+SPLITS_AT_ONCE = 1 << 14  # keeps the working arrays in the cache
+CONSTANT = 1e-12  # relative spread below which values count as equal: the same counts averaged in another order
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class SplitR2:
+    """R2 on held-out candidates over many splits into fitted and predicted ones."""
+
+    mean: float  # over the splits where R2 is defined; NaN when it is defined nowhere
+    std: float  # over splits: what the paper prints after +-; divisor S - 1 for random splits, S for all of them
+    standard_error: float  # of the mean, from the random choice of splits alone: std / sqrt(splits); 0 for all splits
+    n_splits: int
+    n_fit: int
+    n_validation: int
+    exhaustive: bool  # every split was taken, so mean and std carry no sampling noise
+    n_undefined: int  # splits that predict candidates of one outcome only (SS_tot = 0): NaN in r2, left out of the mean
+    n_constant: int  # splits where a predictor did not vary among the fitted candidates, so its line is flat
+    r2: Array = field(repr=False)  # (n_splits,)
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """A line fitted by ordinary least squares (Fig. 3)."""
+
+    slope: float
+    intercept: float
+    r2: float  # on the fitted candidates; NaN when the outcome does not vary
+    slope_standard_error: float  # NaN below three candidates or for a constant predictor
+    n: int
+
+
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """A statistic and its percentile bootstrap interval over candidates."""
+
+    estimate: float
+    low: float
+    high: float
+    confidence: float
+    n_resamples: int
+    n_undefined: int  # resamples in which the statistic does not exist (all drawn candidates equal); left out
+    replicates: Array = field(
+        repr=False
+    )  # (n_resamples,); the same seed draws the same candidates, so differences are paired
+
+
+def fit_predict_r2(
+    x: ArrayLike | Sequence[ArrayLike],
+    y: ArrayLike,
+    n_fit: int,
+    n_splits: int | Literal["all"] = 100,
+    seed: int = 0,
+) -> SplitR2:
+    """Fit a line on n_fit random candidates, predict the others, and take R2 = 1 - SS_res / SS_tot on those (Sec. 4.2).
+
+    SS_tot is about the mean of the predicted candidates. With several predictors the prediction is the mean of their
+    separate lines'. n_splits="all" takes each of the C(N, n_fit) splits once. Raises ParameterError for fewer than two
+    candidates on either side, missing values, or more than a million splits.
+    """
+    predictors, outcome = _inputs(x, y)
+    total = outcome.size
+    if not isinstance(n_fit, numbers.Integral) or not 2 <= n_fit <= total - 2:
+        raise ParameterError(
+            f"n_fit must be a whole number from 2 to {total - 2} of the {total} candidates (a line needs two, and R2 "
+            f"too), not {n_fit!r}."
+        )
+    fit = _splits(total, int(n_fit), n_splits, seed)
+    r2, constant = np.empty(len(fit)), 0
+    for start in range(0, len(fit), SPLITS_AT_ONCE):
+        part = slice(start, start + SPLITS_AT_ONCE)
+        held = _complement(fit[part], total)
+        prediction, flat = _line_predictions(predictors, outcome, fit[part], held)
+        actual = outcome[held]
+        r2[part] = _r2(actual, prediction)
+        constant += int(flat.sum())
+    defined = r2[~np.isnan(r2)]
+    exhaustive = isinstance(n_splits, str)
+    ddof = 0 if exhaustive else 1
+    std = float(defined.std(ddof=ddof)) if defined.size > ddof else math.nan
+    error = 0.0 if exhaustive and defined.size else std / math.sqrt(max(defined.size, 1))
+    r2.setflags(write=False)
+    return SplitR2(
+        mean=float(defined.mean()) if defined.size else math.nan,
+        std=std,
+        standard_error=error,
+        n_splits=len(fit),
+        n_fit=int(n_fit),
+        n_validation=total - int(n_fit),
+        exhaustive=exhaustive,
+        n_undefined=r2.size - defined.size,
+        n_constant=constant,
+        r2=r2,
+    )
+
+
+def candidate_standard_error(
+    x: ArrayLike | Sequence[ArrayLike], y: ArrayLike, n_fit: int, n_splits: int | Literal["all"] = "all", seed: int = 0
+) -> float:
+    """Standard error of the mean of `fit_predict_r2` from the choice of candidates: a delete-one jackknife.
+
+    What std and standard_error over splits cannot say: how far the mean would move had other candidates been trained.
+    Each candidate is left out in turn, n_fit stays and one fewer is predicted. A rough figure, since R2 has a long
+    lower tail. Raises ParameterError as `fit_predict_r2` does, for one candidate fewer.
+    """
+    predictors, outcome = _inputs(x, y)
+    total = outcome.size
+    kept = (np.delete(np.arange(total), one) for one in range(total))
+    means = [fit_predict_r2(tuple(predictors[:, rows]), outcome[rows], n_fit, n_splits, seed).mean for rows in kept]
+    return math.sqrt((total - 1) * np.var(means))
+
+
+def predict(
+    x: ArrayLike | Sequence[ArrayLike],
+    y: ArrayLike,
+    method: Literal["in_sample", "leave_one_out", "leave_half_out"] = "in_sample",
+    n_splits: int | Literal["all"] = 100,
+    seed: int = 0,
+) -> Array:
+    """Outcome predicted for each candidate, (candidates,), by the mean of the lines of the given predictors.
+
+    The paper's Tables 1, 3, 8 and 10 rank "performance predicted from post-SFT models" without saying what the line was
+    fitted on. For one predictor the ranks do not depend on it (a line is monotone; only the sign of the slope is used,
+    which makes a rank correlation with a loss positive). For the averaged prediction they do, through the weights of
+    the two predictors.
+
+    - in_sample (what our tables use): fitted on all candidates;
+    - leave_one_out: on all but the one that is predicted;
+    - leave_half_out: on a random half (rounded down) in each of n_splits splits, averaged over the splits that held the
+      candidate out.
+
+    The last two never see the candidate's own outcome, which has a price: leaving out a high outcome lowers the rest's
+    mean, so that a useless predictor gets a negative rank correlation instead of none.
+    """
+    predictors, outcome = _inputs(x, y)
+    total = outcome.size
+    everyone = np.arange(total)
+    if method == "in_sample":
+        return _line_predictions(predictors, outcome, everyone[None], everyone[None])[0][0]
+    if total < 4:
+        raise ParameterError(f"method {method!r} needs at least 4 candidates, not {total}.")
+    if method == "leave_one_out":
+        held = everyone[:, None]
+        return _line_predictions(predictors, outcome, _complement(held, total), held)[0][:, 0]
+    if method != "leave_half_out":
+        raise ParameterError(f"method must be in_sample, leave_one_out or leave_half_out, not {method!r}.")
+    fit = _splits(total, total // 2, n_splits, seed)
+    summed, times = np.zeros(total), np.zeros(total)
+    for start in range(0, len(fit), SPLITS_AT_ONCE):
+        part = fit[start : start + SPLITS_AT_ONCE]
+        held = _complement(part, total)
+        prediction, _ = _line_predictions(predictors, outcome, part, held)
+        summed += np.bincount(held.ravel(), prediction.ravel(), total)
+        times += np.bincount(held.ravel(), minlength=total)
+    if (times == 0).any():
+        raise ParameterError(f"n_splits={n_splits} splits never held out {(times == 0).sum()} candidate(s); take more.")
+    return summed / times
+
+
+def spearman(predicted: ArrayLike, actual: ArrayLike) -> float:
+    """Spearman's rank correlation, ties sharing their mean rank; NaN where one side does not vary.
+
+    predicted, actual: (candidates,). Raises ParameterError for missing values, unequal lengths or fewer than two
+    candidates.
+    """
+    first, second = _inputs(predicted, actual, "predicted", "actual")
+    if len(first) != 1:
+        raise ParameterError(f"predicted must be one series of values, not {len(first)}.")
+    return float(_rank_correlation(first, second[None])[0])
+
+
+def linear_fit(x: ArrayLike, y: ArrayLike) -> LinearFit:
+    """The line of Fig. 3 through all candidates, and the part of the outcome's variance that it explains."""
+    predictors, outcome = _inputs(x, y)
+    if len(predictors) != 1:
+        raise ParameterError(f"linear_fit takes one predictor, not {len(predictors)}.")
+    predictor = predictors[0]
+    everyone = np.arange(outcome.size)[None]
+    slope, mean_x, mean_y, flat = (values[0] for values in _lines(predictor, outcome, everyone))
+    fitted = mean_y + slope * (predictor - mean_x)
+    free, spread = outcome.size - 2, ((predictor - mean_x) ** 2).sum()
+    error = math.nan if free < 1 or flat else math.sqrt(((outcome - fitted) ** 2).sum() / free / spread)
+    r2 = float(_r2(outcome[None], fitted[None])[0])
+    return LinearFit(float(slope), float(mean_y - slope * mean_x), r2, error, outcome.size)
+
+
+def bootstrap_interval(
+    x: ArrayLike | Sequence[ArrayLike],
+    y: ArrayLike,
+    statistic: Literal["spearman", "r2"] = "spearman",
+    n_resamples: int = 4000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap over candidates of the Spearman correlation or R2 between in-sample prediction and outcome.
+
+    Each resample draws N candidates with replacement and fits its own lines. It answers "what if other candidates of
+    the like had been trained?"; the noise of each measurement is in the spread between candidates already. R2 here is
+    that of the fit (Fig. 3), not of held-out candidates: a resample would put copies of one candidate on both sides of
+    a split.
+    """
+    if statistic not in ("spearman", "r2"):
+        raise ParameterError(f"statistic must be spearman or r2, not {statistic!r}.")
+    if not 0 < confidence < 1:
+        raise ParameterError(f"confidence must lie between 0 and 1, not {confidence!r}.")
+    if n_resamples < 1:
+        raise ParameterError(f"n_resamples must be at least 1, not {n_resamples!r}.")
+    predictors, outcome = _inputs(x, y)
+    everyone = np.arange(outcome.size)
+    drawn = np.random.default_rng(seed).integers(outcome.size, size=(n_resamples, outcome.size))
+    values = []
+    for rows in (everyone[None], drawn):
+        prediction, _ = _line_predictions(predictors, outcome, rows, rows)
+        actual = outcome[rows]
+        values.append(_r2(actual, prediction) if statistic == "r2" else _rank_correlation(prediction, actual))
+    (estimate,), replicates = values
+    defined = replicates[~np.isnan(replicates)]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail]) if defined.size else (math.nan, math.nan)
+    return Interval(
+        float(estimate), float(low), float(high), confidence, n_resamples, n_resamples - defined.size, replicates
+    )
+
+
+def rank_candidates(records: pd.DataFrame) -> pd.DataFrame:
+    """Which candidate to send to RL when no RL run has been made yet: first workflow of Sec. 4.
+
+    A candidate that has both a lower Pass@1 and a higher generalization loss than some other is ruled out; the rest are
+    ranked by Pass@large k. records: one row per candidate of one family, columns candidate, pass1, gen_loss, pass64.
+    Returns those, rank (1 = most promising, ties share the smallest, <NA> when ruled out) and ruled_out_by (of the
+    candidates that beat it the one with the highest pass64, else <NA>), best first.
+
+    A candidate without gen_loss takes part in no comparison, nor does one whose scenario (an optional column) is
+    "instance": losses of candidates trained on different data do not compare (Sec. 4.3). Raises ParameterError for a
+    missing column or value, or several families.
+    """
+    columns = ["candidate", "pass1", "gen_loss", "pass64"]
+    table = _candidates(records, columns, may_miss=("gen_loss",))
+    loss = table["gen_loss"].to_numpy(np.float64)
+    if "scenario" in table.columns:
+        loss = np.where(table["scenario"] == "instance", np.nan, loss)
+    table = table[columns]
+    score = table["pass1"].to_numpy(np.float64)
+    beaten = np.less.outer(score, score) & np.greater.outer(loss, loss)  # row by column; NaN compares false
+    ruled_out = beaten.any(axis=1)
+    by = np.where(beaten, table["pass64"].to_numpy(), -np.inf).argmax(axis=1)
+    table["rank"] = table["pass64"].where(~ruled_out).rank(ascending=False, method="min").astype("Int64")
+    table["ruled_out_by"] = table["candidate"].iloc[by].where(ruled_out, pd.NA).to_numpy()
+    return table.sort_values(["rank", "pass64"], ascending=[True, False], ignore_index=True)
+
+
+def forecast(
+    records: pd.DataFrame,
+    calibrated: Sequence[str],
+    predictors: Sequence[str] = ("gen_loss", "pass64"),
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Outcome of every candidate from RL runs on a few of them: second workflow of Sec. 4.
+
+    records: one row per candidate of one family, columns candidate, outcome (read for the calibrated candidates only)
+    and the predictors. calibrated: names of at least three candidates on which RL was run. One line per predictor is
+    fitted on those, and their predictions are averaged. Returns candidate, calibrated, predicted, low, high,
+    extrapolated, highest prediction first. low and high bound the outcome of one candidate with the given confidence
+    (Student's t). For one predictor that is the textbook prediction interval; for several, the averaged prediction is
+    as linear in the outcomes, so its variance follows from theirs, with tr((I-H)'(I-H)) degrees of freedom in
+    place of n - 2, an approximation. extrapolated marks candidates outside the calibrated range of some predictor,
+    where no interval protects against a bent relation.
+    """
+    from scipy.special import stdtrit  # quantiles of Student's t
+
+    if isinstance(predictors, str) or not len(predictors):
+        raise ParameterError(f"predictors must be a list of column names, not {predictors!r}.")
+    if not 0 < confidence < 1:
+        raise ParameterError(f"confidence must lie between 0 and 1, not {confidence!r}.")
+    table = _candidates(records, ["candidate", *predictors, "outcome"], may_miss=("outcome",))
+    unknown = [name for name in calibrated if name not in set(table["candidate"])]
+    if isinstance(calibrated, str) or unknown:
+        raise ParameterError(f"calibrated must list candidates of the records; unknown: {unknown or calibrated!r}.")
+    known = table["candidate"].isin(list(calibrated)).to_numpy()
+    if known.sum() < 3:
+        raise ParameterError(f"calibrated must name at least three candidates, not {known.sum()}.")
+    outcome = table.loc[known, "outcome"].to_numpy(np.float64)
+    if np.isnan(outcome).any():
+        missing = table.loc[known & table["outcome"].isna().to_numpy(), "candidate"].tolist()
+        raise ParameterError(f"outcome is missing for the calibrated candidate(s) {missing}.")
+    # weights[i, j]: how much the outcome of calibrated candidate j counts in the prediction of candidate i
+    weights, outside = np.zeros((len(table), known.sum())), np.zeros(len(table), dtype=bool)
+    for name in predictors:
+        values = table[name].to_numpy(np.float64)
+        fitted = values[known]
+        if _constant(fitted[None])[0]:
+            raise ParameterError(f"predictor {name!r} does not vary among the calibrated candidates.")
+        centred = fitted - fitted.mean()
+        weights += 1 / known.sum() + np.outer(values - fitted.mean(), centred) / (centred @ centred)
+        outside |= (values < fitted.min()) | (values > fitted.max())
+    weights /= len(predictors)
+    predicted = weights @ outcome
+    leftover = np.eye(known.sum()) - weights[known]
+    free = float((leftover**2).sum())
+    noise = float(((leftover @ outcome) ** 2).sum()) / free
+    half = stdtrit(free, (1 + confidence) / 2) * np.sqrt(noise * (1 + (weights**2).sum(axis=1)))
+    result = {
+        "candidate": table["candidate"],
+        "calibrated": known,
+        "predicted": predicted,
+        "low": predicted - half,
+        "high": predicted + half,
+        "extrapolated": outside,
+    }
+    return pd.DataFrame(result).sort_values("predicted", ascending=False, ignore_index=True)
+
+
+def _lines(x: Array, y: Array, fit: NDArray[np.intp]) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
+    """Least-squares lines on the candidates fit (S, m): slope, mean x, mean y and whether x is constant, (S,) each."""
+    part_x, part_y = x[fit], y[fit]
+    mean_x, mean_y = part_x.mean(axis=1), part_y.mean(axis=1)
+    flat = _constant(part_x)
+    part_x = part_x - mean_x[:, None]
+    spread = np.einsum("sm,sm->s", part_x, part_x)
+    spread[flat] = 1.0
+    slope = np.einsum("sm,sm->s", part_x, part_y - mean_y[:, None]) / spread
+    slope[flat] = 0.0
+    return slope, mean_x, mean_y, flat
+
+
+def _line_predictions(
+    predictors: Array, y: Array, fit: NDArray[np.intp], held: NDArray[np.intp]
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Mean over predictors of the predictions for held (S, v) from lines on fit (S, m); where a predictor is flat."""
+    prediction, any_flat = np.zeros(held.shape), np.zeros(len(fit), dtype=bool)
+    for x in predictors:
+        slope, mean_x, mean_y, flat = _lines(x, y, fit)
+        prediction += mean_y[:, None] + slope[:, None] * (x[held] - mean_x[:, None])
+        any_flat |= flat
+    return prediction / len(predictors), any_flat
+
+
+def _r2(actual: Array, predicted: Array) -> Array:
+    """1 - SS_res / SS_tot of each row, NaN where the actual values are constant."""
+    centred = actual - actual.mean(axis=1, keepdims=True)
+    total = np.einsum("sv,sv->s", centred, centred)
+    left = actual - predicted
+    total[_constant(actual)] = np.nan
+    return 1 - np.einsum("sv,sv->s", left, left) / total
+
+
+def _rank_correlation(first: Array, second: Array) -> Array:
+    """Spearman's correlation of each row, NaN where a row is constant."""
+    from scipy.stats import rankdata  # takes longer to import than all else here
+
+    first, second = rankdata(first, axis=1), rankdata(second, axis=1)
+    first = first - first.mean(axis=1, keepdims=True)
+    second = second - second.mean(axis=1, keepdims=True)
+    scale = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
+    scale[scale == 0] = np.nan
+    return np.clip((first * second).sum(axis=1) / scale, -1.0, 1.0)
+
+
+def _constant(values: Array) -> NDArray[np.bool_]:
+    """Rows whose values are equal up to rounding."""
+    low, high = values.min(axis=1), values.max(axis=1)
+    return high - low <= CONSTANT * np.maximum(np.abs(low), np.abs(high))
+
+
+def _splits(total: int, n_fit: int, n_splits: int | str, seed: int) -> NDArray[np.intp]:
+    """Fitted candidates of each split, (S, n_fit)."""
+    if n_splits == "all":
+        return _all_splits(total, n_fit)
+    if not isinstance(n_splits, numbers.Integral) or not 1 <= n_splits <= MAX_SPLITS:
+        raise ParameterError(f'n_splits must be "all" or a whole number from 1 to {MAX_SPLITS}, not {n_splits!r}.')
+    order = np.random.default_rng(seed).random((int(n_splits), total)).argsort(axis=1)
+    return order[:, :n_fit]
+
+
+@lru_cache(maxsize=4)
+def _all_splits(total: int, n_fit: int) -> NDArray[np.intp]:
+    count = math.comb(total, n_fit)
+    if count > MAX_SPLITS:
+        raise ParameterError(
+            f'n_splits="all" would take {count:,} splits of {total} candidates; the limit is {MAX_SPLITS:,}.'
+        )
+    chosen = itertools.chain.from_iterable(itertools.combinations(range(total), n_fit))
+    splits = np.fromiter(chosen, np.intp, count * n_fit).reshape(count, n_fit)
+    splits.setflags(write=False)
+    return splits
+
+
+def _complement(rows: NDArray[np.intp], total: int) -> NDArray[np.intp]:
+    """For each row of indices below total (no repeats), the others in ascending order."""
+    others = np.ones((len(rows), total), dtype=bool)
+    np.put_along_axis(others, rows, False, axis=1)
+    return np.nonzero(others)[1].reshape(len(rows), -1)
+
+
+def _inputs(
+    x: ArrayLike | Sequence[ArrayLike], y: ArrayLike, x_name: str = "x", y_name: str = "y"
+) -> tuple[Array, Array]:
+    """Predictors as (predictors, candidates) and the outcome as (candidates,), complete and finite."""
+    several = isinstance(x, (tuple, list)) and len(x) > 0 and np.ndim(x[0]) > 0
+    try:
+        outcome = np.asarray(y, dtype=np.float64)
+        if several:
+            predictors = np.stack([np.asarray(one, dtype=np.float64) for one in x])
+        else:
+            predictors = np.asarray(x, dtype=np.float64).T  # a table has one column per predictor
+    except (TypeError, ValueError):
+        raise ParameterError(f"{x_name} and {y_name} must hold numbers, one per candidate, none missing.") from None
+    predictors = np.atleast_2d(predictors)
+    if outcome.ndim != 1 or predictors.ndim != 2 or not len(predictors) or predictors.shape[1] != outcome.size:
+        raise ParameterError(
+            f"{x_name} must hold one value per candidate and predictor and {y_name} one per candidate; "
+            f"the shapes are {np.shape(x)} and {np.shape(y)}."
+        )
+    if outcome.size < 2:
+        raise ParameterError(f"{y_name} must hold at least two candidates, not {outcome.size}.")
+    for name, values in ((x_name, predictors), (y_name, outcome)):
+        if not np.isfinite(values).all():
+            raise ParameterError(f"{name} must be finite for every candidate; leave out those without a value.")
+    return predictors, outcome
+
+
+def _candidates(records: pd.DataFrame, columns: Sequence[str], may_miss: Sequence[str]) -> pd.DataFrame:
+    """A checked copy of the records: the columns are there, one row per candidate, one family, no missing predictor."""
+    absent = [column for column in columns if column not in records.columns]
+    if absent:
+        raise ParameterError(f"records lacks the column(s) {absent}; it has {list(records.columns)}.")
+    if records.empty:
+        raise ParameterError("records holds no candidate.")
+    if "family" in records.columns and len(records["family"].unique()) > 1:
+        raise ParameterError(f"records mixes families {sorted(records['family'].unique())}; select one.")
+    if records["candidate"].duplicated().any():
+        twice = records.loc[records["candidate"].duplicated(), "candidate"].iloc[0]
+        raise ParameterError(f"records holds candidate {twice!r} more than once; select one scenario.")
+    for column in columns:
+        if column not in may_miss and records[column].isna().any():
+            names = records.loc[records[column].isna(), "candidate"].tolist()
+            raise ParameterError(f"records lacks {column} for the candidate(s) {names}.")
+    return records.reset_index(drop=True)

@@ -1,0 +1,143 @@
+"""Supervised fine-tuning on reasoning traces, one checkpoint (a *candidate*) per call. Paper: Sec. 2, App. B.2.
+
+The backend is TRL's `SFTTrainer` on one machine. The loss covers the response tokens (and the end-of-sequence token)
+only; prompts are rendered exactly as they are for sampling, so nothing shifts between training and measuring.
+
+    train_sft("models/base", traces, "models/candidate", SFTSettings(epochs=2))
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quagmire_utils.benchmarks import Trace
+from quagmire_utils.config import ParameterError, SFTSettings
+from quagmire_utils.prompts import render, response_ids
+from quagmire_utils.store import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def tokenize_traces(
+    traces: Sequence[Trace],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str = "auto",
+    max_length: int | None = None,
+) -> list[dict[str, list[int]]]:
+    """Rows of `input_ids` and `completion_mask` (1 on response tokens), ready for `SFTTrainer`.
+
+    Raises ParameterError when a trace is longer than `max_length`: cutting a trace would cut off its answer.
+    """
+    rows = []
+    for trace in traces:
+        prompt = list(render(trace.question, tokenizer, template).token_ids)
+        response = list(response_ids(tokenizer, trace.response))
+        rows.append({"input_ids": prompt + response, "completion_mask": [0] * len(prompt) + [1] * len(response)})
+    longest = max((len(row["input_ids"]) for row in rows), default=0)
+    if max_length is not None and longest > max_length:
+        too_long = sum(len(row["input_ids"]) > max_length for row in rows)
+        raise ParameterError(
+            f"sft.max_length is {max_length}, but {too_long} of {len(rows)} traces are longer (the longest: {longest})"
+        )
+    return rows
+
+
+def train_sft(
+    model: str | Path | PreTrainedModel,
+    traces: Sequence[Trace],
+    output: str | Path,
+    settings: SFTSettings,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    template: str = "auto",
+    progress: bool = True,
+) -> dict[str, object]:
+    """Fine-tune `model` on `traces` and save the checkpoint to the folder `output`.
+
+    A model object is trained in place; a path or hub id is loaded first. The folder appears only when training has
+    finished, with `sft.json` (also returned) beside the weights: settings, traces, tokens seen, final loss in nats
+    per response token, seconds. Raises ParameterError for no traces, traces over `max_length`, or a model object
+    without its tokenizer.
+    """
+    if not traces:
+        raise ParameterError("traces is empty: there is nothing to fine-tune on")
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+    from transformers.trainer_callback import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    if not isinstance(model, PreTrainedModel):
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
+        model = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    elif tokenizer is None:
+        raise ParameterError("tokenizer must be given when model is an object rather than a path")
+    rows = tokenize_traces(traces, tokenizer, template=template, max_length=settings.max_length)
+    output = Path(output)
+    scratch = output.with_name(output.name + ".training")
+    shutil.rmtree(scratch, ignore_errors=True)
+
+    steps = math.ceil(math.ceil(len(rows) / settings.batch_size) * settings.epochs)
+    micro_batch = settings.micro_batch_size or settings.batch_size
+    arguments = SFTConfig(
+        output_dir=str(scratch),
+        max_steps=steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=settings.batch_size // micro_batch,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": settings.final_lr_fraction},
+        warmup_steps=round(settings.warmup_fraction * steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        max_length=None,
+        completion_only_loss=True,
+        # sequences of like length share a batch: on a CPU padding is paid for in full
+        train_sampling_strategy="group_by_length",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        bf16=str(model.dtype) == "torch.bfloat16",
+        use_cpu=not _has_accelerator(),
+        dataloader_pin_memory=False,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        save_strategy="no",
+        logging_steps=max(1, steps // 50),
+        report_to="none",
+        disable_tqdm=not progress,
+    )
+    trainer = SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    started = time.perf_counter()
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    summary = {
+        "settings": asdict(settings),
+        "traces": len(rows),
+        "steps": steps,
+        # what the paper's budgets count: every token the model was trained on, repeats included
+        "tokens": round(tokens * settings.epochs),
+        "final_loss": losses[-1] if losses else None,
+        "seconds": time.perf_counter() - started,
+    }
+    model.eval()
+    model.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    write_json(summary, scratch / "sft.json")
+    if output.exists():
+        shutil.rmtree(output)
+    scratch.rename(output)
+    return summary
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

