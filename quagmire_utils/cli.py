@@ -15,6 +15,7 @@ import argparse
 import ast
 import contextlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -401,6 +402,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nreproduce.sh: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # or the abandoned cell prints its traceback at exit
         where = f" in notebook {interrupt}" if str(interrupt) else ""
         print(f"\nreproduce.sh: interrupted{where}; resume with: {run.resume_command}", file=sys.stderr)
         return 130

@@ -45,6 +45,7 @@ class SFTSettings:
     warmup_fraction: float = 0.03  # ours: the paper does not say
     final_lr_fraction: float = 0.1  # ours: cosine decay to a tenth
     weight_decay: float = 0.0  # ours
+    adam_beta2: float = 0.999  # ours
     max_grad_norm: float = 1.0  # ours
     gradient_checkpointing: bool = False  # ours: on for large models
     seed: int = 0
@@ -142,14 +143,15 @@ class PretrainingSettings:
     hidden_size: int = 96
     layers: int = 4
     chat_template: bool = True  # an "instruct" model; false for a plain base model
-    examples: int = 60000
-    terms: tuple[int, ...] = (2, 2, 2, 3, 3, 4)  # repeated entries weigh more
+    terms: tuple[int, ...] = (2, 2, 3, 3, 4, 4, 5)  # repeated entries weigh more
     style: str = "stepwise"
-    slip: float = 0.2  # chance that a digit of a result is replaced by a random one
-    direct_fraction: float = 0.5  # share of examples that answer without working
-    direct_slip: float = 0.2  # their chance of a wrong digit
-    learning_rate: float = 2e-3
-    batch_size: int = 64
+    examples: int = 22400  # first phase: correct worked solutions
+    learning_rate: float = 3e-3
+    fallible_examples: int = 3200  # second phase: what makes the base unreliable
+    fallible_learning_rate: float = 5e-4
+    slip: float = 0.25  # chance that a digit of a result is replaced by a random one
+    direct_fraction: float = 0.15  # share of examples that answer without working
+    batch_size: int = 32
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ Implements the paper's grading (Sec. 4, App. B): math-verify decides, gold first
 killed on their time limit, so that no response, however hostile, hangs or crashes the caller; undecided is not wrong.
 
     from quagmire_utils.grading import Grader, grade
-    grades = grade(["so it is \\boxed{\\frac{1}{2}}", "no idea"], ["0.5", "7"])     # CORRECT, NO_ANSWER
-    with Grader(workers=4) as grader:                                               # a pool of one's own
-        grades = grader.grade(responses, problems, timeout=2.0)                     # golds: strings or Problems
+    grades = grade([r"so it is \\boxed{\\frac{1}{2}}", "no idea"], ["0.5", "7"])     # CORRECT, NO_ANSWER
+    with Grader(workers=4, timeout=2.0) as grader:                                   # a pool of one's own
+        grades = grader.grade(responses, problems)                                   # golds: strings or Problems
 
 Speed (`python tests/speed/bench_grading.py`) comes from three steps, none of which changes a verdict; the tests hold
 each against plain math-verify. Equal (gold, response) pairs are graded once. A response of which math-verify would read
@@ -157,14 +157,17 @@ class Grader:
     """A pool of grading processes, for callers that grade batch after batch. Close it, or use it in a `with`.
 
     `workers`: processes, by default one for each CPU open to this process, at most 32; they start with the first
-    response that needs one. `memory_limit`: bytes of address space of each; a response that needs more is an ERROR.
-    Threads may share a Grader: their calls wait for each other, and waiting counts towards no time limit.
+    response that needs one. `timeout`: seconds for one response, from when a worker begins with it. `memory_limit`:
+    bytes of address space of each worker; a response that needs more is an ERROR. Threads may share a Grader: their
+    calls wait for each other, and waiting counts towards no time limit.
 
-    Raises ParameterError for fewer workers than 1 or a memory_limit under 512 MiB, which math-verify alone may need.
+    Raises ParameterError for fewer workers than 1, a timeout that is not positive, or a memory_limit under 512 MiB,
+    which math-verify alone may need.
     """
 
-    def __init__(self, workers: int | None = None, memory_limit: int = 2 * 2**30) -> None:
+    def __init__(self, workers: int | None = None, *, timeout: float = 5.0, memory_limit: int = 2 * 2**30) -> None:
         self.workers = _count_workers(workers)
+        self.timeout = _checked_timeout(timeout)
         if memory_limit < _MIN_MEMORY:
             raise ParameterError(f"memory_limit must be at least {_MIN_MEMORY} bytes (512 MiB), not {memory_limit}")
         self.memory_limit = memory_limit
@@ -181,12 +184,17 @@ class Grader:
         self.close()
 
     def grade(
-        self, responses: Sequence[str], golds: Sequence[str | Problem], *, timeout: float = 5.0, progress: bool = True
+        self,
+        responses: Sequence[str],
+        golds: Sequence[str | Problem],
+        *,
+        timeout: float | None = None,
+        progress: bool = True,
     ) -> list[Grade]:
         """Grade `responses` (n texts) against `golds` (n answers in LaTeX, or Problems); n grades, in order.
 
-        `timeout`: seconds for one response, from when a worker begins with it. `progress`: a bar on stderr once the
-        call has lasted ten seconds. A Problem's `tolerance` also admits a number that differs from the gold by no more.
+        `timeout`: for this call, instead of the Grader's. `progress`: a bar on stderr once the call has lasted ten
+        seconds. A Problem's `tolerance` also admits a number that differs from the gold by no more.
 
         A gold is read as `\\boxed{gold}`, whole. An empty one is a ParameterError. One that math-verify cannot read
         comes to light only in a worker, where one bad row must not cost a run its other thousands: an answer spelt the
@@ -195,7 +203,8 @@ class Grader:
 
         Raises ParameterError for bad parameters, RuntimeError if the processes cannot be started.
         """
-        pairs = _checked(responses, golds, timeout)
+        timeout = self.timeout if timeout is None else _checked_timeout(timeout)
+        pairs = _checked_pairs(responses, golds)
         decided = {pair: _decide(pair, timeout) for pair in dict.fromkeys(pairs)}
         jobs = {job for job in decided.values() if isinstance(job, _Job)}
         if not jobs:
@@ -340,22 +349,26 @@ def _count_workers(workers: int | None) -> int:
     return workers
 
 
-def _checked(responses: Iterable[str], golds: Iterable[str | Problem], timeout: float) -> list[_Pair]:
+def _checked_timeout(timeout: float) -> float:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+        raise ParameterError(f"timeout must be a positive number of seconds, not {timeout!r}")
+    return float(timeout)
+
+
+def _checked_pairs(responses: Iterable[str], golds: Iterable[str | Problem]) -> list[_Pair]:
     if isinstance(responses, str) or isinstance(golds, str):
         raise ParameterError("responses and golds must be two sequences of texts, not one text")
-    if not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
-        raise ParameterError(f"timeout must be a positive number of seconds, not {timeout!r}")
     responses, golds = list(responses), list(golds)
     if len(responses) != len(golds):
         raise ParameterError(f"responses and golds must be equally many, not {len(responses)} and {len(golds)}")
     pairs = []
     for i, (response, gold) in enumerate(zip(responses, golds, strict=True)):
-        answer, tolerance = (gold, None) if isinstance(gold, str) else (gold.answer, gold.tolerance)
+        answer = gold if isinstance(gold, str) else getattr(gold, "answer", None)
         if not isinstance(response, str):
             raise ParameterError(f"responses[{i}] must be a text, not {type(response).__name__}")
-        if not answer.strip():
-            raise ParameterError(f"golds[{i}] is empty, so no response could be equal to it")
-        pairs.append(_Pair(answer.strip(), tolerance, response))
+        if not isinstance(answer, str) or not answer.strip():
+            raise ParameterError(f"golds[{i}] has no answer ({answer!r}), so no response could be equal to it")
+        pairs.append(_Pair(answer.strip(), getattr(gold, "tolerance", None), response))
     return pairs
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 ARCHITECTURES = ("llama", "mistral", "qwen3")
+INITIALIZER_RANGE = 0.06  # transformers' 0.02 suits wide models; at width 96 it doubled the steps to learn the task
 HEAD_DIM = 32  # the smallest head that vLLM's CPU attention takes
 CONTEXT_LENGTH = (
     8192  # the paper's 8k; the longest real benchmark problem is ~4.5k characters, and a character is a token
@@ -102,6 +103,7 @@ def build_model(
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        initializer_range=INITIALIZER_RANGE,
     )
     if architecture == "mistral":
         config.sliding_window = None
@@ -115,12 +117,15 @@ def build_model(
 # --- the synthetic task -----------------------------------------------------------------------------------------------
 #
 # A state of three digits; each step applies + - or * with a three-digit operand, digit by digit modulo 10, without
-# carries: 374+258*112 is worked left to right as 374+258=522, 522*112=524. One step is three table look-ups, so errors
-# are random slips and unlearned table entries rather than one systematic mistake, the answer space is 1,000 (64 guesses
-# by chance hit 6 % of the time), and the number of terms sets both the difficulty and the token cost of a trace.
+# carries: 374a+258b*112=? is worked left to right, 374+258=522, then 522*112=524. One step is three table look-ups, so
+# errors are random slips and unlearned table entries rather than one systematic mistake, the answer space is 1,000 (64
+# guesses by chance hit 6 % of the time), and the number of terms sets both the difficulty and the cost of a trace. The
+# labels a, b, ... tell a model of half a million parameters where it is; without them it took ten times as many
+# examples to learn which term comes next.
 
 DIGITS = 3
 OPERATORS = "+-*"
+LABELS = "abcdefghijklm"
 STYLES = ("stepwise", "digitwise", "terse")
 
 
@@ -134,13 +139,13 @@ class TaskSpec:
 
 # Seven benchmarks, as many as the paper's, graded from easy to hard.
 MICRO_BENCHMARKS: dict[str, TaskSpec] = {
+    "sums2": TaskSpec(2, "+-"),
     "lanes2": TaskSpec(2),
+    "sums3": TaskSpec(3, "+-"),
     "lanes3": TaskSpec(3),
     "lanes4": TaskSpec(4),
-    "sums5": TaskSpec(5, "+-"),
     "lanes5": TaskSpec(5),
     "lanes6": TaskSpec(6),
-    "lanes8": TaskSpec(8),
 }
 
 
@@ -158,7 +163,7 @@ def _apply(operator: str, left: str, right: str) -> str:
 
 @dataclass(frozen=True)
 class Expression:
-    """A chain such as 374+258*112: its terms and the operators between them, worked left to right."""
+    """A chain such as 374a+258b*112: its terms and the operators between them, worked left to right."""
 
     terms: tuple[str, ...]
     operators: str
@@ -166,7 +171,12 @@ class Expression:
     @property
     def question(self) -> str:
         """The problem as the model sees it."""
-        return self.terms[0] + "".join(o + t for o, t in zip(self.operators, self.terms[1:], strict=True)) + "=?"
+        return self.terms[0] + "".join("".join(step) for step in self.steps) + "=?"
+
+    @property
+    def steps(self) -> tuple[tuple[str, str, str], ...]:
+        """(label, operator, term) of each step; the label says which step it is."""
+        return tuple(zip(LABELS, self.operators, self.terms[1:], strict=False))
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -204,22 +214,24 @@ def write_trace(
 ) -> str:
     """A worked solution ending in \\boxed{...}, in one of `STYLES` (standing for the paper's SFT sources).
 
-    stepwise works operation by operation, digitwise spells out each digit (long, and each token is easy), terse only
-    writes the states. With `slip`, each digit of a result is replaced by a random one with that probability and the
-    error is carried on, as a fallible writer would.
+    For 374a+258=? stepwise writes a3+257+524+82 (digit, operator, digit, result, lane by lane), digitwise a:3+2=5 7+5=2
+    4+8=2=522 (longer, and each token easier), terse only the states. With `slip`, each digit of a result is replaced by
+    a random one with that probability and the error is carried on, as a fallible writer would.
     """
     if style not in STYLES:
         raise ParameterError(f"style must be one of {', '.join(STYLES)}, not {style!r}")
-    lines, state = [], expression.terms[0]
-    for operator, term in zip(expression.operators, expression.terms[1:], strict=True):
+    state = expression.terms[0]
+    lines = []
+    for label, operator, term in expression.steps:
         result = _apply(operator, state, term)
         if slip:
             result = _slip(result, slip, rng)
         if style == "stepwise":
-            lines.append(f"{state}{operator}{term}={result}")
+            digits = "".join(f"{a}{operator}{b}{c}" for a, b, c in zip(state, term, result, strict=True))
+            lines.append(f"{label}{digits}")
         elif style == "digitwise":
             digits = " ".join(f"{a}{operator}{b}={c}" for a, b, c in zip(state, term, result, strict=True))
-            lines.append(f"{state}{operator}{term}: {digits}={result}")
+            lines.append(f"{label}:{digits}={result}")
         else:
             lines.append(result)
         state = result
@@ -270,41 +282,46 @@ def write_problems(problems: Sequence[Problem], path: str | Path) -> None:
 # --- base models ------------------------------------------------------------------------------------------------------
 
 
-def pretraining_corpus(settings: PretrainingSettings, seed: int) -> list[Trace]:
-    """What a base model reads: worked solutions with slips, and a share of unworked, mostly wrong answers.
+def pretraining_corpus(settings: PretrainingSettings, seed: int) -> tuple[list[Trace], list[Trace]]:
+    """What a base model reads, in two phases: correct worked solutions, then a fallible writer's.
 
-    The slips make a base that knows the method but not every fact of it: it is often wrong, and right often enough in
+    The second phase has slips in its results, and a share of answers without any working, mostly wrong. A base made so
+    knows the facts and the method but does not put them to use reliably: it is often wrong, and right often enough in
     many tries for RL to have something to reinforce.
     """
     rng = np.random.default_rng(seed)
-    corpus = []
-    expressions = draw_expressions([TaskSpec(n) for n in settings.terms], settings.examples, rng)
+    specs = [TaskSpec(n) for n in settings.terms]
+    expressions = draw_expressions(specs, settings.examples + settings.fallible_examples, rng)
+    phases: tuple[list[Trace], list[Trace]] = ([], [])
     for i, expression in enumerate(expressions):
-        if rng.random() < settings.direct_fraction:
-            response = f"\\boxed{{{_slip(expression.answer, settings.direct_slip, rng)}}}"
+        fallible = i >= settings.examples
+        if fallible and rng.random() < settings.direct_fraction:
+            response = f"\\boxed{{{_slip(expression.answer, settings.slip, rng)}}}"
         else:
-            response = write_trace(expression, settings.style, slip=settings.slip, rng=rng)
-        corpus.append(
-            Trace(f"pretraining-{i}", f"pretraining-{i}", expression.question, response, source="pretraining")
-        )
-    return corpus
+            response = write_trace(expression, settings.style, slip=settings.slip if fallible else 0.0, rng=rng)
+        name = f"pretraining-{i}"
+        phases[fallible].append(Trace(name, name, expression.question, response, source="pretraining"))
+    return phases
 
 
 def pretrain(
     settings: PretrainingSettings, output: str | Path, *, seed: int, progress: bool = False
 ) -> dict[str, object]:
-    """Train a base model from random weights on one pass over its corpus and save it to the folder `output`."""
+    """Train a base model from random weights on its corpus, one pass, and save it to the folder `output`."""
     tokenizer = build_tokenizer(settings.chat_template)
     model = build_model(
         settings.architecture, tokenizer, hidden_size=settings.hidden_size, layers=settings.layers, seed=seed
     )
-    training = SFTSettings(
-        epochs=1,
-        learning_rate=settings.learning_rate,
-        batch_size=settings.batch_size,
-        max_length=CONTEXT_LENGTH,
-        seed=seed,
-    )
-    return train_sft(
-        model, pretraining_corpus(settings, seed), output, training, tokenizer=tokenizer, progress=progress
-    )
+    clean, fallible = pretraining_corpus(settings, seed)
+    summaries = []
+    for traces, rate in ((clean, settings.learning_rate), (fallible, settings.fallible_learning_rate)):
+        if traces:
+            training = SFTSettings(
+                learning_rate=rate,
+                batch_size=settings.batch_size,
+                max_length=CONTEXT_LENGTH,
+                adam_beta2=0.98,
+                seed=seed,
+            )
+            summaries.append(train_sft(model, traces, output, training, tokenizer=tokenizer, progress=progress))
+    return {"phases": summaries}

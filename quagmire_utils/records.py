@@ -174,15 +174,29 @@ def candidate_frame(records: Records, k: int = 64, validation_set: str = "valida
     return frame
 
 
-def select_candidates(frame: pd.DataFrame, family: str, scenario: str = "dataset") -> pd.DataFrame:
+def select_candidates(
+    frame: pd.DataFrame, family: str, scenario: str = "dataset", *, at_least: int = 0
+) -> pd.DataFrame:
     """The SFT candidates of a family (its name, or that of the paper's model it stands for) that have an outcome.
 
     Several of our families may stand for one model of the paper; their candidates are returned together. The base
-    model without SFT is none of them. Empty where the family was not run.
+    model without SFT is none of them. Empty where the family was not run; ParameterError below `at_least`.
     """
     mine = (frame["family"] == family) | (frame["stands_for"] == family)
     chosen = mine & (frame["scenario"] == scenario) & (frame["selection"] != "none") & frame["outcome"].notna()
+    if chosen.sum() < at_least:
+        known = ", ".join(f"{f} (for {m})" for f, m in frame[["family", "stands_for"]].drop_duplicates().to_numpy())
+        raise ParameterError(
+            f"family {family!r} has {chosen.sum()} {scenario}-level candidates with an outcome, and this needs "
+            f"{at_least}; the records hold {known}"
+        )
     return frame[chosen].reset_index(drop=True)
+
+
+def base_models(frame: pd.DataFrame, family: str) -> pd.DataFrame:
+    """The rows of the models without SFT of a family: a reference in figures, never part of a fit."""
+    mine = (frame["family"] == family) | (frame["stands_for"] == family)
+    return frame[mine & (frame["selection"] == "none") & frame["outcome"].notna()].reset_index(drop=True)
 
 
 def _name(row: pd.Series) -> str:

@@ -117,8 +117,8 @@ def sample(
     chunks = list(_chunks(prompts, n, chunk_samples))
     missing = [_missing(chunk, held_indices) for chunk in chunks]
     total = n * len(problems)
-    with _progress_bar(total, benchmark, progress) as bar:
-        bar.update(total - sum(len(indices) for chunk in missing for _, indices in chunk))
+    done = total - sum(len(indices) for chunk in missing for _, indices in chunk)
+    with _progress_bar(total, done, benchmark, progress) as bar:
         tokens = 0
         for chunk in missing:
             if not chunk:
@@ -190,23 +190,12 @@ def _chunks(prompts: Mapping[str, RenderedPrompt], n: int, chunk_samples: int) -
     Long prompts come first: memory that doesn't suffice shows at once, and prompts of equal length meet in one batch.
     """
     longest_first = sorted(prompts, key=lambda problem: (-len(prompts[problem].token_ids), problem))
-    chunk: list[tuple[str, range]] = []
-    room = chunk_samples
-    for problem in longest_first:
-        if 0 < room < min(n, chunk_samples):  # a problem is split only if it fills more than a chunk
-            yield chunk
-            chunk, room = [], chunk_samples
-        start = 0
-        while start < n:
-            stop = min(n, start + room)
-            chunk.append((problem, range(start, stop)))
-            room -= stop - start
-            start = stop
-            if room == 0:
-                yield chunk
-                chunk, room = [], chunk_samples
-    if chunk:
-        yield chunk
+    together = max(1, chunk_samples // n)
+    pieces = -(-n // chunk_samples)  # more than one only where a problem's samples fill more than a chunk
+    for first in range(0, len(longest_first), together):
+        for piece in range(pieces):
+            indices = range(n * piece // pieces, n * (piece + 1) // pieces)
+            yield [(problem, indices) for problem in longest_first[first : first + together]]
 
 
 def _missing(chunk: Sequence[tuple[str, range]], held: Mapping[str, set[int]]) -> list[tuple[str, list[int]]]:
@@ -261,7 +250,7 @@ def _prompt_frame(benchmark: str, prompts: Mapping[str, RenderedPrompt]) -> pd.D
     )
 
 
-def _progress_bar(total: int, benchmark: str, shown: bool) -> Any:
+def _progress_bar(total: int, done: int, benchmark: str, shown: bool) -> Any:
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=f"sampling {benchmark}", unit="sample", disable=not shown, delay=2)
+    return tqdm(total=total, initial=done, desc=f"sampling {benchmark}", unit="sample", disable=not shown, delay=2)

@@ -99,8 +99,7 @@ def train_sft(
         max_grad_norm=settings.max_grad_norm,
         max_length=None,
         completion_only_loss=True,
-        # sequences of like length share a batch: on a CPU padding is paid for in full
-        train_sampling_strategy="group_by_length",
+        adam_beta2=settings.adam_beta2,
         gradient_checkpointing=settings.gradient_checkpointing,
         bf16=str(model.dtype) == "torch.bfloat16",
         use_cpu=not _has_accelerator(),

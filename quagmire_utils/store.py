@@ -442,9 +442,9 @@ class SampleStore:
 
     def existing(self) -> pd.DataFrame:
         """The keys (benchmark, problem, index) of all samples that are safely there."""
-        # The texts are read as well (a part at a time): a part whose texts are damaged must count as missing now,
-        # before sampling resumes, not when they are graded.
-        found = (self._table(part, [*KEYS, "text"]) for part in self.parts())
+        # Whole parts are read, one at a time: a part with a damaged column must count as missing now, before sampling
+        # resumes, not when it is graded.
+        found = (self._table(part, None) for part in self.parts())
         tables = [table.select(KEYS) for table in found if table is not None]
         if not tables:
             return self.read(KEYS)

@@ -33,7 +33,7 @@ PREDICTORS = {  # a column of the paper's tables -> the columns of the candidate
 }
 NUMBERS = (
     *("value", "std", "standard_error", "n_splits", "all_value", "all_std", "all_median", "all_splits"),
-    *("low", "high", "gain", "gain_low", "gain_high"),
+    *("low", "high", "gain", "gain_low", "gain_high", "better_share"),
 )
 VERDICTS = ("holds", "does not hold", "undecided")
 OUTCOMES = ("outcome", "outcome_last")
@@ -67,6 +67,7 @@ def compute_table(
       low, high                                interval of a Spearman correlation (bootstrap over candidates)
       gain, gain_low, gain_high                difference to Pass@1 and its interval: paired bootstrap over candidates
                                                for Spearman, jackknife over candidates for R2
+      better_share                             share of the splits in which its R2 is above that of Pass@1
       verdict                                  of "better than Pass@1": holds, does not hold, undecided
       paper, paper_plus_minus, paper_gain      as printed
     """
@@ -153,6 +154,7 @@ def _r2_cells(
 
     every = math.comb(len(y), n_fit) <= MAX_SPLITS
     cells: list[dict[str, Any]] = []
+    baseline = None
     means_without = [_means_without_one(x, y, n_fit, n_splits, seed) for x in series]
     for x, without in zip(series, means_without, strict=True):
         drawn = fit_predict_r2(x, y, n_fit, n_splits, seed)
@@ -162,7 +164,12 @@ def _r2_cells(
             full: SplitR2 = fit_predict_r2(x, y, n_fit, "all")
             cell |= {"all_value": full.mean, "all_std": full.std, "all_splits": full.n_splits - full.n_undefined}
             cell["all_median"] = np.nanmedian(full.r2) if cell["all_splits"] else math.nan
-        if x is not series[0]:
+        r2 = full.r2 if every else drawn.r2  # two predictors have the same splits, so their R2 are paired
+        if baseline is None:
+            baseline = r2
+        else:
+            defined = ~np.isnan(r2) & ~np.isnan(baseline)
+            cell["better_share"] = (r2 > baseline)[defined].mean() if defined.any() else math.nan
             cell["gain"] = drawn.mean - cells[0]["value"]
             gains = without - means_without[0]
             width = stdtrit(len(y) - 1, (1 + confidence) / 2) * math.sqrt((len(y) - 1) * np.var(gains))
@@ -290,9 +297,9 @@ def describe_table(table: pd.DataFrame) -> str:
             if math.isnan(cell["gain"]):
                 parts.append(f"{title}: undefined, because it ranks no candidate above another")
                 continue
-            interval = ""
-            if not math.isnan(cell["gain_low"]):
-                interval = f" [{cell['confidence']:.0%}: {cell['gain_low']:+.2f} to {cell['gain_high']:+.2f}]"
+            low, high, share = cell["gain_low"], cell["gain_high"], cell["better_share"]
+            interval = "" if math.isnan(low) else f" [{cell['confidence']:.0%}: {_bound(low)} to {_bound(high)}]"
+            interval += "" if math.isnan(share) else f", better in {share:.0%} of splits"
             printed = f"{cell['paper']:.2f}, {cell['paper'] - first['paper']:+.2f}"
             verdict = f": {cell['verdict']}" if cell["verdict"] else ""
             parts.append(f"{title}: {cell['value']:.2f}, {cell['gain']:+.2f}{interval} (paper {printed}){verdict}")
@@ -325,6 +332,11 @@ def _text(value: float, plus_minus: float = math.nan, gain: float = math.nan) ->
     text = _number(value)
     text += "" if math.isnan(plus_minus) else f" ± {plus_minus:.2f}"
     return text + ("" if math.isnan(gain) else f" ({gain:+.2f})")
+
+
+def _bound(value: float) -> str:
+    """An end of an interval; beyond 10 its digits say nothing about an R2 or a rank correlation."""
+    return f"{value:+.2f}" if abs(value) <= 10 else "beyond " + f"{math.copysign(10, value):+.0f}"
 
 
 def _number(value: float, sign: str = "") -> str:
@@ -364,6 +376,25 @@ def evaluation_table(counts: pd.DataFrame, ks: Sequence[int], confidence: float 
     shares = table.loc[table["benchmark"] != "macro average", [*rates, "mean_tokens"]]
     table.loc[table["benchmark"] == "macro average", [*rates, "mean_tokens"]] = shares.mean(skipna=False).to_numpy()
     return table
+
+
+def pass_at_k_curves(counts: pd.DataFrame) -> pd.DataFrame:
+    """Pass@k for every k that all problems have answers for: benchmark, k, pass_at_k, standard_error.
+
+    The mean of the benchmarks is the benchmark called "macro average".
+    """
+    ks = range(1, int(counts["n"].min()) + 1)
+    macro = benchmark_average(counts, ks).assign(benchmark="macro average")
+    curves = pd.concat([benchmark_pass_at_k(counts, ks), macro], ignore_index=True)
+    return curves[["benchmark", "k", "pass_at_k", "standard_error"]]
+
+
+def show_candidates(frame: pd.DataFrame) -> pd.DataFrame:
+    """The numbers behind a figure or table, one row per candidate, rounded to be read."""
+    columns = ["family", "candidate", "pass1", "pass64", "gen_loss", "outcome", "outcome_last", "gain"]
+    columns += ["n_runs", "n_samples", "rl_n_samples", "truncation_rate", "no_answer_rate"]
+    shown = frame[columns].rename(columns={"pass64": f"pass{frame['k'].iloc[0]}"} if len(frame) else {})
+    return shown.set_index(["family", "candidate"]).round(3)
 
 
 def _wilson(share: float, error: float, problems: int, confidence: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""A small records folder, drawn from known probabilities, for the tests of tables, plots and notebooks. Never a result."""
+"""A small records folder drawn from known probabilities, for tests of tables, plots and notebooks; never a result."""
 
 from __future__ import annotations
 

@@ -76,19 +76,13 @@ def test_templates_give_different_prompts_and_losses(model):
 
 def test_bfloat16_weights_are_reduced_in_float32():
     model = sharpen(build_model("qwen3", TOKENIZER, layers=2, seed=1)).bfloat16()
-    # A batch of one runs the same bfloat16 kernels as the reference; what is compared is the reduction.
-    loss = generalization_loss(model, TOKENIZER, TRACES, batch_tokens=1, progress=False)
     sums, tokens = naive(model, TRACES)
-    reduced_in_bfloat16 = []
-    for trace in TRACES:
-        prompt, response = render(trace.question, TOKENIZER).token_ids, response_ids(TOKENIZER, trace.response)
-        with torch.no_grad():
-            rows = torch.log_softmax(model(torch.tensor([prompt + response])).logits[0], -1)
-        reduced_in_bfloat16.append(-float(rows[range(len(prompt) - 1, len(rows) - 1), list(response)].sum()))
-    assert loss.nll == pytest.approx(sums.sum() / tokens.sum(), rel=1e-3)
-    assert abs(sum(reduced_in_bfloat16) - sums.sum()) > 2 * abs(loss.nll * loss.tokens - sums.sum())
+    # A batch of one runs the same bfloat16 kernels as the reference, so what is compared is the reduction: done in
+    # bfloat16, it would be off by up to 0.05 nats.
+    loss = generalization_loss(model, TOKENIZER, TRACES, batch_tokens=1, progress=False)
+    np.testing.assert_allclose(loss.per_trace["nll"], sums / tokens, atol=1e-4)
     batched = generalization_loss(model, TOKENIZER, TRACES, progress=False)
-    assert batched.nll == pytest.approx(loss.nll, rel=1e-2)
+    assert batched.nll == pytest.approx(loss.nll, rel=1e-3)  # a batch rounds its activations differently
 
 
 def test_uniform_model_loses_log_vocabulary():

@@ -1,6 +1,6 @@
 """Grading against truth: real labelled responses, plain math-verify, and processes that are really killed.
 
-The labelled responses are in `responses/` of the data folder (`QUAGMIRE_DATA_DIR`, or `../shared/data` beside the repo).
+The labelled responses are in `responses/` of the data folder (`QUAGMIRE_DATA_DIR`, or `../shared/data`).
 """
 
 import json
@@ -75,11 +75,14 @@ def workers_of(grader):
     return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
-def alive(pid):
+def wait_until_dead(pid):
+    deadline = time.monotonic() + 10
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline, f"process {pid} lives"
+            time.sleep(0.05)
+    except (FileNotFoundError, ProcessLookupError):
+        pass
 
 
 def later(seconds, action):
@@ -113,8 +116,10 @@ def test_agrees_with_the_labels_of_gsm8k(grader):
     # No disagreement to list: math-verify reads the closing `A: 26` by itself, as the last number of the text.
     assert verdicts(grades) == [CORRECT if label else WRONG for *_, label in rows]
     # A second reading, in case the labels were made by math-verify: the number behind `A:`. The five responses without
-    # one were cut off amid a calculation or in an endless decimal fraction, and are WRONG by label and grade.
-    cut_off = 0
+    # one were cut off amid a calculation or in an endless decimal fraction, and are WRONG by label and grade. In two,
+    # math-verify reads another number: their text has "the answer as a percentage: 32 water / ..." (and "92 minutes"),
+    # and what follows the word "answer" goes before the last number. Both are WRONG either way.
+    cut_off, read_elsewhere = 0, []
     for (response, gold, label), graded in zip(rows, grades, strict=True):
         closing = re.search(r"^A: *\$?(-?[\d,]*\.?\d+)", response, re.MULTILINE)
         if closing is None:
@@ -124,8 +129,10 @@ def test_agrees_with_the_labels_of_gsm8k(grader):
         else:
             number = closing[1].replace(",", "")
             assert (float(number) == float(gold.replace(",", ""))) == (graded.verdict == CORRECT)
-            assert float(graded.extracted) == float(number)
+            if float(graded.extracted) != float(number):
+                read_elsewhere.append((graded.extracted, number, gold))
     assert cut_off == 5
+    assert read_elsewhere == [("32", "35.55555555555556", "33"), ("92", "68", "20")]
 
 
 @pytest.mark.slow
@@ -141,33 +148,20 @@ def test_every_gold_is_correct_against_itself(grader, name):
 
 # ------------------------------------------------------------------------------------- the same as plain math-verify
 
-PIECES = (
-    "\\boxed \\boxed{ \\fbox{ } { $ $$ \\( \\) \\[ \\] [ ] % \\% 5 12 -7 0.5 1,234 007 \\frac{1}{2} x x=3 \\sqrt{2} - = + "
-    "answer: answer I\u00a0hope \u0661 \\text{cm} \\ (1,2)"
-).split(" ") + [
-    " ",
-    "\n",
-    ", and ",
-    " percent",
-    "final answer is ",
-    "Final Answer",
-    "f\u0131nal answer",
-    " is ",
-    "\tIS ",
+# fmt: off
+PIECES = [
+    "\\boxed", "\\boxed{", "\\fbox{", "}", "{", "$", "$$", "\\(", "\\)", "\\[", "\\]", "[", "]", "\\", "%", "\\%",
+    " percent", "final answer is ", "Final Answer", "f\u0131nal answer", "answer: ", "answer", " is ", "\tIS ", " ",
+    "\n", ", and ", "I hope", "5", "12", "-7", "0.5", "1,234", "007", "\u0661", "\\frac{1}{2}", "\\sqrt{2}", "(1,2)",
+    "x", "x=3", "-", "+", "=", "\\text{cm}",
 ]
-CONTENTS = (
-    "5 12 -7 -0 007 123456789012345678 0.5 1,234 5. \\frac{1}{2} \\frac12 x=3 \\{1,2\\} \\sqrt{2} (1,2) x 5\\% { } \\ $ ] "
-    "\\) \\( [1,2) \u0663 1\\frac{1}{2} x^2+1 \\pi"
-).split(" ") + [
-    " ",
-    "\n9 ",
-    "50 percent",
-    "7 \\text{ cm}",
-    "1 2",
-    "\u00a08",
-    "final answer is 3",
+CONTENTS = [
+    "5", "12", "-7", "-0", "007", " ", "\n9 ", "\u00a08", "\u0663", "123456789012345678", "0.5", "1,234", "5.", "1 2",
+    "5\\%", "50 percent", "7 \\text{ cm}", "\\frac{1}{2}", "\\frac12", "1\\frac{1}{2}", "\\sqrt{2}", "\\pi", "x", "x=3",
+    "x^2+1", "(1,2)", "[1,2)", "\\{1,2\\}", "{", "}", "\\", "$", "]", "\\(", "\\)", "final answer is 3",
     "answer: \\frac{1}{2}",
 ]
+# fmt: on
 GOLDS = ["5", "-7", "007", "0", "12", "123456789012345"]
 
 
@@ -185,32 +179,58 @@ def same(parsed, other):
     return list(map(repr, parsed)) == list(map(repr, other)) and list(map(type, parsed)) == list(map(type, other))
 
 
-@settings(max_examples=1500, deadline=None)
-@given(texts())
-def test_an_only_box_is_all_that_math_verify_reads(text):
+def test_an_only_box_is_all_that_math_verify_reads():
     from math_verify import parse
 
-    box = grading._only_box(text)
-    if box is not None:
-        read = grading._read_box(box)
-        if len(read) == 2:
-            assert same([part for part in read if part != ""], parse(text, parsing_timeout=None))
+    read = []
+
+    @settings(max_examples=1000, deadline=None)
+    @given(texts())
+    def check(text):
+        box = grading._only_box(text)
+        if box is not None:
+            found = grading._read_box(box)
+            if len(found) == 2:
+                assert same([part for part in found if part != ""], parse(text, parsing_timeout=None))
+                read.append(text)
+
+    check()
+    assert len(read) > 100
+    assert len({text.replace(" ", "") for text in read if "final answer" in text.lower()}) > 5
 
 
-@settings(max_examples=500, deadline=None)
-@given(texts(), st.sampled_from(GOLDS))
-def test_what_is_decided_without_math_verify_is_its_verdict(text, gold):
-    decided = grading._decide(grading._Pair(gold, None, text), 5.0)
-    if isinstance(decided, Grade):
-        assert decided.verdict == {True: CORRECT, False: WRONG, None: NO_ANSWER}[plain(text, gold)]
+def test_what_is_decided_without_math_verify_is_its_verdict():
+    decided = []
+
+    @settings(max_examples=600, deadline=None)
+    @given(texts(), st.sampled_from(GOLDS))
+    def check(text, gold):
+        found = grading._decide(grading._Pair(gold, None, text), 5.0)
+        if isinstance(found, Grade):
+            assert found.verdict == {True: CORRECT, False: WRONG, None: NO_ANSWER}[plain(text, gold)]
+            decided.append(found.verdict)
+
+    check()
+    assert set(decided) == {CORRECT, WRONG, NO_ANSWER}
 
 
-def test_the_strategy_reaches_the_shortcuts():
-    from hypothesis import find
-
-    find(texts(), lambda text: (grading._only_box(text) or "").strip() in GOLDS and "final answer" in text)
-    find(texts(), lambda text: grading._only_box(text) is None and text.count("\\boxed{") == 1)
-    assert grading._only_box("so $x$ or 12%: \\(\\boxed{\\frac{1}{2}}\\). The end}") == "\\frac{1}{2}"
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("so $x$ or 12%: \\(\\boxed{\\frac{1}{2}}\\). The {end}", "\\frac{1}{2}"),
+        ("**Final Answer**\n\\[\\boxed{ 7 }\\]", " 7 "),
+        ("the final answer is \\boxed{7}", None),
+        ("f\u0131nal answer is $3$ \\boxed{7}", None),  # a dotless i passes for an i
+        ("$\\boxed{7}$%", None),
+        ("$\\boxed{7}$ percent", None),
+        ("\\boxed{7} \\boxed{7}", None),
+        ("\\boxed{7$} and $}", None),
+        ("\\boxed{}", None),
+        ("\\boxed{7", None),
+    ],
+)
+def test_only_box(text, box):
+    assert grading._only_box(text) == box
 
 
 MUTATIONS = [
@@ -227,6 +247,7 @@ MUTATIONS = [
     lambda text: "\\boxed{3}. Wait, no. " + text,
     lambda text: text.replace("A: ", "The answer is: "),
     lambda text: text.replace("A: ", "\\boxed{") + "}",
+    lambda text: re.sub("[^a-z ]", "", text),
 ]
 
 
@@ -253,8 +274,8 @@ CASES = [
     ("0.333333", "\\boxed{\\frac{1}{3}}", CORRECT, "\\frac{1}{3}"),
     ("\\text{Evelyn}", "It was \\boxed{\\text{Evelyn}}.", CORRECT, "\\text{Evelyn}"),
     ("(x+1)^2", "\\boxed{x^2+2x+1}", CORRECT, "x^2+2x+1"),
-    ("2,3", "$\\boxed{2}$ and $\\boxed{3}$", CORRECT, "2,3"),
-    ("3", "The final answer is $3$, not \\boxed{4}.", CORRECT, "3"),
+    ("2,3", "$\\boxed{2}$ and $\\boxed{3}$", CORRECT, "2 and 3"),
+    ("3", "The final answer is $3$, not \\boxed{4}.", WRONG, "4"),
     ("3", "\\boxed{4}. The final answer is $3$. I hope it is correct.", CORRECT, "3"),
     ("50", "$\\boxed{50}$%", CORRECT, "50"),
     ("26", "thus 13 * 2 = 26\nA: 26", CORRECT, "26"),
@@ -319,43 +340,36 @@ def test_tolerance_is_absolute_and_inclusive(grader):
 def test_hostile_responses_neither_hang_nor_crash_nor_run(grader, tmp_path):
     marker = tmp_path / "ran"
     code = f"__import__('os').system('touch {marker}')"
-    responses = {
-        "braces": "{" * 10**6,
-        "open box": "\\boxed{" + "{" * 10**6,
-        "deep box": "\\boxed{" + "{" * 400 + "5" + "}" * 400 + "}",
-        "brackets": "\\[" * 10**5,
-        "finals": "final answer" + " " * 10**5 + "\\boxed{7}",
-        "tower": TOWER,
-        "plain tower": "The answer is 9^9^9^9",
-        "factorial": "\\boxed{100000000!}",
-        "parentheses": "\\boxed{" + "(" * 300 + "1" + ")" * 300 + "}",
-        "digits": "1" * 10**4,
-        "code": f"\\boxed{{{code}}}",
-        "bare code": code,
-        "code as sum": f"answer: 1+{code}",
-        "NUL": "\x00\\boxed{\x005}\x00",
-        "surrogate": "\ud800 is \\boxed{\udfff}",
-        "surrogate and digit": "\ud800\\boxed{5}",
-        "empty": "",
+    cases = {
+        "": NO_ANSWER,
+        "{" * 10**6: NO_ANSWER,
+        "\\boxed{" + "{" * 10**6: NO_ANSWER,
+        "\\boxed{" + "{" * 400 + "5" + "}" * 400 + "}": TIMEOUT,
+        "\\boxed{" + "(" * 400 + "5" + ")" * 400 + "}": TIMEOUT,
+        "\\[" * 10**5: TIMEOUT,
+        "final answer" + " " * 10**5 + "\\boxed{7}": WRONG,
+        TOWER: TIMEOUT,
+        "The answer is 9^9^9^9": TIMEOUT,
+        "\\boxed{100000000!}": TIMEOUT,
+        "1" * 10**4: ERROR,  # Python refuses to read an integer that long, and so math-verify raises
+        code: NO_ANSWER,
+        f"\\boxed{{{code}}}": WRONG,
+        f"answer: 1+{code}": WRONG,
+        "\x00\\boxed{\x005}\x00": WRONG,
+        "\x00\\boxed{5}\x00": CORRECT,
+        "\ud800 is \\boxed{\udfff}": WRONG,
+        "\ud800\\boxed{5}": CORRECT,
     }
     start = time.monotonic()
-    grades = grader.grade(list(responses.values()), ["5"] * len(responses), timeout=1)
-    assert time.monotonic() - start < 1.5 * len(responses)  # the restarts included
-    found = dict(zip(responses, grades, strict=True))
+    grades = grader.grade(list(cases), ["5"] * len(cases), timeout=1)
+    assert time.monotonic() - start < 1.5 * len(cases)  # new workers included
     assert not marker.exists()
-    for name in ("tower", "plain tower", "factorial"):
-        assert found[name].verdict == TIMEOUT
-    assert found["tower"].extracted == "9^{9^{9^9}}"
-    assert found["surrogate and digit"] == Grade(CORRECT, "5")
-    assert found["braces"].verdict == found["empty"].verdict == NO_ANSWER
-    assert found["finals"].verdict == WRONG
-    assert CORRECT not in {found[name].verdict for name in responses if "digit" not in name and name != "deep box"} - {
-        found["NUL"].verdict
-    }
-    for graded in grades:
+    for (response, expected), graded in zip(cases.items(), grades, strict=True):
+        assert graded.verdict == expected, response[:80]
         assert len(graded.extracted) <= 500
         assert "\x00" not in graded.extracted
         assert json.loads(json.dumps(graded.extracted, ensure_ascii=False).encode("utf-8")) == graded.extracted
+    assert grades[list(cases).index(TOWER)].extracted == "9^{9^{9^9}}"
     assert verdicts(grader.grade(["\\boxed{x+1}"], ["1+x"])) == [CORRECT]
 
 
@@ -376,22 +390,21 @@ def test_timed_out_workers_are_dead_and_replaced():
         assert verdicts(grader.grade(["\\boxed{x}"], ["x"])) == [CORRECT]
         (after,) = workers_of(grader)
         assert after != before
-        assert not alive(before)
-    assert not alive(after)
+        wait_until_dead(before)
+    wait_until_dead(after)
 
 
 def test_waiting_in_the_queue_is_not_counted():
-    # Each takes a few tenths of a second to read, all of them much longer than the limit.
-    slow = [" " * 10**5 + "." * i + " 1 " * 200 + "\\[" * 3000 for i in range(8)]
+    # A bracket that is not closed makes math-verify search the rest of the text: a tenth of a second or so for each.
+    slow = ["." * i + " 1 " + "\\[" * 1000 for i in range(10)]
     with Grader(1) as grader:
         grader.grade(["\\boxed{x}"], ["y"])
         start = time.monotonic()
-        one = grader.grade(slow[:1], ["5"], timeout=60)
-        limit = 4 * (time.monotonic() - start)
+        assert verdicts(grader.grade(slow[:1], ["5"], timeout=60)) == [WRONG]
+        limit = 5 * (time.monotonic() - start)
         start = time.monotonic()
-        assert TIMEOUT not in verdicts(grader.grade(slow + slow[::-1], ["5"] * 8 + ["6"] * 8, timeout=limit))
+        assert verdicts(grader.grade(slow, ["5"] * 10, timeout=limit)) == [WRONG] * 10
         assert time.monotonic() - start > limit
-    assert verdicts(one) == [WRONG]
 
 
 @needs_proc
@@ -418,7 +431,7 @@ def test_a_lost_pool_is_replaced(lost, monkeypatch):
         grader.grade(["\\boxed{x}"], ["y"])
         later(0.5, lambda: os.killpg(grader._process.pid, lost))
         responses = [TOWER, "\\boxed{x+1}", "\\boxed{x+2}"]
-        assert verdicts(grader.grade(responses, ["1+x"] * 3, timeout=2))[1:] == [CORRECT, WRONG]
+        assert verdicts(grader.grade(responses, ["1+x"] * 3, timeout=1))[1:] == [CORRECT, WRONG]
 
 
 def test_too_much_memory_is_an_error():
@@ -452,6 +465,8 @@ def test_an_interrupt_leaves_the_grader_usable(grader):
         (["5"], "5", {}, "golds"),
         ([None], ["5"], {}, r"responses\[0\]"),
         (["5", "6"], ["5", " "], {}, r"golds\[1\]"),
+        (["5"], [Problem("a", "?", "")], {}, r"golds\[0\]"),
+        (["5"], [None], {}, r"golds\[0\]"),
         (["5"], ["5"], {"timeout": 0}, "timeout"),
         (["5"], ["5"], {"timeout": float("nan")}, "timeout"),
         (["5"], ["5"], {"workers": 0}, "workers"),
@@ -463,9 +478,16 @@ def test_bad_parameters(responses, golds, options, named):
         grade(responses, golds, **options)
 
 
-def test_too_small_a_memory_limit():
-    with pytest.raises(ParameterError, match="memory_limit"):
-        Grader(memory_limit=10**6)
+@pytest.mark.parametrize("options", [{"memory_limit": 10**6}, {"timeout": -1}, {"workers": True}])
+def test_bad_parameters_of_a_grader(options):
+    with pytest.raises(ParameterError, match=next(iter(options))):
+        Grader(**options)
+
+
+def test_a_grader_has_a_time_limit_of_its_own():
+    with Grader(1, timeout=0.3) as grader:
+        assert verdicts(grader.grade([TOWER], ["5"])) == [TIMEOUT]
+        assert verdicts(grader.grade(["\\boxed{x}"], ["x"], timeout=5)) == [CORRECT]
 
 
 def test_no_processes_where_none_is_needed():
@@ -510,11 +532,11 @@ if "fork" in sys.argv:
 if "hang" in sys.argv:
     from quagmire_utils.grading import _shared
     print(_shared[1]._process.pid, flush=True)
-    grade(["\\\\boxed{9^{9^{9^9}}}"], ["5"], workers=1, timeout=3)
+    grade(["\\\\boxed{9^{9^{9^9}}}"], ["5"], workers=1, timeout=1)
 """
 
 
-def run_script(*arguments, **options):
+def run_script(*arguments):
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     return subprocess.Popen(
         [sys.executable, "-", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
@@ -533,14 +555,11 @@ def test_workers_end_with_their_caller():
     caller.stdin.close()
     assert caller.stdout.readline() == "['correct', 'wrong']\n"
     server = int(caller.stdout.readline())
-    time.sleep(0.5)
+    time.sleep(0.3)
     caller.kill()
     caller.wait()
     caller.stdout.close()
-    deadline = time.monotonic() + 10
-    while alive(server) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not alive(server)
+    wait_until_dead(server)
 
 
 def test_importing_is_cheap():

@@ -23,6 +23,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -145,10 +146,27 @@ def check_model(model: str | Path) -> None:
             raise ParameterError(f"model: {model} has no weights (*.safetensors or pytorch_model*.bin)")
         if not any((folder / file).is_file() for file in _TOKENIZER):
             raise ParameterError(f"model: {model} has no tokenizer (tokenizer.json or the like)")
+        for file in sorted(folder.glob("*.safetensors")):
+            if not _is_whole(file):
+                raise ParameterError(f"model: {file} is damaged or incomplete; copy or download it again")
     elif folder.exists():
         raise ParameterError(f"model: {model} is a file, not a folder or a hub id")
     elif isinstance(model, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model)) or str(model).startswith("."):
         raise ParameterError(f"model: there is no folder {model}")
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a safetensors file is as long as its header says: eight bytes of length, a JSON header, the tensors."""
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if length > file.stat().st_size:
+            return False
+        try:
+            header = json.loads(handle.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+    return 8 + length + max(ends, default=0) == file.stat().st_size
 
 
 def load_config(model: str, revision: str | None = None) -> PreTrainedConfig:
@@ -257,9 +275,16 @@ def model_digest(model: str | Path, revision: str | None = None) -> str:
             total.update(f"{name}:{_configuration(folder / name)}".encode())
     patterns = [*_WEIGHTS, *_TOKENIZER_CONTENT]
     for file in sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}):
-        with file.open("rb") as handle:
-            total.update(f"{file.name}:{hashlib.file_digest(handle, 'sha256').hexdigest()}".encode())
+        facts = file.stat()
+        total.update(f"{file.name}:{_file_digest(file, facts.st_size, facts.st_mtime_ns)}".encode())
     return total.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1024)
+def _file_digest(file: Path, size: int, changed: int) -> str:
+    """Digest of a file's content; size and time of change only tell the cache when to look again."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _configuration(file: Path) -> str:

