@@ -144,6 +144,7 @@ class PretrainingSettings:
     layers: int = 4
     chat_template: bool = True  # an "instruct" model; false for a plain base model
     terms: tuple[int, ...] = (2, 2, 3, 3, 4, 4, 5)  # repeated entries weigh more
+    operators: str = "+-*"  # repeated ones weigh more: a rare one is a fact that the base hardly knows
     style: str = "stepwise"
     examples: int = 22400  # first phase: correct worked solutions
     learning_rate: float = 3e-3
@@ -211,6 +212,13 @@ class Profile:
     seed: int = 0
     workers: int = 2  # processes, one core each
     keep_rl_models: bool = False  # RL checkpoints are deleted once measured
+
+    def __post_init__(self) -> None:
+        """Refuse a profile that measures nothing."""
+        for name in ("families", "benchmarks"):
+            if not getattr(self, name):
+                raise ParameterError(f"{name} is empty: a profile needs at least one")
+        _positive(self, "profile", "workers")
 
 
 def load_profile(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Profile:

@@ -231,6 +231,7 @@ def plot_loss_vs_gain(candidates: pd.DataFrame, ax: Axes, *, correlation: float,
         )
     ax.axhline(0, color=GREY, lw=0.8)
     ax.set_title(f"r = {correlation:.2f}, rank correlation {rank_correlation:.2f}, n = {len(candidates)}")
+    ax.locator_params(axis="x", nbins=5)
     ax.set_xlabel("generalization loss (nats per token)")
     ax.set_ylabel("gain in Pass@1 during RL (points)")
     _per_cent(ax, "y")

@@ -19,6 +19,7 @@ import dataclasses
 import os
 import shutil
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -337,7 +338,7 @@ def run_sweep(profile: Profile, folder: str | Path, *, workers: int | None = Non
 
     A cell that fails stops the sweep after the cells in flight; the error names the cell, its log and how to go on.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     folder = Path(folder)
     cells = plan(profile)
@@ -345,15 +346,32 @@ def run_sweep(profile: Profile, folder: str | Path, *, workers: int | None = Non
     workers = workers or profile.workers
     if workers < 1:
         raise ParameterError(f"workers must be at least 1, not {workers}")
-    done = finished_cells(folder, cells)
-    todo = [cell for cell in cells if cell.id not in done]
-    started = time.time()
-    bar = tqdm(total=len(cells), initial=len(done), desc=f"sweep {profile.name}", unit="cell", disable=not progress)
-    with bar:
-        if todo:
-            _run_cells(profile, folder, todo, workers, bar)
-    collect(profile, folder, wall_seconds=time.time() - started)
+    with _only_sweep(folder):
+        done = finished_cells(folder, cells)
+        todo = [cell for cell in cells if cell.id not in done]
+        started = time.time()
+        with tqdm(
+            total=len(cells), initial=len(done), desc=f"sweep {profile.name}", unit="cell", disable=not progress
+        ) as bar:
+            if todo:
+                _run_cells(profile, folder, todo, workers, bar)
+        collect(profile, folder, wall_seconds=time.time() - started)
     return folder
+
+
+@contextlib.contextmanager
+def _only_sweep(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock; the system frees it however this process ends."""
+    import fcntl
+
+    path = folder / "work" / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ParameterError(f"results: another sweep is running in {folder}; wait for it or stop it") from error
+        yield
 
 
 def _run_cells(profile: Profile, folder: Path, todo: list[Cell], workers: int, bar) -> None:
@@ -373,7 +391,7 @@ def _run_cells(profile: Profile, folder: Path, todo: list[Cell], workers: int, b
     running: dict[Future, Cell] = {}
     unfinished = {cell.id for cell in waiting}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet_worker) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
         try:
             while waiting or running:
                 ready = [cell for cell in waiting if cell.needs not in unfinished]
@@ -383,7 +401,7 @@ def _run_cells(profile: Profile, folder: Path, todo: list[Cell], workers: int, b
                     threads = workers if len(ready) == 1 and not running and cell.kind == "base" else 1
                     running[pool.submit(_logged_cell, profile, folder, cell, threads)] = cell
                 bar.set_postfix_str(", ".join(cell.id for cell in running.values()))
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)  # the clock on the bar goes on
                 for future in finished:
                     cell = running.pop(future)
                     _raise_for(future, cell, folder, profile)
@@ -407,7 +425,15 @@ def _raise_for(future: Future, cell: Cell, folder: Path, profile: Profile) -> No
     ) from error
 
 
-def _quiet_worker() -> None:
+def _start_worker(parent: int) -> None:
+    """Set up a worker process; it dies with its parent, or a restarted sweep would meet it at the same cell."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_PROGRESS_BARS="1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
@@ -502,6 +528,7 @@ def collect(profile: Profile, folder: str | Path, *, wall_seconds: float | None 
     store.write_json(
         {
             **store.manifest(asdict(profile)),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "cells": len(cells),
             "cells_finished": len(done),
             "cell_hours": hours,

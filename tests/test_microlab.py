@@ -46,7 +46,9 @@ def test_benchmarks_have_right_answers_and_different_questions(name):
     assert len({p.question for p in problems}) == len({p.id for p in problems}) == 200
     assert {len(re.findall(r"\d{3}", p.question)) for p in problems} == {spec.terms}
     assert {o for p in problems for o in re.findall(r"[+*-]", p.question)} == set(spec.operators)
-    assert microlab.make_problems(name, spec, 200, seed=3) == problems != microlab.make_problems(name, spec, 200, seed=4)
+    assert (
+        microlab.make_problems(name, spec, 200, seed=3) == problems != microlab.make_problems(name, spec, 200, seed=4)
+    )
 
 
 @pytest.mark.parametrize("style", microlab.STYLES)

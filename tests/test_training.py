@@ -35,7 +35,7 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-# --- SFT ---------------------------------------------------------------------------------------------------------------
+# --- SFT --------------------------------------------------------------------------------------------------------------
 
 
 def test_training_loss_is_the_measured_loss(base, tmp_path):
@@ -86,7 +86,7 @@ def test_sft_refuses_what_cannot_train(base, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-# --- RL ----------------------------------------------------------------------------------------------------------------
+# --- RL ---------------------------------------------------------------------------------------------------------------
 
 RL = RLSettings(steps=4, checkpoints=2, prompts_per_step=2, rollouts=4, max_tokens=12, learning_rate=1e-3, seed=5)
 
@@ -157,9 +157,9 @@ def test_the_real_grader_is_the_reward(base, tmp_path):
 def test_rl_refuses_what_cannot_train(base, tmp_path):
     with pytest.raises(ParameterError, match="problems is empty"):
         train_rl(base, [], tmp_path / "x", RL, grader=odd_length)
+    too_long = RLSettings(**{**vars(RL), "max_tokens": microlab.CONTEXT_LENGTH})
     with pytest.raises(ParameterError, match="context"):
-        settings = RLSettings(**{**vars(RL), "max_tokens": microlab.CONTEXT_LENGTH})
-        train_rl(base, PROBLEMS, tmp_path / "x", settings, grader=odd_length)
+        train_rl(base, PROBLEMS, tmp_path / "x", too_long, grader=odd_length)
     for name, value in (("rollouts", 1), ("checkpoints", 9), ("steps", 0), ("micro_batch_size", 3)):
         with pytest.raises(ParameterError, match=f"rl.{name}"):
             RLSettings(**{**vars(RL), name: value})

@@ -1,0 +1,219 @@
+"""The grid: cells depend on exactly what they should, and a killed sweep ends as an unbroken one."""
+
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from quagmire_utils import store, sweep
+from quagmire_utils.config import ParameterError, load_profile
+
+TINY = """
+name: tiny
+description: the smallest sweep that goes through every step
+benchmarks: {sums2: 2, lanes3: 2}
+families:
+  - name: a
+    stands_for: Llama3-8B-Instruct
+    pretraining: {hidden_size: 32, layers: 1, terms: [2, 3], examples: 64, fallible_examples: 32}
+    sources: {main: {terms: [2, 3], pool: 40, validation: 6}}
+    rl_terms: [2]
+    rl_problems: 8
+    candidates:
+      - {selection: none}
+      - {selection: random, n_examples: 16, epochs: 2}
+      - {selection: shortest, n_examples: 16, scenario: instance}
+sft: {learning_rate: 0.001, batch_size: 8, max_length: 256}
+rl: {steps: 2, learning_rate: 0.001, prompts_per_step: 2, rollouts: 4, max_tokens: 12, runs: 1, checkpoints: 2}
+evaluation: {engine: transformers, num_samples: 4, rl_num_samples: 2, k: 4, max_tokens: 16}
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("profile") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny, tmp_path_factory):
+    """A sweep that ran through, on two workers."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    run(tiny, folder).check_returncode()
+    return folder
+
+
+def command(tiny, folder):
+    return [sys.executable, "-m", "quagmire_utils.sweep", str(tiny), "--results", str(folder)]
+
+
+def run(tiny, folder):
+    return subprocess.run(command(tiny, folder), capture_output=True, text=True, check=False)
+
+
+def records(folder):
+    frames = {name: store.read_parquet(folder / f"{name}.parquet") for name in (*sweep.TABLES, "candidates")}
+    frames["rl_curves"] = frames["rl_curves"].drop(columns="seconds")
+    return frames
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_names_every_cell_after_what_it_needs(tiny):
+    cells = sweep.plan(load_profile(tiny))
+    assert [cell.id for cell in cells] == [
+        "a/base",
+        "a/base/rl0",
+        "a/random-16x2",
+        "a/random-16x2/rl0",
+        "a/shortest-16x1",
+        "a/shortest-16x1/rl0",
+    ]
+    for i, cell in enumerate(cells):
+        assert cell.needs is None or cell.needs in {earlier.id for earlier in cells[:i]}
+
+
+@pytest.mark.parametrize(
+    ("override", "kinds"),
+    [
+        ({"seed": 1}, {"base", "sft", "rl"}),
+        ({"evaluation.num_samples": 8}, {"base", "sft", "rl"}),
+        ({"sft.learning_rate": 0.002}, {"sft", "rl of sft"}),
+        ({"rl.steps": 4}, {"rl"}),
+        ({"rl.runs": 2}, set()),  # a further run leaves the first ones as they are
+        ({"workers": 1}, set()),
+        ({"description": "other words"}, set()),
+    ],
+)
+def test_a_changed_parameter_redoes_what_depends_on_it(tiny, override, kinds):
+    before = {cell.id: cell for cell in sweep.plan(load_profile(tiny))}
+    after = {cell.id: cell for cell in sweep.plan(load_profile(tiny, override))}
+    for name, cell in before.items():
+        kind = "rl of sft" if cell.kind == "rl" and cell.candidate != "base" and "rl" not in kinds else cell.kind
+        assert (after[name].digest != cell.digest) == (kind in kinds), name
+
+
+def test_training_and_measuring_problems_are_apart(tiny):
+    profile = load_profile(tiny, {"benchmarks": {"sums2": 60, "lanes2": 60, "lanes3": 60}})
+    family = dataclasses.replace(profile.families[0], rl_problems=300)
+    measured = {p.question for problems in sweep.benchmark_problems(profile).values() for p in problems}
+    pool, validation = sweep.source_traces(profile, family, "main")
+    groups = [measured, {p.question for p in sweep.rl_problems(profile, family)}, {t.question for t in pool}]
+    groups.append({t.question for t in validation})
+    assert [len(group) for group in groups] == [180, 300, 40, 6]
+    assert not groups[0] & (groups[1] | groups[2] | groups[3])
+    assert not groups[2] & groups[3]
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_leaves_every_record(tiny, unbroken):
+    profile = load_profile(tiny)
+    frames = records(unbroken)
+    counts = frames["counts"]
+    stages = counts.groupby(["cell", "stage"], sort=False).size().to_dict()
+    assert stages == {
+        ("a/base", "base"): 4,
+        ("a/base/rl0", "rl"): 8,
+        ("a/random-16x2", "sft"): 4,
+        ("a/random-16x2/rl0", "rl"): 8,
+        ("a/shortest-16x1", "sft"): 4,
+        ("a/shortest-16x1/rl0", "rl"): 8,
+    }
+    assert set(counts.loc[counts.stage != "rl", "n"]) == {4}
+    assert set(counts.loc[counts.stage == "rl", "n"]) == {2}
+    verdicts = counts[["correct", "wrong", "no_answer", "timeout", "error"]].sum(axis=1)
+    assert (verdicts == counts["n"]).all()
+    assert frames["generalization_loss"]["candidate"].tolist() == ["base", "random-16x2", "shortest-16x1"]
+    assert frames["rl_curves"].groupby("cell").size().tolist() == [2, 2, 2]
+    assert (frames["candidates"]["sft_tokens"] > 0).tolist() == [False, True, True]
+    manifest = store.read_json(unbroken / "manifest.json")
+    assert manifest["cells"] == manifest["cells_finished"] == 6
+    assert manifest["configuration"]["name"] == "tiny"
+    assert sweep.finished_cells(unbroken, sweep.plan(profile)) == {c.id for c in sweep.plan(profile)}
+
+
+def test_a_finished_sweep_computes_nothing_again(tiny, unbroken):
+    cells = {p: p.stat().st_mtime_ns for p in (unbroken / "work" / "cells").rglob("*") if p.is_file()}
+    run(tiny, unbroken).check_returncode()
+    assert {p: p.stat().st_mtime_ns for p in (unbroken / "work" / "cells").rglob("*") if p.is_file()} == cells
+
+
+def test_records_are_enough_to_resume_from(tiny, unbroken, tmp_path):
+    """What a clone holds: the collected records, without checkpoints. Nothing is recomputed, nothing is lost."""
+    for file in unbroken.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    sweep.run_sweep(load_profile(tiny), tmp_path, progress=False)
+    assert not (tmp_path / "work" / "cells").exists()
+    for name, frame in records(unbroken).items():
+        pd.testing.assert_frame_equal(records(tmp_path)[name], frame)
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_ends_like_an_unbroken_one(tiny, unbroken, tmp_path):
+    rng, kills = random.Random(0), 0
+    for _ in range(20):
+        process = subprocess.Popen(
+            command(tiny, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            process.wait(timeout=rng.uniform(4, 14))
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)  # its workers must notice by themselves
+            process.wait()
+            kills += 1
+            time.sleep(0.5)
+        else:
+            assert process.returncode == 0
+            break
+    else:
+        run(tiny, tmp_path).check_returncode()
+    assert kills >= 2
+    for name, frame in records(unbroken).items():
+        pd.testing.assert_frame_equal(records(tmp_path)[name], frame, obj=name)
+
+
+def test_a_failing_cell_names_itself_its_log_and_the_way_on(tiny, tmp_path):
+    blocked = tmp_path / "work" / "models"
+    blocked.parent.mkdir()
+    blocked.write_text("a file where the checkpoints should go")
+    result = run(tiny, tmp_path)
+    assert result.returncode == 1
+    assert "cell a/base failed" in result.stderr
+    assert "./reproduce.sh --profile" in result.stderr
+    log = tmp_path / "work" / "logs" / "a__base.log"
+    assert str(log) in result.stderr
+    assert "Traceback" in log.read_text()
+
+
+def test_two_sweeps_do_not_share_a_folder(tiny, tmp_path):
+    with sweep._only_sweep(tmp_path):
+        result = run(tiny, tmp_path)
+    assert result.returncode == 2
+    assert "another sweep is running" in result.stderr
+
+
+def test_bad_profiles_are_refused_before_anything_runs(tiny, tmp_path):
+    for override, named in (
+        ({"benchmarks": {"imo": 3}}, "imo"),
+        ({"rl.rollouts": 1}, "rl.rollouts"),
+        ({"evaluation.k": 9}, "evaluation.k"),
+        ({"families": []}, "families"),
+    ):
+        with pytest.raises(ParameterError, match=named):
+            sweep.run_sweep(load_profile(tiny, override), tmp_path / "x")
+    with pytest.raises(ParameterError, match="workers"):
+        sweep.run_sweep(load_profile(tiny), tmp_path / "x", workers=0)
+    assert not (tmp_path / "x").exists()
+    assert Path(tiny).exists()
