@@ -154,6 +154,11 @@ class PretrainingSettings:
     direct_fraction: float = 0.15  # share of examples that answer without working
     batch_size: int = 32
 
+    def __post_init__(self) -> None:
+        """Refuse a base that cannot be made."""
+        names = ("hidden_size", "layers", "examples", "learning_rate", "fallible_examples", "fallible_learning_rate")
+        _positive(self, "pretraining", *names, "batch_size")
+
 
 @dataclass(frozen=True)
 class CandidateSettings:

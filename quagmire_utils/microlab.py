@@ -9,7 +9,7 @@ so vLLM, TRL and every other room load them like any other checkpoint; only thei
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -305,23 +305,43 @@ def pretraining_corpus(settings: PretrainingSettings, seed: int) -> tuple[list[T
 
 
 def pretrain(
-    settings: PretrainingSettings, output: str | Path, *, seed: int, progress: bool = False
+    settings: PretrainingSettings,
+    output: str | Path,
+    *,
+    seed: int,
+    progress: bool = False,
+    on_progress: Callable[[float], None] | None = None,
 ) -> dict[str, object]:
-    """Train a base model from random weights on its corpus, one pass, and save it to the folder `output`."""
+    """Train a base model from random weights on its corpus, one pass, and save it to the folder `output`.
+
+    `on_progress` is called with the fraction done after each step.
+    """
     tokenizer = build_tokenizer(settings.chat_template)
     model = build_model(
         settings.architecture, tokenizer, hidden_size=settings.hidden_size, layers=settings.layers, seed=seed
     )
     clean, fallible = pretraining_corpus(settings, seed)
+    total = len(clean) + len(fallible)
     summaries = []
-    for traces, rate in ((clean, settings.learning_rate), (fallible, settings.fallible_learning_rate)):
-        if traces:
-            training = SFTSettings(
-                learning_rate=rate,
-                batch_size=settings.batch_size,
-                max_length=CONTEXT_LENGTH,
-                adam_beta2=0.98,
-                seed=seed,
-            )
-            summaries.append(train_sft(model, traces, output, training, tokenizer=tokenizer, progress=progress))
+    # only the last phase is saved: a base that is there is complete
+    phases = [
+        (clean, settings.learning_rate, None, 0),
+        (fallible, settings.fallible_learning_rate, output, len(clean)),
+    ]
+    for traces, rate, folder, before in phases:
+        training = SFTSettings(
+            learning_rate=rate,
+            batch_size=settings.batch_size,
+            max_length=CONTEXT_LENGTH,
+            adam_beta2=0.98,
+            seed=seed,
+        )
+
+        def report(fraction: float, before: int = before, size: int = len(traces)) -> None:
+            if on_progress is not None:
+                on_progress((before + fraction * size) / total)
+
+        summaries.append(
+            train_sft(model, traces, folder, training, tokenizer=tokenizer, progress=progress, on_progress=report)
+        )
     return {"phases": summaries}

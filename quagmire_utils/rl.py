@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from quagmire_utils.benchmarks import Problem
 from quagmire_utils.config import ParameterError, RLSettings
 from quagmire_utils.prompts import check_fits, render
+from quagmire_utils.sft import progress_callback
 from quagmire_utils.store import write_json, write_parquet
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def train_rl(
     grader: Callable[[Sequence[str], Sequence[Problem]], Sequence[object]],
     template: str = "auto",
     progress: bool = True,
+    on_progress: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
     """Run GRPO from the checkpoint `model` on `problems`; keep `checkpoint-<step>` folders under `output`.
 
@@ -127,6 +129,8 @@ def train_rl(
         callbacks=[KeepCheckpoints()],
     )
     trainer.remove_callback(PrinterCallback)
+    if on_progress is not None:
+        trainer.add_callback(progress_callback(on_progress))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)) if output.exists() else None)
     curve = _curve(trainer.state.log_history)
     write_parquet(curve, output / "curve.parquet")

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from quagmire_utils.prompts import render, response_ids
 from quagmire_utils.store import write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 
 def tokenize_traces(
@@ -53,19 +54,21 @@ def tokenize_traces(
 def train_sft(
     model: str | Path | PreTrainedModel,
     traces: Sequence[Trace],
-    output: str | Path,
+    output: str | Path | None,
     settings: SFTSettings,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: str = "auto",
     progress: bool = True,
+    on_progress: Callable[[float], None] | None = None,
 ) -> dict[str, object]:
     """Fine-tune `model` on `traces` and save the checkpoint to the folder `output`.
 
-    A model object is trained in place; a path or hub id is loaded first. The folder appears only when training has
-    finished, with `sft.json` (also returned) beside the weights: settings, traces, tokens seen, final loss in nats
-    per response token, seconds. Raises ParameterError for no traces, traces over `max_length`, or a model object
-    without its tokenizer.
+    A model object is trained in place (with `output` None it is only that); a path or hub id is loaded first. The
+    folder appears only when training has finished, with `sft.json` (also returned) beside the weights: settings,
+    traces, tokens seen, final loss in nats per response token, seconds. `on_progress` is called with the fraction done
+    after each step. Raises ParameterError for no traces, traces over `max_length`, or a model object without its
+    tokenizer.
     """
     if not traces:
         raise ParameterError("traces is empty: there is nothing to fine-tune on")
@@ -80,14 +83,10 @@ def train_sft(
     elif tokenizer is None:
         raise ParameterError("tokenizer must be given when model is an object rather than a path")
     rows = tokenize_traces(traces, tokenizer, template=template, max_length=settings.max_length)
-    output = Path(output)
-    scratch = output.with_name(output.name + ".training")
-    shutil.rmtree(scratch, ignore_errors=True)
-
     steps = math.ceil(math.ceil(len(rows) / settings.batch_size) * settings.epochs)
     micro_batch = settings.micro_batch_size or settings.batch_size
     arguments = SFTConfig(
-        output_dir=str(scratch),
+        output_dir=str(Path(tempfile.gettempdir()) / "quagmire-sft"),  # must be named; nothing is written there
         max_steps=steps,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=settings.batch_size // micro_batch,
@@ -113,6 +112,8 @@ def train_sft(
     )
     trainer = SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
+    if on_progress is not None:
+        trainer.add_callback(progress_callback(on_progress))
     started = time.perf_counter()
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -127,13 +128,32 @@ def train_sft(
         "seconds": time.perf_counter() - started,
     }
     model.eval()
+    if output is not None:
+        _save(model, tokenizer, summary, Path(output))
+    return summary
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, summary: dict, output: Path) -> None:
+    """The checkpoint, complete or not there at all."""
+    scratch = output.with_name(output.name + ".saving")
+    shutil.rmtree(scratch, ignore_errors=True)
     model.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
     write_json(summary, scratch / "sft.json")
     if output.exists():
         shutil.rmtree(output)
     scratch.rename(output)
-    return summary
+
+
+def progress_callback(on_progress: Callable[[float], None]) -> TrainerCallback:
+    """A trainer callback that reports the fraction of steps done."""
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            on_progress(state.global_step / max(1, state.max_steps))
+
+    return Progress()
 
 
 def _has_accelerator() -> bool:

@@ -82,6 +82,20 @@ def plan(profile: Profile) -> list[Cell]:
     return cells
 
 
+def cost(profile: Profile, cell: Cell) -> float:
+    """Roughly what a cell costs, in sampled answers; a trained example costs about four. For progress bars only."""
+    family = next(family for family in profile.families if family.name == cell.family)
+    problems = sum(profile.benchmarks.values())
+    if cell.kind == "rl":
+        rollouts = profile.rl.steps * profile.rl.prompts_per_step * profile.rl.rollouts
+        return 5 * rollouts + problems * profile.evaluation.rl_num_samples * profile.rl.checkpoints
+    trained = family.pretraining.examples + family.pretraining.fallible_examples
+    if cell.kind == "sft":
+        candidate = next(c for c in family.candidates if c.name == cell.candidate)
+        trained = candidate.n_examples * candidate.epochs
+    return 4 * trained + problems * profile.evaluation.num_samples
+
+
 def asdict_sources(family: FamilySettings) -> dict[str, object]:
     """The family's sources as plain data."""
     return {name: asdict(source) for name, source in family.sources.items()}
@@ -153,8 +167,25 @@ class _Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
+class _Progress:
+    """Notes in a file how far a cell's training is, at most once a second."""
+
+    def __init__(self, folder: Path, cell: Cell) -> None:
+        self.path = _progress_path(folder, cell)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.noted = 0.0
+
+    def __call__(self, fraction: float) -> None:
+        if time.monotonic() - self.noted >= 1:
+            self.noted = time.monotonic()
+            self.path.write_text(f"{fraction:.4f}")
+
+
 def run_cell(profile: Profile, folder: Path, cell: Cell, threads: int = 1) -> None:
-    """Compute one cell (its starting checkpoint must be there) and write its records."""
+    """Compute one cell (its starting checkpoint must be there) and write its records.
+
+    While it trains, `work/progress/<cell>` holds the fraction done, for the bar of the process that waits.
+    """
     import torch
 
     from quagmire_utils.grading import Grader
@@ -197,7 +228,12 @@ def _run_base(profile, family, folder, cell, clock, grader):
     model = _model_folder(folder, cell.id)
     if not model.is_dir():
         with clock("pretraining"):
-            microlab.pretrain(family.pretraining, model, seed=_seed(profile.seed, cell.id))
+            microlab.pretrain(
+                family.pretraining,
+                model,
+                seed=_seed(profile.seed, cell.id),
+                on_progress=_Progress(folder, cell),
+            )
     for name, problems in benchmark_problems(profile).items():
         microlab.write_problems(problems, folder / "work" / "benchmarks" / f"{name}.jsonl")
     keys = {"family": cell.family, "candidate": cell.candidate, "stage": "base", "rl_run": -1, "checkpoint": 0}
@@ -231,7 +267,7 @@ def _run_sft(profile, family, folder, cell, clock, grader):
                 learning_rate=candidate.learning_rate or profile.sft.learning_rate,
                 seed=_seed(profile.seed, cell.id),
             )
-            sft.train_sft(base, traces, model, settings, progress=False)
+            sft.train_sft(base, traces, model, settings, progress=False, on_progress=_Progress(folder, cell))
     trained = store.read_json(model / "sft.json")
     keys = {"family": cell.family, "candidate": cell.candidate, "stage": "sft", "rl_run": -1, "checkpoint": 0}
     facts = {"sft_tokens": trained["tokens"], "sft_loss": trained["final_loss"]}
@@ -248,7 +284,15 @@ def _run_rl(profile, family, folder, cell, clock, grader):
     settings = dataclasses.replace(profile.rl, seed=_seed(profile.seed, cell.id))
     if not (output / "rl.json").is_file():
         with clock("rl"):
-            rl.train_rl(start, rl_problems(profile, family), output, settings, grader=grader.grade, progress=False)
+            rl.train_rl(
+                start,
+                rl_problems(profile, family),
+                output,
+                settings,
+                grader=grader.grade,
+                progress=False,
+                on_progress=_Progress(folder, cell),
+            )
     keys = {"family": cell.family, "candidate": cell.candidate, "stage": "rl", "rl_run": cell.run}
     counts = [
         _measure(
@@ -338,8 +382,6 @@ def run_sweep(profile: Profile, folder: str | Path, *, workers: int | None = Non
 
     A cell that fails stops the sweep after the cells in flight; the error names the cell, its log and how to go on.
     """
-    from tqdm import tqdm
-
     folder = Path(folder)
     cells = plan(profile)
     benchmark_problems(profile)  # refuses unknown benchmarks before anything is trained
@@ -350,13 +392,56 @@ def run_sweep(profile: Profile, folder: str | Path, *, workers: int | None = Non
         done = finished_cells(folder, cells)
         todo = [cell for cell in cells if cell.id not in done]
         started = time.time()
-        with tqdm(
-            total=len(cells), initial=len(done), desc=f"sweep {profile.name}", unit="cell", disable=not progress
-        ) as bar:
+        with _SweepBar(profile, folder, cells, done, shown=progress) as bar:
             if todo:
                 _run_cells(profile, folder, todo, workers, bar)
         collect(profile, folder, wall_seconds=time.time() - started)
     return folder
+
+
+class _SweepBar:
+    """A bar over the cost of all cells: it moves, and knows an ETA, while the first long cell is still running."""
+
+    def __init__(self, profile: Profile, folder: Path, cells: Sequence[Cell], done: set[str], *, shown: bool) -> None:
+        from tqdm import tqdm
+
+        self.profile, self.folder = profile, folder
+        self.finished, self.cells = len(done), len(cells)
+        self.paid = sum(cost(profile, cell) for cell in cells if cell.id in done)
+        self.bar = tqdm(
+            total=sum(cost(profile, cell) for cell in cells),
+            initial=self.paid,
+            desc=f"sweep {profile.name}",
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left{postfix}",
+            disable=not shown,
+        )
+
+    def __enter__(self) -> _SweepBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def more(self, cell: Cell) -> None:
+        """A cell whose records exist must be computed again."""
+        self.cells += 1
+        self.bar.total += cost(self.profile, cell)
+
+    def finish(self, cell: Cell) -> None:
+        """A cell is done."""
+        self.finished += 1
+        self.paid += cost(self.profile, cell)
+        _progress_path(self.folder, cell).unlink(missing_ok=True)
+
+    def show(self, running: Sequence[Cell]) -> None:
+        """Redraw, with what the running cells have done so far."""
+        partly = 0.0
+        for cell in running:
+            with contextlib.suppress(OSError, ValueError):
+                partly += float(_progress_path(self.folder, cell).read_text()) * cost(self.profile, cell)
+        self.bar.n = min(self.paid + partly, self.bar.total)
+        names = ", ".join(cell.id for cell in running)
+        self.bar.set_postfix_str(f"{self.finished} of {self.cells} cells" + (f", now {names}" if names else ""))
 
 
 @contextlib.contextmanager
@@ -374,7 +459,7 @@ def _only_sweep(folder: Path) -> Iterator[None]:
         yield
 
 
-def _run_cells(profile: Profile, folder: Path, todo: list[Cell], workers: int, bar) -> None:
+def _run_cells(profile: Profile, folder: Path, todo: list[Cell], workers: int, bar: _SweepBar) -> None:
     import multiprocessing
 
     by_id = {cell.id: cell for cell in plan(profile)}
@@ -384,7 +469,7 @@ def _run_cells(profile: Profile, folder: Path, todo: list[Cell], workers: int, b
         parent = by_id.get(cell.needs or "")
         while parent is not None and parent not in waiting and not _model_folder(folder, parent.id).is_dir():
             waiting.append(parent)
-            bar.total += 1
+            bar.more(parent)
             parent = by_id.get(parent.needs or "")
     order = {cell_id: i for i, cell_id in enumerate(by_id)}
     waiting.sort(key=lambda cell: order[cell.id])
@@ -400,13 +485,14 @@ def _run_cells(profile: Profile, folder: Path, todo: list[Cell], workers: int, b
                     # alone, a cell may as well use every core
                     threads = workers if len(ready) == 1 and not running and cell.kind == "base" else 1
                     running[pool.submit(_logged_cell, profile, folder, cell, threads)] = cell
-                bar.set_postfix_str(", ".join(cell.id for cell in running.values()))
+                bar.show(list(running.values()))
                 finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)  # the clock on the bar goes on
                 for future in finished:
                     cell = running.pop(future)
                     _raise_for(future, cell, folder, profile)
                     unfinished.discard(cell.id)
-                    bar.update()
+                    bar.finish(cell)
+            bar.show([])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list((getattr(pool, "_processes", None) or {}).values()):
@@ -457,6 +543,10 @@ def _cell_folder(folder: Path, cell: Cell) -> Path:
 
 def _model_folder(folder: Path, cell_id: str) -> Path:
     return folder / "work" / "models" / cell_id.replace("/", "__")
+
+
+def _progress_path(folder: Path, cell: Cell) -> Path:
+    return folder / "work" / "progress" / cell.id.replace("/", "__")
 
 
 def _log_path(folder: Path, cell: Cell) -> Path:
