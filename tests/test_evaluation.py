@@ -1,0 +1,114 @@
+"""`evaluate` end to end: real benchmark problems through a real engine, and every bad parameter refused in time."""
+
+import shutil
+
+import pytest
+
+from quagmire_utils import microlab
+from quagmire_utils.benchmarks import BENCHMARKS, Problem, load_benchmark
+from quagmire_utils.config import ParameterError
+from quagmire_utils.engines import SamplingParams, load_engine
+from quagmire_utils.evaluation import evaluate
+from quagmire_utils.pass_at_k import benchmark_average
+from quagmire_utils.store import SampleStore
+
+PARAMS = SamplingParams(max_tokens=16, seed=1)
+SUMS = {"sums2": microlab.make_problems("sums2", microlab.MICRO_BENCHMARKS["sums2"], 3, seed=0)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = microlab.build_tokenizer()
+    microlab.build_model("llama", tokenizer, layers=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def real_problems(count):
+    try:
+        return {name: load_benchmark(name)[:count] for name in BENCHMARKS}
+    except ParameterError as error:
+        pytest.skip(f"the real benchmarks are not at hand: {error}")
+
+
+def test_real_problems_go_the_whole_way(model, tmp_path):
+    """Near-zero scores are right for random weights; every answer must have come through with a verdict."""
+    benchmarks = real_problems(4)
+    samples = SampleStore(tmp_path / "samples")
+    counts = evaluate(model, benchmarks, 2, PARAMS, samples, k=2, engine="transformers", progress=False)
+    assert len(counts) == 4 * 7
+    assert (counts["n"] == 2).all()
+    assert (counts[["correct", "wrong", "no_answer", "timeout", "error"]].sum(axis=1) == counts["n"]).all()
+    assert (counts["truncated"] <= counts["n"]).all()
+    assert benchmark_average(counts, [1])["pass_at_k"].item() < 0.2
+    prompts = samples.prompts()
+    assert prompts["prompt"].str.contains("Let's think step by step", regex=False).all()
+
+
+def test_asking_again_draws_nothing_and_asking_for_more_tops_up(model, tmp_path):
+    samples = SampleStore(tmp_path / "samples")
+    with_four = evaluate(model, SUMS, 4, PARAMS, samples, engine="transformers", progress=False)
+    parts = samples.parts()
+    again = evaluate(model, SUMS, 4, PARAMS, samples, engine="transformers", progress=False)
+    assert samples.parts() == parts
+    assert again.equals(with_four)
+    texts = samples.read(["benchmark", "problem", "index", "text"])
+    more = evaluate(model, SUMS, 6, PARAMS, samples, engine="transformers", progress=False)
+    assert more["n"].tolist() == [6, 6, 6]
+    later = samples.read(["benchmark", "problem", "index", "text"])
+    assert later[later["index"] < 4].reset_index(drop=True).equals(texts)
+
+
+def test_an_engine_that_is_handed_in_stays_open(model, tmp_path):
+    engine = load_engine("transformers", model)
+    for name in ("one", "two"):
+        evaluate(engine, SUMS, 1, PARAMS, SampleStore(tmp_path / name), progress=False)
+    engine.close()
+
+
+def without_weights(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "no-weights")
+    for file in copy.glob("*.safetensors"):
+        file.unlink()
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"benchmarks": {}}, "benchmarks"),
+        ({"benchmarks": {"empty": []}}, "benchmarks"),
+        ({"k": 3}, r"k \(3\).*num_samples \(2\)"),
+        ({"num_samples": 0}, r"k \(1\).*num_samples \(0\)"),
+        ({"engine": "llama.cpp"}, "engine"),
+        ({"template": "alpaca"}, "template"),
+        ({"params": SamplingParams(max_tokens=microlab.CONTEXT_LENGTH)}, "context"),
+        ({"benchmarks": {"long": [Problem("p", "1+" * 5000, "1")]}}, "context"),
+        ({"model": "no/such/folder/at/all"}, "model"),
+        ({"model": without_weights}, "no weights"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(model, tmp_path, changes, named):
+    arguments = {"model": model, "benchmarks": SUMS, "num_samples": 2, "params": PARAMS, "engine": "transformers"}
+    arguments |= {"k": 1, "template": "auto"} | changes
+    if callable(arguments["model"]):
+        arguments["model"] = arguments["model"](model, tmp_path)
+    samples = SampleStore(tmp_path / "samples")
+    with pytest.raises(ParameterError, match=named) as caught:
+        evaluate(
+            arguments.pop("model"),
+            arguments.pop("benchmarks"),
+            arguments.pop("num_samples"),
+            arguments.pop("params"),
+            samples,
+            **arguments,
+            progress=False,
+        )
+    assert "\n" not in str(caught.value)
+    assert not samples.parts()
+
+
+def test_an_unknown_benchmark_is_named():
+    with pytest.raises(ParameterError, match="imo2024"):
+        load_benchmark("imo2024")
