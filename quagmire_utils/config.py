@@ -144,7 +144,6 @@ class PretrainingSettings:
     layers: int = 4
     chat_template: bool = True  # an "instruct" model; false for a plain base model
     terms: tuple[int, ...] = (2, 2, 3, 3, 4, 4, 5)  # repeated entries weigh more
-    operators: str = "+-*"  # repeated ones weigh more: a rare one is a fact that the base hardly knows
     style: str = "stepwise"
     examples: int = 22400  # first phase: correct worked solutions
     learning_rate: float = 3e-3

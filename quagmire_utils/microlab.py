@@ -290,7 +290,7 @@ def pretraining_corpus(settings: PretrainingSettings, seed: int) -> tuple[list[T
     many tries for RL to have something to reinforce.
     """
     rng = np.random.default_rng(seed)
-    specs = [TaskSpec(n, settings.operators) for n in settings.terms]
+    specs = [TaskSpec(n) for n in settings.terms]
     expressions = draw_expressions(specs, settings.examples + settings.fallible_examples, rng)
     phases: tuple[list[Trace], list[Trace]] = ([], [])
     for i, expression in enumerate(expressions):
