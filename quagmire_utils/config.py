@@ -239,6 +239,11 @@ def load_profile(name: str | Path, overrides: Mapping[str, Any] | None = None) -
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise ParameterError(f"profile {str(name)!r} is not known; there are {known}, or give the path of a YAML file")
     values = yaml.safe_load(path.read_text())
+    own = PROFILES / f"{values.get('name')}.yaml" if isinstance(values, dict) else path
+    if own.is_file() and own.resolve() != path.resolve():
+        raise ParameterError(
+            f"name: {path} calls itself {values['name']!r}, whose records it would overwrite; rename it"
+        )
     for key, value in (overrides or {}).items():
         *parents, last = key.split(".")
         place = values

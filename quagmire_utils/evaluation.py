@@ -19,6 +19,7 @@ from quagmire_utils.benchmarks import Problem
 from quagmire_utils.config import ParameterError
 from quagmire_utils.engines import Engine, SamplingParams, load_engine
 from quagmire_utils.grading import Grader
+from quagmire_utils.prompts import check_fits, render
 from quagmire_utils.sampling import grade_store, sample
 
 if TYPE_CHECKING:
@@ -44,10 +45,12 @@ def evaluate(
 ) -> pd.DataFrame:
     """Sample `num_samples` answers to every problem, grade them, and count the verdicts.
 
-    `model` is a path, a hub id, or an engine that is already loaded (and stays open). Whatever `store` already holds is
-    not drawn again. `clock("sampling")` and `clock("grading")` are entered around the two halves, for callers that keep
-    time. Returns one row per benchmark and problem: benchmark, problem, n, correct, wrong, no_answer, truncated,
-    timeout, error, mean_tokens. Raises ParameterError for no benchmarks, or k > num_samples, before anything is loaded.
+    `model` is a path, a hub id, or an engine that is already loaded (and stays open). Whatever `store` already
+    holds is not drawn again, and may be more than `num_samples`. `clock("sampling")` and `clock("grading")` are
+    entered around the two halves, for callers that keep time. Returns one row per benchmark and problem: benchmark,
+    problem, n, correct, wrong, no_answer, truncated, timeout, error, mean_tokens. Raises ParameterError for no
+    benchmarks or k > num_samples before anything is loaded, and for prompts that do not fit the context before
+    anything is sampled.
     """
     if not benchmarks or not all(benchmarks.values()):
         raise ParameterError("benchmarks is empty: name at least one benchmark with at least one problem")
@@ -63,10 +66,17 @@ def evaluate(
             loaded = model
             if isinstance(model, (str, Path)):
                 loaded = stack.enter_context(closing(load_engine(engine, model, max_model_len=max_model_len)))
+            for problems in benchmarks.values():  # all of them, before the first is sampled
+                prompts = [render(problem.question, loaded.tokenizer, template) for problem in problems]
+                check_fits(prompts, params.max_tokens, loaded.context_length)
             for name, problems in benchmarks.items():
                 sample(
                     loaded, problems, num_samples, params, store, benchmark=name, template=template, progress=progress
                 )
         with clock("grading"):
             grade_store(store, benchmarks, grader.grade, progress=progress)
-    return store.counts()
+    asked = {(name, problem.id) for name, problems in benchmarks.items() for problem in problems}
+    counts = store.counts()
+    return counts[[key in asked for key in zip(counts["benchmark"], counts["problem"], strict=True)]].reset_index(
+        drop=True
+    )

@@ -84,10 +84,7 @@ def build_model(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if architecture not in ARCHITECTURES:
-        raise ParameterError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
-    if hidden_size % HEAD_DIM:
-        raise ParameterError(f"hidden_size must be a multiple of {HEAD_DIM}, not {hidden_size}")
+    _check_architecture(architecture, hidden_size)
     heads = hidden_size // HEAD_DIM
     config = AutoConfig.for_model(
         architecture,
@@ -112,6 +109,13 @@ def build_model(
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.generation_config.do_sample = True
     return model.eval()
+
+
+def _check_architecture(architecture: str, hidden_size: int) -> None:
+    if architecture not in ARCHITECTURES:
+        raise ParameterError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
+    if hidden_size < HEAD_DIM or hidden_size % HEAD_DIM:
+        raise ParameterError(f"hidden_size must be a multiple of {HEAD_DIM}, not {hidden_size}")
 
 
 # --- the synthetic task -----------------------------------------------------------------------------------------------
@@ -176,7 +180,7 @@ class Expression:
     @property
     def steps(self) -> tuple[tuple[str, str, str], ...]:
         """(label, operator, term) of each step; the label says which step it is."""
-        return tuple(zip(LABELS, self.operators, self.terms[1:], strict=False))
+        return tuple(zip(LABELS[: len(self.operators)], self.operators, self.terms[1:], strict=True))
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -193,8 +197,29 @@ class Expression:
         return self.states[-1]
 
 
+def check_terms(terms: Sequence[int], where: str) -> None:
+    """Raise ParameterError unless there are labels for the steps of every length."""
+    most = len(LABELS) + 1
+    if not terms or not all(2 <= n <= most for n in terms):
+        raise ParameterError(f"{where} must name numbers of terms between 2 and {most}, not {list(terms)}")
+
+
+def check_style(style: str, where: str = "style") -> None:
+    """Raise ParameterError for a style of traces that nobody writes."""
+    if style not in STYLES:
+        raise ParameterError(f"{where} must be one of {', '.join(STYLES)}, not {style!r}")
+
+
+def check_pretraining(settings: PretrainingSettings, where: str) -> None:
+    """Raise ParameterError for a base model that cannot be made."""
+    _check_architecture(settings.architecture, settings.hidden_size)
+    check_terms(settings.terms, f"{where}.pretraining.terms")
+    check_style(settings.style, f"{where}.pretraining.style")
+
+
 def draw_expressions(specs: Sequence[TaskSpec], count: int, rng: np.random.Generator) -> list[Expression]:
     """`count` expressions without repeats, each of a spec drawn uniformly from `specs` (repeat a spec to weight it)."""
+    check_terms([spec.terms for spec in specs], "terms")
     drawn: dict[str, Expression] = {}
     while len(drawn) < count:
         spec = specs[rng.integers(len(specs))]
@@ -218,8 +243,7 @@ def write_trace(
     4+8=2=522 (longer, and each token easier), terse only the states. With `slip`, each digit of a result is replaced by
     a random one with that probability and the error is carried on, as a fallible writer would.
     """
-    if style not in STYLES:
-        raise ParameterError(f"style must be one of {', '.join(STYLES)}, not {style!r}")
+    check_style(style)
     state = expression.terms[0]
     lines = []
     for label, operator, term in expression.steps:

@@ -22,6 +22,7 @@ import pandas as pd
 
 from quagmire_utils.benchmarks import BENCHMARKS, Problem, load_benchmark
 from quagmire_utils.config import ParameterError, load_profile
+from quagmire_utils.engines import model_digest
 from quagmire_utils.store import SampleStore, digest
 
 if TYPE_CHECKING:
@@ -71,6 +72,11 @@ def set_aside_records(folder: str | Path) -> Path | None:
     Figures, executed notebooks and logs stay. Returns the new place; None where there was nothing.
     """
     folder = Path(folder)
+    from quagmire_utils.sweep import only_sweep
+
+    if (folder / "work").is_dir():
+        with only_sweep(folder):  # refuses while a sweep is running there
+            pass
     items = [item for item in (folder / "work", folder / "manifest.json", *folder.glob("*.parquet")) if item.exists()]
     if not items:
         return None
@@ -125,7 +131,9 @@ def evaluation_folder(
     if output:
         path = Path(output).expanduser()
         return path if path.is_absolute() else ROOT / path
-    settings = [model, revision, engine, template, params.temperature, params.top_p, params.max_tokens, params.seed]
+    # a checkpoint counts by its content: trained again, it is another model in the same place
+    identity = model_digest(model) if Path(model).is_dir() else model
+    settings = [identity, revision, engine, template, params.temperature, params.top_p, params.max_tokens, params.seed]
     return ROOT / "results" / "evaluations" / f"{Path(model).name}-{digest(settings)[:8]}"
 
 

@@ -8,6 +8,7 @@ grader, as the benchmark scores do, so what RL maximises is exactly what the eva
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from quagmire_utils.benchmarks import Problem
 from quagmire_utils.config import ParameterError, RLSettings
 from quagmire_utils.prompts import check_fits, render
 from quagmire_utils.sft import progress_callback
-from quagmire_utils.store import write_json, write_parquet
+from quagmire_utils.store import read_json, write_json, write_parquet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,15 +48,16 @@ def train_rl(
         raise ParameterError("problems is empty: there is nothing to learn from")
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import GRPOConfig, GRPOTrainer
 
-    from quagmire_utils.engines import Request, SamplingParams
+    from quagmire_utils.engines import Request, SamplingParams, load_config, resolve_dtype
     from quagmire_utils.engines.transformers import TransformersEngine
     from quagmire_utils.grading import Verdict
 
     output = Path(output)
-    engine = TransformersEngine(str(model))  # the policy samples its own rollouts: one set of weights
+    # The policy samples its own rollouts: one set of weights. In float32, because a step of 1e-6 on a bf16 weight is
+    # nearly always rounded away; matrix products still run in bf16 where the checkpoint is bf16 and the GPU has it.
+    engine = TransformersEngine(str(model), dtype="float32")
     policy, tokenizer = engine.module, engine.tokenizer
     prompts = {problem.question: render(problem.question, tokenizer, template) for problem in problems}
     check_fits(list(prompts.values()), settings.max_tokens, engine.context_length)
@@ -102,7 +104,7 @@ def train_rl(
         beta=settings.kl_coefficient,
         entropy_coef=settings.entropy_coefficient,
         gradient_checkpointing=settings.gradient_checkpointing,
-        bf16=str(policy.dtype) == "torch.bfloat16",
+        bf16=engine.device.type == "cuda" and resolve_dtype(load_config(str(model)), "auto") == "bfloat16",
         use_cpu=engine.device.type == "cpu",
         dataloader_pin_memory=False,
         seed=settings.seed,
@@ -131,14 +133,36 @@ def train_rl(
     trainer.remove_callback(PrinterCallback)
     if on_progress is not None:
         trainer.add_callback(progress_callback(on_progress))
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)) if output.exists() else None)
-    curve = _curve(trainer.state.log_history)
+    latest = _latest_checkpoint(output)
+    history = _history(latest)
+    if not history or history["global_step"] < settings.steps:
+        trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
+        history = {"log_history": trainer.state.log_history}
+    curve = _curve(history["log_history"])
     write_parquet(curve, output / "curve.parquet")
     write_json(
         {"settings": asdict(settings), "checkpoints": sorted(keep), "seconds": time.perf_counter() - started},
         output / "rl.json",
     )
     return curve
+
+
+def _latest_checkpoint(output: Path) -> Path | None:
+    """The last complete checkpoint of a run; what a kill left half-written is removed."""
+    complete = []
+    for folder in output.glob("checkpoint-*"):
+        if _history(folder) is None:  # the trainer's state is the last file that is written
+            shutil.rmtree(folder)
+        else:
+            complete.append(folder)
+    return max(complete, key=lambda folder: int(folder.name.split("-")[1]), default=None)
+
+
+def _history(checkpoint: Path | None) -> dict | None:
+    try:
+        return None if checkpoint is None else read_json(checkpoint / "trainer_state.json")
+    except (OSError, ValueError):
+        return None
 
 
 def _curve(log_history: list[dict[str, float]]) -> pd.DataFrame:

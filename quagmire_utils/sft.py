@@ -82,6 +82,9 @@ def train_sft(
         model = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
     elif tokenizer is None:
         raise ParameterError("tokenizer must be given when model is an object rather than a path")
+    # float32 weights, because small steps on bf16 weights are rounded away; saved in the checkpoint's own type
+    own_dtype = model.dtype
+    model.float()
     rows = tokenize_traces(traces, tokenizer, template=template, max_length=settings.max_length)
     steps = math.ceil(math.ceil(len(rows) / settings.batch_size) * settings.epochs)
     micro_batch = settings.micro_batch_size or settings.batch_size
@@ -100,7 +103,7 @@ def train_sft(
         completion_only_loss=True,
         adam_beta2=settings.adam_beta2,
         gradient_checkpointing=settings.gradient_checkpointing,
-        bf16=str(model.dtype) == "torch.bfloat16",
+        bf16=_has_accelerator() and str(own_dtype) == "torch.bfloat16",
         use_cpu=not _has_accelerator(),
         dataloader_pin_memory=False,
         seed=settings.seed,
@@ -127,7 +130,7 @@ def train_sft(
         "final_loss": losses[-1] if losses else None,
         "seconds": time.perf_counter() - started,
     }
-    model.eval()
+    model.eval().to(own_dtype)
     if output is not None:
         _save(model, tokenizer, summary, Path(output))
     return summary

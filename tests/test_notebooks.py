@@ -25,7 +25,7 @@ WORKFLOWS = {
     "run_sweep": {"profile", "workers", "fresh"},
     "evaluate_model": {
         *("model", "revision", "engine", "benchmarks", "num_samples", "k", "temperature", "max_tokens", "template"),
-        *("limit", "seed", "output"),
+        *("limit", "seed", "output", "max_model_len"),
     },
 }
 

@@ -3,6 +3,9 @@
 import dataclasses
 import os
 import random
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +13,9 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
+import yaml
 
 from quagmire_utils import store, sweep
 from quagmire_utils.config import ParameterError, load_profile
@@ -57,6 +62,11 @@ def command(tiny, folder):
 
 def run(tiny, folder):
     return subprocess.run(command(tiny, folder), capture_output=True, text=True, check=False)
+
+
+def in_family(name, value):
+    """An override of one parameter of the only family."""
+    return {"families": [yaml.safe_load(TINY)["families"][0] | {name: value}]}
 
 
 def records(folder):
@@ -161,6 +171,23 @@ def test_records_are_enough_to_resume_from(tiny, unbroken, tmp_path):
 
 
 @pytest.mark.slow
+def test_leftovers_of_other_parameters_are_not_used(tiny, unbroken, tmp_path):
+    """With another SFT rate the base stays, the candidates and their RL are made anew: as in a folder of their own."""
+    changed = load_profile(tiny, {"sft.learning_rate": 0.005})
+    for name in ("mixed", "own"):
+        if name == "mixed":
+            shutil.copytree(unbroken, tmp_path / name)
+        profile = tmp_path / f"{name}.yaml"
+        profile.write_text(tiny.read_text().replace("sft: {learning_rate: 0.001", "sft: {learning_rate: 0.005"))
+        run(profile, tmp_path / name).check_returncode()
+    assert load_profile(tmp_path / "own.yaml") == changed
+    mixed, own, before = (records(folder) for folder in (tmp_path / "mixed", tmp_path / "own", unbroken))
+    for name, frame in own.items():
+        pd.testing.assert_frame_equal(mixed[name], frame, obj=name)
+    assert not own["generalization_loss"].equals(before["generalization_loss"])
+
+
+@pytest.mark.slow
 def test_a_killed_sweep_ends_like_an_unbroken_one(tiny, unbroken, tmp_path):
     rng, kills = random.Random(0), 0
     for _ in range(20):
@@ -191,14 +218,44 @@ def test_a_failing_cell_names_itself_its_log_and_the_way_on(tiny, tmp_path):
     result = run(tiny, tmp_path)
     assert result.returncode == 1
     assert "cell a/base failed" in result.stderr
-    assert "./reproduce.sh --profile" in result.stderr
+    again = re.search(r"Go on with: python -m (.*)", result.stderr)[1]
+    assert again == shlex.join(command(tiny, tmp_path)[2:])
     log = tmp_path / "work" / "logs" / "a__base.log"
     assert str(log) in result.stderr
     assert "Traceback" in log.read_text()
+    blocked.unlink()
+    subprocess.run([sys.executable, "-m", *shlex.split(again)], check=True, capture_output=True)
+    assert (tmp_path / "manifest.json").is_file()
+
+
+def test_a_failed_sweep_leaves_no_worker_behind(tiny, tmp_path):
+    """In a kernel the process lives on; workers that lived on with it would meet the next sweep at the same cell."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "models").write_text("a file where the checkpoints should go")
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    with pytest.raises(sweep.SweepError, match="a/base"):
+        sweep.run_sweep(load_profile(tiny), tmp_path, progress=False)
+    left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+    assert not [p for p in left if "spawn_main" in " ".join(p.cmdline())]
+    with sweep.only_sweep(tmp_path):
+        pass
+
+
+def test_a_profile_does_not_pass_for_a_shipped_one(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(TINY.replace("name: tiny", "name: smoke"))
+    with pytest.raises(ParameterError, match="calls itself 'smoke'"):
+        load_profile(path)
+
+
+def test_looking_at_finished_records_does_not_rewrite_them(tiny, unbroken):
+    files = {p: p.read_bytes() for p in unbroken.iterdir() if p.is_file()}
+    sweep.run_sweep(load_profile(tiny), unbroken, progress=False)
+    assert {p: p.read_bytes() for p in unbroken.iterdir() if p.is_file()} == files
 
 
 def test_two_sweeps_do_not_share_a_folder(tiny, tmp_path):
-    with sweep._only_sweep(tmp_path):
+    with sweep.only_sweep(tmp_path):
         result = run(tiny, tmp_path)
     assert result.returncode == 2
     assert "another sweep is running" in result.stderr
@@ -210,6 +267,18 @@ def test_bad_profiles_are_refused_before_anything_runs(tiny, tmp_path):
         ({"rl.rollouts": 1}, "rl.rollouts"),
         ({"evaluation.k": 9}, "evaluation.k"),
         ({"families": []}, "families"),
+        ({"benchmarks": {"sums2": 0}}, "benchmarks.sums2"),
+        ({"evaluation.engine": "llama.cpp"}, "engine"),
+        ({"evaluation.template": "alpaca"}, "evaluation.template"),
+        ({"rl.prompts_per_step": 9}, "rl_problems"),
+        (in_family("candidates", [{"selection": "prettiest", "n_examples": 4}]), "selection"),
+        (in_family("candidates", [{"selection": "random", "n_examples": 400}]), "n_examples"),
+        (in_family("candidates", [{"selection": "random", "n_examples": 4, "source": "x"}]), "source 'x'"),
+        (in_family("candidates", 2 * [{"selection": "random", "n_examples": 4}]), "2 times"),
+        (in_family("rl_terms", [2, 99]), "rl_terms"),
+        (in_family("sources", {"main": {"style": "prose"}}), "style"),
+        (in_family("pretraining", {"architecture": "rnn"}), "architecture"),
+        (in_family("pretraining", {"examples": 0}), "pretraining.examples"),
     ):
         with pytest.raises(ParameterError, match=named):
             sweep.run_sweep(load_profile(tiny, override), tmp_path / "x")

@@ -69,6 +69,19 @@ def test_sft_is_reproducible_and_records_what_it_did(base, tmp_path):
     assert not list(tmp_path.glob("*.training"))
 
 
+def test_bf16_checkpoints_are_trained_in_float32_and_saved_in_bf16(base, tmp_path):
+    """Steps of 1e-6 on weights of 0.06 vanish in bf16 arithmetic; in float32 they add up."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    start = {k: v.clone().float() for k, v in model.state_dict().items()}
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    settings = SFTSettings(batch_size=8, learning_rate=1e-5, epochs=20, final_lr_fraction=1.0, warmup_fraction=0)
+    train_sft(model, TRACES, tmp_path / "out", settings, tokenizer=tokenizer, progress=False)
+    end = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert end.dtype == torch.bfloat16
+    moved = [(end.state_dict()[k].float() - start[k]).abs().mean().item() for k in start if "mlp" in k]
+    assert min(moved) > 1e-4  # sixty steps of 1e-5; in bf16 most of them would round to nothing
+
+
 def test_only_response_tokens_are_trained_on(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     for row, trace in zip(tokenize_traces(TRACES, tokenizer), TRACES, strict=True):
@@ -141,10 +154,21 @@ def test_a_run_that_breaks_goes_on_to_the_same_end(base, tmp_path):
         train_rl(base, PROBLEMS, tmp_path / "broken", RL, grader=breaks, progress=False)
     assert (tmp_path / "broken" / "checkpoint-2").is_dir()
     assert not (tmp_path / "broken" / "rl.json").exists()
+    torn = tmp_path / "broken" / "checkpoint-3"  # a save that the kill cut short
+    torn.mkdir()
+    (torn / "config.json").write_text("{")
     resumed = train_rl(base, PROBLEMS, tmp_path / "broken", RL, grader=odd_length, progress=False)
     pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), unbroken.drop(columns="seconds"))
     ends = [weights(tmp_path / name / "checkpoint-4") for name in ("unbroken", "broken")]
     assert equal(*ends)
+    (tmp_path / "broken" / "rl.json").unlink()  # killed after the last checkpoint, before the end
+
+    def unneeded(responses, problems):
+        raise AssertionError("there is no step left to take")
+
+    again = train_rl(base, PROBLEMS, tmp_path / "broken", RL, grader=unneeded, progress=False)
+    pd.testing.assert_frame_equal(again, resumed)
+    assert equal(ends[0], weights(tmp_path / "broken" / "checkpoint-4"))
 
 
 def test_the_real_grader_is_the_reward(base, tmp_path):

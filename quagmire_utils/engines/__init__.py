@@ -19,6 +19,7 @@ What both engines promise, so that their results are equal in distribution and c
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Sequence
@@ -111,8 +112,7 @@ def load_engine(
     Raises ParameterError, before any weight is read, for an unknown engine, a folder without weights or tokenizer, or
     a library that isn't installed.
     """
-    if name not in ENGINES:
-        raise ParameterError(f"engine must be one of {', '.join(ENGINES)}, not {name!r}")
+    check_engine(name)
     if dtype not in DTYPES:
         raise ParameterError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     if batch_size is not None and batch_size < 1:
@@ -134,6 +134,14 @@ def load_engine(
     return TransformersEngine(
         str(model), revision=revision, dtype=dtype, device=device, max_model_len=max_model_len, batch_size=batch_size
     )
+
+
+def check_engine(name: str) -> None:
+    """Raise ParameterError for an engine that does not exist, or whose library is not installed."""
+    if name not in ENGINES:
+        raise ParameterError(f"engine must be one of {', '.join(ENGINES)}, not {name!r}")
+    if importlib.util.find_spec(name) is None:
+        raise ParameterError(f"engine {name} is not installed: `./reproduce.sh setup` installs it where it can be had")
 
 
 def check_model(model: str | Path) -> None:

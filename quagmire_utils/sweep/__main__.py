@@ -1,0 +1,45 @@
+"""Command line of the sweep: `python -m quagmire_utils.sweep smoke`."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from quagmire_utils.config import ParameterError, load_profile
+from quagmire_utils.notebook import results_folder
+from quagmire_utils.sweep import SweepError, finished_cells, plan, run_sweep
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: run or show the plan of a profile's sweep."""
+    parser = argparse.ArgumentParser(
+        prog="python -m quagmire_utils.sweep", description="Trains and measures the grid of candidates."
+    )
+    parser.add_argument("profile", help="smoke, mini, single_gpu, paper, or the path of a YAML file")
+    parser.add_argument("--results", type=Path, help="where records go (default: results/<profile>)")
+    parser.add_argument("--workers", type=int, help="processes, one core each (default: the profile's)")
+    parser.add_argument("--plan", action="store_true", help="only list the cells and which of them are done")
+    options = parser.parse_args(arguments)
+    try:
+        profile = load_profile(options.profile)
+        folder = options.results or results_folder(options.profile)
+        if options.plan:
+            cells = plan(profile)
+            done = finished_cells(folder, cells)
+            for cell in cells:
+                print("done" if cell.id in done else "to do", cell.id)
+            return 0
+        run_sweep(profile, folder, workers=options.workers)
+    except ParameterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except SweepError as error:
+        again = shlex.join(["python", "-m", "quagmire_utils.sweep", *(arguments or sys.argv[1:])])
+        print(f"error: {error}\nGo on with: {again}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""Computing one cell: train or load its checkpoint, measure it, and write its records in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from quagmire_utils import store
+from quagmire_utils.config import Profile
+from quagmire_utils.sweep.grid import (
+    Cell,
+    benchmark_problems,
+    cell_folder,
+    derive_seed,
+    digest_path,
+    model_folder,
+    progress_path,
+    rl_problems,
+    samples_folder,
+    source_traces,
+)
+
+BASE_THREADS = 2  # the other cells of a family wait for its base, so it gets both cores of a small machine
+VALIDATION = "validation"  # the held-out traces of the family's main source
+
+
+class _Stopwatch:
+    """Where a cell's time goes, in seconds by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def _clear_stale(folder: Path, cell: Cell) -> None:
+    """Remove what this cell left in `folder` when it had other parameters; what it left with these ones is resumed."""
+    note = digest_path(folder, cell)
+    if not note.is_file() or note.read_text() != cell.digest:
+        for stale in (model_folder(folder, cell.id), samples_folder(folder, cell), cell_folder(folder, cell)):
+            shutil.rmtree(stale, ignore_errors=True)
+        store.write_text(cell.digest, note)
+
+
+def has_checkpoint(folder: Path, cell: Cell) -> bool:
+    """Whether the checkpoint that a cell trains is there, made with its present parameters."""
+    note = digest_path(folder, cell)
+    return note.is_file() and note.read_text() == cell.digest and model_folder(folder, cell.id).is_dir()
+
+
+class _Progress:
+    """Notes in a file how far a cell's training is, at most once a second."""
+
+    def __init__(self, folder: Path, cell: Cell) -> None:
+        self.path = progress_path(folder, cell)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.noted = 0.0
+
+    def __call__(self, fraction: float) -> None:
+        if time.monotonic() - self.noted >= 1:
+            self.noted = time.monotonic()
+            self.path.write_text(f"{fraction:.4f}")
+
+
+def run_cell(profile: Profile, folder: Path, cell: Cell) -> None:
+    """Compute one cell (its starting checkpoint must be there) and write its records.
+
+    While it trains, `work/progress/<cell>` holds the fraction done, for the bar of the process that waits.
+    """
+    import torch
+
+    from quagmire_utils.grading import Grader
+
+    # a fixed number, whatever else runs: sums in another order would make another base, and so other candidates
+    threads = BASE_THREADS if cell.kind == "base" else 1
+    torch.set_num_threads(threads)
+    _clear_stale(folder, cell)
+    clock = _Stopwatch()
+    family = next(family for family in profile.families if family.name == cell.family)
+    started, started_cpu = time.perf_counter(), time.process_time()
+    with Grader(timeout=profile.evaluation.grading_timeout, workers=1) as grader:
+        run = {"base": _run_base, "sft": _run_sft, "rl": _run_rl}[cell.kind]
+        facts, records = run(profile, family, folder, cell, clock, grader)
+    total = time.perf_counter() - started
+    target = cell_folder(folder, cell)
+    scratch = target.with_name(target.name + ".writing")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    for name, frame in records.items():
+        store.write_parquet(frame, scratch / f"{name}.parquet")
+    store.write_json(
+        {
+            **asdict(cell),
+            **facts,
+            "seconds": {**clock.seconds, "total": total},
+            "cpu_seconds": time.process_time() - started_cpu,  # of this process, the grader's not counted
+            "threads": threads,
+            "hardware": store.hardware(),
+            "packages": store.package_versions(),
+            "seed": derive_seed(profile.seed, cell.id),
+        },
+        scratch / "cell.json",
+    )
+    if target.exists():
+        shutil.rmtree(target)
+    scratch.rename(target)
+    if cell.kind == "rl" and not profile.keep_rl_models:
+        shutil.rmtree(model_folder(folder, cell.id), ignore_errors=True)
+
+
+def _run_base(profile, family, folder, cell, clock, grader):
+    from quagmire_utils import microlab
+
+    model = model_folder(folder, cell.id)
+    if not model.is_dir():
+        with clock("pretraining"):
+            microlab.pretrain(
+                family.pretraining,
+                model,
+                seed=derive_seed(profile.seed, cell.id),
+                on_progress=_Progress(folder, cell),
+            )
+    for name, problems in benchmark_problems(profile).items():
+        microlab.write_problems(problems, folder / "work" / "benchmarks" / f"{name}.jsonl")
+    keys = {"family": cell.family, "candidate": cell.candidate, "stage": "base", "rl_run": -1, "checkpoint": 0}
+    return {}, {
+        "counts": _measure(profile, folder, cell, model, keys, profile.evaluation.num_samples, clock, grader),
+        "generalization_loss": _loss(profile, family, model, keys, clock),
+    }
+
+
+def _run_sft(profile, family, folder, cell, clock, grader):
+    from transformers import AutoTokenizer
+
+    from quagmire_utils import curation, sft
+
+    candidate = next(c for c in family.candidates if c.name == cell.candidate)
+    base, model = model_folder(folder, cell.needs), model_folder(folder, cell.id)
+    with clock("curation"):
+        pool, _ = source_traces(profile, family, candidate.source)
+        traces = curation.select(
+            pool,
+            candidate.selection,
+            candidate.n_examples,
+            tokenizer=AutoTokenizer.from_pretrained(base),
+            seed=derive_seed(profile.seed, family.name, candidate.source, "selection"),
+        )
+    if not model.is_dir():
+        with clock("sft"):
+            settings = dataclasses.replace(
+                profile.sft,
+                epochs=candidate.epochs,
+                learning_rate=candidate.learning_rate or profile.sft.learning_rate,
+                seed=derive_seed(profile.seed, cell.id),
+            )
+            sft.train_sft(base, traces, model, settings, progress=False, on_progress=_Progress(folder, cell))
+    trained = store.read_json(model / "sft.json")
+    keys = {"family": cell.family, "candidate": cell.candidate, "stage": "sft", "rl_run": -1, "checkpoint": 0}
+    facts = {"sft_tokens": trained["tokens"], "sft_loss": trained["final_loss"]}
+    return facts, {
+        "counts": _measure(profile, folder, cell, model, keys, profile.evaluation.num_samples, clock, grader),
+        "generalization_loss": _loss(profile, family, model, keys, clock),
+    }
+
+
+def _run_rl(profile, family, folder, cell, clock, grader):
+    from quagmire_utils import rl
+
+    start, output = model_folder(folder, cell.needs), model_folder(folder, cell.id)
+    settings = dataclasses.replace(profile.rl, seed=derive_seed(profile.seed, cell.id))
+    if not (output / "rl.json").is_file():
+        with clock("rl"):
+            rl.train_rl(
+                start,
+                rl_problems(profile, family),
+                output,
+                settings,
+                grader=grader.grade,
+                progress=False,
+                on_progress=_Progress(folder, cell),
+            )
+    keys = {"family": cell.family, "candidate": cell.candidate, "stage": "rl", "rl_run": cell.run}
+    counts = [
+        _measure(
+            profile,
+            folder,
+            cell,
+            output / f"checkpoint-{step}",
+            {**keys, "checkpoint": step},
+            profile.evaluation.rl_num_samples,
+            clock,
+            grader,
+        )
+        for step in settings.checkpoint_steps
+    ]
+    curve = store.read_parquet(output / "curve.parquet")
+    names = {"family": cell.family, "candidate": cell.candidate, "rl_run": cell.run}
+    for position, (name, value) in enumerate(names.items()):
+        curve.insert(position, name, value)
+    return {}, {"counts": pd.concat(counts, ignore_index=True), "rl_curves": curve}
+
+
+def _measure(profile, folder, cell, model, keys, n, clock, grader) -> pd.DataFrame:
+    """Sample, grade and count one checkpoint on all benchmarks."""
+    from quagmire_utils.engines import SamplingParams
+    from quagmire_utils.evaluation import evaluate
+
+    samples = store.SampleStore(samples_folder(folder, cell) / str(keys["checkpoint"]))
+    params = SamplingParams(
+        temperature=profile.evaluation.temperature,
+        max_tokens=profile.evaluation.max_tokens,
+        seed=derive_seed(profile.seed, *keys.values()),
+    )
+    counts = evaluate(
+        model,
+        benchmark_problems(profile),
+        n,
+        params,
+        samples,
+        engine=profile.evaluation.engine,
+        template=profile.evaluation.template,
+        grader=grader,
+        progress=False,
+        clock=clock,
+    )
+    for position, (name, value) in enumerate(keys.items()):
+        counts.insert(position, name, value)
+    return counts
+
+
+def _loss(profile, family, model, keys, clock) -> pd.DataFrame:
+    """The generalization loss of one checkpoint on the main source's held-out traces."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from quagmire_utils.generalization_loss import generalization_loss
+
+    with clock("generalization_loss"):
+        _, validation = source_traces(profile, family, next(iter(family.sources)))
+        loss = generalization_loss(
+            AutoModelForCausalLM.from_pretrained(model),
+            AutoTokenizer.from_pretrained(model),
+            validation,
+            template=profile.evaluation.template,
+            progress=False,
+        )
+    row = {
+        "family": keys["family"],
+        "candidate": keys["candidate"],
+        "stage": keys["stage"],
+        "validation_set": VALIDATION,
+        "nll": loss.nll,
+        "standard_error": loss.standard_error,
+        "tokens": loss.tokens,
+        "traces": len(validation),
+    }
+    return pd.DataFrame([row])
