@@ -25,6 +25,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,9 @@ def last_boxed(text: str) -> str | None:
 
 def _plain_number(value: object) -> str:
     """`142.0` -> `142`; text is kept as it is."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
+    if isinstance(value, float):
+        # never 1e-07, which a grader reads as e - 7
+        return str(int(value)) if value.is_integer() else format(Decimal(repr(value)), "f")
     return str(value).strip()
 
 
@@ -438,6 +440,13 @@ def _load_problem_file(path: Path) -> list[Problem]:
         for column in ("id", "question", "answer"):
             if row.get(column) is None or str(row[column]).strip() == "":
                 raise ParameterError(f"benchmark {path}: line {number} has no {column!r}")
+        if not isinstance(row["question"], str):
+            raise ParameterError(f"benchmark {path}: line {number} has a question that is no text")
+        answer = row["answer"]
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float) or answer in (math.inf, -math.inf):
+            raise ParameterError(f"benchmark {path}: line {number} has the answer {answer!r}, not text or a number")
+        if answer != answer:
+            raise ParameterError(f"benchmark {path}: line {number} has the answer NaN, not text or a number")
         tolerance = row.get("tolerance")
         if tolerance is not None and not (
             isinstance(tolerance, int | float) and math.isfinite(tolerance) and tolerance >= 0

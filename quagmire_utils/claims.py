@@ -88,7 +88,10 @@ def repeating_raises_loss(candidates: pd.DataFrame) -> Claim:
     last, before = rows.iloc[-1], rows.iloc[:-1].sort_values("gen_loss").iloc[0]
     rise = float(last["gen_loss"] - before["gen_loss"])
     width = SPREAD * math.hypot(last["gen_loss_se"], before["gen_loss_se"])
-    statistic += f" ({int(last['n_examples']):,} examples, {last['epochs']:g} against {before['epochs']:g} epochs)"
+    compared = f"{last['epochs']:g} against {before['epochs']:g} epochs"
+    statistic += (
+        f" ({int(last['n_examples']):,} examples, {compared}, one SFT run each: the interval is the loss's own)"
+    )
     verdict = _verdict(rise - width, rise + width, MIN_CANDIDATES, below=False)
     return Claim("Fig. 5", claim, statistic, rise, rise - width, rise + width, len(rows), math.nan, verdict)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -29,8 +30,8 @@ class ParameterError(ValueError):
 def _positive(settings: object, where: str, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
-        if not value > 0:
-            raise ParameterError(f"{where}.{name} must be positive, not {value}")
+        if not 0 < value < math.inf:
+            raise ParameterError(f"{where}.{name} must be positive and finite, not {value}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class SFTSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
         _positive(self, "sft", "epochs", "learning_rate", "batch_size", "max_length")
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
             raise ParameterError(
                 f"sft.micro_batch_size ({self.micro_batch_size}) must divide sft.batch_size ({self.batch_size})"
             )
@@ -90,7 +91,9 @@ class RLSettings:
             raise ParameterError(
                 f"rl.checkpoints must be between 1 and rl.steps ({self.steps}), not {self.checkpoints}"
             )
-        if self.micro_batch_size is not None and (self.prompts_per_step * self.rollouts) % self.micro_batch_size:
+        if self.micro_batch_size is not None and (
+            self.micro_batch_size < 1 or (self.prompts_per_step * self.rollouts) % self.micro_batch_size
+        ):
             raise ParameterError(
                 f"rl.micro_batch_size ({self.micro_batch_size}) must divide rl.prompts_per_step x rl.rollouts "
                 f"({self.prompts_per_step * self.rollouts})"
@@ -155,6 +158,9 @@ class PretrainingSettings:
 
     def __post_init__(self) -> None:
         """Refuse a base that cannot be made."""
+        for name in ("slip", "direct_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ParameterError(f"pretraining.{name} must be between 0 and 1, not {getattr(self, name)}")
         names = ("hidden_size", "layers", "examples", "learning_rate", "fallible_examples", "fallible_learning_rate")
         _positive(self, "pretraining", *names, "batch_size")
 
@@ -174,6 +180,15 @@ class CandidateSettings:
         """Refuse what names no candidate."""
         if self.scenario not in SCENARIOS:
             raise ParameterError(f"scenario must be one of {', '.join(SCENARIOS)}, not {self.scenario!r}")
+        _positive(self, f"candidate {self.selection}", "epochs")
+        if self.learning_rate is not None:
+            _positive(self, f"candidate {self.selection}", "learning_rate")
+        parts = self.selection.split("+")
+        if self.selection != "none" and (self.n_examples < len(parts) or len(set(parts)) < len(parts)):
+            raise ParameterError(
+                f"candidate {self.selection}: n_examples ({self.n_examples}) must give each selection, named once, at "
+                "least one example"
+            )
         if (self.selection == "none") != (self.n_examples == 0):
             raise ParameterError(
                 f"n_examples must be 0 exactly when selection is none, not {self.n_examples} with {self.selection!r}"
@@ -238,8 +253,13 @@ def load_profile(name: str | Path, overrides: Mapping[str, Any] | None = None) -
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise ParameterError(f"profile {str(name)!r} is not known; there are {known}, or give the path of a YAML file")
-    values = yaml.safe_load(path.read_text())
-    own = PROFILES / f"{values.get('name')}.yaml" if isinstance(values, dict) else path
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ParameterError(f"profile {path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ParameterError(f"profile {path} must be a mapping of parameters, not {type(values).__name__}")
+    own = PROFILES / f"{values.get('name')}.yaml"
     if own.is_file() and own.resolve() != path.resolve():
         raise ParameterError(
             f"name: {path} calls itself {values['name']!r}, whose records it would overwrite; rename it"

@@ -54,6 +54,8 @@ def evaluate(
     """
     if not benchmarks or not all(benchmarks.values()):
         raise ParameterError("benchmarks is empty: name at least one benchmark with at least one problem")
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int):
+        raise ParameterError(f"num_samples must be a whole number, not {num_samples!r}")
     if not 1 <= k <= num_samples:
         raise ParameterError(
             f"k ({k}) must be between 1 and num_samples ({num_samples}): Pass@k is undefined for k above the samples"

@@ -24,7 +24,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
-import math
 import os
 import re
 import signal
@@ -350,8 +349,8 @@ def _count_workers(workers: int | None) -> int:
 
 
 def _checked_timeout(timeout: float) -> float:
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
-        raise ParameterError(f"timeout must be a positive number of seconds, not {timeout!r}")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= 86400:
+        raise ParameterError(f"timeout must be a positive number of seconds, at most a day, not {timeout!r}")
     return float(timeout)
 
 

@@ -170,7 +170,8 @@ def example_answers(store: SampleStore, problems: Mapping[str, Sequence[Problem]
     """
     known = {(name, problem.id): problem for name, some in problems.items() for problem in some}
     graded = store.read(["benchmark", "problem", "index", "verdict"])
-    graded = graded[[key in known for key in zip(graded["benchmark"], graded["problem"], strict=True)]]
+    shown = [key in known for key in zip(graded["benchmark"], graded["problem"], strict=True)]
+    graded = graded[pd.Series(shown, index=graded.index, dtype=bool)]
     kinds = {"right": ["correct"], "wrong": ["wrong"], "undecided": ["no_answer", "timeout", "error"]}
     picks = {}
     for kind, verdicts in kinds.items():

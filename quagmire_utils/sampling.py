@@ -25,13 +25,16 @@ import pandas as pd
 from quagmire_utils.config import ParameterError
 from quagmire_utils.engines import Engine, Request, SamplingParams, model_digest
 from quagmire_utils.prompts import RenderedPrompt, check_fits, render, resolve_template
-from quagmire_utils.store import KEYS, SampleStore
+from quagmire_utils.store import KEYS, SampleStore, read_json, write_json
 
 if TYPE_CHECKING:
     from quagmire_utils.benchmarks import Problem
 
 _CHUNK_SAMPLES = 4096
 _CHUNK_TOKENS = 8_000_000  # an upper limit on what a kill can lose: well under an hour on any GPU
+
+
+GOLDS = "golds.json"  # in a store's folder: what each problem was graded against
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ def grade_store(
     from tqdm import tqdm
 
     golds = {(name, problem.id): problem for name, problems in benchmarks.items() for problem in problems}
+    _forget_changed_golds(store, golds)
     parts = store.parts()
     for part in tqdm(parts, desc="grading", unit="part", disable=not progress or len(parts) < 2, delay=2):
         if not regrade:
@@ -176,6 +180,31 @@ def grade_store(
             verdict=pd.Series(verdicts, index=frame.index, dtype=object),
         )
         store.replace_part(part, graded)
+
+
+def _forget_changed_golds(store: SampleStore, golds: Mapping[tuple[str, str], Problem]) -> None:
+    """Take back the verdicts that rest on another gold than a problem has now, and note what the golds are now.
+
+    The verdicts go first, so that a kill in between only makes this be done again.
+    """
+    path = store.path / GOLDS
+    noted = read_json(path) if path.is_file() else {}
+    now = {"/".join(key): [problem.answer, problem.tolerance] for key, problem in golds.items()}
+    changed = {key for key in golds if noted.get("/".join(key), now["/".join(key)]) != now["/".join(key)]}
+    for part in store.parts() if changed else []:
+        frame = store.read_part(part)
+        if frame is None:
+            continue
+        stale = pd.Series(
+            [key in changed for key in zip(frame["benchmark"], frame["problem"], strict=True)], dtype=bool
+        )
+        if stale.any():
+            columns = {
+                name: frame[name].astype(object).where(~stale.to_numpy(), None) for name in ("extracted", "verdict")
+            }
+            store.replace_part(part, frame.assign(**columns))
+    if noted | now != noted and store.path.is_dir():
+        write_json(noted | now, path)
 
 
 def problem_seed(seed: int, benchmark: str, problem_id: str) -> int:

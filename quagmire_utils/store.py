@@ -26,6 +26,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,6 +224,7 @@ def manifest(
     return {
         "configuration": dict(config),
         "configuration_digest": digest(config),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         **git_state(),
         "python": platform.python_version(),
         "packages": package_versions(),

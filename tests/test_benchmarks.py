@@ -374,3 +374,20 @@ def test_traces_survive_the_file(tmp_path):
 def test_bad_traces_are_refused(tmp_path, row, message):
     with pytest.raises(ParameterError, match=message):
         load_traces(write_jsonl(tmp_path / "traces.jsonl", [row]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"), [("1e-7", "0.0000001"), ("142.0", "142"), ("0.25", "0.25"), ("1e20", "100000000000000000000")]
+)
+def test_float_golds_are_written_without_exponents(tmp_path, answer, gold):
+    path = tmp_path / "own.jsonl"
+    path.write_text(f'{{"id": 1, "question": "q", "answer": {answer}}}\n')
+    assert load_benchmark(path)[0].answer == gold
+
+
+@pytest.mark.parametrize("answer", ["NaN", "Infinity", "true", '["1", "2"]', '{"a": 1}'])
+def test_answers_that_are_neither_text_nor_numbers_are_refused(tmp_path, answer):
+    path = tmp_path / "own.jsonl"
+    path.write_text(f'{{"id": 1, "question": "q", "answer": {answer}}}\n')
+    with pytest.raises(ParameterError, match="answer"):
+        load_benchmark(path)

@@ -207,6 +207,15 @@ def test_a_chunk_is_drawn_again_bit_for_bit(engine, tmp_path):
     pd.testing.assert_frame_equal(again, whole)
 
 
+def test_many_long_prompts_at_once(vllm_engine):
+    """More prompt tokens than vLLM reads in one step: none of the seeded requests may be read in part."""
+    requests = [Request(PROMPT * 20 + (i % 90 + 262,), 2, i) for i in range(150)]
+    assert sum(len(request.prompt_ids) for request in requests) > 3 * 4096
+    answers = vllm_engine.generate(requests, SamplingParams(max_tokens=4))
+    assert [len(group) for group in answers] == [2] * 150
+    assert all(1 <= completion.tokens <= 4 for group in answers for completion in group)
+
+
 def test_both_engines_use_the_same_end_tokens(transformers_engine, vllm_engine, exact):
     assert set(transformers_engine.ends) == set(vllm_engine.ends) == exact[1]
     assert transformers_engine.dtype == vllm_engine.dtype == "float32"

@@ -60,6 +60,25 @@ def test_asking_again_draws_nothing_and_asking_for_more_tops_up(model, tmp_path)
     assert later[later["index"] < 4].reset_index(drop=True).equals(texts)
 
 
+def test_a_corrected_gold_is_graded_anew(model, tmp_path):
+    """Verdicts of the old gold must not stay, nor mix with those of later samples."""
+    samples = SampleStore(tmp_path / "samples")
+    evaluate(model, SUMS, 4, PARAMS, samples, engine="transformers", progress=False)
+    frame = samples.read(["problem", "text", "verdict"])
+    problem = SUMS["sums2"][0]
+    assert set(frame["verdict"]) <= {"wrong", "no_answer"}
+    said = frame["text"][frame["problem"] == problem.id].tolist()
+    for part in samples.parts():  # as if the model had boxed 7 whenever it was asked the first problem
+        rows = samples.read_part(part)
+        rows.loc[rows["problem"] == problem.id, "text"] = "\\boxed{7}"
+        samples.replace_part(part, rows)
+    corrected = {"sums2": [Problem(problem.id, problem.question, "7"), *SUMS["sums2"][1:]]}
+    counts = evaluate(model, corrected, 4, PARAMS, samples, engine="transformers", progress=False)
+    assert counts.set_index("problem").loc[problem.id, ["n", "correct"]].tolist() == [4, 4]
+    assert counts["correct"].sum() == 4
+    assert len(said) == 4
+
+
 def test_an_engine_that_is_handed_in_stays_open(model, tmp_path):
     engine = load_engine("transformers", model)
     for name in ("one", "two"):

@@ -41,6 +41,14 @@ evaluation: {engine: transformers, num_samples: 4, rl_num_samples: 2, k: 4, max_
 """
 
 
+SOURCES = {"main": {"terms": [2], "pool": 40, "validation": 6}, "other": {"terms": [3], "pool": 40, "validation": 6}}
+
+
+def in_family(name, value):
+    """An override of one parameter of the only family."""
+    return {"families": [yaml.safe_load(TINY)["families"][0] | {name: value}]}
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     path = tmp_path_factory.mktemp("profile") / "tiny.yaml"
@@ -62,11 +70,6 @@ def command(tiny, folder):
 
 def run(tiny, folder):
     return subprocess.run(command(tiny, folder), capture_output=True, text=True, check=False)
-
-
-def in_family(name, value):
-    """An override of one parameter of the only family."""
-    return {"families": [yaml.safe_load(TINY)["families"][0] | {name: value}]}
 
 
 def records(folder):
@@ -101,6 +104,8 @@ def test_the_plan_names_every_cell_after_what_it_needs(tiny):
         ({"rl.steps": 4}, {"rl"}),
         ({"rl.runs": 2}, set()),  # a further run leaves the first ones as they are
         ({"workers": 1}, set()),
+        (in_family("sources", SOURCES), {"base", "sft", "rl"}),
+        (in_family("sources", dict(reversed(SOURCES.items()))), {"base", "sft", "rl"}),
         ({"description": "other words"}, set()),
     ],
 )
@@ -241,6 +246,34 @@ def test_a_failed_sweep_leaves_no_worker_behind(tiny, tmp_path):
         pass
 
 
+@pytest.mark.parametrize("damage", ["gone", "torn"])
+@pytest.mark.parametrize("name", ["counts.parquet", "cells.parquet", "candidates.parquet", "manifest.json"])
+def test_lost_record_files_are_collected_again(tiny, unbroken, tmp_path, name, damage):
+    folder = shutil.copytree(unbroken, tmp_path / "copy")
+    if damage == "gone":
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes((folder / name).read_bytes()[:50])
+    sweep.run_sweep(load_profile(tiny), folder, progress=False)
+    assert store.read_json(folder / "manifest.json")["cells_finished"] == 6
+    for table, frame in records(unbroken).items():
+        pd.testing.assert_frame_equal(records(folder)[table], frame, obj=table)
+
+
+@pytest.mark.slow
+def test_damaged_work_is_computed_again(tiny, unbroken, tmp_path):
+    folder = shutil.copytree(unbroken, tmp_path / "copy")
+    weights = folder / "work" / "models" / "a__base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    (folder / "work" / "cells" / "a__random-16x2" / "counts.parquet").unlink()
+    for name in ("counts.parquet", "manifest.json"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "work" / "models" / "a__random-16x2")
+    run(tiny, folder).check_returncode()
+    for table, frame in records(unbroken).items():
+        pd.testing.assert_frame_equal(records(folder)[table], frame, obj=table)
+
+
 def test_a_profile_does_not_pass_for_a_shipped_one(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(TINY.replace("name: tiny", "name: smoke"))
@@ -261,6 +294,14 @@ def test_two_sweeps_do_not_share_a_folder(tiny, tmp_path):
     assert "another sweep is running" in result.stderr
 
 
+@pytest.mark.parametrize("text", ["", "- a\n- b", "a: [1", "\tb: 1", "a: !!python/object:os.system x"])
+def test_files_that_are_no_profile_are_refused(tmp_path, text):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ParameterError, match=r"x\.yaml"):
+        load_profile(path, {"rl.steps": 3})
+
+
 def test_bad_profiles_are_refused_before_anything_runs(tiny, tmp_path):
     for override, named in (
         ({"benchmarks": {"imo": 3}}, "imo"),
@@ -279,6 +320,13 @@ def test_bad_profiles_are_refused_before_anything_runs(tiny, tmp_path):
         (in_family("sources", {"main": {"style": "prose"}}), "style"),
         (in_family("pretraining", {"architecture": "rnn"}), "architecture"),
         (in_family("pretraining", {"examples": 0}), "pretraining.examples"),
+        (in_family("pretraining", {"slip": 2.0}), "pretraining.slip"),
+        (in_family("candidates", [{"selection": "random", "n_examples": 4, "epochs": 0}]), "epochs"),
+        (in_family("candidates", [{"selection": "random", "n_examples": 4, "learning_rate": 0}]), "learning_rate"),
+        (in_family("candidates", [{"selection": "shortest+longest", "n_examples": 1}]), "shortest.longest"),
+        (in_family("name", "../a"), "name"),
+        ({"evaluation.grading_timeout": float("inf")}, "grading_timeout"),
+        ({"sft.micro_batch_size": 0}, "micro_batch_size"),
     ):
         with pytest.raises(ParameterError, match=named):
             sweep.run_sweep(load_profile(tiny, override), tmp_path / "x")

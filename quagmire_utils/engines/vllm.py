@@ -78,6 +78,10 @@ class VLLMEngine:
                 max_model_len=self.context_length,
                 generation_config="vllm",  # not the model's sampling defaults
                 enforce_eager=on_cpu,  # on a CPU, compiling costs a minute and gains little
+                # On a CPU vLLM 0.32 rewinds the generator of a seeded request whose prompt it has read in part, and a
+                # CPU generator cannot be rewound: so no prompt is ever read in part.
+                enable_chunked_prefill=False if on_cpu else None,
+                max_num_batched_tokens=max(self.context_length, 4096) if on_cpu else None,
                 disable_log_stats=True,
                 **{name: value for name, value in options.items() if value is not None},
             )

@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ParameterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except SweepError as error:
         again = shlex.join(["python", "-m", "quagmire_utils.sweep", *(arguments or sys.argv[1:])])
         print(f"error: {error}\nGo on with: {again}", file=sys.stderr)

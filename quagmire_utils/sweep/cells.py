@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from quagmire_utils import store
-from quagmire_utils.config import Profile
+from quagmire_utils.config import ParameterError, Profile
 from quagmire_utils.sweep.grid import (
     Cell,
     benchmark_problems,
@@ -50,15 +50,30 @@ def _clear_stale(folder: Path, cell: Cell) -> None:
     """Remove what this cell left in `folder` when it had other parameters; what it left with these ones is resumed."""
     note = digest_path(folder, cell)
     if not note.is_file() or note.read_text() != cell.digest:
+        note.unlink(missing_ok=True)
         for stale in (model_folder(folder, cell.id), samples_folder(folder, cell), cell_folder(folder, cell)):
-            shutil.rmtree(stale, ignore_errors=True)
+            if stale.exists():
+                shutil.rmtree(stale)  # what cannot be removed must not pass for new
         store.write_text(cell.digest, note)
 
 
 def has_checkpoint(folder: Path, cell: Cell) -> bool:
     """Whether the checkpoint that a cell trains is there, made with its present parameters."""
     note = digest_path(folder, cell)
-    return note.is_file() and note.read_text() == cell.digest and model_folder(folder, cell.id).is_dir()
+    return note.is_file() and note.read_text() == cell.digest and _is_complete(model_folder(folder, cell.id))
+
+
+def _is_complete(model: Path) -> bool:
+    """Whether a checkpoint is there and whole; one that is not is made again."""
+    from quagmire_utils.engines import check_model
+
+    if not model.is_dir():
+        return False
+    try:
+        check_model(model)
+    except ParameterError:
+        return False
+    return True
 
 
 class _Progress:
@@ -125,7 +140,7 @@ def _run_base(profile, family, folder, cell, clock, grader):
     from quagmire_utils import microlab
 
     model = model_folder(folder, cell.id)
-    if not model.is_dir():
+    if not _is_complete(model):
         with clock("pretraining"):
             microlab.pretrain(
                 family.pretraining,
@@ -158,12 +173,12 @@ def _run_sft(profile, family, folder, cell, clock, grader):
             tokenizer=AutoTokenizer.from_pretrained(base),
             seed=derive_seed(profile.seed, family.name, candidate.source, "selection"),
         )
-    if not model.is_dir():
+    if not _is_complete(model):
         with clock("sft"):
             settings = dataclasses.replace(
                 profile.sft,
                 epochs=candidate.epochs,
-                learning_rate=candidate.learning_rate or profile.sft.learning_rate,
+                learning_rate=profile.sft.learning_rate if candidate.learning_rate is None else candidate.learning_rate,
                 seed=derive_seed(profile.seed, cell.id),
             )
             sft.train_sft(base, traces, model, settings, progress=False, on_progress=_Progress(folder, cell))
@@ -181,6 +196,10 @@ def _run_rl(profile, family, folder, cell, clock, grader):
 
     start, output = model_folder(folder, cell.needs), model_folder(folder, cell.id)
     settings = dataclasses.replace(profile.rl, seed=derive_seed(profile.seed, cell.id))
+    if (output / "rl.json").is_file() and not all(
+        _is_complete(output / f"checkpoint-{step}") for step in settings.checkpoint_steps
+    ):
+        shutil.rmtree(output)
     if not (output / "rl.json").is_file():
         with clock("rl"):
             rl.train_rl(

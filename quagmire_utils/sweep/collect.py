@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,12 @@ from quagmire_utils.config import CandidateSettings, FamilySettings, Profile
 from quagmire_utils.sweep.grid import Cell, cell_folder, plan
 
 TABLES = ("counts", "generalization_loss", "rl_curves")
+RECORDS = (*TABLES, "candidates", "cells")
+TABLES_OF = {  # which tables a cell of each kind must have rows in
+    "base": ("counts", "generalization_loss"),
+    "sft": ("counts", "generalization_loss"),
+    "rl": ("counts", "rl_curves"),
+}
 
 
 def finished_cells(folder: Path, cells: Sequence[Cell]) -> set[str]:
@@ -22,17 +27,50 @@ def finished_cells(folder: Path, cells: Sequence[Cell]) -> set[str]:
     return {c.id for c in cells if collected.get(c.id) == c.digest or _is_fresh(folder, c)}
 
 
+def is_collected(profile: Profile, folder: Path) -> bool:
+    """Whether the records in `folder` are this profile's, complete and readable."""
+    try:
+        manifest = store.read_json(folder / "manifest.json")
+        same = manifest["configuration_digest"] == store.digest(asdict(profile))
+    except (OSError, ValueError, KeyError):
+        return False
+    readable = all(_read(folder / f"{name}.parquet") is not None for name in RECORDS)
+    collected = _collected(folder)
+    return same and readable and all(collected.get(cell.id) == cell.digest for cell in plan(profile))
+
+
 def _is_fresh(folder: Path, cell: Cell) -> bool:
-    path = cell_folder(folder, cell) / "cell.json"
-    return path.is_file() and store.read_json(path)["digest"] == cell.digest
+    """Whether a cell's own folder holds its records, made with its present parameters, and all readable."""
+    place = cell_folder(folder, cell)
+    try:
+        same = store.read_json(place / "cell.json")["digest"] == cell.digest
+    except (OSError, ValueError, KeyError):
+        return False
+    return same and all(_read(place / f"{table}.parquet") is not None for table in TABLES_OF[cell.kind])
+
+
+def _read(path: Path) -> pd.DataFrame | None:
+    """A table, or None where it is missing or damaged: its cells are then collected or computed again."""
+    try:
+        return store.read_parquet(path)
+    except (OSError, ValueError, KeyError):  # pyarrow's errors are ValueErrors and OSErrors
+        return None
 
 
 def _collected(folder: Path) -> dict[str, str]:
-    path = folder / "cells.parquet"
-    if not path.is_file():
+    """Digest by cell, of the cells with rows in every table that they belong to."""
+    frame = _read(folder / "cells.parquet")
+    if frame is None or not len(frame):
         return {}
-    frame = store.read_parquet(path)
-    return dict(zip(frame["cell"], frame["digest"], strict=True)) if len(frame) else {}
+    present = {}
+    for table in TABLES:
+        rows = _read(folder / f"{table}.parquet")
+        present[table] = set() if rows is None or not len(rows) else set(rows["cell"])
+    return {
+        cell: digest
+        for cell, kind, digest in zip(frame["cell"], frame["kind"], frame["digest"], strict=True)
+        if all(cell in present[table] for table in TABLES_OF[kind])
+    }
 
 
 def collect(profile: Profile, folder: str | Path, *, wall_seconds: float | None = None) -> dict[str, pd.DataFrame]:
@@ -46,10 +84,6 @@ def collect(profile: Profile, folder: str | Path, *, wall_seconds: float | None 
     collected = _collected(folder)
     fresh = {cell.id for cell in cells if _is_fresh(folder, cell)}
     kept = {cell.id for cell in cells if collected.get(cell.id) == cell.digest} - fresh
-    if set(collected) - kept:
-        # first forget that the dropped cells were done: a kill below must not leave them done and without rows
-        old = store.read_parquet(folder / "cells.parquet")
-        store.write_parquet(old[old["cell"].isin(kept)], folder / "cells.parquet")
     records: dict[str, pd.DataFrame] = {}
     for table in TABLES:
         parts = []
@@ -84,7 +118,6 @@ def collect(profile: Profile, folder: str | Path, *, wall_seconds: float | None 
     store.write_json(
         {
             **store.manifest(asdict(profile), seeds=[profile.seed], wall_seconds=wall_seconds),
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "cells": len(cells),
             "cells_finished": len(done),
             "cell_hours": hours,
@@ -127,5 +160,5 @@ def _candidate_row(profile: Profile, family: FamilySettings, candidate: Candidat
         "selection": candidate.selection,
         "n_examples": candidate.n_examples,
         "epochs": candidate.epochs,
-        "learning_rate": candidate.learning_rate or profile.sft.learning_rate,
+        "learning_rate": profile.sft.learning_rate if candidate.learning_rate is None else candidate.learning_rate,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -76,6 +77,9 @@ def check(profile: Profile) -> None:
             raise ParameterError(f"benchmarks: {name} is not one of {', '.join(microlab.MICRO_BENCHMARKS)}")
         if count < 1:
             raise ParameterError(f"benchmarks.{name} must be at least 1 problem, not {count}")
+    for name in (profile.name, *(family.name for family in profile.families)):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name):  # they become names of folders
+            raise ParameterError(f"name: {name!r} may hold letters, digits, dots and hyphens only")
     for family in profile.families:
         where = f"families.{family.name}"
         microlab.check_pretraining(family.pretraining, where)
@@ -119,9 +123,9 @@ def cost(profile: Profile, cell: Cell) -> float:
     return 4 * trained + problems * profile.evaluation.num_samples
 
 
-def _sources(family: FamilySettings) -> dict[str, object]:
+def _sources(family: FamilySettings) -> list[list[object]]:
     """The family's sources as plain data."""
-    return {name: asdict(source) for name, source in family.sources.items()}
+    return [[name, asdict(source)] for name, source in family.sources.items()]  # in order: the first is validated on
 
 
 # --- data of a micro family, the same in every process ---------------------------------------------------------------

@@ -10,13 +10,11 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
 from pathlib import Path
 
 from quagmire_utils.config import ParameterError, Profile
-from quagmire_utils.store import digest, read_json
 from quagmire_utils.sweep.cells import has_checkpoint, run_cell
-from quagmire_utils.sweep.collect import collect, finished_cells
+from quagmire_utils.sweep.collect import collect, finished_cells, is_collected
 from quagmire_utils.sweep.grid import Cell, check, cost, log_path, plan, progress_path
 
 
@@ -42,20 +40,9 @@ def run_sweep(profile: Profile, folder: str | Path, *, workers: int | None = Non
         with _SweepBar(profile, folder, cells, done, shown=progress) as bar:
             if todo:
                 _run_cells(profile, folder, todo, workers, bar)
-        if todo or not _is_collected(profile, folder):
+        if todo or not is_collected(profile, folder):  # else the manifest keeps saying where they were made
             collect(profile, folder, wall_seconds=time.time() - started)
     return folder
-
-
-def _is_collected(profile: Profile, folder: Path) -> bool:
-    """Whether the records are this profile's and complete: the manifest then keeps saying where they were made."""
-    path = folder / "manifest.json"
-    if not path.is_file():
-        return False
-    manifest = read_json(path)
-    return (
-        manifest["configuration_digest"] == digest(asdict(profile)) and manifest["cells_finished"] == manifest["cells"]
-    )
 
 
 class _SweepBar:
@@ -109,7 +96,10 @@ def only_sweep(folder: Path) -> Iterator[None]:
     import fcntl
 
     path = folder / "work" / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ParameterError(f"results: {folder} cannot be written to ({error.strerror})") from error
     with path.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
