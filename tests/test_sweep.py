@@ -195,7 +195,7 @@ def test_leftovers_of_other_parameters_are_not_used(tiny, unbroken, tmp_path):
 @pytest.mark.slow
 def test_a_killed_sweep_ends_like_an_unbroken_one(tiny, unbroken, tmp_path):
     rng, kills = random.Random(0), 0
-    for _ in range(20):
+    for _ in range(8):
         process = subprocess.Popen(
             command(tiny, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
