@@ -74,10 +74,10 @@ def set_aside_records(folder: str | Path) -> Path | None:
     folder = Path(folder)
     from quagmire_utils.sweep import only_sweep
 
-    if (folder / "work").is_dir():
+    if (folder / "scratch").is_dir():
         with only_sweep(folder):  # refuses while a sweep is running there
             pass
-    items = [item for item in (folder / "work", folder / "manifest.json", *folder.glob("*.parquet")) if item.exists()]
+    items = [item for item in (folder / "scratch", folder / "manifest.json", *folder.glob("*.parquet")) if item.exists()]
     if not items:
         return None
     keep = ROOT / ".quagmire" / "previous" / f"{folder.name}-records"

@@ -310,7 +310,7 @@ def test_answers_are_shown_as_text():
 def test_set_aside_records(tmp_path, monkeypatch):
     monkeypatch.setattr(notebook, "ROOT", tmp_path)
     folder = write_records(tmp_path / "results" / "example", make_records(runs=1, n=2, rl_n=2))
-    (folder / "work").mkdir()
+    (folder / "scratch").mkdir()
     (folder / "figures").mkdir()
     kept = notebook.set_aside_records(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["figures"]

@@ -159,9 +159,9 @@ def test_a_sweep_leaves_every_record(tiny, unbroken):
 
 
 def test_a_finished_sweep_computes_nothing_again(tiny, unbroken):
-    cells = {p: p.stat().st_mtime_ns for p in (unbroken / "work" / "cells").rglob("*") if p.is_file()}
+    cells = {p: p.stat().st_mtime_ns for p in (unbroken / "scratch" / "cells").rglob("*") if p.is_file()}
     run(tiny, unbroken).check_returncode()
-    assert {p: p.stat().st_mtime_ns for p in (unbroken / "work" / "cells").rglob("*") if p.is_file()} == cells
+    assert {p: p.stat().st_mtime_ns for p in (unbroken / "scratch" / "cells").rglob("*") if p.is_file()} == cells
 
 
 def test_records_are_enough_to_resume_from(tiny, unbroken, tmp_path):
@@ -170,7 +170,7 @@ def test_records_are_enough_to_resume_from(tiny, unbroken, tmp_path):
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())
     sweep.run_sweep(load_profile(tiny), tmp_path, progress=False)
-    assert not (tmp_path / "work" / "cells").exists()
+    assert not (tmp_path / "scratch" / "cells").exists()
     for name, frame in records(unbroken).items():
         pd.testing.assert_frame_equal(records(tmp_path)[name], frame)
 
@@ -217,7 +217,7 @@ def test_a_killed_sweep_ends_like_an_unbroken_one(tiny, unbroken, tmp_path):
 
 
 def test_a_failing_cell_names_itself_its_log_and_the_way_on(tiny, tmp_path):
-    blocked = tmp_path / "work" / "models"
+    blocked = tmp_path / "scratch" / "models"
     blocked.parent.mkdir()
     blocked.write_text("a file where the checkpoints should go")
     result = run(tiny, tmp_path)
@@ -225,7 +225,7 @@ def test_a_failing_cell_names_itself_its_log_and_the_way_on(tiny, tmp_path):
     assert "cell a/base failed" in result.stderr
     again = re.search(r"Go on with: python -m (.*)", result.stderr)[1]
     assert again == shlex.join(command(tiny, tmp_path)[2:])
-    log = tmp_path / "work" / "logs" / "a__base.log"
+    log = tmp_path / "scratch" / "logs" / "a__base.log"
     assert str(log) in result.stderr
     assert "Traceback" in log.read_text()
     blocked.unlink()
@@ -235,8 +235,8 @@ def test_a_failing_cell_names_itself_its_log_and_the_way_on(tiny, tmp_path):
 
 def test_a_failed_sweep_leaves_no_worker_behind(tiny, tmp_path):
     """In a kernel the process lives on; workers that lived on with it would meet the next sweep at the same cell."""
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "models").write_text("a file where the checkpoints should go")
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "models").write_text("a file where the checkpoints should go")
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     with pytest.raises(sweep.SweepError, match="a/base"):
         sweep.run_sweep(load_profile(tiny), tmp_path, progress=False)
@@ -263,12 +263,12 @@ def test_lost_record_files_are_collected_again(tiny, unbroken, tmp_path, name, d
 @pytest.mark.slow
 def test_damaged_work_is_computed_again(tiny, unbroken, tmp_path):
     folder = shutil.copytree(unbroken, tmp_path / "copy")
-    weights = folder / "work" / "models" / "a__base" / "model.safetensors"
+    weights = folder / "scratch" / "models" / "a__base" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    (folder / "work" / "cells" / "a__random-16x2" / "counts.parquet").unlink()
+    (folder / "scratch" / "cells" / "a__random-16x2" / "counts.parquet").unlink()
     for name in ("counts.parquet", "manifest.json"):
         (folder / name).unlink()
-    shutil.rmtree(folder / "work" / "models" / "a__random-16x2")
+    shutil.rmtree(folder / "scratch" / "models" / "a__random-16x2")
     run(tiny, folder).check_returncode()
     for table, frame in records(unbroken).items():
         pd.testing.assert_frame_equal(records(folder)[table], frame, obj=table)

@@ -93,7 +93,7 @@ class _Progress:
 def run_cell(profile: Profile, folder: Path, cell: Cell) -> None:
     """Compute one cell (its starting checkpoint must be there) and write its records.
 
-    While it trains, `work/progress/<cell>` holds the fraction done, for the bar of the process that waits.
+    While it trains, `scratch/progress/<cell>` holds the fraction done, for the bar of the process that waits.
     """
     import torch
 
@@ -149,7 +149,7 @@ def _run_base(profile, family, folder, cell, clock, grader):
                 on_progress=_Progress(folder, cell),
             )
     for name, problems in benchmark_problems(profile).items():
-        microlab.write_problems(problems, folder / "work" / "benchmarks" / f"{name}.jsonl")
+        microlab.write_problems(problems, folder / "scratch" / "benchmarks" / f"{name}.jsonl")
     keys = {"family": cell.family, "candidate": cell.candidate, "stage": "base", "rl_run": -1, "checkpoint": 0}
     return {}, {
         "counts": _measure(profile, folder, cell, model, keys, profile.evaluation.num_samples, clock, grader),

@@ -179,29 +179,29 @@ def derive_seed(*parts: object) -> int:
 
 def cell_folder(folder: Path, cell: Cell) -> Path:
     """Where a finished cell's records are."""
-    return folder / "work" / "cells" / cell.id.replace("/", "__")
+    return folder / "scratch" / "cells" / cell.id.replace("/", "__")
 
 
 def model_folder(folder: Path, cell_id: str) -> Path:
     """Where a cell's checkpoint is (for RL: its checkpoints)."""
-    return folder / "work" / "models" / cell_id.replace("/", "__")
+    return folder / "scratch" / "models" / cell_id.replace("/", "__")
 
 
 def samples_folder(folder: Path, cell: Cell) -> Path:
     """Where a cell's graded answers are."""
-    return folder / "work" / "samples" / cell.id.replace("/", "__")
+    return folder / "scratch" / "samples" / cell.id.replace("/", "__")
 
 
 def digest_path(folder: Path, cell: Cell) -> Path:
     """The note that says with which parameters a cell's files were made."""
-    return folder / "work" / "digests" / cell.id.replace("/", "__")
+    return folder / "scratch" / "digests" / cell.id.replace("/", "__")
 
 
 def progress_path(folder: Path, cell: Cell) -> Path:
     """The note of how far a running cell is."""
-    return folder / "work" / "progress" / cell.id.replace("/", "__")
+    return folder / "scratch" / "progress" / cell.id.replace("/", "__")
 
 
 def log_path(folder: Path, cell: Cell) -> Path:
     """What a cell printed."""
-    return folder / "work" / "logs" / f"{cell.id.replace('/', '__')}.log"
+    return folder / "scratch" / "logs" / f"{cell.id.replace('/', '__')}.log"

@@ -95,7 +95,7 @@ def only_sweep(folder: Path) -> Iterator[None]:
     """Holds the folder's lock; the system frees it however this process ends."""
     import fcntl
 
-    path = folder / "work" / "lock"
+    path = folder / "scratch" / "lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
