@@ -231,6 +231,8 @@ def execute(run: Run, path: Path, parameters: Mapping[str, Any], progress: Progr
     import nbformat
     import papermill
 
+    from quagmire_utils.plots import compact_pictures
+
     partial, final = run.folder / "logs" / path.name, run.folder / "notebooks" / path.name
     final.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -262,6 +264,7 @@ def execute(run: Run, path: Path, parameters: Mapping[str, Any], progress: Progr
     # Where the folders lie on this machine is nobody's business.
     notebook.metadata.papermill["input_path"] = os.path.relpath(path, run.root)
     notebook.metadata.papermill["output_path"] = os.path.relpath(final, run.root)
+    compact_pictures(notebook)
     temporary = final.with_name(f".{final.name}.tmp")
     nbformat.write(notebook, temporary)
     os.replace(temporary, final)

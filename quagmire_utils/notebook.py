@@ -77,7 +77,9 @@ def set_aside_records(folder: str | Path) -> Path | None:
     if (folder / "scratch").is_dir():
         with only_sweep(folder):  # refuses while a sweep is running there
             pass
-    items = [item for item in (folder / "scratch", folder / "manifest.json", *folder.glob("*.parquet")) if item.exists()]
+    items = [
+        item for item in (folder / "scratch", folder / "manifest.json", *folder.glob("*.parquet")) if item.exists()
+    ]
     if not items:
         return None
     keep = ROOT / ".quagmire" / "previous" / f"{folder.name}-records"

@@ -32,7 +32,7 @@ PAPER_ORDER = ["math500", "aime", "gsm8k", "aime2025", "amc", "olympiad", "miner
 
 def mirror_file(benchmark) -> Path:
     """The benchmark's file in the mirror; skips the test where there is none."""
-    folder = benchmarks._data_dir(None)
+    folder = benchmarks.loading._data_dir(None)
     if folder is None or not (folder / benchmark.file).is_file():
         pytest.skip(f"needs {benchmark.file} in a local mirror (QUAGMIRE_DATA_DIR)")
     return folder / benchmark.file
@@ -48,7 +48,7 @@ def offline(monkeypatch, tmp_path):
     """No mirror beside the repo and no hub: a process that may reach nothing."""
     from huggingface_hub import constants
 
-    monkeypatch.setattr(benchmarks, "_REPO", tmp_path / "elsewhere" / "repo")
+    monkeypatch.setattr(benchmarks.loading, "_REPO", tmp_path / "elsewhere" / "repo")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
@@ -171,13 +171,13 @@ def test_several_answers_are_read_as_that_many():
 
 def test_context_stands_before_the_question():
     row = {"id": 1, "context": "Let $x=2$.", "question": "Find $x$.", "final_answer": ["$2$"], "error": None}
-    problem = benchmarks._to_problems(BENCHMARKS["olympiad"], [(0, row)], "here")[0]
+    problem = benchmarks.loading._to_problems(BENCHMARKS["olympiad"], [(0, row)], "here")[0]
     assert problem == Problem("olympiad/1", "Let $x=2$.\n\nFind $x$.", "2")
 
 
 def test_several_final_answers_are_joined():
     row = {"id": 1, "context": None, "question": "?", "final_answer": ["$2$", "$-\\frac{1}{2}$."], "error": "1e-2"}
-    problem = benchmarks._to_problems(BENCHMARKS["olympiad"], [(0, row)], "here")[0]
+    problem = benchmarks.loading._to_problems(BENCHMARKS["olympiad"], [(0, row)], "here")[0]
     assert (problem.answer, problem.tolerance) == ("2,-\\frac{1}{2}", 0.01)
 
 
@@ -191,7 +191,7 @@ def test_several_final_answers_are_joined():
     ],
 )
 def test_hub_columns_are_read_too(name, row, expected):
-    problem = benchmarks._to_problems(BENCHMARKS[name], [(0, row)], "hub")[0]
+    problem = benchmarks.loading._to_problems(BENCHMARKS[name], [(0, row)], "hub")[0]
     assert (problem.id, problem.question, problem.answer) == expected
 
 

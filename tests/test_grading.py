@@ -187,9 +187,9 @@ def test_an_only_box_is_all_that_math_verify_reads():
     @settings(max_examples=1000, deadline=None)
     @given(texts())
     def check(text):
-        box = grading._only_box(text)
+        box = grading.verdicts._only_box(text)
         if box is not None:
-            found = grading._read_box(box)
+            found = grading.judge._read_box(box)
             if len(found) == 2:
                 assert same([part for part in found if part != ""], parse(text, parsing_timeout=None))
                 read.append(text)
@@ -205,7 +205,7 @@ def test_what_is_decided_without_math_verify_is_its_verdict():
     @settings(max_examples=600, deadline=None)
     @given(texts(), st.sampled_from(GOLDS))
     def check(text, gold):
-        found = grading._decide(grading._Pair(gold, None, text), 5.0)
+        found = grading.verdicts._decide(grading.verdicts._Pair(gold, None, text), 5.0)
         if isinstance(found, Grade):
             assert found.verdict == {True: CORRECT, False: WRONG, None: NO_ANSWER}[plain(text, gold)]
             decided.append(found.verdict)
@@ -230,7 +230,7 @@ def test_what_is_decided_without_math_verify_is_its_verdict():
     ],
 )
 def test_only_box(text, box):
-    assert grading._only_box(text) == box
+    assert grading.verdicts._only_box(text) == box
 
 
 MUTATIONS = [
@@ -426,7 +426,7 @@ def test_a_crashed_worker_costs_one_error():
 @needs_proc
 @pytest.mark.parametrize("lost", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_pool_is_replaced(lost, monkeypatch):
-    monkeypatch.setattr(grading, "_GRACE", 1.0)
+    monkeypatch.setattr(grading.pool, "_GRACE", 1.0)
     with Grader(1) as grader:
         grader.grade(["\\boxed{x}"], ["y"])
         later(0.5, lambda: os.killpg(grader._process.pid, lost))
@@ -530,7 +530,7 @@ if "fork" in sys.argv:
     os.wait()
     print([str(g.verdict) for g in grade(["\\\\boxed{x+3}"], ["3+x"], workers=1)], flush=True)
 if "hang" in sys.argv:
-    from quagmire_utils.grading import _shared
+    from quagmire_utils.grading.pool import _shared
     print(_shared[1]._process.pid, flush=True)
     grade(["\\\\boxed{9^{9^{9^9}}}"], ["5"], workers=1, timeout=1)
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import itertools
 import xml.etree.ElementTree as ET
 
@@ -13,8 +15,12 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from matplotlib.text import Text
+from PIL import Image
 
 from quagmire_utils import claims, plots, tables
+from quagmire_utils.notebook import ROOT
+from quagmire_utils.plots import compact_pictures
+from quagmire_utils.plots.figure import UNFINISHED
 from quagmire_utils.prediction import linear_fit
 from quagmire_utils.records import CHECKPOINT, base_models, candidate_frame, load_records, select_candidates
 
@@ -70,7 +76,7 @@ def test_fig03_shows_every_candidate_and_the_base_apart(frame, candidates):
     assert line[:, 1] == pytest.approx(fit.intercept + fit.slope * line[:, 0])
     assert line[:, 0].min() == candidates["pass1"].min()  # the base lies outside of the fit
     assert f"R² = {fit.r2:.2f}, n = 8" in ax.get_title(loc="left")
-    assert {text.get_text() for text in ax.texts} == {"base", *plots._candidate_labels(candidates)}
+    assert {text.get_text() for text in ax.texts} == {"base", *plots.candidates._candidate_labels(candidates)}
     caption = plots.caption_sft_vs_rl(candidates, fit, "example", 3, claims.score_explains_part(candidates).paper)
     assert "the paper's: R² = 0.43" in caption
     assert "profile example, measured" in caption
@@ -112,9 +118,9 @@ def test_fig05_panels(candidates):
 
 
 def test_series_differ_in_greyscale_and_by_marker(candidates):
-    shades = [luminance(colour) for colour in plots._series_colours(candidates).values()]
+    shades = [luminance(colour) for colour in plots.candidates._series_colours(candidates).values()]
     assert min(np.diff(shades)) > 0.08
-    markers = [marker for (_, marker), _ in plots._series(candidates)]
+    markers = [marker for (_, marker), _ in plots.candidates._series(candidates)]
     assert len(set(markers)) == len(markers) == 5
     verdicts = [luminance(colour) for colour, _ in plots.VERDICT_STYLE.values()]
     assert min(abs(a - b) for a, b in itertools.pairwise(verdicts)) > 0.1
@@ -190,3 +196,25 @@ def test_failed_save_leaves_the_old_figure(tmp_path, monkeypatch, candidates):
         plots.save_figure(fig, tmp_path / "figure")
     assert svg.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_pictures_of_executed_notebooks_are_compact_and_spell_no_mark():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 8, (300, 300), dtype=np.uint8) * 32  # hardly compressible: much base64
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack([noise] * 3, axis=-1)).save(buffer, "png", compress_level=0)
+    before = base64.b64encode(buffer.getvalue()).decode()
+    output = {"output_type": "display_data", "data": {"image/png": before}, "metadata": {"image/png": {"width": 150}}}
+    notebook = {"cells": [{"cell_type": "markdown"}, {"cell_type": "code", "outputs": [output]}]}
+    compact_pictures(notebook)
+    after = output["data"]["image/png"]
+    assert len(after) < len(before) / 3
+    assert not UNFINISHED.search(after)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(after))).convert("L")), noise)
+    assert output["metadata"] == {"image/png": {"width": 150}}
+
+
+def test_committed_notebooks_spell_no_mark():
+    copies = sorted((ROOT / "results").glob("*/notebooks/*.ipynb"))
+    assert copies
+    assert [path.name for path in copies if UNFINISHED.search(path.read_text())] == []

@@ -16,15 +16,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quagmire_utils import store as st_module
 from quagmire_utils.config import ParameterError
 from quagmire_utils.store import (
     COLUMNS,
     COUNTS,
     SampleStore,
     digest,
+    files,
     git_state,
     manifest,
+    provenance,
     read_json,
     read_parquet,
     write_json,
@@ -85,12 +86,12 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     write_json({"a": 1}, path)
     with pytest.raises(ValueError, match="Circular"):
         write_json((loop := []).append(loop) or loop, path)
-    with suppress(RuntimeError), st_module.atomic_path(path) as temporary:
+    with suppress(RuntimeError), files.atomic_path(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert read_json(path) == {"a": 1}
     assert os.listdir(tmp_path) == ["f.json"]
-    assert path.stat().st_mode & 0o777 == 0o666 & ~st_module._umask()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~files._umask()
 
 
 def test_json_takes_numpy_and_surrogates(tmp_path):
@@ -113,18 +114,19 @@ def test_manifest_says_where_and_not_who():
     assert made["hardware"]["cores"] >= 1
     assert made["hardware"]["memory_gib"] > 0.1
     text = json.dumps(made)
-    for secret in (platform.node(), str(Path.home()), str(Path(st_module.__file__).parent)):
+    for secret in (platform.node(), str(Path.home()), str(Path(provenance.__file__).parent)):
         assert secret not in text
 
 
 def test_git_state_is_that_of_this_repository(monkeypatch, tmp_path):
-    root = Path(st_module.__file__).resolve().parent.parent
+    root = Path(provenance.__file__).resolve().parents[2]
     if (root / ".git").exists():
         status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
         assert git_state()["dirty"] == bool(status.stdout.strip())
     # installed inside the repository of somebody else
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    monkeypatch.setattr(st_module, "__file__", str(tmp_path / "site-packages" / "quagmire_utils" / "store.py"))
+    module = tmp_path / "site-packages" / "quagmire_utils" / "store" / "provenance.py"
+    monkeypatch.setattr(provenance, "__file__", str(module))
     (tmp_path / "site-packages").mkdir()
     assert git_state() == {"commit": None, "dirty": None}
 

@@ -213,7 +213,7 @@ def test_r2_tables_against_polyfit(records, frame, number, scenario):
     mine = table[table["family"] == "micro-llama"].set_index("column")
     assert (mine[["n_candidates", "n_fit", "n_validation"]].iloc[0] == [8, 4, 4]).all()
     every = list(itertools.combinations(range(8), 4))
-    drawn = prediction._splits(8, 4, 100, 5)  # which candidates are fitted; everything else is recomputed
+    drawn = prediction.fits._splits(8, 4, 100, 5)  # which candidates are fitted; everything else is recomputed
     baseline = np.array([r2_by_hand(known, "pass1", fit) for fit in every])
     for column, cell in mine.iterrows():
         r2 = np.array([r2_by_hand(known, column, fit) for fit in every])

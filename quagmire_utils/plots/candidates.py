@@ -1,100 +1,20 @@
-"""Figures: drawing on a given axis, and saving; numbers come from `records`, `tables`, `prediction`. Paper: Figs. 3, 5.
-
-    frame = select_candidates(candidate_frame(records), "Llama3-8B-Instruct")
-    fig, ax = new_figure()
-    plot_sft_vs_rl(frame, linear_fit(frame["pass1"], frame["outcome"]), ax)
-    stamp(fig, "profile smoke, measured")
-    save_figure(fig, "results/smoke/figures/fig03_sft_vs_rl")     # .svg and .png
-
-Series differ by marker, line style and lightness as well as by colour, so that they survive greyscale printing and
-colour blindness. Error bars are 95 % intervals from the sampling of answers alone: candidates are measured on the same
-problems, so the choice of problems moves them together.
-"""
+"""Candidates before and after RL: Figs. 3 and 5 of the paper."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.store import atomic_path
+from quagmire_utils.plots.figure import GREY, INK, INTERVAL, LABEL_SIZE, MARKERS, _per_cent, _shades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from quagmire_utils.prediction import LinearFit
-
-MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<", ">")
-LINES = ("-", "--", "-.", ":")
-INTERVAL = 1.96  # standard errors to each side: 95 %
-LABEL_SIZE = 8.5
-GREY, INK = "0.45", "0.15"
-FORMATS = ("svg", "png")
-VERDICT_STYLE = {  # face colour (of rising lightness, colour-blind safe), hatch
-    "correct": ("#0b5394", ""),
-    "wrong": ("#d9822b", "//"),
-    "no_answer": ("#f0d9a8", ".."),
-    "timeout": ("#8c8c8c", "xx"),
-    "error": ("#222222", ""),
-}
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.labelsize": 10,
-    "legend.fontsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.grid": True,
-    "grid.color": "0.9",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "svg.hashsalt": "quagmire",  # the same figure gives the same file
-    "hatch.linewidth": 0.6,
-}
-
-
-def new_figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 4.4) -> tuple[Figure, Any]:
-    """A figure of `rows` x `columns` axes, each `width` x `height` inches: (figure, axis or array of axes)."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # No pyplot: it would keep every figure open, and switch backends under the caller.
-    with mpl.rc_context(STYLE):
-        fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
-        FigureCanvasAgg(fig)
-        axes = fig.subplots(rows, columns)
-    return fig, axes
-
-
-def stamp(fig: Figure, text: str) -> None:
-    """Write where the figure comes from (profile, measured or paper) in its lower left corner."""
-    fig.supxlabel(text, fontsize=8, color=GREY, x=0.01, ha="left")
-
-
-def save_figure(fig: Figure, path: str | Path) -> list[Path]:
-    """Write `path`.svg and `path`.png (200 dots an inch), each atomically; returns the two paths."""
-    import matplotlib as mpl
-
-    path = Path(path)
-    written = []
-    for kind in FORMATS:
-        target = path.with_name(f"{path.name}.{kind}")
-        with atomic_path(target) as temporary, mpl.rc_context(STYLE):
-            fig.savefig(temporary, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-        written.append(target)
-    return written
-
-
-# --- Figs. 3 and 5 ----------------------------------------------------------------------------------------------------
 
 
 def plot_sft_vs_rl(
@@ -289,21 +209,6 @@ def _bars(x: np.ndarray, y: np.ndarray, right: np.ndarray, up: np.ndarray) -> li
     return points
 
 
-def _shades(values: Sequence[Any]) -> dict[Any, Any]:
-    """A colour of cividis for each value: dark for the first, light for the last, distinct in greyscale."""
-    import matplotlib as mpl
-
-    return dict(zip(values, mpl.colormaps["cividis"](np.linspace(0.0, 0.9, len(values))), strict=True))
-
-
-def _per_cent(ax: Axes, which: str) -> None:
-    from matplotlib.ticker import FuncFormatter
-
-    for axis, name in ((ax.xaxis, "x"), (ax.yaxis, "y")):
-        if name in which:
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
-
-
 def _epoch_axis(ax: Axes, candidates: pd.DataFrame) -> None:
     ticks = sorted(candidates["epochs"].unique())
     ax.set_xscale("log", base=2)
@@ -377,110 +282,3 @@ def _overlap(box: np.ndarray, others: np.ndarray) -> float:
 
 
 # --- run_sweep and evaluate_model -------------------------------------------------------------------------------------
-
-
-def plot_rl_curve(curves: pd.DataFrame, ax: Axes) -> None:
-    """Mean reward by step of one candidate's RL runs: a thin line each, and their mean."""
-    for i, (_, rows) in enumerate(curves.groupby("rl_run")):
-        ax.plot(rows["step"], rows["reward"], ls=LINES[i % len(LINES)], color=GREY, lw=0.9)
-    mean = curves.groupby("step")["reward"].mean()
-    ax.plot(mean.index, mean, color="#0b5394", lw=2)
-    ax.text(0.03, 0.96, str(curves["candidate"].iloc[0]), transform=ax.transAxes, va="top", fontsize=9, color=INK)
-
-
-def rl_curve_grid(curves: pd.DataFrame, columns: int = 4) -> Figure:
-    """Small multiples of `plot_rl_curve`, one for each candidate (of each family), on common axes."""
-    groups = list(curves.groupby(["family", "candidate"], sort=False))
-    several = len(curves["family"].unique()) > 1
-    columns = min(columns, len(groups))
-    rows = math.ceil(len(groups) / columns)
-    fig, axes = new_figure(columns, rows, 2.6, 1.9)
-    axes = np.atleast_1d(axes).ravel()
-    top = 1.12 * curves["reward"].max()
-    for ax, ((family, candidate), part) in zip(axes, groups, strict=False):
-        plot_rl_curve(part.assign(candidate=f"{family}\n{candidate}" if several else candidate), ax)
-        ax.set_ylim(0, max(top, 0.05))
-        ax.set_xlim(0, curves["step"].max())
-    for ax in axes[len(groups) :]:
-        ax.set_visible(False)
-    for i, ax in enumerate(axes[: len(groups)]):
-        if i % columns == 0:
-            ax.set_ylabel("mean reward")
-        else:
-            ax.tick_params(labelleft=False)
-        if i + columns >= len(groups):
-            ax.set_xlabel("RL step")
-        else:
-            ax.tick_params(labelbottom=False)
-    return fig
-
-
-def plot_pass_at_k(curves: pd.DataFrame, ax: Axes) -> None:
-    """Pass@k by k, a line per benchmark and a bold one for their mean, with a band of one standard error.
-
-    curves: columns benchmark, k, pass_at_k, standard_error; the benchmark called "macro average" is the bold line.
-    """
-    names = [name for name in curves["benchmark"].unique() if name != "macro average"]
-    colours = _shades(names)
-    for i, name in enumerate([*names, "macro average"]):
-        rows = curves[curves["benchmark"] == name]
-        if rows.empty:
-            continue
-        macro = name == "macro average"
-        colour = "black" if macro else colours[name]
-        style = "-" if macro else LINES[i % len(LINES)]
-        rows_k, value, error = rows["k"], rows["pass_at_k"], rows["standard_error"]
-        ax.plot(rows_k, value, ls=style, color=colour, lw=2.6 if macro else 1.5, label=name)
-        if macro:
-            ax.fill_between(
-                rows_k, (value - error).clip(0, 1), (value + error).clip(0, 1), color="0.85", lw=0, zorder=0
-            )
-        mark = rows[np.log2(rows["k"]) % 1 == 0]
-        if not macro:
-            ax.plot(mark["k"], mark["pass_at_k"], ls="", marker=MARKERS[i % len(MARKERS)], color=colour, ms=5)
-    ax.set_xscale("log", base=2)
-    from matplotlib.ticker import FuncFormatter
-
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.set_xlabel("k")
-    ax.set_ylabel("Pass@k (%)")
-    _per_cent(ax, "y")
-    ax.set_ylim(0, max(0.01, min(1.02, 1.15 * float(curves["pass_at_k"].max()))))
-    # Markers are in the legend too: lines of equal style differ by them.
-    handles, labels = ax.get_legend_handles_labels()
-    for i, handle in enumerate(handles[: len(names)]):
-        handle.set_marker(MARKERS[i % len(MARKERS)])
-        handle.set_markevery([])
-    ax.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-
-
-def plot_verdicts(counts: pd.DataFrame, ax: Axes) -> None:
-    """Share of each verdict by benchmark as stacked bars; a diamond marks the share of truncated answers."""
-    shares = counts.groupby("benchmark", sort=False)[[*VERDICT_STYLE, "truncated", "n"]].sum()
-    shares = shares.div(shares["n"], axis=0)
-    position = np.arange(len(shares))[::-1]
-    left = np.zeros(len(shares))
-    for verdict, (colour, hatch) in VERDICT_STYLE.items():
-        width = shares[verdict].to_numpy()
-        if verdict in ("timeout", "error") and not width.any():
-            continue  # nothing to see; the table has the zero
-        bars = {"color": colour, "hatch": hatch, "edgecolor": "white", "height": 0.72}
-        ax.barh(position, width, left=left, label=verdict.replace("_", " "), **bars)
-        left += width
-    ax.plot(
-        shares["truncated"],
-        position,
-        ls="",
-        marker="D",
-        ms=7,
-        mfc="white",
-        mec="black",
-        label="truncated",
-        clip_on=False,
-    )
-    ax.set_yticks(position, shares.index)
-    ax.set_xlim(0, 1)
-    ax.set_xlabel("share of answers (%)")
-    _per_cent(ax, "x")
-    ax.grid(False, axis="y")
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)

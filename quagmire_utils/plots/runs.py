@@ -1,0 +1,122 @@
+"""What one run or one evaluation shows: rewards by step, Pass@k curves, verdicts."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from quagmire_utils.plots.figure import GREY, INK, LINES, MARKERS, VERDICT_STYLE, _per_cent, _shades, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def plot_rl_curve(curves: pd.DataFrame, ax: Axes) -> None:
+    """Mean reward by step of one candidate's RL runs: a thin line each, and their mean."""
+    for i, (_, rows) in enumerate(curves.groupby("rl_run")):
+        ax.plot(rows["step"], rows["reward"], ls=LINES[i % len(LINES)], color=GREY, lw=0.9)
+    mean = curves.groupby("step")["reward"].mean()
+    ax.plot(mean.index, mean, color="#0b5394", lw=2)
+    ax.text(0.03, 0.96, str(curves["candidate"].iloc[0]), transform=ax.transAxes, va="top", fontsize=9, color=INK)
+
+
+def rl_curve_grid(curves: pd.DataFrame, columns: int = 4) -> Figure:
+    """Small multiples of `plot_rl_curve`, one for each candidate (of each family), on common axes."""
+    groups = list(curves.groupby(["family", "candidate"], sort=False))
+    several = len(curves["family"].unique()) > 1
+    columns = min(columns, len(groups))
+    rows = math.ceil(len(groups) / columns)
+    fig, axes = new_figure(columns, rows, 2.6, 1.9)
+    axes = np.atleast_1d(axes).ravel()
+    top = 1.12 * curves["reward"].max()
+    for ax, ((family, candidate), part) in zip(axes, groups, strict=False):
+        plot_rl_curve(part.assign(candidate=f"{family}\n{candidate}" if several else candidate), ax)
+        ax.set_ylim(0, max(top, 0.05))
+        ax.set_xlim(0, curves["step"].max())
+    for ax in axes[len(groups) :]:
+        ax.set_visible(False)
+    for i, ax in enumerate(axes[: len(groups)]):
+        if i % columns == 0:
+            ax.set_ylabel("mean reward")
+        else:
+            ax.tick_params(labelleft=False)
+        if i + columns >= len(groups):
+            ax.set_xlabel("RL step")
+        else:
+            ax.tick_params(labelbottom=False)
+    return fig
+
+
+def plot_pass_at_k(curves: pd.DataFrame, ax: Axes) -> None:
+    """Pass@k by k, a line per benchmark and a bold one for their mean, with a band of one standard error.
+
+    curves: columns benchmark, k, pass_at_k, standard_error; the benchmark called "macro average" is the bold line.
+    """
+    names = [name for name in curves["benchmark"].unique() if name != "macro average"]
+    colours = _shades(names)
+    for i, name in enumerate([*names, "macro average"]):
+        rows = curves[curves["benchmark"] == name]
+        if rows.empty:
+            continue
+        macro = name == "macro average"
+        colour = "black" if macro else colours[name]
+        style = "-" if macro else LINES[i % len(LINES)]
+        rows_k, value, error = rows["k"], rows["pass_at_k"], rows["standard_error"]
+        ax.plot(rows_k, value, ls=style, color=colour, lw=2.6 if macro else 1.5, label=name)
+        if macro:
+            ax.fill_between(
+                rows_k, (value - error).clip(0, 1), (value + error).clip(0, 1), color="0.85", lw=0, zorder=0
+            )
+        mark = rows[np.log2(rows["k"]) % 1 == 0]
+        if not macro:
+            ax.plot(mark["k"], mark["pass_at_k"], ls="", marker=MARKERS[i % len(MARKERS)], color=colour, ms=5)
+    ax.set_xscale("log", base=2)
+    from matplotlib.ticker import FuncFormatter
+
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.set_xlabel("k")
+    ax.set_ylabel("Pass@k (%)")
+    _per_cent(ax, "y")
+    ax.set_ylim(0, max(0.01, min(1.02, 1.15 * float(curves["pass_at_k"].max()))))
+    # Markers are in the legend too: lines of equal style differ by them.
+    handles, labels = ax.get_legend_handles_labels()
+    for i, handle in enumerate(handles[: len(names)]):
+        handle.set_marker(MARKERS[i % len(MARKERS)])
+        handle.set_markevery([])
+    ax.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+
+
+def plot_verdicts(counts: pd.DataFrame, ax: Axes) -> None:
+    """Share of each verdict by benchmark as stacked bars; a diamond marks the share of truncated answers."""
+    shares = counts.groupby("benchmark", sort=False)[[*VERDICT_STYLE, "truncated", "n"]].sum()
+    shares = shares.div(shares["n"], axis=0)
+    position = np.arange(len(shares))[::-1]
+    left = np.zeros(len(shares))
+    for verdict, (colour, hatch) in VERDICT_STYLE.items():
+        width = shares[verdict].to_numpy()
+        if verdict in ("timeout", "error") and not width.any():
+            continue  # nothing to see; the table has the zero
+        bars = {"color": colour, "hatch": hatch, "edgecolor": "white", "height": 0.72}
+        ax.barh(position, width, left=left, label=verdict.replace("_", " "), **bars)
+        left += width
+    ax.plot(
+        shares["truncated"],
+        position,
+        ls="",
+        marker="D",
+        ms=7,
+        mfc="white",
+        mec="black",
+        label="truncated",
+        clip_on=False,
+    )
+    ax.set_yticks(position, shares.index)
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("share of answers (%)")
+    _per_cent(ax, "x")
+    ax.grid(False, axis="y")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)

@@ -1,0 +1,44 @@
+"""Parquet in, parquet out: atomic files, manifests, and the append-only store of samples.
+
+The paper rests on millions of sampled answers (Sec. 4.1: 256 repetitions of seven benchmarks for hundreds of models).
+They are drawn over hours and days, so a store must survive a kill at any moment, take more samples later without
+redrawing the first ones, and refuse to mix answers of two models.
+
+    store = SampleStore("results/smoke/samples/base")
+    store.append(frame)                                   # one more part file, complete or absent, never half
+    store.read(["benchmark", "problem", "verdict"])       # one frame of all parts, in a fixed order
+
+A store is a folder: `part-*.parquet` (the samples), `store.json` (what they were drawn with) and `prompts.parquet` (the
+rendered prompts with their digests).
+"""
+
+from quagmire_utils.store.files import (
+    atomic_path,
+    digest,
+    read_json,
+    read_parquet,
+    write_json,
+    write_parquet,
+    write_text,
+)
+from quagmire_utils.store.provenance import git_state, hardware, manifest, package_versions
+from quagmire_utils.store.samples import COLUMNS, COUNTS, KEYS, PROMPT_COLUMNS, SampleStore
+
+__all__ = [
+    "COLUMNS",
+    "COUNTS",
+    "KEYS",
+    "PROMPT_COLUMNS",
+    "SampleStore",
+    "atomic_path",
+    "digest",
+    "git_state",
+    "hardware",
+    "manifest",
+    "package_versions",
+    "read_json",
+    "read_parquet",
+    "write_json",
+    "write_parquet",
+    "write_text",
+]

@@ -1,0 +1,128 @@
+"""Tables of one model's evaluation and of a sweep: scores, candidates, where the time went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from quagmire_utils.config import ParameterError
+from quagmire_utils.pass_at_k import benchmark_average, benchmark_pass_at_k
+from quagmire_utils.records import CHECKPOINT, Records
+
+
+def evaluation_table(counts: pd.DataFrame, ks: Sequence[int], confidence: float = 0.95) -> pd.DataFrame:
+    """Scores of one model: one row per benchmark, then the macro average in which each benchmark weighs the same.
+
+    counts: one row per problem (benchmark, problem, n, correct, wrong, no_answer, truncated, timeout, error,
+    mean_tokens). Returns benchmark, problems, answers, n (fewest answers to a problem); for each k pass@k, se@k, low@k,
+    high@k; truncated, no_answer, timeout, error (shares of all answers) and mean_tokens. The standard error holds the
+    choice of problems and the sampling; the interval is Wilson's with the number of independent trials that this error
+    amounts to, or the number of problems where it is zero or unknown, so that 0 of n does not look certain.
+    """
+    rates = ("truncated", "no_answer", "timeout", "error")
+    missing = [name for name in ("n", *rates, "mean_tokens") if name not in counts.columns]
+    if missing:
+        raise ParameterError(f"counts lacks the column(s) {', '.join(missing)}")
+    scores = benchmark_pass_at_k(counts, ks)
+    macro = benchmark_average(counts, ks).assign(benchmark="macro average")
+    rows = []
+    for benchmark, part in [*scores.groupby("benchmark", sort=False), ("macro average", macro)]:
+        own = counts if benchmark == "macro average" else counts[counts["benchmark"] == benchmark]
+        answers = int(own["n"].sum())
+        row = {"benchmark": benchmark, "problems": len(own), "answers": answers, "n": int(own["n"].min())}
+        for k, value, error in zip(part["k"], part["pass_at_k"], part["standard_error"], strict=True):
+            low, high = _wilson(value, error, len(own), confidence)
+            row |= {f"pass@{k}": value, f"se@{k}": error, f"low@{k}": low, f"high@{k}": high}
+        row |= {name: own[name].sum() / answers if answers else math.nan for name in rates}
+        row["mean_tokens"] = (own["mean_tokens"] * own["n"]).sum() / answers if answers else math.nan
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    shares = table.loc[table["benchmark"] != "macro average", [*rates, "mean_tokens"]]
+    table.loc[table["benchmark"] == "macro average", [*rates, "mean_tokens"]] = shares.mean(skipna=False).to_numpy()
+    return table
+
+
+def pass_at_k_curves(counts: pd.DataFrame) -> pd.DataFrame:
+    """Pass@k for every k that all problems have answers for: benchmark, k, pass_at_k, standard_error.
+
+    The mean of the benchmarks is the benchmark called "macro average".
+    """
+    ks = range(1, int(counts["n"].min()) + 1)
+    macro = benchmark_average(counts, ks).assign(benchmark="macro average")
+    curves = pd.concat([benchmark_pass_at_k(counts, ks), macro], ignore_index=True)
+    return curves[["benchmark", "k", "pass_at_k", "standard_error"]]
+
+
+def show_candidates(frame: pd.DataFrame) -> pd.DataFrame:
+    """The numbers behind a figure or table, one row per candidate, rounded to be read."""
+    columns = ["family", "candidate", "pass1", "pass64", "gen_loss", "outcome", "outcome_last", "gain"]
+    columns += ["n_runs", "n_samples", "rl_n_samples", "truncation_rate", "no_answer_rate"]
+    shown = frame[columns].rename(columns={"pass64": f"pass{frame['k'].iloc[0]}"} if len(frame) else {})
+    return shown.set_index(["family", "candidate"]).round(3)
+
+
+def _wilson(share: float, error: float, problems: int, confidence: float) -> tuple[float, float]:
+    from scipy.special import ndtri
+
+    if math.isnan(share):
+        return math.nan, math.nan
+    spread = share * (1 - share)
+    trials = spread / error**2 if error > 0 and spread > 0 else float(problems)
+    z2 = ndtri((1 + confidence) / 2) ** 2
+    middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    width = math.sqrt(z2 * (spread / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
+    return max(0.0, middle - width), min(1.0, middle + width)
+
+
+def show_evaluation(table: pd.DataFrame, profile: str = "") -> pd.DataFrame:
+    """`evaluation_table` as text, in per cent: score ± standard error [interval], and the rates."""
+    shown = pd.DataFrame(index=pd.Index(table["benchmark"], name=profile or None))
+    for name in ("problems", "n"):
+        shown[name if name == "problems" else "answers a problem"] = table[name].to_numpy()
+    for k in [int(name.removeprefix("pass@")) for name in table if name.startswith("pass@")]:
+        cells = table[[f"pass@{k}", f"se@{k}", f"low@{k}", f"high@{k}"]].to_numpy() * 100
+        shown[f"Pass@{k} %"] = [
+            f"NaN (fewer than {k} answers)" if math.isnan(v) else f"{v:.1f} ± {e:.1f} [{a:.1f}, {b:.1f}]"
+            for v, e, a, b in cells
+        ]
+    for name in ("truncated", "no_answer", "timeout", "error"):
+        shown[f"{name.replace('_', ' ')} %"] = [f"{100 * share:.1f}" for share in table[name]]
+    shown["tokens"] = [f"{tokens:.0f}" for tokens in table["mean_tokens"]]
+    return shown
+
+
+def records_summary(records: Records) -> pd.DataFrame:
+    """One row per family: candidates, checkpoints measured, answers graded, and the shares of undecided ones."""
+    rows = []
+    for family, counts in records.counts.groupby("family", sort=False):
+        candidates = records.candidates[records.candidates["family"] == family]
+        stages = counts.groupby(CHECKPOINT, sort=False).size().reset_index()
+        answers = int(counts["n"].sum())
+        row = {
+            "family": family,
+            "stands for": candidates["stands_for"].iloc[0],
+            "SFT candidates": int((candidates["selection"] != "none").sum()),
+            "measured before RL": int((stages["stage"] != "rl").sum()),
+            "RL runs": len(stages.loc[stages["stage"] == "rl", ["candidate", "rl_run"]].drop_duplicates()),
+            "checkpoints": len(stages),
+            "benchmarks": counts["benchmark"].nunique(),
+            "answers graded": answers,
+        }
+        row |= {f"{name} %": round(100 * counts[name].sum() / answers, 2) for name in ("no_answer", "truncated")}
+        row["timeout or error %"] = round(100 * (counts["timeout"].sum() + counts["error"].sum()) / answers, 3)
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("family")
+
+
+def time_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """Minutes of a sweep by kind of cell and what they went into; wall time of the cells, which run side by side."""
+    columns = [name for name in cells if name.startswith("seconds_") and name != "seconds_total"]
+    spent = cells.groupby("kind", sort=False)[[*columns, "seconds_total"]].sum()
+    spent["seconds_rest"] = spent["seconds_total"] - spent[columns].sum(axis=1)
+    minutes = (spent / 60).rename(columns=lambda name: name.removeprefix("seconds_").replace("_", " "))
+    minutes.insert(0, "cells", cells.groupby("kind", sort=False).size())
+    minutes.loc["total"] = minutes.sum()
+    minutes["cells"] = minutes["cells"].astype(int)
+    return minutes[[c for c in minutes if c not in ("rest", "total")] + ["rest", "total"]].round(2)
