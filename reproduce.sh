@@ -13,7 +13,7 @@ STAMP=$VENV/quagmire-setup    # written last: the digest of what was installed, 
 BROKEN=$VENV/quagmire-partial # exists while packages are being written; left behind only by a kill
 LOG=.quagmire/logs/setup.log
 CPU_WHEELS=https://download.pytorch.org/whl/cpu # torch without its CUDA packages
-EXTRAS=train,server,notebooks,dev
+EXTRAS=train,server,ray,notebooks,dev
 unset PYTHONHOME PYTHONPATH # another environment's packages would shadow the pinned ones
 export JUPYTER_PREFER_ENV_PATH=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
@@ -30,6 +30,8 @@ Options of run
   --only fig03,table01  only the notebooks whose names begin so (default: run_sweep, then every figure and table)
   -p NAME=VALUE         set a parameter in the notebooks that have it; repeatable
   --fresh               set aside what the profile computed (to .quagmire/previous) and compute it again
+  --spot-check [NAME]   execute no notebook: retrain one recorded candidate from nothing, the candidate NAME
+                        (family/candidate) or one chosen at random, and compare it with its record
   -h, --help
 
 Environment
@@ -65,11 +67,18 @@ esac
 
 run_arguments=()
 profile=
+spot_check=()
 if [ "$command" = run ]; then
     while [ $# -gt 0 ]; do
         case $1 in
             -h | --help) usage && exit 0 ;;
             --fresh) run_arguments+=(--fresh) && shift && continue ;;
+            --spot-check)
+                spot_check=(--spot-check)
+                case ${2--} in -*) ;; *) spot_check+=("$2") && shift ;; esac
+                shift && continue
+                ;;
+            --spot-check=*) spot_check=(--spot-check "${1#*=}") && shift && continue ;;
             --profile=* | --only=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
             --profile | --only | -p) [ $# -ge 2 ] || stop "$1 needs a value (see ./reproduce.sh --help)" ;;
             *) stop "there is no option '$1' (see ./reproduce.sh --help)" ;;
@@ -90,6 +99,8 @@ there are $(names notebooks .ipynb)"
         esac
         shift 2
     done
+    [ ${#spot_check[@]} -eq 0 ] || [ ${#run_arguments[@]} -eq 0 ] || stop "--spot-check executes no notebook: it goes \
+with --profile only"
     case $profile in
         "")
             profile=smoke
@@ -328,5 +339,8 @@ case $command in
         [ "$(id -u)" -ne 0 ] || set -- --allow-root "$@" # Jupyter refuses root otherwise; containers are often root
         exec "$PY" -m jupyterlab --ServerApp.root_dir="$ROOT" "$@"
         ;;
-    run) exec "$PY" -m quagmire_utils.cli run "${run_arguments[@]}" ;;
+    run)
+        [ ${#spot_check[@]} -eq 0 ] || exec "$PY" -m quagmire_utils.sweep "$profile" "${spot_check[@]}"
+        exec "$PY" -m quagmire_utils.cli run "${run_arguments[@]}"
+        ;;
 esac

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 PROFILES = Path(__file__).parent / "profiles"
-SCENARIOS = ("dataset", "instance")
+SCENARIOS = ("dataset", "instance", "source")  # Tables 1, 2; 3, 4; Fig. 6
 
 
 class ParameterError(ValueError):
@@ -78,10 +78,15 @@ class RLSettings:
     warmup_steps: int = 0  # ours
     max_grad_norm: float = 1.0  # ours
     gradient_checkpointing: bool = False  # ours: on for large models
+    backend: str = "trl"  # trl | compact (a fast loop for micro models, with the same loss and gradients); ours
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
+        if self.backend not in ("trl", "compact"):
+            raise ParameterError(f"rl.backend must be trl or compact, not {self.backend!r}")
+        if self.backend == "compact" and (self.kl_coefficient or self.gradient_checkpointing):
+            raise ParameterError("rl.kl_coefficient and rl.gradient_checkpointing need rl.backend trl, not compact")
         _positive(self, "rl", "steps", "learning_rate", "prompts_per_step", "temperature", "max_tokens", "runs")
         if self.rollouts < 2:
             raise ParameterError(
@@ -132,7 +137,7 @@ class EvaluationSettings:
 class SourceSettings:
     """Where a family's SFT traces come from: the microlab writes them in this style and these lengths."""
 
-    style: str = "stepwise"
+    styles: tuple[str, ...] = ("stepwise",)  # repeated entries weigh more, here and below
     terms: tuple[int, ...] = (2, 3, 4, 5, 6)
     pool: int = 4000  # traces to select from
     validation: int = 300  # held-out traces for the generalization loss, of other problems
@@ -146,21 +151,36 @@ class PretrainingSettings:
     hidden_size: int = 96
     layers: int = 4
     chat_template: bool = True  # an "instruct" model; false for a plain base model
-    terms: tuple[int, ...] = (2, 2, 3, 3, 4, 4, 5)  # repeated entries weigh more
-    style: str = "stepwise"
+    terms: tuple[int, ...] = (2, 2, 3, 3, 4, 4, 5)
+    styles: tuple[str, ...] = ("stepwise",)
     examples: int = 22400  # first phase: correct worked solutions
     learning_rate: float = 3e-3
     fallible_examples: int = 3200  # second phase: what makes the base unreliable
     fallible_learning_rate: float = 5e-4
     slip: float = 0.25  # chance that a digit of a result is replaced by a random one
     direct_fraction: float = 0.15  # share of examples that answer without working
+    # operator -> [low, high]: each of its 100 digit facts is misremembered with a chance drawn from that range
+    misconceptions: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    gives_up: dict[int, float] = field(default_factory=dict)  # number of terms -> chance of stopping half-way
     batch_size: int = 32
+    seed: int = 0  # another draw of weights and corpus, where one did not learn the task
 
     def __post_init__(self) -> None:
         """Refuse a base that cannot be made."""
         for name in ("slip", "direct_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ParameterError(f"pretraining.{name} must be between 0 and 1, not {getattr(self, name)}")
+        for operator, bounds in self.misconceptions.items():
+            if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
+                raise ParameterError(
+                    f"pretraining.misconceptions[{operator}] must be [low, high] between 0 and 1, not {list(bounds)}"
+                )
+        for terms, chance in self.gives_up.items():
+            if not isinstance(terms, int) or not 0 <= chance <= 1:
+                raise ParameterError(
+                    "pretraining.gives_up must map numbers of terms to chances between 0 and 1, "
+                    f"not {terms!r} to {chance}"
+                )
         names = ("hidden_size", "layers", "examples", "learning_rate", "fallible_examples", "fallible_learning_rate")
         _positive(self, "pretraining", *names, "batch_size")
 
@@ -172,14 +192,14 @@ class CandidateSettings:
     selection: str = "random"  # none | random | shortest | longest | shortest+longest
     n_examples: int = 0
     epochs: float = 1
-    scenario: str = "dataset"
+    scenario: str = "dataset"  # or several joined by +: a candidate may be compared with two sets of others
     source: str = "main"
     learning_rate: float | None = None  # None: the family's
 
     def __post_init__(self) -> None:
         """Refuse what names no candidate."""
-        if self.scenario not in SCENARIOS:
-            raise ParameterError(f"scenario must be one of {', '.join(SCENARIOS)}, not {self.scenario!r}")
+        if not set(self.scenario.split("+")) <= set(SCENARIOS):
+            raise ParameterError(f"scenario must be of {', '.join(SCENARIOS)} joined by +, not {self.scenario!r}")
         _positive(self, f"candidate {self.selection}", "epochs")
         if self.learning_rate is not None:
             _positive(self, f"candidate {self.selection}", "learning_rate")
@@ -225,6 +245,8 @@ class Profile:
     description: str
     families: tuple[FamilySettings, ...]
     benchmarks: dict[str, int]  # microlab benchmark -> problems
+    digits: int = 3  # of the microlab's numbers
+    budgets: dict[str, float] = field(default_factory=dict)  # name -> most SFT tokens, rising: groups of Tables 8, 10
     sft: SFTSettings = field(default_factory=SFTSettings)
     rl: RLSettings = field(default_factory=RLSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
@@ -238,6 +260,29 @@ class Profile:
             if not getattr(self, name):
                 raise ParameterError(f"{name} is empty: a profile needs at least one")
         _positive(self, "profile", "workers")
+        bounds = list(self.budgets.values())
+        if bounds != sorted(set(bounds)):
+            raise ParameterError(f"budgets must rise, and are {bounds}")
+
+
+def explicit(settings: object) -> Any:
+    """Settings as plain data without what has its default value: what digests are made of.
+
+    A parameter added later, whose default is what was done before, leaves the digests of existing records as they are.
+    """
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        data = {}
+        for f in dataclasses.fields(settings):
+            value = getattr(settings, f.name)
+            default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+            if value != default:
+                data[f.name] = explicit(value)
+        return data
+    if isinstance(settings, Mapping):
+        return {key: explicit(value) for key, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [explicit(value) for value in settings]
+    return settings
 
 
 def load_profile(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Profile:

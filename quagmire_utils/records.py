@@ -183,7 +183,12 @@ def select_candidates(
     model without SFT is none of them. Empty where the family was not run; ParameterError below `at_least`.
     """
     mine = (frame["family"] == family) | (frame["stands_for"] == family)
-    chosen = mine & (frame["scenario"] == scenario) & (frame["selection"] != "none") & frame["outcome"].notna()
+    chosen = (
+        mine
+        & frame["scenario"].str.split("+").map(lambda names: scenario in names).astype(bool)
+        & (frame["selection"] != "none")
+        & frame["outcome"].notna()
+    )
     if chosen.sum() < at_least:
         known = ", ".join(f"{f} (for {m})" for f, m in frame[["family", "stands_for"]].drop_duplicates().to_numpy())
         raise ParameterError(

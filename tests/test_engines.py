@@ -22,7 +22,7 @@ pytest.importorskip("transformers", reason="the engines need transformers")
 
 from transformers import AutoModelForCausalLM  # noqa: E402
 
-from quagmire_utils.engines.transformers import draw, uniforms  # noqa: E402
+from quagmire_utils.engines.decoding import draw, uniforms  # noqa: E402
 from quagmire_utils.microlab import build_model, build_tokenizer  # noqa: E402
 
 PROMPT = tuple(build_tokenizer().encode("12+3=?"))

@@ -230,7 +230,7 @@ families:
     stands_for: Llama3-8B-Instruct
     pretraining: {{architecture: llama, examples: 128, terms: [2, 3], hidden_size: 32, layers: 1}}
     sources:
-      main: {{style: stepwise, terms: [2, 3], pool: 100, validation: 10}}
+      main: {{styles: [stepwise], terms: [2, 3], pool: 100, validation: 10}}
     rl_terms: [2, 3]
     rl_problems: 20
     candidates:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from quagmire_utils import store, sweep
-from quagmire_utils.config import ParameterError, load_profile
+from quagmire_utils.config import ParameterError, explicit, load_profile
 
 TINY = """
 name: tiny
@@ -42,6 +42,9 @@ evaluation: {engine: transformers, num_samples: 4, rl_num_samples: 2, k: 4, max_
 
 
 SOURCES = {"main": {"terms": [2], "pool": 40, "validation": 6}, "other": {"terms": [3], "pool": 40, "validation": 6}}
+
+
+CANDIDATES = yaml.safe_load(TINY)["families"][0]["candidates"]
 
 
 def in_family(name, value):
@@ -95,6 +98,27 @@ def test_the_plan_names_every_cell_after_what_it_needs(tiny):
         assert cell.needs is None or cell.needs in {earlier.id for earlier in cells[:i]}
 
 
+def test_settings_at_their_defaults_do_not_enter_digests():
+    settings = load_profile("smoke", {"rl.steps": 100, "digits": 3})
+    plain = explicit(settings)
+    assert "steps" not in plain["rl"]  # 100 is the default
+    assert "digits" not in plain
+    assert plain["families"][0]["candidates"][1] == {"n_examples": 64}
+    assert explicit(dataclasses.replace(settings, digits=4))["digits"] == 4
+
+
+def test_budgets_group_by_trained_tokens(tiny, unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path / "copy")
+    tokens = store.read_parquet(unbroken / "candidates.parquet").set_index("candidate")["sft_tokens"]
+    assert 0 < tokens["shortest-16x1"] < tokens["random-16x2"]
+    profile = load_profile(tiny, {"budgets": {"low": float(tokens["shortest-16x1"]), "high": 1e6}})
+    frames = sweep.collect(profile, tmp_path / "copy")
+    budget = frames["candidates"].set_index("candidate")["budget"]
+    assert budget["shortest-16x1"] == "low"
+    assert budget["random-16x2"] == "high"
+    assert pd.isna(budget["base"])
+
+
 @pytest.mark.parametrize(
     ("override", "kinds"),
     [
@@ -107,6 +131,12 @@ def test_the_plan_names_every_cell_after_what_it_needs(tiny):
         (in_family("sources", SOURCES), {"base", "sft", "rl"}),
         (in_family("sources", dict(reversed(SOURCES.items()))), {"base", "sft", "rl"}),
         ({"description": "other words"}, set()),
+        # nothing that was computed depends on a source that no candidate uses, or on what candidates are compared with
+        (in_family("sources", {"main": {"terms": [2, 3], "pool": 40, "validation": 6}, "other": {}}), set()),
+        (in_family("candidates", [*CANDIDATES[:2], CANDIDATES[2] | {"scenario": "dataset+instance"}]), set()),
+        ({"budgets": {"low": 100.0}}, set()),
+        ({"digits": 4}, {"base", "sft", "rl"}),
+        ({"rl.backend": "compact"}, {"rl"}),
     ],
 )
 def test_a_changed_parameter_redoes_what_depends_on_it(tiny, override, kinds):
@@ -149,7 +179,13 @@ def test_a_sweep_leaves_every_record(tiny, unbroken):
     assert set(counts.loc[counts.stage == "rl", "n"]) == {2}
     verdicts = counts[["correct", "wrong", "no_answer", "timeout", "error"]].sum(axis=1)
     assert (verdicts == counts["n"]).all()
-    assert frames["generalization_loss"]["candidate"].tolist() == ["base", "random-16x2", "shortest-16x1"]
+    losses = frames["generalization_loss"].set_index(["candidate", "validation_set"])
+    both = ["validation", "own"]
+    sets = [("base", "validation"), *((name, s) for name in ("random-16x2", "shortest-16x1") for s in both)]
+    assert losses.index.tolist() == sets
+    # random traces are held out as they are trained on; the shortest have held-out traces of their own
+    assert losses.loc[("random-16x2", "own"), "nll"] == losses.loc[("random-16x2", "validation"), "nll"]
+    assert losses.loc[("shortest-16x1", "own"), "tokens"] < losses.loc[("shortest-16x1", "validation"), "tokens"]
     assert frames["rl_curves"].groupby("cell").size().tolist() == [2, 2, 2]
     assert (frames["candidates"]["sft_tokens"] > 0).tolist() == [False, True, True]
     manifest = store.read_json(unbroken / "manifest.json")
@@ -317,7 +353,9 @@ def test_bad_profiles_are_refused_before_anything_runs(tiny, tmp_path):
         (in_family("candidates", [{"selection": "random", "n_examples": 4, "source": "x"}]), "source 'x'"),
         (in_family("candidates", 2 * [{"selection": "random", "n_examples": 4}]), "2 times"),
         (in_family("rl_terms", [2, 99]), "rl_terms"),
-        (in_family("sources", {"main": {"style": "prose"}}), "style"),
+        (in_family("sources", {"main": {"styles": ["prose"]}}), "sources.main.styles"),
+        ({"digits": 9}, "digits"),
+        ({"budgets": {"low": 5, "high": 3}}, "budgets"),
         (in_family("pretraining", {"architecture": "rnn"}), "architecture"),
         (in_family("pretraining", {"examples": 0}), "pretraining.examples"),
         (in_family("pretraining", {"slip": 2.0}), "pretraining.slip"),

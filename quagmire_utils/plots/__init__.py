@@ -19,6 +19,7 @@ from quagmire_utils.plots.candidates import (
     plot_scores_by_epochs,
     plot_sft_vs_rl,
 )
+from quagmire_utils.plots.design import outcome_grid, overtraining_grid, plot_outcomes, plot_overtraining
 from quagmire_utils.plots.figure import (
     FORMATS,
     INTERVAL,
@@ -32,7 +33,7 @@ from quagmire_utils.plots.figure import (
     save_figure,
     stamp,
 )
-from quagmire_utils.plots.runs import plot_pass_at_k, plot_rl_curve, plot_verdicts, rl_curve_grid
+from quagmire_utils.plots.runs import plot_pass_at_k, plot_rl_curve, plot_rl_curves, plot_verdicts, rl_curve_grid
 
 __all__ = [
     "FORMATS",
@@ -46,10 +47,15 @@ __all__ = [
     "caption_sft_vs_rl",
     "compact_pictures",
     "new_figure",
+    "outcome_grid",
+    "overtraining_grid",
     "plot_loss_by_epochs",
     "plot_loss_vs_gain",
+    "plot_outcomes",
+    "plot_overtraining",
     "plot_pass_at_k",
     "plot_rl_curve",
+    "plot_rl_curves",
     "plot_scores_by_epochs",
     "plot_sft_vs_rl",
     "plot_verdicts",

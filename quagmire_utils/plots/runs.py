@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST_PANELS = 20  # candidates that `rl_curve_grid` gives a panel each
+SMOOTH = 3  # steps; a step's mean reward rests on a hundred answers
+
 
 def plot_rl_curve(curves: pd.DataFrame, ax: Axes) -> None:
     """Mean reward by step of one candidate's RL runs: a thin line each, and their mean."""
@@ -24,8 +27,14 @@ def plot_rl_curve(curves: pd.DataFrame, ax: Axes) -> None:
     ax.text(0.03, 0.96, str(curves["candidate"].iloc[0]), transform=ax.transAxes, va="top", fontsize=9, color=INK)
 
 
-def rl_curve_grid(curves: pd.DataFrame, columns: int = 4) -> Figure:
-    """Small multiples of `plot_rl_curve`, one for each candidate (of each family), on common axes."""
+def rl_curve_grid(curves: pd.DataFrame, columns: int = 4, *, candidates: pd.DataFrame | None = None) -> Figure:
+    """Small multiples of `plot_rl_curve`, one for each candidate (of each family), on common axes.
+
+    Beyond `MOST_PANELS` of them they could not be read: then there is one panel for each family and scenario (with
+    `candidates`, the records' table, to say which), drawn by `plot_rl_curves`.
+    """
+    if curves.groupby(["family", "candidate"]).ngroups > MOST_PANELS:
+        return _crowded_grid(curves, candidates)
     groups = list(curves.groupby(["family", "candidate"], sort=False))
     several = len(curves["family"].unique()) > 1
     columns = min(columns, len(groups))
@@ -48,6 +57,70 @@ def rl_curve_grid(curves: pd.DataFrame, columns: int = 4) -> Figure:
             ax.set_xlabel("RL step")
         else:
             ax.tick_params(labelbottom=False)
+    return fig
+
+
+def plot_rl_curves(curves: pd.DataFrame, ax: Axes) -> None:
+    """Mean reward by step of many candidates of one family: a thin line each (mean over runs, over `SMOOTH` steps).
+
+    Darker: lower at the start. The base without SFT is dashed; the first and the last at the end are named.
+    """
+    means = curves.pivot_table(index="step", columns="candidate", values="reward")
+    means = means.rolling(SMOOTH, min_periods=1).mean()
+    start = means.iloc[: 2 * SMOOTH].mean().sort_values()
+    colours = _shades(list(start.index))
+    for name in start.index:
+        base = name == "base"
+        ax.plot(
+            means.index,
+            means[name],
+            ls="--" if base else "-",
+            color="black" if base else colours[name],
+            lw=1.8 if base else 1.0,
+            zorder=3 if base else 2,
+        )
+    end = means.ffill().iloc[-1].sort_values()
+    for name, height in ((end.index[0], "top"), (end.index[-1], "bottom")):
+        ax.annotate(
+            name,
+            (means.index[-1], end[name]),
+            xytext=(0, -3 if height == "top" else 3),
+            textcoords="offset points",
+            ha="right",
+            va=height,
+            fontsize=8,
+            color=INK,
+        )
+
+
+def _crowded_grid(curves: pd.DataFrame, candidates: pd.DataFrame | None) -> Figure:
+    """A panel for each family (a row) and scenario, with the base in each of them."""
+    keys = ["family", "candidate"]
+    named = curves[keys].drop_duplicates().assign(scenario="", selection="")
+    if candidates is not None:
+        named = named[keys].merge(candidates[[*keys, "scenario", "selection"]], on=keys)
+    panels: dict[str, dict[str, set[str]]] = {}
+    for row in named.itertuples():
+        mine = panels.setdefault(row.family, {})
+        if row.selection != "none":
+            for scenario in row.scenario.split("+"):
+                mine.setdefault(scenario, set()).add(row.candidate)
+    width = max(1, *(len(mine) for mine in panels.values()))
+    fig, axes = new_figure(width, len(panels), 4.2, 3.0)
+    grid = np.atleast_1d(axes).reshape(len(panels), width)
+    top = 1.1 * curves["reward"].max()
+    for (family, mine), line in zip(panels.items(), grid, strict=True):
+        of_family = curves[curves["family"] == family]
+        for ax, (scenario, names) in zip(line, mine.items(), strict=False):
+            plot_rl_curves(of_family[of_family["candidate"].isin({*names, "base"})], ax)
+            title = f"{family}, {scenario} level" if scenario else family
+            ax.set_title(f"{title}: {len(names)} candidates", loc="left", fontsize=10)
+            ax.set_xlim(0, curves["step"].max())
+            ax.set_ylim(0, max(top, 0.05))
+            ax.set_xlabel("RL step")
+            ax.set_ylabel("mean reward")
+        for ax in line[len(mine) :]:
+            ax.set_visible(False)
     return fig
 
 

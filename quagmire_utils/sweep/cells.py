@@ -27,8 +27,9 @@ from quagmire_utils.sweep.grid import (
     source_traces,
 )
 
-BASE_THREADS = 2  # the other cells of a family wait for its base, so it gets both cores of a small machine
 VALIDATION = "validation"  # the held-out traces of the family's main source
+OWN = "own"  # held-out traces chosen as the candidate's own were: of its source, by its selection
+OWN_FRACTION = 4  # a selection keeps one of so many held-out traces
 
 
 class _Stopwatch:
@@ -44,6 +45,16 @@ class _Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def cell_threads(profile: Profile, cell: Cell) -> int:
+    """Threads that a cell computes with.
+
+    A function of the profile, whatever else runs: sums in another order would make another base, and so other
+    candidates. A single family's cells all wait for its base, which therefore gets both cores of a small machine;
+    bases of several families run side by side.
+    """
+    return 2 if cell.kind == "base" and len(profile.families) == 1 else 1
 
 
 def _clear_stale(folder: Path, cell: Cell) -> None:
@@ -99,8 +110,7 @@ def run_cell(profile: Profile, folder: Path, cell: Cell) -> None:
 
     from quagmire_utils.grading import Grader
 
-    # a fixed number, whatever else runs: sums in another order would make another base, and so other candidates
-    threads = BASE_THREADS if cell.kind == "base" else 1
+    threads = cell_threads(profile, cell)
     torch.set_num_threads(threads)
     _clear_stale(folder, cell)
     clock = _Stopwatch()
@@ -145,15 +155,17 @@ def _run_base(profile, family, folder, cell, clock, grader):
             microlab.pretrain(
                 family.pretraining,
                 model,
-                seed=derive_seed(profile.seed, cell.id),
+                seed=derive_seed(profile.seed, cell.id, *([draw] if (draw := family.pretraining.seed) else [])),
+                digits=profile.digits,
                 on_progress=_Progress(folder, cell),
             )
     for name, problems in benchmark_problems(profile).items():
         microlab.write_problems(problems, folder / "scratch" / "benchmarks" / f"{name}.jsonl")
     keys = {"family": cell.family, "candidate": cell.candidate, "stage": "base", "rl_run": -1, "checkpoint": 0}
+    _, common = source_traces(profile, family, next(iter(family.sources)))
     return {}, {
         "counts": _measure(profile, folder, cell, model, keys, profile.evaluation.num_samples, clock, grader),
-        "generalization_loss": _loss(profile, family, model, keys, clock),
+        "generalization_loss": _losses(profile, model, keys, {VALIDATION: common}, clock),
     }
 
 
@@ -165,14 +177,14 @@ def _run_sft(profile, family, folder, cell, clock, grader):
     candidate = next(c for c in family.candidates if c.name == cell.candidate)
     base, model = model_folder(folder, cell.needs), model_folder(folder, cell.id)
     with clock("curation"):
-        pool, _ = source_traces(profile, family, candidate.source)
-        traces = curation.select(
-            pool,
-            candidate.selection,
-            candidate.n_examples,
-            tokenizer=AutoTokenizer.from_pretrained(base),
-            seed=derive_seed(profile.seed, family.name, candidate.source, "selection"),
-        )
+        pool, held_out = source_traces(profile, family, candidate.source)
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        seed = derive_seed(profile.seed, family.name, candidate.source, "selection")
+        traces = curation.select(pool, candidate.selection, candidate.n_examples, tokenizer=tokenizer, seed=seed)
+        own = held_out
+        if candidate.selection != "random":
+            n_own = max(2, len(held_out) // OWN_FRACTION)
+            own = curation.select(held_out, candidate.selection, n_own, tokenizer=tokenizer, seed=seed)
     if not _is_complete(model):
         with clock("sft"):
             settings = dataclasses.replace(
@@ -185,9 +197,10 @@ def _run_sft(profile, family, folder, cell, clock, grader):
     trained = store.read_json(model / "sft.json")
     keys = {"family": cell.family, "candidate": cell.candidate, "stage": "sft", "rl_run": -1, "checkpoint": 0}
     facts = {"sft_tokens": trained["tokens"], "sft_loss": trained["final_loss"]}
+    _, common = source_traces(profile, family, next(iter(family.sources)))
     return facts, {
         "counts": _measure(profile, folder, cell, model, keys, profile.evaluation.num_samples, clock, grader),
-        "generalization_loss": _loss(profile, family, model, keys, clock),
+        "generalization_loss": _losses(profile, model, keys, {VALIDATION: common, OWN: own}, clock),
     }
 
 
@@ -260,29 +273,27 @@ def _measure(profile, folder, cell, model, keys, n, clock, grader) -> pd.DataFra
     return counts
 
 
-def _loss(profile, family, model, keys, clock) -> pd.DataFrame:
-    """The generalization loss of one checkpoint on the main source's held-out traces."""
+def _losses(profile, model, keys, validation_sets, clock) -> pd.DataFrame:
+    """The generalization loss of one checkpoint on each of the named sets of held-out traces."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from quagmire_utils.generalization_loss import generalization_loss
 
+    rows = []
     with clock("generalization_loss"):
-        _, validation = source_traces(profile, family, next(iter(family.sources)))
-        loss = generalization_loss(
-            AutoModelForCausalLM.from_pretrained(model),
-            AutoTokenizer.from_pretrained(model),
-            validation,
-            template=profile.evaluation.template,
-            progress=False,
-        )
-    row = {
-        "family": keys["family"],
-        "candidate": keys["candidate"],
-        "stage": keys["stage"],
-        "validation_set": VALIDATION,
-        "nll": loss.nll,
-        "standard_error": loss.standard_error,
-        "tokens": loss.tokens,
-        "traces": len(validation),
-    }
-    return pd.DataFrame([row])
+        module, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+        for name, traces in validation_sets.items():
+            loss = generalization_loss(module, tokenizer, traces, template=profile.evaluation.template, progress=False)
+            rows.append(
+                {
+                    "family": keys["family"],
+                    "candidate": keys["candidate"],
+                    "stage": keys["stage"],
+                    "validation_set": name,
+                    "nll": loss.nll,
+                    "standard_error": loss.standard_error,
+                    "tokens": loss.tokens,
+                    "traces": len(traces),
+                }
+            )
+    return pd.DataFrame(rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from quagmire_utils import store
-from quagmire_utils.config import CandidateSettings, FamilySettings, Profile
+from quagmire_utils.config import CandidateSettings, FamilySettings, Profile, explicit
 from quagmire_utils.sweep.grid import Cell, cell_folder, plan
 
 TABLES = ("counts", "generalization_loss", "rl_curves")
@@ -24,14 +24,14 @@ TABLES_OF = {  # which tables a cell of each kind must have rows in
 def finished_cells(folder: Path, cells: Sequence[Cell]) -> set[str]:
     """Ids of the cells whose records, made with the same parameters, are in `folder` (collected or not yet)."""
     collected = _collected(folder)
-    return {c.id for c in cells if collected.get(c.id) == c.digest or _is_fresh(folder, c)}
+    return {c.id for c in cells if collected.get(c.id) == c.digest or _fresh(folder, c) is not None}
 
 
 def is_collected(profile: Profile, folder: Path) -> bool:
     """Whether the records in `folder` are this profile's, complete and readable."""
     try:
         manifest = store.read_json(folder / "manifest.json")
-        same = manifest["configuration_digest"] == store.digest(asdict(profile))
+        same = manifest["settings_digest"] == store.digest(explicit(profile))
     except (OSError, ValueError, KeyError):
         return False
     readable = all(_read(folder / f"{name}.parquet") is not None for name in RECORDS)
@@ -39,14 +39,16 @@ def is_collected(profile: Profile, folder: Path) -> bool:
     return same and readable and all(collected.get(cell.id) == cell.digest for cell in plan(profile))
 
 
-def _is_fresh(folder: Path, cell: Cell) -> bool:
-    """Whether a cell's own folder holds its records, made with its present parameters, and all readable."""
+def _fresh(folder: Path, cell: Cell) -> dict[str, pd.DataFrame] | None:
+    """The tables in a cell's own folder; None unless all are there, made with its present parameters, and readable."""
     place = cell_folder(folder, cell)
     try:
-        same = store.read_json(place / "cell.json")["digest"] == cell.digest
+        if store.read_json(place / "cell.json")["digest"] != cell.digest:
+            return None
     except (OSError, ValueError, KeyError):
-        return False
-    return same and all(_read(place / f"{table}.parquet") is not None for table in TABLES_OF[cell.kind])
+        return None
+    tables = {table: _read(place / f"{table}.parquet") for table in TABLES_OF[cell.kind]}
+    return None if any(frame is None for frame in tables.values()) else tables
 
 
 def _read(path: Path) -> pd.DataFrame | None:
@@ -65,7 +67,7 @@ def _collected(folder: Path) -> dict[str, str]:
     present = {}
     for table in TABLES:
         rows = _read(folder / f"{table}.parquet")
-        present[table] = set() if rows is None or not len(rows) else set(rows["cell"])
+        present[table] = set() if rows is None or not len(rows) else set(rows["cell"].unique())
     return {
         cell: digest
         for cell, kind, digest in zip(frame["cell"], frame["kind"], frame["digest"], strict=True)
@@ -80,10 +82,11 @@ def collect(profile: Profile, folder: str | Path, *, wall_seconds: float | None 
     """
     folder = Path(folder)
     cells = plan(profile)
-    done = finished_cells(folder, cells)
     collected = _collected(folder)
-    fresh = {cell.id for cell in cells if _is_fresh(folder, cell)}
-    kept = {cell.id for cell in cells if collected.get(cell.id) == cell.digest} - fresh
+    read = {cell.id: _fresh(folder, cell) for cell in cells}
+    fresh = {cell_id: tables for cell_id, tables in read.items() if tables is not None}
+    kept = {cell.id for cell in cells if collected.get(cell.id) == cell.digest and cell.id not in fresh}
+    done = kept | fresh.keys()
     records: dict[str, pd.DataFrame] = {}
     for table in TABLES:
         parts = []
@@ -91,12 +94,10 @@ def collect(profile: Profile, folder: str | Path, *, wall_seconds: float | None 
         if path.is_file() and kept:
             old = store.read_parquet(path)
             parts.append(old[old["cell"].isin(kept)])
-        for cell in cells:
-            source = cell_folder(folder, cell) / f"{table}.parquet"
-            if cell.id in fresh and source.is_file():
-                frame = store.read_parquet(source)
-                frame.insert(0, "cell", cell.id)
-                parts.append(frame)
+        for cell_id, tables in fresh.items():
+            if table in tables:
+                tables[table].insert(0, "cell", cell_id)
+                parts.append(tables[table])
         if parts:
             order = {cell.id: i for i, cell in enumerate(cells)}
             merged = pd.concat(parts, ignore_index=True)
@@ -118,13 +119,29 @@ def collect(profile: Profile, folder: str | Path, *, wall_seconds: float | None 
     store.write_json(
         {
             **store.manifest(asdict(profile), seeds=[profile.seed], wall_seconds=wall_seconds),
+            "settings_digest": store.digest(explicit(profile)),
             "cells": len(cells),
             "cells_finished": len(done),
+            "complete": len(done) == len(cells),
             "cell_hours": hours,
+            "seconds_by_part": _seconds_by_part(records["cells"]),
         },
         folder / "manifest.json",
     )
     return records
+
+
+def _seconds_by_part(cells: pd.DataFrame) -> dict[str, dict[str, object]]:
+    """Where the time of a mean cell of each kind goes: CPU seconds of its process, wall seconds by part and in all."""
+    summary = {}
+    for kind, mine in cells.groupby("kind", sort=False) if len(cells) else []:
+        seconds = mine[[name for name in mine if name.startswith("seconds_")]].mean().dropna().round(2)
+        summary[kind] = {
+            "cells": len(mine),
+            "cpu_seconds": round(float(mine["cpu_seconds"].mean()), 2),
+            "seconds": {name.removeprefix("seconds_"): float(value) for name, value in seconds.items()},
+        }
+    return summary
 
 
 def _cell_row(cell: dict) -> dict[str, object]:
@@ -143,11 +160,21 @@ def _candidates(profile: Profile, cells: pd.DataFrame) -> pd.DataFrame:
         }
     rows = [
         _candidate_row(profile, family, candidate)
-        | {"sft_tokens": 0.0 if candidate.selection == "none" else tokens.get((family.name, candidate.name))}
+        | _budget(profile, candidate, tokens.get((family.name, candidate.name)))
         for family in profile.families
         for candidate in family.candidates
     ]
     return pd.DataFrame(rows)
+
+
+def _budget(profile: Profile, candidate: CandidateSettings, tokens: float | None) -> dict[str, object]:
+    """The SFT tokens of a candidate, and the first budget that they fit (None: not trained yet, or over all)."""
+    if candidate.selection == "none":
+        return {"sft_tokens": 0.0, "budget": None}
+    if tokens is None:
+        return {"sft_tokens": None, "budget": None}
+    budget = next((name for name, most in profile.budgets.items() if tokens <= most), None)
+    return {"sft_tokens": tokens, "budget": budget}
 
 
 def _candidate_row(profile: Profile, family: FamilySettings, candidate: CandidateSettings) -> dict[str, object]:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quagmire_utils import store
 from quagmire_utils.benchmarks import Problem, Trace
-from quagmire_utils.config import FamilySettings, ParameterError, Profile
+from quagmire_utils.config import (
+    SCENARIOS,
+    CandidateSettings,
+    FamilySettings,
+    ParameterError,
+    Profile,
+    explicit,
+)
 
 CELL_VERSION = 1  # raise it when a change of the code changes what cells compute
 
@@ -36,11 +43,15 @@ def plan(profile: Profile) -> list[Cell]:
         "version": CELL_VERSION,
         "seed": profile.seed,
         "benchmarks": profile.benchmarks,
-        "evaluation": asdict(profile.evaluation),
+        "evaluation": explicit(profile.evaluation),
     }
+    if profile.digits != Profile.digits:
+        shared["digits"] = profile.digits
     for family in profile.families:
         base_id = f"{family.name}/base"
-        base_digest = store.digest([shared, family.name, asdict(family.pretraining), _sources(family)])
+        main = next(iter(family.sources.items()), None)  # everything is validated on it
+        main = main and [main[0], explicit(main[1])]
+        base_digest = store.digest([shared, family.name, explicit(family.pretraining), main])
         cells.append(Cell(base_id, "base", family.name, "base", None, None, base_digest))
         names = [candidate.name for candidate in family.candidates]
         for name in names:
@@ -50,9 +61,12 @@ def plan(profile: Profile) -> list[Cell]:
             start, start_digest = base_id, base_digest
             if candidate.selection != "none":
                 start = f"{family.name}/{candidate.name}"
-                start_digest = store.digest([base_digest, asdict(candidate), asdict(profile.sft)])
+                source = family.sources.get(candidate.source)  # `check` refuses one that is not there
+                start_digest = store.digest(
+                    [base_digest, _training(candidate), explicit(source), explicit(profile.sft)]
+                )
                 cells.append(Cell(start, "sft", family.name, candidate.name, None, base_id, start_digest))
-            rl = {**asdict(profile.rl), "runs": None, "problems": family.rl_problems, "terms": family.rl_terms}
+            rl = {**explicit(profile.rl), "runs": None, "problems": family.rl_problems, "terms": family.rl_terms}
             for run in range(profile.rl.runs):
                 digest = store.digest([start_digest, rl, run])
                 cells.append(Cell(f"{start}/rl{run}", "rl", family.name, candidate.name, run, start, digest))
@@ -72,6 +86,8 @@ def check(profile: Profile) -> None:
         raise ParameterError(f"evaluation.template must be one of {', '.join(TEMPLATES)}")
     if profile.evaluation.temperature < 0:
         raise ParameterError(f"evaluation.temperature must not be negative, and is {profile.evaluation.temperature}")
+    if profile.digits not in microlab.DIGITS:
+        raise ParameterError(f"digits must be one of {', '.join(map(str, microlab.DIGITS))}, not {profile.digits}")
     for name, count in profile.benchmarks.items():
         if name not in microlab.MICRO_BENCHMARKS:
             raise ParameterError(f"benchmarks: {name} is not one of {', '.join(microlab.MICRO_BENCHMARKS)}")
@@ -93,7 +109,7 @@ def check(profile: Profile) -> None:
             raise ParameterError(f"{where}.sources is empty: there is nothing to fine-tune on")
         for name, source in family.sources.items():
             microlab.check_terms(source.terms, f"{where}.sources.{name}.terms")
-            microlab.check_style(source.style, f"{where}.sources.{name}.style")
+            microlab.check_styles(source.styles, f"{where}.sources.{name}.styles")
             if min(source.pool, source.validation) < 2:
                 raise ParameterError(f"{where}.sources.{name}: pool and validation need at least 2 traces each")
         for candidate in family.candidates:
@@ -123,9 +139,9 @@ def cost(profile: Profile, cell: Cell) -> float:
     return 4 * trained + problems * profile.evaluation.num_samples
 
 
-def _sources(family: FamilySettings) -> list[list[object]]:
-    """The family's sources as plain data."""
-    return [[name, asdict(source)] for name, source in family.sources.items()]  # in order: the first is validated on
+def _training(candidate: CandidateSettings) -> dict[str, object]:
+    """What a candidate's training depends on: not which others it is compared with."""
+    return explicit(replace(candidate, scenario=SCENARIOS[0]))
 
 
 # --- data of a micro family, the same in every process ---------------------------------------------------------------
@@ -136,7 +152,9 @@ def benchmark_problems(profile: Profile) -> dict[str, list[Problem]]:
     from quagmire_utils import microlab
 
     return {
-        name: microlab.make_problems(name, microlab.MICRO_BENCHMARKS[name], count, profile.seed)
+        name: microlab.make_problems(
+            name, replace(microlab.MICRO_BENCHMARKS[name], digits=profile.digits), count, profile.seed
+        )
         for name, count in profile.benchmarks.items()
     }
 
@@ -149,9 +167,10 @@ def source_traces(profile: Profile, family: FamilySettings, source: str) -> tupl
     traces = microlab.make_traces(
         settings.terms,
         settings.pool + settings.validation + sum(profile.benchmarks.values()),
-        style=settings.style,
+        styles=settings.styles,
         source=source,
         seed=derive_seed(profile.seed, family.name, source),
+        digits=profile.digits,
     )
     problems = [problem for group in benchmark_problems(profile).values() for problem in group]
     clean, _ = curation.decontaminate(traces, problems)
@@ -164,7 +183,10 @@ def rl_problems(profile: Profile, family: FamilySettings) -> list[Problem]:
 
     taken = {problem.question for group in benchmark_problems(profile).values() for problem in group}
     drawn = microlab.make_mixed_problems(
-        family.rl_terms, family.rl_problems + len(taken), derive_seed(profile.seed, family.name, "rl")
+        family.rl_terms,
+        family.rl_problems + len(taken),
+        derive_seed(profile.seed, family.name, "rl"),
+        digits=profile.digits,
     )
     return [problem for problem in drawn if problem.question not in taken][: family.rl_problems]
 

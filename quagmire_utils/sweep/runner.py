@@ -1,37 +1,49 @@
-"""Running the cells of a sweep on worker processes, with a bar, a lock, and an error that says what to do."""
+"""Running the cells of a sweep in the order of their worth, with a bar, a lock, and an error that says what to do."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
 import time
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from quagmire_utils.config import ParameterError, Profile
-from quagmire_utils.sweep.cells import has_checkpoint, run_cell
+from quagmire_utils.sweep.cells import has_checkpoint
 from quagmire_utils.sweep.collect import collect, finished_cells, is_collected
 from quagmire_utils.sweep.grid import Cell, check, cost, log_path, plan, progress_path
+from quagmire_utils.sweep.pools import CellLostError, LocalPool, Pool
+
+FIRST_RUNS = 2  # RL runs that every candidate gets before any candidate gets more
+_GO_ON = "What is finished is kept; the same command again goes on from there."
+COLLECT_EVERY = 300.0  # seconds; collecting 400 cells takes about one
 
 
 class SweepError(RuntimeError):
     """A cell failed; the message names it, its log, and the way on."""
 
 
-def run_sweep(profile: Profile, folder: str | Path, *, workers: int | None = None, progress: bool = True) -> Path:
+def run_sweep(
+    profile: Profile,
+    folder: str | Path,
+    *,
+    workers: int | None = None,
+    ray: str | None = None,
+    progress: bool = True,
+    collect_every: float = COLLECT_EVERY,
+) -> Path:
     """Run every cell of `profile` that `folder` does not hold yet, then `collect`. Returns the folder.
 
-    A cell that fails stops the sweep after the cells in flight; the error names the cell, its log and how to go on.
+    The first two RL runs of every candidate come before the further runs of any. Every `collect_every` seconds what is
+    finished is collected, so that the records of a long sweep can be read while it runs; the manifest says how many
+    cells they hold. A cell that fails stops the sweep; the error names the cell, its log and how to go on.
+
+    workers: processes, one core each; None: the profile's number. ray: instead of this machine's processes, the cores
+    of the Ray cluster at this address ("auto": the one that this machine belongs to), at most `workers` where given.
     """
     folder = Path(folder)
     check(profile)
     cells = plan(profile)
-    workers = profile.workers if workers is None else workers
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise ParameterError(f"workers must be at least 1, not {workers}")
     with only_sweep(folder):
         done = finished_cells(folder, cells)
@@ -39,7 +51,9 @@ def run_sweep(profile: Profile, folder: str | Path, *, workers: int | None = Non
         started = time.time()
         with _SweepBar(profile, folder, cells, done, shown=progress) as bar:
             if todo:
-                _run_cells(profile, folder, todo, workers, bar)
+                collecting = _Collecting(profile, folder, cells, done, started, collect_every)
+                with _open_pool(profile, folder, workers, ray) as pool:
+                    _run_cells(profile, folder, todo, pool, bar, collecting)
         if todo or not is_collected(profile, folder):  # else the manifest keeps saying where they were made
             collect(profile, folder, wall_seconds=time.time() - started)
     return folder
@@ -90,6 +104,29 @@ class _SweepBar:
         self.bar.set_postfix_str(f"{self.finished} of {self.cells} cells" + (f", now {names}" if names else ""))
 
 
+class _Collecting:
+    """Collects the records of a running sweep now and then."""
+
+    def __init__(
+        self, profile: Profile, folder: Path, cells: Sequence[Cell], done: set[str], started: float, every: float
+    ) -> None:
+        self.profile, self.folder, self.started, self.every = profile, folder, started, every
+        # until a cell of each kind has finished, some table would have no rows
+        self.missing = {cell.kind for cell in cells} - {cell.kind for cell in cells if cell.id in done}
+        self.last, self.news = time.monotonic(), False
+
+    def finish(self, cell: Cell) -> None:
+        """A cell is done."""
+        self.missing.discard(cell.kind)
+        self.news = True
+
+    def collect(self) -> None:
+        """Collect if it is time to and there is something new."""
+        if self.news and not self.missing and time.monotonic() - self.last >= self.every:
+            collect(self.profile, self.folder, wall_seconds=time.time() - self.started)
+            self.last, self.news = time.monotonic(), False
+
+
 @contextlib.contextmanager
 def only_sweep(folder: Path) -> Iterator[None]:
     """Holds the folder's lock; the system frees it however this process ends."""
@@ -108,9 +145,17 @@ def only_sweep(folder: Path) -> Iterator[None]:
         yield
 
 
-def _run_cells(profile: Profile, folder: Path, todo: list[Cell], workers: int, bar: _SweepBar) -> None:
-    import multiprocessing
+def _open_pool(profile: Profile, folder: Path, workers: int | None, ray: str | None) -> Pool:
+    if ray is None:
+        return LocalPool(profile, folder, profile.workers if workers is None else workers)
+    from quagmire_utils.sweep.ray_pool import RayPool
 
+    return RayPool(profile, folder, ray, workers)
+
+
+def _run_cells(
+    profile: Profile, folder: Path, todo: list[Cell], pool: Pool, bar: _SweepBar, collecting: _Collecting
+) -> None:
     by_id = {cell.id: cell for cell in plan(profile)}
     # a cell needs a checkpoint on disk: one that was measured long ago, on another machine, is trained again first
     waiting = list(todo)
@@ -121,71 +166,26 @@ def _run_cells(profile: Profile, folder: Path, todo: list[Cell], workers: int, b
             bar.more(parent)
             parent = by_id.get(parent.needs or "")
     order = {cell_id: i for i, cell_id in enumerate(by_id)}
-    waiting.sort(key=lambda cell: order[cell.id])
-    running: dict[Future, Cell] = {}
+    waiting.sort(key=lambda cell: (cell.run is not None and cell.run >= FIRST_RUNS, order[cell.id]))
     unfinished = {cell.id for cell in waiting}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
+    while waiting or pool.running:
         try:
-            while waiting or running:
-                ready = [cell for cell in waiting if cell.needs not in unfinished]
-                for cell in ready[: workers - len(running)]:
-                    waiting.remove(cell)
-                    running[pool.submit(_logged_cell, profile, folder, cell)] = cell
-                bar.show(list(running.values()))
-                finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)  # the clock on the bar goes on
-                for future in finished:
-                    _raise_for(future, running, folder)
-                    cell = running.pop(future)
-                    unfinished.discard(cell.id)
-                    bar.finish(cell)
-            bar.show([])
-        except BaseException:
-            # the pool would wait for the cells in flight; they are resumed, so they need not end first
-            processes = list((getattr(pool, "_processes", None) or {}).values())
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.join(5)
-                process.kill()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _raise_for(future: Future, running: Mapping[Future, Cell], folder: Path) -> None:
-    error = future.exception()
-    if error is None:
-        return
-    cell = running[future]
-    cause = f"cell {cell.id} failed: {str(error).strip() or type(error).__name__}"
-    if isinstance(error, BrokenProcessPool):  # the system does not say which of the processes died
-        cause = f"a process died (out of memory?) while these cells ran: {', '.join(c.id for c in running.values())}"
-    raise SweepError(
-        f"{cause}. Log: {log_path(folder, cell)}. What is finished is kept; the same command again goes on from there."
-    ) from error
-
-
-def _start_worker(parent: int) -> None:
-    """Set up a worker process; it dies with its parent, or a restarted sweep would meet it at the same cell."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_PROGRESS_BARS="1")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-
-
-def _logged_cell(profile: Profile, folder: Path, cell: Cell) -> None:
-    """Run a cell with everything it prints in its own log."""
-    path = log_path(folder, cell)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {cell.id}")
-        try:
-            run_cell(profile, folder, cell)
-        except BaseException:
-            traceback.print_exc()
-            raise
+            for cell in [cell for cell in waiting if cell.needs not in unfinished]:
+                if not pool.has_room(cell):
+                    break
+                waiting.remove(cell)
+                pool.submit(cell)
+            bar.show(pool.running)
+            ended = pool.wait(1)  # no longer: the clock on the bar goes on
+        except CellLostError as error:
+            raise SweepError(f"{error}. {_GO_ON}") from error
+        for cell, error in ended:
+            if error is not None:
+                cause = f"cell {cell.id} failed: {str(error).strip() or type(error).__name__}"
+                cause = str(error) if isinstance(error, CellLostError) else cause
+                raise SweepError(f"{cause}. Log: {log_path(folder, cell)}. {_GO_ON}") from error
+            unfinished.discard(cell.id)
+            bar.finish(cell)
+            collecting.finish(cell)
+        collecting.collect()
+    bar.show([])

@@ -1,0 +1,324 @@
+"""A sweep's cells on the nodes of a Ray cluster, one per CPU core, without a shared file system.
+
+    ray start --head --disable-usage-stats --include-dashboard=false    # on one node
+    ray start --address=THAT_NODE:6379 --disable-usage-stats            # on each other one
+    python -m quagmire_utils.sweep mini --ray auto                      # on any of them
+
+The checkpoint that a cell starts from travels with its task through Ray's object store, and what the cell leaves
+(records, checkpoint, graded answers, log) travels back and is put into the results folder of the process that asked,
+so that records and resuming are the same as on one machine. Every node needs the same environment: a cell that would
+run with other versions of what it computes with is refused. A node that dies loses its cells in flight, which are run
+again on others. Cells compute on CPUs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import platform
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quagmire_utils import store
+from quagmire_utils.config import ParameterError, Profile
+from quagmire_utils.sweep.cells import cell_threads
+from quagmire_utils.sweep.grid import (
+    Cell,
+    cell_folder,
+    digest_path,
+    log_path,
+    model_folder,
+    plan,
+    progress_path,
+    samples_folder,
+)
+from quagmire_utils.sweep.pools import CellLostError, logged_cell, set_environment
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+ATTEMPTS = 4  # how often a cell is started whose node or process keeps dying
+CONNECT_TIMEOUT = 5.0  # seconds; Ray itself tries for minutes
+NO_NODE_TIMEOUT = 60.0  # seconds without any CPU in the cluster after which the sweep gives up
+PACKAGES = ("quagmire-utils", "numpy", "torch", "transformers", "tokenizers", "trl", "math-verify", "sympy")
+
+
+class RayPool:
+    """The CPU cores of a Ray cluster as a pool of a sweep; at most `workers` cells at a time where that is given."""
+
+    def __init__(self, profile: Profile, folder: Path, address: str, workers: int | None = None) -> None:
+        """Connect to the cluster at `address` ("auto": the one that this machine belongs to).
+
+        Raises ParameterError where ray is not installed or no cluster answers.
+        """
+        self.profile, self.folder, self.workers = profile, folder, workers
+        self._tasks: dict[ObjectRef, Cell] = {}
+        self._threads: dict[str, int] = {}  # CPUs that a cell in flight has reserved
+        self._starts: dict[str, int] = {}  # how often a cell was started
+        self._cpus_seen = time.monotonic()
+        self._owns_connection = _connect(address)
+        import ray
+
+        self._task = ray.remote(max_retries=0)(_remote_cell)
+        # beside this process, which reads it: it must not die with another node
+        here = ray.get_runtime_context().get_node_id()
+        beside = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+        self._fractions = ray.remote(num_cpus=0, scheduling_strategy=beside)(_Fractions).remote()
+
+    @property
+    def running(self) -> list[Cell]:
+        """The cells in flight."""
+        return list(self._tasks.values())
+
+    def has_room(self, cell: Cell) -> bool:
+        """Whether the cluster, as it is now, has a core (two for a cell of two threads) that no cell has reserved."""
+        allowed = self.workers is None or len(self._tasks) < self.workers
+        return allowed and sum(self._threads.values()) + self._cpus_for(cell) <= self._cpus()
+
+    def _cpus(self) -> int:
+        """The cluster's cores; CellLostError where there have been none for a while."""
+        import ray
+
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        if cpus:
+            self._cpus_seen = time.monotonic()
+        elif time.monotonic() - self._cpus_seen > NO_NODE_TIMEOUT:
+            raise CellLostError("the Ray cluster has no node with a CPU any more")
+        return cpus
+
+    def _cpus_for(self, cell: Cell) -> int:
+        """The cell's threads, if a node has so many cores; a node with fewer takes longer, for the same result."""
+        return max(1, min(cell_threads(self.profile, cell), _cores_of_largest_node()))
+
+    def submit(self, cell: Cell) -> None:
+        """Start a cell; its starting checkpoint is read from the results folder."""
+        start = {}
+        if cell.needs is not None:
+            start = _read_files(self.folder, [model_folder(self.folder, cell.needs)])
+        self._starts[cell.id] = self._starts.get(cell.id, 0) + 1
+        self._threads[cell.id] = self._cpus_for(cell)
+        task = self._task.options(num_cpus=self._threads[cell.id], name=cell.id).remote(
+            pickle.dumps((self.profile, cell)), start, _versions(), self._fractions
+        )
+        self._tasks[task] = cell
+
+    def wait(self, seconds: float) -> list[tuple[Cell, BaseException | None]]:
+        """The cells that have ended, each with its error; waits at most so long for the first one.
+
+        What they left is in the results folder then. A cell whose node died is started again, `ATTEMPTS` times in all.
+        """
+        import ray
+
+        if not self._tasks:
+            time.sleep(seconds)
+            return []
+        done, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
+        if not done:
+            done, _ = ray.wait(list(self._tasks), timeout=seconds)
+        ended = []
+        for task in done:
+            cell = self._tasks.pop(task)
+            del self._threads[cell.id]
+            error: BaseException | None = None
+            try:
+                files, failure = ray.get(task)
+            except ray.exceptions.RayTaskError as failed:  # of what surrounds the cell: no disk left, say
+                error = RuntimeError(f"{type(failed.cause).__name__}: {failed.cause}")
+            except ray.exceptions.RayError as lost:  # of a node, a process, or what they held
+                reason = str(lost).strip().splitlines()[0]
+                if self._starts[cell.id] < ATTEMPTS:
+                    _add_to_log(self.folder, cell, f"--- lost, and started again: {reason}\n".encode())
+                    self.submit(cell)
+                    continue
+                error = CellLostError(f"cell {cell.id} was lost {ATTEMPTS} times, in the end because: {reason}")
+            else:
+                _put_files(self.folder, cell, files)
+                error = None if failure is None else RuntimeError(failure)
+            ended.append((cell, error))
+        for task, cell in list(self._tasks.items()):
+            if self._threads[cell.id] > max(1, _cores_of_largest_node()):  # it would wait for a node that has died
+                ray.cancel(task, force=True)
+                del self._tasks[task]
+                self.submit(cell)
+        self._cpus()  # or cells without a node would be waited for without an end
+        self._note_fractions()
+        return ended
+
+    def _note_fractions(self) -> None:
+        """Write down how far the cells in flight are, where the sweep's bar looks for it."""
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            for cell_id, fraction in ray.get(self._fractions.read.remote(), timeout=1).items():
+                cell = next((cell for cell in self.running if cell.id == cell_id), None)
+                if cell is not None:
+                    path = progress_path(self.folder, cell)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(fraction)
+
+    def __enter__(self) -> RayPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            if self._tasks:
+                for task in self._tasks:
+                    ray.cancel(task)  # lets it clear away its folder
+                _, left = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=5)
+                for task in left:
+                    ray.cancel(task, force=True)
+            ray.kill(self._fractions)
+        if self._owns_connection:
+            ray.shutdown()
+
+
+def _connect(address: str) -> bool:
+    """Connect this process to a cluster; False where it already was connected."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        from ray._private.services import canonicalize_bootstrap_address_or_die
+    except ImportError as error:
+        raise ParameterError(
+            "ray: it is not installed; `pip install -e '.[ray]' -c constraints.txt` does it"
+        ) from error
+    if ray.is_initialized():
+        return False
+    remedy = "start one with `ray start --head --disable-usage-stats --include-dashboard=false`"
+    if "://" in address:
+        raise ParameterError(f"ray: {address} is no address; run the sweep on a node of the cluster, with ray=auto")
+    try:
+        place = canonicalize_bootstrap_address_or_die(address)
+        host, port = place.rsplit(":", 1)
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
+        ray.init(address=place, log_to_driver=False, logging_level="warning")
+    except (OSError, ValueError) as error:  # ConnectionError is an OSError
+        raise ParameterError(f"ray: no cluster answers at {address}; {remedy}") from error
+    except RuntimeError as error:  # other versions of Ray or Python
+        raise ParameterError(f"ray: {' '.join(str(error).split())}") from error
+    return True
+
+
+def _cores_of_largest_node() -> int:
+    import ray
+
+    return int(max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0))
+
+
+def _versions() -> dict[str, str]:
+    """What a cell computes with."""
+    return {"python": platform.python_version(), **store.package_versions(PACKAGES)}
+
+
+class _Fractions:
+    """An actor that knows how far cells are."""
+
+    def __init__(self) -> None:
+        self.fractions: dict[str, str] = {}
+
+    def note(self, cell_id: str, fraction: str) -> None:
+        """A cell's process tells."""
+        self.fractions[cell_id] = fraction
+
+    def read(self) -> dict[str, str]:
+        """The sweep asks."""
+        return self.fractions
+
+
+def _remote_cell(
+    work: bytes, start: dict[str, bytes], versions: dict[str, str], fractions: Any
+) -> tuple[dict[str, bytes], str | None]:
+    """On a node: compute a cell in a folder of its own; what it left, by path, and its error.
+
+    work: the pickled profile and cell; start: the files of the checkpoint it starts from.
+    """
+    set_environment()
+    node = socket.gethostname()
+    here = _versions()
+    others = [
+        f"{name} {here.get(name)}, not {version}" for name, version in versions.items() if here.get(name) != version
+    ]
+    if others:
+        return {}, f"node {node} has {', '.join(others)}; give it the environment of the machine that runs the sweep"
+    profile, cell = pickle.loads(work)
+    if cell not in plan(profile):
+        return {}, f"node {node} has another version of this package; give it that of the machine that runs the sweep"
+    with tempfile.TemporaryDirectory(prefix="quagmire-") as name:
+        folder = Path(name)
+        for path, content in start.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+        over = threading.Event()
+
+        def tell() -> None:
+            while not over.wait(1):
+                with contextlib.suppress(OSError):
+                    fractions.note.remote(cell.id, progress_path(folder, cell).read_text())
+
+        threading.Thread(target=tell, daemon=True).start()
+        failure = None
+        try:
+            logged_cell(profile, folder, cell)
+        except Exception as error:
+            failure = str(error).strip() or type(error).__name__
+        finally:
+            over.set()
+        kept = [log_path(folder, cell)]
+        if failure is None:
+            kept += [place(folder, cell) for place in (cell_folder, samples_folder, digest_path)]
+            kept += [model_folder(folder, cell.id), folder / "scratch" / "benchmarks"]
+        return _read_files(folder, kept), failure
+
+
+def _read_files(folder: Path, kept: list[Path]) -> dict[str, bytes]:
+    """The files and folders `kept` of `folder`, by path inside it."""
+    files = [file for path in kept for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files if file.is_file()}
+
+
+def _put_files(folder: Path, cell: Cell, files: dict[str, bytes]) -> None:
+    """Put what a cell left on a node into `folder`; its records come last, in one step, so that a kill costs the cell.
+
+    What the cell had left there before is replaced.
+    """
+    _add_to_log(folder, cell, files.pop(log_path(folder, cell).relative_to(folder).as_posix(), b""))
+    if not files:
+        return
+    arrived = folder / "scratch" / "arrived" / cell.id.replace("/", "__")
+    shutil.rmtree(arrived, ignore_errors=True)
+    for path, content in files.items():
+        with store.atomic_path(arrived / path) as temporary:
+            temporary.write_bytes(content)
+    digest_path(folder, cell).unlink(missing_ok=True)  # without it, no part of what follows passes for whole
+    for place in (model_folder(folder, cell.id), samples_folder(folder, cell), cell_folder(folder, cell)):
+        if place.exists():
+            shutil.rmtree(place)
+    for place in (model_folder(folder, cell.id), samples_folder(folder, cell), digest_path(folder, cell)):
+        _move(arrived, folder, place)
+    for file in sorted((arrived / "scratch" / "benchmarks").glob("*")):
+        _move(arrived, folder, folder / file.relative_to(arrived))
+    _move(arrived, folder, cell_folder(folder, cell))
+    shutil.rmtree(arrived, ignore_errors=True)
+
+
+def _move(arrived: Path, folder: Path, place: Path) -> None:
+    """Move a file or folder to its `place` in `folder` in one step, if it arrived."""
+    source = arrived / place.relative_to(folder)
+    if source.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, place)
+
+
+def _add_to_log(folder: Path, cell: Cell, text: bytes) -> None:
+    path = log_path(folder, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as handle:
+        handle.write(text)
