@@ -25,8 +25,8 @@ usage() {
 ./reproduce.sh lab [jupyter lab arguments]
 
 Options of run
-  --profile NAME        a profile of quagmire_utils/profiles, or a YAML file (default: mini if its records are there,
-                        otherwise smoke)
+  --profile NAME        a profile of quagmire_utils/profiles, or a YAML file (default: mini if its records are there
+                        and complete, otherwise smoke)
   --only fig03,table01  only the notebooks whose names begin so (default: run_sweep, then every figure and table)
   -p NAME=VALUE         set a parameter in the notebooks that have it; repeatable
   --fresh               set aside what the profile computed (to .quagmire/previous) and compute it again
@@ -104,7 +104,8 @@ with --profile only"
     case $profile in
         "")
             profile=smoke
-            [ ! -f results/mini/manifest.json ] || profile=mini
+            # a sweep that is not finished would go on for hours
+            ! grep -qs '"complete": true' results/mini/manifest.json || profile=mini
             ;;
         *.yaml | *.yml)
             case $profile in /*) ;; *) profile=$HERE/$profile ;; esac

@@ -22,7 +22,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TABLES = {"table01_spearman_dataset_level": 1, "table02_r2_dataset_level": 2}
 FIGURES = ("fig03_sft_vs_rl", "fig05_generalization_loss")
 WORKFLOWS = {
-    "run_sweep": {"profile", "workers", "fresh"},
+    "run_sweep": {"profile", "workers", "ray", "fresh"},
     "evaluate_model": {
         *("model", "revision", "engine", "benchmarks", "num_samples", "k", "temperature", "max_tokens", "template"),
         *("limit", "seed", "output", "max_model_len"),

@@ -124,6 +124,8 @@ def test_budgets_group_by_trained_tokens(tiny, unbroken, tmp_path):
     [
         ({"seed": 1}, {"base", "sft", "rl"}),
         ({"evaluation.num_samples": 8}, {"base", "sft", "rl"}),
+        ({"evaluation.rl_num_samples": 3}, {"rl"}),
+        ({"evaluation.k": 2}, set()),
         ({"sft.learning_rate": 0.002}, {"sft", "rl of sft"}),
         ({"rl.steps": 4}, {"rl"}),
         ({"rl.runs": 2}, set()),  # a further run leaves the first ones as they are

@@ -78,9 +78,9 @@ def outcome_grid(runs: pd.DataFrame, spread: pd.DataFrame, outcome: str = "best"
     for family, ax in zip(families, np.atleast_1d(axes), strict=True):
         plot_outcomes(runs[runs["family"] == family], ax, outcome)
         ax.set_xlim(low - margin, high + margin)
-        mine = spread[(spread["family"] == family) & (spread["outcome"] == outcome) & spread["ratio"].notna()]
+        mine = spread[(spread["family"] == family) & (spread["outcome"] == outcome) & spread["ratio_low"].notna()]
         ratios = ", ".join(f"{s} {r:.1f}" for s, r in zip(mine["scenario"], mine["ratio"], strict=True))
-        ax.set_title(f"{family}\nspread : run noise = {ratios or 'not measured'}", loc="left", fontsize=9)
+        ax.set_title(f"{family}\nspread : run noise\n{ratios or 'too few candidates'}", loc="left", fontsize=9)
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             shown.setdefault(label, handle)
     fig.legend(shown.values(), shown.keys(), loc="outside upper left", ncols=len(shown), fontsize=9, frameon=False)

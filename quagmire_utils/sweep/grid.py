@@ -39,11 +39,14 @@ def plan(profile: Profile) -> list[Cell]:
     if len(set(names)) < len(names):
         raise ParameterError(f"families: two of them have one name ({', '.join(sorted(names))})")
     cells = []
+    measuring = explicit(profile.evaluation)
+    measuring.pop("k", None)  # which k is shown changes no answer
+    after_rl = measuring.pop("rl_num_samples", None)
     shared = {
         "version": CELL_VERSION,
         "seed": profile.seed,
         "benchmarks": profile.benchmarks,
-        "evaluation": explicit(profile.evaluation),
+        "evaluation": measuring,
     }
     if profile.digits != Profile.digits:
         shared["digits"] = profile.digits
@@ -67,6 +70,7 @@ def plan(profile: Profile) -> list[Cell]:
                 )
                 cells.append(Cell(start, "sft", family.name, candidate.name, None, base_id, start_digest))
             rl = {**explicit(profile.rl), "runs": None, "problems": family.rl_problems, "terms": family.rl_terms}
+            rl["num_samples"] = after_rl
             for run in range(profile.rl.runs):
                 digest = store.digest([start_digest, rl, run])
                 cells.append(Cell(f"{start}/rl{run}", "rl", family.name, candidate.name, run, start, digest))
