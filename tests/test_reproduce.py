@@ -506,7 +506,7 @@ def test_environment_yml_takes_packages_and_versions_from_the_files():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     *conda, pip = environment["dependencies"]
     assert conda == ["python=3.11", "pip"]
-    assert pip == {"pip": ["-c constraints.txt", "-e .[train,server,notebooks,dev]"]}
+    assert pip == {"pip": ["-c constraints.txt", "-e .[train,server,ray,notebooks,dev]"]}
 
 
 def test_every_folder_of_modules_is_packaged_and_the_profiles_with_it():

@@ -64,9 +64,8 @@ def git_state() -> dict[str, Any]:
     top = git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root:
         return {"commit": None, "dirty": None}
-    changes = git(
-        "status", "--porcelain", "--", ".", ":(exclude)results"
-    )  # what a run itself writes is no change of code
+    # what a run itself writes is no change of code; a long sweep must not hold the index while somebody commits
+    changes = git("--no-optional-locks", "status", "--porcelain", "--", ".", ":(exclude)results")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
 
