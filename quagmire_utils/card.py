@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,12 +103,19 @@ def _settings(profile: Profile) -> pd.DataFrame:
             "RL",
             f"{rl.steps} steps of {rl.prompts_per_step} problems x {rl.rollouts} answers, rate {rl.learning_rate:g}",
         ),
-        ("RL runs of a candidate, measured after steps", f"{rl.runs}, each after {steps}"),
+        ("RL runs of a candidate, measured after steps", f"{_runs(profile)}, each after {steps}"),
         ("answers to a problem before RL, after RL", f"{evaluation.num_samples}, {evaluation.rl_num_samples}"),
         ("longest answer (tokens)", evaluation.max_tokens),
         ("sampling", f"temperature {evaluation.temperature:g}, top-p 1"),
     ]
     return pd.DataFrame(rows, columns=["setting", "value"])
+
+
+def _runs(profile: Profile) -> str:
+    """For example "2 (4 for 12 candidates)"."""
+    others = Counter(c.rl_runs for family in profile.families for c in family.candidates if c.rl_runs is not None)
+    more = ", ".join(f"{runs} for {count} candidates" for runs, count in sorted(others.items()))
+    return f"{profile.rl.runs} ({more})" if more else str(profile.rl.runs)
 
 
 def _hours(cells: pd.DataFrame) -> pd.DataFrame:

@@ -195,6 +195,7 @@ class CandidateSettings:
     scenario: str = "dataset"  # or several joined by +: a candidate may be compared with two sets of others
     source: str = "main"
     learning_rate: float | None = None  # None: the family's
+    rl_runs: int | None = None  # None: the profile's rl.runs
 
     def __post_init__(self) -> None:
         """Refuse what names no candidate."""
@@ -203,6 +204,8 @@ class CandidateSettings:
         _positive(self, f"candidate {self.selection}", "epochs")
         if self.learning_rate is not None:
             _positive(self, f"candidate {self.selection}", "learning_rate")
+        if self.rl_runs is not None:
+            _positive(self, f"candidate {self.selection}", "rl_runs")
         parts = self.selection.split("+")
         if self.selection != "none" and (self.n_examples < len(parts) or len(set(parts)) < len(parts)):
             raise ParameterError(

@@ -124,16 +124,22 @@ def candidate_frame(records: Records, k: int = 64, validation_set: str = "valida
       gen_loss, gen_loss_se                    nats per response token on `validation_set`
       outcome, outcome_sampling_se             after RL: best checkpoint of all runs (Sec. 4.1)
       best_run, best_checkpoint                which run and step that was
-      outcome_last, outcome_last_std           after RL: last checkpoint, mean and standard deviation over runs
+      outcome_last, outcome_last_std           after RL: last checkpoint, mean and standard deviation over those runs
       gain                                     outcome - pass1
-      n_runs, n_samples, rl_n_samples          RL runs; fewest answers to a problem before and after RL
+      n_runs, n_samples, rl_n_samples          RL runs that count; fewest answers to a problem before and after RL
       truncation_rate, no_answer_rate          shares of all answers before RL
-    NaN where a cell of the sweep has not finished. Raises ParameterError for k above n_samples.
+    The best of four runs is above the best of two by their noise alone, so where the profile gives some candidates of a
+    family more RL runs than others (`rl_runs`), the outcome is taken over the first runs, as many as all have; the
+    further ones tell how much runs differ. NaN where a cell of the sweep has not finished. Raises ParameterError for k
+    above n_samples.
     """
     keys = ["family", "candidate"]
     counts = records.counts
     scores = checkpoint_scores(counts, list(dict.fromkeys([1, k])))
     before, after = scores[scores["stage"] != "rl"], scores[scores["stage"] == "rl"]
+    if "rl_runs" in records.candidates:
+        common = records.candidates.groupby("family")["rl_runs"].min()
+        after = after[after["rl_run"] < after["family"].map(common)]
     if len(before) and k > before["n"].min():
         raise ParameterError(
             f"k ({k}) must not exceed the {before['n'].min()} answers drawn for each problem before RL"

@@ -107,6 +107,21 @@ def test_settings_at_their_defaults_do_not_enter_digests():
     assert explicit(dataclasses.replace(settings, digits=4))["digits"] == 4
 
 
+def test_a_candidate_may_have_more_rl_runs_than_others(tiny):
+    usual = load_profile(tiny)
+    family = usual.families[0]
+    more = dataclasses.replace(family.candidates[-1], rl_runs=3)
+    family = dataclasses.replace(family, candidates=(*family.candidates[:-1], more))
+    before, after = (
+        {cell.id: cell.digest for cell in sweep.plan(profile)}
+        for profile in (usual, dataclasses.replace(usual, families=(family,)))
+    )
+    assert after.keys() - before.keys() == {"a/shortest-16x1/rl1", "a/shortest-16x1/rl2"}
+    assert all(after[cell] == digest for cell, digest in before.items())
+    with pytest.raises(ParameterError, match="rl_runs must be positive"):
+        dataclasses.replace(more, rl_runs=0)
+
+
 def test_budgets_group_by_trained_tokens(tiny, unbroken, tmp_path):
     shutil.copytree(unbroken, tmp_path / "copy")
     tokens = store.read_parquet(unbroken / "candidates.parquet").set_index("candidate")["sft_tokens"]

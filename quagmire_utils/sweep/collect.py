@@ -10,7 +10,7 @@ import pandas as pd
 
 from quagmire_utils import store
 from quagmire_utils.config import CandidateSettings, FamilySettings, Profile, explicit
-from quagmire_utils.sweep.grid import Cell, cell_folder, plan
+from quagmire_utils.sweep.grid import Cell, cell_folder, plan, rl_runs
 
 TABLES = ("counts", "generalization_loss", "rl_curves")
 RECORDS = (*TABLES, "candidates", "cells")
@@ -188,4 +188,5 @@ def _candidate_row(profile: Profile, family: FamilySettings, candidate: Candidat
         "n_examples": candidate.n_examples,
         "epochs": candidate.epochs,
         "learning_rate": profile.sft.learning_rate if candidate.learning_rate is None else candidate.learning_rate,
+        "rl_runs": rl_runs(profile, candidate),
     }

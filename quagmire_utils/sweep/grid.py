@@ -71,7 +71,7 @@ def plan(profile: Profile) -> list[Cell]:
                 cells.append(Cell(start, "sft", family.name, candidate.name, None, base_id, start_digest))
             rl = {**explicit(profile.rl), "runs": None, "problems": family.rl_problems, "terms": family.rl_terms}
             rl["num_samples"] = after_rl
-            for run in range(profile.rl.runs):
+            for run in range(rl_runs(profile, candidate)):
                 digest = store.digest([start_digest, rl, run])
                 cells.append(Cell(f"{start}/rl{run}", "rl", family.name, candidate.name, run, start, digest))
     return cells
@@ -144,8 +144,13 @@ def cost(profile: Profile, cell: Cell) -> float:
 
 
 def _training(candidate: CandidateSettings) -> dict[str, object]:
-    """What a candidate's training depends on: not which others it is compared with."""
-    return explicit(replace(candidate, scenario=SCENARIOS[0]))
+    """What a candidate's training depends on: not which others it is compared with, nor how often RL starts from it."""
+    return explicit(replace(candidate, scenario=SCENARIOS[0], rl_runs=None))
+
+
+def rl_runs(profile: Profile, candidate: CandidateSettings) -> int:
+    """How many RL runs start from a candidate."""
+    return profile.rl.runs if candidate.rl_runs is None else candidate.rl_runs
 
 
 # --- data of a micro family, the same in every process ---------------------------------------------------------------
