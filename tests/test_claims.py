@@ -545,6 +545,10 @@ def test_the_headline_of_a_place_is_its_first_claim(records):
     unrun = [dataclasses.replace(first, verdict="not run", family="", model="Another")]
     assert claims.headline(unrun)[1:] == ("Another: not run", "")
     assert claims.headline([]) == ("-", "-", "")
+    several = claims.about(candidate_frame(records, k=16), "Fig. 5", records=records)
+    assert several[1].claim in claims.headline(several, several[1].name)[0]
+    with pytest.raises(ParameterError, match="name must be one of repeating_raises_loss, .*, not 'another'"):
+        claims.headline(several, "another")
 
 
 def test_a_claims_sentence():

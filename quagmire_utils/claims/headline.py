@@ -6,19 +6,23 @@ import math
 from collections.abc import Sequence
 
 from quagmire_utils.claims.claim import Claim
+from quagmire_utils.config import ParameterError
 
 DECIDED = ("holds", "does not hold", "undecided")
 
 
-def headline(claims: Sequence[Claim]) -> tuple[str, str, str]:
+def headline(claims: Sequence[Claim], name: str = "") -> tuple[str, str, str]:
     """What the paper claims at a place, what our records say of it, and on what that rests: three lines of plain text.
 
-    Only the place's first claim (for each family that it is made of) is told; the others stand in its notebook.
+    Of the claims only that called `name` is told, for each family that it is made of ("": the first one); the others
+    stand in the place's notebook. Raises ParameterError where none of the claims is called so.
     """
     if not claims:
         return "-", "-", ""
-    first = claims[0]
-    told = [claim for claim in claims if claim.name == first.name and claim.claim == first.claim]
+    told = [claim for claim in claims if claim.name == (name or claims[0].name)]
+    if not told:
+        raise ParameterError(f"name must be one of {', '.join(dict.fromkeys(c.name for c in claims))}, not {name!r}")
+    first = told[0]
     paper = first.claim + ("" if math.isnan(first.paper) else f" ({first.number(first.paper)})")
     ours, scale = [], []
     for claim in told:
