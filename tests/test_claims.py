@@ -547,7 +547,7 @@ def test_the_headline_of_a_place_is_its_first_claim(records):
     assert claims.headline([]) == ("-", "-", "")
     several = claims.about(candidate_frame(records, k=16), "Fig. 5", records=records)
     assert several[1].claim in claims.headline(several, several[1].name)[0]
-    with pytest.raises(ParameterError, match="name must be one of repeating_raises_loss, .*, not 'another'"):
+    with pytest.raises(ParameterError, match=r"name must be one of repeating_raises_loss, .*, not 'another'"):
         claims.headline(several, "another")
 
 
