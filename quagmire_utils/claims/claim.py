@@ -66,9 +66,11 @@ class Claim:
             return f"{head}: **too few {self.counted}** ({self.n}) to say anything."
         published = "" if math.isnan(self.paper) else f"; paper {self.number(self.paper)}"
         interval = f", 95 % interval {self.interval}" if self.interval else ""
+        side = "below" if self.below else "above"
+        bound = f", claimed to lie {side} {self.number(self.bound)}" if self.bound else ""
         return (
             f"{head}: **{self.verdict}** at this scale "
-            f"({self.statistic}: {self.number(self.value)}{interval}, n = {self.size}{published})."
+            f"({self.statistic}: {self.number(self.value)}{interval}{bound}, n = {self.size}{published})."
         )
 
     @property

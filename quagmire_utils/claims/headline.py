@@ -31,6 +31,7 @@ def headline(claims: Sequence[Claim], name: str = "") -> tuple[str, str, str]:
             ours.append(f"{whose}: {claim.verdict}")
             continue
         interval = f" [{claim.interval}]" if claim.interval else ""
-        ours.append(f"{claim.verdict}: {claim.number(claim.value)}{interval}")
+        bound = f", bound {claim.number(claim.bound)}" if claim.bound else ""
+        ours.append(f"{claim.verdict}: {claim.number(claim.value)}{interval}{bound}")
         scale.append(f"{whose}, n = {claim.size}")
     return paper, "; ".join(ours), "; ".join(scale)

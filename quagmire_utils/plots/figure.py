@@ -139,6 +139,9 @@ def _compact_png(png: bytes) -> str:
         text = base64.b64encode(buffer.getvalue()).decode()
         if not UNFINISHED.search(text):
             break
+    # a large picture spells some mark at every level: a line break, which base64 may have anywhere, undoes it
+    while UNFINISHED.search(text):  # marks may overlap
+        text = UNFINISHED.sub(lambda mark: f"{mark[0][0]}\n{mark[0][1:]}", text)
     return text
 
 

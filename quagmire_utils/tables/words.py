@@ -110,16 +110,17 @@ def headline(table: pd.DataFrame) -> tuple[str, str, str]:
     Of a table by budget it is the average, of one by fit size the row that fits nearest to half of the candidates. Of
     R2 ours is the median over every split, because a few splits into candidates almost alike can ruin the mean.
     """
-    names_of = {"pass1": "Pass@1", "gen_loss": "loss", "pass64": "Pass@64", "avg_genloss_pass64": "both"}
+    theirs = {"pass1": "Pass@1", "gen_loss": "loss", "pass64": "Pass@64", "avg_genloss_pass64": "both"}
+    ours = theirs | {"pass64": f"Pass@{int(table['k'].iloc[0])}"}
     printed, own, scale = [], [], []
     for model, cells in table.groupby("model", sort=False):
         row = _headline_row(cells)
         short = model.split("-")[0]
         for place, (family, mine) in enumerate(cells[cells["row"] == row].groupby("family", sort=False)):
-            titles = [names_of[column] for column in mine["column"]]
+            titles = [ours[column] for column in mine["column"]]
             if place == 0:
-                known = [pair for pair in zip(titles, mine["paper"], strict=True) if not math.isnan(pair[1])]
-                printed.append(f"{short}: " + ", ".join(f"{title} {value:.2f}" for title, value in known))
+                known = [pair for pair in zip(mine["column"], mine["paper"], strict=True) if not math.isnan(pair[1])]
+                printed.append(f"{short}: " + ", ".join(f"{theirs[column]} {value:.2f}" for column, value in known))
             first = mine.iloc[0]
             if first["status"] != "measured":
                 own.append(f"{family or short}: {first['status']}")
