@@ -33,7 +33,7 @@ def domain_problem(problem_id: str, grader: str, row: Mapping[str, Any], instruc
         if instruction is None and isinstance(tests, list) and isinstance(tests[0], dict):
             instruction = STDIN_INSTRUCTION
     elif grader == "choice" and row.get("choices"):
-        choices = [str(choice) for choice in row["choices"]]
+        choices = checked_choices(row["choices"])
         answer = str(answer or "").strip().upper()
         if answer not in _LETTERS[: len(choices)] or len(answer) != 1:
             raise ValueError(f"the answer {answer[:40]!r} is not the letter of one of its {len(choices)} choices")
@@ -43,6 +43,15 @@ def domain_problem(problem_id: str, grader: str, row: Mapping[str, Any], instruc
     instruction = instruction or row.get("instruction") or find_grader(grader).instruction or None
     find_grader(grader).check(str(answer))
     return Problem(problem_id, question, str(answer).strip(), tolerance, grader, instruction)
+
+
+def checked_choices(held: Any) -> list[str]:
+    """The choices of a row as texts. Raises ValueError for what is no list of texts or numbers."""
+    if not isinstance(held, list | tuple):
+        raise ValueError(f"its choices must be a list, not {str(held)[:40]!r}")
+    if not all(isinstance(choice, str | int | float) for choice in held):
+        raise ValueError("each of its choices must be a text or a number")
+    return [str(choice) for choice in held]
 
 
 def show_choices(question: str, choices: Sequence[str]) -> str:

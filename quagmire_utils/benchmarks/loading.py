@@ -215,13 +215,17 @@ def _load_recipe(recipe: Recipe, data_dir: str | Path | None) -> list[Problem]:
         try:
             problems.append(recipe_problem(recipe, index, row))
         except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise ParameterError(f"benchmark {recipe.name}: row {index + 1} of {source}: {error!r}") from error
+            raise ParameterError(f"benchmark {recipe.name}: row {index + 1} of {source}: {_said(error)}") from error
     if recipe.count is not None and len(problems) != recipe.count:
         raise ParameterError(f"benchmark {recipe.name}: {source} has {len(problems)} problems, expected {recipe.count}")
     if not problems:
         raise ParameterError(f"benchmark {recipe.name}: {source} has no problems")
     _check_ids(problems, f"benchmark {recipe.name}: {source}")
     return problems
+
+
+def _said(error: Exception) -> str:
+    return str(error) if type(error) is ValueError else repr(error)  # ours are sentences
 
 
 def _data_dir(data_dir: str | Path | None) -> Path | None:
@@ -263,8 +267,11 @@ def _missing(benchmark: Benchmark | Recipe, path: Path | None, hub: str) -> str:
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            yield from csv.DictReader(file)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ParameterError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
