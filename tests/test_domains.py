@@ -712,6 +712,11 @@ def test_an_own_file_names_its_grader(tmp_path):
         ({"grader": "choice", "answer": "AB"}, "one letter"),
         ({"grader": "choice", "answer": "C", "choices": ["x", "y"]}, "not the letter of one of its 2"),
         ({"grader": "choice", "answer": "A", "choices": ["x"]}, "2 to 26"),
+        ({"grader": "choice", "answer": 0, "choices": ["x", "y"]}, "'0' is not the letter"),
+        ({"grader": "choice", "answer": "A", "choices": "wood, iron"}, "must be a list, not 'wood"),
+        ({"grader": "choice", "answer": "A", "choices": {"text": ["x", "y"]}}, "must be a list"),
+        ({"grader": "choice", "answer": "A", "choices": ["x", None]}, "text or a number"),
+        ({"grader": "code", "tests": [{"input": "", "output": "x" * (2**22 + 1)}]}, "at most 4194304"),
         ({"grader": "code", "answer": "3"}, "no tests"),
         ({"grader": "code", "tests": ["assert add("]}, "not Python"),
         ({"grader": "code", "tests": [{"input": "1"}]}, "input and output"),
@@ -767,14 +772,45 @@ def test_a_benchmark_is_a_few_lines_of_yaml(tmp_path):
         ("question: q\nfile: x.jsonl\nanswer: a\ncount: many", "count has the wrong kind"),
         ("[1, 2]", "must hold keys and values"),
         ("a: [", "cannot be read"),
-        ("question: q\nfile: x.jsonl\nanswer: a", "there is no"),
+        ("question: q\nfile: x.jsonl\nanswer: a", "there is no x.jsonl beside"),
+        ("question: q\nfile: x.jsonl\nanswer: a\nrevision: 1234567", "revision has the wrong kind.*needs quotes"),
+        ("question: q\nfile: x.jsonl\nanswer: a\ncount: true", "count has the wrong kind"),
+        ("question: q\nfile: x.jsonl\nanswer: a\ncount: 0", "count must be at least 1"),
+        ("question: q\nfile: rows.jsonl\nanswer: b", "row 1 of .*rows.jsonl: it has no column 'b', but 'q', 'a'"),
+        ("question: 'In {b}'\nfile: rows.jsonl\nanswer: a", "it has no column 'b'"),
+        ("question: nothing\nfile: rows.jsonl\nanswer: a", "it has no question"),
+        ("question: q\nfile: rows.jsonl\nanswer: c", "its answer must be a text or a number"),
+        ("question: q\nfile: rows.jsonl\nanswer: a\ntolerance: q", "it has the tolerance 'Which"),
+        ("question: q\nfile: rows.jsonl\nanswer: a\ngrader: choice\nchoices: q", "its choices must be a list"),
+        ("question: q\nfile: rows.jsonl\nanswer: i\ngrader: choice\nchoices: c\nanswer_as: index", "none of its 2"),
+        ("question: q\nfile: rows.jsonl\nanswer: q\ngrader: choice\nchoices: c\nanswer_as: label", "none of its 2"),
+        ("question: q\nfile: latin.csv\nanswer: a", "cannot be read as CSV in UTF-8"),
     ],
 )
 def test_bad_recipes_are_refused_in_a_sentence(tmp_path, text, message):
+    row = {"q": "Which?", "a": "B", "c": ["wood", "iron"], "i": 1.5, "nothing": None}
+    write(tmp_path, "rows.jsonl", [row])
+    (tmp_path / "latin.csv").write_bytes("q,a\nfa\xe7ade,1\n".encode("latin-1"))
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ParameterError, match=message):
         load_benchmark(path)
+
+
+def test_the_page_on_own_benchmarks_shows_what_works(tmp_path, programs):
+    page = (REPO / "docs" / "new_benchmark.md").read_text(encoding="utf-8")
+    rows, recipe = (page.split(f"```{language}\n")[1].split("```")[0] for language in ("json", "yaml"))
+    (tmp_path / "own.jsonl").write_text(rows)
+    problems = load_benchmark(tmp_path / "own.jsonl")
+    answers = ["It is iron: \\boxed{B}", fenced(REAL_ADD), fenced(REAL_SUM)]
+    assert verdicts(programs.grade(answers, problems)) == [CORRECT] * 3
+    assert verdicts(programs.grade(answers[1:] + answers[:1], problems)) == [NO_ANSWER, WRONG, NO_ANSWER]
+    write(tmp_path, "rows.jsonl", [{"question": "Which rusts?", "options": ["wood", "iron"], "answer": "B"}] * 198)
+    (tmp_path / "my_set.yaml").write_text(f"file: rows.jsonl\n{recipe}")
+    science = load_benchmark(tmp_path / "my_set.yaml")
+    assert (len(science), science[0].question, science[0].answer) == (198, "Which rusts?\n\nA. wood\nB. iron", "B")
+    for name in (path.stem for path in RECIPES.glob("*.yaml")):
+        assert f"`{name}`" in page
 
 
 ROWS = {  # in each hub's schema; the contents are ours
@@ -958,9 +994,37 @@ def test_a_grader_of_ones_own_is_named_in_yaml(tmp_path, monkeypatch):
     assert grader_version(problem.grader) == "own_grader_of_a_test:YES_NO 3"
     with Grader(1) as grader:
         assert verdicts(grader.grade(["yes, it is", "no", "hm"], [problem] * 3)) == [CORRECT, WRONG, NO_ANSWER]
+    for kind in ("raise SystemExit(3)", "def (", "x = undefined", "import no_such_module_anywhere"):
+        (tmp_path / "broken_grader_of_a_test.py").write_text(kind)
+        with pytest.raises(ParameterError, match="X' cannot be imported"):
+            find_grader("broken_grader_of_a_test:X")
     for name in ("own_grader_of_a_test:NONE", "no_such_module_anywhere:X", "own_grader_of_a_test:judge", "a;b:c"):
         with pytest.raises(ParameterError, match="grader"):
             find_grader(name)
+
+
+FAULTY = """
+import time
+from quagmire_utils.grading import AnswerGrader, Verdict
+whole = lambda response: (0, len(response))
+fails = lambda *_: 1 / 0
+right = lambda *_: Verdict.CORRECT
+RAISES, NONSENSE = AnswerGrader("1", whole, fails), AnswerGrader("1", whole, lambda *_: "perhaps")
+OBJECT, SLOW = AnswerGrader("1", whole, lambda *_: object()), AnswerGrader("1", whole, lambda *_: time.sleep(60))
+NOWHERE, TEXTS = AnswerGrader("1", lambda r: (0, 10**30), right), AnswerGrader("1", lambda r: ("a", "b"), right)
+LOST, HUGE = AnswerGrader("1", fails, right), AnswerGrader("1", whole, lambda *_: bytearray(2**33))
+SILENT, GOOD = AnswerGrader("1", lambda r: None, right), AnswerGrader("1", whole, right)
+"""
+
+
+def test_a_faulty_grader_of_ones_own_costs_its_own_answers_only(tmp_path, monkeypatch):
+    (tmp_path / "faulty_grader_of_a_test.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    wanted = dict.fromkeys(("RAISES", "NONSENSE", "OBJECT", "NOWHERE", "TEXTS", "LOST", "HUGE"), ERROR)
+    wanted |= {"SLOW": TIMEOUT, "SILENT": NO_ANSWER, "GOOD": CORRECT}
+    problems = [Problem(name, "?", "g", grader=f"faulty_grader_of_a_test:{name}") for name in wanted]
+    with Grader(1, timeout=1.0) as grader:
+        assert dict(zip(wanted, verdicts(grader.grade(["yes"] * len(wanted), problems)), strict=True)) == wanted
 
 
 def test_mathematics_is_the_default_and_starts_no_other_processes():

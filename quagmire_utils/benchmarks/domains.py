@@ -26,7 +26,11 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def domain_problem(problem_id: str, grader: str, row: Mapping[str, Any], instruction: str | None = None) -> Problem:
     """The problem of a row with the columns above. Raises ValueError, in words, for a row that has no such problem."""
-    question, answer, tolerance = str(row["question"]).strip(), row.get("answer"), _tolerance(row.get("tolerance"))
+    question, answer, tolerance = (
+        str(row["question"]).strip(),
+        row.get("answer"),
+        checked_tolerance(row.get("tolerance")),
+    )
     if grader == "code":
         tests = row.get("tests")
         answer = code_gold(tests, str(row.get("setup") or ""), str(row.get("entry_point") or ""))
@@ -34,7 +38,7 @@ def domain_problem(problem_id: str, grader: str, row: Mapping[str, Any], instruc
             instruction = STDIN_INSTRUCTION
     elif grader == "choice" and row.get("choices"):
         choices = checked_choices(row["choices"])
-        answer = str(answer or "").strip().upper()
+        answer = str("" if answer is None else answer).strip().upper()
         if answer not in _LETTERS[: len(choices)] or len(answer) != 1:
             raise ValueError(f"the answer {answer[:40]!r} is not the letter of one of its {len(choices)} choices")
         question = show_choices(question, choices)
@@ -77,9 +81,14 @@ def code_gold(tests: Any, setup: str = "", entry_point: str = "") -> str:
     return gold
 
 
-def _tolerance(value: Any) -> float | None:
-    if value is None:
+def checked_tolerance(value: Any) -> float | None:
+    """The tolerance of a row, also one from CSV. Raises ValueError for what is no number of at least 0."""
+    if value is None or value == "":
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    try:
+        tolerance = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        tolerance = math.nan
+    if not 0 <= tolerance < math.inf:
         raise ValueError(f"it has the tolerance {value!r}, not a number >= 0")
-    return float(value)
+    return tolerance

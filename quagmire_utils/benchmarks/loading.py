@@ -209,7 +209,8 @@ def _load_recipe(recipe: Recipe, data_dir: str | Path | None) -> list[Problem]:
             message = f"benchmark {recipe.name}: no revision pins {recipe.hub_id}, so its rows may change"
             warnings.warn(message, stacklevel=3)
     else:
-        raise ParameterError(f"benchmark {recipe.name}: there is no {path}, and {recipe.path} names no hub_id")
+        where = f"beside {recipe.path} or in a mirror (QUAGMIRE_DATA_DIR)"
+        raise ParameterError(f"benchmark {recipe.name}: there is no {recipe.file} {where}, and it names no hub_id")
     problems = []
     for index, row in enumerate(rows):
         try:

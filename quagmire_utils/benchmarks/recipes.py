@@ -27,7 +27,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from quagmire_utils.benchmarks.domains import checked_choices, domain_problem, shuffled
+from quagmire_utils.benchmarks.domains import checked_choices, checked_tolerance, domain_problem, shuffled
 from quagmire_utils.benchmarks.golds import _plain_number, _reduce
 from quagmire_utils.benchmarks.problems import Problem, Row
 from quagmire_utils.config import ParameterError
@@ -135,8 +135,10 @@ def recipe_problem(recipe: Recipe, index: int, row: Row) -> Problem:
         answer = _held(recipe.answer, row)
         if answer is None or not str(answer).strip():
             raise ValueError("it has no answer")
-        tolerance = None if tolerance is None else float(tolerance)
-        return Problem(problem_id, question.strip(), _reduce(_plain_number(answer)), tolerance, MATH, instruction)
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float) or answer != answer:
+            raise ValueError(f"its answer must be a text or a number, not {str(answer)[:40]!r}")
+        gold, tolerance = _reduce(_plain_number(answer)), checked_tolerance(tolerance)
+        return Problem(problem_id, question.strip(), gold, tolerance, MATH, instruction)
     plain: dict[str, Any] = {"question": question, "tolerance": tolerance}
     if recipe.answer:
         plain["answer"] = _held(recipe.answer, row)

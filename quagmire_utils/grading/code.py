@@ -6,10 +6,12 @@ A gold is JSON, as `benchmarks` makes it: `{"tests": [...], "setup": "", "entry_
   exit status 0 and the expected standard output (white space at ends of lines, and blank lines at the end, aside; with
   a tolerance, numbers may differ by that).
 - Python source with `assert`s. The tests run in the worker, the program in its own process, and the names that the
-  tests use and neither they nor the setup define (only `entry_point`, where that is given) stand for the program's. A
-  call sends arguments across as plain data, and its result comes back as plain data: numbers, text, bytes, None, lists,
-  tuples, dicts, sets; of an iterator its elements; of anything else a reference, whose attributes can be read and
-  called. What was changed in place in an argument is changed in the test's too.
+  tests use and neither they nor the setup define (only `entry_point`, where that is given) stand for the program's;
+  Python's modules are Python's own, also where a test leaves their import to the program. A call sends arguments across
+  as plain data, and its result comes back as plain data: numbers, text, bytes, None, lists, tuples, dicts, sets; of an
+  iterator its elements; of anything else a reference, whose attributes can be read, set and called. What was changed in
+  place in an argument is changed in the test's too. A StopIteration, which would end a test's loop and so the test,
+  arrives as a RuntimeError.
 
 So nothing that a program prints, leaves in memory, returns or does to Python's own functions counts as success: the
 expected values are not in its process, an object that is equal to everything does not cross, and a program that ends

@@ -57,7 +57,7 @@ def find_grader(name: str) -> AnswerGrader:
         raise ParameterError(f"grader must be one of {known} or package.module:NAME, not {name!r}")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # importing runs the module
+    except (Exception, SystemExit) as error:  # importing runs the module
         raise ParameterError(f"grader {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not isinstance(found, AnswerGrader):
         raise ParameterError(f"grader {name!r} must be a grading.AnswerGrader, not {type(found).__name__}")
