@@ -719,6 +719,8 @@ def test_an_own_file_names_its_grader(tmp_path):
         ({"grader": "code", "tests": [{"input": "", "output": "x" * (2**22 + 1)}]}, "at most 4194304"),
         ({"grader": "code", "answer": "3"}, "no tests"),
         ({"grader": "code", "tests": ["assert add("]}, "not Python"),
+        ({"grader": "code", "tests": ["assert add(1)"], "setup": "def add(a): pass"}, "without entry_point"),
+        ({"grader": "code", "tests": ["import math\nassert math.pi"]}, "nothing that a program would define"),
         ({"grader": "code", "tests": [{"input": "1"}]}, "input and output"),
         ({"grader": "choice", "answer": "A", "tolerance": -1}, "tolerance"),
         ({"grader": "poetry", "answer": "A"}, "'poetry', not one of math, choice, code"),
@@ -847,6 +849,8 @@ ROWS = {  # in each hub's schema; the contents are ours
 
 def test_shipped_recipes_read_their_hubs_schemas(programs):
     assert benchmark_names() == [*BENCHMARKS, *sorted(ROWS)]
+    twice = ROWS["gpqa_diamond"] | {"Incorrect Answer 2": "iron"}  # one bad row costs no benchmark
+    assert recipe_problem(read_recipe(RECIPES / "gpqa_diamond.yaml"), 0, twice).answer in "ABCD"
     for name, row in ROWS.items():
         recipe = read_recipe(RECIPES / f"{name}.yaml")
         assert recipe.hub_id

@@ -164,6 +164,8 @@ def _choices(recipe: Recipe, problem_id: str, row: Row) -> dict[str, Any]:
     choices, answer = checked_choices(held), _held(recipe.answer, row)
     if recipe.answer_as == "index":
         right = int(str(answer)) if str(answer).strip().isdecimal() else -1
+    elif recipe.answer_as == "text" and recipe.answer in _tuple(recipe.choices):
+        right = _tuple(recipe.choices).index(recipe.answer)  # also where another column has the same text
     elif recipe.answer_as == "text":
         if choices.count(str(answer)) != 1:
             raise ValueError("its answer is not exactly one of its choices")

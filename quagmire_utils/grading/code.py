@@ -174,6 +174,19 @@ def _names(tests: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(used) if name not in _BUILTINS)
 
 
+def _defined(sources: list[str]) -> set[str]:
+    """The names of functions, classes, arguments and imports of some sources."""
+    defined = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        if isinstance(node, _DEFINITION):
+            defined.add(node.name)
+        elif isinstance(node, ast.arg):
+            defined.add(node.arg)
+        elif isinstance(node, ast.alias):
+            defined.add((node.asname or node.name).partition(".")[0])
+    return defined
+
+
 @lru_cache(maxsize=512)
 def _own_module(name: str, tests: tuple[str, ...]) -> Any:
     """Python's module of that name, where the tests mean it: a program's `math` may find everything close."""
@@ -215,4 +228,6 @@ def _read_gold(gold: str) -> tuple[list[Any], str, str]:
         raise ValueError(f"an expected output must have at most {MAX_OUTPUT // 4} characters")
     if setup:
         ast.parse(setup)
+    if isinstance(tests[0], str) and not entry_point and not set(_names(tuple(tests))) - _defined([*tests, setup]):
+        raise ValueError("its tests call nothing that a program would define; is it in the setup, without entry_point?")
     return tests, setup, entry_point
