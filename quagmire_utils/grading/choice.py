@@ -20,6 +20,7 @@ from quagmire_utils.grading.verdicts import Verdict
 
 _MAX_BOX = 1000  # characters in a box; one with more holds no choice
 _MAX_SENTENCES = 1000  # that are looked at, from the end
+_TAIL = 400  # characters at the end that are searched for them first
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s?\{|[{}]")
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|[A-Za-z]+|[0-9]+|[^\sA-Za-z0-9]")
 _COMMAND = re.compile(r"\\(?:text|math)?(?:bf|it|rm|sf|tt)|\\text|\\boldsymbol|\\left|\\right|\\q?quad|\\displaystyle")
@@ -105,12 +106,13 @@ def _in_lines(text: str, start: int) -> list[Label]:
 
 
 def _in_sentences(text: str, start: int) -> list[Label]:
-    for said in reversed(deque(_SAYING.finditer(text, start), _MAX_SENTENCES)):
-        begin, end = said.span(said.lastindex or 0)
-        stop = _SENTENCE_END.search(text, begin, end)
-        labels = _read(text, begin, stop.end() if stop else end)
-        if labels:
-            return labels
+    for first in dict.fromkeys((max(start, len(text) - _TAIL), start)):  # the last is looked for, and mostly near
+        for said in reversed(deque(_SAYING.finditer(text, first), _MAX_SENTENCES)):
+            begin, end = said.span(said.lastindex or 0)
+            stop = _SENTENCE_END.search(text, begin, end)
+            labels = _read(text, begin, stop.end() if stop else end)
+            if labels:
+                return labels
     return []
 
 
