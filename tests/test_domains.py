@@ -6,6 +6,7 @@ All questions and programs are our own. The hostile programs are really run, con
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -972,30 +973,19 @@ def test_a_store_notes_the_grader_and_grades_anew_when_it_changes(tmp_path, grad
     assert read_json(store.path / GOLDS)["which/p"][2] == "choice 99"
 
 
-OWN = """
-from quagmire_utils.grading import AnswerGrader, Verdict
-
-def find(response):
-    start = response.rfind("yes" if "yes" in response else "no")
-    return None if start < 0 else (start, start + (3 if "yes" in response else 2))
-
-def judge(answer, gold, tolerance):
-    return Verdict.CORRECT if answer == gold else Verdict.WRONG
-
-YES_NO = AnswerGrader("3", find, judge, instruction="Say yes or no.")
-"""
-
-
 def test_a_grader_of_ones_own_is_named_in_yaml(tmp_path, monkeypatch):
-    (tmp_path / "own_grader_of_a_test.py").write_text(OWN)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    """The module lies beside the file that names it; the code is the page's on benchmarks of one's own."""
+    page = (REPO / "docs" / "new_benchmark.md").read_text(encoding="utf-8")
+    own = re.search(r"```python\n(# yes_no\.py.*?)```", page, re.DOTALL)[1]
+    (tmp_path / "own_grader_of_a_test.py").write_text(own)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     write(tmp_path, "rows.jsonl", [{"q": "Is iron a metal?", "a": "yes"}])
     (tmp_path / "metals.yaml").write_text(
         "file: rows.jsonl\nquestion: q\nanswer: a\ngrader: own_grader_of_a_test:YES_NO\n"
     )
     (problem,) = load_benchmark(tmp_path / "metals.yaml")
     assert instruction_of(problem) == "Say yes or no."
-    assert grader_version(problem.grader) == "own_grader_of_a_test:YES_NO 3"
+    assert grader_version(problem.grader) == "own_grader_of_a_test:YES_NO 1"
     with Grader(1) as grader:
         assert verdicts(grader.grade(["yes, it is", "no", "hm"], [problem] * 3)) == [CORRECT, WRONG, NO_ANSWER]
     for kind in ("raise SystemExit(3)", "def (", "x = undefined", "import no_such_module_anywhere"):

@@ -172,7 +172,10 @@ def _load_problem_file(path: Path) -> list[Problem]:
         if grader != "math":
             if grader not in GRADERS:  # a file of data names no code to import
                 known = ", ".join(["math", *GRADERS])
-                raise ParameterError(f"benchmark {path}: line {number} has the grader {grader!r}, not one of {known}")
+                raise ParameterError(
+                    f"benchmark {path}: line {number} has the grader {grader!r}, not one of {known}; "
+                    "a grader of your own is named in a YAML file"
+                )
             try:
                 problems.append(domain_problem(str(row["id"]), grader, row))
             except ValueError as error:

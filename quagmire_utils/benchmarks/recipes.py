@@ -22,6 +22,7 @@ other is the name of a column (of `instruction`: the text itself). The file's na
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -108,6 +109,9 @@ def _check(recipe: Recipe) -> None:
     if not recipe.hub_id and not recipe.file:
         refuse("hub_id or file must say where its rows are")
     if recipe.grader != MATH:
+        beside = str(recipe.path.resolve().parent)
+        if ":" in recipe.grader and beside not in sys.path:
+            sys.path.append(beside)  # a grader of one's own may lie beside the benchmark; workers get the same path
         grader = find_grader(recipe.grader)
         if not (recipe.instruction or grader.instruction or recipe.grader in INSTRUCTIONS):
             refuse(f"the grader {recipe.grader} has no instruction, so one must be given")
