@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -414,3 +416,23 @@ def test_no_text_of_the_pictures_overlaps(count):
             assert box.x1 <= page.x1 + 1, text
         for (one, a), (other, b) in itertools.combinations(boxes, 2):
             assert not a.padded(-1).overlaps(b.padded(-1)), (one, other)
+
+
+# --- as shipped -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rank_candidates", "forecast_rl"])
+def test_the_shipped_copies_are_of_these_notebooks_and_say_what_is_said_now(name):
+    path = MINI / "notebooks" / f"{name}.ipynb"
+    source, copy = (nbformat.read(p, as_version=4) for p in (MINI.parents[1] / "notebooks" / path.name, path))
+    cells = [c for c in copy.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    assert [c.source for c in cells] == [c.source for c in source.cells]
+    measured = load_measurements(MINI, family="Llama3-8B-Instruct", scenario="dataset")
+    if name == "rank_candidates":
+        said = rank_with_noise(measured).advice
+    else:
+        said = forecast_rl(measured.table, known_runs(measured.table, 5)).advice
+    outputs = [o for c in cells if c.cell_type == "code" for o in c.outputs]
+    shown = [o["data"]["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {})]
+    assert html.escape(f"**{measured.source}.** {said}", quote=False) in shown
+    assert "profile mini, measured" in shown[-1]
