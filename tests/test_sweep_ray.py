@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from ray_nodes import start_cluster
 from test_sweep import TINY, records
 
 from quagmire_utils import store, sweep
@@ -32,12 +33,8 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cluster():
     """Two nodes with a core each, on this machine; they know of each other what machines would."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
-
     node = {"num_cpus": 1, "object_store_memory": MEMORY}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    cluster.add_node(**node)
+    cluster = start_cluster([{**node, "include_dashboard": False}, node])
     yield cluster
     cluster.shutdown()
 
