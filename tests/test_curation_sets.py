@@ -650,6 +650,7 @@ PIECES = st.sampled_from(
             "\u2028 ",
             "\x1f ",
             "\x85",
+            "\x00",
             "²",
             "ǅ",
             "\u4e2d",

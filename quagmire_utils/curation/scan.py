@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _VERSION = 2  # of the tables: raise it when what they hold changes
-_BATCH = 256  # texts that are tokenised together
+_BATCH, _BATCH_CHARACTERS = 1000, 2**23  # texts that are tokenised together
 _REASONS = 1000  # for which a unit's rows were left out; a filter may be on a column without repeats
 _COLUMNS = {
     "position": np.int64,
@@ -298,6 +298,7 @@ class _Reader:
         self.dropped: Counter[str] = Counter()
         self.count = 0
         self._texts: list[str] = []
+        self._characters = 0
         self._questions: dict[str, tuple[int, bytes, int]] = {}  # a problem's traces mostly stand together
 
     def add(self, position: int, part: int, record: Record | Dropped) -> None:
@@ -312,7 +313,8 @@ class _Reader:
         self.count += 1
         if self.want_lengths:
             self._texts.append(record.response or record.question)
-            if len(self._texts) == _BATCH:
+            self._characters += len(self._texts[-1])
+            if len(self._texts) == _BATCH or self._characters > _BATCH_CHARACTERS:
                 self.flush()
         if not self.want_rows:
             return
@@ -334,7 +336,7 @@ class _Reader:
     def flush(self) -> None:
         if self._texts:
             self.tokens.extend(count + 1 for count in self.worker.count(self._texts))
-            self._texts = []
+            self._texts, self._characters = [], 0
 
     def _look_up(self, question: str) -> tuple[int, bytes, int]:
         met = self.worker.index.meets(question)
