@@ -482,7 +482,8 @@ def test_what_a_named_notebook_found_is_the_last_thing_said(study: cli.Run, capf
     cell = f"from quagmire_utils import notebook\nsaid = notebook.headline({found!r})\nprint('not this')"
     notebook(study.notebooks / "evaluate_model.ipynb", cell, parameters="model = None")
     sweep = nbformat.read(study.notebooks / "run_sweep.ipynb", as_version=4)  # comes first by itself
-    sweep.cells.append(nbformat.v4.new_code_cell(cell))
+    records = str(study.results / "smoke/manifest.json")
+    sweep.cells.append(nbformat.v4.new_code_cell(f"{cell}\npathlib.Path({records!r}).write_text('{{}}')"))
     nbformat.write(sweep, study.notebooks / "run_sweep.ipynb")
     command = ["run", "--profile", "smoke", "--notebooks", str(study.notebooks), "--results", str(study.results)]
     assert cli.main([*command, "--only", "evaluate"]) == 0
