@@ -409,7 +409,7 @@ def test_forecasts_that_are_complete_or_impossible():
     ahead = forecast_rl(hidden(beaten, ["c0", "c1", "c2", "c3", "c4"]), predictors=["pass1"], n_draws=20_000)
     if ahead.table.set_index("candidate").loc["c5", "chance_best"] < 0.05:
         assert ahead.next_run is None
-    with pytest.raises(ParameterError, match="put at least three through RL"):
+    with pytest.raises(ParameterError, match="at least three candidates need an RL outcome, and 0 of 6"):
         forecast_rl(table.drop(columns="outcome"))
     with pytest.raises(ParameterError, match="at least three candidates, not 2"):
         forecast_rl(hidden(table, ["c0", "c1"]))
