@@ -411,7 +411,7 @@ def test_forecasts_that_are_complete_or_impossible():
         assert ahead.next_run is None
     with pytest.raises(ParameterError, match="at least three candidates need an RL outcome, and 0 of 6"):
         forecast_rl(table.drop(columns="outcome"))
-    with pytest.raises(ParameterError, match="at least three candidates, not 2"):
+    with pytest.raises(ParameterError, match="need an RL outcome, and 2 of 6 have one"):
         forecast_rl(hidden(table, ["c0", "c1"]))
     with pytest.raises(ParameterError, match="n_runs must lie between 3 and the 6"):
         choose_runs(table, 7)
