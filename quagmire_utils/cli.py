@@ -8,7 +8,8 @@ as `evaluate_model`) run one by one where `--only` names them. Each runs through
 `profile` and the given parameters in its parameters cell. An executed copy replaces
 `results/<profile>/notebooks/<name>.ipynb` in one step, when it is complete; the copy in progress and what the notebook
 printed are `results/<profile>/logs/<name>.ipynb` and `.log`, and stay there when it fails. In the end
-`results/<profile>/report.html` is made anew, from every executed copy that is there (alone: `--only report`).
+`results/<profile>/report.html` is made anew, from every executed copy that is there (alone: `--only report`), and the
+notebooks that `--only` named say on stdout what they found, where they have a sentence for it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import shlex
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -232,6 +234,16 @@ def make_report(run: Run, taken: Collection[str]) -> Path | None:
     return write_report(run.folder, sources=run.notebooks)
 
 
+def print_headlines(executed: Path) -> None:
+    """Print to stdout what the executed notebook found, where it says so in words."""
+    from quagmire_utils.notebook import headlines
+
+    width = max(40, shutil.get_terminal_size().columns)
+    for text in headlines(executed):
+        said = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+        print(f"\n{said}", flush=True)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"reproduce.sh: {message} (see ./reproduce.sh --help)\n")
@@ -297,6 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if taken:
         seconds = clock(time.monotonic() - started)
         print(f"Done in {seconds}: {len(taken)} executed notebooks in {copies}", file=sys.stderr)
+    for name in (name for name in taken if run.names and name.startswith(run.names)):
+        print_headlines(run.folder / "notebooks" / f"{name}.ipynb")
     if page is not None:
         print(f"All on one page: {os.path.relpath(page)}", file=sys.stderr)
     return 0

@@ -47,6 +47,7 @@ SCORES = (  # how the table of scores is read
     "k answers. A truncated answer met the token limit. Where no answer is right, or all are, the interval "
     "allows for what as many further problems may show."
 )
+HEADLINE = {"quagmire": "headline"}  # metadata of an output that says a notebook's result in words
 SECOND_GRADER = (
     "It judges without the first one's library. Where the two differ, look: a false positive lifts a score silently."
 )
@@ -290,6 +291,24 @@ def words(text: str) -> Markdown:
     from IPython.display import Markdown
 
     return Markdown(html.escape(text, quote=False))
+
+
+def headline(text: str) -> Markdown:
+    """Display `words` that hold a notebook's result in a sentence or two; `./reproduce.sh --only` ends with them."""
+    from IPython.display import display
+
+    shown = words(text)
+    display(shown, metadata=HEADLINE)
+    return shown
+
+
+def headlines(executed: str | Path) -> list[str]:
+    """What an executed notebook said with `headline`, as plain text."""
+    import nbformat
+
+    cells = nbformat.read(executed, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", []) if output.get("metadata") == HEADLINE]
+    return [html.unescape(output["data"]["text/markdown"]).replace("**", "") for output in outputs]
 
 
 # --- where it comes from ----------------------------------------------------------------------------------------------

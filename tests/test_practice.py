@@ -15,7 +15,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from quagmire_utils import store
 from quagmire_utils.config import ParameterError
@@ -121,9 +121,25 @@ def given(values: list[tuple[float, float, float]], errors: tuple[float, float, 
     return Measurements(table, None, table, 64, "mine.csv")
 
 
-def test_chance_of_two_is_the_normal_distribution():
+def truly_better(z: float, less: float = 1.0) -> float:
+    """Chance of the first of two, `z` standard errors of their difference ahead, to be better in truth: an integral
+    over the spread of the truth, with its half-Cauchy prior. less: the error then, as a share of the present one."""
+
+    def weight(spread: float) -> float:
+        total = 1 + spread**2
+        return math.exp(-(z**2) / 2 / total) / math.sqrt(total) / (1 + spread**2)
+
+    def better(spread: float) -> float:
+        mean = spread**2 / (1 + spread**2) * z
+        return weight(spread) * stats.norm.cdf(mean / math.sqrt(spread**2 * less**2 / (spread**2 + less**2)))
+
+    return integrate.quad(better, 0, math.inf)[0] / integrate.quad(weight, 0, math.inf)[0]
+
+
+def test_chance_of_two_is_an_integral_over_their_spread():
     found = rank_with_noise(given([(0.3, 1.0, 0.62), (0.5, 1.2, 0.60)], (1e-9, 1e-9, 0.01)), n_draws=40_000)
-    truth = stats.norm.cdf(0.02 / (0.01 * math.sqrt(2)))
+    truth = truly_better(0.02 / (0.01 * math.sqrt(2)))
+    assert 0.75 < truth < stats.norm.cdf(math.sqrt(2)) - 0.02, "less than without the shrinkage"
     assert found.table["chance"].tolist() == pytest.approx([truth, 1 - truth], abs=0.01)
     assert (found.leader, found.samples, found.samples_needed) == ("c0", None, None)
     assert "cannot be told from standard errors" in found.advice
@@ -132,7 +148,7 @@ def test_chance_of_two_is_the_normal_distribution():
 def test_chance_of_being_ruled_out_is_a_product_of_two():
     """c1 is ruled out where its score is lower and its loss higher; where it is not, it wins by Pass@k."""
     found = rank_with_noise(given([(0.50, 1.00, 0.6), (0.49, 1.01, 0.9)], (0.01, 0.02, 1e-9)), n_draws=40_000)
-    out = stats.norm.cdf(0.01 / (0.01 * math.sqrt(2))) * stats.norm.cdf(0.01 / (0.02 * math.sqrt(2)))
+    out = truly_better(0.01 / (0.01 * math.sqrt(2))) * truly_better(0.01 / (0.02 * math.sqrt(2)))
     table = found.table.set_index("candidate")
     assert table.loc["c1", "chance_ruled_out"] == pytest.approx(out, abs=0.01)
     assert table.loc["c1", "chance"] == pytest.approx(1 - out, abs=0.01)
@@ -150,9 +166,12 @@ def test_answers_needed_are_those_of_the_closed_form():
     table = found.table.set_index("candidate")
     gap = table["pass64"].iloc[0] - table["pass64"].iloc[1]
 
-    def chance(samples: int) -> float:
+    def error(samples: int) -> float:
         draws = [pass_at_k(samples, rng.binomial(samples, r, 200_000), k) for r in (p, q)]
-        return stats.norm.cdf(gap / math.sqrt(sum(one.var() for one in draws) / problems))
+        return math.sqrt(sum(one.var() for one in draws) / problems)
+
+    def chance(samples: int) -> float:
+        return truly_better(gap / error(n), error(samples) / error(n))
 
     assert found.chance == table["chance"].iloc[0] > 0.5
     assert table["chance_here"].iloc[0] == pytest.approx(chance(n), abs=0.02)
@@ -164,7 +183,8 @@ def test_answers_needed_are_those_of_the_closed_form():
 
 
 def test_chances_agree_with_a_bootstrap_over_problems():
-    """All noise at once: resample problems, the same for all candidates, with the answers they got."""
+    """All noise at once: resample problems, the same for all candidates, with the answers they got; then the model of
+    the true differences by Bayes' rule on a grid, as it is written down, with whole matrices."""
     random = np.random.default_rng(5)
     ease = random.normal(-1.5, 1.5, 150)
     strength = np.array([0.0, 0.1, 0.25])
@@ -173,8 +193,22 @@ def test_chances_agree_with_a_bootstrap_over_problems():
     correct = measured.counts["correct"].to_numpy().reshape(3, 150)
     values = pass_at_k(np.full(450, 64), correct.ravel(), 16).reshape(3, 150)
     draws = values[:, random.integers(150, size=(4000, 150))].mean(axis=2)
-    chance = np.bincount(draws.argmax(axis=0), minlength=3) / 4000
-    assert found["chance"].tolist() == pytest.approx(chance.tolist(), abs=0.04)
+    ahead = values.mean(axis=1)[:2] - values.mean(axis=1)[2]  # differences to the last
+    noise = np.cov(draws[:2] - draws[2])
+    unit = np.eye(2) + 1  # covariance of such differences of candidates whose true values have variance 1
+    centred = draws - draws.mean(axis=0)
+    typical = math.sqrt(np.trace(np.cov(centred)) / 2)
+    taus = np.geomspace(typical / 50, typical * 200, 300)
+    density = [
+        stats.multivariate_normal.pdf(ahead, cov=t**2 * unit + noise) * t / (1 + (t / typical) ** 2) for t in taus
+    ]
+    chance = np.zeros(3)
+    for tau, weight in zip(taus, np.array(density) / np.sum(density), strict=True):
+        kept = tau**2 * unit @ np.linalg.inv(tau**2 * unit + noise)
+        true = random.multivariate_normal(kept @ ahead, tau**2 * unit - kept @ unit * tau**2, 2000)
+        best = np.concatenate([true, np.zeros((2000, 1))], axis=1).argmax(axis=1)
+        chance += weight * np.bincount(best, minlength=3) / 2000
+    assert found["chance"].tolist() == pytest.approx(chance.tolist(), abs=0.02)
     assert found["chance_here"].max() > found["chance"].max(), "problems are part of the noise"
 
 
@@ -201,7 +235,7 @@ def test_stated_chances_come_true():
 @pytest.mark.parametrize(
     ("chances", "losses", "limit"),
     [
-        ([[0.0, 1.0] * 20, [1.0, 0.0] * 19 + [1.0, 1.0]], None, "problems"),  # answers carry no noise at all
+        ([[0.0, 1.0] * 20, [1.0, 0.0] * 10 + [1.0, 1.0] * 10], None, "problems"),  # answers carry no noise at all
         ([[1.0] * 40, [1.0] * 40], None, "ties"),
         ([[0.5] * 39 + [0.9], [0.5] * 39 + [0.1]], (1.0, 1.001, 0.1), "traces"),
     ],
@@ -375,9 +409,9 @@ def test_forecasts_that_are_complete_or_impossible():
     ahead = forecast_rl(hidden(beaten, ["c0", "c1", "c2", "c3", "c4"]), predictors=["pass1"], n_draws=20_000)
     if ahead.table.set_index("candidate").loc["c5", "chance_best"] < 0.05:
         assert ahead.next_run is None
-    with pytest.raises(ParameterError, match="put at least three through RL"):
+    with pytest.raises(ParameterError, match="at least three candidates need an RL outcome, and 0 of 6"):
         forecast_rl(table.drop(columns="outcome"))
-    with pytest.raises(ParameterError, match="at least three candidates, not 2"):
+    with pytest.raises(ParameterError, match="need an RL outcome, and 2 of 6 have one"):
         forecast_rl(hidden(table, ["c0", "c1"]))
     with pytest.raises(ParameterError, match="n_runs must lie between 3 and the 6"):
         choose_runs(table, 7)
@@ -400,11 +434,12 @@ def test_whose_outcomes_are_used():
 
 
 def test_the_shipped_table_is_what_was_measured(mini):
-    """Eight candidates of the miniature study, rounded; four outcomes left blank."""
+    """Eight candidates of the miniature study, rounded; outcomes of the runs that were advised there, no others."""
     shipped = load_measurements(ROOT / "notebooks" / "candidates.csv")
     frame = load_measurements(mini, family="micro-llama").table.set_index("candidate")
     table = shipped.table.set_index("candidate")
-    assert table["outcome"].notna().sum() == 4
+    assert set(table.index[table["outcome"].notna()]) == set(known_runs(frame.reset_index(), 5))
+    assert len(table) == 8
     for column in table:
         known = table[column].dropna()
         np.testing.assert_allclose(known, frame.loc[known.index, column], atol=0.5001e-4)

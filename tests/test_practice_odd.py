@@ -14,10 +14,10 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 from test_practice import COMMAS, given, hidden, linear_world, make_store, world
 
 from quagmire_utils.config import ParameterError
+from quagmire_utils.pass_at_k import benchmark_average
 from quagmire_utils.plots import practice
 from quagmire_utils.prediction import (
     Measurements,
@@ -31,6 +31,7 @@ from quagmire_utils.prediction import (
     ranking,
     read_csv,
 )
+from quagmire_utils.prediction.shrinkage import Shrinkage
 from quagmire_utils.records import candidate_frame, load_records
 
 MINI = Path(__file__).resolve().parents[1] / "results" / "mini"
@@ -232,37 +233,90 @@ def test_what_would_settle_is_about_who_would_win_with_less_noise():
     assert found.curve["chance_here"].iloc[-1] == 1
 
 
-def test_differences_that_noise_alone_makes_are_called_that():
-    """The test is exact for normal scores: p is uniform where all are equal, and small where they are not."""
-    equal, apart = [], []
-    for seed in range(100):
+@pytest.mark.parametrize(("ratio", "flat"), [(0.3, 0.43), (3.0, 0.74)])
+def test_chances_of_the_first_come_true(ratio, flat):
+    """Chance stated for the first by estimate / how often it is best in truth / what a flat prior states. True values
+    are normal, their spread so many typical errors; unequal errors are log-uniform by a factor of 4. 1500 worlds each,
+    two standard errors at most 0.03:
+
+    spread       0               0.3             1               3
+    equal    2   .66 .50 .75     .67 .61 .76     .71 .75 .81     .84 .89 .90
+             3   .51 .33 .65     .52 .44 .65     .59 .65 .72     .80 .86 .86
+            10   .23 .10 .43     .24 .19 .44     .37 .43 .53     .73 .73 .75
+            40   .08 .02 .29     .10 .08 .30     .26 .29 .40     .65 .65 .66
+    unequal  2   .65 .50 .75     .66 .59 .75     .71 .73 .80     .83 .88 .89
+             3   .50 .33 .64     .52 .46 .65     .59 .64 .71     .79 .85 .85
+            10   .21 .10 .47     .22 .18 .47     .35 .39 .53     .69 .71 .72
+            40   .06 .02 .35     .07 .05 .35     .20 .21 .39     .60 .59 .61
+
+    Where all are equal, and any choice is right, the first still gets up to 0.2 too much, and two or three that are
+    far apart get 0.05 too little: they do not tell how far they differ, and no prior is right for both.
+    """
+    stated, true = [], []
+    for seed in range(120):
         random = np.random.default_rng(seed)
-        values = [(0.5, math.nan, value) for value in 0.7 + 0.01 * random.normal(size=6)]
-        equal.append(rank_with_noise(given(values, (0.01, 0, 0.01)), n_draws=100).noise_p)
-        moved = [(*rest, value + 0.03 * i) for i, (*rest, value) in enumerate(values)]
-        apart.append(rank_with_noise(given(moved, (0.01, 0, 0.01)), n_draws=100).noise_p)
-    assert stats.kstest(equal, "uniform").pvalue > 0.01
-    assert np.mean(np.array(apart) < 0.05) > 0.95
-    found = rank_with_noise(given(values, (0.01, 0, 0.01)))
-    assert ("differ by no more than noise makes likely" in found.advice) == (found.noise_p > 0.05)
+        truth = 0.7 + 0.01 * ratio * random.normal(size=10)
+        seen = truth + 0.01 * random.normal(size=10)
+        found = rank_with_noise(given([(0.5, math.nan, value) for value in seen], (0.01, 0, 0.01)), n_draws=300)
+        stated.append(found.table.loc[found.table["rank"] == 1, "chance"].item())
+        true.append(seen.argmax() == truth.argmax())
+    assert np.mean(true) == pytest.approx(np.mean(stated), abs=0.11)  # 0.05, and 1.5 standard errors of 120 worlds
+    assert np.mean(stated) < flat
 
 
-def test_chances_come_true_where_differences_are_not_noise():
-    """Ten candidates, differences of three errors: stated and true agree; of a third of one: told to be noise."""
-    stated, true, told = [], [], []
-    for seed in range(150):
+def test_chances_of_a_million_draws_of_the_model():
+    """No formula of ours: truths drawn from the prior, estimates from them, and what is kept is near the estimates."""
+    random = np.random.default_rng(0)
+    errors, estimates = np.array([0.5, 1.0, 2.0]), np.array([0.9, 1.2, 0.0])
+    typical = math.sqrt(np.trace(np.diag(errors**2) @ (np.eye(3) - 1 / 3)) / 2)
+    spread = typical * np.abs(random.standard_cauchy((2_000_000, 1)))
+    truth = spread * random.normal(size=(2_000_000, 3))
+    seen = truth + errors * random.normal(size=(2_000_000, 3))
+    off = (seen - seen.mean(axis=1, keepdims=True)) - (estimates - estimates.mean())
+    near = truth[(np.abs(off) < 0.15).all(axis=1)]
+    chance = np.bincount(near.argmax(axis=1), minlength=3) / len(near)
+    standard, uniform = random.normal(size=(40_000, 3)), random.uniform(size=40_000)
+    covariance = np.diag(errors**2)
+    model = Shrinkage(estimates, covariance, standard, uniform)
+    drawn = model.draws(covariance, errors * random.normal(size=(40_000, 3)))
+    assert len(near) > 3000
+    assert np.bincount(drawn.argmax(axis=1), minlength=3) / 40_000 == pytest.approx(chance, abs=0.03)
+    assert drawn.mean(axis=0) == pytest.approx(estimates.mean() + near.mean(axis=0) - near.mean(), abs=0.06)
+
+
+def test_what_is_exact_stays_as_it_is():
+    random = np.random.default_rng(0)
+    values = np.array([0.3, math.nan, 0.3, 0.1])
+    exact = Shrinkage(values, np.zeros((4, 4)), random.normal(size=(50, 4)), random.uniform(size=50))
+    np.testing.assert_array_equal(exact.draws(np.zeros((4, 4)), np.zeros((50, 4))), np.tile(values, (50, 1)))
+
+
+@pytest.mark.slow
+def test_the_answers_needed_are_enough_in_half_of_all_repeats():
+    """Worlds of eight candidates: as many more answers as were said to be needed are drawn, and the chance stated anew.
+    Measured with 60 worlds: 46 % of 28 reached the target, on exactly these problems 45 % of 40."""
+    reached = {"chance": [], "chance_here": []}
+    for seed in range(45):
         random = np.random.default_rng(seed)
-        for ratio in (3.0, 0.33):
-            truth = 0.7 + 0.01 * ratio * random.normal(size=10)
-            seen = truth + 0.01 * random.normal(size=10)
-            found = rank_with_noise(given([(0.5, math.nan, value) for value in seen], (0.01, 0, 0.01)), n_draws=300)
-            if ratio == 3:
-                stated.append(found.chance)
-                true.append(int(found.leader[1:]) == truth.argmax())
-            else:
-                told.append(found.noise_p > 0.05)
-    assert np.mean(true) == pytest.approx(np.mean(stated), abs=0.11)
-    assert np.mean(told) > 0.8
+        ease, strength = random.normal(-2, 1.5, 100), random.normal(0, 0.3, (8, 1))
+        chances = 1 / (1 + np.exp(-(ease + strength + 0.1 * random.normal(size=(8, 100)))))
+        first = world(chances, 32, 8, seed)
+        now = rank_with_noise(first, n_draws=400)
+        for name, needed in (("chance", now.samples_needed), ("chance_here", now.samples_needed_here)):
+            if needed is None or not 32 < needed <= 2048:
+                continue
+            added = world(chances, needed - 32, min(8, needed - 32), 1000 + seed).counts
+            counts = first.counts.assign(n=needed, correct=first.counts["correct"] + added["correct"])
+            scores = [
+                benchmark_average(counts[counts["candidate"] == one], [1, 8])["pass_at_k"].to_numpy()
+                for one in first.table["candidate"]
+            ]
+            table = first.table.assign(**dict(zip(("pass1", "pass64"), np.transpose(scores), strict=True)))
+            then = rank_with_noise(replace(first, table=table, counts=counts), n_draws=400).table
+            reached[name].append(then.set_index("candidate").loc[now.settling, name] >= 0.95)
+    for came in reached.values():
+        assert len(came) >= 10
+        assert np.mean(came) == pytest.approx(0.5, abs=1.2 / math.sqrt(len(came)))
 
 
 def test_two_hundred_candidates():
@@ -376,10 +430,48 @@ def test_forecasts_that_cannot_be_made_are_one_sentence():
         with pytest.raises(ParameterError, match=message):
             forecast_rl(records, **options)
     for known in (["c0", "c1"], []):
-        with pytest.raises(ParameterError, match=f"outcome: a forecast takes .*, and {len(known)} of 8 candidates"):
+        with pytest.raises(ParameterError, match=f"column outcome: at least three .*, and {len(known)} of 8 have one"):
             known_runs(hidden(table, known), 5)
-    with pytest.raises(ParameterError, match="2 of 2 candidates have one"):
+    with pytest.raises(ParameterError, match="2 of 2 have one"):
         known_runs(table.head(2), 5)
+
+
+def test_where_forecasts_are_worthless_the_predictor_that_is_not_is_named_and_followed():
+    """Outcomes follow Pass@1, and neither loss nor Pass@k: one recommendation, that of Pass@1."""
+    random = np.random.default_rng(1)
+    table = linear_world(9, 0)
+    table["outcome"] = 0.4 + 0.5 * table["pass1"] + 0.001 * random.normal(size=9)
+    runs = [f"c{i}" for i in range(5)]
+    found = forecast_rl(hidden(table, runs))
+    by_score = forecast_rl(hidden(table, runs), predictors=["pass1"])
+    assert found.r2 < 0 < 0.9 < by_score.r2
+    assert (found.better.predictors, found.better.r2) == (("pass1",), by_score.r2)
+    assert "Pass@1 did best in the same check" in found.advice
+    assert "highest forecast" not in found.advice
+    wanted = f"run {by_score.next_run} next" if by_score.next_run else "no further run is needed"
+    assert found.advised_run == by_score.next_run
+    assert re.findall(r"[Rr]un c\d next|no further run is needed", found.advice) == [wanted]
+    noise = hidden(
+        table.assign(outcome=[0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0, 0, 0], pass1=0.3), [f"c{i}" for i in range(6)]
+    )
+    none = forecast_rl(noise)
+    assert (none.better, none.advised_run) == (None, none.next_run)
+    assert "No other predictor does better" in none.advice
+
+
+def test_runs_without_a_predictor_are_left_out_of_those_that_were_named():
+    table = linear_world(8, 1)
+    table.loc[1, "gen_loss"] = math.nan
+    runs = known_runs(hidden(table, ["c0", "c1", "c2", "c3", "c4"]), 5)
+    found = forecast_rl(hidden(table, runs), runs)
+    assert found.table.loc[found.table["calibrated"], "candidate"].sort_values().tolist() == ["c0", "c2", "c3", "c4"]
+    assert found.warnings[0] == "Left out, without gen_loss or pass64: c1."
+    with pytest.raises(
+        ParameterError, match=r"column outcome: .* with these predictors need an RL outcome, and 2 of 7"
+    ):
+        forecast_rl(hidden(table, ["c0", "c1", "c2"]))
+    with pytest.raises(ParameterError, match="column outcome: at least three candidates need an RL outcome, and 0 of"):
+        forecast_rl(linear_world(8, 1).drop(columns="outcome"))
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

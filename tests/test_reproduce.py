@@ -475,6 +475,32 @@ def test_the_page_is_made_at_the_end_and_alone(study: cli.Run):
     assert (folder / "notebooks/fig03_loss.ipynb").exists()
 
 
+def test_what_a_named_notebook_found_is_the_last_thing_said(study: cli.Run, capfd, monkeypatch):
+    """Wrapped to the terminal, as plain text; of a notebook that --only did not name, nothing."""
+    monkeypatch.setenv("COLUMNS", "60")
+    found = "**mine.csv.** Send a<b to RL first: " + "it has the highest Pass@64, " * 4 + "and `none` is ruled out."
+    cell = f"from quagmire_utils import notebook\nsaid = notebook.headline({found!r})\nprint('not this')"
+    notebook(study.notebooks / "evaluate_model.ipynb", cell, parameters="model = None")
+    sweep = nbformat.read(study.notebooks / "run_sweep.ipynb", as_version=4)  # comes first by itself
+    records = str(study.results / "smoke/manifest.json")
+    sweep.cells.append(nbformat.v4.new_code_cell(f"{cell}\npathlib.Path({records!r}).write_text('{{}}')"))
+    nbformat.write(sweep, study.notebooks / "run_sweep.ipynb")
+    command = ["run", "--profile", "smoke", "--notebooks", str(study.notebooks), "--results", str(study.results)]
+    assert cli.main([*command, "--only", "evaluate"]) == 0
+    shown = capfd.readouterr().out.strip()
+    assert " ".join(shown.split()) == found.replace("**", "")
+    assert len(shown.splitlines()) > 1
+    assert max(map(len, shown.splitlines())) <= 60
+    assert nbformat.read(study.results / "smoke/notebooks/evaluate_model.ipynb", as_version=4).cells[-1].outputs[0] == {
+        "output_type": "display_data",
+        "metadata": {"quagmire": "headline"},
+        "data": {"text/markdown": found.replace("<", "&lt;"), "text/plain": "<IPython.core.display.Markdown object>"},
+    }
+    assert cli.main([*command, "--only", "fig03"]) == 0
+    assert (study.results / "smoke/notebooks/run_sweep.ipynb").exists()
+    assert "mine.csv" not in capfd.readouterr().out
+
+
 def test_a_folder_of_records_is_a_profile_without_a_sweep(study: cli.Run):
     folder = study.results / "smoke"
     folder.mkdir(parents=True)

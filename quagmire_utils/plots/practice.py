@@ -122,7 +122,7 @@ def plot_forecast(found: RLForecast, ax: Axes, truth: Mapping[str, float] | None
         ax.plot(100 * one.predicted, row, "o", mfc="white", mec=colour, ms=6, zorder=3)
         if truth is not None and one.candidate in truth:
             ax.plot(100 * truth[one.candidate], row, "x", color=INK, ms=6, mew=1.5, zorder=4)
-    _candidate_rows(ax, table["candidate"], found.next_run)
+    _candidate_rows(ax, table["candidate"], found.advised_run)
     withheld = "   × outcome, withheld" if truth else ""
     ax.set_title(f"● RL run   ○ forecast{withheld}", loc="left", fontsize=10)
     dashed = ", dashed: extrapolated" if (table["extrapolated"] & ~table["calibrated"]).any() else ""

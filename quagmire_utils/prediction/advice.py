@@ -6,22 +6,26 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from quagmire_utils.prediction.forecasting import RLForecast
     from quagmire_utils.prediction.ranking import Ranking
 
 CEILING = 0.995  # Pass@k from here on tells candidates apart by a few problems only
 FEW_PROBLEMS = 20  # below it, a mean over problems is far from normal, and its error hardly known
 FEW_CHECKS = 5  # leave-one-out checks below it say little
-NOISE_P = 0.05  # from which chance on that noise alone makes the differences they are taken as none
 SERIOUS = 0.1  # chance from which on another candidate is named
 ENOUGH_R2 = 0.5  # of leave-one-out: below it the forecasts are called weak
 
 MEANING_OF_CHANCE = (
     "*Chance: that the rule would choose this candidate if the numbers of all of them were known without error. It "
-    "holds the noise of the numbers (sampled answers, choice of problems and of held-out traces). It does not hold "
+    "holds the noise of the numbers (sampled answers, choice of problems and of held-out traces) and the luck of being "
+    "first of many: how far candidates truly differ is learned from all of them. Where they do not differ at all it is "
+    "still too high, simulated 66 % for one of two, 23 % for one of ten. It does not hold "
     "another seed of the same training, the noise of RL, or whether the rule is right for this model: it is no chance "
     "of ending best after RL.*"
 )
@@ -127,12 +131,6 @@ def _doubt(found: Ranking) -> str:
     else:
         named = listed([f"{row.candidate} {percent(row.chance)}" for row in rivals.itertuples()], 3)
         said += f" (next: {named}); with RL runs to spare, run these too."
-    left = int(found.table["rank"].notna().sum())
-    if found.noise_p > NOISE_P and left > 2:
-        said += (
-            f" The Pass@{found.k} of the {left} in the running differ by no more than noise makes likely "
-            f"(p = {found.noise_p:.2f}): they may be equal, and this chance is then too high."
-        )
     return said
 
 
@@ -240,13 +238,64 @@ def forecast_advice(found: RLForecast) -> str:
     else:
         gain = percent(table.set_index("candidate").loc[found.next_run, "gain"])
         todo = f"Run {found.next_run} next: that takes away {gain} of what is uncertain about who may still end best."
+    if found.r2 < 0:
+        return f"{trust} {_instead(found, todo)} {said}."
     top = rest.iloc[0]
     beyond = ", extrapolated" if top["extrapolated"] else ""
     said += (
         f" (chance to stay the best {percent(best['chance_best'])}); highest forecast: {top['candidate']} with "
         f"{_within(top)} %{beyond} (chance to end best {percent(top['chance_best'])})."
     )
-    return " ".join([trust, todo, said] if found.r2 < 0 else [todo, said, trust])
+    return f"{todo} {said} {trust}"
+
+
+def _instead(found: RLForecast, todo: str) -> str:
+    """What to do where forecasts are worse than the mean of the runs; todo: what they say themselves."""
+    if found.better is None:
+        return f"No other predictor does better than that mean in this check. {todo}"
+    names = " and ".join({"pass1": "Pass@1", "gen_loss": "loss"}.get(one, "Pass@k") for one in found.better.predictors)
+    said = f"{names} did best in the same check (R² {found.better.r2:.2f}; the best of several looks better than it is)"
+    what = f"run {found.advised_run} next" if found.advised_run else "no further run is needed to choose"
+    return f"{said}: forecast with predictors={','.join(found.better.predictors)} instead, by which {what}."
+
+
+def forecast_warnings(
+    result: pd.DataFrame, fitted: NDArray[np.float64], outcome: NDArray[np.float64], predictors: Sequence[str]
+) -> list[str]:
+    """What to mind; result: `RLForecast.table`; fitted, outcome: of the RL runs, (predictors, n) and (n,)."""
+    said = []
+    rest = result[~result["calibrated"]]
+    beyond = rest[rest["extrapolated"]]
+    if len(beyond):
+        which = "; ".join(f"{row.candidate} ({row.outside})" for row in beyond.head(4).itertuples())
+        which += f"; and {len(beyond) - 4} more" if len(beyond) > 4 else ""
+        lie = "lies" if len(beyond) == 1 else "lie"
+        said.append(
+            f"Extrapolation: {len(beyond)} of {len(rest)} forecasts {lie} outside the range of the RL runs, where a "
+            f"bend of the relation would not be seen and the interval does not protect: {which}."
+        )
+        top = rest.loc[rest["predicted"].idxmax()]
+        said[-1] += f" {top['candidate']}, the highest forecast, is among them." if top["extrapolated"] else ""
+    for name, values in zip(predictors, fitted, strict=True):
+        slope = float((values - values.mean()) @ outcome)
+        if slope * (-1 if name == "gen_loss" else 1) < 0:
+            direction = (
+                "higher loss went with a better outcome"
+                if name == "gen_loss"
+                else f"higher {name} went with a worse outcome"
+            )
+            said.append(f"Among the RL runs a {direction}, against the paper's finding: chance, or another world.")
+    impossible = result[(result["predicted"] > 1) | (result["predicted"] < 0)]
+    if len(impossible):
+        said.append(
+            f"Beyond 0 or 100 %: the forecast of {', '.join(impossible['candidate'])}; a line knows no ceiling."
+        )
+    if len(outcome) < 5:
+        said.append(
+            f"{len(outcome)} RL runs leave hardly any spare information about the scatter: intervals are wide, and "
+            + ("there is no leave-one-out check." if len(outcome) == 3 else "the check is of little weight.")
+        )
+    return said
 
 
 def _trust(found: RLForecast, runs: int) -> str:

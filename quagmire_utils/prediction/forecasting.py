@@ -10,6 +10,7 @@ One line per predictor is fitted on the candidates that were put through RL, and
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quagmire_utils.config import ParameterError
-from quagmire_utils.prediction.advice import forecast_advice
+from quagmire_utils.prediction.advice import forecast_advice, forecast_warnings
 from quagmire_utils.prediction.fits import _constant, spearman
 from quagmire_utils.prediction.measurements import checked_candidates
 from quagmire_utils.prediction.ranking import regret
@@ -74,7 +75,13 @@ class RLForecast:
     predictors: tuple[str, ...]
     confidence: float
     warnings: tuple[str, ...]
+    better: RLForecast | None  # by the predictors that do best in the same check, where these do worse than the mean
     advice: str
+
+    @property
+    def advised_run(self) -> str | None:
+        """next_run, of the better predictors where these are worthless."""
+        return self.next_run if self.better is None else self.better.next_run
 
 
 def forecast_rl(
@@ -102,6 +109,27 @@ def forecast_rl(
 
     Raises ParameterError for fewer than three calibrated candidates and as `forecast` does.
     """
+    found = _forecast_rl(records, calibrated, predictors, confidence, n_draws, seed)
+    if found.r2 < 0:  # worse than the mean of the runs: does any other predictor do better?
+        others = []
+        for some in SETS.values():
+            with contextlib.suppress(ParameterError):  # these cannot be used with these candidates
+                others.append(_forecast_rl(records, calibrated, some, confidence, n_draws, seed))
+        # the same check: of the same runs
+        others = [one for one in others if one.r2 > 0 and one.check["candidate"].equals(found.check["candidate"])]
+        found = replace(found, better=max(others, key=lambda one: one.r2, default=None))
+    return replace(found, advice=forecast_advice(found))
+
+
+def _forecast_rl(
+    records: pd.DataFrame,
+    calibrated: Sequence[str] | None,
+    predictors: Sequence[str] | None,
+    confidence: float = 0.95,
+    n_draws: int = 4000,
+    seed: int = 0,
+) -> RLForecast:
+    """`forecast_rl` of one set of predictors, without advice."""
     if predictors is None:
         instance = "scenario" in records and (records["scenario"] == "instance").all()
         predictors = PAPER_PREDICTORS["instance" if instance else "dataset"]
@@ -112,11 +140,17 @@ def forecast_rl(
             warnings.append(
                 f"Left out, without {' or '.join(predictors)}: {', '.join(records.loc[blank, 'candidate'])}."
             )
+            if calibrated is not None and not isinstance(calibrated, str):
+                calibrated = [name for name in calibrated if name not in set(records.loc[blank, "candidate"])]
             records = records[~blank]
     if calibrated is None:
-        if "outcome" not in records:
-            raise ParameterError("outcome: no candidate has one; put at least three through RL first")
-        calibrated = records.loc[records["outcome"].notna(), "candidate"].tolist()
+        whole = records["outcome"].notna() if "outcome" in records else np.zeros(len(records), dtype=bool)
+        calibrated = records.loc[whole, "candidate"].tolist()
+        if len(calibrated) < FEWEST:
+            raise ParameterError(
+                f"column outcome: at least three candidates{' with these predictors' if warnings else ''} need an RL "
+                f"outcome, and {len(calibrated)} of {len(records)} have one"
+            )
     table, known = _inputs(records, calibrated, predictors, confidence)
     x, y = table[list(predictors)].to_numpy(np.float64).T, table["outcome"].to_numpy(np.float64)
     fit = _fit(x, y, known, predictors)
@@ -131,7 +165,7 @@ def forecast_rl(
     next_run = str(table["candidate"].iloc[np.nanargmax(gain)]) if contenders.any() else None
     check = _leave_one_out(table, x, y, known, predictors, confidence)
     whole = len(check) > 1
-    found = RLForecast(
+    return RLForecast(
         table=result.sort_values("predicted", ascending=False, ignore_index=True),
         check=check,
         r2=_r2(check["outcome"], check["predicted"]) if whole else math.nan,
@@ -140,10 +174,10 @@ def forecast_rl(
         next_run=next_run,
         predictors=tuple(predictors),
         confidence=confidence,
-        warnings=(*warnings, *_warnings(result, x[:, known], y[known], predictors)),
+        warnings=(*warnings, *forecast_warnings(result, x[:, known], y[known], predictors)),
+        better=None,
         advice="",
     )
-    return replace(found, advice=forecast_advice(found))
 
 
 def compare_predictors(records: pd.DataFrame, calibrated: Sequence[str] | None = None) -> pd.DataFrame:
@@ -157,7 +191,7 @@ def compare_predictors(records: pd.DataFrame, calibrated: Sequence[str] | None =
         row = {"predictors": title, "runs": 0, "r2": math.nan, "rank_correlation": math.nan}
         row |= {"rmse": math.nan, "coverage": math.nan}
         try:
-            found = forecast_rl(records, calibrated, predictors, n_draws=100)
+            found = _forecast_rl(records, calibrated, predictors, n_draws=100)
         except ParameterError:  # this set cannot be used with these candidates: the row says so
             rows.append(row)
             continue
@@ -182,7 +216,7 @@ def choose_runs(records: pd.DataFrame, n_runs: int, predictors: Sequence[str] | 
     order = records.sort_values("pass64", kind="stable")["candidate"].tolist()
     runs = [order[0], order[len(order) // 2], order[-1]]
     while len(runs) < n_runs:
-        found = forecast_rl(records, runs, predictors, n_draws=1000)
+        found = _forecast_rl(records, runs, predictors, n_draws=1000)
         rest = found.table[~found.table["calibrated"]]
         runs.append(found.next_run or str(rest["candidate"].iloc[0]))
     return runs
@@ -194,8 +228,8 @@ def known_runs(records: pd.DataFrame, n_runs: int, predictors: Sequence[str] | N
     known = records["outcome"].notna() if "outcome" in records else pd.Series(False, index=records.index)
     if known.sum() < FEWEST:
         raise ParameterError(
-            f"outcome: a forecast takes the outcomes of at least three RL runs, and {known.sum()} of {len(records)} "
-            "candidates have one; rank_candidates chooses without"
+            f"column outcome: at least three candidates need an RL outcome, and {known.sum()} of {len(records)} have "
+            "one; rank_candidates chooses without"
         )
     if not known.all():
         return records.loc[known, "candidate"].tolist()
@@ -229,7 +263,7 @@ def check_forecasts(frame: pd.DataFrame, n_runs: int = 5, confidence: float = 0.
                 row |= {"candidates": len(part), "runs": n_runs}
                 try:
                     runs = choose_runs(part, n_runs, predictors)
-                    found = forecast_rl(part, runs, predictors, confidence=confidence)
+                    found = _forecast_rl(part, runs, predictors, confidence)
                 except ParameterError:  # a predictor at its ceiling does not vary
                     rows.append(row)
                     continue
@@ -374,42 +408,6 @@ def _leave_one_out(
 def _r2(actual: pd.Series, predicted: pd.Series) -> float:
     total = float(((actual - actual.mean()) ** 2).sum())
     return 1 - float(((actual - predicted) ** 2).sum()) / total if total > 0 else math.nan
-
-
-def _warnings(result: pd.DataFrame, fitted: Array, outcome: Array, predictors: Sequence[str]) -> list[str]:
-    said = []
-    rest = result[~result["calibrated"]]
-    beyond = rest[rest["extrapolated"]]
-    if len(beyond):
-        which = "; ".join(f"{row.candidate} ({row.outside})" for row in beyond.head(4).itertuples())
-        which += f"; and {len(beyond) - 4} more" if len(beyond) > 4 else ""
-        lie = "lies" if len(beyond) == 1 else "lie"
-        said.append(
-            f"Extrapolation: {len(beyond)} of {len(rest)} forecasts {lie} outside the range of the RL runs, where a "
-            f"bend of the relation would not be seen and the interval does not protect: {which}."
-        )
-        top = rest.loc[rest["predicted"].idxmax()]
-        said[-1] += f" {top['candidate']}, the highest forecast, is among them." if top["extrapolated"] else ""
-    for name, values in zip(predictors, fitted, strict=True):
-        slope = float((values - values.mean()) @ outcome)
-        if slope * (-1 if name == "gen_loss" else 1) < 0:
-            direction = (
-                "higher loss went with a better outcome"
-                if name == "gen_loss"
-                else f"higher {name} went with a worse outcome"
-            )
-            said.append(f"Among the RL runs a {direction}, against the paper's finding: chance, or another world.")
-    impossible = result[(result["predicted"] > 1) | (result["predicted"] < 0)]
-    if len(impossible):
-        said.append(
-            f"Beyond 0 or 100 %: the forecast of {', '.join(impossible['candidate'])}; a line knows no ceiling."
-        )
-    if len(outcome) < FEWEST + 2:
-        said.append(
-            f"{len(outcome)} RL runs leave hardly any spare information about the scatter: intervals are wide, and "
-            + ("there is no leave-one-out check." if len(outcome) == FEWEST else "the check is of little weight.")
-        )
-    return said
 
 
 def _inputs(

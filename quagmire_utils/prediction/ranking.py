@@ -21,9 +21,8 @@ answers. The first is what remains. Candidates answer the same problems, so the 
 the covariances between candidates are taken along. Means over problems are taken as normal. Without counts the standard
 errors of the table are taken, independent between candidates.
 
-Where candidates truly differ by more than their errors, chances come true as stated. Where they hardly differ, the
-first of many is first by luck, and its chance is too high (ten candidates whose differences are a third of their
-errors: 0.43 stated, 0.15 came true). `noise_p` tells the two apart, and the advice says so.
+The first of many is first in part by luck. The true values are therefore drawn by `shrinkage`, which learns from all
+candidates how far they differ. tests/test_practice_odd.py has the table of stated chances and how often they came true.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ from quagmire_utils.config import ParameterError
 from quagmire_utils.pass_at_k import pass_at_k
 from quagmire_utils.prediction.advice import listed, ranking_advice
 from quagmire_utils.prediction.measurements import Measurements, checked_candidates, comparable_loss
+from quagmire_utils.prediction.shrinkage import Shrinkage
 
 COLUMNS = ["candidate", "pass1", "gen_loss", "pass64"]
 MOST_SAMPLES = 1_000_000  # answers a problem: more than this is said to be no way
@@ -75,7 +75,7 @@ class Ranking:
     """The rule's order, and how far the noise of the numbers lets one trust it."""
 
     table: pd.DataFrame  # of rank_candidates, with the columns of rank_with_noise
-    leader: str  # the candidate of the highest chance; without standard errors, of rank 1
+    leader: str  # of the highest chance; of rank 1 where that is as high as the draws can tell, or without errors
     chance: float  # that the rule chooses it, were all three numbers of all candidates exact; NaN without errors
     confidence: float  # wanted
     k: int
@@ -84,8 +84,7 @@ class Ranking:
     samples_needed_here: int | None  # the same for the problems and traces at hand alone
     problems_factor: float | None  # times as many problems (of the kind, as many answers) for that confidence
     limit: str  # why samples_needed is None: problems, traces, both, ties (see rank_with_noise); otherwise empty
-    settling: str  # whose chance samples_needed, limit and curve are about: the leader, or who ranks first instead
-    noise_p: float  # chance that noise alone spreads the Pass@k of those in the running as much; NaN if not known
+    settling: str  # whose chance samples_needed, limit and curve are about: who would win with less noise
     problems: int | None  # how many problems the counts are of
     losses: str  # which losses take no part in the rule, in words; "none" where none does, empty where all do
     curve: pd.DataFrame  # n (answers a problem, the last one infinite), chance, chance_here
@@ -101,11 +100,11 @@ def rank_with_noise(measured: Measurements, *, confidence: float = 0.95, n_draws
     Tied candidates share their chance.
 
     samples_needed is the smallest number of answers to each problem at which the chance of `settling` reaches
-    `confidence`, were the present estimates the truth (a forecast of an average case: the order may also turn). That is
-    the leader, unless the numbers as they are put another first: with less noise that one would win. It is None where
-    even endless answers would leave too much doubt; limit then says what it comes from: the choice of "problems", the
-    "traces" of the losses, "both", or "ties" on the very problems and traces at hand. Raises ParameterError for bad
-    options, and as `rank_candidates` does.
+    `confidence` in about half of all repeats (in the others the order takes more, or turns). That is the leader, unless
+    another would be the choice were the best guesses of all numbers the truth: with less noise that one would win. It
+    is None where even endless answers would leave too much doubt; limit then says what it comes from: the choice of
+    "problems", the "traces" of the losses, "both", or "ties" on the very problems and traces at hand. Raises
+    ParameterError for bad options, and as `rank_candidates` does.
     """
     if not 0.5 < confidence < 1:
         raise ParameterError(f"confidence must lie between 0.5 and 1, not {confidence!r}")
@@ -121,15 +120,18 @@ def rank_with_noise(measured: Measurements, *, confidence: float = 0.95, n_draws
     curve = pd.DataFrame({"n": [], "chance": [], "chance_here": []})
     leader, settling, needed, needed_here, factor, limit = 0, 0, None, None, None, ""
     if noise:
-        draw = _Draws(noise, np.random.default_rng(seed).standard_normal((n_draws, 5, len(table))))
+        draw = _Draws(noise, n_draws, seed)
         ranked["chance"], ranked["chance_ruled_out"] = draw.chances()
         leader = int(np.argmax(ranked["chance"]))
-        settling = leader if ranked["rank"].iloc[leader] is not pd.NA and ranked["rank"].iloc[leader] == 1 else 0
+        if ranked["chance"].iloc[0] > ranked["chance"].iloc[leader] - 2 / math.sqrt(n_draws):
+            leader = 0  # the draws cannot tell them apart: the first by the numbers as they are
+        settled = draw.chances(math.inf, 0.0, 0.0, 0.0)[0]
+        settling = leader if settled[leader] == settled.max() else int(np.argmax(settled))
     if noise and noise.samples:
-        ranked["chance_here"] = draw.chances(problems=0.0, traces=0.0)[0]
-        needed = draw.samples_needed(settling, confidence)
-        needed_here = draw.samples_needed(settling, confidence, problems=0.0, traces=0.0)
-        curve, factor = draw.curve(settling), draw.problems_factor(settling, confidence)
+        here = _Draws(noise.answers_alone(), n_draws, seed)
+        ranked["chance_here"] = here.chances()[0]
+        needed, needed_here = (one.samples_needed(settling, confidence) for one in (draw, here))
+        curve, factor = _curve(draw, here, settling), draw.problems_factor(settling, confidence)
         limit = "" if needed is not None else draw.limit(settling, confidence)
     result = Ranking(
         table=ranked,
@@ -143,7 +145,6 @@ def rank_with_noise(measured: Measurements, *, confidence: float = 0.95, n_draws
         problems_factor=factor,
         limit=limit,
         settling=str(ranked["candidate"].iloc[settling]),
-        noise_p=_noise_p(noise, ranked["rank"].notna().to_numpy()) if noise else math.nan,
         problems=_problems(measured.counts),
         losses=_losses(table),
         curve=curve,
@@ -228,28 +229,16 @@ class _Noise:
             covariance[mine, 1, 1] = np.maximum(tails @ _overlaps(n, self.k), 0.0)
         return covariance
 
+    def answers_alone(self) -> _Noise:
+        """The noise of the scores on exactly these problems, the losses as they are."""
+        return replace(self, problems=np.zeros_like(self.problems), loss_error=np.zeros_like(self.loss_error))
+
     def errors(self) -> tuple[Array, Array, Array]:
         """Standard errors now, (C,) each: of pass1, of pass64, and of pass64 from the sampling of answers alone."""
         size = self.scores.shape[1]
         diagonal, sampling = np.diag(self.problems), self.sampling(None)
         own = np.sqrt(sampling[:, 1, 1]) if self.samples else np.full(size, np.nan)
         return np.sqrt(diagonal[:size] + sampling[:, 0, 0]), np.sqrt(diagonal[size:] + sampling[:, 1, 1]), own
-
-
-def _noise_p(noise: _Noise, chosen: NDArray[np.bool_]) -> float:
-    """Chance that equal candidates would differ in Pass@k as much as the chosen ones do, by a chi-squared test of the
-    differences (Cochran's Q, with their covariances); NaN for fewer than two, or without any noise."""
-    from scipy.stats import chi2
-
-    size = len(chosen)
-    covariance = noise.problems[size:, size:] + np.diag(noise.sampling(None)[:, 1, 1])
-    values, covariance = noise.scores[1, chosen], covariance[np.ix_(chosen, chosen)]
-    differences = values[1:] - values[0]
-    spread = covariance[1:, 1:] - covariance[1:, :1] - covariance[:1, 1:] + covariance[0, 0]
-    free = int(np.linalg.matrix_rank(spread, hermitian=True)) if len(differences) else 0
-    if not free:
-        return math.nan
-    return float(chi2.sf(differences @ np.linalg.pinv(spread, hermitian=True) @ differences, free))
 
 
 def _losses(table: pd.DataFrame) -> str:
@@ -354,38 +343,52 @@ class _Draws:
     """True values that the estimates are compatible with, and what the rule makes of them; the same random numbers
     for every amount of noise, so that chances change smoothly with it."""
 
-    def __init__(self, noise: _Noise, standard: Array) -> None:
+    def __init__(self, noise: _Noise, n_draws: int, seed: int) -> None:
         self.noise = noise
-        size = noise.scores.shape[1]
+        size, random = noise.scores.shape[1], np.random.default_rng(seed)
+        standard = random.standard_normal((n_draws, 8, size))
         values, vectors = np.linalg.eigh(noise.problems)
         root = vectors * np.sqrt(np.maximum(values, 0.0))
         shared = np.concatenate([standard[:, 0], standard[:, 1]], axis=1) @ root.T
-        self.shared = shared.reshape(len(standard), 2, size)
+        self.shared = shared.reshape(n_draws, 2, size)
         self.own, self.traces = standard[:, 2:4], standard[:, 4] * noise.loss_error
+        self.models = [
+            Shrinkage(estimates, covariance, standard[:, 5 + one], (random.permutation(n_draws) + 0.5) / n_draws)
+            for one, (estimates, (covariance, _)) in enumerate(
+                zip((*noise.scores, noise.loss), self._errors(noise.sampling(None)), strict=True)
+            )
+        ]
+
+    def _errors(self, sampling: Array, problems: float = 1.0, traces: float = 1.0) -> list[tuple[Array, Array]]:
+        """Of pass1, pass64 and loss: covariance of the noise between candidates (C, C) and draws of it (draws, C)."""
+        size = len(sampling)
+        first = np.sqrt(sampling[:, 0, 0])
+        slope = np.divide(sampling[:, 0, 1], first, out=np.zeros_like(first), where=first > 0)
+        rest = np.sqrt(np.maximum(sampling[:, 1, 1] - slope**2, 0.0))
+        own = first * self.own[:, 0], slope * self.own[:, 0] + rest * self.own[:, 1]
+        blocks = (self.noise.problems[:size, :size], self.noise.problems[size:, size:])
+        found = [
+            (problems**2 * blocks[one] + np.diag(sampling[:, one, one]), problems * self.shared[:, one] + own[one])
+            for one in (0, 1)
+        ]
+        return [*found, (np.diag((traces * self.noise.loss_error) ** 2), traces * self.traces)]
 
     def chances(
         self, samples: float | None = None, problems: float = 1.0, traces: float = 1.0, answers: float = 1.0
     ) -> tuple[Array, Array]:
         """Chance to be chosen and to be ruled out, (C,) each; the last three scale the parts of the noise."""
-        covariance = self.noise.sampling(samples) * answers**2
-        first = np.sqrt(covariance[:, 0, 0])
-        slope = np.divide(covariance[:, 0, 1], first, out=np.zeros_like(first), where=first > 0)
-        rest = np.sqrt(np.maximum(covariance[:, 1, 1] - slope**2, 0.0))
-        pass1 = self.noise.scores[0] + problems * self.shared[:, 0] + first * self.own[:, 0]
-        large = self.noise.scores[1] + problems * self.shared[:, 1] + slope * self.own[:, 0] + rest * self.own[:, 1]
-        loss = self.noise.loss + traces * self.traces
+        errors = self._errors(self.noise.sampling(samples) * answers**2, problems, traces)
+        pass1, large, loss = (model.draws(*mine) for model, mine in zip(self.models, errors, strict=True))
         ruled_out = _beaten(pass1, loss)
         left = np.where(ruled_out, -np.inf, large)
         best = left == left.max(axis=1, keepdims=True)
         return (best / best.sum(axis=1, keepdims=True)).mean(axis=0), ruled_out.mean(axis=0)
 
-    def samples_needed(
-        self, candidate: int, confidence: float, problems: float = 1.0, traces: float = 1.0
-    ) -> int | None:
+    def samples_needed(self, candidate: int, confidence: float) -> int | None:
         """Smallest number of answers a problem with that chance of the candidate; the present one where it has it."""
 
         def enough(samples: float | None) -> bool:
-            return bool(self.chances(samples, problems, traces)[0][candidate] >= confidence)
+            return bool(self.chances(samples)[0][candidate] >= confidence)
 
         low = int(self.noise.samples)
         if enough(None):
@@ -431,10 +434,9 @@ class _Draws:
             low, high = (low, middle) if enough(middle) else (middle, high)
         return high
 
-    def curve(self, candidate: int) -> pd.DataFrame:
-        """The candidate's chances with more answers a problem, doubling from now on; the last line: endlessly many."""
-        rows = []
-        for n in [*(self.noise.samples * 2**i for i in range(8)), math.inf]:
-            all_noise, answers = self.chances(n)[0], self.chances(n, 0.0, 0.0)[0]
-            rows.append({"n": float(n), "chance": all_noise[candidate], "chance_here": answers[candidate]})
-        return pd.DataFrame(rows)
+
+def _curve(draw: _Draws, here: _Draws, candidate: int) -> pd.DataFrame:
+    """The candidate's chances with more answers a problem, doubling from now on; the last line: endlessly many."""
+    amounts = np.array([*(draw.noise.samples * 2.0**i for i in range(8)), math.inf])
+    found = [[one.chances(n)[0][candidate] for n in amounts] for one in (draw, here)]
+    return pd.DataFrame({"n": amounts, "chance": found[0], "chance_here": found[1]})
