@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from quagmire_utils.benchmarks import last_boxed
+from quagmire_utils.benchmarks import last_boxed, mirror_folder
 from quagmire_utils.config import ParameterError
 
 REGISTRY = Path(__file__).with_name("sources.yaml")
@@ -109,7 +108,7 @@ def load_source(
     """A source by its name; with `files` (paths or globs), read from these rather than the hub.
 
     Without `files`, a local mirror is used where there is one: the source's `mirror` under `data_dir`, else under
-    `$QUAGMIRE_DATA_DIR`. Raises ParameterError for an unknown name and for files that are not there.
+    `$QUAGMIRE_DATA_DIR` or `../shared/data`. ParameterError for an unknown name and for files that are not there.
     """
     sources = load_sources(registry)
     if name not in sources:
@@ -121,9 +120,8 @@ def load_source(
         return replace(source, files=tuple(expand(files)))
     if source.files:
         return replace(source, files=tuple(expand(source.files)))
-    folder = data_dir or os.environ.get("QUAGMIRE_DATA_DIR")
-    if folder and source.mirror:
-        found = sorted(path for path in glob.glob(str(Path(folder) / source.mirror)) if path.endswith(ENDINGS))
+    if source.mirror and (folder := mirror_folder(data_dir)):
+        found = sorted(path for path in glob.glob(str(folder / source.mirror)) if path.endswith(ENDINGS))
         if found:
             return replace(source, files=tuple(found))
     if not source.hub_id:
@@ -169,6 +167,9 @@ def _to_source(name: str, entry: Any) -> Source:
         raise ParameterError(f"source {name}: unknown key {unknown[0]!r}; there are {', '.join(sorted(known))}")
     lists = ("configs", "hub_files", "files", "answer", "generators", "keep", "strip")
     values = {key: _strings(value) if key in lists else value for key, value in entry.items()}
+    for key, value in values.items():
+        if not isinstance(value, (tuple, Mapping if key == "where" else str, type(None))):
+            raise ParameterError(f"source {name}: {key} has a value of the wrong type, {value!r}")
     values["where"] = {str(column): _strings(allowed) for column, allowed in (entry.get("where") or {}).items()}
     source = Source(name=name, **values)
     if source.answer_format not in ANSWER_FORMATS:
@@ -218,9 +219,8 @@ def _file_units(path: Path, unit_bytes: int) -> list[Unit]:
         return pieces
     if path.suffix == ".json":
         return [Unit("json", str(path), 0, 1, max(1, status.st_size), stamp)]
-    starts = range(0, status.st_size, unit_bytes)
-    ends = [*starts[1:], status.st_size]
-    return [Unit("jsonl", str(path), a, b, b - a, stamp) for a, b in zip(starts, ends, strict=True)]
+    sizes = [(start, min(unit_bytes, status.st_size - start)) for start in range(0, status.st_size, unit_bytes)]
+    return [Unit("jsonl", str(path), start, start + size, size, stamp) for start, size in sizes]
 
 
 def _hub_commit(source: Source) -> str | None:
