@@ -46,6 +46,10 @@ Options of run
 Environment
   QUAGMIRE_ACCELERATOR=cpu|cuda   install for this one instead of what nvidia-smi tells
   QUAGMIRE_DATA_DIR               a local mirror of the benchmarks (default: ../shared/data, otherwise their hub)
+  QUAGMIRE_LLAMAFACTORY_PYTHON, QUAGMIRE_VERL_PYTHON
+                                  Python of a trainer's environment that stands elsewhere
+
+Commands that begin with python are for the environment: source .venv/bin/activate
 TEXT
 }
 
@@ -432,7 +436,7 @@ echo "Environment: .venv; sampling engine: $(sed -n 's/^engine=//p' "$STAMP")" >
 
 export PATH="$VENV/bin:$PATH"
 case $command in
-    setup) ;;
+    setup) echo "For the commands that begin with python: source $VENV/bin/activate" >&2 ;;
     test)
         # whole files side by side, a core each: thread pools that share cores wait for each other
         side_by_side=(-n logical --maxprocesses 4 --dist loadfile)

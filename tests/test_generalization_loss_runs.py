@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from ray_nodes import start_cluster
 from test_generalization_loss import TOKENIZER, TRACES, build
 
 from quagmire_utils import cluster as clusters
@@ -24,6 +25,7 @@ from quagmire_utils.generalization_loss import generalization_loss, partial, rep
 from quagmire_utils.generalization_loss.scoring import Checkpoint, Scorer
 from quagmire_utils.generalization_loss.sequences import encode
 from quagmire_utils.generalization_loss.summary import COLUMNS
+from quagmire_utils.replicas import checkpoint_files
 
 
 @pytest.fixture(scope="module")
@@ -191,23 +193,22 @@ def test_a_cluster_that_is_not_there_is_one_sentence(checkpoint, address, senten
 def test_a_replica_scores_with_a_checkpoint_that_it_was_sent(checkpoint, tmp_path):
     """What the actor does, in this process: it has no such folder, gets the files in pieces, and loads those."""
     versions = clusters.versions(replicas.PACKAGES)
-    replica = replicas.Replica(Checkpoint(str(tmp_path / "not here"), device="cpu"), versions)
-    assert replica.lacks(model_digest(checkpoint))
+    sequences = encode(TRACES, TOKENIZER, "auto", False)
     here = Checkpoint(checkpoint, device="cpu")
-    assert not replicas.Replica(here, versions).lacks(model_digest(checkpoint))
-    for file in replicas.checkpoint_files(checkpoint):
+    settings = replicas.ScorerSettings(here, 1024, True, sequences)
+    replica = replicas.ScorerReplica(str(tmp_path / "not here"), versions, settings)
+    assert replica.lacks(model_digest(checkpoint))
+    assert not replicas.ScorerReplica(checkpoint, versions, settings).lacks(model_digest(checkpoint))
+    for file in checkpoint_files(checkpoint):
         content = file.read_bytes()
         for start in range(0, max(1, len(content)), 100_000):
             replica.receive(file.name, content[start : start + 100_000])
-    sequences = encode(TRACES, TOKENIZER, "auto", False)
-    assert replica.load(1024, True, sequences) == "rows"
+    assert replica.load() == "rows"
     rows = [sequences[:3], sequences[3:5]]
     np.testing.assert_array_equal(replica.score(rows), Scorer(here.load(), 1024, False, sequences).score(rows))
-    folder = Path(replica.folder)
-    replica.close()
-    assert not folder.exists()
-    with pytest.raises(ParameterError, match=r"has torch .*, not 1\.0; give it the environment of this machine"):
-        replicas.Replica(here, {**versions, "torch": "1.0"}).lacks(None)
+    assert not Path(replica.folder).exists()  # what was sent is in memory: a kill leaves no copy behind
+    with pytest.raises(ParameterError, match=r"has torch .*, not 1\.0; give it the environment"):
+        replicas.ScorerReplica(checkpoint, {**versions, "torch": "1.0"}, settings).lacks(None)
 
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
@@ -217,12 +218,7 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 def cluster():
     """Two nodes with a core each, and one without that starts them."""
     pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]' -c constraints.txt")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        cluster.add_node(**NODE)
+    cluster = start_cluster([{**NODE, "num_cpus": 0, "include_dashboard": False}, NODE, NODE])
     yield cluster
     cluster.shutdown()
 
@@ -232,7 +228,7 @@ def scoring(node) -> bool:
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     for process in raylet.children(recursive=True):
         try:
-            if " ".join(process.cmdline()).startswith("ray::Replica.score"):
+            if " ".join(process.cmdline()).startswith("ray::ScorerReplica.score"):
                 return True
         except psutil.Error:
             continue

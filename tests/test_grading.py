@@ -402,11 +402,18 @@ def test_a_crashed_worker_costs_one_error():
     with Grader(2) as grader:
         grader.grade(["\\boxed{x}"], ["y"])
 
-        def crash():
-            running = {pid: int(Path(f"/proc/{pid}/stat").read_text().split()[13]) for pid in workers_of(grader)}
-            os.kill(max(running, key=running.get), signal.SIGSEGV)
+        def ticks():
+            return {pid: int(Path(f"/proc/{pid}/stat").read_text().split()[13]) for pid in workers_of(grader)}
 
-        later(3, crash)
+        def crash():
+            before = ticks()
+            busy: dict[int, int] = {}
+            while max(busy.values(), default=0) < 200:  # two seconds of computing: the one that has the tower
+                time.sleep(0.05)
+                busy = {pid: used - before.get(pid, 0) for pid, used in ticks().items()}
+            os.kill(max(busy, key=busy.get), signal.SIGSEGV)
+
+        later(0, crash)
         responses = [f"\\boxed{{x+{i}}}" for i in range(20)]
         responses[0] = TOWER
         found = verdicts(grader.grade(responses, [f"{i}+x" for i in range(20)], timeout=30))

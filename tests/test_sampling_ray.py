@@ -1,6 +1,5 @@
 """Sampling on a real Ray cluster: the samples of one machine, also when a node dies in the middle."""
 
-import os
 import re
 import threading
 import time
@@ -13,12 +12,14 @@ import pandas as pd
 import psutil
 import pytest
 from crash_worker import CHUNK, PARAMS, PROBLEMS, SAMPLES
+from ray_nodes import add_node, start_cluster
 
 from quagmire_utils import cluster as clusters
 from quagmire_utils.config import ParameterError
 from quagmire_utils.engines import Request, model_digest
+from quagmire_utils.replicas import checkpoint_files
 from quagmire_utils.sampling import EngineSpec, ReplicaLostError, replicas, sample
-from quagmire_utils.sampling.replicas import _Replica, checkpoint_files
+from quagmire_utils.sampling.replicas import EngineReplica
 from quagmire_utils.store import SampleStore
 
 pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]' -c constraints.txt")
@@ -58,26 +59,9 @@ def single(spec, tmp_path_factory):
 @pytest.fixture(scope="module")
 def cluster():
     """Two nodes with a core each, and one without that starts them; they know of each other what machines would."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster()
-    for facts in ({**NODE, "num_cpus": 0, "include_dashboard": False}, NODE, NODE):
-        _add_node(cluster, facts)
+    cluster = start_cluster([{**NODE, "num_cpus": 0, "include_dashboard": False}, NODE, NODE])
     yield cluster
     cluster.shutdown()
-
-
-def _add_node(cluster, facts=NODE) -> None:
-    """Ray gives a node 30 seconds to start, which a busy machine may exceed."""
-    for attempts_left in (2, 1, 0):
-        try:
-            cluster.add_node(**facts)
-        except Exception as error:
-            if not attempts_left or "timed out during startup" not in str(error):
-                raise
-        else:
-            return
 
 
 def _sample(engine, store, **changes):
@@ -88,7 +72,7 @@ def _sample(engine, store, **changes):
 def _draws(process: psutil.Process) -> bool:
     """Whether it draws a chunk now: Ray puts the method's name into the title of the process."""
     try:
-        return " ".join(process.cmdline()).startswith("ray::_Replica.draw")
+        return " ".join(process.cmdline()).startswith("ray::EngineReplica.draw")
     except psutil.Error:
         return False
 
@@ -145,7 +129,7 @@ def test_a_node_that_dies_loses_only_its_batch(spec, single, cluster, tmp_path):
     assert _records(store)[2:] == _records(single)[2:]
 
     # the cluster is as good as new with another node, and a finished store needs nothing from it
-    _add_node(cluster)
+    add_node(cluster, NODE)
     _sample(spec, store, ray=cluster.address)
     pd.testing.assert_frame_equal(store.read(), single.read())
 
@@ -199,9 +183,9 @@ def test_a_replica_draws_with_a_checkpoint_that_it_was_sent(spec, single, tmp_pa
     """What the actor does, in this process: it has no such folder, gets the files in pieces, and loads those."""
     digest = model_digest(spec.model)
     own = clusters.versions(replicas.PACKAGES)
-    replica = _Replica(replace(spec, model=str(tmp_path / "not here")), own)
+    replica = EngineReplica(str(tmp_path / "not here"), own, spec)
     assert replica.lacks(digest)
-    assert not _Replica(spec, own).lacks(digest)
+    assert not EngineReplica(spec.model, own, spec).lacks(digest)
     for file in checkpoint_files(spec.model):
         content = file.read_bytes()
         for start in range(0, max(1, len(content)), 100_000):
@@ -217,5 +201,5 @@ def test_a_replica_draws_with_a_checkpoint_that_it_was_sent(spec, single, tmp_pa
 def test_a_node_with_other_versions_is_refused(spec):
     other = {**clusters.versions(replicas.PACKAGES), "torch": "1.0"}
     with pytest.raises(ParameterError, match=r"has torch .*, not 1\.0; give it the environment"):
-        _Replica(spec, other).lacks(None)
+        EngineReplica(spec.model, other, spec).lacks(None)
     assert issubclass(ReplicaLostError, RuntimeError)

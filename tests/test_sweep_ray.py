@@ -2,17 +2,16 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
 from ast import literal_eval
-from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
+from ray_nodes import add_node, start_cluster
 from test_scale import MIRROR, ROOT, needs_data
 from test_sweep import TINY, records
 
@@ -34,25 +33,11 @@ def tiny(tmp_path_factory):
     return path
 
 
-def ports():
-    """Free ports for a node's agents: on a busy machine they take longer to tell their own than Ray waits."""
-    names = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in names]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return {name: each.getsockname()[1] for name, each in zip(names, sockets, strict=True)}
-
-
 @pytest.fixture(scope="module")
 def cluster():
     """Two nodes with a core each, on this machine; they know of each other what machines would."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
-
     node = {"num_cpus": 1, "object_store_memory": MEMORY}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, **ports(), "include_dashboard": False})
-    cluster.add_node(**node, **ports())
+    cluster = start_cluster([{**node, "include_dashboard": False}, node])
     yield cluster
     cluster.shutdown()
 
@@ -207,7 +192,7 @@ def test_cells_in_a_shared_folder_survive_a_node_and_leave_the_records_of_one_ma
     subprocess.run([*command, "local"], check=True, capture_output=True, **surroundings)
     remote = tmp_path / "remote"
     for _ in range(2 - len(cluster.list_all_nodes())):
-        cluster.add_node(num_cpus=1, object_store_memory=MEMORY, **ports())
+        add_node(cluster, {"num_cpus": 1, "object_store_memory": MEMORY})
     with (tmp_path / "output").open("w") as output:
         driver = subprocess.Popen(
             [*command, "remote", "--ray", cluster.address], stdout=output, stderr=output, **surroundings
@@ -232,12 +217,8 @@ def test_cells_in_a_shared_folder_survive_a_node_and_leave_the_records_of_one_ma
 @pytest.fixture(scope="module")
 def gpu_cluster():
     """Two nodes that say they have two GPUs each."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
-
     node = {"num_cpus": 4, "num_gpus": 2, "object_store_memory": MEMORY}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, **ports(), "include_dashboard": False})
-    cluster.add_node(**node, **ports())
+    cluster = start_cluster([{**node, "include_dashboard": False}, node])
     yield cluster
     cluster.shutdown()
 

@@ -65,6 +65,39 @@ def environment_python(backend: str) -> Path:
     )
 
 
+def backend_environment(backend: str) -> dict[str, str]:
+    """The variable that tells a run's scripts their Python, once it is known to be one that can run them.
+
+    Raises ParameterError as `environment_python` does, and where that Python does not start, or has the back-end not
+    at all or in another version than the files are written for.
+    """
+    python, name = environment_python(backend), BACKENDS[backend]
+    pinned = _pinned_version(backend)
+    command = [python, "-c", f"from importlib.metadata import version; print(version({backend!r}))"]
+    without = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=without)
+        last = (asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"])[-1]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        asked, last = None, str(error)
+    remedy = f"run ./reproduce.sh setup {backend}, or name another Python in {python_variable(backend)}"
+    if asked is not None and "PackageNotFoundError" in last:
+        raise ParameterError(f"{python} has no {name}: {remedy}")
+    if asked is None or asked.returncode:
+        raise ParameterError(f"{python} does not run ({last}): {remedy}")
+    if asked.stdout.strip() != pinned:
+        raise ParameterError(
+            f"{python} has {name} {asked.stdout.strip()}, and runs are written for {name} {pinned}: {remedy}"
+        )
+    return {python_variable(backend): str(python)}
+
+
+def _pinned_version(backend: str) -> str:
+    """The version in the pinned list, which set-up installs."""
+    lines = (Path(__file__).parent / f"{backend}.txt").read_text(encoding="utf-8").splitlines()
+    return next(line.partition("==")[2] for line in lines if line.startswith(f"{backend}=="))
+
+
 def count_gpus() -> int:
     """GPUs of this machine, as nvidia-smi counts them."""
     if shutil.which("nvidia-smi") is None:

@@ -32,9 +32,9 @@ from quagmire_utils.backends.checkpoints import export_checkpoint
 from quagmire_utils.backends.environments import (
     BACKENDS,
     Machines,
+    backend_environment,
     count_gpus,
     default_python,
-    environment_python,
     python_variable,
 )
 from quagmire_utils.backends.runs import (
@@ -58,6 +58,12 @@ if TYPE_CHECKING:
 NAME = "llamafactory"
 SHARDINGS = ("auto", "none", "fsdp")
 DATASET = "traces"
+_SHARDED = [
+    "fsdp: full_shard auto_wrap",
+    "fsdp_config: {use_orig_params: true}",
+    "# each pass adds to sharded float32 gradients; otherwise every GPU would hold all of them, summed in bfloat16",
+    "accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}",
+]
 
 
 def write(
@@ -211,7 +217,7 @@ def _configuration(
         f"bf16: {str(not cpu).lower()}  # matrix products; weights and optimizer stay in float32",
         f"disable_gradient_checkpointing: {str(not settings.gradient_checkpointing).lower()}",
         "flash_attn: sdpa",
-        *(["fsdp: full_shard auto_wrap", "fsdp_config: {use_orig_params: true}"] if sharded else []),
+        *(_SHARDED if sharded else []),
         f"dataloader_pin_memory: {str(not cpu).lower()}",
         "ddp_timeout: 7200",
         "",
@@ -234,7 +240,7 @@ def _number(value: float) -> str:
 def _script(machines: Machines) -> str:
     """run.sh: tokenise and compare, then train."""
     cpu, several = machines.devices == 0, machines.nodes > 1
-    usage = "#   ./run.sh [NAME=VALUE ...]     (values that replace those of train.yaml)"
+    usage = "#   ./run.sh [NAME=VALUE ...]     (values, without spaces, that replace those of train.yaml)"
     if several:
         usage += (
             f"\n# Once on each of {machines.nodes} nodes that share this folder, with NODE_RANK (0, 1, ...) and "
@@ -242,6 +248,11 @@ def _script(machines: Machines) -> str:
             f'#   srun --nodes={machines.nodes} --ntasks-per-node=1 bash -c "NODE_RANK=\\$SLURM_PROCID ./run.sh"'
         )
     tokenise = '"$python" tokenize_traces.py train.yaml tokens.json'
+    clean = [
+        "for checkpoint in checkpoints/checkpoint-*; do # what a kill left half-written",
+        '    [ ! -d "$checkpoint" ] || [ -s "$checkpoint/trainer_state.json" ] || rm -r "$checkpoint"',
+        "done",
+    ]
     lines = [
         "#!/usr/bin/env bash",
         "# SFT with LLaMA-Factory: the traces of data/, as train.yaml says. Goes on from the last whole checkpoint.",
@@ -264,18 +275,14 @@ def _script(machines: Machines) -> str:
             'export MASTER_ADDR=${MASTER_ADDR:?"is the address of node 0"}',
             'if [ "$NODE_RANK" = 0 ]; then',
             f"    [ -d tokenized ] || {tokenise}",
+            *(f"    {line}" for line in clean),
             "else",
             "    until [ -d tokenized ]; do sleep 5; done",
             "fi",
         ]
     else:
-        lines += [f"[ -d tokenized ] || {tokenise}"]
-    lines += [
-        "for checkpoint in checkpoints/checkpoint-*; do # what a kill left half-written",
-        '    [ ! -d "$checkpoint" ] || [ -s "$checkpoint/trainer_state.json" ] || rm -r "$checkpoint"',
-        "done",
-        'exec llamafactory-cli train train.yaml "$@"',
-    ]
+        lines += [f"[ -d tokenized ] || {tokenise}", *clean]
+    lines += ['exec llamafactory-cli train train.yaml "$@"']
     return "\n".join(lines) + "\n"
 
 
@@ -295,7 +302,7 @@ def check(folder: str | Path) -> None:
         f'exec "${python_variable(NAME)}" tokenize_traces.py train.yaml tokens.json\n'
     )
     write_text(command, folder / ".tokenize.sh")
-    run_script(folder, name="tokenising in LLaMA-Factory", script=".tokenize.sh", environment=_environment())
+    run_script(folder, name="tokenising in LLaMA-Factory", script=".tokenize.sh", environment=backend_environment(NAME))
 
 
 def train(
@@ -319,13 +326,12 @@ def train(
         devices, nodes = run["machines"]["devices"], run["machines"]["nodes"]
         if nodes > 1:
             raise ParameterError(f"{folder} is a run over {nodes} nodes: start {folder / 'run.sh'} on each of them")
-        environment = _environment()
         if count_gpus() < devices:
             raise ParameterError(f"machines.devices is {devices}, and this machine has {count_gpus()} GPUs")
         run_script(
             folder,
             name=BACKENDS[NAME],
-            environment=environment,
+            environment=backend_environment(NAME),
             steps=run["steps"],
             steps_done=lambda: max((entry["current_steps"] for entry in log_entries(folder)), default=0),
             progress=progress,
@@ -364,7 +370,3 @@ def log_entries(folder: str | Path) -> list[dict[str, Any]]:
         except ValueError:
             continue  # cut off by a kill, or being written
     return [entry for entry in entries if isinstance(entry, dict) and "current_steps" in entry]
-
-
-def _environment() -> dict[str, str]:
-    return {python_variable(NAME): str(environment_python(NAME))}

@@ -16,8 +16,10 @@ Prompts: the parquet holds each prompt as `prompts.render` renders it, special t
 message, and `custom_chat_template` is that content alone. So verl, whatever its version of a model's chat template,
 continues the same token ids as sampling; `check` compares them.
 
-verl trains on GPUs only: its engines are registered for cuda and npu, and its rollouts come from vLLM, SGLang or
-TensorRT-LLM. What needs no GPU (`check`, the reward manager, merging checkpoints) is tested with the real verl.
+verl trains on GPUs only: its engines are registered for cuda and npu, and its rollouts come from the servers of vLLM,
+SGLang or TensorRT-LLM. All but the rollouts is tested without a GPU, with the real verl: `check`, the reward manager,
+and, its FSDP engine put on the CPU by a platform plugin of the test, a step of two ranks with these very overrides,
+against the same step computed by hand; then its checkpoint, merged and loaded by our engines.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ from quagmire_utils.backends.environments import (
     BACKENDS,
     ROOT,
     Machines,
+    backend_environment,
     count_gpus,
     default_python,
-    environment_python,
     python_variable,
 )
 from quagmire_utils.backends.runs import (
@@ -56,7 +58,7 @@ from quagmire_utils.backends.runs import (
 from quagmire_utils.backends.verl_curve import NAME, _entries, curve, latest_step
 from quagmire_utils.benchmarks import Problem
 from quagmire_utils.config import ParameterError, RLSettings
-from quagmire_utils.prompts import check_fits, render, resolve_template
+from quagmire_utils.prompts import check_fits, render_problem, resolve_template
 from quagmire_utils.store import digest, write_json, write_parquet, write_text
 
 if TYPE_CHECKING:
@@ -86,8 +88,8 @@ def write(
     `settings.prompts_per_step` problems and what is left at the end of an epoch is dropped. Checkpoints are kept at
     `kept_steps`. `settings.micro_batch_size` is the rollouts of one forward pass on one GPU (None: as many as make 2
     full-length answers). `tensor_parallel`: GPUs that share one vLLM. `attention`: `flash_attention_2` needs its
-    package installed, and then computes nothing on padding. `gpu_memory`: the fraction that vLLM takes while it
-    samples. `source` names the problems in verl's metrics.
+    package installed, and then looks back within each answer only, not within all that share a pass. `gpu_memory`: the
+    fraction that vLLM takes while it samples. `source` names the problems in verl's metrics.
 
     Calling it again with the same arguments changes nothing. Raises ParameterError for a machine without GPUs, fewer
     problems than a step takes, prompts and answers beyond the model's context, or a folder that holds another run.
@@ -101,7 +103,7 @@ def write(
     if epochs is not None:
         settings = replace(settings, steps=_count_steps(len(problems), epochs, settings))
     tokenizer = load_tokenizer(str(model))
-    prompts = [render(problem.question, tokenizer, template) for problem in problems]
+    prompts = [render_problem(problem, tokenizer, template) for problem in problems]
     check_fits(prompts, settings.max_tokens, resolve_context_length(load_config(str(model)), None))
     facts = {
         "backend": NAME,
@@ -206,7 +208,7 @@ def _frame(problems: Sequence[Problem], texts: Sequence[str], source: str) -> pd
             "ability": "math",
             "reward_model": [{"style": "rule", "ground_truth": problem.answer} for problem in problems],
             "extra_info": [
-                {"index": index, "id": problem.id, "tolerance": problem.tolerance}
+                {"index": index, "id": problem.id, "tolerance": problem.tolerance, "grader": problem.grader}
                 for index, problem in enumerate(problems)
             ],
         }
@@ -280,7 +282,12 @@ def _overrides(facts: dict[str, Any], settings: RLSettings, machines: Machines, 
         *sharing,
         f"actor_rollout_ref.model.enable_gradient_checkpointing={settings.gradient_checkpointing}",
         f"+actor_rollout_ref.model.override_config.attn_implementation={facts['attention']}",
-        f"actor_rollout_ref.model.use_remove_padding={facts['attention'] == 'flash_attention_2'}",
+        f"{actor}.strategy=fsdp2",
+        "# answers are packed: padded ones would make a pass as large as its longest answer times their number",
+        "actor_rollout_ref.model.use_remove_padding=True",
+        "# no logits are kept: those of 16k tokens and 128k words, with their entropy's, are 40 GB",
+        "actor_rollout_ref.model.use_fused_kernels=True",
+        "actor_rollout_ref.model.fused_kernel_options.impl_backend=torch",
         "# output; a run goes on from its last checkpoint",
         "trainer.resume_mode=auto",
         "\"trainer.default_local_dir='$PWD/checkpoints'\"",
@@ -298,7 +305,7 @@ def _script(facts: dict[str, Any], settings: RLSettings, machines: Machines, pro
     lines = [
         "#!/usr/bin/env bash",
         "# GRPO with verl. Goes on from the last checkpoint.",
-        "#   ./run.sh [OVERRIDE ...]     (further overrides; `--cfg job` prints the configuration and runs nothing)",
+        "#   ./run.sh [OVERRIDE ...]     (further overrides; after them, `--cfg job` prints the configuration only)",
         *([f"# Once, on a node of a Ray cluster of {machines.nodes} nodes that share this folder."] if several else []),
         "set -euo pipefail",
         'cd "$(dirname "${BASH_SOURCE[0]}")"',
@@ -336,7 +343,7 @@ def check(folder: str | Path) -> None:
         f'exec "${python_variable(NAME)}" check_run.py .job.yaml prompts.json train.parquet\n'
     )
     write_text(command, folder / ".check.sh")
-    run_script(folder, name="checking with verl", script=".check.sh", environment=_environment())
+    run_script(folder, name="checking with verl", script=".check.sh", environment=backend_environment(NAME))
 
 
 def train(
@@ -359,7 +366,6 @@ def train(
         return curve(folder)
     started = time.perf_counter()
     steps, devices = run["settings"]["steps"], run["machines"]["devices"]
-    environment = _environment()
     if latest_step(folder) < steps:
         if (run["machines"]["nodes"] == 1 or "RAY_ADDRESS" not in os.environ) and count_gpus() < devices:
             raise ParameterError(
@@ -369,7 +375,7 @@ def train(
         run_script(
             folder,
             name=BACKENDS[NAME],
-            environment=environment,
+            environment=backend_environment(NAME),
             steps=steps,
             steps_done=lambda: _steps_done(folder),
             progress=progress,
@@ -422,7 +428,7 @@ def export(folder: str | Path, step: int) -> Path:
         str(merged.resolve()),
         name=f"merging step {step} with verl",
         script=".merge.sh",
-        environment=_environment(),
+        environment=backend_environment(NAME),
     )
     export_checkpoint(merged, run["model"], target)
     shutil.rmtree(merged)
@@ -436,7 +442,3 @@ def _kept(folder: Path) -> str:
 def _steps_done(folder: Path) -> int:
     newest = max(folder.glob("metrics/*.jsonl"), default=None)
     return max([latest_step(folder), *(_entries(newest) if newest else {})])
-
-
-def _environment() -> dict[str, str]:
-    return {python_variable(NAME): str(environment_python(NAME))}

@@ -26,15 +26,19 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def domain_problem(problem_id: str, grader: str, row: Mapping[str, Any], instruction: str | None = None) -> Problem:
     """The problem of a row with the columns above. Raises ValueError, in words, for a row that has no such problem."""
-    question, answer, tolerance = str(row["question"]).strip(), row.get("answer"), _tolerance(row.get("tolerance"))
+    question, answer, tolerance = (
+        str(row["question"]).strip(),
+        row.get("answer"),
+        checked_tolerance(row.get("tolerance")),
+    )
     if grader == "code":
         tests = row.get("tests")
         answer = code_gold(tests, str(row.get("setup") or ""), str(row.get("entry_point") or ""))
         if instruction is None and isinstance(tests, list) and isinstance(tests[0], dict):
             instruction = STDIN_INSTRUCTION
     elif grader == "choice" and row.get("choices"):
-        choices = [str(choice) for choice in row["choices"]]
-        answer = str(answer or "").strip().upper()
+        choices = checked_choices(row["choices"])
+        answer = str("" if answer is None else answer).strip().upper()
         if answer not in _LETTERS[: len(choices)] or len(answer) != 1:
             raise ValueError(f"the answer {answer[:40]!r} is not the letter of one of its {len(choices)} choices")
         question = show_choices(question, choices)
@@ -43,6 +47,15 @@ def domain_problem(problem_id: str, grader: str, row: Mapping[str, Any], instruc
     instruction = instruction or row.get("instruction") or find_grader(grader).instruction or None
     find_grader(grader).check(str(answer))
     return Problem(problem_id, question, str(answer).strip(), tolerance, grader, instruction)
+
+
+def checked_choices(held: Any) -> list[str]:
+    """The choices of a row as texts. Raises ValueError for what is no list of texts or numbers."""
+    if not isinstance(held, list | tuple):
+        raise ValueError(f"its choices must be a list, not {str(held)[:40]!r}")
+    if not all(isinstance(choice, str | int | float) for choice in held):
+        raise ValueError("each of its choices must be a text or a number")
+    return [str(choice) for choice in held]
 
 
 def show_choices(question: str, choices: Sequence[str]) -> str:
@@ -68,9 +81,14 @@ def code_gold(tests: Any, setup: str = "", entry_point: str = "") -> str:
     return gold
 
 
-def _tolerance(value: Any) -> float | None:
-    if value is None:
+def checked_tolerance(value: Any) -> float | None:
+    """The tolerance of a row, also one from CSV. Raises ValueError for what is no number of at least 0."""
+    if value is None or value == "":
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    try:
+        tolerance = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        tolerance = math.nan
+    if not 0 <= tolerance < math.inf:
         raise ValueError(f"it has the tolerance {value!r}, not a number >= 0")
-    return float(value)
+    return tolerance

@@ -172,7 +172,10 @@ def _load_problem_file(path: Path) -> list[Problem]:
         if grader != "math":
             if grader not in GRADERS:  # a file of data names no code to import
                 known = ", ".join(["math", *GRADERS])
-                raise ParameterError(f"benchmark {path}: line {number} has the grader {grader!r}, not one of {known}")
+                raise ParameterError(
+                    f"benchmark {path}: line {number} has the grader {grader!r}, not one of {known}; "
+                    "a grader of your own is named in a YAML file"
+                )
             try:
                 problems.append(domain_problem(str(row["id"]), grader, row))
             except ValueError as error:
@@ -209,19 +212,24 @@ def _load_recipe(recipe: Recipe, data_dir: str | Path | None) -> list[Problem]:
             message = f"benchmark {recipe.name}: no revision pins {recipe.hub_id}, so its rows may change"
             warnings.warn(message, stacklevel=3)
     else:
-        raise ParameterError(f"benchmark {recipe.name}: there is no {path}, and {recipe.path} names no hub_id")
+        where = f"beside {recipe.path} or in a mirror (QUAGMIRE_DATA_DIR)"
+        raise ParameterError(f"benchmark {recipe.name}: there is no {recipe.file} {where}, and it names no hub_id")
     problems = []
     for index, row in enumerate(rows):
         try:
             problems.append(recipe_problem(recipe, index, row))
         except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise ParameterError(f"benchmark {recipe.name}: row {index + 1} of {source}: {error!r}") from error
+            raise ParameterError(f"benchmark {recipe.name}: row {index + 1} of {source}: {_said(error)}") from error
     if recipe.count is not None and len(problems) != recipe.count:
         raise ParameterError(f"benchmark {recipe.name}: {source} has {len(problems)} problems, expected {recipe.count}")
     if not problems:
         raise ParameterError(f"benchmark {recipe.name}: {source} has no problems")
     _check_ids(problems, f"benchmark {recipe.name}: {source}")
     return problems
+
+
+def _said(error: Exception) -> str:
+    return str(error) if type(error) is ValueError else repr(error)  # ours are sentences
 
 
 def mirror_folder(data_dir: str | Path | None) -> Path | None:
@@ -263,8 +271,11 @@ def _missing(benchmark: Benchmark | Recipe, path: Path | None, hub: str) -> str:
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            yield from csv.DictReader(file)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ParameterError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:

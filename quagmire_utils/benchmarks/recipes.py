@@ -15,19 +15,20 @@
     answer_as: label
 
 Instead of a hub, or before it is asked, `file` names a .jsonl or .csv file beside the recipe, or inside a mirror.
-`question`, `setup` and `instruction` may put columns together: a text with `{column}` in it is filled in, any other is
-the name of a column (of `instruction`: the text itself). The file's name is the benchmark's.
+`question`, `tests`, `setup` and `instruction` may put columns together: a text with `{column}` in it is filled in, any
+other is the name of a column (of `instruction`: the text itself). The file's name is the benchmark's.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from quagmire_utils.benchmarks.domains import domain_problem, shuffled
+from quagmire_utils.benchmarks.domains import checked_choices, checked_tolerance, domain_problem, shuffled
 from quagmire_utils.benchmarks.golds import _plain_number, _reduce
 from quagmire_utils.benchmarks.problems import Problem, Row
 from quagmire_utils.config import ParameterError
@@ -62,7 +63,7 @@ class Recipe:
         None  # a column (a list, or {text, label}), or the columns of one choice each
     )
     shuffle: bool = False  # the choices, by the problem's id: for hubs that put the right one first
-    tests: str | None = None  # column: a list, or the text of one script
+    tests: str | None = None  # column: a list, or the text of one script; or a text with {column}s, which is one
     test_call: str = ""  # a line after a script of tests, as check({entry_point})
     setup: str = ""  # column, or a text with {column}s
     entry_point: str | None = None  # column
@@ -88,9 +89,12 @@ def read_recipe(path: str | Path) -> Recipe:
     if isinstance(values.get("choices"), list):
         values["choices"] = tuple(map(str, values["choices"]))
     kinds = {"count": int, "shuffle": bool, "choices": str | tuple}
+    values = {key: value for key, value in values.items() if value is not None}  # `revision:` and no more is none
     for key, value in values.items():
-        if value is not None and not isinstance(value, kinds.get(key, str)):
-            raise ParameterError(f"benchmark {path}: {key} has the wrong kind of value ({value!r})")
+        kind = kinds.get(key, str)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            hint = "; a text that looks like something else needs quotes" if kind is str else ""
+            raise ParameterError(f"benchmark {path}: {key} has the wrong kind of value ({value!r}){hint}")
     recipe = Recipe(name=path.stem, path=path, **({"question": ""} | values))
     _check(recipe)
     return recipe
@@ -105,6 +109,9 @@ def _check(recipe: Recipe) -> None:
     if not recipe.hub_id and not recipe.file:
         refuse("hub_id or file must say where its rows are")
     if recipe.grader != MATH:
+        beside = str(recipe.path.resolve().parent)
+        if ":" in recipe.grader and beside not in sys.path:
+            sys.path.append(beside)  # a grader of one's own may lie beside the benchmark; workers get the same path
         grader = find_grader(recipe.grader)
         if not (recipe.instruction or grader.instruction or recipe.grader in INSTRUCTIONS):
             refuse(f"the grader {recipe.grader} has no instruction, so one must be given")
@@ -112,6 +119,8 @@ def _check(recipe: Recipe) -> None:
         refuse("tests must name a column, for the grader code")
     if recipe.grader != "code" and not recipe.answer:
         refuse(f"answer must name a column, for the grader {recipe.grader}")
+    if recipe.count is not None and recipe.count < 1:
+        refuse(f"count must be at least 1, not {recipe.count}")
     if recipe.answer_as not in ANSWERS:
         refuse(f"answer_as must be one of {', '.join(ANSWERS)}, not {recipe.answer_as!r}")
     if (recipe.shuffle or recipe.answer_as != "letter") and not recipe.choices:
@@ -119,26 +128,31 @@ def _check(recipe: Recipe) -> None:
 
 
 def recipe_problem(recipe: Recipe, index: int, row: Row) -> Problem:
-    """The problem of one row. Raises KeyError for a column that is not there, ValueError where one makes no sense."""
-    problem_id = f"{recipe.name}/{index if recipe.id is None else row[recipe.id]}"
+    """The problem of one row. Raises ValueError, in words, for a row that has no such problem."""
+    problem_id = f"{recipe.name}/{index if recipe.id is None else _held(recipe.id, row)}"
     question = _filled(recipe.question, row)
-    tolerance = None if recipe.tolerance is None else row[recipe.tolerance]
+    if not question.strip():
+        raise ValueError("it has no question")
+    tolerance = None if recipe.tolerance is None else _held(recipe.tolerance, row)
     instruction = _fill(recipe.instruction, row) if recipe.instruction else None
     if recipe.grader == MATH:
-        answer = row[recipe.answer]
+        answer = _held(recipe.answer, row)
         if answer is None or not str(answer).strip():
             raise ValueError("it has no answer")
-        tolerance = None if tolerance is None else float(tolerance)
-        return Problem(problem_id, question.strip(), _reduce(_plain_number(answer)), tolerance, MATH, instruction)
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float) or answer != answer:
+            raise ValueError(f"its answer must be a text or a number, not {str(answer)[:40]!r}")
+        gold, tolerance = _reduce(_plain_number(answer)), checked_tolerance(tolerance)
+        return Problem(problem_id, question.strip(), gold, tolerance, MATH, instruction)
     plain: dict[str, Any] = {"question": question, "tolerance": tolerance}
     if recipe.answer:
-        plain["answer"] = row[recipe.answer]
+        plain["answer"] = _held(recipe.answer, row)
     if recipe.choices:
         plain |= _choices(recipe, problem_id, row)
     if recipe.tests:
-        plain |= {"tests": row[recipe.tests], "setup": _filled(recipe.setup, row) if recipe.setup else ""}
+        tests = _fill(recipe.tests, row) if "{" in recipe.tests else _held(recipe.tests, row)
+        plain |= {"tests": tests, "setup": _filled(recipe.setup, row) if recipe.setup else ""}
         if recipe.entry_point:
-            plain["entry_point"] = row[recipe.entry_point]
+            plain["entry_point"] = _held(recipe.entry_point, row)
         if recipe.test_call:
             plain["tests"] = [f"{plain['tests']}\n{_fill(recipe.test_call, row)}\n"]
     return domain_problem(problem_id, recipe.grader, plain, instruction)
@@ -146,19 +160,23 @@ def recipe_problem(recipe: Recipe, index: int, row: Row) -> Problem:
 
 def _choices(recipe: Recipe, problem_id: str, row: Row) -> dict[str, Any]:
     """The choices in the order in which they are shown, and the letter of the right one."""
-    held = [row[name] for name in recipe.choices] if isinstance(recipe.choices, tuple) else row[recipe.choices]
+    held = [_held(name, row) for name in _tuple(recipe.choices)]
+    held = held if isinstance(recipe.choices, tuple) else held[0]
     labels = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
     if isinstance(held, Mapping):
-        held, labels = held["text"], [str(label) for label in held["label"]]
-    choices, answer = [str(choice) for choice in held], row[recipe.answer]
+        held, labels = _held("text", held), [str(label) for label in _held("label", held)]
+    choices, answer = checked_choices(held), _held(recipe.answer, row)
     if recipe.answer_as == "index":
-        right = int(answer)
+        right = int(str(answer)) if str(answer).strip().isdecimal() else -1
+    elif recipe.answer_as == "text" and recipe.answer in _tuple(recipe.choices):
+        right = _tuple(recipe.choices).index(recipe.answer)  # also where another column has the same text
     elif recipe.answer_as == "text":
         if choices.count(str(answer)) != 1:
             raise ValueError("its answer is not exactly one of its choices")
         right = choices.index(str(answer))
     else:
-        right = labels.index(str(answer).strip() if recipe.answer_as == "label" else str(answer).strip().upper())
+        label = str(answer).strip() if recipe.answer_as == "label" else str(answer).strip().upper()
+        right = labels.index(label) if label in labels else -1
     if not 0 <= right < len(choices):
         raise ValueError(f"its answer {answer!r} is none of its {len(choices)} choices")
     order = shuffled(problem_id, len(choices)) if recipe.shuffle else list(range(len(choices)))
@@ -167,14 +185,28 @@ def _choices(recipe: Recipe, problem_id: str, row: Row) -> dict[str, Any]:
 
 def _filled(what: str, row: Row) -> str:
     """The column of that name, or the text with its columns filled in."""
-    return _fill(what, row) if "{" in what else str(row[what])
+    if "{" in what:
+        return _fill(what, row)
+    held = _held(what, row)
+    return "" if held is None else str(held)
+
+
+def _held(column: str, row: Row) -> Any:
+    if column not in row:
+        raise ValueError(f"it has no column {column!r}, but {', '.join(map(repr, row))}")
+    return row[column]
+
+
+def _tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return names if isinstance(names, tuple) else (names,)
 
 
 def _fill(text: str, row: Row) -> str:
     """Replace each {column}; lists are written line by line."""
 
     def value(match: re.Match[str]) -> str:
-        held = row[match[1]]
-        return "\n".join(map(str, held)) if isinstance(held, list | tuple) else str(held)
+        held = _held(match[1], row)
+        held = held if isinstance(held, list | tuple) else [held]
+        return "\n".join(str(part) for part in held if part is not None)
 
     return re.sub(r"\{([^{}\s]+)\}", value, text)

@@ -14,7 +14,7 @@ Of the hub's datasets, streamed, millions of traces in little memory:
 
     python -m quagmire_utils.curation --help
     build(Recipe(source="llama_nemotron", tokenizer="meta-llama/Meta-Llama-3-8B-Instruct", selection="shortest",
-                 n=10_000, max_tokens=8192, validation_problems=500), "data/s10k")
+                 n=10_000, max_tokens=7168, validation_problems=500), "data/s10k")
     train, validation = load_set("data/s10k")
 
 Every choice is a function of the seed and the traces: the pool's order does not matter, and a smaller random set is

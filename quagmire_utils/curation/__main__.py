@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from quagmire_utils.config import ParameterError
-from quagmire_utils.curation.build import CACHE, build
+from quagmire_utils.curation.build import CACHE, build, prepare
 from quagmire_utils.curation.recipes import DEDUPLICATION, FORMATS, Recipe, load_recipes, to_recipe
-from quagmire_utils.curation.sources import load_sources
+from quagmire_utils.curation.sources import ENDINGS, load_sources
 
 _EXAMPLES = """examples:
   the 10,000 shortest of OpenR1-Math, in Qwen3's tokens, 500 problems held out, streamed from the hub:
     python -m quagmire_utils.curation --source openr1_math --tokenizer Qwen/Qwen3-4B-Base --selection shortest \\
-        --n 10000 --max-tokens 8192 --validation-problems 500 --output data/openr1-s10k
+        --n 10000 --max-tokens 7168 --validation-problems 500 --output data/openr1-s10k
   50 million tokens, half of the longest and half of the shortest, from files on this machine:
     python -m quagmire_utils.curation --source acereason --files mirror/acereason --tokenizer models/mistral \\
         --selection longest+shortest --token-budget 50000000 --output data/acereason-ls50M
@@ -34,15 +34,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.output is None:
             raise ParameterError("--output must be given: the folder for the set")
-        for recipe, folder in _asked(options):
+        asked = _asked(options)
+        for recipe, folder in asked if len(asked) > 1 else ():  # not after the hours that the first may take
+            prepare(recipe, folder, registry=options.recipes)
+        for recipe, folder in asked:
             manifest = build(recipe, folder, cache=options.cache, registry=options.recipes, workers=options.workers)
             print(_summary(folder, manifest))
     except ParameterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}; start again when this is mended, what was read is kept", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on after what was read", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -62,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=cores, help="processes that read (default: %(default)s)")
     group = parser.add_argument_group("a set without a YAML file")
     group.add_argument("--source", help="see --list")
-    group.add_argument("--files", nargs="+", help="local .parquet, .jsonl or .json files, folders or globs")
+    group.add_argument("--files", nargs="+", help=f"local files, folders or globs ({', '.join(ENDINGS)})")
     group.add_argument("--tokenizer", help="path or hub id of the model whose tokens count")
     group.add_argument("--selection", help="shortest, longest, random, or several joined by + (default: random)")
     group.add_argument("--n", type=int, help="traces")
@@ -74,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         "--where", metavar="COLUMN=VALUE[,VALUE]", nargs="+", help="rows that are taken, e.g. category=math"
     )
     group.add_argument("--min-tokens", type=int)
-    group.add_argument("--max-tokens", type=int, help="longer responses are left out, never cut")
+    group.add_argument("--max-tokens", type=int, help="longer responses are left out, never cut; leave the prompt room")
     group.add_argument("--deduplicate", choices=DEDUPLICATION, help="default: near")
     group.add_argument(
         "--benchmarks", nargs="*", help="names or .jsonl files no question may meet (default: all seven)"
@@ -129,7 +135,8 @@ def _summary(folder: Path, manifest: dict[str, Any]) -> str:
             f"  {name}: {facts['traces']:,} traces of {facts['problems']:,} problems{tokens} ({facts['file']}, "
             f"digest {facts['digest'][:12]})"
         )
-    lines.append("  on the way: " + ", ".join(f"{reason} {count:,}" for reason, count in manifest["counts"].items()))
+    counts = sorted(manifest["counts"].items(), key=lambda item: -item[1])
+    lines.append("  on the way: " + ", ".join(f"{reason} {count:,}" for reason, count in counts))
     if manifest["not_taken"]:
         lines.append("  not taken: " + ", ".join(f"{k} {v:,}" for k, v in list(manifest["not_taken"].items())[:8]))
     return "\n".join(lines)

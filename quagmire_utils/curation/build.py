@@ -1,24 +1,26 @@
 """From a recipe to a set on disk: scan, choose, read the chosen texts again, write.
 
     build(Recipe(source="openr1_math", tokenizer="Qwen/Qwen3-4B-Base", selection="shortest", n=10_000,
-                 max_tokens=8192, validation_problems=500), "data/shortest-10k")
+                 max_tokens=7168, validation_problems=500), "data/shortest-10k")
     train, validation = load_set("data/shortest-10k")
 
 The folder holds `train.jsonl` and, where problems were held out, `validation.jsonl` (or `.parquet`), `removed.jsonl`
-with what was taken out and why, and `manifest.json`, written last: a folder that has it is complete. Texts pass
-through in pieces of 64 MB, so memory does not grow with the set.
+with what was taken out and why, and `manifest.json`, written last: a folder that has it is complete. While a set is
+being written its folder has `.unfinished` in it. Texts pass through in pieces of 64 MB, so memory does not grow with
+the set.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,13 +32,16 @@ from quagmire_utils.benchmarks import Trace, load_benchmark, load_traces
 from quagmire_utils.config import ParameterError
 from quagmire_utils.curation.contamination import BenchmarkIndex
 from quagmire_utils.curation.counting import TokenCounter
+from quagmire_utils.curation.files import Unit, read_unit, units
 from quagmire_utils.curation.recipes import FORMATS, Choice, Recipe, choose
 from quagmire_utils.curation.scan import Hit, Table, problem_digest, scan, tokenizer_json, trace_id
-from quagmire_utils.curation.sources import Dropped, Record, Source, Unit, load_source, read_unit, units
+from quagmire_utils.curation.sources import Dropped, Record, Source, load_source
 
 CACHE = Path(".quagmire/curation")
 _PIECE_BYTES = 64 * 2**20
 _MOST_PIECES = 256  # files that are open at once
+_UNFINISHED = ".unfinished"
+_FILES = ("removed.jsonl", *(f"{name}.{kind}" for name in ("train", "validation") for kind in FORMATS))
 
 
 def build(
@@ -56,47 +61,91 @@ def build(
     Raises ParameterError for whatever cannot work, before anything is written to `output`.
     """
     started = time.monotonic()
+    plan = prepare(recipe, output, registry=registry, data_dir=data_dir)
+    if plan.made is not None:
+        return plan.made
+    source, output = plan.source, plan.output
+    counting = plan.tokenizer if recipe.needs_lengths else None
+    table = scan(source, plan.pieces, plan.index, counting, cache=cache, workers=workers, progress=progress)
+    if not len(table):
+        raise ParameterError(f"source {source.name}: no trace passes its filters ({_most_common(table)})")
+    choice = choose(table, recipe)
+    with store.exclusive(output / _UNFINISHED):
+        made = _made(output, plan.configuration)  # by a process that was asked for the same at the same time
+        if made is not None:
+            return made
+        for name in _FILES:
+            (output / name).unlink(missing_ok=True)
+        sets = {}
+        for name, rows in {"train": choice.train, "validation": choice.validation}.items():
+            if len(rows):
+                path = output / f"{name}.{recipe.format}"
+                sets[name] = _write_set(path, rows, table, source, recipe, plan.tokenizer, progress)
+        _write_removed(output / "removed.jsonl", choice, table)
+        manifest = store.manifest(
+            plan.configuration,
+            seeds=[recipe.seed],
+            wall_seconds=time.monotonic() - started,
+            sets=sets,
+            counts=choice.counts,
+            not_taken=dict(table.dropped.most_common()),
+            generators=_by_generator(table, choice.pool),
+            problems={"pool": len(np.unique(table.problem[choice.pool])), "benchmarks": plan.benchmark_problems},
+            licence=source.licence,
+        )
+        store.write_json(manifest, output / "manifest.json")
+    shutil.rmtree(output / _UNFINISHED, ignore_errors=True)
+    return store.read_json(output / "manifest.json")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe whose parameters were found to work: what there is to read, and what for."""
+
+    output: Path
+    source: Source
+    index: BenchmarkIndex
+    benchmark_problems: int
+    tokenizer: str | None
+    pieces: list[Unit]
+    configuration: dict[str, Any]
+    made: dict[str, Any] | None  # the manifest, where the set is there already
+
+
+def prepare(
+    recipe: Recipe, output: str | Path, *, registry: str | Path | None = None, data_dir: str | Path | None = None
+) -> Plan:
+    """All that can be checked before the source is read. Raises ParameterError for what cannot work."""
     output = Path(output)
     source = with_filters(load_source(recipe.source, files=recipe.files, registry=registry, data_dir=data_dir), recipe)
     problems = [problem for name in recipe.benchmarks for problem in load_benchmark(name, data_dir=data_dir)]
     index = BenchmarkIndex(problems, recipe.ngram)
     tokenizer = tokenizer_json(recipe.tokenizer) if recipe.tokenizer is not None else None
     pieces = units(source)
-    config = _configuration(recipe, source, index, tokenizer, pieces)
-    made = output / "manifest.json"
-    if made.is_file():
-        manifest = store.read_json(made)
-        if manifest["configuration_digest"] == store.digest(config):
+    configuration = _configuration(recipe, source, index, tokenizer, pieces)
+    made = _made(output, configuration)
+    return Plan(output, source, index, len(problems), tokenizer, pieces, configuration, made)
+
+
+def _made(output: Path, configuration: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of the set in `output`, if it is this one. Raises ParameterError where the folder is another's."""
+    path = output / "manifest.json"
+    if path.is_file():
+        try:
+            manifest = store.read_json(path)
+            same = manifest["configuration_digest"] == store.digest(configuration)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ParameterError(f"output: {path} is no set's manifest; name another folder") from error
+        if same:
             return manifest
         raise ParameterError(f"output: {output} holds another set; remove it, or name another folder")
-    counting = tokenizer if recipe.needs_lengths else None
-    table = scan(source, pieces, index, counting, cache=cache, workers=workers, progress=progress)
-    if not len(table):
-        raise ParameterError(f"source {source.name}: no trace passes its filters ({_most_common(table)})")
-    choice = choose(table, recipe)
-    for name in ("train", "validation"):
-        for kind in FORMATS:  # of another set that was never finished
-            (output / f"{name}.{kind}").unlink(missing_ok=True)
-    sets = {}
-    parts = {"train": choice.train, "validation": choice.validation}
-    for name, rows in parts.items():
-        if len(rows) or name == "train":
-            path = output / f"{name}.{recipe.format}"
-            sets[name] = _write_set(path, rows, table, source, recipe, tokenizer, progress)
-    _write_removed(output / "removed.jsonl", choice, table)
-    manifest = store.manifest(
-        config,
-        seeds=[recipe.seed],
-        wall_seconds=time.monotonic() - started,
-        sets=sets,
-        counts=choice.counts,
-        not_taken=dict(table.dropped.most_common()),
-        generators=_by_generator(table, choice.pool),
-        problems={"pool": len(np.unique(table.problem[choice.pool])), "benchmarks": len(problems)},
-        licence=source.licence,
-    )
-    store.write_json(manifest, made)
-    return store.read_json(made)
+    mine = (output / _UNFINISHED).is_dir()
+    if not mine and (there := [name for name in _FILES if (output / name).exists()]):
+        raise ParameterError(f"output: {output} has a {there[0]} that is no set's; name another folder")
+    nearest = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ParameterError(f"output: {output} cannot be made, {nearest} is no folder that may be written to")
+    return None
 
 
 def load_set(folder: str | Path) -> tuple[list[Trace], list[Trace]]:
@@ -171,7 +220,7 @@ def _write_set(
     """Write the rows in their order and say what they are."""
     sizes = np.cumsum(table.bytes[rows], dtype=np.int64)
     piece = sizes // max(_PIECE_BYTES, int(sizes[-1]) // _MOST_PIECES)
-    scratch = path.with_name(f".{path.name}.sorting")
+    scratch = path.parent / _UNFINISHED / path.name
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:

@@ -18,8 +18,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+_MARK = "\0"
 _AFTER_WORD = re.compile(r"(?<=\S) ")
-_SPACE_AFTER_SPACE = [c + " " for c in map(chr, range(0x3001)) if c.isspace()]
+_AFTER_LINE = re.compile(r"(?<=\n)(?=[^\s/])")
+_SPACES_BEFORE = [c + " " for c in map(chr, range(0x3001)) if c.isspace()]
+_ASCII_SPACES = [pair for pair in _SPACES_BEFORE if pair.isascii()]
 _REMEMBERED = 500_000  # words; some 60 MB
 _LONGEST = 40  # characters of a word worth remembering
 # The expressions of Llama-3, Qwen2 and 3, and Mistral-NeMo. GPT-2's, built into ByteLevel, sees past a line's end.
@@ -43,13 +48,12 @@ class TokenCounter:
 
         self._tokenizer = Tokenizer.from_str(tokenizer)
         self.by_words = counts_by_words(json.loads(tokenizer))
-        self._firsts: dict[str, int] = {}  # what lines begin with
-        self._words: dict[str, int] = {}  # what stands after a space, counted with it
+        self._known: dict[str, int] = {}  # words, each with the space before it
         self._checked = False
 
     def __call__(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special tokens not added."""
-        if not self.by_words:
+        if not self.by_words or any(_MARK in text for text in texts):
             return self._whole(texts)
         counts = self._by_words(texts)
         if not self._checked and texts:  # a tokenizer with the known parts that still counts otherwise
@@ -63,55 +67,35 @@ class TokenCounter:
         return [len(one) for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def _by_words(self, texts: Sequence[str]) -> list[int]:
-        firsts, rests, ends = [], [], []
-        for text in texts:
-            # splitting at every space is the same where none follows whitespace, and far quicker
-            cut = _AFTER_WORD.split if any(map(text.__contains__, _SPACE_AFTER_SPACE)) else _cut_at_spaces
-            for line in cut_into_lines(text):
-                first, *rest = cut(line)
-                firsts.append(first)
-                rests.append(rest)
-            ends.append(len(firsts))
-        new = [
-            (self._firsts, self._learn(self._firsts, "", set(firsts))),
-            (self._words, self._learn(self._words, " ", set().union(*rests))),
-        ]
-        counts, start = [], 0
-        lines = [
-            self._firsts[first] + sum(map(self._words.__getitem__, rest))
-            for first, rest in zip(firsts, rests, strict=True)
-        ]
-        for end in ends:
-            counts.append(sum(lines[start:end]))
-            start = end
-        for known, words in new:
-            for word in words:
-                if len(word) > _LONGEST:
-                    del known[word]
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        # Arrow cuts the words and finds the different ones; Python sees only these
+        words = pc.split_pattern(pa.array(map(mark_words, texts), pa.large_string()), _MARK)
+        coded = pc.dictionary_encode(words.flatten())
+        counts = np.array(self._look_up(coded.dictionary.to_pylist()), np.int64)
+        until = np.concatenate([[0], np.cumsum(counts[coded.indices.to_numpy()])])
+        return np.diff(until[words.offsets.to_numpy()]).tolist()
+
+    def _look_up(self, words: list[str]) -> list[int]:
+        known = self._known
+        if len(known) > _REMEMBERED:
+            known.clear()
+        new = [word for word in words if word not in known]
+        known.update(zip(new, self._whole(new), strict=True))
+        counts = [known[word] for word in words]
+        for word in new:
+            if len(word) > _LONGEST:
+                del known[word]
         return counts
 
-    def _learn(self, known: dict[str, int], before: str, words: set[str]) -> list[str]:
-        new = list(words.difference(known))
-        if len(known) + len(new) > _REMEMBERED:
-            known.clear()
-            new = list(words)
-        known.update(zip(new, self._whole([before + word for word in new]), strict=True))
-        return new
 
-
-def cut_into_lines(text: str) -> list[str]:
-    """The text cut after each line break that is followed by neither whitespace nor a slash."""
-    lines: list[str] = []
-    for line in text.split("\n"):
-        if lines and (not line or line[0] == "/" or line[0].isspace()):
-            lines[-1] += "\n" + line
-        else:
-            lines.append(line)
-    return [line + "\n" for line in lines[:-1]] + lines[-1:]
-
-
-def _cut_at_spaces(line: str) -> list[str]:
-    return line.split(" ")
+def mark_words(text: str) -> str:
+    """The text (without marks) with one wherever a word and a line begin, that is where it may be cut."""
+    spaced = any(map(text.__contains__, _ASCII_SPACES if text.isascii() else _SPACES_BEFORE))
+    text = _AFTER_LINE.sub(_MARK, text)
+    # marking every space is the same where none follows whitespace, and far quicker
+    return _AFTER_WORD.sub(_MARK + " ", text) if spaced else text.replace(" ", _MARK + " ")
 
 
 def counts_by_words(tokenizer: dict[str, Any]) -> bool:

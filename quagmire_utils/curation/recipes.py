@@ -19,7 +19,7 @@ from quagmire_utils.config import ParameterError
 from quagmire_utils.curation.contamination import NGRAM
 from quagmire_utils.curation.scan import Table
 from quagmire_utils.curation.selection import SELECTIONS, _counts, _order
-from quagmire_utils.curation.sources import _read_yaml, _strings
+from quagmire_utils.curation.sources import _read_yaml, _strings, mapping
 
 FORMATS = ("jsonl", "parquet")
 DEDUPLICATION = ("near", "exact")
@@ -86,24 +86,30 @@ class Recipe:
 
     def parts(self) -> dict[str, int | None]:
         """Selections in the order they are filled, each with its count or budget; None: all that there are."""
-        if self.mixture or self.budgets:
-            return dict(_counts(self.mixture or self.budgets, None))
+        name = next((name for name in ("mixture", "budgets") if getattr(self, name)), "selection")
+        sized = self.mixture or self.budgets
+        asked = list(sized) or self.selection.split("+")
+        unknown = [part for part in asked if part not in SELECTIONS]
+        if unknown:
+            raise ParameterError(f"{name} must be of {', '.join(SELECTIONS)}, joined by +, not {unknown[0]!r}")
         total = self.n or self.token_budget
-        if total is None:
-            unknown = [part for part in self.selection.split("+") if part not in SELECTIONS]
-            if unknown:
-                raise ParameterError(f"selection must be of {', '.join(SELECTIONS)}, joined by +, not {unknown[0]!r}")
-            return dict.fromkeys(self.selection.split("+"))
-        return dict(_counts(self.selection, total))
+        if sized or total:
+            return dict(_counts(sized or self.selection, None if sized else total))
+        return dict.fromkeys(asked)
 
 
 def load_recipes(path: str | Path) -> dict[str, Recipe]:
     """The recipes under `sets:` in a YAML file; `defaults:` beside it holds what they share."""
     content = _read_yaml(Path(path))
-    if not content.get("sets"):
+    sets, defaults = mapping(content.get("sets"), "sets"), mapping(content.get("defaults"), "defaults")
+    if not sets:
         raise ParameterError(f"{path} has no entry under sets:")
-    defaults = content.get("defaults") or {}
-    return {str(name): to_recipe({**defaults, **(entry or {})}, str(name)) for name, entry in content["sets"].items()}
+    recipes = {}
+    for name, entry in sets.items():
+        if Path(str(name)).name != str(name):
+            raise ParameterError(f"set {name}: its name must be that of a folder, without a path")
+        recipes[str(name)] = to_recipe({**defaults, **mapping(entry, f"set {name}")}, str(name))
+    return recipes
 
 
 def to_recipe(entry: Mapping[str, Any], name: str = "set") -> Recipe:
@@ -118,6 +124,12 @@ def to_recipe(entry: Mapping[str, Any], name: str = "set") -> Recipe:
     for key in ("n", "token_budget", "min_tokens", "max_tokens", "ngram", "validation_problems", "seed"):
         if key in values and (isinstance(values[key], bool) or not isinstance(values[key], int)):
             raise ParameterError(f"set {name}: {key} must be a whole number, not {values[key]!r}")
+    for key in ("source", "tokenizer", "selection", "deduplicate", "format"):
+        if key in values and not isinstance(values[key], str):
+            raise ParameterError(f"set {name}: {key} must be text, not {values[key]!r}")
+    fraction = values.get("validation_fraction", 0.5)
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float):
+        raise ParameterError(f"set {name}: validation_fraction must be a number, not {fraction!r}")
     for key in ("files", "generators", "benchmarks"):
         if key in values:
             values[key] = _strings(values[key])
@@ -217,6 +229,10 @@ def _select(table: Table, rows: np.ndarray, recipe: Recipe, counts: Mapping[str,
                 have = 0 if len(free) == 0 else int(spent[-1])
                 raise ParameterError(f"{part}: {size:,} tokens were asked for, but {_account(have, 'tokens', counts)}")
             got = free[: np.searchsorted(spent, size, side="right")]
+            if not len(got):
+                raise ParameterError(
+                    f"{part}: {size:,} tokens were asked for, and its first trace has {int(spent[0]):,}"
+                )
         else:
             if len(free) < size:
                 raise ParameterError(

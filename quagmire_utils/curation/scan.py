@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from multiprocessing import get_context
@@ -29,18 +31,21 @@ import numpy as np
 
 from quagmire_utils import store
 from quagmire_utils.config import ParameterError
-from quagmire_utils.curation.contamination import BenchmarkIndex, normalise
+from quagmire_utils.curation.contamination import RULE, BenchmarkIndex, normalise, same_question
 from quagmire_utils.curation.counting import TokenCounter
-from quagmire_utils.curation.sources import Dropped, Record, Source, Unit, read_unit
+from quagmire_utils.curation.files import Unit, read_unit
+from quagmire_utils.curation.sources import Dropped, Record, Source
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
-_VERSION = 1  # of the tables: raise it when what they hold changes
-_BATCH = 256  # texts that are tokenised together
+_VERSION = 2  # of the tables: raise it when what they hold changes
+_BATCH, _BATCH_CHARACTERS = 1000, 2**23  # texts that are tokenised together
+_REASONS = 1000  # for which a unit's rows were left out; a filter may be on a column without repeats
 _COLUMNS = {
     "position": np.int64,
-    "part": np.int16,
+    "part": np.int32,
     "id": np.uint64,
     "problem": np.uint64,
     "near": np.uint64,
@@ -69,8 +74,8 @@ class Table:
     position: np.ndarray  # of the row in its file or shard
     part: np.ndarray  # which of the row's responses
     id: np.ndarray  # of question, response, answer and generator, exactly as written
-    problem: np.ndarray  # of the normalised question
-    near: np.ndarray  # of question and response, normalised
+    problem: np.ndarray  # of the question, the same for its spellings (`same_question`)
+    near: np.ndarray  # of that and the normalised response
     bytes: np.ndarray  # of question and response
     generator: np.ndarray  # index into generators
     hit: np.ndarray  # index into hits; -1: the question meets no benchmark
@@ -126,10 +131,12 @@ def scan(
     """
     if workers < 1:
         raise ParameterError(f"workers must be at least 1, not {workers}")
+    if Path(cache).exists() and not Path(cache).is_dir():
+        raise ParameterError(f"cache: {cache} is no folder")
     reading = {k: v for k, v in asdict(source).items() if k not in ("title", "files", "mirror", "licence", "name")}
     jobs: list[tuple[Unit, Path, Path | None]] = []
     for unit in pieces:
-        key = [_VERSION, reading, asdict(unit)]
+        key = [_VERSION, RULE, reading, asdict(unit)]
         lengths = None
         if tokenizer is not None:
             lengths = Path(cache) / f"lengths-{store.digest([key, tokenizer])}.parquet"
@@ -150,13 +157,12 @@ def _run(
 ) -> None:
     from tqdm import tqdm
 
-    known = source.files != ()  # a hub's shards tell no size
     with tqdm(
         total=total,
         initial=total - sum(unit.size for unit, _, _ in todo),
         desc=f"reading {source.name}",
-        unit="B" if known else "shard",
-        unit_scale=known,
+        unit="B",
+        unit_scale=True,
         disable=not progress or not todo,
         smoothing=0.05,
     ) as bar:
@@ -179,11 +185,16 @@ def _run(
             initializer=_start_worker,
             initargs=(source, index, tokenizer, False),
         ) as pool:
-            waiting: dict[Future[int], Unit] = {pool.submit(_scan_unit, *job): job[0] for job in todo}
             try:
+                waiting: dict[Future[int], Unit] = {pool.submit(_scan_unit, *job): job[0] for job in todo}
                 while waiting:
                     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                         done(waiting.pop(future), future.result())
+            except BrokenProcessPool as error:
+                raise ParameterError(
+                    f"workers={workers}: a process that reads was killed, most likely for memory; start again with "
+                    "fewer, what was read is kept"
+                ) from error
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -191,14 +202,12 @@ def _run(
 
 def _collect(jobs: Sequence[tuple[Unit, Path, Path | None]]) -> Table:
     """One table of all units' files."""
-    import pyarrow.parquet as pq
-
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in (*_COLUMNS, "unit", "tokens")}
     generators: dict[str, int] = {}
     hits: list[Hit] = []
     dropped: Counter[str] = Counter()
     for number, (unit, rows_path, lengths_path) in enumerate(jobs):
-        rows = pq.read_table(rows_path)
+        rows = _read_cached(rows_path)
         facts = json.loads(rows.schema.metadata[b"facts"])
         columns = {name: rows.column(name).to_numpy() for name in _COLUMNS}
         mapping = np.array([generators.setdefault(g, len(generators)) for g in facts["generators"]] or [0], np.int32)
@@ -209,7 +218,7 @@ def _collect(jobs: Sequence[tuple[Unit, Path, Path | None]]) -> Table:
         columns["unit"] = np.full(len(rows), number, np.int32)
         columns["tokens"] = np.full(len(rows), -1, np.int32)
         if lengths_path is not None:
-            columns["tokens"] = pq.read_table(lengths_path).column("tokens").to_numpy()
+            columns["tokens"] = _read_cached(lengths_path).column("tokens").to_numpy()
             if len(columns["tokens"]) != len(rows):
                 raise ParameterError(f"{unit.name} changed while it was read; start again")
         for name, values in columns.items():
@@ -217,6 +226,16 @@ def _collect(jobs: Sequence[tuple[Unit, Path, Path | None]]) -> Table:
     empty = {name: [np.empty(0, _COLUMNS.get(name, np.int32))] for name in arrays}
     joined = {name: np.concatenate(parts or empty[name]) for name, parts in arrays.items()}
     return Table([unit for unit, _, _ in jobs], **joined, generators=list(generators), hits=hits, dropped=dropped)
+
+
+def _read_cached(path: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path)
+    except pa.ArrowException as error:
+        raise ParameterError(f"cache: {path} is damaged; remove it, and its unit is read again") from error
 
 
 # --- what a worker does -----------------------------------------------------------------------------------------------
@@ -271,24 +290,31 @@ class _Reader:
 
     def __init__(self, worker: _Worker, want_rows: bool, want_lengths: bool) -> None:
         self.worker, self.want_rows, self.want_lengths = worker, want_rows, want_lengths
-        self.columns: tuple[list[int], ...] = tuple([] for _ in _COLUMNS)
-        self.tokens: list[int] = []
+        # eight bytes a number, not forty: a unit may be a file of millions of rows
+        self.columns = tuple(array(np.dtype(kind).char) for kind in _COLUMNS.values())
+        self.tokens = array("i")
         self.generators: dict[str, int] = {}
         self.hits: list[tuple[str, str, str]] = []
         self.dropped: Counter[str] = Counter()
         self.count = 0
         self._texts: list[str] = []
+        self._characters = 0
         self._questions: dict[str, tuple[int, bytes, int]] = {}  # a problem's traces mostly stand together
 
     def add(self, position: int, part: int, record: Record | Dropped) -> None:
         if isinstance(record, Dropped):
-            reason = f"generator is {record.generator or 'not named'}" if record.reason == "generator" else None
-            self.dropped[reason or record.reason] += 1
+            reason = record.reason
+            if reason == "generator":
+                reason = f"generator is {record.generator or 'not named'}"
+            if reason not in self.dropped and len(self.dropped) >= _REASONS:
+                reason = "other"
+            self.dropped[reason] += 1
             return
         self.count += 1
         if self.want_lengths:
             self._texts.append(record.response or record.question)
-            if len(self._texts) == _BATCH:
+            self._characters += len(self._texts[-1])
+            if len(self._texts) == _BATCH or self._characters > _BATCH_CHARACTERS:
                 self.flush()
         if not self.want_rows:
             return
@@ -309,8 +335,8 @@ class _Reader:
 
     def flush(self) -> None:
         if self._texts:
-            self.tokens += [count + 1 for count in self.worker.count(self._texts)]
-            self._texts = []
+            self.tokens.extend(count + 1 for count in self.worker.count(self._texts))
+            self._texts, self._characters = [], 0
 
     def _look_up(self, question: str) -> tuple[int, bytes, int]:
         met = self.worker.index.meets(question)
@@ -329,5 +355,5 @@ def trace_id(record: Record) -> int:
 
 
 def problem_digest(question: str) -> bytes:
-    """Eight bytes that stand for a question, however it is spaced."""
-    return blake2b(normalise(question).encode(), digest_size=8).digest()
+    """Eight bytes that stand for a question, however its LaTeX is set."""
+    return blake2b(same_question(question).encode(), digest_size=8).digest()

@@ -48,7 +48,7 @@ from quagmire_utils.generalization_loss.summary import GeneralizationLoss, summa
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from quagmire_utils.generalization_loss.replicas import Replicas
+    from quagmire_utils.generalization_loss.replicas import ClusterScorer
     from quagmire_utils.generalization_loss.sequences import Batch
 
 __all__ = ["GeneralizationLoss", "generalization_loss"]
@@ -166,16 +166,16 @@ def _scorer(
     probe: Sequence[TokenSequence],
     ray: str | None,
     replicas: int | None,
-) -> Scorer | Replicas:
+) -> Scorer | ClusterScorer:
     if ray is not None:
-        from quagmire_utils.generalization_loss.replicas import Replicas
+        from quagmire_utils.generalization_loss.replicas import ClusterScorer, ScorerSettings
 
-        return Replicas(model, ray, replicas, chunk_tokens, packing, probe)
+        return ClusterScorer(ScorerSettings(model, chunk_tokens, packing, probe), ray, replicas)
     return Scorer(model.load() if isinstance(model, Checkpoint) else model, chunk_tokens, packing, probe)
 
 
 def _score(
-    scorer: Scorer | Replicas,
+    scorer: Scorer | ClusterScorer,
     sequences: Sequence[TokenSequence],
     keys: Sequence[str],
     known: PartialLosses,

@@ -2,23 +2,25 @@ r"""Multiple choice: which letter a response settles on, and whether it is the g
 
 Four places are looked at, and the first that names a letter decides. Boxes: `\boxed{C}`, `\boxed{\text{(C) 5 kg}}`.
 Lines that announce: `Answer: C`, `**Final answer:** (C)`. Sentences: "the answer is (C)", "option C is correct", the
-last of them. The last line, where it is a label: `(C)`, `C. 5 kg`, "... so (C)".
+last of them. The last line, where it is a label: `(C)`, `C. 5 kg`, "... so (C)", "... hence C."
 
 Whoever names several letters has not chosen: different letters in boxes (one `\boxed{A, C}` or two boxes), in
-announcing lines, or in the deciding sentence are NO_ANSWER, never CORRECT. Only what follows a closing `</think>`
-counts.
-All patterns are linear in the text.
+announcing lines, or in the deciding sentence are NO_ANSWER, never CORRECT. But a later paragraph takes back what boxes
+or lines of an earlier one chose. Only what follows a closing `</think>` counts. Wide letters and brackets (\uff22) are
+read as ASCII's, and tags (`<answer>`) not at all. All patterns are linear in the text.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import deque
 
 from quagmire_utils.grading.verdicts import Verdict
 
 _MAX_BOX = 1000  # characters in a box; one with more holds no choice
 _MAX_SENTENCES = 1000  # that are looked at, from the end
+_TAIL = 400  # characters at the end that are searched for them first
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s?\{|[{}]")
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|[A-Za-z]+|[0-9]+|[^\sA-Za-z0-9]")
 _COMMAND = re.compile(r"\\(?:text|math)?(?:bf|it|rm|sf|tt)|\\text|\\boldsymbol|\\left|\\right|\\q?quad|\\displaystyle")
@@ -26,20 +28,31 @@ _STYLES = {"\\,", "\\;", "\\:", "\\!", "\\ ", "\\(", "\\)", "\\[", "\\]", "{", "
 _BRACKETS = {"(", ")", "[", "]", ".", ":"}
 _BETWEEN = {",", ";", "/", "&", "\\&", "and", "or", "+"}
 _REASON = {"because", "since", "as", "with", "for"}
+_NARROW = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20, 0x3010: 0x5B, 0x3011: 0x5D}
+_TAG = re.compile(r"</?[A-Za-z]{1,10}>")
 _CHOICE = {"option", "choice", "answer"}
 _ANNOUNCING = re.compile(
-    r"^[ \t>*#_\-]*(?:the[ \t]+)?(?:final[ \t]+|correct[ \t]+|best[ \t]+)?(?:answer|choice|option)(?:[ \t]+is)?"
+    r"^[ \t>*#_\-]*(?:(?:the|my)[ \t]+)?(?:final[ \t]+|correct[ \t]+|best[ \t]+)?(?:answer|choice|option)(?:[ \t]+is)?"
     r"[ \t*_]*[:=]\s*(.{0,80})",
     re.IGNORECASE | re.MULTILINE,
 )
 _SAYING = re.compile(
-    r"\b(?:answer|choice|option)\s{1,3}(?:is|was|be)\b[\s:*]{0,9}(?=([^\n]{0,80}))"
+    r"\b(?:answer|choice|option)\s{1,3}(?:(?:would|should|must|has\s{1,3}to)\s{1,3})?(?:is|was|be)\b"
+    r"(?:,?\s{1,3}(?:therefore|thus|hence|clearly|indeed)\b,?)?[\s:*]{0,9}(?=([^\n]{0,80}))"
+    r"|\u7b54\u6848\s{0,3}(?:\u662f|\u4e3a|\u9009|\u5e94\u4e3a|\u5e94\u9009|:)[\s:*]{0,9}(?=([^\n]{0,80}))"
+    r"|\b(?:so|thus|hence|therefore|only)\b[\s,*]{1,5}((?-i:\b[A-Z]\b)\*{0,2})\s{1,3}is\s{1,3}(?:the\s{1,3})?"
+    r"(?:correct|right|best)\b"
     r"|\b(?:option|choice|answer)\s{1,3}([^\n]{1,12}?)\s{1,3}is\s{1,3}(?:the\s{1,3})?(?:correct|right|best)\b"
     r"|(\([A-Z]\))\s{1,3}is\s{1,3}(?:the\s{1,3})?(?:correct|right|best)\b",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 _LABEL_AT_END = re.compile(r"\(([A-Z])\)[\s.*$]*$")
+_CHOSEN_AT_END = re.compile(
+    r"\b(?:so|thus|hence|therefore|(?<!not )(?:choose|pick|select|go\s{1,3}with))\b[\s,:*]{1,5}"
+    r"(?:(?:option|choice|answer)\s{1,3})?\*{0,2}((?-i:\b[A-Z]\b))[\s.*$]*$",
+    re.IGNORECASE,
+)
 _LABEL = re.compile(r"\(([A-Z])\)")
 
 Label = tuple[str, int]  # the letter, in upper case, and where it stands
@@ -48,8 +61,13 @@ Label = tuple[str, int]  # the letter, in upper case, and where it stands
 def extract(response: str) -> tuple[int, int] | None:
     """Where the chosen letter stands (start, end); None where a response chooses none, or several."""
     start = response.rfind("</think>") + 1
+    text = response if response.isascii() else response.translate(_NARROW)
+    text = _TAG.sub(lambda tag: " " * len(tag[0]), text)  # positions stay
     for find in (_in_boxes, _in_lines, _in_sentences, _in_last_line):
-        labels = find(response, start)
+        labels = find(text, start)
+        if labels and find in (_in_boxes, _in_lines):
+            paragraph = text.rfind("\n\n", start, labels[-1][1])
+            labels = [label for label in labels if label[1] > paragraph]
         if labels:
             one = len({letter for letter, _ in labels}) == 1
             return (labels[-1][1], labels[-1][1] + 1) if one else None
@@ -69,7 +87,7 @@ def check(gold: str) -> None:
 
 def show(answer: str) -> str:
     """The letter in upper case."""
-    return answer.strip().upper()
+    return unicodedata.normalize("NFKC", answer).strip().upper()
 
 
 def _in_boxes(text: str, start: int) -> list[Label]:
@@ -88,12 +106,13 @@ def _in_lines(text: str, start: int) -> list[Label]:
 
 
 def _in_sentences(text: str, start: int) -> list[Label]:
-    for said in reversed(deque(_SAYING.finditer(text, start), _MAX_SENTENCES)):
-        begin, end = said.span(said.lastindex or 0)
-        stop = _SENTENCE_END.search(text, begin, end)
-        labels = _read(text, begin, stop.end() if stop else end)
-        if labels:
-            return labels
+    for first in dict.fromkeys((max(start, len(text) - _TAIL), start)):  # the last is looked for, and mostly near
+        for said in reversed(deque(_SAYING.finditer(text, first), _MAX_SENTENCES)):
+            begin, end = said.span(said.lastindex or 0)
+            stop = _SENTENCE_END.search(text, begin, end)
+            labels = _read(text, begin, stop.end() if stop else end)
+            if labels:
+                return labels
     return []
 
 
@@ -108,7 +127,8 @@ def _in_last_line(text: str, start: int) -> list[Label]:
         return labels + _read(text, max(text.rfind("\n", start, before) + 1, start, before - 300), before)
     closing = _LABEL_AT_END.search(text, begin, end)
     if closing is None:
-        return []
+        chosen = _CHOSEN_AT_END.search(text, begin, end)
+        return [(chosen[1], chosen.start(1))] if chosen else []
     return [(label[1], label.start(1)) for label in _LABEL.finditer(text, begin, end)]
 
 
@@ -134,12 +154,16 @@ def _read(text: str, start: int, end: int, *, boxed: bool = False) -> list[Label
     first, rest = (tokens[1:2], tokens[2:]) if opened else (tokens[:1], tokens[1:])
     if not first or not re.fullmatch(r"[A-Z]", first[0][0]) or not rest:
         return []
-    if rest[0][0] not in {")", "]", ".", ":", ",", ";", "-", "\u2013", "\u2014"} and rest[0][0].lower() not in _REASON:
+    aside = rest[0][0] == "(" and any(map(str.isspace, text[first[0][1] : rest[0][1]]))  # B (iron), but not P(A)
+    marks = {")", "]", ".", ":", ",", ";", "-", "\u2013", "\u2014"}
+    if rest[0][0] not in marks and rest[0][0].lower() not in _REASON and not aside:
         return []
     if rest[0][0] == "." and rest[1:2] and rest[1][1] == rest[0][1] + 1 and rest[1][0].isdigit():
         return []
     found = [first[0]]
     for before, (word, at), after in zip(tokens, tokens[1:], [*tokens[2:], ("", 0)], strict=False):
+        if word.lower() in _REASON:
+            break  # why this one, or why not the others
         bracketed = before[0] in ("(", "[") and after[0] in (")", "]")
         if re.fullmatch(r"[A-Z]", word) and at > first[0][1] and (bracketed or before[0].lower() in ("and", "or")):
             found.append((word, at))

@@ -41,8 +41,8 @@ class AnswerGrader:
 
 
 GRADERS: dict[str, AnswerGrader] = {
-    "choice": AnswerGrader("1", choice.extract, choice.judge, choice.check, choice.show),
-    "code": AnswerGrader("1", code.extract, code.judge, code.check, code.show, runs_programs=True),
+    "choice": AnswerGrader("2", choice.extract, choice.judge, choice.check, choice.show),
+    "code": AnswerGrader("2", code.extract, code.judge, code.check, code.show, runs_programs=True),
 }
 
 
@@ -57,8 +57,8 @@ def find_grader(name: str) -> AnswerGrader:
         raise ParameterError(f"grader must be one of {known} or package.module:NAME, not {name!r}")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ParameterError(f"grader {name!r} cannot be found: {error}") from error
+    except (Exception, SystemExit) as error:  # importing runs the module
+        raise ParameterError(f"grader {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not isinstance(found, AnswerGrader):
         raise ParameterError(f"grader {name!r} must be a grading.AnswerGrader, not {type(found).__name__}")
     return found

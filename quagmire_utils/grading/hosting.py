@@ -5,6 +5,7 @@ See `programs`, whose worker forks it. Linux.
 
 from __future__ import annotations
 
+import ast
 import atexit
 import contextlib
 import importlib
@@ -18,9 +19,10 @@ import time
 import types
 from typing import Any
 
-from quagmire_utils.grading.sandbox import confine_program
+from quagmire_utils.grading.program_sandbox import confine_program, stop_opening
 from quagmire_utils.grading.wire import END, INPUT, OUTPUT, START, STOP, decode, encode, receive, send
 
+MAX_OUTPUT = 2**24  # bytes that a program may say in all; the same for all, as another number would tell of the answer
 _GLANCE = 0.02  # seconds between two looks at a program's processor time
 _MAX_ELEMENTS = 10**6  # of an iterator that a program returns
 _PIECE = 2**16
@@ -135,7 +137,7 @@ def _host_one(start: dict[str, Any], requests: int, replies: int, memory_limit: 
                             os.close(ours_in)
                             ours_in = -1
                 elif handle == ours_out:
-                    sent, over = _pass_on(ours_out, replies, sent, start["max_output"])
+                    sent, over = _pass_on(ours_out, replies, sent)
                     if sent < 0:
                         poll.unregister(ours_out)
                     elif over:
@@ -148,7 +150,7 @@ def _host_one(start: dict[str, Any], requests: int, replies: int, memory_limit: 
                 why = why or "cpu"
         while gone and not why and sent >= 0:  # what it had said last
             before = sent
-            sent, over = _pass_on(ours_out, replies, sent, start["max_output"])
+            sent, over = _pass_on(ours_out, replies, sent)
             why = "output" if over else why
             if sent == before:
                 break
@@ -169,7 +171,7 @@ def _host_one(start: dict[str, Any], requests: int, replies: int, memory_limit: 
     send(replies, END, json.dumps([why, usage.ru_utime + usage.ru_stime]).encode())
 
 
-def _pass_on(ours_out: int, replies: int, sent: int, limit: int) -> tuple[int, bool]:
+def _pass_on(ours_out: int, replies: int, sent: int) -> tuple[int, bool]:
     """Bytes passed on so far (-1: that was all), and whether they exceed the limit."""
     try:
         piece = os.read(ours_out, _PIECE)
@@ -177,7 +179,7 @@ def _pass_on(ours_out: int, replies: int, sent: int, limit: int) -> tuple[int, b
         return sent, False
     if not piece:
         return -1, False
-    if sent + len(piece) > limit:
+    if sent + len(piece) > MAX_OUTPUT:
         return sent, True
     send(replies, OUTPUT, piece)
     return sent + len(piece), False
@@ -203,9 +205,11 @@ def _become(start: dict[str, Any], stdin: int, stdout: int, memory_limit: int, l
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     barriers = confine_program(memory_limit, start["processor_limit"], library)
-    if "seccomp" not in barriers:
-        os._exit(_UNCONFINED)
     sources, calls = start["sources"], start["calls"]
+    if "landlock" not in barriers:
+        _import_what_is_named(sources)
+    if "seccomp" not in barriers or not ("landlock" in barriers or stop_opening()):
+        os._exit(_UNCONFINED)
     start.clear()
     name = "solution" if calls else "__main__"
     module = types.ModuleType(name)
@@ -234,6 +238,19 @@ def _become(start: dict[str, Any], stdin: int, stdout: int, memory_limit: int, l
         with contextlib.suppress(BaseException):
             sys.stdout.flush()
         os._exit(code)
+
+
+def _import_what_is_named(sources: list[str]) -> None:
+    """Import the modules that a program will import, while they can still be opened."""
+    for source in sources:
+        with contextlib.suppress(SyntaxError, ValueError, RecursionError):
+            for node in ast.walk(ast.parse(source)):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+                if isinstance(node, ast.ImportFrom):
+                    names = [node.module or "", *(f"{node.module}.{name}" for name in names)]
+                for name in names:
+                    with contextlib.suppress(BaseException):  # the program then meets the error itself
+                        importlib.import_module(name)
 
 
 def _exit_code(exit_: SystemExit) -> int:
@@ -268,7 +285,8 @@ def _answer(module: types.ModuleType) -> None:
                 raise
             except Exception as error:
                 kind = next(base for base in type(error).__mro__ if base.__module__ == "builtins")
-                answer = ["raised", kind.__name__, str(error)[:1000]]
+                text = error.args[0] if len(error.args) == 1 and isinstance(error.args[0], str) else str(error)
+                answer = ["raised", kind.__name__, str(text)[:1000]]
             answers.write(json.dumps(answer).encode() + b"\n")
             answers.flush()
 
@@ -286,6 +304,9 @@ def _answer_one(question: list[Any], module: types.ModuleType, objects: list[Any
         if not hasattr(objects[what], rest[0]):
             return ["absent"]
         return ["value", encode(getattr(objects[what], rest[0]), kept), []]
+    if kind == "set":
+        setattr(objects[what], rest[0], decode(rest[1], objects.__getitem__))
+        return ["value", None, []]
     arguments = [decode(argument, objects.__getitem__) for argument in rest[0]]
     named = {name: decode(argument, objects.__getitem__) for name, argument in rest[1].items()}
     result = objects[what](*arguments, **named)

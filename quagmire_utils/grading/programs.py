@@ -3,7 +3,7 @@
 Three processes. The worker holds the tests and the expected values, and judges. Before it is confined it forks a host
 that never sees those: the host starts each program in a fork of itself, passes bytes on between program and worker,
 and stops the program when its processor time or output is used up, or when the worker is gone (which is how the limit
-of wall time ends it). The program's process is shut in by `sandbox.confine_program` before it runs: no network, no
+of wall time ends it). The program's process is shut in by `program_sandbox` before it runs: no network, no
 other process, no file but Python's library, nothing written, limits of memory and processor time.
 
 Worker and host exchange frames, so that what a program says is always known to be the program's. Within them,
@@ -26,8 +26,6 @@ from typing import Any
 from quagmire_utils.grading.hosting import host
 from quagmire_utils.grading.verdicts import Verdict
 from quagmire_utils.grading.wire import END, INPUT, START, STOP, decode, encode, receive, send
-
-_MAX_ANSWERS = 2**24  # bytes that a program may send back in all
 
 
 class CannotCrossError(Exception):
@@ -77,9 +75,9 @@ class Programs:
         finally:
             os._exit(0)
 
-    def run(self, sources: Sequence[str], text: str, max_output: int) -> tuple[End, str]:
+    def run(self, sources: Sequence[str], text: str) -> tuple[End, str]:
         """Run a program on its standard input; how it ended, and its standard output."""
-        self._begin(sources, max_output, calls=False, text=text)
+        self._begin(sources, calls=False, text=text)
         output = []
         while True:
             kind, payload = receive(self._replies)
@@ -90,7 +88,7 @@ class Programs:
     @contextlib.contextmanager
     def start(self, sources: Sequence[str]) -> Iterator[Running]:
         """Run a program, and keep it for calls of what it defines."""
-        self._begin(sources, _MAX_ANSWERS, calls=True)
+        self._begin(sources, calls=True)
         running = Running(self)
         try:
             running._expect("ready")
@@ -101,12 +99,11 @@ class Programs:
                 while receive(self._replies)[0] != END:
                     pass
 
-    def _begin(self, sources: Sequence[str], max_output: int, *, calls: bool, text: str = "") -> None:
+    def _begin(self, sources: Sequence[str], *, calls: bool, text: str = "") -> None:
         start = {
             "sources": list(sources),
             "calls": calls,
             "text": text,
-            "max_output": max_output,
             "processor_limit": self.processor_limit,
         }
         send(self._requests, START, json.dumps(start).encode())
@@ -148,14 +145,12 @@ class Running:
                 name = question[1]
                 return (importlib.import_module(name),) if name in sys.stdlib_module_names else None
             if answer[0] == "raised":
-                kind = getattr(builtins, answer[1], None)
-                usable = isinstance(kind, type) and issubclass(kind, Exception)
-                error = (kind if usable else Exception)(str(answer[2]))
+                error = _exception(answer[1], str(answer[2]))
             else:
                 for ours, theirs in zip(arguments, answer[2], strict=True):
                     _change(ours, decode(theirs, self._object))
                 return (decode(answer[1], self._object),)
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError, UnicodeError):
+        except (TypeError, ValueError, LookupError, AttributeError, RecursionError, ArithmeticError):
             self._stop(Verdict.WRONG)  # not the language of programs: one that forges its answers
             raise _EndedError from None
         if isinstance(error, MemoryError):
@@ -211,6 +206,23 @@ class Remote:
         if found is None:
             raise AttributeError(name)
         return found[0]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        running, handle = self.__dict__["_remote"]
+        running._ask(["set", handle, name, encode(value, _refuse_object)], ())
+
+
+def _exception(name: str, text: str) -> Exception:
+    """Python's exception of that name, or the nearest that is made of a text alone; what is none is an Exception."""
+    kind = getattr(builtins, name, None)
+    if not isinstance(kind, type) or not issubclass(kind, Exception):
+        kind = Exception
+    if issubclass(kind, StopIteration | StopAsyncIteration):  # would end a loop of the test, and with it the test
+        return RuntimeError(f"{name}: {text}")
+    for base in kind.__mro__:
+        with contextlib.suppress(TypeError):
+            return base(text)
+    return Exception(text)
 
 
 def _refuse_object(value: Any) -> Any:

@@ -18,10 +18,7 @@ So on Linux the worker has no network whatever it runs. On macOS that holds for 
 memory is advice, as its kernel does not enforce one on the address space. Reading files is allowed: sympy imports
 modules when it first needs them. What a worker says reaches the caller as JSON with texts of 500 characters at most.
 
-A program that a model wrote (`code`, `programs`) runs in a process of its own, which `confine_program` shuts in
-further: it reads Python's library and nothing else (`landlock`, Linux 5.13 and later; an audit hook where that is
-missing), it leaves neither its session nor its namespaces, and it looks into no other process. It may start threads,
-not processes.
+A program that a model wrote (`code`, `programs`) runs in a process of its own, see `program_sandbox`.
 """
 
 from __future__ import annotations
@@ -31,10 +28,8 @@ import ctypes
 import errno
 import os
 import platform
-import signal
 import struct
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 # System calls that are refused: name -> number on x86-64, on aarch64 (None: there is no such call).
@@ -87,49 +82,15 @@ _REFUSED = {
     "fchmodat": (268, 53),
     "fchmodat2": (452, 452),
 }
-# Refused to programs besides.
-_REFUSED_TO_PROGRAMS = {
-    "prctl": (157, 167),
-    "setsid": (112, 157),
-    "setpgid": (109, 154),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "process_vm_readv": (310, 270),
-    "userfaultfd": (323, 282),
-    "perf_event_open": (298, 241),
-    "add_key": (248, 217),
-    "keyctl": (250, 219),
-    "shmget": (29, 194),
-    "msgget": (68, 186),
-    "semget": (64, 190),
-    "mq_open": (240, 180),
-    "mknod": (133, None),
-    "mknodat": (259, 33),
-    "chown": (92, None),
-    "fchown": (93, 55),
-    "lchown": (94, None),
-    "fchownat": (260, 54),
-    "utimensat": (280, 88),
-}
-_CLONE, _CLONE3, _CLONE_THREAD = (56, 220), 435, 0x10000
-_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
-_FILE_ACTIONS = (1 << 13) - 1  # all that the first version of Landlock knows
-_READ_FILE, _READ_FOLDER = 1 << 2, 1 << 3
 
 _OPENING = ((2, 1), (257, 2)), ((None, 1), (56, 2))  # open, openat: the call's number, and which argument is its flags
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, the kernel's name of it
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
-_PR_SET_PDEATHSIG = 1
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # instructions of the filter's machine
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
-_UNKNOWN = 0x00050000 | errno.ENOSYS
 
 # Python's audit events for the same actions; "open" is judged by its flags.
 _EVENTS = (
@@ -191,46 +152,6 @@ def confine(memory_limit: int) -> list[str]:
     return [*barriers, "audit hook"]
 
 
-def confine_program(memory_limit: int, processor_limit: float, readable: Sequence[str]) -> list[str]:
-    """Shut this process in for good, before a program that a model wrote is run in it; the barriers that stand.
-
-    `readable`: the folders and files that it may read. `processor_limit`: seconds, rounded up to the kernel's whole
-    ones; who started the process stops it to the millisecond. Where "seccomp" is not among the barriers, or neither
-    "landlock" nor "audit hook" is, no such program must be run.
-    """
-    import resource
-
-    seconds = int(processor_limit) + 2
-    _limit(
-        {
-            resource.RLIMIT_AS: memory_limit,
-            resource.RLIMIT_CORE: 0,
-            resource.RLIMIT_FSIZE: 0,
-            resource.RLIMIT_CPU: seconds,
-            resource.RLIMIT_NOFILE: 64,
-        }
-    )
-    sys.dont_write_bytecode = True
-    if sys.platform == "linux":  # if who watches over it is killed, so is the program
-        zero = ctypes.c_ulong(0)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), zero, zero, zero)
-    barriers = ["landlock"] if _restrict_reading(readable) else ["audit hook"]
-    if _filter_calls(program=True):
-        barriers.append("seccomp")
-    if "landlock" not in barriers:
-        places = tuple(os.path.realpath(place) for place in readable)
-
-        def refuse(event: str, arguments: tuple[Any, ...]) -> None:
-            _refuse(event, arguments)
-            if event in ("open", "os.listdir", "os.scandir") and not isinstance(arguments[0], int):
-                path = os.path.realpath(os.fsdecode(arguments[0] or "."))
-                if not any(path == place or path.startswith(place + os.sep) for place in places):
-                    raise PermissionError(errno.EPERM, f"a program may not read this: {path}")
-
-        sys.addaudithook(refuse)
-    return barriers
-
-
 def _limit(limits: dict[int, int]) -> None:
     import resource
 
@@ -241,35 +162,15 @@ def _limit(limits: dict[int, int]) -> None:
             resource.setrlimit(limit, (value, value))
 
 
-def _restrict_reading(readable: Sequence[str]) -> bool:
-    """Allow reading below `readable`, and no other opening of a file; whether the kernel can."""
-    if sys.platform != "linux":
-        return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    handled = struct.pack("=Q", _FILE_ACTIONS)
-    rules = libc.syscall(_LANDLOCK_CREATE, handled, ctypes.c_size_t(len(handled)), ctypes.c_uint(0))
-    if rules < 0:
-        return False
-    for place in readable:
-        try:
-            handle = os.open(place, os.O_PATH | os.O_CLOEXEC)
-        except OSError:
-            continue
-        allowed = _READ_FILE | _READ_FOLDER if os.path.isdir(place) else _READ_FILE
-        libc.syscall(_LANDLOCK_ADD, rules, 1, struct.pack("=Qi", allowed, handle), ctypes.c_uint(0))
-        os.close(handle)
-    zero = ctypes.c_ulong(0)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero)
-    shut = libc.syscall(_LANDLOCK_RESTRICT, rules, ctypes.c_uint(0)) == 0
-    os.close(rules)
-    return shut
-
-
-def _filter_calls(*, program: bool = False) -> bool:
+def _filter_calls() -> bool:
     if sys.platform != "linux" or platform.machine() not in _MACHINES or sys.maxsize < 2**32:
         return False
+    return _install(_filter(*_MACHINES[platform.machine()]))
+
+
+def _install(code: bytes) -> bool:
+    """Have the kernel ask this filter, besides earlier ones, about each system call; whether it does."""
     libc = ctypes.CDLL(None, use_errno=True)
-    code = _filter(*_MACHINES[platform.machine()], program)
     instructions = _Program(len(code) // 8, code)
     zero = ctypes.c_ulong(0)
     mode = ctypes.c_ulong(_SECCOMP_MODE_FILTER)
@@ -279,7 +180,7 @@ def _filter_calls(*, program: bool = False) -> bool:
     )
 
 
-def _filter(column: int, machine: int, program: bool = False) -> bytes:
+def _filter(column: int, machine: int) -> bytes:
     """The filter as instructions of 8 bytes: operation, jump if true, jump if false, operand."""
     refuse = struct.pack("=HBBI", _RETURN, 0, 0, _REFUSE)
     code = [
@@ -290,19 +191,7 @@ def _filter(column: int, machine: int, program: bool = False) -> bytes:
         struct.pack("=HBBI", _AT_LEAST, 0, 1, 0x40000000),  # x86-64's calls with short pointers
         refuse,
     ]
-    refused = list(_REFUSED.values())
-    if program:
-        refused += _REFUSED_TO_PROGRAMS.values()
-        code += [  # clone for a thread; clone3 hides its flags from a filter, so the C library is sent back to clone
-            struct.pack("=HBBI", _EQUAL, 0, 1, _CLONE3),
-            struct.pack("=HBBI", _RETURN, 0, 0, _UNKNOWN),
-            struct.pack("=HBBI", _EQUAL, 0, 4, _CLONE[column]),
-            struct.pack("=HBBI", _LOAD, 0, 0, 16),
-            struct.pack("=HBBI", _ANY_BIT, 1, 0, _CLONE_THREAD),
-            refuse,
-            struct.pack("=HBBI", _RETURN, 0, 0, _ALLOW),
-        ]
-    for numbers in refused:
+    for numbers in _REFUSED.values():
         if numbers[column] is not None:
             code += [struct.pack("=HBBI", _EQUAL, 0, 1, numbers[column]), refuse]
     for number, argument in _OPENING[column]:

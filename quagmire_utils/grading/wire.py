@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import struct
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 _FRAME = struct.Struct("=cI")
@@ -57,6 +59,14 @@ def encode(value: Any, other: Callable[[Any], Any]) -> Any:
         return ["q", [encode(item, other) for item in value]]
     if isinstance(value, range):
         return ["r", value.start, value.stop, value.step]
+    if isinstance(value, numbers.Integral):  # as numpy's
+        return encode(int(value), other)
+    if isinstance(value, numbers.Rational):
+        return ["fr", hex(value.numerator), hex(value.denominator)]
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if type(value).__name__ in ("bool", "bool_") and type(value).__module__ == "numpy":
+        return bool(value)
     return other(value)
 
 
@@ -69,6 +79,8 @@ def decode(data: Any, meant: Callable[[int], Any]) -> Any:
         return meant(rest[0])
     if kind == "n":
         return int(rest[0], 16)
+    if kind == "fr":
+        return Fraction(int(rest[0], 16), int(rest[1], 16))
     if kind == "c":
         return complex(*rest)
     if kind in ("b", "ba"):

@@ -11,7 +11,7 @@ A row per candidate, best first, so that no name covers a point.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,10 +27,14 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE = "#0b5394", "#d9822b"
 ROW = 0.26  # inches for a candidate
+LONGEST = 36  # characters of a name that are shown; of longer ones the beginning and the end
+FREE = 18  # characters of a name that the usual width has room for
+LETTER = 0.075  # inches
 
 
 def practice_figure(table: pd.DataFrame, columns: int = 1, width: float = 5.2) -> tuple[Figure, Any]:
-    """A figure of axes with room for a row per candidate of `table`: (figure, axis or array of axes)."""
+    """A figure of axes with room for a row and a name per candidate of `table`: (figure, axis or array of axes)."""
+    width += LETTER * max(0, min(LONGEST, table["candidate"].str.len().max()) - FREE)
     return new_figure(columns=columns, width=width, height=max(3.6, 1.5 + ROW * len(table)))
 
 
@@ -77,8 +81,8 @@ def plot_chances(found: Ranking, ax: Axes) -> None:
 
 
 def plot_settling(found: Ranking, ax: Axes) -> None:
-    """The leader's chance with more answers a problem; dotted: with endlessly many."""
-    ax.set_title(f"What more answers would do for {found.leader}", loc="left", fontsize=10)
+    """The chance of `found.settling` with more answers a problem; dotted: with endlessly many."""
+    ax.set_title(f"More answers for {short(found.settling)}", loc="left", fontsize=10)
     if found.curve.empty:
         place = {"ha": "center", "va": "center", "transform": ax.transAxes, "color": GREY}
         ax.text(0.5, 0.5, "not known: it takes the counts of correct answers", **place)
@@ -118,7 +122,7 @@ def plot_forecast(found: RLForecast, ax: Axes, truth: Mapping[str, float] | None
         ax.plot(100 * one.predicted, row, "o", mfc="white", mec=colour, ms=6, zorder=3)
         if truth is not None and one.candidate in truth:
             ax.plot(100 * truth[one.candidate], row, "x", color=INK, ms=6, mew=1.5, zorder=4)
-    _candidate_rows(ax, [f"next: {name}" if name == found.next_run else name for name in table["candidate"]])
+    _candidate_rows(ax, table["candidate"], found.next_run)
     withheld = "   × outcome, withheld" if truth else ""
     ax.set_title(f"● RL run   ○ forecast{withheld}", loc="left", fontsize=10)
     dashed = ", dashed: extrapolated" if (table["extrapolated"] & ~table["calibrated"]).any() else ""
@@ -155,10 +159,18 @@ def plot_left_out(found: RLForecast, ax: Axes) -> None:
     ax.locator_params(axis="x", nbins=6)
     ax.set_xlim(edges[0] - 0.03 * reach, edges[1] + 0.03 * reach)
     _candidate_rows(ax, check["candidate"])
-    ax.set_xlabel("● outcome   ○ forecast from the other runs (%)")
+    ax.set_xlabel("● outcome   ○ forecast by the others (%)")
 
 
-def _candidate_rows(ax: Axes, names: Any) -> None:
-    ax.set_yticks(np.arange(len(names))[::-1], list(names), fontsize=LABEL_SIZE)
-    ax.set_ylim(-0.7, len(names) - 0.3)
+def _candidate_rows(ax: Axes, names: Iterable[str], next_run: str | None = None) -> None:
+    labels = [("next: " if name == next_run else "") + short(name) for name in names]
+    # a dollar sign would begin a formula
+    ax.set_yticks(np.arange(len(labels))[::-1], [text.replace("$", r"\$") for text in labels], fontsize=LABEL_SIZE)
+    ax.set_ylim(-0.7, len(labels) - 0.3)
     ax.grid(axis="y", visible=False)
+
+
+def short(name: str) -> str:
+    """A name of at most LONGEST characters: what candidates of one study differ by is often at the end."""
+    half = LONGEST // 2
+    return name if len(name) <= LONGEST else f"{name[: half - 1]}…{name[-half:]}"

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from quagmire_utils.prediction.ranking import Ranking
 
 CEILING = 0.995  # Pass@k from here on tells candidates apart by a few problems only
+FEW_PROBLEMS = 20  # below it, a mean over problems is far from normal, and its error hardly known
+FEW_CHECKS = 5  # leave-one-out checks below it say little
+NOISE_P = 0.05  # from which chance on that noise alone makes the differences they are taken as none
 SERIOUS = 0.1  # chance from which on another candidate is named
 ENOUGH_R2 = 0.5  # of leave-one-out: below it the forecasts are called weak
 
@@ -53,6 +56,13 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 def ranking_advice(found: Ranking) -> str:
     """Whom to send to RL, how sure the rule is of it, and what would settle the order."""
     sentences = [_choice(found)]
+    if len(found.table) == 1:
+        return sentences[0]
+    if found.table["pass64"].max() <= 1 - CEILING:
+        return (
+            f"Nothing can be said: no candidate solves more than {100 * (1 - CEILING):.2g} % of the problems in "
+            f"{found.k} answers. RL would have hardly a correct answer to learn from; measure easier problems."
+        )
     if math.isnan(found.chance):
         sentences.append(
             "How sure this is cannot be said: the table has no standard errors for some candidate, and no answers "
@@ -62,12 +72,17 @@ def ranking_advice(found: Ranking) -> str:
     sentences.append(_doubt(found))
     if found.chance < found.confidence:
         sentences.append(_remedy(found))
-    high = found.table["pass64"] >= CEILING
-    if high.sum() > 1 and found.chance < found.confidence:
+    if found.problems is not None and found.problems < FEW_PROBLEMS:
+        sentences.append(f"With {found.problems} problems, chances are a rough guide at best.")
+    high = int((found.table["pass64"] >= CEILING).sum())
+    if high > 1 and found.chance < found.confidence:
         sentences.append(
-            f"Pass@{found.k} is at {100 * CEILING:g} % or more for {high.sum()} candidates, where it can hardly tell "
-            "them apart; harder problems would."
+            f"Pass@{found.k} is at {100 * CEILING:g} % or more for {high} candidates, where it can hardly tell them "
+            "apart; harder problems would."
         )
+    losses = found.table["gen_loss"].notna() & found.table["gen_loss_se"].isna()
+    if losses.any() and found.table["ruled_out_by"].notna().any():
+        sentences.append("Losses without a standard error count as exact: chances are too high where they decide.")
     return " ".join(sentences)
 
 
@@ -76,15 +91,23 @@ def _choice(found: Ranking) -> str:
     out, first = table["rank"].isna(), table[table["rank"] == 1]
     tied = [name for name in first["candidate"] if name != found.leader]
     mine = table.set_index("candidate").loc[found.leader]
-    rule = f"{out.sum()} of {len(table)} candidates are ruled out (lower score and higher loss than another's)"
+    if len(table) == 1:
+        return f"{found.leader} is the only candidate: there is nothing to choose."
+    rule = f"{out.sum()} of {len(table)} candidates {'is' if out.sum() == 1 else 'are'} ruled out by another's higher "
+    rule += "score and lower loss"
     if not out.any():
         rule = f"no candidate of {len(table)} is ruled out by both score and loss"
+    if found.losses == "none":
+        rule = f"no candidate of {len(table)} can be ruled out, as losses are missing or do not compare"
+    elif found.losses:
+        rule += f" ({found.losses})"
     if found.leader not in set(first["candidate"]):
         return (
             f"Send {found.leader} to RL first: by the numbers as they are {listed(first['candidate'])} would rank "
             f"first ({rule}), but with their noise {found.leader} is chosen more often."
         )
-    best = f"{found.leader} has the highest Pass@{found.k} of the others ({100 * mine['pass64']:.1f} %)"
+    best = f"{found.leader} has the highest Pass@{found.k} "
+    best += f"{'of the others ' if out.any() else ''}({100 * mine['pass64']:.1f} %)"
     if len(table) - out.sum() == 1:
         best = f"only {found.leader} is left (Pass@{found.k} {100 * mine['pass64']:.1f} %)"
     elif tied:
@@ -100,22 +123,31 @@ def _doubt(found: Ranking) -> str:
     if found.chance >= found.confidence:
         return f"{said}: the choice is settled."
     if rivals.empty:
-        return f"{said}, and no other candidate reaches {percent(SERIOUS)}."
-    named = listed([f"{row.candidate} {percent(row.chance)}" for row in rivals.itertuples()], 3)
-    return f"{said} (next: {named}); with RL runs to spare, run these too."
+        said += f", and no other candidate reaches {percent(SERIOUS)}."
+    else:
+        named = listed([f"{row.candidate} {percent(row.chance)}" for row in rivals.itertuples()], 3)
+        said += f" (next: {named}); with RL runs to spare, run these too."
+    left = int(found.table["rank"].notna().sum())
+    if found.noise_p > NOISE_P and left > 2:
+        said += (
+            f" The Pass@{found.k} of the {left} in the running differ by no more than noise makes likely "
+            f"(p = {found.noise_p:.2f}): they may be equal, and this chance is then too high."
+        )
+    return said
 
 
 def _remedy(found: Ranking) -> str:
-    goal = percent(found.confidence)
+    goal, whose = percent(found.confidence), "the" if found.settling == found.leader else f"{found.settling}'s"
     if found.samples is None:
         return "How many more answers would settle it cannot be told from standard errors; it takes the counts."
     if found.samples_needed is not None:
         return (
-            f"About {found.samples_needed:,} answers to each problem instead of {found.samples:,} would bring the "
+            f"About {found.samples_needed:,} answers to each problem instead of {found.samples:,} would bring {whose} "
             f"chance to {goal}, if the present estimates are right."
         )
     said = (
-        f"More answers alone do not settle it ({percent(float(found.curve['chance'].iloc[-1]))} with endlessly many): "
+        f"More answers alone do not settle it ({percent(float(found.curve['chance'].iloc[-1]))} "
+        f"{'' if found.settling == found.leader else f'for {found.settling} '}with endlessly many): "
     )
     if found.limit == "ties":
         return said + "even on exactly these problems and traces the candidates cannot be told apart."
@@ -193,43 +225,45 @@ def describe_check(table: pd.DataFrame) -> str:
 
 
 def forecast_advice(found: RLForecast) -> str:
-    """How far to trust the forecasts, which candidate they favour, and which to run next."""
+    """Which candidate to run next, which the forecasts favour, and how far to trust them; that first if not at all."""
     table = found.table
     runs, rest = table[table["calibrated"]], table[~table["calibrated"]]
-    sentences = [_trust(found, len(runs))]
     best = runs.loc[runs["outcome"].idxmax()]
     said = f"Best run so far: {best['candidate']} at {100 * best['outcome']:.1f} %"
+    trust = _trust(found, len(runs))
+    if found.warnings:
+        trust += f" Mind the warning{'' if len(found.warnings) == 1 else 's'} below."
     if rest.empty:
-        return f"{sentences[0]} {said}; every candidate was run."
-    top = rest.iloc[0]
-    sentences.append(
-        f"{said} (chance to stay the best {percent(best['chance_best'])}); highest forecast: {top['candidate']} with "
-        f"{100 * top['predicted']:.1f} % [{100 * top['low']:.1f} to {100 * top['high']:.1f}] (chance to end best "
-        f"{percent(top['chance_best'])})."
-    )
+        return f"{said}; every candidate was run. {trust}"
     if found.next_run is None:
-        sentences.append("No other candidate can be expected to end best: no further run is needed to choose.")
+        todo = "No other candidate can be expected to end best: no further run is needed to choose."
     else:
-        gain = table.set_index("candidate").loc[found.next_run, "gain"]
-        sentences.append(
-            f"Run {found.next_run} next: that takes away {percent(gain)} of what is uncertain about the candidates "
-            "that may still end best."
-        )
-    return " ".join(sentences)
+        gain = percent(table.set_index("candidate").loc[found.next_run, "gain"])
+        todo = f"Run {found.next_run} next: that takes away {gain} of what is uncertain about who may still end best."
+    top = rest.iloc[0]
+    beyond = ", extrapolated" if top["extrapolated"] else ""
+    said += (
+        f" (chance to stay the best {percent(best['chance_best'])}); highest forecast: {top['candidate']} with "
+        f"{_within(top)} %{beyond} (chance to end best {percent(top['chance_best'])})."
+    )
+    return " ".join([trust, todo, said] if found.r2 < 0 else [todo, said, trust])
 
 
 def _trust(found: RLForecast, runs: int) -> str:
     if not len(found.check) or math.isnan(found.r2):
-        return f"Forecast from {runs} RL runs, too few to check one against the others."
+        return f"Forecast from {runs} RL runs, which cannot be checked against each other."
     covered = int(found.check["covered"].sum())
     verdict = "the forecasts tell candidates apart"
     if found.r2 < 0:
         verdict = "no better than the mean of the runs: do not choose by these forecasts"
+    elif len(found.check) < FEW_CHECKS:
+        verdict = "too few for this to say much"
     elif found.r2 < ENOUGH_R2:
         verdict = "weak: let the intervals decide, not the order"
+    ranks = "" if math.isnan(found.rank_correlation) else f"rank correlation {found.rank_correlation:.2f}, "
     return (
-        f"Each of {len(found.check)} runs forecast from the others: R² {found.r2:.2f}, rank correlation "
-        f"{found.rank_correlation:.2f}, {covered} outcomes inside their intervals; {verdict}."
+        f"Each of {len(found.check)} runs forecast from the others: R² {found.r2:.2f}, {ranks}{covered} outcomes "
+        f"inside their intervals; {verdict}."
     )
 
 
@@ -239,10 +273,7 @@ def show_forecast(found: RLForecast) -> pd.DataFrame:
     shown = {
         "after RL %": ["" if math.isnan(value) else f"{100 * value:.1f}" for value in table["outcome"]],
         f"forecast % [{found.confidence:.0%}]": [
-            f"{100 * row.predicted:.1f}"
-            if row.calibrated
-            else f"{100 * row.predicted:.1f} [{100 * row.low:.1f} to {100 * row.high:.1f}]"
-            for row in table.itertuples()
+            f"{100 * row['predicted']:.1f}" if row["calibrated"] else _within(row) for _, row in table.iterrows()
         ],
         "chance to end best": [percent(value) for value in table["chance_best"]],
         "a run takes away": ["" if math.isnan(value) else percent(value) for value in table["gain"]],
@@ -251,6 +282,12 @@ def show_forecast(found: RLForecast) -> pd.DataFrame:
         ],
     }
     return pd.DataFrame(shown, index=pd.Index(table["candidate"], name="candidate"))
+
+
+def _within(row: pd.Series) -> str:
+    """A forecast with its interval, in per cent; a line goes on beyond 0 and 100 %, an outcome does not."""
+    low, middle, high = (100 * min(max(row[name], 0.0), 1.0) for name in ("low", "predicted", "high"))
+    return f"{middle:.1f} [{low:.1f} to {high:.1f}]"
 
 
 def show_predictors(table: pd.DataFrame) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from quagmire_utils.prediction.ranking import regret
 from quagmire_utils.records import select_candidates
 
 FEWEST = 3  # RL runs for a line and an interval around it
-CONTENDER = 0.05  # chance of ending best from which on a candidate counts in the choice of the next run
+DISMISSED = 0.05  # chance of ending best that the candidates left out of the choice of the next run have together
 PAPER_PREDICTORS = {"dataset": ("gen_loss", "pass64"), "instance": ("pass64",)}  # Sec. 4.2, 4.3
 SETS = {  # what `compare_predictors` compares
     "Pass@1": ("pass1",),
@@ -95,9 +95,10 @@ def forecast_rl(
     The table's further columns: outcome (of the calibrated), outside (which predictor leaves the range of the runs, and
     on which side), chance_best (share of joint draws from the forecasts, all sharing the lines' errors, in which the
     candidate has the highest outcome; the calibrated have the outcome they had), and gain, by which next_run is chosen:
-    how much of the variance of the forecasts, summed over the contenders (chance_best of 5 % or more, not run yet),
-    goes away when this candidate is run. For lines this is known before the run: its outcome is not needed. It has two
-    parts, the lines are better known for all, and the candidate itself needs no forecast any more.
+    how much of the variance of the forecasts, summed over the contenders (not run yet, without those at the end of the
+    order of chance_best that have less than 5 % together), goes away when this candidate is run. For lines this is
+    known before the run: its outcome is not needed. It has two parts, the lines are better known for all, and the
+    candidate itself needs no forecast any more.
 
     Raises ParameterError for fewer than three calibrated candidates and as `forecast` does.
     """
@@ -124,7 +125,7 @@ def forecast_rl(
     result["outside"] = [_outside(x[:, i], x[:, known], predictors) for i in range(len(table))]
     chance = _chance_best(fit, y, known, n_draws, seed)
     result["chance_best"] = chance
-    contenders = ~known & (chance >= CONTENDER)
+    contenders = _contenders(chance, known)
     gain = _gains(x, known, contenders, predictors)
     result["gain"] = gain
     next_run = str(table["candidate"].iloc[np.nanargmax(gain)]) if contenders.any() else None
@@ -191,6 +192,11 @@ def known_runs(records: pd.DataFrame, n_runs: int, predictors: Sequence[str] | N
     """Whose outcomes a forecast may use: all that are known while some are not. Where all are known (records of a
     finished study), n_runs that the advice would have chosen, so that the others' outcomes can check the forecast."""
     known = records["outcome"].notna() if "outcome" in records else pd.Series(False, index=records.index)
+    if known.sum() < FEWEST:
+        raise ParameterError(
+            f"outcome: a forecast takes the outcomes of at least three RL runs, and {known.sum()} of {len(records)} "
+            "candidates have one; rank_candidates chooses without"
+        )
     if not known.all():
         return records.loc[known, "candidate"].tolist()
     return choose_runs(records, min(n_runs, len(records)), predictors)
@@ -319,6 +325,14 @@ def _chance_best(fit: _Fit, y: Array, known: NDArray[np.bool_], n_draws: int, se
     return (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
 
 
+def _contenders(chance: Array, known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Those not run of which one may well end best; many with a small chance each are many contenders, not none."""
+    order = np.argsort(np.where(known, 0.0, chance), kind="stable")
+    chosen = np.empty(len(known), dtype=bool)
+    chosen[order] = np.cumsum(np.where(known, 0.0, chance)[order]) >= DISMISSED
+    return chosen & ~known
+
+
 def _gains(x: Array, known: NDArray[np.bool_], contenders: NDArray[np.bool_], predictors: Sequence[str]) -> Array:
     """Share of the contenders' summed forecast variance that a run of each candidate takes away; NaN where it ran.
 
@@ -380,7 +394,9 @@ def _warnings(result: pd.DataFrame, fitted: Array, outcome: Array, predictors: S
         slope = float((values - values.mean()) @ outcome)
         if slope * (-1 if name == "gen_loss" else 1) < 0:
             direction = (
-                "higher loss went with a better outcome" if name == "gen_loss" else f"higher {name} with a worse"
+                "higher loss went with a better outcome"
+                if name == "gen_loss"
+                else f"higher {name} went with a worse outcome"
             )
             said.append(f"Among the RL runs a {direction}, against the paper's finding: chance, or another world.")
     impossible = result[(result["predicted"] > 1) | (result["predicted"] < 0)]
@@ -402,6 +418,8 @@ def _inputs(
     """The checked table, and which of its rows are calibrated."""
     if isinstance(predictors, str) or not len(predictors):
         raise ParameterError(f"predictors must be a list of column names, not {predictors!r}.")
+    if "outcome" in predictors or len(set(predictors)) < len(predictors):
+        raise ParameterError(f"predictors must be different columns, the outcome not among them, not {predictors!r}.")
     if not 0 < confidence < 1:
         raise ParameterError(f"confidence must lie between 0 and 1, not {confidence!r}.")
     table = checked_candidates(records, ["candidate", *predictors, "outcome"], may_miss=("outcome",))
@@ -410,8 +428,13 @@ def _inputs(
         raise ParameterError(f"calibrated must list candidates of the records; unknown: {unknown or calibrated!r}.")
     known = table["candidate"].isin(list(calibrated)).to_numpy()
     if known.sum() < FEWEST:
-        raise ParameterError(f"calibrated must name at least three candidates, not {known.sum()}.")
+        raise ParameterError(
+            f"calibrated must name at least three candidates, not {known.sum()}: a line and an interval take the "
+            "outcomes of three RL runs."
+        )
     if table.loc[known, "outcome"].isna().any():
         missing = table.loc[known & table["outcome"].isna().to_numpy(), "candidate"].tolist()
         raise ParameterError(f"outcome is missing for the calibrated candidate(s) {missing}.")
+    if _constant(table.loc[known, ["outcome"]].to_numpy(np.float64))[0]:
+        raise ParameterError("outcome is the same for all calibrated candidates: nothing can be learned from them.")
     return table, known

@@ -20,6 +20,10 @@ the variance of Pass@k from any number n' of answers is a sum of these with a = 
 answers. The first is what remains. Candidates answer the same problems, so the choice of problems moves them together;
 the covariances between candidates are taken along. Means over problems are taken as normal. Without counts the standard
 errors of the table are taken, independent between candidates.
+
+Where candidates truly differ by more than their errors, chances come true as stated. Where they hardly differ, the
+first of many is first by luck, and its chance is too high (ten candidates whose differences are a third of their
+errors: 0.43 stated, 0.15 came true). `noise_p` tells the two apart, and the advice says so.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from numpy.typing import NDArray
 
 from quagmire_utils.config import ParameterError
 from quagmire_utils.pass_at_k import pass_at_k
-from quagmire_utils.prediction.advice import ranking_advice
+from quagmire_utils.prediction.advice import listed, ranking_advice
 from quagmire_utils.prediction.measurements import Measurements, checked_candidates, comparable_loss
 
 COLUMNS = ["candidate", "pass1", "gen_loss", "pass64"]
@@ -80,6 +84,10 @@ class Ranking:
     samples_needed_here: int | None  # the same for the problems and traces at hand alone
     problems_factor: float | None  # times as many problems (of the kind, as many answers) for that confidence
     limit: str  # why samples_needed is None: problems, traces, both, ties (see rank_with_noise); otherwise empty
+    settling: str  # whose chance samples_needed, limit and curve are about: the leader, or who ranks first instead
+    noise_p: float  # chance that noise alone spreads the Pass@k of those in the running as much; NaN if not known
+    problems: int | None  # how many problems the counts are of
+    losses: str  # which losses take no part in the rule, in words; "none" where none does, empty where all do
     curve: pd.DataFrame  # n (answers a problem, the last one infinite), chance, chance_here
     advice: str
 
@@ -92,9 +100,10 @@ def rank_with_noise(measured: Measurements, *, confidence: float = 0.95, n_draws
     both score and loss); pass1_se, gen_loss_se, pass64_se, and pass64_sampling_se (from the sampling of answers alone).
     Tied candidates share their chance.
 
-    samples_needed is the smallest number of answers to each problem at which the leader's chance reaches `confidence`,
-    were the present estimates the truth (a forecast of an average case: the order may also turn). It is None where even
-    endless answers would leave too much doubt; limit then says what it comes from: the choice of "problems", the
+    samples_needed is the smallest number of answers to each problem at which the chance of `settling` reaches
+    `confidence`, were the present estimates the truth (a forecast of an average case: the order may also turn). That is
+    the leader, unless the numbers as they are put another first: with less noise that one would win. It is None where
+    even endless answers would leave too much doubt; limit then says what it comes from: the choice of "problems", the
     "traces" of the losses, "both", or "ties" on the very problems and traces at hand. Raises ParameterError for bad
     options, and as `rank_candidates` does.
     """
@@ -110,17 +119,18 @@ def rank_with_noise(measured: Measurements, *, confidence: float = 0.95, n_draws
     ranked["gen_loss_se"] = table.get("gen_loss_se", np.nan)
     ranked[["chance", "chance_here", "chance_ruled_out"]] = np.nan
     curve = pd.DataFrame({"n": [], "chance": [], "chance_here": []})
-    leader, needed, needed_here, factor, limit = 0, None, None, None, ""
+    leader, settling, needed, needed_here, factor, limit = 0, 0, None, None, None, ""
     if noise:
         draw = _Draws(noise, np.random.default_rng(seed).standard_normal((n_draws, 5, len(table))))
         ranked["chance"], ranked["chance_ruled_out"] = draw.chances()
         leader = int(np.argmax(ranked["chance"]))
+        settling = leader if ranked["rank"].iloc[leader] is not pd.NA and ranked["rank"].iloc[leader] == 1 else 0
     if noise and noise.samples:
         ranked["chance_here"] = draw.chances(problems=0.0, traces=0.0)[0]
-        needed = draw.samples_needed(leader, confidence)
-        needed_here = draw.samples_needed(leader, confidence, problems=0.0, traces=0.0)
-        curve, factor = draw.curve(leader), draw.problems_factor(leader, confidence)
-        limit = "" if needed is not None else draw.limit(leader, confidence)
+        needed = draw.samples_needed(settling, confidence)
+        needed_here = draw.samples_needed(settling, confidence, problems=0.0, traces=0.0)
+        curve, factor = draw.curve(settling), draw.problems_factor(settling, confidence)
+        limit = "" if needed is not None else draw.limit(settling, confidence)
     result = Ranking(
         table=ranked,
         leader=str(ranked["candidate"].iloc[leader]),
@@ -132,6 +142,10 @@ def rank_with_noise(measured: Measurements, *, confidence: float = 0.95, n_draws
         samples_needed_here=needed_here,
         problems_factor=factor,
         limit=limit,
+        settling=str(ranked["candidate"].iloc[settling]),
+        noise_p=_noise_p(noise, ranked["rank"].notna().to_numpy()) if noise else math.nan,
+        problems=_problems(measured.counts),
+        losses=_losses(table),
         curve=curve,
         advice="",
     )
@@ -222,6 +236,33 @@ class _Noise:
         return np.sqrt(diagonal[:size] + sampling[:, 0, 0]), np.sqrt(diagonal[size:] + sampling[:, 1, 1]), own
 
 
+def _noise_p(noise: _Noise, chosen: NDArray[np.bool_]) -> float:
+    """Chance that equal candidates would differ in Pass@k as much as the chosen ones do, by a chi-squared test of the
+    differences (Cochran's Q, with their covariances); NaN for fewer than two, or without any noise."""
+    from scipy.stats import chi2
+
+    size = len(chosen)
+    covariance = noise.problems[size:, size:] + np.diag(noise.sampling(None)[:, 1, 1])
+    values, covariance = noise.scores[1, chosen], covariance[np.ix_(chosen, chosen)]
+    differences = values[1:] - values[0]
+    spread = covariance[1:, 1:] - covariance[1:, :1] - covariance[:1, 1:] + covariance[0, 0]
+    free = int(np.linalg.matrix_rank(spread, hermitian=True)) if len(differences) else 0
+    if not free:
+        return math.nan
+    return float(chi2.sf(differences @ np.linalg.pinv(spread, hermitian=True) @ differences, free))
+
+
+def _losses(table: pd.DataFrame) -> str:
+    missing = table.loc[np.isnan(comparable_loss(table)), "candidate"]
+    if len(missing) >= len(table) - 1:  # one loss alone compares with nobody's
+        return "none"
+    return f"{listed(missing)} could not be, without a loss" if len(missing) else ""
+
+
+def _problems(counts: pd.DataFrame | None) -> int | None:
+    return None if counts is None else len(counts[["benchmark", "problem"]].drop_duplicates())
+
+
 def _noise(table: pd.DataFrame, measured: Measurements) -> _Noise | None:
     """Noise from counts, otherwise from the table's standard errors; None where some candidate has neither."""
     names, size = table["candidate"].tolist(), len(table)
@@ -298,6 +339,17 @@ def _nonnegative(covariance: Array) -> Array:
     return (vectors * np.maximum(values, 0.0)) @ vectors.T
 
 
+def _beaten(score: Array, loss: Array) -> NDArray[np.bool_]:
+    """Whether another of the row has a higher score and a lower loss, (draws, C) each; NaN takes part in nothing."""
+    rival = np.where(np.isnan(loss), math.inf, loss)
+    order = np.lexsort((-rival, -score), axis=1)  # of equal scores the higher loss first: it beats none of them
+    rival = np.take_along_axis(rival, order, axis=1)
+    lowest = np.minimum.accumulate(rival, axis=1)  # of those with a score as high or higher, itself included
+    beaten = np.empty(score.shape, dtype=bool)
+    np.put_along_axis(beaten, order, lowest < rival, axis=1)
+    return beaten & ~np.isnan(loss)
+
+
 class _Draws:
     """True values that the estimates are compatible with, and what the rule makes of them; the same random numbers
     for every amount of noise, so that chances change smoothly with it."""
@@ -322,10 +374,7 @@ class _Draws:
         pass1 = self.noise.scores[0] + problems * self.shared[:, 0] + first * self.own[:, 0]
         large = self.noise.scores[1] + problems * self.shared[:, 1] + slope * self.own[:, 0] + rest * self.own[:, 1]
         loss = self.noise.loss + traces * self.traces
-        ruled_out = np.empty(pass1.shape, dtype=bool)
-        for one in range(pass1.shape[1]):
-            better = (pass1 > pass1[:, one, None]) & (loss < loss[:, one, None])
-            ruled_out[:, one] = better.any(axis=1)
+        ruled_out = _beaten(pass1, loss)
         left = np.where(ruled_out, -np.inf, large)
         best = left == left.max(axis=1, keepdims=True)
         return (best / best.sum(axis=1, keepdims=True)).mean(axis=0), ruled_out.mean(axis=0)

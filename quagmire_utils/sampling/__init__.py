@@ -17,9 +17,10 @@ On a Ray cluster, one engine per GPU (or per core), and on several machines with
     sample(engine, problems, 64, params, store, benchmark="math500", shard=(0, 4))    # the first of four machines
 """
 
+from quagmire_utils.replicas import ReplicaLostError
 from quagmire_utils.sampling.drawing import Samples, sample
 from quagmire_utils.sampling.marking import grade_store
-from quagmire_utils.sampling.replicas import EngineSpec, ReplicaLostError
+from quagmire_utils.sampling.replicas import EngineSpec
 from quagmire_utils.sampling.work import problem_seed
 from quagmire_utils.store import GOLDS
 

@@ -15,7 +15,7 @@ import pandas as pd
 from quagmire_utils.config import ParameterError
 from quagmire_utils.engines import Completion, Engine, Request, SamplingParams, engine_digest
 from quagmire_utils.prompts import RenderedPrompt, check_fits, render_problem, resolve_template
-from quagmire_utils.sampling.replicas import EngineFacts, EngineSpec, Replicas
+from quagmire_utils.sampling.replicas import EngineFacts, EngineSpec, draw_on_cluster
 from quagmire_utils.sampling.work import Chunk, Run, Work, block_of, chunks_of
 from quagmire_utils.store import SampleStore
 
@@ -128,7 +128,7 @@ def sample(
             return work
 
         if ray is not None:
-            work = Replicas(spec, params, ray, replicas).draw(open_store)
+            work = draw_on_cluster(spec, params, ray, replicas, open_store)
         else:
             work = open_store(
                 EngineFacts(engine_digest(engine), engine.name, engine.version, engine.dtype, engine.model)

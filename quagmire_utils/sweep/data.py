@@ -142,7 +142,8 @@ def unusable_files(profile: Profile, folder: Path | None = None) -> list[str]:
 
 def _check_rows(source: Source, asked: int) -> None:
     """Raise ParameterError unless the local files of a source can be read and, if small, have as many rows as asked."""
-    from quagmire_utils.curation.sources import Record, read_unit, units
+    from quagmire_utils.curation.files import read_unit, units
+    from quagmire_utils.curation.sources import Record
 
     pieces = units(source)
     records: Iterator[object] = (record for piece in pieces[:1] for _, _, record in read_unit(source, piece))

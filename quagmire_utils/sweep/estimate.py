@@ -111,7 +111,7 @@ def sft_tokens(profile: Profile, family: FamilySettings, candidate: CandidateSet
 def gpu_memory(profile: Profile, family: FamilySettings) -> dict[str, float]:
     """Bytes on a GPU by stage: SFT and RL while they train (vLLM asleep), rollouts beside the states of training.
 
-    A forward pass is counted as long as it can be; TRL computes the loss of RL without logits.
+    A forward pass is counted as long as it can be. Both back-ends compute the loss of RL without logits.
     """
     shape, gpus = model_shape(family.model), max(1, profile.compute.gpus)
     prompt, sft, rl = profile.compute.prompt_tokens, profile.sft, profile.rl
@@ -123,9 +123,7 @@ def gpu_memory(profile: Profile, family: FamilySettings) -> dict[str, float]:
     )
     memory = {
         "SFT": cost.training_bytes(shape, trained, gpus=gpus, recompute=sft.gradient_checkpointing),
-        "RL": cost.training_bytes(
-            shape, updated, gpus=gpus, logits=rl.backend != "trl", recompute=rl.gradient_checkpointing
-        ),
+        "RL": cost.training_bytes(shape, updated, gpus=gpus, logits=False, recompute=rl.gradient_checkpointing),
     }
     if profile.compute.gpus and (share := _rollout_share(rl)) < cost.MEMORY_SHARE:
         asleep = (cost.ADAM_BYTES - 4) * cost.parameters(shape) / gpus if rl.backend == "trl" else 0.0  # no gradients

@@ -46,7 +46,10 @@ def main(job: str, expected: str, data: str) -> None:
 
     first = prompts[0]
     reward = get_custom_reward_fn(config)
-    for answer, wanted in ((f"\\boxed{{{first['reward_model']['ground_truth']}}}", 1.0), ("I do not know.", 0.0)):
+    answers = [("I do not know.", 0.0)]
+    if first["extra_info"]["grader"] in ("math", "choice"):  # the others' golds are no answers
+        answers.append((f"\\boxed{{{first['reward_model']['ground_truth']}}}", 1.0))
+    for answer, wanted in answers:
         result = reward(
             data_source=first["data_source"],
             solution_str=answer,

