@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -18,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quagmire_utils.scale import ComputeSettings, ModelSettings, ParameterError, _positive
+from quagmire_utils.scale import ComputeSettings, ModelSettings, ParameterError, _positive, _within
 from quagmire_utils.scale import ModelShape as ModelShape  # whoever builds profiles finds all settings here
 
 PROFILES = Path(__file__).parent / "profiles"
 SCENARIOS = ("dataset", "instance", "source")  # Tables 1, 2; 3, 4; Fig. 6
+SELECTIONS = ("shortest", "longest", "random")  # how traces are chosen
 SFT_BACKENDS = ("trl", "llamafactory")
 RL_BACKENDS = ("trl", "compact", "verl")
 
@@ -49,7 +51,9 @@ class SFTSettings:
         """Refuse what cannot train."""
         if self.backend not in SFT_BACKENDS:
             raise ParameterError(f"sft.backend must be one of {', '.join(SFT_BACKENDS)}, not {self.backend!r}")
-        _positive(self, "sft", "epochs", "learning_rate", "batch_size", "max_length")
+        _positive(self, "sft", "epochs", "learning_rate", "batch_size", "max_length", "max_grad_norm")
+        _within(self, "sft", 0, 1, "warmup_fraction", "final_lr_fraction", "adam_beta2")
+        _within(self, "sft", 0, math.inf, "weight_decay")
         if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
             raise ParameterError(
                 f"sft.micro_batch_size ({self.micro_batch_size}) must divide sft.batch_size ({self.batch_size})"
@@ -95,6 +99,8 @@ class RLSettings:
         if self.backend == "compact" and (self.kl_coefficient or self.gradient_checkpointing):
             raise ParameterError("rl.kl_coefficient and rl.gradient_checkpointing need rl.backend trl, not compact")
         _positive(self, "rl", "steps", "learning_rate", "prompts_per_step", "temperature", "max_tokens", "runs")
+        _positive(self, "rl", "max_grad_norm")
+        _within(self, "rl", 0, math.inf, "kl_coefficient", "entropy_coefficient", "warmup_steps")
         if self.rollouts < 2:
             raise ParameterError(
                 f"rl.rollouts must be at least 2 for a group to have an advantage, not {self.rollouts}"
@@ -134,6 +140,7 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
         _positive(self, "evaluation", "num_samples", "rl_num_samples", "k", "max_tokens", "grading_timeout")
+        _within(self, "evaluation", 0, math.inf, "temperature")
         if self.k > self.num_samples:
             raise ParameterError(
                 f"evaluation.k ({self.k}) must not exceed evaluation.num_samples ({self.num_samples}): "
@@ -158,6 +165,20 @@ class SourceSettings:
     box_answers: bool = False  # a solution that ends without \boxed{answer} is given that ending
     # expected response tokens by selection (random, shortest, longest): what --dry-run counts with before any was read
     mean_tokens: dict[str, float] = field(default_factory=dict)
+
+    def check(self, where: str) -> None:
+        """Refuse what no traces can be; `where` is the source's dotted name."""
+        if min(self.pool, self.validation) < 2:
+            raise ParameterError(f"{where}: pool and validation need at least 2 traces each")
+        if self.dataset is not None and self.validation >= self.pool:
+            raise ParameterError(f"{where}.validation ({self.validation}) must be below its pool ({self.pool})")
+        if self.max_tokens is not None:
+            _positive(self, where, "max_tokens")
+        for name, value in self.mean_tokens.items():
+            if name not in SELECTIONS:
+                raise ParameterError(f"{where}.mean_tokens.{name} is not one of {', '.join(SELECTIONS)}")
+            if not 0 < value < math.inf:
+                raise ParameterError(f"{where}.mean_tokens.{name} must be positive and finite, not {value}")
 
     @property
     def training(self) -> SourceSettings:
@@ -272,6 +293,7 @@ class FamilySettings:
         if (self.pretraining is None) == (self.model is None):
             raise ParameterError(f"{where} needs either pretraining (a micro model) or model (a pretrained one)")
         for name, source in self.sources.items():
+            source.check(f"{where}.sources.{name}")
             if (source.dataset is None) == (self.model is not None):
                 kind = "a pretrained model needs a" if self.model else "a micro family has no"
                 raise ParameterError(f"{where}.sources.{name}.dataset: {kind} dataset")
@@ -306,6 +328,10 @@ class Profile:
             if not getattr(self, name):
                 raise ParameterError(f"{name} is empty: a profile needs at least one")
         _positive(self, "profile", "workers")
+        kinds = [f"{family.name}.{what}" for family in self.families for what in ("sampling", "rollout", "sft", "rl")]
+        for name in self.compute.probes:
+            if name not in kinds:
+                raise ParameterError(f"compute.probes.{name} is not one of {', '.join(kinds)}")
         bounds = list(self.budgets.values())
         if bounds != sorted(set(bounds)):
             raise ParameterError(f"budgets must rise, and are {bounds}")
@@ -397,7 +423,10 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ParameterError(f"{where} must be a mapping, not {value!r}")
-        return {key: _build(arguments[1], item, _join(where, key)) for key, item in value.items()}
+        return {
+            _build(arguments[0], key, f"the key {key!r} of {where}"): _build(arguments[1], item, _join(where, str(key)))
+            for key, item in value.items()
+        }
     if kind is float and not isinstance(value, bool):
         with contextlib.suppress(TypeError, ValueError):
             return float(value)  # YAML reads 1e-5 as text

@@ -29,6 +29,7 @@ MEMORY_SHARE = 0.9  # of a GPU that vLLM takes by default
 MOST_SEQUENCES = 256  # that vLLM decodes at once by default
 DECODE_MFU = 0.5  # share of the peak that a decoding step's matrix products reach; seldom the limit
 ADAM_BYTES = 16  # a trained parameter: float32 weight, gradient and two moments
+LOGIT_COPIES = 2  # of float32 logits at the peak of a step whose loss reads them all; TRL's SFTTrainer: 1.8
 RESUME_BYTES = 12  # the same in a checkpoint to resume from: no gradient
 
 
@@ -126,6 +127,22 @@ def rl_training_flops(
     length = prompt + answer
     update = training_flops(shape, rollouts * length, length, recompute=recompute)
     return update + (rollouts * sequence_flops(shape, length) if old_pass else 0.0)
+
+
+def training_bytes(
+    shape: ModelShape, tokens: float, *, gpus: int = 1, logits: bool = True, recompute: bool = True
+) -> float:
+    """Bytes on each of `gpus` at the peak of a training step with `tokens` (padding included) in one forward pass.
+
+    Weights, gradients and AdamW's moments in float32, shared by the GPUs; what backward needs of each layer (with
+    `recompute`, only its input, and one layer whole); and, with `logits`, those of all tokens: a fused loss has none.
+    """
+    states = ADAM_BYTES * parameters(shape) / gpus
+    wide = 4 * shape.hidden_size  # the residual stream and what is normalised, in float32
+    products = 2 * shape.hidden_size + 4 * (shape.heads + shape.kv_heads) * shape.head_dim + 4 * shape.intermediate_size
+    layer = 2 * wide + BYTES * products
+    kept = shape.layers * wide + layer if recompute else shape.layers * (wide + layer)
+    return states + tokens * (kept + (LOGIT_COPIES * 4 * shape.vocabulary if logits else 0))
 
 
 def kv_bytes(shape: ModelShape) -> int:

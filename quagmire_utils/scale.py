@@ -21,6 +21,15 @@ def _positive(settings: object, where: str, *names: str) -> None:
             raise ParameterError(f"{where}.{name} must be positive and finite, not {value}")
 
 
+def _within(settings: object, where: str, low: float, high: float, *names: str) -> None:
+    """Refuse values outside low to high (themselves allowed, unless infinite)."""
+    bounds = f"between {low:g} and {high:g}" if high < math.inf else f"finite and not below {low:g}"
+    for name in names:
+        value = getattr(settings, name)
+        if not low <= value <= high or value == math.inf:
+            raise ParameterError(f"{where}.{name} must be {bounds}, not {value}")
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """The sizes of a decoder-only transformer (Llama, Mistral, Qwen3), from which memory and FLOPs follow."""
@@ -38,6 +47,8 @@ class ModelShape:
         """Refuse what no model has."""
         names = ("layers", "hidden_size", "intermediate_size", "heads", "kv_heads", "head_dim", "vocabulary")
         _positive(self, "shape", *names)
+        if self.heads % self.kv_heads:
+            raise ParameterError(f"shape.kv_heads ({self.kv_heads}) must divide shape.heads ({self.heads})")
 
 
 @dataclass(frozen=True)
@@ -92,8 +103,7 @@ class ComputeSettings:
         for name in ("train_mfu", "bandwidth_share", "rollout_efficiency"):
             if getattr(self, name) > 1:
                 raise ParameterError(f"compute.{name} is a share and must not exceed 1, and is {getattr(self, name)}")
-        if self.gpus < 0 or self.dollars_per_gpu_hour < 0 or self.step_seconds < 0:
-            raise ParameterError("compute.gpus, dollars_per_gpu_hour and step_seconds must not be negative")
+        _within(self, "compute", 0, math.inf, "gpus", "dollars_per_gpu_hour", "step_seconds")
         unknown = sorted(set(self.answer_tokens) - {"base", "sft", "rl", "rollout"})
         if unknown:
             raise ParameterError(f"compute.answer_tokens.{unknown[0]} is not one of base, sft, rl, rollout")

@@ -276,6 +276,17 @@ def test_the_curve_counts_a_step_that_was_taken_again_once(plain, tmp_path):
     assert curve.reward_std[2] == 0
 
 
+def test_verl_on_one_node_starts_a_ray_of_its_own(plain, tmp_path):
+    """Inside a cell on a Ray cluster it would join that, and wait for the very GPUs that the cell holds."""
+    (tmp_path / "python").write_text(f'#!/usr/bin/env bash\necho "$RAY_ADDRESS" >"{tmp_path}/address"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = {**os.environ, "QUAGMIRE_VERL_PYTHON": str(tmp_path / "python"), "RAY_ADDRESS": "head:6379"}
+    for nodes, address in ((1, "local"), (2, "head:6379")):
+        folder = verl.write(plain, PROBLEMS, tmp_path / f"run{nodes}", RL, machines=Machines(nodes, 2))
+        subprocess.run(["bash", str(folder / "run.sh")], env=environment, check=True, timeout=60)
+        assert (tmp_path / "address").read_text().strip() == address
+
+
 def test_a_machine_without_gpus_is_told_before_verl_starts(plain, tmp_path, monkeypatch):
     monkeypatch.setenv("QUAGMIRE_VERL_PYTHON", sys.executable)
     monkeypatch.setattr(verl, "count_gpus", lambda: 0)

@@ -32,7 +32,7 @@ PAPER_ORDER = ["math500", "aime", "gsm8k", "aime2025", "amc", "olympiad", "miner
 
 def mirror_file(benchmark) -> Path:
     """The benchmark's file in the mirror; skips the test where there is none."""
-    folder = benchmarks.loading._data_dir(None)
+    folder = benchmarks.mirror_folder(None)
     if folder is None or not (folder / benchmark.file).is_file():
         pytest.skip(f"needs {benchmark.file} in a local mirror (QUAGMIRE_DATA_DIR)")
     return folder / benchmark.file

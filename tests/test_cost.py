@@ -64,6 +64,34 @@ def test_flops_are_those_that_torch_counts():
     assert training.get_total_flops() == 3 * forward.get_total_flops()
 
 
+def test_memory_of_training_is_what_torch_keeps():
+    """The bytes that autograd holds for backward, without their double counting, against the formula's."""
+    shape = dataclasses.replace(MICRO, layers=4, vocabulary=4096)
+    tokens, held = 512, {}
+    model = AutoModelForCausalLM.from_config(config_of("qwen3", shape), attn_implementation="sdpa").float()
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    ids = torch.randint(0, shape.vocabulary, (1, tokens))
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    def kept():
+        held.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(ids).logits.float().logsumexp(-1).sum()  # a loss that keeps the logits once
+        return sum(held.values())
+
+    states = cost.ADAM_BYTES * cost.parameters(shape)
+    formula = cost.training_bytes(shape, tokens, logits=False, recompute=False) - states
+    # here products are float32, where training computes them in bf16: between once and twice the formula
+    assert formula < kept() - 4 * tokens * shape.vocabulary < 2 * formula
+    assert cost.training_bytes(shape, tokens, gpus=8) == pytest.approx(
+        states / 8 + cost.training_bytes(shape, tokens) - states
+    )
+
+
 def test_training_flops_scale_as_they_should():
     once = cost.training_flops(LLAMA, tokens=8e6, length=4000, recompute=False)
     assert once == pytest.approx(3 * 2000 * cost.sequence_flops(LLAMA, 4000))

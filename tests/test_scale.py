@@ -1,10 +1,14 @@
 """Pretrained models through the sweep: profiles, what they cost, job scripts, and a stand-in that really runs."""
 
+import inspect
+import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -12,12 +16,14 @@ import pytest
 import yaml
 from test_sweep import TINY
 
-from quagmire_utils import store, sweep
+from quagmire_utils import cost, store, sweep
+from quagmire_utils.backends import verl
 from quagmire_utils.benchmarks import Trace
 from quagmire_utils.config import ParameterError, explicit, load_profile
+from quagmire_utils.sweep import data
 from quagmire_utils.sweep.__main__ import main
 from quagmire_utils.sweep.data import boxed, without_problems
-from quagmire_utils.sweep.estimate import estimate, sft_tokens
+from quagmire_utils.sweep.estimate import VERL_MEMORY, estimate, gpu_memory, sft_tokens
 from quagmire_utils.sweep.grid import resolved_rl
 from quagmire_utils.sweep.submit import ray_command, slurm_scripts
 
@@ -124,7 +130,7 @@ def test_rl_epochs_become_steps():
     llama, mistral, _ = profile.families
     assert resolved_rl(profile, llama).steps == 3 * (llama.rl_problems // 128)
     assert resolved_rl(profile, mistral).steps == 3 * (mistral.rl_problems // 128)
-    assert resolved_rl(load_profile("single_gpu"), load_profile("single_gpu").families[0]).steps == 50
+    assert resolved_rl(load_profile("single_gpu"), load_profile("single_gpu").families[0]).steps == 40
 
 
 def test_what_is_expected_of_data_changes_no_digest(tmp_path):
@@ -176,6 +182,26 @@ def change(*keys_and_value):
         (change("compute", "answer_tokens", {"dpo": 3}), "answer_tokens"),
         (change("evaluation", "max_model_len", 1024), "must leave room"),
         (change("datasets", "math_solutions", "answr", ["x"]), "answr"),
+        (change("datasets", "math_solutions", "where", "x"), "math_solutions: where"),
+        (change("datasets", "math_solutions", "question", 5), "question must be text"),
+        (change("benchmarks", {5: 3}), "benchmarks must be str"),
+        (change("sft", "warmup_fraction", 5), r"sft\.warmup_fraction must be between 0 and 1"),
+        (change("sft", "adam_beta2", 2), r"sft\.adam_beta2"),
+        (change("sft", "max_grad_norm", -1), r"sft\.max_grad_norm"),
+        (change("rl", "entropy_coefficient", float("nan")), r"rl\.entropy_coefficient must be finite"),
+        (change("rl", "warmup_steps", -1), r"rl\.warmup_steps"),
+        (change("evaluation", "temperature", float("nan")), r"evaluation\.temperature"),
+        (change("evaluation", "engine", "server"), "no server has the checkpoints"),
+        (change("compute", "dollars_per_gpu_hour", float("inf")), "dollars_per_gpu_hour must be finite"),
+        (change("compute", "probes", {"qwen3-0.6b.smpling": 9}), r"probes\.qwen3-0\.6b\.smpling is not one of"),
+        (change("compute", "gpus", 0), "gpus must not be 0 with rl.rollout_engine vllm"),
+        (change("families", 0, "candidates", []), "candidates is empty"),
+        (change("families", 0, "model", "shape", "kv_heads", 5), r"shape\.kv_heads \(5\) must divide"),
+        (change("families", 0, "model", {"hub_id": "./nowhere"}), "there is no folder ./nowhere"),
+        (change("families", 0, "sources", "main", "validation", 8000), r"main\.validation \(8000\) must be below"),
+        (change("families", 0, "sources", "main", "pool", 500), "exceeds the source's pool"),
+        (change("families", 0, "sources", "main", "max_tokens", 4096), r"main\.max_tokens \(4096\) must leave room"),
+        (change("families", 0, "sources", "main", "mean_tokens", {"randm": 9}), r"mean_tokens\.randm is not one of"),
     ],
 )
 def test_impossible_profiles_are_refused(tmp_path, apply, named):
@@ -185,41 +211,136 @@ def test_impossible_profiles_are_refused(tmp_path, apply, named):
         sweep.dry_run(load_profile(written(tmp_path, values)), tmp_path / "results")
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"compute": {"gpus": 0}}, "must not be 0 with rl.backend verl"),
+        ({"compute": {"gpus": 3}}, r"sft\.batch_size \(128\) must be a multiple of .* \(3\)"),
+        ({"rl": {"micro_batch_size": 512}}, r"\(2048\) must be a multiple of .* \(4096\)"),
+    ],
+)
+def test_batches_that_do_not_divide_among_the_gpus_are_refused_before_anything_trains(tmp_path, settings, named):
+    values = values_of("paper")
+    for section, changed in settings.items():
+        values[section] |= changed
+    with pytest.raises(ParameterError, match=named):
+        sweep.check(load_profile(written(tmp_path, values)), here=False)
+
+
+LINE = '{"prompt": "1+1?", "completion": "It is 2."}\n'
+
+
+@pytest.mark.parametrize(
+    ("entry", "content", "said"),
+    [
+        ({"question": "prompt", "response": "completion"}, None, "there is nothing at"),
+        ({"question": "promt", "response": "completion"}, LINE, "no column 'promt'; it has completion, prompt"),
+        ({"question": "prompt", "response": "completion"}, "not json\n", "is no JSON"),
+        ({"question": "prompt", "response": "completion"}, "", "0 rows of .* can be used"),
+        ({"question": "prompt", "response": "completion"}, 3 * LINE, r"3 rows of .* can be used, and 6,300 are asked"),
+    ],
+)
+def test_files_that_a_later_cell_could_not_read_are_told_at_once(tmp_path, offline, entry, content, said):
+    """Also by the sweep itself, before the cells that do not need them."""
+    file = tmp_path / "traces.jsonl"
+    if content is not None:
+        file.write_text(content)
+    values = values_of("single_gpu")
+    values["datasets"]["mine"] = {**entry, "files": [str(tmp_path / "traces*.jsonl")]}
+    values["families"][0]["sources"]["main"]["dataset"] = "mine"
+    values["compute"]["gpus"], values["rl"]["rollout_engine"] = 0, "transformers"
+    values["evaluation"]["engine"] = "transformers"
+    profile = load_profile(written(tmp_path, values))
+    missing = " ".join(sweep.dry_run(profile, tmp_path / "results").split("Missing")[1].split())
+    assert re.search(f"dataset mine: .*{said}", missing)
+    with pytest.raises(ParameterError, match=f"dataset mine: .*{said}"):
+        sweep.run_sweep(profile, tmp_path / "results", progress=False)
+    assert not (tmp_path / "results" / "scratch").exists()
+
+
+@needs_data
+def test_local_mirrors_of_training_sets_are_found_where_benchmarks_are(tmp_path, monkeypatch, offline):
+    """Also beside the repository, with no variable set."""
+    beside = tmp_path / "shared" / "data"
+    beside.parent.mkdir()
+    beside.symlink_to(MIRROR)
+    (tmp_path / "repository").mkdir()
+    monkeypatch.delenv("QUAGMIRE_DATA_DIR", raising=False)
+    monkeypatch.setattr("quagmire_utils.benchmarks.loading._REPO", tmp_path / "repository")
+    text = sweep.dry_run(load_profile("single_gpu"), tmp_path / "results")
+    assert "dataset math_solutions" in text  # the mirror has MATH's problems, not their solutions
+    for name in ("dataset gsm8k_train", "dataset math_train", "benchmark"):
+        assert name not in text.split("Missing")[1]
+
+
 # --- the documentation's examples -------------------------------------------------------------------------------------
 
 
 def example(name):
-    text = (ROOT / "docs" / "scale.md").read_text()
-    section = text.split(f"<!-- example: {name} -->")[1]
+    """The YAML of one of the four examples of docs/scale.md, or of the one of the README that has them all."""
+    file = "README.md" if name == "readme" else "docs/scale.md"
+    section = (ROOT / file).read_text().split(f"<!-- example: {name} -->")[1]
     return yaml.safe_load(re.search(r"```yaml\n(.*?)```", section, re.S)[1])
 
 
+def with_example(values, added):
+    """The profile with the example's lines in the place of its own."""
+    family, other = values["families"][0], added.pop("families", [{}])[0]
+    for section, lines in added.items():
+        values[section] = {**values[section], **lines} if section == "datasets" else lines
+    if "model" in other:  # its sizes, as no hub tells them here
+        other["model"]["shape"] = family["model"]["shape"]
+    family["sources"] |= other.pop("sources", {})
+    values["families"][0] = family | other
+    return values
+
+
+def write_files_of_the_examples(folder):
+    folder.mkdir()
+    rows = [
+        {
+            "prompt": f"Ann has {i} pears and Bob {i % 97}. How many have they?",
+            "completion": f"They have \\boxed{{{i + i % 97}}}.",
+            "problem": f"Add {i} to {i % 89}.",
+            "solution": f"It is \\boxed{{{i + i % 89}}}.",
+        }
+        for i in range(6600)
+    ]
+    for file in ("my_traces", "my_problems"):
+        (folder / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "my_benchmark.jsonl").write_text('{"id": "a", "question": "What is 1+1?", "answer": "2"}\n')
+
+
 @needs_data
-@pytest.mark.parametrize("name", ["model", "sft", "rl", "benchmark"])
+@pytest.mark.parametrize("name", ["model", "sft", "rl", "benchmark", "readme"])
 def test_examples_of_the_documentation_work(tmp_path, monkeypatch, offline, name):
-    """Each, put into single_gpu, passes preflight; only what is not on this machine is missing."""
+    """Each, put into single_gpu, passes preflight, and what it names is read, selected from and held out."""
     monkeypatch.setenv("QUAGMIRE_DATA_DIR", str(MIRROR))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    trace = {"prompt": "1+1?", "completion": "It is \\boxed{2}.", "problem": "1+1?", "solution": "\\boxed{2}"}
-    for file in ("my_traces", "my_problems"):
-        (tmp_path / "data" / f"{file}.jsonl").write_text(yaml.dump(trace, default_flow_style=True, width=9999))
-    (tmp_path / "data" / "my_benchmark.jsonl").write_text('{"id": "a", "question": "1+1?", "answer": "2"}\n')
-    added, values = example(name), values_of("single_gpu")
-    family = values["families"][0]
-    if name == "model":
-        family["model"] = added["model"] | {"shape": family["model"]["shape"]}
-    elif name == "benchmark":
-        values["benchmarks"] = added["benchmarks"]
-    else:
-        values["datasets"] |= added["datasets"]
-        family["sources"] |= added["families"].get("sources", {})
-        family |= {key: value for key, value in added["families"].items() if key != "sources"}
-    text = sweep.dry_run(load_profile(written(tmp_path, values)), tmp_path / "results")
+    write_files_of_the_examples(tmp_path / "data")
+    profile = load_profile(written(tmp_path, with_example(values_of("single_gpu"), example(name))))
+    results = tmp_path / "results"
+    text = sweep.dry_run(profile, results)
     assert "pass preflight" in text
-    if name == "model":
-        assert "model Qwen/Qwen3-1.7B-Base" in text
     assert "my_" not in text.split("Missing")[1]  # the example's own files are there
+    family = profile.families[0]
+    if name in ("model", "readme"):
+        assert "model Qwen/Qwen3-1.7B-Base" in text
+    if name in ("benchmark", "readme"):
+        problems = sweep.benchmark_problems(profile)
+        assert [problem.answer for problem in problems["data/my_benchmark.jsonl"]] == ["2"]
+        assert len(problems["math500"]) == 500
+    if name in ("sft", "readme"):
+        candidate = next(c for c in family.candidates if c.name == "random-1000x2")
+        chosen = data.candidate_traces(profile, results, family, candidate, MICRO, 4)
+        assert {trace.source for trace in chosen.traces} == {"my_traces"}
+        assert (len(chosen.traces), len(chosen.held_out)) == (1000, 300)
+        assert not {t.problem_id for t in chosen.traces} & {t.problem_id for t in chosen.held_out}
+    if name in ("rl", "readme"):
+        problems = data.rl_problems_of(profile, results, family)
+        assert len({problem.id for problem in problems}) == 5000
+        add = [list(map(int, re.findall(r"\d+", problem.question))) for problem in problems]
+        assert [problem.answer for problem in problems] == [str(sum(numbers)) for numbers in add]
 
 
 # --- the dry run ------------------------------------------------------------------------------------------------------
@@ -233,7 +354,8 @@ def test_dry_run_of_the_paper_passes_and_says_what_is_missing(tmp_path, monkeypa
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert main(["--profile", "paper", "--dry-run", "--cells", "--results", str(tmp_path / "results")]) == 0
     text = capsys.readouterr().out
-    assert "335 cells (0 done): 3 base models, 67 candidates, 268 RL runs, 3,812 problems" in text
+    assert "335 cells (0 done): 3 base models, 67 candidates, 268 RL runs\n3,812 problems of 7 benchmarks" in text
+    assert max(map(len, text.splitlines())) <= 100
     for cell in sweep.plan(load_profile("paper")):
         assert cell.id in text
         assert cell.digest in text
@@ -262,7 +384,7 @@ def test_the_papers_million_hours_lie_between_the_readings_of_what_it_leaves_ope
 
 
 def test_single_gpu_takes_a_day():
-    assert 10 < sum(item.hours for item in estimate(load_profile("single_gpu"))) < 24
+    assert 10 < sum(item.hours for item in estimate(load_profile("single_gpu"))) < 25
 
 
 def test_hours_add_up_and_follow_their_parameters():
@@ -278,6 +400,40 @@ def test_hours_add_up_and_follow_their_parameters():
     one = base["qwen3-0.6b/random-1000x2"]
     assert one.trained_tokens == 1000 * 2 * (130 + 150)
     assert one.sampled_tokens == 693 * 64 * 300
+
+
+def test_rollouts_have_the_memory_that_the_profile_leaves_them():
+    """Half the cache, half the sequences, about half the speed; and TRL's updates compute on padding."""
+    key = "qwen3-0.6b/base/rl0"
+    train = {
+        share: next(
+            item.train
+            for item in estimate(load_profile("single_gpu", {"rl.vllm_memory": share}))
+            if item.cell.id == key
+        )
+        for share in (0.1, 0.2, 0.4)
+    }
+    assert train[0.1] > 1.5 * train[0.2] > 1.5 * train[0.4]
+    flops = {
+        most: next(i.flops for i in estimate(load_profile("single_gpu", {"rl.max_tokens": most})) if i.cell.id == key)
+        for most in (512, 1024)
+    }
+    assert flops[1024] / flops[512] == pytest.approx((150 + 1024) / (150 + 512), rel=0.05)
+    assert inspect.signature(verl.write).parameters["gpu_memory"].default == VERL_MEMORY
+
+
+def test_what_does_not_fit_its_gpu_is_told(tmp_path, offline):
+    """Also on a machine without one. The shipped profiles fit theirs."""
+    for name in ("single_gpu", "paper"):
+        profile = load_profile(name)
+        memory = cost.gpu(profile.compute.gpu).memory
+        assert all(need < 0.8 * memory for family in profile.families for need in gpu_memory(profile, family).values())
+        assert "GPU memory" not in sweep.dry_run(profile, tmp_path)
+    # 16 bytes a parameter, and the float32 logits of 16 traces of 1,174 tokens, twice
+    large = load_profile("single_gpu", {"sft.micro_batch_size": 16})
+    assert gpu_memory(large, large.families[0])["SFT"] == pytest.approx(9.6e9 + 16 * 1174 * 151936 * 8, rel=0.15)
+    text = " ".join(sweep.dry_run(large, tmp_path).split())
+    assert re.search(r"GPU memory: SFT of qwen3-0\.6b needs about 3\d\.\d GB .* lower sft\.micro_batch_size", text)
 
 
 def test_probes_replace_what_is_computed():
@@ -316,7 +472,11 @@ def test_slurm_scripts_cover_every_cell_once(tmp_path):
         checked = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
         assert checked.returncode == 0, (name, checked.stderr)
     assert "#SBATCH --gpus-per-node=8" in scripts["sft.sbatch"]
-    assert re.search(r"rl0=\$\(sbatch --parsable --array=[\d,]+ --dependency=\"aftercorr:\$sft\"", scripts["submit.sh"])
+    after = r"rl0=\$\(sbatch --parsable --array=[\d,]+ --dependency=\"aftercorr:\$sft\" --kill-on-invalid-dep=yes"
+    assert re.search(after, scripts["submit.sh"])
+    assert f"#SBATCH --chdir={Path.cwd()}" in scripts["sft.sbatch"]
+    spaced = slurm_scripts(profile, "paper", tmp_path / "my results", set())["sft.sbatch"]
+    assert f'#SBATCH --output="{tmp_path}/my results/scratch/slurm/sft-%a.log"' in spaced
     assert "--nice=100" in next(line for line in scripts["submit.sh"].splitlines() if line.startswith("rl2="))
     done = {cell.id for cell in sweep.plan(profile) if cell.kind != "rl"}
     assert set(slurm_scripts(profile, "paper", tmp_path, done)) == {f"rl{i}.sbatch" for i in range(4)} | {"submit.sh"}
@@ -338,6 +498,8 @@ for argument in "$@"; do
     esac
 done
 [ -n "$array" ] || array=$(sed -n 's/^#SBATCH --array=//p' "$script")
+script=$(realpath "$script")
+cd "$(sed -n 's/^#SBATCH --chdir="\?\([^"]*\)"\?$/\1/p' "$script")"
 for index in ${array//,/ }; do SLURM_ARRAY_TASK_ID=$index bash "$script" >&2; done
 wc -l <"$SBATCH_LOG"
 """
@@ -346,19 +508,19 @@ wc -l <"$SBATCH_LOG"
 @pytest.mark.slow
 def test_slurm_scripts_compute_the_sweep(tmp_path):
     """Executed in the order in which Slurm may start them, they leave the records of a sweep on one machine."""
-    path = tmp_path / "tiny.yaml"
+    path = tmp_path / "my tiny.yaml"
     path.write_text(TINY)
-    folder, jobs, bin_folder = tmp_path / "results", tmp_path / "jobs", tmp_path / "bin"
+    folder, jobs, bin_folder = tmp_path / "my results", tmp_path / "my jobs", tmp_path / "bin"
     assert main([str(path), "--submit", "slurm", "--results", str(folder), "--output", str(jobs)]) == 0
     bin_folder.mkdir()
     (bin_folder / "sbatch").write_text(SBATCH)
     (bin_folder / "sbatch").chmod(0o755)
     environment = {
         **os.environ,
-        "PATH": f"{bin_folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{bin_folder}:{os.environ['PATH']}",
         "SBATCH_LOG": str(tmp_path / "log"),
     }
-    subprocess.run(["bash", str(jobs / "submit.sh")], env=environment, check=True)
+    subprocess.run(["bash", str(jobs / "submit.sh")], env=environment, cwd="/", check=True)
     sweep.run_sweep(load_profile(path), tmp_path / "own", progress=False)
     for table in sweep.TABLES:
         ours, theirs = (store.read_parquet(place / f"{table}.parquet") for place in (tmp_path / "own", folder))
@@ -370,6 +532,29 @@ def test_slurm_scripts_compute_the_sweep(tmp_path):
     sweep.run_one(load_profile(path), folder, cell.id, cell.digest)
     with pytest.raises(ParameterError, match="have changed since"):
         sweep.run_one(load_profile(path), folder, cell.id, "0" * 16)
+
+
+@pytest.mark.parametrize("ending", [0, 3])
+def test_a_job_at_its_time_limit_queues_again_and_ends_as_its_cell_does(tmp_path, ending):
+    script = slurm_scripts(load_profile("paper"), "paper", tmp_path, set())["base.sbatch"]
+    (tmp_path / "python").write_text(
+        f"#!/usr/bin/env bash\necho $* >started\nuntil [ -e go ]; do sleep 0.1; done\nexit {ending}\n"
+    )
+    (tmp_path / "scontrol").write_text("#!/usr/bin/env bash\necho $* >asked\n")
+    for name in ("python", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "job").write_text(script.replace(sys.executable, str(tmp_path / "python")))
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
+    job = subprocess.Popen(["bash", "job"], cwd=tmp_path, env=environment)
+    for file, then in (("started", lambda: job.send_signal(signal.SIGUSR1)), ("asked", (tmp_path / "go").touch)):
+        deadline = time.monotonic() + 60
+        while not (tmp_path / file).is_file():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        then()
+    assert job.wait(timeout=60) == ending
+    assert "--cell llama3-8b/base --digest" in (tmp_path / "started").read_text()
+    assert (tmp_path / "asked").read_text() == "requeue 7_0\n"
 
 
 def test_a_sweep_does_not_begin_without_its_gpus(tmp_path):
@@ -396,10 +581,35 @@ def test_a_cell_needs_its_starting_point(tmp_path):
 def test_ray_jobs_run_the_sweep(tmp_path):
     command = ray_command("paper", tmp_path, "http://head:8265")
     job = command[command.index("--") + 1 :]
-    assert shlex.join(job) == f"python -m quagmire_utils.sweep paper --results {tmp_path} --ray auto"
-    assert command[:5] == ["ray", "job", "submit", "--address", "http://head:8265"]
+    assert job[:2] == ["env", f"--chdir={Path.cwd()}"]
+    assert job[2:] == shlex.split(f"{sys.executable} -m quagmire_utils.sweep paper --results {tmp_path} --ray auto")
+    assert shlex.join(command[1:7]) == "-m ray.scripts.scripts job submit --address http://head:8265"
     with pytest.raises(ParameterError, match="dashboard"):
         ray_command("paper", tmp_path, "auto")
+
+
+def test_a_dashboard_that_is_not_there_is_one_sentence(tmp_path, capsys):
+    pytest.importorskip("ray")
+    assert main(["paper", "--submit", "ray", "--ray", "http://127.0.0.1:9", "--results", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert re.match(r"error: ray: (no dashboard answers at http://127|it cannot submit jobs; `pip install)", said)
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--plan", "--collect"], "--plan and --collect do not go together"),
+        (["--submit", "slurm", "--cell", "x"], "--submit and --cell do not go together"),
+        (["--cells"], "--cells goes with --dry-run"),
+        (["--digest", "x"], "--digest goes with --cell"),
+        (["--output", "x"], "--output goes with --submit"),
+    ],
+)
+def test_no_option_is_left_out_in_silence(capsys, options, said):
+    with pytest.raises(SystemExit, match="2"):
+        main(["paper", *options])
+    assert said in capsys.readouterr().err
 
 
 # --- a stand-in of single_gpu, really run -----------------------------------------------------------------------------

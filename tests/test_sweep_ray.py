@@ -5,15 +5,18 @@ import re
 import subprocess
 import sys
 import time
+from ast import literal_eval
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
-from ray_nodes import start_cluster
+from ray_nodes import add_node, start_cluster
+from test_scale import MIRROR, ROOT, needs_data
 from test_sweep import TINY, records
 
-from quagmire_utils import store, sweep
+from quagmire_utils import microlab, store, sweep
+from quagmire_utils.benchmarks import save_traces
 from quagmire_utils.config import ParameterError, load_profile
 from quagmire_utils.sweep import ray_pool
 from quagmire_utils.sweep.grid import cell_folder, digest_path, log_path, model_folder
@@ -137,6 +140,138 @@ def test_a_failing_cell_brings_its_log_and_leaves_the_cluster_free(tiny, cluster
     assert "Traceback" in log_path(tmp_path, candidate).read_text()
     assert not cell_folder(tmp_path, candidate).exists()
     assert ray.is_initialized()  # a connection that was there before stays
+
+
+# --- pretrained models: a folder that all nodes share, GPUs of one node each -----------------------------------------
+
+
+SHARED = """
+name: shared
+description: a pretrained model in a folder, on two nodes
+seed: 0
+workers: 1
+benchmarks: {benchmark.jsonl: 3}
+datasets:
+  mine: {files: [traces.jsonl], question: question, response: response, answer: [answer]}
+families:
+  - name: a
+    stands_for: x
+    model: {hub_id: MODEL}
+    sources: {main: {dataset: mine, pool: 40, validation: 4, max_tokens: 100}}
+    rl_set: mine
+    rl_problems: 8
+    candidates:
+      - {selection: none}
+      - {selection: random, n_examples: 16, epochs: 2}
+sft: {batch_size: 8, micro_batch_size: 8, learning_rate: 1.0e-3, max_length: 160}
+rl: {steps: 2, prompts_per_step: 2, rollouts: 4, learning_rate: 1.0e-4, max_tokens: 12, runs: 1, checkpoints: 1}
+evaluation: {engine: transformers, num_samples: 4, rl_num_samples: 2, k: 4, max_tokens: 16}
+"""
+
+
+@pytest.fixture
+def shared_profile(tmp_path):
+    """A profile whose dataset and benchmark are named by paths that hold in `tmp_path` alone."""
+    path = tmp_path / "shared.yaml"
+    path.write_text(SHARED.replace("MODEL", str(ROOT / "results" / "mini" / "bases" / "micro-llama")))
+    traces = microlab.make_traces((2, 3), 60, styles=("stepwise",), source="mine", seed=0)
+    save_traces(tmp_path / "traces.jsonl", traces)
+    problems = microlab.make_problems("sums2", microlab.MICRO_BENCHMARKS["sums2"], 3, 1)
+    microlab.write_problems(problems, tmp_path / "benchmark.jsonl")
+    return path
+
+
+@needs_data
+@pytest.mark.slow
+def test_cells_in_a_shared_folder_survive_a_node_and_leave_the_records_of_one_machine(
+    shared_profile, cluster, tmp_path
+):
+    """Nodes begin elsewhere and without the variables of the sweep's process; both go with the cells."""
+    command = [sys.executable, "-m", "quagmire_utils.sweep", str(shared_profile), "--results"]
+    surroundings = {"cwd": tmp_path, "env": {**os.environ, "QUAGMIRE_DATA_DIR": str(MIRROR)}}
+    subprocess.run([*command, "local"], check=True, capture_output=True, **surroundings)
+    remote = tmp_path / "remote"
+    for _ in range(2 - len(cluster.list_all_nodes())):
+        add_node(cluster, {"num_cpus": 1, "object_store_memory": MEMORY})
+    with (tmp_path / "output").open("w") as output:
+        driver = subprocess.Popen(
+            [*command, "remote", "--ray", cluster.address], stdout=output, stderr=output, **surroundings
+        )
+        doomed = next(iter(cluster.worker_nodes))
+        deadline = time.monotonic() + 1200
+        while not (lost := cell_process(doomed)):
+            assert driver.poll() is None, (tmp_path / "output").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        cluster.remove_node(doomed, allow_graceful=False)
+        assert driver.wait(timeout=1200) == 0, (tmp_path / "output").read_text()
+    assert not lost.is_running() or lost.status() == psutil.STATUS_ZOMBIE
+    logs = [path.read_text() for path in (remote / "scratch/logs").iterdir()]
+    assert sum("lost, and started again" in log for log in logs) == 1
+    for name, frame in records(tmp_path / "local").items():
+        pd.testing.assert_frame_equal(records(remote)[name], frame, obj=name)
+    assert store.read_json(remote / "manifest.json")["complete"]
+    assert not (remote / "scratch" / "arrived").exists()  # nothing travelled
+
+
+@pytest.fixture(scope="module")
+def gpu_cluster():
+    """Two nodes that say they have two GPUs each."""
+    node = {"num_cpus": 4, "num_gpus": 2, "object_store_memory": MEMORY}
+    cluster = start_cluster([{**node, "include_dashboard": False}, node])
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_each_cell_has_gpus_of_one_node_that_no_other_has(shared_profile, gpu_cluster, tmp_path, monkeypatch):
+    """What Ray grants to the cells, in place of what they compute, which would need the GPUs."""
+    import ray
+
+    notes = str(tmp_path)
+
+    def note(work, start, versions, fractions, shared):
+        import pickle
+        import time
+        from pathlib import Path
+
+        cell, began = pickle.loads(work)[1], time.time()
+        time.sleep(1.5)
+        context = ray.get_runtime_context()
+        line = [context.get_node_id(), sorted(context.get_accelerator_ids()["GPU"]), began, time.time()]
+        Path(notes, cell.id.replace("/", "__") + ".note").write_text(repr(line))
+        return {}, None
+
+    monkeypatch.setattr(ray_pool, "_remote_cell", note)
+    profile = load_profile(shared_profile, {"compute.gpus": 1, "rl.runs": 3})
+    cells = sweep.plan(profile)
+    with ray_pool.RayPool(profile, tmp_path, gpu_cluster.address) as pool:
+        waiting, ended = list(cells), []
+        while len(ended) < len(cells):
+            while waiting and pool.has_room(waiting[0]):
+                pool.submit(waiting.pop(0))
+            assert len(pool.running) <= 4  # places for one GPU: two on each of two nodes
+            ended += pool.wait(1)
+    assert {error for _, error in ended} == {None}
+    granted = [literal_eval(path.read_text()) for path in tmp_path.glob("*.note")]
+    assert len(granted) == len(cells) == 8
+    assert len({node for node, *_ in granted}) == 2
+    for i, (node, ids, began, over) in enumerate(granted):
+        assert len(ids) == 1
+        for other, its, start, stop in granted[:i]:
+            assert node != other or not set(ids) & set(its) or over <= start or stop <= began
+
+
+@pytest.mark.slow
+def test_a_cluster_without_so_many_gpus_in_a_node_is_told(shared_profile, gpu_cluster, tmp_path, monkeypatch):
+    """Four GPUs in all are not three in one node: the sweep says so, and does not wait for ever."""
+    monkeypatch.setattr(ray_pool, "NO_NODE_TIMEOUT", 1.0)
+    profile = load_profile(shared_profile, {"compute.gpus": 3})
+    with ray_pool.RayPool(profile, tmp_path, gpu_cluster.address) as pool:
+        assert not pool.has_room(sweep.plan(profile)[0])
+        time.sleep(1.5)
+        with pytest.raises(CellLostError, match=r"no node with 3 GPUs \(compute\.gpus\)"):
+            pool.has_room(sweep.plan(profile)[0])
 
 
 # --- without a cluster ------------------------------------------------------------------------------------------------

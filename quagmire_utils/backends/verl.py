@@ -316,7 +316,10 @@ def _script(facts: dict[str, Any], settings: RLSettings, machines: Machines, pro
         "overrides=(",
         *(f"    {line}" for line in _overrides(facts, settings, machines, prompt_tokens)),
         ")",
-        *([f': "${{RAY_ADDRESS:?is the address of the Ray cluster of {machines.nodes} nodes}}"'] if several else []),
+        f': "${{RAY_ADDRESS:?is the address of the Ray cluster of {machines.nodes} nodes}}"'
+        if several
+        # inside a cell on a Ray cluster verl would join that, and wait for the GPUs that the cell holds
+        else "export RAY_ADDRESS=local # a Ray of its own",
         "mkdir -p metrics",
         'exec "$python" -m verl.trainer.main_ppo "${overrides[@]}" "$@"',
     ]
@@ -364,7 +367,7 @@ def train(
     started = time.perf_counter()
     steps, devices = run["settings"]["steps"], run["machines"]["devices"]
     if latest_step(folder) < steps:
-        if "RAY_ADDRESS" not in os.environ and count_gpus() < devices:
+        if (run["machines"]["nodes"] == 1 or "RAY_ADDRESS" not in os.environ) and count_gpus() < devices:
             raise ParameterError(
                 f"machines.devices is {devices}, and this machine has {count_gpus()} GPUs (verl trains on GPUs only)"
             )

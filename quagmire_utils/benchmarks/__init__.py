@@ -24,6 +24,7 @@ from quagmire_utils.benchmarks.loading import (
     load_benchmark,
     load_traces,
     load_training_problems,
+    mirror_folder,
     save_traces,
 )
 from quagmire_utils.benchmarks.problems import Benchmark, Gold, Problem, Row, Trace
@@ -45,6 +46,7 @@ __all__ = [
     "load_benchmark",
     "load_traces",
     "load_training_problems",
+    "mirror_folder",
     "read_recipe",
     "save_traces",
 ]

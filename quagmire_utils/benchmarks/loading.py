@@ -111,7 +111,7 @@ def save_traces(path: str | Path, traces: Iterable[Trace]) -> None:
 
 
 def _load(benchmark: Benchmark, data_dir: str | Path | None) -> list[Problem]:
-    folder = _data_dir(data_dir)
+    folder = mirror_folder(data_dir)
     path = folder / benchmark.file if folder else None
     if path is None or not path.is_file():
         if not benchmark.hub_id:
@@ -200,7 +200,7 @@ def _load_problem_file(path: Path) -> list[Problem]:
 
 
 def _load_recipe(recipe: Recipe, data_dir: str | Path | None) -> list[Problem]:
-    folder = _data_dir(data_dir)
+    folder = mirror_folder(data_dir)
     beside = recipe.path.parent / recipe.file if recipe.file else None
     path = beside if beside and beside.is_file() else folder / recipe.file if folder and recipe.file else beside
     if path is not None and path.is_file():
@@ -232,7 +232,7 @@ def _said(error: Exception) -> str:
     return str(error) if type(error) is ValueError else repr(error)  # ours are sentences
 
 
-def _data_dir(data_dir: str | Path | None) -> Path | None:
+def mirror_folder(data_dir: str | Path | None) -> Path | None:
     """The mirror's folder, or None where there is none; a folder that was asked for must exist."""
     for name, value in (("data_dir", data_dir), ("QUAGMIRE_DATA_DIR", os.environ.get("QUAGMIRE_DATA_DIR"))):
         if value:

@@ -17,12 +17,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from quagmire_utils.benchmarks import Trace
-from quagmire_utils.config import ParameterError
+from quagmire_utils.config import SELECTIONS, ParameterError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-SELECTIONS = ("shortest", "longest", "random")
 
 
 def select(

@@ -11,7 +11,6 @@ kind. Its files are read by `files`.
 from __future__ import annotations
 
 import glob
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from quagmire_utils.benchmarks import last_boxed
+from quagmire_utils.benchmarks import last_boxed, mirror_folder
 from quagmire_utils.config import ParameterError
 
 REGISTRY = Path(__file__).with_name("sources.yaml")
@@ -93,7 +92,7 @@ def load_source(
     """A source by its name; with `files` (paths or globs), read from these rather than the hub.
 
     Without `files`, a local mirror is used where there is one: the source's `mirror` under `data_dir`, else under
-    `$QUAGMIRE_DATA_DIR`. Raises ParameterError for an unknown name and for files that are not there.
+    `$QUAGMIRE_DATA_DIR` or `../shared/data`. ParameterError for an unknown name and for files that are not there.
     """
     sources = load_sources(registry)
     if name not in sources:
@@ -105,9 +104,8 @@ def load_source(
         return replace(source, files=tuple(expand(files)))
     if source.files:
         return replace(source, files=tuple(expand(source.files)))
-    folder = data_dir or os.environ.get("QUAGMIRE_DATA_DIR")
-    if folder and source.mirror:
-        matches = glob.glob(str(Path(folder).expanduser() / source.mirror), recursive=True)
+    if source.mirror and (folder := mirror_folder(data_dir)):
+        matches = glob.glob(str(folder / source.mirror), recursive=True)
         found = sorted(path for path in matches if is_data(path) and Path(path).is_file())
         if found:
             return replace(source, files=tuple(found))

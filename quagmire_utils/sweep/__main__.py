@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from quagmire_utils.notebook import results_folder
 from quagmire_utils.store import write_text
 from quagmire_utils.sweep import SweepError, check, collect, dry_run, finished_cells, plan, run_one, run_sweep
 from quagmire_utils.sweep.spot_check import spot_check
-from quagmire_utils.sweep.submit import ray_command, slurm_scripts
+from quagmire_utils.sweep.submit import check_dashboard, ray_command, slurm_scripts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (options.profile is None) == (options.named is None):
         parser.error("name one profile")
     options.profile = options.profile or options.named
+    _check_together(parser, options)
     spot = options.spot_check is not None
     try:
         profile = load_profile(options.profile, _overrides(options))
@@ -103,6 +103,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _check_together(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse options of which one would silently be left out: it might have been the one that was meant."""
+    asked = {
+        "--plan": options.plan,
+        "--dry-run": options.dry_run,
+        "--submit": options.submit is not None,
+        "--cell": options.cell is not None,
+        "--collect": options.collect,
+        "--spot-check": options.spot_check is not None,
+    }
+    modes = [name for name, chosen in asked.items() if chosen]
+    if len(modes) > 1:
+        parser.error(f"{' and '.join(modes)} do not go together")
+    for name, given, mode in (
+        ("--cells", options.cells, "--dry-run"),
+        ("--digest", options.digest is not None, "--cell"),
+        ("--output", options.output is not None, "--submit"),
+        ("--seed", options.seed is not None, "--spot-check"),
+    ):
+        if given and mode not in modes:
+            parser.error(f"{name} goes with {mode}")
+
+
 def _overrides(options: argparse.Namespace) -> dict[str, object]:
     named = {"gpu": options.gpu, "dollars_per_gpu_hour": options.price, "train_mfu": options.mfu}
     asked = {f"compute.{name}": value for name, value in named.items() if value is not None}
@@ -119,9 +142,8 @@ def _submit(profile: Profile, folder: Path, options: argparse.Namespace) -> int:
         name = str(Path(name).resolve())
     if options.submit == "ray":
         command = ray_command(name, folder, options.ray or "")
-        print(shlex.join(command))
-        if shutil.which("ray") is None:
-            raise ParameterError("ray: it is not installed; `pip install 'ray[default]' -c constraints.txt` does it")
+        print(shlex.join(command), flush=True)
+        check_dashboard(options.ray)
         return subprocess.run(command, check=False).returncode
     scripts = slurm_scripts(profile, name, folder, finished_cells(folder, plan(profile)))
     for file, text in scripts.items():

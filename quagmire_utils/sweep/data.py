@@ -100,6 +100,63 @@ def dataset_sources(profile: Profile) -> dict[str, Source]:
         return load_sources(_registry(profile, Path(name)))
 
 
+def find_source(profile: Profile, name: str) -> Source:
+    """A dataset that a profile names, with its local copy where there is one. Raises ParameterError for lost files."""
+    from quagmire_utils.curation import load_source
+
+    with tempfile.TemporaryDirectory() as folder:
+        return load_source(name, registry=_registry(profile, Path(folder)))
+
+
+def rows_asked(profile: Profile) -> dict[str, int]:
+    """How many rows of each dataset the profile needs at least, held-out ones among them."""
+    asked: dict[str, int] = {}
+    for family in profile.families:
+        if family.rl_set is not None:
+            asked[family.rl_set] = max(asked.get(family.rl_set, 0), family.rl_problems)
+        for name, source in family.sources.items():
+            most = max((c.n_examples for c in family.candidates if c.source == name), default=0)
+            if source.dataset is not None:
+                asked[source.dataset] = max(asked.get(source.dataset, 0), max(1, most) + source.validation)
+    return asked
+
+
+def unusable_files(profile: Profile, folder: Path | None = None) -> list[str]:
+    """Local files of datasets that are not there, are not as described, or hold too few rows; a sentence for each.
+
+    Files beyond 64 MB are tried, not counted. With the results `folder`, those of which a set was made there already
+    are not needed any more and pass.
+    """
+    found = []
+    for name, rows in sorted(rows_asked(profile).items()):
+        if folder is not None and any((folder / "scratch" / "data").glob(f"{name}-*/manifest.json")):
+            continue
+        try:
+            source = find_source(profile, name)
+            if source.files:
+                _check_rows(source, rows)
+        except ParameterError as error:
+            found.append(f"dataset {name}: {str(error).removeprefix(f'source {name}: ')}")
+    return found
+
+
+def _check_rows(source: Source, asked: int) -> None:
+    """Raise ParameterError unless the local files of a source can be read and, if small, have as many rows as asked."""
+    from quagmire_utils.curation.files import read_unit, units
+    from quagmire_utils.curation.sources import Record
+
+    pieces = units(source)
+    records: Iterator[object] = (record for piece in pieces[:1] for _, _, record in read_unit(source, piece))
+    usable = (record for record in records if isinstance(record, Record))
+    if len(pieces) > 1:
+        if next(usable, None) is None:
+            raise ParameterError(f"none of the first rows of {source.files[0]} is as described")
+        return
+    count = sum(1 for _ in usable)
+    if count < asked:
+        raise ParameterError(f"{count:,} rows of {source.files[0]} can be used, and {asked:,} are asked for")
+
+
 def fetch_model(model: ModelSettings, target: Path) -> None:
     """Put a base model's files into the folder `target`, which appears when they are complete."""
     scratch = target.with_name(target.name + ".writing")

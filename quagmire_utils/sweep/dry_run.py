@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from quagmire_utils.sweep.estimate import (
     CellCost,
     answer_tokens,
     estimate,
+    gpu_memory,
     model_shape,
     run_candidates,
 )
@@ -21,6 +23,7 @@ from quagmire_utils.sweep.grid import check, plan
 from quagmire_utils.sweep.missing import disk_needed, missing, size_in_words
 
 PARTS = ("train", "sample", "score")
+WIDTH = 100  # columns
 
 
 def dry_run(profile: Profile, folder: Path, *, cells: bool = False) -> str:
@@ -41,10 +44,14 @@ def dry_run(profile: Profile, folder: Path, *, cells: bool = False) -> str:
         sections.append(_published(profile, costs))
     lacking = missing(profile, folder, left)
     if lacking:
-        sections.append("\n".join(["Missing on this machine:", *(f"  - {line}" for line in lacking)]))
+        sections.append("\n".join(["Missing on this machine:", *map(_item, lacking)]))
     else:
         sections.append("Nothing is missing on this machine.")
     return "\n\n".join(sections)
+
+
+def _item(line: str) -> str:
+    return textwrap.fill(f"  - {line}", WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
 def hours_unit(profile: Profile) -> str:
@@ -57,15 +64,15 @@ def _head(profile: Profile, costs: Sequence[CellCost], done: set[str]) -> str:
     return (
         f"{profile.name}: {profile.description}\n"
         f"{len(costs)} cells ({len(done)} done): {_count(len(profile.families), 'base model')}, "
-        f"{_count(candidates, 'candidate')}, {_count(runs, 'RL run')}, "
-        f"{sum(profile.benchmarks.values()):,} problems of {len(profile.benchmarks)} benchmarks. "
+        f"{_count(candidates, 'candidate')}, {_count(runs, 'RL run')}\n"
+        f"{sum(profile.benchmarks.values()):,} problems of {_count(len(profile.benchmarks), 'benchmark')}. "
         "The parameters pass preflight."
     )
 
 
 def _table(profile: Profile, costs: Sequence[CellCost]) -> str:
     """Hours by family and stage."""
-    header = f"{'':22}{'cells':>7}{'train':>12}{'sample':>12}{'score':>9}{'hours':>12}{'longest':>12}  basis"
+    header = f"{'':22}{'cells':>7}{'train':>11}{'sample':>11}{'score':>9}{'hours':>11}{'longest':>10}  basis"
     lines = [f"In {hours_unit(profile)}; the longest cell in hours on its own:", header]
     for family in profile.families:
         for stage, title in STAGES.items():
@@ -82,10 +89,10 @@ def _table(profile: Profile, costs: Sequence[CellCost]) -> str:
 def _row(title: str, items: Sequence[CellCost], profile: Profile) -> str:
     parts = [sum(getattr(item, part) for item in items) for part in PARTS]
     longest = max(item.hours for item in items) / max(1, profile.compute.gpus)
-    widths = (12, 12, 9)
+    widths = (11, 11, 9)
     numbers = "".join(f"{_number(value):>{width}}" for value, width in zip(parts, widths, strict=True))
     basis = ", ".join(sorted({item.basis for item in items}))
-    return f"{title:22}{len(items):>7}{numbers}{_number(sum(parts)):>12}{_number(longest):>12}  {basis}"
+    return f"{title:22}{len(items):>7}{numbers}{_number(sum(parts)):>11}{_number(longest):>10}  {basis}"
 
 
 def _totals(profile: Profile, costs: Sequence[CellCost], left: Sequence[CellCost]) -> str:
@@ -103,12 +110,12 @@ def _totals(profile: Profile, costs: Sequence[CellCost], left: Sequence[CellCost
 
 
 def _cells(profile: Profile, costs: Sequence[CellCost], done: set[str]) -> str:
-    lines = [f"{'cell':44}{'digest':18}{'FLOPs':>10}{'hours':>11}{'dollars':>11}{'kept':>10}"]
+    lines = [f"{'cell':44}{'digest':16}{'FLOPs':>9}{'hours':>9}{'dollars':>9}{'kept':>9}"]
     for item in costs:
         dollars = item.hours * profile.compute.dollars_per_gpu_hour * bool(profile.compute.gpus)
         lines.append(
-            f"{item.cell.id:44}{item.cell.digest:18}{item.flops:>10.2g}{_number(item.hours):>11}{_number(dollars):>11}"
-            f"{size_in_words(item.kept):>10}{'  done' if item.cell.id in done else ''}"
+            f"{item.cell.id:44}{item.cell.digest:16}{item.flops:>9.2g}{_number(item.hours):>9}{_number(dollars):>9}"
+            f"{size_in_words(item.kept):>9}{' done' if item.cell.id in done else ''}"
         )
     return "\n".join(lines)
 
@@ -119,8 +126,8 @@ def _assumptions(profile: Profile) -> str:
     lines = [
         "Assumptions (compute in the profile):",
         f"  training at {compute.train_mfu:.0%} of the peak; decoding at {compute.bandwidth_share:.0%} of the memory "
-        f"bandwidth and {compute.step_seconds * 1000:g} ms a step; {compute.rollout_efficiency:.0%} of that in RL; "
-        f"{compute.overhead - 1:.0%} on top of all",
+        f"bandwidth and {compute.step_seconds * 1000:g} ms a step;",
+        f"  {compute.rollout_efficiency:.0%} of that in RL; {compute.overhead - 1:.0%} on top of all",
         f"  mean tokens of an answer: {answers}; of a prompt: {compute.prompt_tokens}",
     ]
     for family in profile.families:
@@ -135,7 +142,9 @@ def _assumptions(profile: Profile) -> str:
         )
         probe = compute.probes.get(f"{family.name}.sampling")
         known = f"{rate:,.0f} tokens/s a GPU" if probe is None else f"{probe:,.0f} tokens/s a GPU (probe; {rate:,.0f})"
-        lines.append(f"  {family.name}: {cost.parameters(shape) / 1e9:.2f}B parameters, sampling at {known}")
+        memory = ", ".join(f"{stage} {need / 1e9:.1f}" for stage, need in gpu_memory(profile, family).items())
+        lines.append(f"  {family.name}: {cost.parameters(shape) / 1e9:.2f}B parameters, sampling at {known};")
+        lines.append(f"    memory of a GPU at most, in GB: {memory}")
     return "\n".join(lines)
 
 
@@ -158,8 +167,8 @@ def _published(profile: Profile, costs: Sequence[CellCost]) -> str:
             f"  if no RL run takes more than {compute.published_run_hours / 24:g} days of a node ({_number(most)} "
             f"GPU hours, App. B): {_number(capped)}, {capped / published:.2f}",
             f"  more than {_number(published)} GPU hours are {_number(published / most)} RL runs of that length, "
-            f"{_number(published / most / profile.rl.runs)} candidates of {profile.rl.runs}; the paper speaks of "
-            "hundreds of models, and its tables fit 55 (Tables 5, 6, 7, 9)",
+            f"{_number(published / most / profile.rl.runs)} candidates of {profile.rl.runs};",
+            "  the paper speaks of hundreds of models, and its tables fit 55 (Tables 5, 6, 7, 9)",
         ]
         for family in profile.families:
             lines.append(f"  {family.name}: {_run_length(profile, family, costs, most)}")
@@ -172,9 +181,8 @@ def _run_length(profile: Profile, family: FamilySettings, costs: Sequence[CellCo
     text = f"an RL run takes {days:.1f} days of a node with rollouts of {answer_tokens(profile, 'rollout'):,.0f} tokens"
     if run.train <= most:
         return text
-    return (
-        f"{text}; it fits {most / profile.compute.gpus / 24:g} days with {_fitting(profile, run, most):,.0f} or fewer"
-    )
+    limit = most / profile.compute.gpus / 24
+    return f"{text};\n    it fits {limit:g} days with {_fitting(profile, run, most):,.0f} or fewer"
 
 
 def _fitting(profile: Profile, run: CellCost, most: float) -> float:

@@ -23,6 +23,7 @@ from quagmire_utils.config import (
     ModelShape,
     ParameterError,
     Profile,
+    RLSettings,
 )
 from quagmire_utils.sweep.grid import Cell, plan, resolved_rl, rl_runs
 from quagmire_utils.sweep.grid import cost as answers_of
@@ -30,6 +31,7 @@ from quagmire_utils.sweep.grid import cost as answers_of
 ANSWER_TOKENS = 0.5  # of max_tokens, where the profile does not say how long answers are
 TEXT_BYTES = 1.5  # a stored token of an answer: about 4 characters, compressed
 SECONDS_PER_ANSWER = 0.0015  # of a micro model on one core: what the shipped miniature study took
+VERL_MEMORY = 0.6  # the share of a GPU that vLLM takes in verl: the default of backends.verl.write
 STAGES = {"base": "base", "sft": "SFT", "rl": "RL"}
 
 
@@ -77,8 +79,11 @@ def model_shape(model: ModelSettings) -> ModelShape:
         return model.shape
     from quagmire_utils.engines import load_config
 
+    path = str(Path(model.hub_id).expanduser()) if model.is_folder else model.hub_id
+    if model.is_folder and not Path(path).is_dir():
+        raise ParameterError(f"model.hub_id: there is no folder {model.hub_id}")
     try:
-        return cost.shape_of(load_config(model.hub_id, model.revision))
+        return cost.shape_of(load_config(path, model.revision))
     except ParameterError as error:
         raise ParameterError(f"{error}; model.shape in the profile says its sizes without a hub") from error
 
@@ -103,9 +108,34 @@ def sft_tokens(profile: Profile, family: FamilySettings, candidate: CandidateSet
     return candidate.n_examples * candidate.epochs * length
 
 
-def training_memory(family: FamilySettings, profile: Profile) -> float:
-    """Bytes that full fine-tuning with Adam needs beside activations, over all of a cell's GPUs."""
-    return cost.ADAM_BYTES * cost.parameters(model_shape(family.model))
+def gpu_memory(profile: Profile, family: FamilySettings) -> dict[str, float]:
+    """Bytes on a GPU by stage: SFT and RL while they train (vLLM asleep), rollouts beside the states of training.
+
+    A forward pass is counted as long as it can be. Both back-ends compute the loss of RL without logits.
+    """
+    shape, gpus = model_shape(family.model), max(1, profile.compute.gpus)
+    prompt, sft, rl = profile.compute.prompt_tokens, profile.sft, profile.rl
+    longest = max(source.max_tokens or sft.max_length for source in family.sources.values())
+    one = {"trl": sft.batch_size, "llamafactory": 1}  # of one forward pass where the profile does not say
+    trained = (sft.micro_batch_size or one[sft.backend]) * min(sft.max_length, longest + prompt)
+    updated = (rl.micro_batch_size or (2 if rl.backend == "verl" else rl.prompts_per_step * rl.rollouts)) * (
+        prompt + rl.max_tokens
+    )
+    memory = {
+        "SFT": cost.training_bytes(shape, trained, gpus=gpus, recompute=sft.gradient_checkpointing),
+        "RL": cost.training_bytes(shape, updated, gpus=gpus, logits=False, recompute=rl.gradient_checkpointing),
+    }
+    if profile.compute.gpus and (share := _rollout_share(rl)) < cost.MEMORY_SHARE:
+        asleep = (cost.ADAM_BYTES - 4) * cost.parameters(shape) / gpus if rl.backend == "trl" else 0.0  # no gradients
+        memory["rollouts"] = share * cost.gpu(profile.compute.gpu).memory + asleep
+    return memory
+
+
+def _rollout_share(settings: RLSettings) -> float:
+    """The share of a GPU's memory that vLLM takes for rollouts."""
+    if settings.backend == "verl":
+        return VERL_MEMORY
+    return settings.vllm_memory if settings.rollout_engine == "vllm" else cost.MEMORY_SHARE
 
 
 def _cell_cost(profile: Profile, family: FamilySettings, cell: Cell) -> CellCost:
@@ -152,13 +182,14 @@ def _rl_cost(profile: Profile, family: FamilySettings, cell: Cell, problems: int
         shape,
         rollouts,
         compute.prompt_tokens,
-        answer,
+        # TRL pads all answers of a step to the longest, and one of hundreds is as long as allowed
+        settings.max_tokens if settings.backend == "trl" else answer,
         recompute=settings.gradient_checkpointing,
         old_pass=settings.backend == "verl",
     )
     tokens = rollouts * answer
     basis, train = _training_hours(compute, family, "rl", flops, tokens, on)
-    rate, rollout_basis = _rate(compute, family, "rollout", shape, on, answer)
+    rate, rollout_basis = _rate(compute, family, "rollout", shape, on, answer, _rollout_share(settings))
     train += compute.overhead * tokens / rate / 3600
     samples = problems * profile.evaluation.rl_num_samples * settings.checkpoints
     sampled, sampling_basis, sample = _sampling(profile, family, "rl", samples)
@@ -196,7 +227,13 @@ def _sampling(profile: Profile, family: FamilySettings, stage: str, samples: flo
 
 
 def _rate(
-    compute: ComputeSettings, family: FamilySettings, kind: str, shape: ModelShape, on: cost.Gpu, answer: float
+    compute: ComputeSettings,
+    family: FamilySettings,
+    kind: str,
+    shape: ModelShape,
+    on: cost.Gpu,
+    answer: float,
+    memory_share: float = cost.MEMORY_SHARE,
 ) -> tuple[float, str]:
     """(tokens/s of a GPU, basis)."""
     probe = compute.probes.get(f"{family.name}.{kind}")
@@ -209,6 +246,7 @@ def _rate(
         answer=answer,
         bandwidth_share=compute.bandwidth_share,
         step_seconds=compute.step_seconds,
+        memory_share=memory_share,
     )
     return rate * (compute.rollout_efficiency if kind == "rollout" else 1.0), "computed"
 

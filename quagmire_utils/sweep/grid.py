@@ -11,6 +11,7 @@ from quagmire_utils import store
 from quagmire_utils.benchmarks import Problem, Trace
 from quagmire_utils.config import (
     SCENARIOS,
+    SELECTIONS,
     CandidateSettings,
     FamilySettings,
     ParameterError,
@@ -88,17 +89,16 @@ def check(profile: Profile, *, here: bool = True) -> None:
     `here`: also what this machine lacks; without it, only what no machine could run.
     """
     from quagmire_utils import microlab
-    from quagmire_utils.curation import SELECTIONS
     from quagmire_utils.engines import ENGINES, check_engine
     from quagmire_utils.prompts import TEMPLATES
 
     plan(profile)
+    if profile.evaluation.engine == "server":
+        raise ParameterError("evaluation.engine server: no server has the checkpoints that a sweep trains; take vllm")
     if here or profile.evaluation.engine not in ENGINES:
         check_engine(profile.evaluation.engine)
     if profile.evaluation.template not in TEMPLATES:
         raise ParameterError(f"evaluation.template must be one of {', '.join(TEMPLATES)}")
-    if profile.evaluation.temperature < 0:
-        raise ParameterError(f"evaluation.temperature must not be negative, and is {profile.evaluation.temperature}")
     if profile.digits not in microlab.DIGITS:
         raise ParameterError(f"digits must be one of {', '.join(map(str, microlab.DIGITS))}, not {profile.digits}")
     for name, count in profile.benchmarks.items():
@@ -127,17 +127,17 @@ def check(profile: Profile, *, here: bool = True) -> None:
             if source.dataset is None:
                 microlab.check_terms(source.terms, f"{where}.sources.{name}.terms")
                 microlab.check_styles(source.styles, f"{where}.sources.{name}.styles")
-            if min(source.pool, source.validation) < 2:
-                raise ParameterError(f"{where}.sources.{name}: pool and validation need at least 2 traces each")
+        if not family.candidates:
+            raise ParameterError(f"{where}.candidates is empty: there is nothing to compare")
         for candidate in family.candidates:
-            here = f"{where}.candidates.{candidate.name}"
+            named = f"{where}.candidates.{candidate.name}"
             if candidate.selection != "none" and not set(candidate.selection.split("+")) <= set(SELECTIONS):
-                raise ParameterError(f"{here}.selection must be none, or of {', '.join(SELECTIONS)} joined by +")
+                raise ParameterError(f"{named}.selection must be none, or of {', '.join(SELECTIONS)} joined by +")
             if candidate.source not in family.sources and candidate.selection != "none":
-                raise ParameterError(f"{here}.source {candidate.source!r} is not one of {', '.join(family.sources)}")
+                raise ParameterError(f"{named}.source {candidate.source!r} is not one of {', '.join(family.sources)}")
             if candidate.selection != "none" and candidate.n_examples > family.sources[candidate.source].pool:
                 raise ParameterError(
-                    f"{here}.n_examples ({candidate.n_examples}) exceeds the source's pool "
+                    f"{named}.n_examples ({candidate.n_examples}) exceeds the source's pool "
                     f"({family.sources[candidate.source].pool})"
                 )
 
@@ -172,13 +172,40 @@ def _check_pretrained(profile: Profile, family: FamilySettings, where: str) -> N
         raise ParameterError(f"rl.checkpoints ({profile.rl.checkpoints}) must not exceed the {steps} steps of a run")
     if profile.rl.backend == "compact":
         raise ParameterError(f"{where}: rl.backend compact is for micro models; take trl or verl")
-    if profile.compute.gpus > 1 and "trl" in (profile.sft.backend, profile.rl.backend):
-        raise ParameterError("compute.gpus must be 0 or 1 with backend trl, which trains on one GPU")
+    for name, source in family.sources.items():
+        if (source.max_tokens or 0) >= profile.sft.max_length:
+            raise ParameterError(
+                f"{where}.sources.{name}.max_tokens ({source.max_tokens}) must leave room for the prompt in "
+                f"sft.max_length ({profile.sft.max_length})"
+            )
+    _check_devices(profile)
     context = profile.evaluation.max_model_len
     if context is not None and profile.evaluation.max_tokens >= context:
         raise ParameterError(
             f"evaluation.max_tokens ({profile.evaluation.max_tokens}) must leave room for the prompt in "
             f"evaluation.max_model_len ({context})"
+        )
+
+
+def _check_devices(profile: Profile) -> None:
+    """Refuse back-ends that cannot work on so many GPUs, and batches that do not divide among them."""
+    sft, rl, gpus = profile.sft, profile.rl, profile.compute.gpus
+    if gpus > 1 and "trl" in (sft.backend, rl.backend):
+        raise ParameterError("compute.gpus must be 0 or 1 with backend trl, which trains on one GPU")
+    if gpus == 0 and rl.backend == "verl":
+        raise ParameterError("compute.gpus must not be 0 with rl.backend verl, which trains on GPUs only")
+    if gpus == 0 and rl.rollout_engine == "vllm":
+        raise ParameterError("compute.gpus must not be 0 with rl.rollout_engine vllm, which takes new weights on a GPU")
+    each = (sft.micro_batch_size or 1) * max(1, gpus)
+    if sft.backend == "llamafactory" and sft.batch_size % each:
+        raise ParameterError(
+            f"sft.batch_size ({sft.batch_size}) must be a multiple of sft.micro_batch_size x compute.gpus ({each})"
+        )
+    rollouts, each = rl.prompts_per_step * rl.rollouts, (rl.micro_batch_size or 1) * max(1, gpus)
+    if rl.backend == "verl" and rollouts % each:
+        raise ParameterError(
+            f"rl.prompts_per_step x rl.rollouts ({rollouts}) must be a multiple of rl.micro_batch_size x compute.gpus "
+            f"({each})"
         )
 
 

@@ -6,16 +6,17 @@ seconds.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from quagmire_utils import cost
 from quagmire_utils.benchmarks import load_benchmark
 from quagmire_utils.config import FamilySettings, ModelSettings, ParameterError, Profile
-from quagmire_utils.sweep.estimate import CellCost, model_shape, training_memory
+from quagmire_utils.sweep.estimate import CellCost, gpu_memory, model_shape
 from quagmire_utils.sweep.grid import plan
 
 HUB_TIMEOUT = 3.0  # seconds
@@ -24,11 +25,17 @@ BACKENDS = ("llamafactory", "verl")
 
 def missing(profile: Profile, folder: Path, costs: Sequence[CellCost]) -> list[str]:
     """One sentence for each thing that the profile needs and this machine lacks."""
-    found = [*missing_devices(profile), *missing_programs(profile)]
+    from tqdm import tqdm
+
+    checks = [partial(missing_devices, profile), partial(missing_programs, profile)]
+    if profile.compute.gpus:  # here there may be larger ones, or none
+        checks.append(partial(too_large, profile, cost.gpu(profile.compute.gpu).memory))
     if profile.families[0].model is not None:
-        found += _models(profile.families, folder, profile)
-        found += _datasets(profile)
-        found += _benchmarks(profile)
+        checks += [partial(_models, profile.families, folder, profile), partial(_datasets, profile)]
+        checks.append(partial(_benchmarks, profile))
+    found: list[str] = []
+    for check in tqdm(checks, desc="looking at this machine", unit="check", delay=3, leave=False):
+        found += [lack for lack in check() if lack not in found]
     needed, free = disk_needed(profile, costs), shutil.disk_usage(_existing(folder)).free
     if needed > free:
         found.append(
@@ -43,17 +50,23 @@ def missing_devices(profile: Profile) -> list[str]:
         return []
     import torch
 
-    asked, kind = profile.compute.gpus * profile.workers, cost.gpu(profile.compute.gpu)
+    asked = profile.compute.gpus * profile.workers
     there = torch.cuda.device_count()
     if there < asked:
         return [f"GPUs: {asked} x {profile.compute.gpu} are needed (compute.gpus x workers), and {there} are here"]
-    memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(there))
+    return too_large(profile, min(torch.cuda.get_device_properties(i).total_memory for i in range(there)))
+
+
+def too_large(profile: Profile, memory: float) -> list[str]:
+    """The stages that do not fit GPUs of so many bytes."""
+    remedy = {"SFT": "sft.micro_batch_size", "RL": "rl.micro_batch_size", "rollouts": "rl.vllm_memory"}
     return [
-        f"GPU memory: family {family.name} needs {size_in_words(need)} a GPU for weights, gradients and optimizer, and "
-        f"there are {size_in_words(memory)}"
+        f"GPU memory: {stage} of {family.name} needs about {size_in_words(need)} of a GPU, and it has "
+        f"{size_in_words(memory)}; lower {remedy[stage]}"
         for family in profile.families
         if family.model is not None
-        and (need := training_memory(family, profile) / profile.compute.gpus) > min(memory, 1.1 * kind.memory)
+        for stage, need in gpu_memory(profile, family).items()
+        if need > memory
     ]
 
 
@@ -110,23 +123,15 @@ def _model_reason(model: ModelSettings) -> str:
 
 
 def _datasets(profile: Profile) -> list[str]:
-    from quagmire_utils.curation import load_source
-    from quagmire_utils.sweep.data import dataset_sources
+    from quagmire_utils.sweep.data import find_source, rows_asked, unusable_files
 
-    known = dataset_sources(profile)
-    asked = {source.dataset for family in profile.families for source in family.sources.values()}
-    asked |= {family.rl_set for family in profile.families}
-    found = []
-    for name in sorted(asked - {None}):
-        source = known[name]
-        if name not in profile.datasets:
-            source = load_source(name)  # finds a local mirror
-        lost = [path for path in source.files if not Path(path).expanduser().exists()]
-        if lost:
-            found.append(f"dataset {name}: there is nothing at {lost[0]}")
-        elif not source.files and not hub_answers():
-            found.append(f"dataset {name}: there is no local copy, and the hub of {source.hub_id} does not answer")
-    return found
+    found = unusable_files(profile)
+    for name in rows_asked(profile):
+        with contextlib.suppress(ParameterError):  # told above
+            source = find_source(profile, name)
+            if not source.files and not hub_answers():
+                found.append(f"dataset {name}: there is no local copy, and the hub of {source.hub_id} does not answer")
+    return sorted(found)
 
 
 def _benchmarks(profile: Profile) -> list[str]:

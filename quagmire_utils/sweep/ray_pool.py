@@ -11,7 +11,8 @@ run with other versions of what it computes with is refused. A node that dies lo
 again on others.
 
 Cells of micro families compute on CPU cores. Those of pretrained models take `compute.gpus` GPUs of one node each;
-their checkpoints are too large to travel, so every node must see the results folder under the same path.
+their checkpoints are too large to travel, so every node must see the results folder, and the folder in which the sweep
+was started, under the same path.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class RayPool:
         self._tasks: dict[ObjectRef, Cell] = {}
         self._threads: dict[str, int] = {}  # CPUs that a cell in flight has reserved
         self._starts: dict[str, int] = {}  # how often a cell was started
-        self._cpus_seen = time.monotonic()
+        self._room_seen = time.monotonic()
         self._owns_connection = connect(address)
         import ray
 
@@ -81,23 +82,28 @@ class RayPool:
         return list(self._tasks.values())
 
     def has_room(self, cell: Cell) -> bool:
-        """Whether the cluster, as it is now, has a core (two for a cell of two threads) that no cell has reserved."""
-        allowed = self.workers is None or len(self._tasks) < self.workers
-        if self.profile.compute.gpus:
-            self._cpus()  # notices a cluster without nodes
-            return allowed and len(self._tasks) < _places(self.profile.compute.gpus)
-        return allowed and sum(self._threads.values()) + self._cpus_for(cell) <= self._cpus()
+        """Whether the cluster, as it is now, has a core (two for a cell of two threads) that no cell has reserved.
 
-    def _cpus(self) -> int:
-        """The cluster's cores; CellLostError where there have been none for a while."""
+        For cells on GPUs: whether one of its nodes has so many that no cell has reserved.
+        """
+        allowed = self.workers is None or len(self._tasks) < self.workers
+        taken = (
+            len(self._tasks) + 1 if self.profile.compute.gpus else sum(self._threads.values()) + self._cpus_for(cell)
+        )
+        return taken <= self._room() and allowed
+
+    def _room(self) -> int:
+        """How many cells on GPUs, or how many cores, the cluster has; CellLostError where it had none for a while."""
         import ray
 
-        cpus = int(ray.cluster_resources().get("CPU", 0))
-        if cpus:
-            self._cpus_seen = time.monotonic()
-        elif time.monotonic() - self._cpus_seen > NO_NODE_TIMEOUT:
-            raise CellLostError("the Ray cluster has no node with a CPU any more")
-        return cpus
+        gpus = self.profile.compute.gpus
+        room = _places(gpus) if gpus else int(ray.cluster_resources().get("CPU", 0))
+        if room:
+            self._room_seen = time.monotonic()
+        elif time.monotonic() - self._room_seen > NO_NODE_TIMEOUT:
+            what = f"{gpus} GPUs (compute.gpus)" if gpus else "a CPU"
+            raise CellLostError(f"the Ray cluster has no node with {what}, or none any more")
+        return room
 
     def _cpus_for(self, cell: Cell) -> int:
         """The cell's threads, if a node has so many cores; a node with fewer takes longer, for the same result."""
@@ -108,7 +114,7 @@ class RayPool:
     def submit(self, cell: Cell) -> None:
         """Start a cell; its starting checkpoint is read from the results folder."""
         start = {}
-        shared = str(self.folder.resolve()) if _shares_folder(self.profile) else None
+        shared = _shared_place(self.folder) if _shares_folder(self.profile) else None
         if cell.needs is not None and shared is None:
             start = _read_files(self.folder, [model_folder(self.folder, cell.needs)])
         self._starts[cell.id] = self._starts.get(cell.id, 0) + 1
@@ -157,7 +163,7 @@ class RayPool:
                 ray.cancel(task, force=True)
                 del self._tasks[task]
                 self.submit(cell)
-        self._cpus()  # or cells without a node would be waited for without an end
+        self._room()  # or cells without a node would be waited for without an end
         self._note_fractions()
         return ended
 
@@ -202,6 +208,13 @@ def _shares_folder(profile: Profile) -> bool:
     return profile.families[0].model is not None
 
 
+def _shared_place(folder: Path) -> dict[str, Any]:
+    """Where cells on other nodes work, and what they need of this process's surroundings."""
+    passed = ("QUAGMIRE_", "HF_")  # mirrors, back-ends, caches of the hub; a token stays where it is
+    environment = {k: v for k, v in os.environ.items() if k.startswith(passed) and "TOKEN" not in k}
+    return {"results": str(folder.resolve()), "working": str(Path.cwd()), "environment": environment}
+
+
 def _places(gpus: int) -> int:
     """How many cells of so many GPUs the cluster's nodes hold at a time."""
     import ray
@@ -230,7 +243,7 @@ class _Fractions:
 
 
 def _remote_cell(
-    work: bytes, start: dict[str, bytes], versions: dict[str, str], fractions: Any, shared: str | None
+    work: bytes, start: dict[str, bytes], versions: dict[str, str], fractions: Any, shared: dict[str, Any] | None
 ) -> tuple[dict[str, bytes], str | None]:
     """On a node: compute a cell in a folder of its own (or in `shared`); what it left, by path, and its error.
 
@@ -249,9 +262,12 @@ def _remote_cell(
         return {}, f"node {node} has another version of this package; give it that of the machine that runs the sweep"
     if shared is not None:
         try:
-            if not Path(shared).is_dir():
-                raise ParameterError(f"node {node} has no folder {shared}: every node must see the results folder")
-            logged_cell(profile, Path(shared), cell)
+            for place in (shared["results"], shared["working"]):
+                if not Path(place).is_dir():
+                    raise ParameterError(f"node {node} has no folder {place}: every node must see it")
+            os.chdir(shared["working"])  # paths in the profile
+            os.environ.update(shared["environment"])
+            logged_cell(profile, Path(shared["results"]), cell)
         except Exception as error:
             return {}, str(error).strip() or type(error).__name__
         return {}, None

@@ -45,6 +45,7 @@ def run_sweep(
     check(profile)
     if ray is None:
         _check_here(profile)
+    _check_files(profile, folder)
     cells = plan(profile)
     if workers is not None and workers < 1:
         raise ParameterError(f"workers must be at least 1, not {workers}")
@@ -78,6 +79,7 @@ def run_one(profile: Profile, folder: str | Path, cell_id: str, digest: str | No
         raise ParameterError(f"cell {cell_id}: its parameters have changed since it was submitted; submit it again")
     check(profile)
     _check_here(replace(profile, workers=1))
+    _check_files(profile, folder)
     set_environment()
     lock = f"lock-{cell_id.replace('/', '__')}"
     with only_sweep(folder, lock, f"cell {cell_id} is being computed by another process"):
@@ -95,6 +97,14 @@ def _check_here(profile: Profile) -> None:
 
     for lack in [*missing_devices(profile), *missing_programs(profile)]:
         raise ParameterError(f"{lack}; `--dry-run` says what else is missing")
+
+
+def _check_files(profile: Profile, folder: Path) -> None:
+    """Refuse local files of datasets that a later cell, hours from now, would find lost or malformed."""
+    from quagmire_utils.sweep.data import unusable_files
+
+    for lack in unusable_files(profile, folder):
+        raise ParameterError(lack)
 
 
 class _SweepBar:

@@ -2,7 +2,8 @@
 
 Slurm: an element of a job array computes one cell, `sweep PROFILE --cell ID --digest D`. A cell that is finished ends
 at once, one that was cut off goes on, and one whose parameters have changed since the scripts were printed refuses. SFT
-waits for its base model, RL for the SFT of its own candidate alone. All nodes see the results folder.
+waits for its base model, RL for the SFT of its own candidate alone. All nodes see the results folder, this Python and
+the folder in which the scripts were printed.
 
     python -m quagmire_utils.sweep paper --submit slurm --output jobs && bash jobs/submit.sh
     python -m quagmire_utils.sweep paper --submit ray --ray http://head:8265
@@ -12,8 +13,10 @@ Ray: the job runs the sweep itself on the cluster's nodes (`sweep PROFILE --ray 
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +25,11 @@ from quagmire_utils.sweep.estimate import CellCost, estimate
 from quagmire_utils.sweep.grid import Cell, plan
 from quagmire_utils.sweep.runner import FIRST_RUNS
 
+AFTER_BASE = '--dependency="afterok:$base" --kill-on-invalid-dep=yes '  # what can never start must not wait for ever
+DASHBOARD_TIMEOUT = 10.0  # seconds
+WARNING = 120  # seconds before its time limit that a job is told
 SLACK = 2.0  # on the computed hours, for the time limit of a job
-MOST_HOURS = 120  # App. B: an RL run takes up to 5 days; what is cut off goes on when it is submitted again
+MOST_HOURS = 120  # App. B: an RL run takes up to 5 days; what takes longer queues again
 
 
 def slurm_scripts(profile: Profile, name: str, folder: Path, done: set[str]) -> dict[str, str]:
@@ -52,8 +58,27 @@ def ray_command(name: str, folder: Path, address: str, arguments: Sequence[str] 
         raise ParameterError(
             f"ray: --submit ray needs the address of the cluster's dashboard, such as http://head:8265, not {address}"
         )
-    job = ["python", "-m", "quagmire_utils.sweep", name, "--results", str(folder.resolve()), "--ray", "auto"]
-    return ["ray", "job", "submit", "--address", address, "--no-wait", "--", *job, *arguments]
+    job = [sys.executable, "-m", "quagmire_utils.sweep", name, "--results", str(folder.resolve()), "--ray", "auto"]
+    there = ["env", f"--chdir={Path.cwd()}"]  # of the paths in the profile; a job begins in a folder of Ray's
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    return [*ray, "job", "submit", "--address", address, "--no-wait", "--", *there, *job, *arguments]
+
+
+def check_dashboard(address: str) -> None:
+    """Raise ParameterError, within seconds, unless Ray can submit jobs from here and its dashboard is at `address`."""
+    if importlib.util.find_spec("ray") is None:
+        raise ParameterError("ray: it is not installed; `pip install 'ray[default]' -c constraints.txt` does it")
+    if importlib.util.find_spec("aiohttp_cors") is None:  # the job client imports what only ray[default] brings
+        raise ParameterError("ray: it cannot submit jobs; `pip install 'ray[default]' -c constraints.txt` adds that")
+    import httpx
+
+    try:
+        httpx.get(f"{address}/api/version", timeout=DASHBOARD_TIMEOUT).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ParameterError(
+            f"ray: no dashboard answers at {address} ({error}); the head node needs ray[default], and "
+            "`ray start --head --disable-usage-stats`"
+        ) from error
 
 
 def _stages(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
@@ -77,6 +102,7 @@ def _array(
     gpus = profile.compute.gpus
     hours = max(costs[cell.id].hours for cell in cells) / max(1, gpus)
     limit = min(MOST_HOURS, max(1, math.ceil(SLACK * hours)))
+    log = folder.resolve() / "scratch" / "slurm" / f"{stage}-%a.log"
     options = {
         "job-name": f"{profile.name}-{stage}",
         "array": ",".join(str(_index(cell, index)) for cell in cells),
@@ -84,12 +110,15 @@ def _array(
         "ntasks": "1",
         "time": f"{limit // 24}-{limit % 24:02}:00:00",
         "requeue": "",
-        "output": f"{folder.resolve() / 'scratch' / 'slurm' / f'{stage}-%a.log'}",
+        "open-mode": "append",
+        "signal": f"B:USR1@{WARNING}",
+        "chdir": _quoted(Path.cwd()),  # of the paths in the profile
+        "output": _quoted(log),
         **({"gpus-per-node": str(gpus), "exclusive": ""} if gpus > 1 else {"gpus": "1"} if gpus else {}),
         **profile.compute.slurm,
     }
     rows = [f"    [{_index(cell, index)}]={shlex.quote(f'{cell.id} {cell.digest}')}" for cell in cells]
-    command = shlex.join(["python", "-m", "quagmire_utils.sweep", name, "--results", str(folder.resolve())])
+    command = shlex.join([sys.executable, "-m", "quagmire_utils.sweep", name, "--results", str(folder.resolve())])
     return "\n".join(
         [
             "#!/usr/bin/env bash",
@@ -100,10 +129,22 @@ def _array(
             *rows,
             ")",
             'read -r cell digest <<<"${cells[$SLURM_ARRAY_TASK_ID]}"',
-            f'exec {command} --cell "$cell" --digest "$digest"',
+            "# at its time limit it queues again under the same number: what waits for it goes on waiting",
+            """trap 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' USR1""",
+            f'{command} --cell "$cell" --digest "$digest" &',
+            "child=$!",
+            "while true; do # a signal ends a wait, too",
+            '    wait "$child" && status=0 || status=$?',
+            '    kill -0 "$child" 2>/dev/null || exit "$status"',
+            "done",
             "",
         ]
     )
+
+
+def _quoted(path: Path) -> str:
+    """A path in an #SBATCH line, where a space would end the option."""
+    return f'"{path}"' if " " in str(path) else str(path)
 
 
 def _index(cell: Cell, index: dict[str, int]) -> int:
@@ -125,7 +166,7 @@ def _submit(profile: Profile, name: str, folder: Path, stages: dict[str, list[Ce
         if stage == "base":
             lines.append("base=$(sbatch --parsable base.sbatch)")
         elif stage == "sft":
-            after = '--dependency="afterok:$base" ' if "base" in stages else ""
+            after = AFTER_BASE if "base" in stages else ""
             lines.append(f"sft=$(sbatch --parsable {after}sft.sbatch)")
         else:
             # later runs of every candidate come after the first ones of all
@@ -134,22 +175,23 @@ def _submit(profile: Profile, name: str, folder: Path, stages: dict[str, list[Ce
             others = [i for cell in cells if (i := _index(cell, index)) not in sft]
             if waiting:
                 array = ",".join(map(str, waiting))
-                after = '--dependency="aftercorr:$sft"'
+                after = '--dependency="aftercorr:$sft" --kill-on-invalid-dep=yes'
                 lines.append(f"{stage}=$(sbatch --parsable {nice}--array={array} {after} {stage}.sbatch)")
                 jobs.append(stage)
             if others:  # RL from a base model, or from a candidate that is there already
                 array = ",".join(map(str, others))
-                after = '--dependency="afterok:$base" ' if "base" in stages else ""
+                after = AFTER_BASE if "base" in stages else ""
                 lines.append(f"{stage}b=$(sbatch --parsable {nice}--array={array} {after}{stage}.sbatch)")
                 jobs.append(f"{stage}b")
             continue
         jobs.append(stage)
     after = ":".join(f"${job}" for job in jobs)
     place = folder.resolve()
-    collect = shlex.join(["python", "-m", "quagmire_utils.sweep", name, "--results", str(place), "--collect"])
+    collect = shlex.join([sys.executable, "-m", "quagmire_utils.sweep", name, "--results", str(place), "--collect"])
     log = shlex.quote(str(place / "scratch" / "slurm" / "collect.log"))
     lines += [
         f'sbatch --dependency="afterany:{after}" --job-name={profile.name}-collect --output={log} '
+        f"--chdir={shlex.quote(str(Path.cwd()))} "
         f"--wrap={shlex.quote(collect)}",
         "",
     ]
