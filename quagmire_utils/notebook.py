@@ -269,7 +269,7 @@ def loss_items(losses: Mapping[str, GeneralizationLoss], engine: str, folder: Pa
             reason = "a server gives no likelihood of whole traces; evaluate the model itself"
         return [Markdown(f"No generalization loss: {reason}.")]
     fig = plots.loss_by_position_and_length(losses)
-    plots.stamp(fig, f"{label} · measured")
+    plots.stamp(fig, evaluation_stamp(label))
     return [tables.loss_table(losses), show_figure(plots.save_figure(fig, folder / "figures" / "generalization_loss"))]
 
 
@@ -298,6 +298,11 @@ def words(text: str) -> Markdown:
 def stamp_text(manifest: Mapping[str, Any]) -> str:
     """What a figure says about itself: profile, measured, commit."""
     return f"profile {manifest['configuration'].get('name', 'none')} · measured · {_commit(manifest)}"
+
+
+def evaluation_stamp(label: str) -> str:
+    """`stamp_text` of what this code has just measured of the model `label`."""
+    return f"{label} · measured · {_commit(git_state())}"
 
 
 def provenance(manifest: Mapping[str, Any]) -> str:
