@@ -44,7 +44,7 @@ SCORES = (  # how the table of scores is read
     "Score ± standard error [95 % interval], in per cent: what other problems of the kind and other answers would "
     "change, by a bootstrap over both. The macro average weighs each benchmark the same. Undecided answers (timeout, "
     "error) count as wrong; where there are any, the score with all of them right stands beside. maj@k is the vote of "
-    "k answers. A truncated answer met the token limit. Where no answer is right, or all are, the interval "
+    "k answers. A truncated answer met the token limit. Where hardly any answer is right, or wrong, the interval "
     "allows for what as many further problems may show."
 )
 SECOND_GRADER = (
