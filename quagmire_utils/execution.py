@@ -123,6 +123,7 @@ class ProgressLog:
         self._name, self._prefix = name, prefix
         self._line = ""
         self._lock = threading.Lock()
+        self.redraws = False  # whether the notebook has shown a progress bar
 
     def write(self, text: str) -> None:
         """Take a piece of the stream; it may begin and end within a line."""
@@ -134,7 +135,7 @@ class ProgressLog:
                         self._screen.line(self._prefix + self._line)
                     self._line = ""
                 elif piece == "\r":
-                    self._line = ""
+                    self._line, self.redraws = "", True
                 else:
                     self._line += piece
             if self._line.strip() and self._screen is not None:
@@ -223,14 +224,12 @@ class _Running:
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
-    @property
-    def state(self) -> str:
-        bar = self.progress.bar
-        return (
-            f"{clock(self.seconds)} {bar}"
-            if bar
-            else progress_line(self.job.name, self.job.partial, self.job.final, self.seconds)
-        )
+    def state(self, usual: float | None) -> str:
+        """Its progress bar, or else its cells; with `usual`, what it should take, the time left."""
+        if bar := self.progress.bar:
+            return f"{clock(self.seconds)} {bar}"
+        # between its bars, which know better, there is no other estimate
+        return progress_line(self.job.name, self.job.partial, self.seconds, None if self.progress.redraws else usual)
 
 
 def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen, count: Count) -> dict[str, float]:
@@ -240,7 +239,7 @@ def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen, count: Cou
     failed, or ParameterError where nothing but a parameter was wrong, its sentence once. Ends the kernels before it
     raises OSError, for a full disk, or KeyboardInterrupt with the names of the notebooks that it cut short.
     """
-    before = {job.name: usual_seconds(job.final) for job in jobs}
+    before = {job.name: usual_seconds(job.final, job.parameters) for job in jobs}
     several = len(jobs) > 1
     if several:
         screen.line(f"{len(jobs)} notebooks, {min(at_once, len(jobs))} at a time")
@@ -284,7 +283,8 @@ def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen, count: Cou
                         f"{title}: done in {clock(taken[name])}{left if several and (waiting or running) else ''}"
                     )
                 if running and time.monotonic() - screen.shown >= screen.silence:
-                    screen.state({run.job.name: run.state for run in running.values()})
+                    usual = expected_seconds(before, taken)
+                    screen.state({run.job.name: run.state(usual[run.job.name]) for run in running.values()})
         except (KeyboardInterrupt, OSError) as error:
             stop.set()
             _end_kernels(running)
@@ -317,11 +317,20 @@ def _end_kernels(running: Collection[Future]) -> None:
                     told.add(kernel.pid)
 
 
-def usual_seconds(previous: Path) -> float | None:
-    """What a notebook took in the run that left this executed copy."""
+def usual_seconds(previous: Path, parameters: Mapping[str, Any]) -> float | None:
+    """What a notebook took in the run that left this executed copy; None where that had other parameters."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return float(json.loads(previous.read_text(encoding="utf-8"))["metadata"]["papermill"]["duration"])
+        facts = json.loads(previous.read_text(encoding="utf-8"))["metadata"]["papermill"]
+        if facts["parameters"] == json.loads(json.dumps(dict(parameters))):
+            return float(facts["duration"])
     return None
+
+
+def expected_seconds(before: Mapping[str, float | None], taken: Mapping[str, float]) -> dict[str, float | None]:
+    """What each notebook should take: what it took `before`, times how much slower those `taken` were than before."""
+    both = [(taken[name], seconds) for name, seconds in before.items() if seconds and name in taken]
+    pace = sum(now for now, _ in both) / sum(then for _, then in both) if both else 1.0
+    return {name: seconds and pace * seconds for name, seconds in before.items()}
 
 
 def time_left(
@@ -333,42 +342,31 @@ def time_left(
 ) -> str:
     """`, about 1:20 left`; empty where it is not known. All in seconds by notebook name.
 
-    A notebook is expected to take what it took `before`, times how much slower than before those that are done were
-    (the machine may be busier); one without a run before, as long as the mean of the others.
+    Judged by `expected_seconds` (the machine may be busier than before); a notebook without a run before is expected to
+    take as long as the mean of the others.
     """
-    both = [(taken[name], seconds) for name, seconds in before.items() if seconds and name in taken]
-    pace = sum(now for now, _ in both) / sum(then for _, then in both) if both else 1.0
-    known = [taken.get(name, seconds and pace * seconds) for name, seconds in before.items()]
-    known = [seconds for seconds in known if seconds is not None]
+    expected = expected_seconds(before, taken)
+    known = [seconds for seconds in (taken.get(name, expected[name]) for name in before) if seconds is not None]
     if not known:
         return ""
-    mean = sum(known) / len(known)
-    expected = {name: mean if seconds is None else pace * seconds for name, seconds in before.items()}
-    left = sum(expected[name] for name in waiting)
-    left += sum(max(0.0, expected[name] - seconds) for name, seconds in running.items())
+    likely = {name: sum(known) / len(known) if seconds is None else seconds for name, seconds in expected.items()}
+    left = sum(likely[name] for name in waiting)
+    left += sum(max(0.0, likely[name] - seconds) for name, seconds in running.items())
     return f", about {clock(left / at_once)} left" if left >= 1 else ""  # what still runs takes longer than known
 
 
-def progress_line(name: str, partial: Path, previous: Path, seconds: float) -> str:
-    """How far a running notebook is: cells done so far, time gone, time left.
+def progress_line(name: str, partial: Path, seconds: float, usual: float | None) -> str:
+    """How far a running notebook is: cells done so far, time gone, and time left of what it should take, if known.
 
-    The time left is judged by the executed copy of the run before, or by the share of cells done.
+    The share of cells done says nothing of the time left: one cell may do all the work.
     """
-    done = total = 0
+    cells = "starting"
     with contextlib.suppress(OSError, ValueError, KeyError):  # papermill may be writing the file just now
-        cells = [cell for cell in json.loads(partial.read_text())["cells"] if cell["cell_type"] == "code"]
-        total = len(cells)
-        done = sum(cell["metadata"].get("papermill", {}).get("status") == "completed" for cell in cells)
-    usual = usual_seconds(previous)
-    if usual is None:
-        usual = seconds * total / done if done else None
-    if usual is None:
-        left = "time left not known yet"
-    elif seconds < usual:
-        left = f"about {clock(usual - seconds)} left"
-    else:
-        left = f"longer than the run before ({clock(usual)})"
-    return f"{name}: {done} of {total} cells, {clock(seconds)}, {left}"
+        code = [cell for cell in json.loads(partial.read_text())["cells"] if cell["cell_type"] == "code"]
+        done = sum(cell["metadata"].get("papermill", {}).get("status") == "completed" for cell in code)
+        cells = f"{done} of {len(code)} cells"
+    left = f", about {clock(usual - seconds)} left" if usual is not None and seconds < usual else ""
+    return f"{name}: {cells}, {clock(seconds)}{left}"
 
 
 def clock(seconds: float) -> str:

@@ -44,7 +44,7 @@ SCORES = (  # how the table of scores is read
     "Score ± standard error [95 % interval], in per cent: what other problems of the kind and other answers would "
     "change, by a bootstrap over both. The macro average weighs each benchmark the same. Undecided answers (timeout, "
     "error) count as wrong; where there are any, the score with all of them right stands beside. maj@k is the vote of "
-    "k answers. A truncated answer met the token limit. Where no answer is right, or all are, the interval "
+    "k answers. A truncated answer met the token limit. Where hardly any answer is right, or wrong, the interval "
     "allows for what as many further problems may show."
 )
 HEADLINE = {"quagmire": "headline"}  # metadata of an output that says a notebook's result in words
@@ -270,7 +270,7 @@ def loss_items(losses: Mapping[str, GeneralizationLoss], engine: str, folder: Pa
             reason = "a server gives no likelihood of whole traces; evaluate the model itself"
         return [Markdown(f"No generalization loss: {reason}.")]
     fig = plots.loss_by_position_and_length(losses)
-    plots.stamp(fig, f"{label} · measured")
+    plots.stamp(fig, evaluation_stamp(label))
     return [tables.loss_table(losses), show_figure(plots.save_figure(fig, folder / "figures" / "generalization_loss"))]
 
 
@@ -317,6 +317,11 @@ def headlines(executed: str | Path) -> list[str]:
 def stamp_text(manifest: Mapping[str, Any]) -> str:
     """What a figure says about itself: profile, measured, commit."""
     return f"profile {manifest['configuration'].get('name', 'none')} · measured · {_commit(manifest)}"
+
+
+def evaluation_stamp(label: str) -> str:
+    """`stamp_text` of what this code has just measured of the model `label`."""
+    return f"{label} · measured · {_commit(git_state())}"
 
 
 def provenance(manifest: Mapping[str, Any]) -> str:

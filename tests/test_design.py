@@ -385,7 +385,8 @@ def test_figures_of_nothing_say_so(grid):
 
 def test_rl_curves_of_a_large_grid_are_one_panel_per_family_and_scenario(grid):
     fig = plots.rl_curve_grid(grid.rl_curves, candidates=grid.candidates)
-    panels = {ax.get_title(loc="left"): ax for ax in fig.axes if ax.get_visible()}
+    panels = {ax.get_title(loc="left"): ax for ax in fig.axes[:-1] if ax.get_visible()}
+    assert "mean reward of its first 6 steps" in fig.axes[-1].get_xlabel()  # what the colours mean
     assert set(panels) == {
         *("micro-llama, dataset level: 16 candidates", "micro-llama, instance level: 17 candidates"),
         *("micro-llama, source level: 12 candidates", "micro-mistral, dataset level: 10 candidates"),
@@ -396,10 +397,34 @@ def test_rl_curves_of_a_large_grid_are_one_panel_per_family_and_scenario(grid):
     width, height = fig.get_size_inches()
     assert width < 16
     assert height < 12
+    for ax in panels.values():
+        (base,) = (line for line in ax.lines if line.get_label() == "base")
+        assert base.get_linestyle() == "--"
+        ends = {line.get_label(): line.get_ydata()[-1] for line in ax.lines if line is not base}
+        named = sorted((label for label in ends if label.startswith("ends ")), reverse=True)
+        assert [label.partition(":")[0] for label in named] == ["ends lowest", "ends highest"]
+        assert [ends[label] for label in named] == [min(ends.values()), max(ends.values())]
     without = plots.rl_curve_grid(grid.rl_curves)
-    assert [ax.get_title(loc="left") for ax in without.axes] == [
+    assert [ax.get_title(loc="left") for ax in without.axes[:-1]] == [
         *("micro-llama: 39 candidates", "micro-mistral: 20 candidates", "micro-qwen: 14 candidates")
     ]
+
+
+def test_no_text_lies_on_a_curve_of_the_shipped_records():
+    records = load_records(ROOT / "results" / "mini")
+    fig = plots.rl_curve_grid(records.rl_curves, candidates=records.candidates)
+    fig.canvas.draw()
+    panels = [ax for ax in fig.axes[:-1] if ax.get_visible()]
+    assert len(panels) == 7
+    for ax in panels:
+        texts = ax.get_legend().get_texts()
+        assert {text.get_text().partition(":")[0] for text in texts} == {"base", "ends lowest", "ends highest"}
+        for text in (*texts, *ax.texts):
+            box = text.get_window_extent()
+            crossed = [
+                line for line in ax.lines if line.get_transform().transform_path(line.get_path()).intersects_bbox(box)
+            ]
+            assert not crossed, f"{ax.get_title(loc='left')}: {text.get_text()}"
 
 
 # --- the notebook -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from quagmire_utils.config import ParameterError
 from quagmire_utils.pass_at_k import (
@@ -146,6 +146,51 @@ def test_an_interval_does_not_open_where_all_problems_are_as_good_as_solved():
     two = pd.concat([frame(correct, 64), frame(correct[:20], 64, "c")])
     macro = bootstrap_intervals(two, [46]).iloc[-1]
     assert macro["low"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("mean", "alike", "n", "m", "k"),
+    [
+        (0.01, 0.4, 64, 40, 1),
+        (0.99, 0.4, 64, 40, 2),
+        (0.04, 0.8, 64, 20, 1),
+        (0.003, 0.1, 64, 40, 1),
+        (0.04, 0.4, 4, 20, 1),
+    ],
+)
+def test_where_a_few_answers_of_thousands_tell_the_truth_is_covered_too(mean, alike, n, m, k):
+    """Most problems never solved (or always), the mean hangs on few; alike: correlation of answers to one problem."""
+    rng = np.random.default_rng(11)
+    a, b = mean * (1 / alike - 1), (1 - mean) * (1 / alike - 1)
+    truth = 1 - np.exp(special.betaln(a, b + k) - special.betaln(a, b))
+    held = []
+    for run in range(150):
+        counts = frame(rng.binomial(n, rng.beta(a, b, m)), n)
+        row = bootstrap_intervals(counts, [k], replicates=200, seed=run).iloc[0]
+        held.append(row["low"] <= truth <= row["high"])
+    assert np.mean(held) >= 0.93  # 0.74 to 0.82, where a variance of a few answers was taken at its word
+
+
+@pytest.mark.parametrize("problems", ["one", "others"])
+def test_one_more_right_answer_moves_the_interval_a_little(problems):
+    """0, 1, 2, ... of 2,560 right, in one problem or each in another."""
+    highs = []
+    for right in range(13):
+        correct = np.zeros(40, int)
+        correct[: 1 if problems == "one" else right] = right if problems == "one" else 1
+        highs.append(bootstrap_intervals(frame(correct, 64), [1]).iloc[0]["high"])
+    steps = np.array(highs[1:]) / highs[:-1]
+    assert (steps > 0.7).all(), "with a few right the interval was 45 times as narrow as with none"
+    assert (steps < 1.2).all()
+
+
+def test_no_limit_of_the_curve_drops_where_the_score_reaches_1():
+    correct = np.random.default_rng(1).integers(29, 50, 40)  # of 64: Pass@36 is 1 exactly
+    rows = bootstrap_intervals(frame(correct, 64)).iloc[:64]
+    assert (rows["pass_at_k"].iloc[[34, 35]] == [rows["pass_at_k"].iloc[34], 1.0]).all()
+    assert rows["low"].diff().iloc[30:40].abs().max() < 0.001  # it fell by a step of 4 points
+    assert rows["low"].diff().iloc[1:].min() > -0.015
+    assert (rows["low"].cummax() - rows["low"]).max() < 0.035  # gently, as ever fewer groups of k are all wrong
 
 
 @pytest.mark.parametrize("share", [0, 1])

@@ -290,6 +290,16 @@ def test_pictures():
     assert sum(len(line.get_xdata()) for line in ax.lines) == len(table) + 2  # and the diagonal's ends
     mark_kinds(fig, kinds.KINDS)
     assert [text.get_text() for text in fig.legends[0].get_texts()] == list(kinds.KINDS.values())
+    bottom, top = ax.get_ylim()
+    points = np.concatenate([line.get_ydata() for line in ax.lines[1:]])
+    assert bottom < points.min() == 0.005  # no marker is cut by the edge
+    assert points.max() == 100 < top
+    ticks = {float(value): label.get_text() for value, label in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)}
+    assert (ticks[0.005], ticks[100.0]) == ("≤ 0.005", "≥ 100")
+    fig, _ = new_figure(columns=2, width=4.6)  # as the notebook has it
+    mark_kinds(fig, kinds.KINDS)
+    fig.canvas.draw()
+    assert fig.legends[0].get_texts()[-1].get_window_extent().x1 < fig.bbox.x1 - 10
     fig, ax = new_figure()
     shown = paper_audit.what_candidates_show()
     plot_rank_intervals(shown, ax, {column: column for column in paper.COLUMNS})

@@ -538,11 +538,29 @@ def test_verdict_bars_add_up(records):
     assert ax.lines[0].get_xdata() == pytest.approx((truncated["truncated"] / truncated["n"]).to_numpy())
 
 
+@pytest.mark.parametrize("benchmark", [None, "easy"])
+def test_no_diamond_covers_a_name_of_the_verdict_plot(records, benchmark):
+    """None truncated: no diamond to lie on the names; one benchmark with a few: beside them."""
+    counts = records.counts[records.counts["stage"] == "base"].drop(columns=CHECKPOINT).assign(truncated=0)
+    counts.loc[counts["benchmark"] == benchmark, "truncated"] = 1
+    fig, ax = plots.new_figure(width=5.4, height=2.6)
+    plots.plot_verdicts(counts, ax)
+    fig.canvas.draw()
+    diamonds = [(x, line.get_markersize()) for line in ax.lines for x in line.get_xdata()]
+    assert len(diamonds) == (benchmark is not None)
+    assert ("truncated" in ax.get_legend_handles_labels()[1]) == bool(diamonds)
+    names = max(label.get_window_extent().x1 for label in ax.get_yticklabels())
+    for x, size in diamonds:
+        half = size / 2 * 2**0.5 * fig.dpi / 72  # of a square on its corner
+        assert ax.transData.transform((x, 0))[0] - half > ax.bbox.x0 > names
+
+
 def test_one_rl_panel_per_candidate(records):
     fig = plots.rl_curve_grid(records.rl_curves)
     shown = [ax for ax in fig.axes if ax.get_visible()]
     assert len(shown) == 17
-    curves = records.rl_curves[records.rl_curves["candidate"] == shown[3].texts[0].get_text()]
+    assert not any(ax.texts for ax in shown)  # names stand above the curves
+    curves = records.rl_curves[records.rl_curves["candidate"] == shown[3].get_title(loc="left")]
     assert len(shown[3].lines) == 3  # two runs and their mean
     mean = curves.groupby("step")["reward"].mean()
     assert shown[3].lines[-1].get_ydata() == pytest.approx(mean.to_numpy())

@@ -610,20 +610,42 @@ def test_the_time_left_follows_the_pace_of_what_is_done():
     assert execution.time_left(["b"], {}, {"a": None, "b": None}, {"a": 7.0}, 1) == ", about 0:07 left"
 
 
-def test_the_time_left_is_judged_by_the_run_before_or_else_by_the_cells_done(tmp_path: Path):
-    partial, previous = tmp_path / "partial.ipynb", tmp_path / "previous.ipynb"
-    assert (
-        execution.progress_line("fig03", partial, previous, 20) == "fig03: 0 of 0 cells, 0:20, time left not known yet"
-    )
+def test_how_far_a_notebook_is_and_the_time_left_of_the_run_before(tmp_path: Path):
+    partial = tmp_path / "partial.ipynb"
+    assert execution.progress_line("fig03", partial, 20, None) == "fig03: starting, 0:20"
     cells = [
         {"cell_type": "code", "metadata": {"papermill": {"status": status}}} for status in ("completed", "running")
     ]
     partial.write_text(json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}}, *cells]}))
-    assert execution.progress_line("fig03", partial, previous, 20) == "fig03: 1 of 2 cells, 0:20, about 0:20 left"
-    previous.write_text(json.dumps({"metadata": {"papermill": {"duration": 95.0}}}))
-    assert execution.progress_line("fig03", partial, previous, 20) == "fig03: 1 of 2 cells, 0:20, about 1:15 left"
+    # half of its cells are done, which says nothing of the time that the other half takes
+    assert execution.progress_line("fig03", partial, 20, None) == "fig03: 1 of 2 cells, 0:20"
+    assert execution.progress_line("fig03", partial, 20, 95.0) == "fig03: 1 of 2 cells, 0:20, about 1:15 left"
+    assert execution.progress_line("fig03", partial, 97, 95.0) == "fig03: 1 of 2 cells, 1:37"
+
+
+def test_the_run_before_counts_where_it_had_the_same_parameters(tmp_path: Path):
+    previous = tmp_path / "previous.ipynb"
+    given = {"profile": "mini", "families": ("a", "b")}
+    assert execution.usual_seconds(previous, given) is None
+    facts = {"duration": 95.0, "parameters": {"profile": "mini", "families": ["a", "b"]}}
+    previous.write_text(json.dumps({"metadata": {"papermill": facts}}))
+    assert execution.usual_seconds(previous, given) == 95.0
+    assert execution.usual_seconds(previous, {**given, "k": 64}) is None
     previous.write_text("torn")
-    assert execution.progress_line("fig03", partial, previous, 20).endswith("about 0:20 left")
+    assert execution.usual_seconds(previous, given) is None
+    # on a machine that took three times as long for another, this one too
+    assert execution.expected_seconds({"a": 10.0, "b": 20.0, "c": None}, {"a": 30.0}) == {"a": 30, "b": 60, "c": None}
+
+
+def test_a_notebooks_own_progress_bar_has_the_only_estimate(tmp_path: Path):
+    log = io.StringIO()
+    job = execution.Job(tmp_path / "a.ipynb", tmp_path / "out.ipynb", tmp_path, tmp_path, {})
+    running = execution._Running(job, execution.ProgressLog(log, None), log)
+    assert running.state(95.0).endswith("left")
+    running.progress.write("\rsampling:  50%|#####     | 8/16 [00:02<00:02]")
+    assert running.state(95.0).endswith("sampling:  50%|#####     | 8/16 [00:02<00:02]")
+    running.progress.write("\rsampling: 100%|##########| 16/16 [00:04<00:00]\n")
+    assert "left" not in running.state(95.0)
 
 
 # --- pins and package -------------------------------------------------------------------------------------------------

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from quagmire_utils import paper, report, sweep
+from quagmire_utils import cli, notebook, paper, plots, report, sweep
 from quagmire_utils.config import load_profile
+from quagmire_utils.records import load_records
 from quagmire_utils.sweep.collect import is_collected
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,6 +127,41 @@ def test_the_page_is_that_of_the_executed_notebooks(page):
     path = RESULTS / report.NAME
     assert path.is_file(), "there is no page: ./reproduce.sh --profile mini --only report"
     assert path.read_text(encoding="utf-8") == page, "the page is stale: ./reproduce.sh --profile mini --only report"
+
+
+def lines_and_numbers(svg: Path) -> tuple[str, list[float]]:
+    """A drawing without its numbers, and they; names that matplotlib makes of the numbers are left out."""
+    text = re.sub(r"\b[a-z]?[0-9a-f]{10}\b", "", svg.read_text(encoding="utf-8"))
+    number = r"-?\d+(?:\.\d+)?"
+    return re.sub(number, "#", text), [float(found) for found in re.findall(number, text)]
+
+
+def assert_same_drawing(shipped: Path, drawn: Path) -> None:
+    (one, here), (other, there) = lines_and_numbers(shipped), lines_and_numbers(drawn)
+    assert one == other, f"{shipped.name} is stale: ./reproduce.sh --profile mini"
+    assert here == pytest.approx(there, rel=1e-3, abs=0.1), f"{shipped.name} is stale: ./reproduce.sh --profile mini"
+
+
+def test_the_shipped_curves_of_rl_are_those_of_the_code(tmp_path):
+    """As `run_sweep` draws them, which trains nothing where the records are complete."""
+    records = load_records(RESULTS)
+    fig = plots.rl_curve_grid(records.rl_curves, candidates=records.candidates)
+    plots.stamp(fig, notebook.stamp_text(records.manifest))
+    plots.save_figure(fig, tmp_path / "rl_curves")
+    assert_same_drawing(RESULTS / "figures" / "rl_curves.svg", tmp_path / "rl_curves.svg")
+
+
+@pytest.mark.slow
+def test_every_other_shipped_picture_is_that_of_the_code(tmp_path):
+    folder = tmp_path / "mini"
+    shutil.copytree(RESULTS, folder, ignore=shutil.ignore_patterns("figures", "notebooks", "logs", "scratch"))
+    only = ("fig", "claims", "paper_audit", "design_microlab")
+    cli.run_notebooks(cli.Run(str(folder), only), io.StringIO())
+    drawn = sorted((folder / "figures").glob("*.svg"))
+    names = {path.name for path in (RESULTS / "figures").glob("*.svg")}
+    assert {path.name for path in drawn} == names - {"rl_curves.svg"}
+    for path in drawn:
+        assert_same_drawing(RESULTS / "figures" / path.name, path)
 
 
 def test_the_readme_shows_the_pages_picture():

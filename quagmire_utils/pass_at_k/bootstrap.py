@@ -18,8 +18,13 @@ Few problems make percentile intervals too short, so the percentiles are taken f
 (Hesterberg 2015, "expanded percentile"). Scores near 0 or 1, where all problems look alike and a bootstrap has nothing
 to vary, get at least Wilson's interval, for the number of independent trials that the standard error amounts to and
 never more than the groups of k answers that were drawn, nor less than the problems: a mean of m shares around p varies
-by p (1 - p) / m at most, whatever redrawn answers say where p rounds to 1. The tests measure the coverage that results,
-against populations of known mean.
+by p (1 - p) / m at most, whatever redrawn answers say where p rounds to 1.
+
+A standard error that rests on a few right answers (or, near 1, on a few groups of k without any) can't tell whether the
+next ones would come from other problems or all from one. So to those seen, z^2 are added that come as dependent as can
+be, from problems always solved or never, as Wilson adds z^2 trials: with none seen the trials are the problems, with
+hundreds next to nothing changes, and in between no interval jumps. The tests measure the coverage that results, against
+populations of known mean.
 """
 
 from __future__ import annotations
@@ -113,6 +118,8 @@ class _Replicates:
     freedom: Array  # degrees of it
     trials: Array  # groups of k answers
     least: float  # trials that a mean of so many problems is worth at least
+    seen: Array  # groups of k answers that came out the rarer way
+    clusters: float  # problems, as a benchmark alone would need them for this variance of the mean
     problems: int
     min_n: int
 
@@ -140,7 +147,7 @@ class _Replicates:
         pairs_drawn = _tally(pairs, len(pair_n))
         rows_drawn = _tally(redraws[pairs, picks % LEVELS], int(first_row[-1]))
 
-        mean, variance, sampling = np.full((3, size), np.nan)
+        mean, variance, sampling, seen = np.full((4, size), np.nan)
         deviations = np.full((replicates, size), np.nan)
         possible = np.flatnonzero(ks <= samples.min())
         width = max(1, TABLE_CELLS // int(first_row[-1]))
@@ -160,13 +167,16 @@ class _Replicates:
             deviations[:, columns] = (pairs_drawn @ between + rows_drawn @ (table * scale)) / m
             mean[columns] = np.clip(middle, 0, 1)
             variance[columns], sampling[columns] = np.maximum(total, within) / m, within / m
+            groups = m * weight * pair_n
+            seen[columns] = np.minimum(groups @ scores, groups @ (1 - scores)) / k
         if m == 1:  # nothing tells how other problems would do
             variance[:], deviations[:] = np.nan, np.nan
         if samples.min() == 1:  # nothing tells how other answers would do
             sampling[:] = np.nan
         freedom = np.full(size, max(m - 1.0, 1.0))
         trials = samples.sum() / ks
-        return cls(mean, deviations, variance, sampling, freedom, trials, max(m - 1, 1), m, int(samples.min()))
+        least, fewest = max(m - 1, 1), int(samples.min())
+        return cls(mean, deviations, variance, sampling, freedom, trials, least, seen, m, m, fewest)
 
     @classmethod
     def average(cls, each: Sequence[_Replicates]) -> _Replicates:
@@ -185,17 +195,21 @@ class _Replicates:
             np.where(variance > 0, freedom, least),
             count**2 / np.sum([1 / part.trials for part in each], axis=0),
             count**2 / sum(1 / part.least for part in each),
+            np.sum([part.seen for part in each], axis=0),
+            count**2 / sum(1 / part.clusters for part in each),
             sum(part.problems for part in each),
             min(part.min_n for part in each),
         )
 
     def frame(self, name: str, ks: NDArray[np.int64], confidence: float) -> pd.DataFrame:
         """The rows of `bootstrap_intervals`."""
-        from scipy.special import ndtr, stdtrit
+        from scipy.special import ndtr, ndtri, stdtrit
 
         t = stdtrit(self.freedom, (1 + confidence) / 2)
         tail = ndtr(-t)
-        low, high = wilson(self.mean, self.variance, self.problems, t, least=self.least, most=self.trials)
+        unseen = ndtri((1 + confidence) / 2) ** 2
+        range_ = {"least": self.least, "most": self.trials, "doubt": unseen / (unseen + self.seen)}
+        low, high = wilson(self.mean, self.variance, self.clusters, t, **range_)
         known = np.isfinite(self.variance) & np.isfinite(self.mean)
         for column in np.flatnonzero(known):
             ends = np.quantile(self.deviations[:, column], [tail[column], 1 - tail[column]]) + self.mean[column]
@@ -218,21 +232,24 @@ class _Replicates:
 def wilson(
     share: Array,
     variance: Array,
-    problems: int,
+    problems: float,
     z: Array | float,
     *,
     least: float = 1.0,
     most: Array | float = np.inf,
+    doubt: Array | float = 0.0,
 ) -> tuple[Array, Array]:
     """Wilson's interval for a mean score with a given variance of the mean; all arrays (k,), z in standard errors.
 
     The number of trials is the one that would give this variance, between `least` and `most`; where the variance is
-    zero, as many trials as problems, so that 0 of n does not look certain.
+    zero, as many trials as problems, so that 0 of n does not look certain. doubt: how much of the variance is taken
+    from such trials all the same, 0 to 1.
     """
     spread = share * (1 - share)
     with np.errstate(invalid="ignore", divide="ignore"):
         trials = np.where((variance > 0) & (spread > 0), spread / variance, float(problems))
-        trials, z2 = np.minimum(np.maximum(trials, least), most), np.square(z)
+        trials = 1 / ((1 - doubt) / np.clip(trials, least, most) + doubt / problems)
+        z2 = np.square(z)
         middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
         width = np.sqrt(z2 * (spread / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
     return np.clip(middle - width, 0, 1), np.clip(middle + width, 0, 1)

@@ -156,8 +156,8 @@ KIND_MARKS = {"r2": ("o", "#0b3d6e"), "clipped": ("s", "#d9822b"), "squared": ("
 def plot_split_spread(table: pd.DataFrame, ax: Axes) -> None:
     """Printed +- (x) against what the split alone gives at the same means (y, 95 % of draws), on logarithmic axes.
 
-    table: one table's `paper_audit.split_alone`. A kind of R2 that gives none at all (the squared correlation of two
-    points) is drawn on the lower edge.
+    table: one table's `paper_audit.split_alone`. What lies beyond the last tick (a squared correlation of two points
+    has no spread at all) is drawn there, and the tick says so.
     """
     low, high = 0.005, 100.0
     ax.plot([low, high], [low, high], color=INK, linewidth=1)
@@ -166,11 +166,13 @@ def plot_split_spread(table: pd.DataFrame, ax: Axes) -> None:
         x = part["plus_minus"].to_numpy(float)
         y, bottom, top = (np.clip(part[name].to_numpy(float), low, high) for name in ("expected_std", "low", "high"))
         ax.vlines(x, bottom, top, color=colour, linewidth=1, alpha=0.7)
-        ax.plot(x, y, marker, color=colour, markersize=5, clip_on=False)
+        ax.plot(x, y, marker, color=colour, markersize=5)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlim(low, 1.0)
-    ax.set_ylim(low, high)
+    ax.set_ylim(0.7 * low, 1.5 * high)  # room for the markers on the last ticks
+    ax.set_yticks([low, 0.01, 0.1, 1, 10, high], [f"≤ {low:g}", "0.01", "0.1", "1", "10", f"≥ {high:g}"])
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.set_xlabel("printed ±")
     ax.set_ylabel("± from the split alone")
 
@@ -183,7 +185,8 @@ def mark_kinds(fig: Figure, titles: dict[str, str]) -> None:
         Line2D([], [], linestyle="", marker=marker, color=colour, label=titles[kind])
         for kind, (marker, colour) in KIND_MARKS.items()
     ]
-    fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
+    close = {"handlelength": 1.0, "handletextpad": 0.4, "columnspacing": 1.4}  # as wide as two panels
+    fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, **close)
 
 
 def plot_rank_intervals(table: pd.DataFrame, ax: Axes, titles: dict[str, str]) -> None:

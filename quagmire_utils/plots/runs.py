@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from quagmire_utils.plots.figure import GREY, INK, LINES, MARKERS, VERDICT_STYLE, _per_cent, _shades, new_figure
-from quagmire_utils.plots.labels import halo
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
     from quagmire_utils.generalization_loss import GeneralizationLoss
@@ -28,7 +28,7 @@ def plot_rl_curve(curves: pd.DataFrame, ax: Axes) -> None:
         ax.plot(rows["step"], rows["reward"], ls=LINES[i % len(LINES)], color=GREY, lw=0.9)
     mean = curves.groupby("step")["reward"].mean()
     ax.plot(mean.index, mean, color="#0b5394", lw=2)
-    ax.text(0.03, 0.96, str(curves["candidate"].iloc[0]), transform=ax.transAxes, va="top", fontsize=9, color=INK)
+    ax.set_title(str(curves["candidate"].iloc[0]), loc="left", fontsize=9, color=INK)
 
 
 def rl_curve_grid(curves: pd.DataFrame, columns: int = 4, *, candidates: pd.DataFrame | None = None) -> Figure:
@@ -64,39 +64,44 @@ def rl_curve_grid(curves: pd.DataFrame, columns: int = 4, *, candidates: pd.Data
     return fig
 
 
-def plot_rl_curves(curves: pd.DataFrame, ax: Axes) -> None:
+def plot_rl_curves(curves: pd.DataFrame, ax: Axes, colours: ScalarMappable | None = None) -> None:
     """Mean reward by step of many candidates of one family: a thin line each (mean over runs, over `SMOOTH` steps).
 
-    Darker: lower at the start. The base without SFT is dashed; the first and the last at the end are named.
+    Coloured by the reward at the start (`colours`, by default `start_colours` of these curves); the base without SFT is
+    dashed. The candidates that end highest and lowest are thicker and marked; the legend names these and the base.
     """
+    colours = colours or start_colours(curves)
     means = curves.pivot_table(index="step", columns="candidate", values="reward")
     means = means.rolling(SMOOTH, min_periods=1).mean()
-    start = means.iloc[: 2 * SMOOTH].mean().sort_values()
-    colours = _shades(list(start.index))
-    for name in start.index:
-        base = name == "base"
-        ax.plot(
-            means.index,
-            means[name],
-            ls="--" if base else "-",
-            color="black" if base else colours[name],
-            lw=1.8 if base else 1.0,
-            zorder=3 if base else 2,
-        )
-    end = means.ffill().iloc[-1].sort_values()
-    for name, height in ((end.index[0], "top"), (end.index[-1], "bottom")):
-        ax.annotate(
-            name,
-            (means.index[-1], end[name]),
-            xytext=(0, -3 if height == "top" else 3),
-            textcoords="offset points",
-            ha="right",
-            va=height,
-            fontsize=8,
-            color=INK,
-            zorder=5,
-            path_effects=halo(),
-        )
+    end = means.drop(columns="base", errors="ignore").ffill().iloc[-1].sort_values()
+    marked = {end.index[0]: ("v", "ends lowest"), end.index[-1]: ("^", "ends highest")} if len(end) else {}
+    for (_, name), start in _start_rewards(curves).sort_values().items():
+        looks = {"color": colours.to_rgba(start), "lw": 1.0, "zorder": 2}
+        if name == "base":
+            looks = {"color": "black", "lw": 1.8, "zorder": 3, "ls": "--", "label": "base"}
+        elif name in marked:
+            marker, place = marked[name]
+            looks |= {"lw": 2.2, "zorder": 4, "marker": marker, "markevery": [-1], "ms": 6, "mec": INK, "mew": 0.6}
+            looks |= {"clip_on": False, "label": f"{place}: {name}"}
+        ax.plot(means.index, means[name], **looks)
+    handles = sorted(ax.get_legend_handles_labels()[0], key=lambda line: line.get_label())
+    ax.legend(handles=handles, loc="best", fontsize=8, frameon=False, handlelength=1.6, borderaxespad=0.1)
+
+
+def start_colours(curves: pd.DataFrame) -> ScalarMappable:
+    """Colours for the reward at the start of RL of the candidates in `curves`, dark where it is low."""
+    import matplotlib as mpl
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    starts = _start_rewards(curves)
+    shades = ListedColormap(mpl.colormaps["cividis"](np.linspace(0.0, 0.9, 256)))
+    return ScalarMappable(Normalize(starts.min(), starts.max()), shades)
+
+
+def _start_rewards(curves: pd.DataFrame) -> pd.Series:
+    """Mean reward over the first 2 * `SMOOTH` steps, by family and candidate."""
+    return curves[curves["step"] <= 2 * SMOOTH].groupby(["family", "candidate"])["reward"].mean()
 
 
 def _crowded_grid(curves: pd.DataFrame, candidates: pd.DataFrame | None) -> Figure:
@@ -112,13 +117,13 @@ def _crowded_grid(curves: pd.DataFrame, candidates: pd.DataFrame | None) -> Figu
             for scenario in row.scenario.split("+"):
                 mine.setdefault(scenario, set()).add(row.candidate)
     width = max(1, *(len(mine) for mine in panels.values()))
-    fig, axes = new_figure(width, len(panels), 4.2, 3.0)
+    fig, axes = new_figure(width, len(panels), 4.2, 3.2)
     grid = np.atleast_1d(axes).reshape(len(panels), width)
-    top = 1.1 * curves["reward"].max()
+    colours, top = start_colours(curves), 1.1 * curves["reward"].max()
     for (family, mine), line in zip(panels.items(), grid, strict=True):
         of_family = curves[curves["family"] == family]
         for ax, (scenario, names) in zip(line, mine.items(), strict=False):
-            plot_rl_curves(of_family[of_family["candidate"].isin({*names, "base"})], ax)
+            plot_rl_curves(of_family[of_family["candidate"].isin({*names, "base"})], ax, colours)
             title = f"{family}, {scenario} level" if scenario else family
             ax.set_title(f"{title}: {len(names)} candidates", loc="left", fontsize=10)
             ax.set_xlim(0, curves["step"].max())
@@ -127,6 +132,9 @@ def _crowded_grid(curves: pd.DataFrame, candidates: pd.DataFrame | None) -> Figu
             ax.set_ylabel("mean reward")
         for ax in line[len(mine) :]:
             ax.set_visible(False)
+    bar = fig.colorbar(colours, ax=grid, location="bottom", shrink=0.35, aspect=40, pad=0.02, anchor=(0.0, 0.5))
+    bar.set_label(f"colour of a candidate's line: mean reward of its first {2 * SMOOTH} steps", loc="left")
+    bar.outline.set_visible(False)
     return fig
 
 
@@ -291,7 +299,7 @@ def loss_by_position_and_length(losses: Mapping[str, GeneralizationLoss]) -> Fig
 
 
 def plot_verdicts(counts: pd.DataFrame, ax: Axes) -> None:
-    """Share of each verdict by benchmark as stacked bars; a diamond marks the share of truncated answers."""
+    """Share of each verdict by benchmark as stacked bars; a diamond marks the share of truncated answers, if any."""
     shares = counts.groupby("benchmark", sort=False)[[*VERDICT_STYLE, "truncated", "n"]].sum()
     shares = shares.div(shares["n"], axis=0)
     position = np.arange(len(shares))[::-1]
@@ -303,19 +311,12 @@ def plot_verdicts(counts: pd.DataFrame, ax: Axes) -> None:
         bars = {"color": colour, "hatch": hatch, "edgecolor": "white", "height": 0.72}
         ax.barh(position, width, left=left, label=verdict.replace("_", " "), **bars)
         left += width
-    ax.plot(
-        shares["truncated"],
-        position,
-        ls="",
-        marker="D",
-        ms=7,
-        mfc="white",
-        mec="black",
-        label="truncated",
-        clip_on=False,
-    )
+    cut = shares["truncated"].to_numpy()
+    if cut.any():
+        diamond = {"marker": "D", "ms": 7, "mfc": "white", "mec": "black", "clip_on": False}
+        ax.plot(cut[cut > 0], position[cut > 0], ls="", label="truncated", **diamond)
     ax.set_yticks(position, shares.index)
-    ax.set_xlim(0, 1)
+    ax.set_xlim(-0.03, 1.03)  # room for a diamond at either end
     ax.set_xlabel("share of answers (%)")
     _per_cent(ax, "x")
     ax.grid(False, axis="y")
