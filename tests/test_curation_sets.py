@@ -736,3 +736,34 @@ def test_command_line_options(tmp_path, capsys, tokenizer):
         main(["--help"])
     assert end.value.code == 0
     assert "examples:" in capsys.readouterr().out
+
+
+def test_the_sets_of_the_page_on_curation_are_made(tmp_path, tokenizer, monkeypatch, capsys):
+    """With fewer traces: the numbers are a hundredth of the page's."""
+    page = (REPO / "docs" / "curation.md").read_text(encoding="utf-8")
+    recipes = yaml.safe_load(page.split("```yaml")[1].split("```")[0])
+    recipes["defaults"]["validation_problems"] //= 100
+    for recipe in recipes["sets"].values():
+        recipe["tokenizer"] = tokenizer
+        recipe |= {"n": recipe["n"] // 100} if "n" in recipe else {}
+        recipe |= {"token_budget": 500} if "token_budget" in recipe else {}
+        recipe |= {"mixture": {part: n // 100 for part, n in recipe.get("mixture", {}).items()}}
+    monkeypatch.chdir(tmp_path)
+    Path("sets.yaml").write_text(yaml.safe_dump(recipes))
+    rows = [{"prompt": f"What is {i} times {i + 7}?", "completion": f"{'1' * i} = {i * (i + 7)}"} for i in range(1, 61)]
+    Path("my_traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["sets.yaml", "--output", "data"]) in (0, None)
+    lengths = {
+        name: [len(TOKENIZER(trace["response"])["input_ids"]) + 1 for trace in map(json.loads, path.open())]
+        for name in recipes["sets"]
+        for path in [Path("data", name, "train.jsonl")]
+    }
+    files = {"manifest.json", "removed.jsonl", "train.jsonl", "validation.jsonl"}
+    assert all({file.name for file in Path("data", name).iterdir()} == files for name in lengths)
+    assert len(lengths["s1k"]) == len(lengths["mixed"]) == 10
+    assert 400 < sum(lengths["r50M"]) <= 500
+    assert max(lengths["s1k"]) < 20
+    assert max(lengths["mixed"]) > 60
+    validation = {Path("data", name, "validation.jsonl").read_text() for name in lengths}
+    assert len(validation) == 1
+    assert len(validation.pop().splitlines()) == 5
