@@ -15,6 +15,7 @@ from ray_nodes import add_node, start_cluster
 from test_scale import MIRROR, ROOT, needs_data
 from test_sweep import TINY, records
 
+from quagmire_utils import cluster as clusters
 from quagmire_utils import microlab, store, sweep
 from quagmire_utils.benchmarks import save_traces
 from quagmire_utils.config import ParameterError, load_profile
@@ -299,7 +300,7 @@ def test_a_node_with_other_versions_refuses_the_cell(tiny, tmp_path):
 
     profile = load_profile(tiny)
     cell = sweep.plan(profile)[0]
-    own = ray_pool._versions()
+    own = clusters.versions(ray_pool.PACKAGES)
     assert {"python", "torch", "transformers", "numpy"} <= own.keys()
     files, failure = ray_pool._remote_cell(pickle.dumps((profile, cell)), {}, {**own, "torch": "1.0"}, None, None)
     assert (files, f"has torch {own['torch']}, not 1.0" in failure) == ({}, True)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import platform
 import shutil
 import socket
 import tempfile
@@ -29,8 +28,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quagmire_utils import store
-from quagmire_utils.cluster import connect
+from quagmire_utils import cluster, store
 from quagmire_utils.config import ParameterError, Profile
 from quagmire_utils.sweep.cells import cell_threads
 from quagmire_utils.sweep.grid import (
@@ -67,7 +65,7 @@ class RayPool:
         self._threads: dict[str, int] = {}  # CPUs that a cell in flight has reserved
         self._starts: dict[str, int] = {}  # how often a cell was started
         self._room_seen = time.monotonic()
-        self._owns_connection = connect(address)
+        self._owns_connection = cluster.connect(address)
         import ray
 
         self._task = ray.remote(max_retries=0)(_remote_cell)
@@ -121,7 +119,7 @@ class RayPool:
         self._threads[cell.id] = self._cpus_for(cell)
         gpus = self.profile.compute.gpus
         task = self._task.options(num_cpus=self._threads[cell.id], num_gpus=gpus, name=cell.id).remote(
-            pickle.dumps((self.profile, cell)), start, _versions(), self._fractions, shared
+            pickle.dumps((self.profile, cell)), start, cluster.versions(PACKAGES), self._fractions, shared
         )
         self._tasks[task] = cell
 
@@ -222,11 +220,6 @@ def _places(gpus: int) -> int:
     return sum(int(node["Resources"].get("GPU", 0)) // gpus for node in ray.nodes() if node["Alive"])
 
 
-def _versions() -> dict[str, str]:
-    """What a cell computes with."""
-    return {"python": platform.python_version(), **store.package_versions(PACKAGES)}
-
-
 class _Fractions:
     """An actor that knows how far cells are."""
 
@@ -251,12 +244,9 @@ def _remote_cell(
     """
     set_environment()
     node = socket.gethostname()
-    here = _versions()
-    others = [
-        f"{name} {here.get(name)}, not {version}" for name, version in versions.items() if here.get(name) != version
-    ]
-    if others:
-        return {}, f"node {node} has {', '.join(others)}; give it the environment of the machine that runs the sweep"
+    other = cluster.different_versions(versions, cluster.versions(PACKAGES))
+    if other:
+        return {}, f"node {node} has {other}; give it the environment of the machine that runs the sweep"
     profile, cell = pickle.loads(work)
     if cell not in plan(profile):
         return {}, f"node {node} has another version of this package; give it that of the machine that runs the sweep"
