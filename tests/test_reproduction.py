@@ -155,7 +155,7 @@ def test_the_shipped_curves_of_rl_are_those_of_the_code(tmp_path):
 def test_every_other_shipped_picture_is_that_of_the_code(tmp_path):
     folder = tmp_path / "mini"
     shutil.copytree(RESULTS, folder, ignore=shutil.ignore_patterns("figures", "notebooks", "logs", "scratch"))
-    only = ("fig", "claims", "paper_audit", "design_microlab")
+    only = ("fig", "claims", "paper_audit", "design_microlab", "rank_candidates", "forecast_rl")
     cli.run_notebooks(cli.Run(str(folder), only), io.StringIO())
     drawn = sorted((folder / "figures").glob("*.svg"))
     names = {path.name for path in (RESULTS / "figures").glob("*.svg")}
