@@ -17,6 +17,7 @@ import socket
 import tempfile
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class ReplicaLostError(RuntimeError):
     """Replicas keep dying, or no node is left for one; the message says what happened."""
 
 
-class Replica:
+class Replica(ABC):
     """An actor: a model on some node. Subclasses say how it is opened, and have the methods that do the jobs."""
 
     packages: tuple[str, ...] = ()  # whose versions a node must have as the machine that asks
@@ -77,11 +78,11 @@ class Replica:
             if self.folder is not None:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
+    @abstractmethod
     def open(self, model: str) -> Any:
         """Load `model`, a folder or hub id; returns what the pool's owner wants to know of it."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (not every model has anything to free)
         """Free what the node lent."""
 
 

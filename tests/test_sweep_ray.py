@@ -64,6 +64,26 @@ def cell_process(node) -> psutil.Process | None:
     return None
 
 
+def lose_a_node(cluster, driver: subprocess.Popen, output: Path, after: Path | None = None) -> None:
+    """Take a node away, with the cell that it computes (once `after` exists); the sweep must end well without it."""
+    doomed = next(iter(cluster.worker_nodes))
+    deadline = time.monotonic() + 1200
+    while not (lost := (after is None or after.exists()) and cell_process(doomed)):
+        assert driver.poll() is None, output.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    cluster.remove_node(doomed, allow_graceful=False)
+    assert driver.wait(timeout=1200) == 0, output.read_text()
+    assert not lost.is_running() or lost.status() == psutil.STATUS_ZOMBIE
+
+
+def assert_one_cell_was_lost_and_no_record(remote: Path, local: Path) -> None:
+    logs = [path.read_text() for path in (remote / "scratch/logs").iterdir()]
+    assert sum("lost, and started again" in log for log in logs) == 1
+    for name, frame in records(local).items():
+        pd.testing.assert_frame_equal(records(remote)[name], frame, obj=name)
+
+
 @pytest.mark.slow
 def test_a_cluster_that_loses_a_node_leaves_the_records_of_one_machine(tiny, cluster, tmp_path):
     command = [sys.executable, "-m", "quagmire_utils.sweep", str(tiny), "--results"]
@@ -71,20 +91,8 @@ def test_a_cluster_that_loses_a_node_leaves_the_records_of_one_machine(tiny, clu
     remote = tmp_path / "remote"
     with (tmp_path / "output").open("w") as output:
         driver = subprocess.Popen([*command, str(remote), "--ray", cluster.address], stdout=output, stderr=output)
-        doomed = next(iter(cluster.worker_nodes))
-        deadline = time.monotonic() + 1200
-        while not ((remote / "scratch/cells/a__base").exists() and cell_process(doomed)):
-            assert driver.poll() is None, (tmp_path / "output").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        lost = cell_process(doomed)
-        cluster.remove_node(doomed, allow_graceful=False)
-        assert driver.wait(timeout=1200) == 0, (tmp_path / "output").read_text()
-    assert not lost.is_running() or lost.status() == psutil.STATUS_ZOMBIE
-    logs = [path.read_text() for path in (remote / "scratch/logs").iterdir()]
-    assert sum("lost, and started again" in log for log in logs) == 1
-    for name, frame in records(tmp_path / "local").items():
-        pd.testing.assert_frame_equal(records(remote)[name], frame, obj=name)
+        lose_a_node(cluster, driver, tmp_path / "output", after=remote / "scratch/cells/a__base")
+    assert_one_cell_was_lost_and_no_record(remote, tmp_path / "local")
     # all that a local sweep leaves is there, and nothing else: the next one goes on from it
     left = {folder: sorted(_files(tmp_path / folder / "scratch")) for folder in ("local", "remote")}
     assert left["remote"] == left["local"]
@@ -198,19 +206,8 @@ def test_cells_in_a_shared_folder_survive_a_node_and_leave_the_records_of_one_ma
         driver = subprocess.Popen(
             [*command, "remote", "--ray", cluster.address], stdout=output, stderr=output, **surroundings
         )
-        doomed = next(iter(cluster.worker_nodes))
-        deadline = time.monotonic() + 1200
-        while not (lost := cell_process(doomed)):
-            assert driver.poll() is None, (tmp_path / "output").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        cluster.remove_node(doomed, allow_graceful=False)
-        assert driver.wait(timeout=1200) == 0, (tmp_path / "output").read_text()
-    assert not lost.is_running() or lost.status() == psutil.STATUS_ZOMBIE
-    logs = [path.read_text() for path in (remote / "scratch/logs").iterdir()]
-    assert sum("lost, and started again" in log for log in logs) == 1
-    for name, frame in records(tmp_path / "local").items():
-        pd.testing.assert_frame_equal(records(remote)[name], frame, obj=name)
+        lose_a_node(cluster, driver, tmp_path / "output")
+    assert_one_cell_was_lost_and_no_record(remote, tmp_path / "local")
     assert store.read_json(remote / "manifest.json")["complete"]
     assert not (remote / "scratch" / "arrived").exists()  # nothing travelled
 

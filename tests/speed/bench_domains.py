@@ -16,8 +16,8 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+
+from bench_grading import timed
 
 from quagmire_utils.benchmarks.domains import code_gold
 from quagmire_utils.grading import Grader, Verdict
@@ -55,19 +55,21 @@ def forked(program: str, tests: str) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def timed(run: Callable[[], list]) -> tuple[float, list]:
-    """Seconds of the best of three runs, and what they return."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        result = run()
-        times.append(time.perf_counter() - start)
-    return min(times), result
-
-
 def show(name: str, seconds: float, count: int) -> None:
     """Print a row."""
     print(f"  {name:44s} {count / seconds:10,.0f} /s")
+
+
+def show_grading(name: str, responses: list[str], golds: list, expected: list[bool]) -> None:
+    """Print a row for one worker and one for all cores; stop if a verdict is not the expected one."""
+    for workers in sorted({1, os.cpu_count() or 1}):
+        with Grader(workers) as grader:
+            grader.grade(responses[:1], golds[:1], grader=name)
+            run = lambda grader=grader: grader.grade(responses, golds, grader=name)  # noqa: E731
+            seconds, grades = timed(run)
+        show(f"grade, {workers} worker(s), confined", seconds, len(responses))
+        if [grade.verdict == Verdict.CORRECT for grade in grades] != expected:
+            sys.exit(f"verdicts of {name} differ from the expected ones")
 
 
 def compare_code(title: str, cases: list[Case]) -> None:
@@ -80,14 +82,7 @@ def compare_code(title: str, cases: list[Case]) -> None:
     show("a new interpreter for each, tests within", timed(lambda: [fresh(*case) for case in some])[0], len(some))
     responses = [f"```python\n{case[0]}\n# {i}\n```" for i, case in enumerate(cases)]
     golds = [code_gold(tests, setup, entry_point) for _, setup, tests, entry_point in cases]
-    for workers in sorted({1, os.cpu_count() or 1}):
-        with Grader(workers) as grader:
-            grader.grade(responses[:1], golds[:1], grader="code")
-            run = lambda grader=grader: grader.grade(responses, golds, grader="code")  # noqa: E731
-            seconds, grades = timed(run)
-        show(f"grade, {workers} worker(s), confined", seconds, len(cases))
-        if [grade.verdict == Verdict.CORRECT for grade in grades] != expected:
-            sys.exit("verdicts differ from the forks'")
+    show_grading("code", responses, golds, expected)
 
 
 def compare_choice() -> None:
@@ -99,13 +94,7 @@ def compare_choice() -> None:
     pattern = re.compile(r"answer is \(?([A-J])\)?")
     show("one pattern", timed(lambda: [pattern.search(text) for text in responses])[0], len(responses))
     show("extract, in the caller's process", timed(lambda: [extract(text) for text in responses])[0], len(responses))
-    for workers in sorted({1, os.cpu_count() or 1}):
-        with Grader(workers) as grader:
-            grader.grade(responses[:1], golds[:1], grader="choice")
-            run = lambda grader=grader: grader.grade(responses, golds, grader="choice")  # noqa: E731
-            seconds, grades = timed(run)
-        show(f"grade, {workers} worker(s)", seconds, len(responses))
-        assert sum(grade.verdict == Verdict.CORRECT for grade in grades) == len(responses) // 4
+    show_grading("choice", responses, golds, ["ABCD"[i % 4] == "B" for i in range(RESPONSES)])
 
 
 def main() -> None:

@@ -41,7 +41,8 @@ def candidates_of(random):
             y = random.uniform(0.2, 0.6, total)
             series = {name: y + 0.1 * random.normal(size=total) for name in ("pass1", "gen_loss", "pass64")}
             names = {"family": family, "stands_for": family, "scenario": scenario, "selection": "random", "k": 64}
-            parts.append(pd.DataFrame({**series, "outcome": y, "outcome_last": y}).assign(**names))
+            named = [f"{scenario}-{i}" for i in range(total)]
+            parts.append(pd.DataFrame({"candidate": named, **series, "outcome": y, "outcome_last": y}).assign(**names))
     return pd.concat(parts, ignore_index=True)
 
 
