@@ -151,7 +151,7 @@ elif [ "$command" = setup ] && [ $# -gt 0 ]; then
     STAMP=$VENV/quagmire-setup
     BROKEN=$VENV/quagmire-partial
     LOG=.quagmire/logs/setup-$backend.log
-    PINS=quagmire_utils/backends/$backend.txt
+    PINS=quagmire_utils/training/backends/$backend.txt
     NEWEST=12
 fi
 

@@ -1,8 +1,8 @@
 """quagmire_utils: measure SFT checkpoints, grade their answers, and forecast what RL will make of them.
 
 The shared package behind the notebooks that reproduce "Quagmires in SFT-RL Post-Training" (arXiv 2510.01624). Importing
-it loads nothing heavy: each room (`quagmire_utils.sampling`, `.grading`, `.prediction`, ...) imports its libraries
-where it uses them.
+it loads nothing heavy: each room (`quagmire_utils.evaluation.sampling`, `.grading`, `.prediction`, ...) imports its
+libraries where it uses them.
 """
 
 __version__ = "0.1.0"

@@ -31,10 +31,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from quagmire_utils.config import ParameterError, load_profile
-from quagmire_utils.execution import Count, Job, NotebookError, Screen, clock, execute_all
+from quagmire_utils.core.paths import ROOT
+from quagmire_utils.core.settings import ParameterError, load_profile
+from quagmire_utils.report.execution import Count, Job, NotebookError, Screen, clock, execute_all
 
-ROOT = Path(__file__).resolve().parents[1]
 SWEEP = "run_sweep"
 REPORT = "report"  # what --only calls the page
 # These belong to every run, and only read records; other notebooks run where --only names them.
@@ -236,7 +236,7 @@ def make_report(run: Run, taken: Collection[str]) -> Path | None:
 
 def print_headlines(executed: Path) -> None:
     """Print to stdout what the executed notebook found, where it says so in words."""
-    from quagmire_utils.notebook import headlines
+    from quagmire_utils.report.notebook import headlines
 
     width = max(40, shutil.get_terminal_size().columns)
     for text in headlines(executed):

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from quagmire_utils.backends import Machines, environment_python
-from quagmire_utils.backends.environments import ROOT
-from quagmire_utils.benchmarks import Problem, Trace
-from quagmire_utils.config import ParameterError, RLSettings, SFTSettings
+from quagmire_utils.core.settings import ParameterError, RLSettings, SFTSettings
+from quagmire_utils.data import Problem, Trace
+from quagmire_utils.training.backends import Machines, environment_python
+from quagmire_utils.training.backends.environments import ROOT
 
 pytest.importorskip("torch", reason="the micro models need torch")
 
+from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import load_tokenizer
-from quagmire_utils.microlab import build_model, build_tokenizer
-from quagmire_utils.prompts import render
+from quagmire_utils.training.microlab import build_model, build_tokenizer
 
 LISTS = ROOT / "quagmire_utils" / "backends"
 CPU = Machines(nodes=1, devices=0)

@@ -10,11 +10,11 @@ import os
 import sys
 from pathlib import Path
 
-from quagmire_utils.benchmarks import Problem
+from quagmire_utils.data import Problem
 from quagmire_utils.engines import SamplingParams
+from quagmire_utils.evaluation.sampling import grade_store, sample
+from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grade, Verdict
-from quagmire_utils.sampling import grade_store, sample
-from quagmire_utils.store import SampleStore
 
 PROBLEMS = [Problem(id=f"p{i}", question=f"{i}+{i}" + "0" * (i % 4), answer=str(i % 7)) for i in range(12)]
 PARAMS = SamplingParams(max_tokens=20, seed=1)

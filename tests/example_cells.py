@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from quagmire_utils import store
-from quagmire_utils.config import Profile
+from quagmire_utils.core.files import write_json, write_parquet
+from quagmire_utils.core.provenance import hardware, package_versions
+from quagmire_utils.core.settings import Profile
 from quagmire_utils.sweep.grid import Cell, cell_folder
 
 
@@ -26,17 +27,17 @@ def write_cell(profile: Profile, folder: Path, cell: Cell, rng: np.random.Genera
     counts["wrong"] = 64 - counts["correct"]
     counts[["no_answer", "truncated", "timeout", "error"]] = 0
     counts["mean_tokens"] = rng.uniform(5, 16, len(counts))
-    store.write_parquet(counts, place / "counts.parquet")
+    write_parquet(counts, place / "counts.parquet")
     if cell.kind == "rl":
         steps = np.arange(1, profile.rl.steps + 1)
         curve = pd.DataFrame({**names, "rl_run": cell.run, "step": steps, "seconds": 1.0})
         curve["reward"], curve["entropy"] = rng.uniform(0, 1, len(steps)), rng.uniform(0, 2, len(steps))
-        store.write_parquet(curve, place / "rl_curves.parquet")
+        write_parquet(curve, place / "rl_curves.parquet")
     else:
         sets = ["validation"] if cell.kind == "base" else ["validation", "own"]
         loss = pd.DataFrame(
             {**names, "stage": cell.kind, "validation_set": sets, "nll": rng.uniform(0.5, 1, len(sets))}
         )
-        store.write_parquet(loss.assign(standard_error=0.01, tokens=90), place / "generalization_loss.parquet")
-    facts = {"seconds": {"total": 1.0}, "hardware": store.hardware(), "packages": store.package_versions()}
-    store.write_json({**asdict(cell), **facts}, place / "cell.json")
+        write_parquet(loss.assign(standard_error=0.01, tokens=90), place / "generalization_loss.parquet")
+    facts = {"seconds": {"total": 1.0}, "hardware": hardware(), "packages": package_versions()}
+    write_json({**asdict(cell), **facts}, place / "cell.json")

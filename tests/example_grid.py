@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from quagmire_utils import store
-from quagmire_utils.config import CandidateSettings, FamilySettings, Profile
-from quagmire_utils.microlab import MICRO_BENCHMARKS
+from quagmire_utils.core.files import write_json, write_parquet
+from quagmire_utils.core.provenance import manifest
+from quagmire_utils.core.settings import CandidateSettings, FamilySettings, Profile
 from quagmire_utils.sweep.collect import _candidate_row
 from quagmire_utils.sweep.grid import rl_runs
+from quagmire_utils.training.microlab import MICRO_BENCHMARKS
 
 VERDICTS = ("wrong", "no_answer", "truncated", "timeout", "error")
 
@@ -68,7 +69,7 @@ def write_grid_records(
         "cells": pd.DataFrame(cells),
     }
     for name, frame in frames.items():
-        store.write_parquet(frame, folder / f"{name}.parquet")
+        write_parquet(frame, folder / f"{name}.parquet")
     configuration = {
         "name": profile.name,
         "digits": profile.digits,
@@ -77,7 +78,7 @@ def write_grid_records(
     }
     whole = len(rows) == sum(cell["kind"] != "rl" for cell in cells)
     facts = {"cells": len(cells), "cells_finished": len(cells), "complete": whole, "cell_hours": 1.0}
-    store.write_json({**store.manifest(configuration, seeds=[profile.seed]), **facts}, folder / "manifest.json")
+    write_json({**manifest(configuration, seeds=[profile.seed]), **facts}, folder / "manifest.json")
     return folder
 
 

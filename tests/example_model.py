@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 from transformers import AutoModelForCausalLM
 
-from quagmire_utils.microlab import build_model, build_tokenizer
+from quagmire_utils.training.microlab import build_model, build_tokenizer
 
 PROMPT = tuple(build_tokenizer().encode("12+3=?"))
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from quagmire_utils import store
+from quagmire_utils.core.files import write_json, write_parquet
+from quagmire_utils.core.provenance import manifest
 
 BENCHMARKS = {"easy": 12, "middle": 9, "hard": 14}
 GRID = [(250, 1), (250, 4), (250, 16), (500, 2), (1000, 1), (1000, 4), (2000, 2), (4000, 1)]
@@ -209,7 +210,7 @@ def _cell(names: dict, kind: str, run: int | None) -> dict:
 def write_records(folder: Path, frames: dict[str, pd.DataFrame]) -> Path:
     """Write the frames and a manifest as a sweep does."""
     for name, frame in frames.items():
-        store.write_parquet(frame, folder / f"{name}.parquet")
+        write_parquet(frame, folder / f"{name}.parquet")
     facts = {"cells": len(frames["cells"]), "cells_finished": len(frames["cells"]), "cell_hours": 0.1}
-    store.write_json({**store.manifest({"name": "example"}), **facts}, folder / "manifest.json")
+    write_json({**manifest({"name": "example"}), **facts}, folder / "manifest.json")
     return folder

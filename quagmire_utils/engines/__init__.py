@@ -30,7 +30,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from quagmire_utils.config import ParameterError
+from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.engines.checkpoints import check_base_url, check_model, model_digest
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def load_engine(
             trust_remote_code=trust_remote_code,
         )
         if data_parallel_size > 1:
-            from quagmire_utils.engines.replicas import ReplicatedVLLMEngine
+            from quagmire_utils.engines.vllm_replicas import ReplicatedVLLMEngine
 
             return ReplicatedVLLMEngine(settings, data_parallel_size)
         return VLLMEngine(settings)

@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quagmire_utils.config import ParameterError
+from quagmire_utils.core.settings import ParameterError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quagmire_utils.benchmarks import Problem
-    from quagmire_utils.store import SampleStore
+    from quagmire_utils.data import Problem
+    from quagmire_utils.evaluation.store import SampleStore
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from quagmire_utils.evaluation.sampling import grade_store
+    from quagmire_utils.evaluation.store import SampleStore
     from quagmire_utils.grading import Grader, audit, score_bounds
-    from quagmire_utils.sampling import grade_store
-    from quagmire_utils.store import SampleStore
 
     if not options.store.is_dir():
         raise ParameterError(f"store: there is no folder {options.store}")
@@ -86,7 +86,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _problems(store: SampleStore, named: Sequence[str], data_dir: str | None) -> dict[str, list[Problem]]:
-    from quagmire_utils.benchmarks import benchmark_names, load_benchmark
+    from quagmire_utils.data import benchmark_names, load_benchmark
 
     known = benchmark_names()
     held = list(dict.fromkeys(store.counts()["benchmark"]))
@@ -128,7 +128,7 @@ def _is_formula(cell: object) -> bool:
 
 def _write(table: pd.DataFrame, path: Path) -> None:
     """As CSV, in one step. A cell that a spreadsheet would take for a formula gets an apostrophe in front."""
-    from quagmire_utils.store import atomic_path
+    from quagmire_utils.core.files import atomic_path
 
     safe = table.map(lambda cell: f"'{cell}" if _is_formula(cell) else cell)
     with atomic_path(path) as temporary:

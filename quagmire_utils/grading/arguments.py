@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from quagmire_utils.config import ParameterError
+from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.grading.verdicts import _Pair
 
 if TYPE_CHECKING:
-    from quagmire_utils.benchmarks import Problem
+    from quagmire_utils.data import Problem
 
 _MAX_WORKERS = 32  # by default
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from quagmire_utils.config import ParameterError
+from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.grading.graders import MATH
 from quagmire_utils.grading.second import second_grade
 from quagmire_utils.grading.verdicts import Grade, Verdict
@@ -20,8 +20,8 @@ from quagmire_utils.grading.verdicts import Grade, Verdict
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quagmire_utils.benchmarks import Problem
-    from quagmire_utils.store import SampleStore
+    from quagmire_utils.data import Problem
+    from quagmire_utils.evaluation.store import SampleStore
 
 AUDIT_COLUMNS = [
     "kind", "benchmark", "problem", "index", "samples", "gold", "verdict", "extracted", "second_verdict",

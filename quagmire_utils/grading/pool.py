@@ -17,14 +17,14 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quagmire_utils.config import ParameterError
+from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.grading.arguments import _checked_pairs, _checked_seconds, _count_workers
 from quagmire_utils.grading.graders import MATH, find_grader
 from quagmire_utils.grading.judge import _SERVE
 from quagmire_utils.grading.verdicts import Grade, Verdict, _decide, _DomainJob, _Job, _Pair, _printable
 
 if TYPE_CHECKING:
-    from quagmire_utils.benchmarks import Problem
+    from quagmire_utils.data import Problem
 
 
 _MAX_CHUNK = 64  # responses that a worker is handed at a time

@@ -25,7 +25,7 @@ from quagmire_utils.grading.arithmetic import BeyondError, Value, evaluate, is_n
 from quagmire_utils.grading.verdicts import Grade, Verdict, _printable
 
 if TYPE_CHECKING:
-    from quagmire_utils.benchmarks import Problem
+    from quagmire_utils.data import Problem
 
 _MAX_ANSWER = 1000  # characters of an answer that is looked at
 _TAIL = 4000  # characters at the end of a response where an answer without a box is looked for

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from quagmire_utils import store
+from quagmire_utils.core.files import read_json, write_text
+from quagmire_utils.core.paths import ROOT
 from quagmire_utils.report import clean, story
 from quagmire_utils.report.executed import Executed, Output, read_study
 from quagmire_utils.report.style import STYLE
 
-ROOT = Path(__file__).resolve().parents[2]
 NAME = "report.html"
 LARGEST = 10_000_000  # bytes of the page; above it the largest outputs are left to their notebooks
 COPIES = "notebooks"  # folder of the executed notebooks, beside the page
@@ -32,7 +32,7 @@ def write_report(folder: str | Path, *, sources: str | Path | None = None) -> Pa
     folder: results/<profile>. sources: the notebooks' folder, which gives the titles of those that were not executed.
     """
     path = Path(folder) / NAME
-    store.write_text(build(folder, sources=sources), path)
+    write_text(build(folder, sources=sources), path)
     return path
 
 
@@ -41,7 +41,7 @@ def build(folder: str | Path, *, sources: str | Path | None = None) -> str:
     folder = Path(folder)
     study = read_study(folder / COPIES, ROOT / "notebooks" if sources is None else Path(sources))
     try:
-        manifest = store.read_json(folder / "manifest.json")
+        manifest = read_json(folder / "manifest.json")
     except (OSError, ValueError):
         manifest = {}
     profile = str(manifest.get("configuration", {}).get("name", folder.name))

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from quagmire_utils import store
-from quagmire_utils.config import ParameterError
+from quagmire_utils.core.files import write_text
+from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.report import story
 from quagmire_utils.report.executed import Executed, read_study
 from quagmire_utils.report.page import COPIES, ROOT, duration
@@ -60,7 +60,7 @@ def update_readme(
     link = link or Path(os.path.relpath(folder / COPIES, readme.resolve().parent)).as_posix()
     new = f"{text[: first + len(begin)]}\n\n{readme_rows(study, link, folder.name)}\n\n{text[last:]}"
     if new != text and write:
-        store.write_text(new, readme)
+        write_text(new, readme)
     return new != text
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from quagmire_utils import store
-from quagmire_utils.config import ParameterError, Profile
-from quagmire_utils.records import read_object
+from quagmire_utils.analysis.records import read_object
+from quagmire_utils.core.files import read_json, read_parquet, write_json, write_parquet, write_text
+from quagmire_utils.core.provenance import hardware, package_versions
+from quagmire_utils.core.settings import ParameterError, Profile
+from quagmire_utils.evaluation import store
 from quagmire_utils.sweep import data, training
 from quagmire_utils.sweep.grid import (
     Cell,
@@ -72,7 +74,7 @@ def _clear_stale(folder: Path, cell: Cell) -> None:
         for stale in (model_folder(folder, cell.id), samples_folder(folder, cell), cell_folder(folder, cell)):
             if stale.exists():
                 shutil.rmtree(stale)  # what cannot be removed must not pass for new
-        store.write_text(cell.digest, note)
+        write_text(cell.digest, note)
 
 
 def has_checkpoint(folder: Path, cell: Cell) -> bool:
@@ -89,7 +91,7 @@ def ship_base(folder: Path, cell: Cell) -> None:
     scratch = shipped.with_name(shipped.name + ".writing")
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(model_folder(folder, cell.id), scratch)
-    store.write_json({"digest": cell.digest, "files": _sums(scratch)}, scratch / SHIPPED)
+    write_json({"digest": cell.digest, "files": _sums(scratch)}, scratch / SHIPPED)
     shutil.rmtree(shipped, ignore_errors=True)
     scratch.rename(shipped)
 
@@ -181,16 +183,16 @@ def run_cell(profile: Profile, folder: Path, cell: Cell) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     for name, frame in records.items():
-        store.write_parquet(frame, scratch / f"{name}.parquet")
-    store.write_json(
+        write_parquet(frame, scratch / f"{name}.parquet")
+    write_json(
         {
             **asdict(cell),
             **facts,
             "seconds": {**clock.seconds, "total": total},
             "cpu_seconds": time.process_time() - started_cpu,  # of this process, the grader's not counted
             "threads": threads,
-            "hardware": store.hardware(),
-            "packages": store.package_versions(),
+            "hardware": hardware(),
+            "packages": package_versions(),
             "seed": derive_seed(profile.seed, cell.id),
         },
         scratch / "cell.json",
@@ -203,7 +205,7 @@ def run_cell(profile: Profile, folder: Path, cell: Cell) -> None:
 
 
 def _run_base(profile, family, folder, cell, clock, grader):
-    from quagmire_utils import microlab
+    from quagmire_utils.training import microlab
 
     model = model_folder(folder, cell.id)
     if family.model is not None and not _is_complete(model):
@@ -244,7 +246,7 @@ def _run_sft(profile, family, folder, cell, clock, grader):
                 seed=derive_seed(profile.seed, cell.id),
             )
             training.train_sft(base, chosen.traces, model, settings, profile, _Progress(folder, cell))
-    trained = store.read_json(model / "sft.json")
+    trained = read_json(model / "sft.json")
     keys = {"family": cell.family, "candidate": cell.candidate, "stage": "sft", "rl_run": -1, "checkpoint": 0}
     facts = {"sft_tokens": trained["tokens"], "sft_loss": trained["final_loss"]}
     common = data.validation_traces(profile, folder, family, base)
@@ -279,7 +281,7 @@ def _run_rl(profile, family, folder, cell, clock, grader):
         )
         for step in training.kept_steps(settings)
     ]
-    curve = store.read_parquet(output / "curve.parquet")
+    curve = read_parquet(output / "curve.parquet")
     names = {"family": cell.family, "candidate": cell.candidate, "rl_run": cell.run}
     for position, (name, value) in enumerate(names.items()):
         curve.insert(position, name, value)
@@ -289,7 +291,7 @@ def _run_rl(profile, family, folder, cell, clock, grader):
 def _measure(profile, folder, cell, model, keys, n, clock, grader) -> pd.DataFrame:
     """Sample, grade and count one checkpoint on all benchmarks."""
     from quagmire_utils.engines import SamplingParams
-    from quagmire_utils.evaluation import evaluate
+    from quagmire_utils.evaluation.evaluate import evaluate
 
     samples = store.SampleStore(samples_folder(folder, cell) / str(keys["checkpoint"]))
     params = SamplingParams(
@@ -320,7 +322,7 @@ def _losses(profile, model, keys, validation_sets, clock) -> pd.DataFrame:
     """The generalization loss of one checkpoint on each of the named sets of held-out traces."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from quagmire_utils.generalization_loss import generalization_loss
+    from quagmire_utils.evaluation.generalization_loss import generalization_loss
 
     rows = []
     with clock("generalization_loss"):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from quagmire_utils import store
-from quagmire_utils.config import CandidateSettings, FamilySettings, Profile, explicit
-from quagmire_utils.records import read_table
+from quagmire_utils.analysis.records import read_table
+from quagmire_utils.core import files, provenance
+from quagmire_utils.core.files import read_json, read_parquet, write_json, write_parquet
+from quagmire_utils.core.settings import CandidateSettings, FamilySettings, Profile, explicit
 from quagmire_utils.sweep.cells import ship_base
 from quagmire_utils.sweep.grid import Cell, cell_folder, plan, rl_runs
 
@@ -39,8 +40,8 @@ def finished_cells(folder: Path, cells: Sequence[Cell]) -> set[str]:
 def is_collected(profile: Profile, folder: Path) -> bool:
     """Whether the records in `folder` are this profile's, complete and readable."""
     try:
-        manifest = store.read_json(folder / "manifest.json")
-        same = manifest["settings_digest"] == store.digest(explicit(profile))
+        manifest = read_json(folder / "manifest.json")
+        same = manifest["settings_digest"] == files.digest(explicit(profile))
     except (OSError, ValueError, KeyError):
         return False
     if not all(_read(folder / f"{name}.parquet") is not None for name in RECORDS):
@@ -53,7 +54,7 @@ def _fresh(folder: Path, cell: Cell) -> dict[str, pd.DataFrame] | None:
     """The tables in a cell's own folder; None unless all are there, made with its present parameters, and readable."""
     place = cell_folder(folder, cell)
     try:
-        if store.read_json(place / "cell.json")["digest"] != cell.digest:
+        if read_json(place / "cell.json")["digest"] != cell.digest:
             return None
     except (OSError, ValueError, KeyError):
         return None
@@ -64,7 +65,7 @@ def _fresh(folder: Path, cell: Cell) -> dict[str, pd.DataFrame] | None:
 def _read(path: Path) -> pd.DataFrame | None:
     """A table, or None where it is missing or damaged."""
     try:
-        return store.read_parquet(path)
+        return read_parquet(path)
     except (OSError, ValueError, KeyError):  # pyarrow's errors are ValueErrors and OSErrors
         return None
 
@@ -116,7 +117,7 @@ def collect(profile: Profile, folder: str | Path, *, wall_seconds: float | None 
         parts = []
         path = folder / f"{table}.parquet"
         if path.is_file() and kept:
-            old = store.read_parquet(path)
+            old = read_parquet(path)
             parts.append(old[old["cell"].isin(kept)])
         for cell_id, tables in fresh.items():
             if table in tables:
@@ -130,24 +131,24 @@ def collect(profile: Profile, folder: str | Path, *, wall_seconds: float | None 
             )
     rows = []
     if kept:
-        old = store.read_parquet(folder / "cells.parquet")
+        old = read_parquet(folder / "cells.parquet")
         rows.append(old[old["cell"].isin(kept)])
     rows.append(
-        pd.DataFrame([_cell_row(store.read_json(cell_folder(folder, c) / "cell.json")) for c in cells if c.id in fresh])
+        pd.DataFrame([_cell_row(read_json(cell_folder(folder, c) / "cell.json")) for c in cells if c.id in fresh])
     )
     records["cells"] = pd.concat([frame for frame in rows if len(frame)], ignore_index=True) if done else pd.DataFrame()
     records["candidates"] = _candidates(profile, records["cells"])
     for table, frame in sorted(records.items(), key=lambda item: item[0] == "cells"):  # cells last: they say "done"
-        store.write_parquet(frame, folder / f"{table}.parquet")
+        write_parquet(frame, folder / f"{table}.parquet")
     micro = {family.name for family in profile.families if family.model is None}
     for cell in cells:
         if cell.kind == "base" and cell.family in micro and cell.id in done:  # others have a hub
             ship_base(folder, cell)
     hours = records["cells"]["seconds_total"].sum() / 3600 if done else 0.0
-    store.write_json(
+    write_json(
         {
-            **store.manifest(asdict(profile), seeds=[profile.seed], wall_seconds=wall_seconds),
-            "settings_digest": store.digest(explicit(profile)),
+            **provenance.manifest(asdict(profile), seeds=[profile.seed], wall_seconds=wall_seconds),
+            "settings_digest": files.digest(explicit(profile)),
             "cells": len(cells),
             "cells_finished": len(done),
             "complete": len(done) == len(cells),

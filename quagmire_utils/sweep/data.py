@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from quagmire_utils import store
-from quagmire_utils.benchmarks import BENCHMARKS, Problem, Trace, load_benchmark
-from quagmire_utils.config import CandidateSettings, FamilySettings, ModelSettings, ParameterError, Profile
+from quagmire_utils.core.files import digest, write_text
+from quagmire_utils.core.settings import CandidateSettings, FamilySettings, ModelSettings, ParameterError, Profile
+from quagmire_utils.data import BENCHMARKS, Problem, Trace, load_benchmark
 from quagmire_utils.sweep.grid import derive_seed, rl_problems, source_traces
 
 if TYPE_CHECKING:
-    from quagmire_utils.curation import Recipe, Source
+    from quagmire_utils.data.curation import Recipe, Source
 
 PROMPT_ROOM = 1024  # tokens of sft.max_length that are kept for question and template
 MOST_LEFT_OUT = 0.02  # share of a candidate's traces that may be too long with their prompts
@@ -46,7 +46,7 @@ def candidate_traces(
     """The traces of one candidate. `base` is the checkpoint whose tokenizer counts lengths."""
     from transformers import AutoTokenizer
 
-    from quagmire_utils import curation
+    from quagmire_utils.data import curation
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     seed = derive_seed(profile.seed, family.name, candidate.source, "selection")
@@ -80,7 +80,7 @@ def rl_problems_of(profile: Profile, folder: Path, family: FamilySettings) -> li
     """The problems that a family's RL learns from, none of them a benchmark's."""
     if family.model is None:
         return rl_problems(profile, family)
-    from quagmire_utils.curation import Recipe
+    from quagmire_utils.data.curation import Recipe
 
     recipe = Recipe(
         source=family.rl_set,
@@ -94,7 +94,7 @@ def rl_problems_of(profile: Profile, folder: Path, family: FamilySettings) -> li
 
 def dataset_sources(profile: Profile) -> dict[str, Source]:
     """All the datasets that a profile can name: curation's and its own. Raises ParameterError for a malformed one."""
-    from quagmire_utils.curation import load_sources
+    from quagmire_utils.data.curation import load_sources
 
     with tempfile.TemporaryDirectory() as name:
         return load_sources(_registry(profile, Path(name)))
@@ -102,7 +102,7 @@ def dataset_sources(profile: Profile) -> dict[str, Source]:
 
 def find_source(profile: Profile, name: str) -> Source:
     """A dataset that a profile names, with its local copy where there is one. Raises ParameterError for lost files."""
-    from quagmire_utils.curation import load_source
+    from quagmire_utils.data.curation import load_source
 
     with tempfile.TemporaryDirectory() as folder:
         return load_source(name, registry=_registry(profile, Path(folder)))
@@ -142,8 +142,8 @@ def unusable_files(profile: Profile, folder: Path | None = None) -> list[str]:
 
 def _check_rows(source: Source, asked: int) -> None:
     """Raise ParameterError unless the local files of a source can be read and, if small, have as many rows as asked."""
-    from quagmire_utils.curation.files import read_unit, units
-    from quagmire_utils.curation.sources import Record
+    from quagmire_utils.data.curation.files import read_unit, units
+    from quagmire_utils.data.curation.sources import Record
 
     pieces = units(source)
     records: Iterator[object] = (record for piece in pieces[:1] for _, _, record in read_unit(source, piece))
@@ -188,7 +188,7 @@ def fetch_model(model: ModelSettings, target: Path) -> None:
 
 def _recipe(profile: Profile, family: FamilySettings, name: str, base: Path) -> Recipe:
     """A source's recipe, the selection left open. Every candidate of a source holds out the same problems."""
-    from quagmire_utils.curation import Recipe
+    from quagmire_utils.data.curation import Recipe
 
     settings = family.sources[name]
     return Recipe(
@@ -209,7 +209,7 @@ def _forbidden(profile: Profile) -> tuple[str, ...]:
 def _sft_set(
     profile: Profile, folder: Path, family: FamilySettings, name: str, recipe: Recipe, base: Path
 ) -> tuple[list[Trace], list[Trace]]:
-    from quagmire_utils.curation import load_set
+    from quagmire_utils.data.curation import load_set
 
     settings = family.sources[name]
     traces, held_out = load_set(_build(profile, folder, recipe))
@@ -229,7 +229,7 @@ def _fitting(traces: Sequence[Trace], base: Path, max_length: int) -> list[Trace
     """The traces that fit `max_length` tokens with their prompts."""
     from transformers import AutoTokenizer
 
-    from quagmire_utils.prompts import render, response_ids
+    from quagmire_utils.data.prompts import render, response_ids
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     return [
@@ -241,7 +241,7 @@ def _fitting(traces: Sequence[Trace], base: Path, max_length: int) -> list[Trace
 
 def without_problems(traces: Sequence[Trace], held_out: Sequence[Trace]) -> list[Trace]:
     """The traces whose questions meet none of another source's held-out ones: public datasets share many problems."""
-    from quagmire_utils import curation
+    from quagmire_utils.data import curation
 
     return curation.decontaminate(traces, [Problem(t.problem_id, t.question, t.answer) for t in held_out])[0]
 
@@ -265,19 +265,19 @@ def _registry(profile: Profile, folder: Path) -> Path | None:
     path = folder / "sources.yaml"
     text = yaml.safe_dump({"sources": profile.datasets}, sort_keys=True)
     if not path.is_file() or path.read_text() != text:
-        store.write_text(text, path)
+        write_text(text, path)
     return path
 
 
 def _build(profile: Profile, folder: Path, recipe: Recipe) -> Path:
     """The folder of the recipe's set, made unless it is there; one process at a time reads a dataset."""
-    from quagmire_utils.curation import build
+    from quagmire_utils.data.curation import build
 
     place = folder / "scratch" / "data"
     place.mkdir(parents=True, exist_ok=True)
     # the tokenizer is that of a cell of this folder, which may be moved
     portable = replace(recipe, tokenizer=None if recipe.tokenizer is None else Path(recipe.tokenizer).name)
-    key = store.digest([repr(portable), profile.datasets.get(recipe.source)])
+    key = digest([repr(portable), profile.datasets.get(recipe.source)])
     target = place / f"{recipe.source}-{recipe.selection}-{recipe.n}-{key}"
     if (target / "manifest.json").is_file():
         return target

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from quagmire_utils import cost
-from quagmire_utils.config import FamilySettings, Profile
+from quagmire_utils.core.settings import FamilySettings, Profile
+from quagmire_utils.sweep import cost
 from quagmire_utils.sweep.collect import finished_cells
 from quagmire_utils.sweep.estimate import (
     STAGES,

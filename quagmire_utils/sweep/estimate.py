@@ -14,17 +14,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from quagmire_utils import cost, store
-from quagmire_utils.config import (
+from quagmire_utils.core.files import read_parquet
+from quagmire_utils.core.scale import ModelShape
+from quagmire_utils.core.settings import (
     CandidateSettings,
     ComputeSettings,
     FamilySettings,
     ModelSettings,
-    ModelShape,
     ParameterError,
     Profile,
     RLSettings,
 )
+from quagmire_utils.sweep import cost
 from quagmire_utils.sweep.grid import Cell, plan, resolved_rl, rl_runs
 from quagmire_utils.sweep.grid import cost as answers_of
 
@@ -276,7 +277,7 @@ def _corrected(profile: Profile, computed: Sequence[CellCost], folder: Path) -> 
 def _measured_hours(profile: Profile, folder: Path, digests: Mapping[str, str]) -> dict[str, float]:
     """GPU-hours (CPU-hours where there are no GPUs) of the finished cells of a results folder."""
     try:
-        cells: pd.DataFrame = store.read_parquet(folder / "cells.parquet")
+        cells: pd.DataFrame = read_parquet(folder / "cells.parquet")
     except (OSError, ValueError, KeyError):
         return {}
     devices = max(1, profile.compute.gpus)

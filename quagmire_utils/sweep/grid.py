@@ -7,9 +7,8 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quagmire_utils import store
-from quagmire_utils.benchmarks import Problem, Trace
-from quagmire_utils.config import (
+from quagmire_utils.core import files
+from quagmire_utils.core.settings import (
     SCENARIOS,
     SELECTIONS,
     CandidateSettings,
@@ -20,6 +19,7 @@ from quagmire_utils.config import (
     SourceSettings,
     explicit,
 )
+from quagmire_utils.data import Problem, Trace
 
 CELL_VERSION = 1  # raise it when a change of the code changes what cells compute
 
@@ -58,7 +58,7 @@ def plan(profile: Profile) -> list[Cell]:
         base_id = f"{family.name}/base"
         main = next(iter(family.sources.items()), None)  # everything is validated on it
         main = main and [main[0], _source(profile, main[1])]
-        base_digest = store.digest([shared, family.name, _base(family), main])
+        base_digest = files.digest([shared, family.name, _base(family), main])
         cells.append(Cell(base_id, "base", family.name, "base", None, None, base_digest))
         names = [candidate.name for candidate in family.candidates]
         for name in names:
@@ -69,7 +69,7 @@ def plan(profile: Profile) -> list[Cell]:
             if candidate.selection != "none":
                 start = f"{family.name}/{candidate.name}"
                 source = family.sources.get(candidate.source)  # `check` refuses one that is not there
-                start_digest = store.digest(
+                start_digest = files.digest(
                     [base_digest, _training(candidate), source and _source(profile, source), explicit(profile.sft)]
                 )
                 cells.append(Cell(start, "sft", family.name, candidate.name, None, base_id, start_digest))
@@ -78,7 +78,7 @@ def plan(profile: Profile) -> list[Cell]:
             if family.rl_set is not None:
                 rl["set"] = [family.rl_set, profile.datasets.get(family.rl_set)]
             for run in range(rl_runs(profile, candidate)):
-                digest = store.digest([start_digest, rl, run])
+                digest = files.digest([start_digest, rl, run])
                 cells.append(Cell(f"{start}/rl{run}", "rl", family.name, candidate.name, run, start, digest))
     return cells
 
@@ -88,9 +88,9 @@ def check(profile: Profile, *, here: bool = True) -> None:
 
     `here`: also what this machine lacks; without it, only what no machine could run.
     """
-    from quagmire_utils import microlab
+    from quagmire_utils.data.prompts import TEMPLATES
     from quagmire_utils.engines import ENGINES, check_engine
-    from quagmire_utils.prompts import TEMPLATES
+    from quagmire_utils.training import microlab
 
     plan(profile)
     if profile.evaluation.engine == "server":
@@ -143,8 +143,8 @@ def check(profile: Profile, *, here: bool = True) -> None:
 
 
 def _check_benchmark(profile: Profile, name: str) -> None:
-    from quagmire_utils.benchmarks import BENCHMARKS
-    from quagmire_utils.microlab import MICRO_BENCHMARKS
+    from quagmire_utils.data import BENCHMARKS
+    from quagmire_utils.training.microlab import MICRO_BENCHMARKS
 
     micro = profile.families[0].model is None
     if any((family.model is None) != micro for family in profile.families):
@@ -264,7 +264,8 @@ def rl_runs(profile: Profile, candidate: CandidateSettings) -> int:
 
 def benchmark_problems(profile: Profile) -> dict[str, list[Problem]]:
     """The profile's benchmarks: at most so many problems of each, the first ones."""
-    from quagmire_utils import benchmarks, microlab
+    from quagmire_utils import data as benchmarks
+    from quagmire_utils.training import microlab
 
     if profile.families[0].model is not None:
         return {name: benchmarks.load_benchmark(name, limit=count) for name, count in profile.benchmarks.items()}
@@ -278,7 +279,8 @@ def benchmark_problems(profile: Profile) -> dict[str, list[Problem]]:
 
 def source_traces(profile: Profile, family: FamilySettings, source: str) -> tuple[list[Trace], list[Trace]]:
     """A micro source's (pool, validation) traces, on different problems, none of them a benchmark's."""
-    from quagmire_utils import curation, microlab
+    from quagmire_utils.data import curation
+    from quagmire_utils.training import microlab
 
     settings = family.sources[source]
     traces = microlab.make_traces(
@@ -296,7 +298,7 @@ def source_traces(profile: Profile, family: FamilySettings, source: str) -> tupl
 
 def rl_problems(profile: Profile, family: FamilySettings) -> list[Problem]:
     """The problems that a micro family's RL learns from, none of them a benchmark's."""
-    from quagmire_utils import microlab
+    from quagmire_utils.training import microlab
 
     taken = {problem.question for group in benchmark_problems(profile).values() for problem in group}
     drawn = microlab.make_mixed_problems(
@@ -310,7 +312,7 @@ def rl_problems(profile: Profile, family: FamilySettings) -> list[Problem]:
 
 def derive_seed(*parts: object) -> int:
     """A seed that depends on all the parts and on nothing else."""
-    return int(store.digest(list(parts))[:8], 16) & 0x7FFFFFFF
+    return int(files.digest(list(parts))[:8], 16) & 0x7FFFFFFF
 
 
 # --- where a cell keeps its files -----------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
-from quagmire_utils import cost
-from quagmire_utils.benchmarks import load_benchmark
-from quagmire_utils.config import FamilySettings, ModelSettings, ParameterError, Profile
+from quagmire_utils.core.settings import FamilySettings, ModelSettings, ParameterError, Profile
+from quagmire_utils.data import load_benchmark
+from quagmire_utils.sweep import cost
 from quagmire_utils.sweep.estimate import CellCost, gpu_memory, model_shape
 from quagmire_utils.sweep.grid import plan
 
@@ -83,7 +83,7 @@ def missing_programs(profile: Profile) -> list[str]:
     if importlib.util.find_spec(profile.evaluation.engine) is None:
         found.append(f"engine {profile.evaluation.engine}: it is not installed; `./reproduce.sh setup` installs it")
     for name in {profile.sft.backend, profile.rl.backend} & set(BACKENDS):
-        from quagmire_utils.backends import environment_python
+        from quagmire_utils.training.backends import environment_python
 
         try:
             environment_python(name)

@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Protocol
 
-from quagmire_utils.config import Profile
+from quagmire_utils.core.settings import Profile
 from quagmire_utils.sweep.cells import run_cell
 from quagmire_utils.sweep.grid import Cell, log_path
 

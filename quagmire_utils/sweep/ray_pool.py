@@ -28,8 +28,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quagmire_utils import cluster, store
-from quagmire_utils.config import ParameterError, Profile
+from quagmire_utils.core.files import atomic_path
+from quagmire_utils.core.settings import ParameterError, Profile
+from quagmire_utils.engines import cluster
 from quagmire_utils.sweep.cells import cell_threads
 from quagmire_utils.sweep.grid import (
     Cell,
@@ -305,7 +306,7 @@ def _put_files(folder: Path, cell: Cell, files: dict[str, bytes]) -> None:
     arrived = folder / "scratch" / "arrived" / cell.id.replace("/", "__")
     shutil.rmtree(arrived, ignore_errors=True)
     for path, content in files.items():
-        with store.atomic_path(arrived / path) as temporary:
+        with atomic_path(arrived / path) as temporary:
             temporary.write_bytes(content)
     digest_path(folder, cell).unlink(missing_ok=True)  # without it, no part of what follows passes for whole
     for place in (model_folder(folder, cell.id), samples_folder(folder, cell), cell_folder(folder, cell)):

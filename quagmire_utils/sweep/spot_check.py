@@ -24,9 +24,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from quagmire_utils import store
-from quagmire_utils.config import ParameterError, Profile
-from quagmire_utils.records import Records, checkpoint_scores, load_records
+from quagmire_utils.analysis.records import Records, checkpoint_scores, load_records
+from quagmire_utils.core.files import read_parquet
+from quagmire_utils.core.provenance import hardware, package_versions
+from quagmire_utils.core.settings import ParameterError, Profile
 from quagmire_utils.sweep.cells import has_checkpoint, restore_base
 from quagmire_utils.sweep.collect import TABLES
 from quagmire_utils.sweep.grid import Cell, cell_folder, check, log_path, model_folder, plan, progress_path
@@ -281,7 +282,7 @@ def judge(records: Records, chosen: Chosen, folder: Path, k: int) -> SpotCheck:
         if old[table].empty:
             raise ParameterError(f"spot-check: {table}.parquet in {records.folder} has no rows of {' and '.join(ids)}")
         places = [cell_folder(folder, cell) / f"{table}.parquet" for cell in (chosen.start, chosen.rl)]
-        new[table] = pd.concat([store.read_parquet(path) for path in places if path.is_file()], ignore_index=True)
+        new[table] = pd.concat([read_parquet(path) for path in places if path.is_file()], ignore_index=True)
     rows = {table: equal_rows(old[table], new[table], KEYS[table]) for table in TABLES}
     spread, reward_spread = run_spread(records)
     quantities = [*_scores(old["counts"], new["counts"], k, spread), *_losses(old, new)]
@@ -290,9 +291,9 @@ def judge(records: Records, chosen: Chosen, folder: Path, k: int) -> SpotCheck:
     quantities.append(Quantity("mean reward in RL", *rewards, allowed))
     # load_records has seen the manifest; its packages are those of the process that collected
     packages = records.manifest.get("packages", {})
-    here = store.package_versions(PACKAGES)
+    here = package_versions(PACKAGES)
     cpus = set(records.cells.loc[records.cells["cell"].isin([chosen.base.id, *ids]), "hardware"])
-    same = cpus == {str(store.hardware()["cpu"])} and all(packages.get(name) == here.get(name) for name in PACKAGES)
+    same = cpus == {str(hardware()["cpu"])} and all(packages.get(name) == here.get(name) for name in PACKAGES)
     training = "no training noise, as no candidate has two RL runs" if spread is None else f"{spread:.4f} of training"
     noise = (
         f"noise is a difference within {LIMIT:g} standard errors: for Pass@1 of sampling, and {training} "

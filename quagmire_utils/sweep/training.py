@@ -16,12 +16,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quagmire_utils.benchmarks import Problem, Trace
-from quagmire_utils.config import Profile, RLSettings, SFTSettings
+from quagmire_utils.core.settings import Profile, RLSettings, SFTSettings
+from quagmire_utils.data import Problem, Trace
 from quagmire_utils.grading import Grader
 
 if TYPE_CHECKING:
-    from quagmire_utils.backends import Machines
+    from quagmire_utils.training.backends import Machines
 
 _PR_SET_PDEATHSIG = 1
 
@@ -36,11 +36,11 @@ def train_sft(
 ) -> None:
     """Fine-tune `base` on `traces` into the folder `output`, with `sft.json` beside the weights."""
     if settings.backend == "trl":
-        from quagmire_utils import sft
+        from quagmire_utils.training import sft
 
         sft.train_sft(base, traces, output, settings, progress=False, on_progress=on_progress)
     else:
-        from quagmire_utils.backends import llamafactory
+        from quagmire_utils.training.backends import llamafactory
 
         run = output.with_name(output.name + ".run")
         llamafactory.write(base, traces, run, settings, machines=_machines(profile), progress=False)
@@ -62,7 +62,7 @@ def train_rl(
 ) -> None:
     """Run GRPO from `start`: `checkpoint-<step>` folders, `curve.parquet` and, last, `rl.json` under `output`."""
     if settings.backend == "verl":
-        from quagmire_utils.backends import verl
+        from quagmire_utils.training.backends import verl
 
         timeout = profile.evaluation.grading_timeout
         verl.write(start, problems, output, settings, machines=_machines(profile), grading_timeout=timeout)
@@ -70,7 +70,7 @@ def train_rl(
     elif profile.families[0].model is not None:
         _train_in_own_process(start, problems, output, settings, profile, on_progress)
     else:
-        from quagmire_utils import rl
+        from quagmire_utils.training import grpo as rl
 
         rl.train_rl(start, problems, output, settings, grader=grader.grade, progress=False, on_progress=on_progress)
     _free_memory()
@@ -79,14 +79,14 @@ def train_rl(
 def kept_steps(settings: RLSettings) -> tuple[int, ...]:
     """The steps whose checkpoints a run keeps."""
     if settings.backend == "verl":
-        from quagmire_utils.backends import verl
+        from quagmire_utils.training.backends import verl
 
         return verl.kept_steps(settings)
     return settings.checkpoint_steps
 
 
 def _machines(profile: Profile) -> Machines:
-    from quagmire_utils.backends import Machines
+    from quagmire_utils.training.backends import Machines
 
     return Machines(nodes=1, devices=profile.compute.gpus)  # App. B: each experiment on a node of its own
 
@@ -126,7 +126,7 @@ def _train_here(
     """In the new process. known: the cell's process id, its log, its threads."""
     import torch
 
-    from quagmire_utils import rl
+    from quagmire_utils.training import grpo as rl
 
     parent, log, threads = known
     if sys.platform == "linux":  # whoever kills the cell kills this too: the run that goes on finds its folder quiet

@@ -20,10 +20,14 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from quagmire_utils import evaluation, microlab, notebook, pass_at_k, store, tables
+from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import SamplingParams, load_engine
+from quagmire_utils.evaluation import evaluate as evaluation
+from quagmire_utils.evaluation import pass_at_k, store
+from quagmire_utils.evaluation.measured import evaluation_table, pass_at_k_curves
 from quagmire_utils.grading import Grader
-from quagmire_utils.prompts import render
+from quagmire_utils.report import notebook
+from quagmire_utils.training import microlab
 
 
 def save_model(folder: Path, mean_tokens: int) -> None:
@@ -90,8 +94,8 @@ def main() -> None:
                 )
                 answers = notebook.selected_samples(samples, problems)
                 votes = pass_at_k.benchmark_maj_at_k(answers, [arguments.samples])
-                tables.evaluation_table(counts, sorted({1, arguments.samples}), votes=votes)
-                tables.pass_at_k_curves(counts)
+                evaluation_table(counts, sorted({1, arguments.samples}), votes=votes)
+                pass_at_k_curves(counts)
                 return int((counts["n"] * counts["mean_tokens"]).sum().round())
 
             runs: dict[str, Callable[[int], int]] = {

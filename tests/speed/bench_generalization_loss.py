@@ -29,7 +29,7 @@ CONTEXT = 4096
 def _data(count: int, longest: int) -> list:
     import random
 
-    from quagmire_utils.benchmarks import Trace
+    from quagmire_utils.data import Trace
 
     generator = random.Random(0)
     text = "".join(generator.choice("0123456789+-*= abcdefgh") for _ in range(longest))
@@ -59,7 +59,7 @@ def _model(tokenizer, dtype: str):
 
 
 def _ours(model, tokenizer, traces, packing: bool = False) -> tuple[float, int]:
-    from quagmire_utils.generalization_loss import generalization_loss
+    from quagmire_utils.evaluation.generalization_loss import generalization_loss
 
     loss = generalization_loss(model, tokenizer, traces, packing=packing, progress=False)
     return loss.nll, loss.tokens
@@ -73,7 +73,7 @@ def _trainers(model, tokenizer, traces) -> tuple[float, int]:
     import torch
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
-    from quagmire_utils.prompts import render, response_ids
+    from quagmire_utils.data.prompts import render, response_ids
 
     rows = []
     for trace in traces:
@@ -113,7 +113,7 @@ SIDES = {"ours": _ours, "ours, packed": _packed, "Trainer": _trainers}
 def _run(side: str, options: argparse.Namespace, results: multiprocessing.Queue) -> None:
     import torch
 
-    from quagmire_utils.microlab import build_tokenizer
+    from quagmire_utils.training.microlab import build_tokenizer
 
     torch.set_num_threads(options.threads)
     tokenizer = build_tokenizer()

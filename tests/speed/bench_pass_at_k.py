@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from quagmire_utils.pass_at_k import mean_pass_at_k, pass_at_k
+from quagmire_utils.evaluation.pass_at_k import mean_pass_at_k, pass_at_k
 
 PROBLEMS, N = 1_000_000, 256
 KS = [1, 2, 4, 8, 16, 32, 64, 128, 256]

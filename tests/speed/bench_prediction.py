@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pandas as pd
 
-from quagmire_utils import paper
-from quagmire_utils.prediction import bootstrap_interval, fit_predict_r2
-from quagmire_utils.tables import compute_table
+from quagmire_utils.analysis.prediction import bootstrap_interval, fit_predict_r2
+from quagmire_utils.analysis.tables import compute_table
+from quagmire_utils.core import published as paper
 
 LOOPED = 2000  # splits that the loop is timed on
 

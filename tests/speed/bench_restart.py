@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from quagmire_utils.benchmarks import Problem
+from quagmire_utils.data import Problem
 from quagmire_utils.engines import Engine, SamplingParams, load_engine
-from quagmire_utils.microlab import build_model, build_tokenizer
-from quagmire_utils.sampling import sample
-from quagmire_utils.sampling.work import problem_seed
-from quagmire_utils.store import SampleStore
+from quagmire_utils.evaluation.sampling import sample
+from quagmire_utils.evaluation.sampling.work import problem_seed
+from quagmire_utils.evaluation.store import SampleStore
+from quagmire_utils.training.microlab import build_model, build_tokenizer
 
 PARAMS = SamplingParams(max_tokens=24, seed=1)
 SAMPLES, CHUNK, CHUNKS = 64, 256, 60

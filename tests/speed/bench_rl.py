@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from quagmire_utils import microlab
-from quagmire_utils.config import PretrainingSettings, RLSettings
+from quagmire_utils.core.settings import PretrainingSettings, RLSettings
 from quagmire_utils.grading import Grader
-from quagmire_utils.rl import compact, train_rl
-from quagmire_utils.rl.rollouts import Environment
+from quagmire_utils.training import microlab
+from quagmire_utils.training.grpo import compact, train_rl
+from quagmire_utils.training.grpo.rollouts import Environment
 
 TERMS = (2, 3, 4, 5)
 

@@ -18,7 +18,7 @@ from contextlib import closing
 import numpy as np
 
 from quagmire_utils.engines import Request, SamplingParams, load_engine
-from quagmire_utils.microlab import build_model, build_tokenizer
+from quagmire_utils.training.microlab import build_model, build_tokenizer
 
 
 def save_model(folder: str, mean_tokens: int) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.store import SampleStore, read_parquet, write_parquet
+from quagmire_utils.core.files import read_parquet, write_parquet
+from quagmire_utils.evaluation.store import SampleStore
 
 PROBLEMS, FILE = 64, 4096  # in a file: problems, samples
 

@@ -1,0 +1,97 @@
+"""Which kinds of R2 can have a printed mean and +- at all, and whether a +- can be a standard error."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from quagmire_utils.core import published as paper
+
+KINDS = {  # what "R2" may be on the predicted candidates
+    "r2": "1 - SS_res / SS_tot",
+    "clipped": "1 - SS_res / SS_tot, clipped at 0",
+    "squared": "squared Pearson correlation of prediction and outcome",
+}
+SPLITS = 100  # of the paper
+HALF_UNIT = 0.005
+RATIO_TABLES = (5, 6, 7, 9)  # those that vary how many candidates are fitted
+
+Array = NDArray[np.float64]
+
+
+def r2_values(actual: Array, predicted: Array) -> dict[str, Array]:
+    """Each kind of R2 over the last axis, the predicted candidates: NaN where it is undefined.
+
+    The squared correlation of two points is 1 whatever the prediction, if both sides vary.
+    """
+    centred = actual - actual.mean(axis=-1, keepdims=True)
+    aside = predicted - predicted.mean(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = (centred**2).sum(axis=-1)
+        r2 = 1 - ((actual - predicted) ** 2).sum(axis=-1) / spread
+        squared = (centred * aside).sum(axis=-1) ** 2 / ((aside**2).sum(axis=-1) * spread)
+    return {"r2": r2, "clipped": np.maximum(r2, 0.0), "squared": squared}
+
+
+def largest_deviation(mean: float, floor: float, n: int = SPLITS) -> float:
+    """Largest standard deviation (divisor n - 1) of n values from `floor` to 1 with this mean (Bhatia and Davis)."""
+    return math.sqrt(max(0.0, (1 - mean) * (mean - floor)) * n / (n - 1))
+
+
+def feasibility() -> pd.DataFrame:
+    """Every printed R2 with its +-, and which kinds of R2 allow it over 100 splits: one row per cell of Tables 5-7, 9.
+
+    Columns table, row, column, n_validation, mean, plus_minus; r2, clipped, squared: possible if the +- is a standard
+    deviation over splits, and the same with _se if it is a standard error of their mean; floor: the highest lower limit
+    of the values that leaves the +- possible. Printed numbers may be off by half a unit of the last digit. A squared
+    correlation lies between 0 and 1 and is 1 on two points.
+    """
+    rows = []
+    for number in RATIO_TABLES:
+        for cell in paper.published(number).itertuples():
+            row = {"table": number, "row": cell.row, "column": cell.column, "n_validation": int(cell.n_validation)}
+            row |= {"mean": cell.mean, "plus_minus": cell.plus_minus}
+            for suffix, deviation in (("", cell.plus_minus), ("_se", cell.plus_minus * math.sqrt(SPLITS))):
+                slack = HALF_UNIT * (math.sqrt(SPLITS) if suffix else 1)
+                bounded = _possible(cell.mean, deviation - slack, 0.0)
+                row |= {f"r2{suffix}": True, f"clipped{suffix}": bounded}
+                row[f"squared{suffix}"] = bounded and cell.n_validation > 2
+            row["floor"] = _highest_floor(cell.mean, cell.plus_minus)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _possible(mean: float, deviation: float, floor: float) -> bool:
+    near = np.linspace(mean - HALF_UNIT, mean + HALF_UNIT, 11)
+    return bool(max(largest_deviation(min(one, 1.0), floor) for one in near) >= deviation)
+
+
+def _highest_floor(mean: float, plus_minus: float) -> float:
+    """The floor at which `largest_deviation` is the printed +-, of all numbers that are rounded to what is printed."""
+    variance = (plus_minus - HALF_UNIT) ** 2 * (SPLITS - 1) / SPLITS
+    means = np.minimum(np.linspace(mean - HALF_UNIT, mean + HALF_UNIT, 101), 1 - 1e-6)
+    return float((means - variance / (1 - means)).max())
+
+
+def smoothness() -> pd.DataFrame:
+    """If the +- were standard errors: how much the means of a column's rows should differ, and how much they do.
+
+    Each row's splits are drawn anew, so its mean would be off by its standard error; and the true means of the rows may
+    differ besides. Columns table, column, rows, chi2 (of the means about their weighted mean), degrees, p (chance of as
+    small a chi2); the last row is all columns together. If rows share their splits, as with one seed, they differ less.
+    """
+    rows = []
+    for number in RATIO_TABLES:
+        for column, cells in paper.published(number).groupby("column", sort=False):
+            means, errors = cells["mean"].to_numpy(), cells["plus_minus"].to_numpy()
+            centre = np.average(means, weights=errors**-2)
+            chi2 = float((((means - centre) / errors) ** 2).sum())
+            rows.append((number, column, len(cells), chi2, len(cells) - 1))
+    rows.append(("all", "", *(sum(row[i] for row in rows) for i in (2, 3, 4))))
+    table = pd.DataFrame(rows, columns=["table", "column", "rows", "chi2", "degrees"])
+    table["p"] = stats.chi2.cdf(table["chi2"], table["degrees"])
+    return table

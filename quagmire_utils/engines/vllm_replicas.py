@@ -1,0 +1,218 @@
+"""Data parallelism: several copies of a model in vLLM, each in a process and on GPUs of its own.
+
+    engine = load_engine("vllm", "path/to/checkpoint", data_parallel_size=8)       # eight copies on eight GPUs
+    engine = load_engine("vllm", "path/to/checkpoint", tensor_parallel_size=2, data_parallel_size=4)
+
+Each copy draws its share of the samples of every request, not its share of the requests: hard problems, whose answers
+are long, so burden all copies alike, and none idles at the end. Which copy draws which sample is fixed, so a chunk is
+drawn again as it was. (vLLM's own data parallelism is for servers, or for programs that start their processes
+themselves.)
+
+    python -m quagmire_utils.engines.vllm_replicas FD        # what this module starts: a copy that obeys the pipe FD
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.engines import (
+    Completion,
+    EngineError,
+    Request,
+    SamplingParams,
+    check_engine,
+    check_requests,
+    load_tokenizer,
+    to_completions,
+)
+from quagmire_utils.engines.vllm import VLLMEngine, VLLMSettings, check_devices
+
+_STOP_SECONDS = 30
+
+
+class ReplicatedVLLMEngine:
+    """`replicas` copies of a model in vLLM. See `Engine` for the contract."""
+
+    name = VLLMEngine.name
+
+    def __init__(self, settings: VLLMSettings, replicas: int) -> None:
+        check_engine(self.name)
+        self._processes: list[subprocess.Popen] = []
+        self._pipes: list[Connection] = []
+        groups = _device_groups(settings.tensor_parallel_size, replicas)
+        try:
+            for devices in groups:
+                self._launch(settings, devices)
+            facts = [self._receive(replica) for replica in range(replicas)]
+        except BaseException:
+            self.close()
+            raise
+        self.settings, self.model, self.revision = settings, settings.model, settings.revision
+        self.tokenizer = load_tokenizer(settings.model, settings.revision, settings.trust_remote_code)
+        self.ends, self.dtype, self.version, self.context_length = facts[0]
+
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
+        """The n completions of each request. See `Engine`; EngineError if a copy dies."""
+        answers = dict(self.stream(requests, params))
+        return [answers[index] for index in range(len(requests))]
+
+    def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield (index of the request, its n completions) as they are complete. See `Engine`.
+
+        After an error, and where the iterator is closed early, the copies are stopped and the engine can't be used.
+        """
+        check_requests(requests, params, self.context_length)
+        if not self._pipes:
+            raise EngineError("the vLLM processes of this engine were stopped; load it again")
+        return self._stream(requests, params)
+
+    def _stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
+        shares = share_out(requests, len(self._pipes))
+        answers: dict[int, list[list[int]]] = {}
+        missing = [request.n for request in requests]
+        try:
+            busy = {self._pipes[replica]: replica for replica, share in enumerate(shares) if share}
+            for replica in busy.values():
+                self._send(replica, ([request for _, _, request in shares[replica]], params))
+            while busy:
+                for pipe in wait(list(busy)):
+                    drawn = self._receive(busy[pipe])
+                    if drawn is None:
+                        del busy[pipe]
+                        continue
+                    place, rows = drawn
+                    index, first, piece = shares[busy[pipe]][place]
+                    answers.setdefault(index, [[]] * requests[index].n)[first : first + piece.n] = rows
+                    missing[index] -= piece.n
+                    if not missing[index]:
+                        yield index, to_completions(answers.pop(index), self.tokenizer, self.ends)
+        except BaseException:
+            self.close()  # what the copies are drawing would be taken for the answer to the next call
+            raise
+
+    def close(self) -> None:
+        """Stop the processes, which gives their memory back."""
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):
+                pipe.close()  # a copy that waits for work stops now
+        for process in self._processes:
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes, self._pipes = [], []
+
+    def _launch(self, settings: VLLMSettings, devices: str | None) -> None:
+        ours, theirs = Pipe()
+        environment = dict(os.environ) if devices is None else {**os.environ, "CUDA_VISIBLE_DEVICES": devices}
+        # The package may not be installed, but only lie on this process's path.
+        environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        self._pipes.append(ours)
+        with theirs:
+            self._processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "quagmire_utils.engines.vllm_replicas", str(theirs.fileno())],
+                    env=environment,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                )
+            )
+        self._send(len(self._pipes) - 1, asdict(settings))
+
+    def _send(self, replica: int, message: Any) -> None:
+        try:
+            self._pipes[replica].send(message)
+        except OSError:
+            raise self._death(replica) from None
+
+    def _receive(self, replica: int) -> Any:
+        try:
+            problem, value = self._pipes[replica].recv()
+        except (EOFError, OSError):
+            raise self._death(replica) from None
+        if problem is not None:
+            raise (ParameterError if problem == "parameter" else EngineError)(value)
+        return value
+
+    def _death(self, replica: int) -> EngineError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._processes[replica].wait(_STOP_SECONDS)
+        status = self._processes[replica].returncode
+        how = f"killed by signal {-status}" if status is not None and status < 0 else f"exit status {status}"
+        return EngineError(f"vLLM process {replica + 1} of {len(self._processes)} died ({how})")
+
+
+def share_out(requests: Sequence[Request], replicas: int) -> list[list[tuple[int, int, Request]]]:
+    """For each replica its pieces: (index of the request, its first sample, the samples as a request of their own).
+
+    Every request is cut into pieces that differ by one sample at most; what can't be divided goes round in turn.
+    """
+    shares: list[list[tuple[int, int, Request]]] = [[] for _ in range(replicas)]
+    turn = 0
+    for index, request in enumerate(requests):
+        whole, extra = divmod(request.n, replicas)
+        first = 0
+        for place in range(replicas):
+            count = whole + (place < extra)
+            if count:
+                piece = Request(request.prompt_ids, count, request.seed + first)
+                shares[(turn + place) % replicas].append((index, first, piece))
+                first += count
+        turn += extra
+    return shares
+
+
+def _device_groups(per_replica: int, replicas: int) -> list[str | None]:
+    """CUDA_VISIBLE_DEVICES of each replica; None each on a machine without GPUs."""
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    check_devices(per_replica * replicas, on_cpu)
+    if on_cpu:
+        return [None] * replicas
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if visible == [""]:
+        visible = [str(device) for device in range(torch.cuda.device_count())]
+    return [",".join(visible[i * per_replica : (i + 1) * per_replica]) for i in range(replicas)]
+
+
+def _obey(pipe: Connection) -> None:
+    """Load a model and draw what is asked for, until the pipe is closed."""
+    try:
+        engine = VLLMEngine(VLLMSettings(**pipe.recv()))
+    except ParameterError as error:
+        pipe.send(("parameter", str(error)))
+        return
+    pipe.send((None, (engine.ends, engine.dtype, engine.version, engine.context_length)))
+    while True:
+        try:
+            requests, params = pipe.recv()
+        except EOFError:
+            break
+        try:
+            for answer in engine.stream_ids(requests, params):
+                pipe.send((None, answer))
+            message = (None, None)
+        except (BrokenPipeError, ConnectionResetError):
+            break  # who asked wants no more
+        except ParameterError as error:
+            message = ("parameter", str(error))
+        except Exception as error:
+            message = ("engine", f"vLLM failed in a process of its own ({type(error).__name__}: {error})")
+        pipe.send(message)
+    engine.close()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError), Connection(int(sys.argv[1])) as pipe:
+        _obey(pipe)

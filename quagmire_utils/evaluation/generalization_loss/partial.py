@@ -1,0 +1,86 @@
+"""The losses of single traces in a file, so that an interrupted computation goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from quagmire_utils.core.files import read_parquet, write_parquet
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS
+
+WRITE_SECONDS = 30.0  # between two writes: the most that a kill loses
+WRITE_SHARE = 0.02  # of the time, at most, goes into writing
+_MARK = b"quagmire_utils.evaluation.generalization_loss"
+_COLUMNS = ["total", *(f"decile_{i}" for i in range(1, 11)), *(f"range_{i}" for i in range(1, COLUMNS - 10))]
+
+
+class PartialLosses:
+    """What is known of the traces so far, by the digest of their tokens, and the file that holds it (None: no file)."""
+
+    def __init__(self, path: str | Path | None, origin: dict[str, str]) -> None:
+        """`origin` is what the losses depend on besides the tokens.
+
+        Raises ParameterError where the file is something else, or of another origin.
+        """
+        self.path = None if path is None else Path(path)
+        self.origin = origin
+        self._known: dict[str, np.ndarray] = {}
+        self._unwritten = False
+        self._next_write = time.monotonic() + WRITE_SECONDS
+        if self.path is not None and self.path.exists():
+            self._read()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._known
+
+    def get(self, keys: Sequence[str]) -> np.ndarray:
+        """Summed losses (keys, COLUMNS), in nats."""
+        return np.stack([self._known[key] for key in keys])
+
+    def add(self, keys: Sequence[str], sums: np.ndarray) -> None:
+        """Keep summed losses (keys, COLUMNS); now and then, write the file."""
+        self._known.update(zip(keys, np.array(sums), strict=True))  # a copy: Ray's arrays pin its memory
+        self._unwritten = True
+        if self.path is not None and time.monotonic() >= self._next_write:
+            start = time.monotonic()
+            self.write()
+            end = time.monotonic()
+            self._next_write = end + max(WRITE_SECONDS, (end - start) / WRITE_SHARE)
+
+    def write(self) -> None:
+        """Write the file, whole or not at all."""
+        import pandas as pd
+
+        if self.path is None or not self._unwritten:
+            return
+        frame = pd.DataFrame(np.stack(list(self._known.values())), columns=_COLUMNS)
+        frame.insert(0, "trace", list(self._known))
+        write_parquet(frame, self.path, metadata={_MARK: json.dumps(self.origin, sort_keys=True).encode()})
+        self._unwritten = False
+
+    def _read(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            mark = (pq.read_schema(self.path).metadata or {}).get(_MARK)
+        except (OSError, pa.ArrowInvalid):
+            mark = None
+        if mark is None:
+            raise ParameterError(f"partial: {self.path} is no file of losses that this wrote; name another one")
+        origin = json.loads(mark)
+        other = sorted(name for name in {*origin, *self.origin} if origin.get(name) != self.origin.get(name))
+        if other:
+            raise ParameterError(
+                f"partial: the losses in {self.path} are of another {' and '.join(other)}; name another file"
+            )
+        try:
+            frame = read_parquet(self.path)
+        except (OSError, pa.ArrowException) as error:
+            raise ParameterError(f"partial: {self.path} is damaged; delete it, and start again") from error
+        self._known = dict(zip(frame["trace"], frame[_COLUMNS].to_numpy(dtype=np.float64), strict=True))

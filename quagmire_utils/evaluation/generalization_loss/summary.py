@@ -1,0 +1,150 @@
+"""What a set of traces' summed losses says: the loss, its standard errors, and how it changes along a response."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.data import Trace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FIRST = 16  # tokens in the first range of positions; each further range ends at twice the position
+_RANGES = 18  # the last one holds everything from 2^20 on
+COLUMNS = 1 + 10 + _RANGES  # of summed losses: the whole response, its tenths, its ranges of positions
+_LENGTH_GROUPS = 10  # most groups of traces by length, and
+_GROUP_TRACES = 5  # fewest traces in each
+
+
+@dataclass(frozen=True, eq=False)
+class GeneralizationLoss:
+    """Loss over a set of traces; `per_trace` has one row per trace, in the order given: id, problem_id, tokens, nll.
+
+    The other tables have the columns traces, tokens, nll, standard_error (over traces) behind those that say what a row
+    is: `by_decile` (decile: 1 to 10, each a tenth of every response), `by_position` (first, last: positions in the
+    response, counted from 1), `by_length` (shortest, longest: tokens of the responses in groups of about equal size).
+    """
+
+    nll: float  # nats per response token, mean over all response tokens
+    standard_error: float  # of `nll`, over traces; NaN for a single trace
+    mean_over_traces: float  # mean of the traces' own nats per token: every trace weighs the same, however long
+    tokens: int  # response tokens, EOS included
+    traces: int
+    per_trace: pd.DataFrame
+    standard_error_over_problems: float  # of `nll`, where traces of one problem are alike; NaN for a single problem
+    dropped: int  # traces left out because they are longer than the model's context
+    by_decile: pd.DataFrame
+    by_position: pd.DataFrame
+    by_length: pd.DataFrame
+
+
+def decile_of(position: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """0 to 9: the tenth of a response of `length` tokens in which the token at `position`, from 0, stands."""
+    return 10 * position // length
+
+
+def position_bin_of(position: np.ndarray) -> np.ndarray:
+    """Number of the range of positions, each from 0, that holds `position`: 0-15, 16-31, 32-63, 64-127, ..."""
+    return np.searchsorted(_starts(), position, side="right") - 1
+
+
+def _starts() -> np.ndarray:
+    return np.array([0, *(_FIRST << i for i in range(_RANGES - 1))])
+
+
+def summarise(traces: Sequence[Trace], sums: np.ndarray, tokens: np.ndarray, *, dropped: int = 0) -> GeneralizationLoss:
+    """The loss from summed losses in nats (traces, COLUMNS) and response tokens (traces,).
+
+    Raises ParameterError where a loss is not a number.
+    """
+    import pandas as pd
+
+    total = sums[:, 0].copy()
+    undefined = int(np.isnan(total).sum())
+    if undefined:
+        raise ParameterError(f"model gives {undefined} of {len(total)} traces a loss that is not a number")
+    nll, error = _ratio(total, tokens)
+    frame = pd.DataFrame(
+        {
+            "id": [trace.id for trace in traces],
+            "problem_id": [trace.problem_id for trace in traces],
+            "tokens": tokens,
+            "nll": total / tokens,
+        }
+    )
+    _, problem = np.unique(frame["problem_id"].to_numpy(dtype=str), return_inverse=True)
+    deciles = np.arange(11)
+    # the tokens of a tenth: those whose 10 * position // length is its number
+    in_decile = np.diff(-(-deciles[None, :] * tokens[:, None] // 10), axis=1)
+    starts = np.append(_starts(), np.iinfo(np.int64).max)
+    in_range = np.diff(np.minimum(starts[None, :], tokens[:, None]), axis=1)
+    used = int(np.flatnonzero(in_range.sum(0))[-1]) + 1
+    return GeneralizationLoss(
+        nll=nll,
+        standard_error=error,
+        mean_over_traces=float(frame["nll"].mean()),
+        tokens=int(tokens.sum()),
+        traces=len(total),
+        per_trace=frame,
+        standard_error_over_problems=_clustered_error(total, tokens, problem),
+        dropped=dropped,
+        by_decile=_table({"decile": deciles[1:]}, sums[:, 1:11], in_decile),
+        by_position=_table(
+            {"first": starts[:used] + 1, "last": np.minimum(starts[1 : used + 1], tokens.max())},
+            sums[:, 11 : 11 + used],
+            in_range[:, :used],
+        ),
+        by_length=_by_length(total, tokens),
+    )
+
+
+def _ratio(sums: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
+    """Nats per token over traces (traces,), and its standard error; NaN for what is not defined."""
+    count, total = len(sums), int(tokens.sum())
+    if total == 0:
+        return math.nan, math.nan
+    nll = float(sums.sum() / total)
+    residuals = sums - nll * tokens
+    error = math.sqrt(count / (count - 1) * float(residuals @ residuals)) / total if count > 1 else math.nan
+    return nll, error
+
+
+def _clustered_error(sums: np.ndarray, tokens: np.ndarray, problem: np.ndarray) -> float:
+    """The standard error over problems, numbered from 0 for each trace: that of their traces taken together."""
+    return _ratio(np.bincount(problem, weights=sums), np.bincount(problem, weights=tokens))[1]
+
+
+def _table(keys: dict[str, np.ndarray], sums: np.ndarray, tokens: np.ndarray) -> pd.DataFrame:
+    """A row for each column of `sums` and `tokens` (traces, parts), over the traces that have tokens there."""
+    import pandas as pd
+
+    ratios = [_ratio(s[n > 0], n[n > 0]) for s, n in zip(sums.T, tokens.T, strict=True)]
+    return pd.DataFrame(
+        {
+            **keys,
+            "traces": (tokens > 0).sum(0),
+            "tokens": tokens.sum(0),
+            "nll": [nll for nll, _ in ratios],
+            "standard_error": [error for _, error in ratios],
+        }
+    )
+
+
+def _by_length(sums: np.ndarray, tokens: np.ndarray) -> pd.DataFrame:
+    """Groups of about equally many traces, by length; traces of one length are in one group."""
+    groups = min(_LENGTH_GROUPS, max(1, len(tokens) // _GROUP_TRACES))
+    ends = np.unique(np.quantile(tokens, np.arange(1, groups + 1) / groups, method="lower"))
+    group = np.searchsorted(ends, tokens, side="left")
+    numbers = np.unique(group)
+    members = group[:, None] == numbers[None, :]
+    keys = {
+        "shortest": np.array([tokens[inside].min() for inside in members.T]),
+        "longest": np.array([tokens[inside].max() for inside in members.T]),
+    }
+    return _table(keys, np.where(members, sums[:, None], 0.0), np.where(members, tokens[:, None], 0))

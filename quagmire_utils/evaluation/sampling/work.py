@@ -1,0 +1,256 @@
+"""What is to be drawn: chunks of problems and sample indices, which of them are missing, and which comes next."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from quagmire_utils.core.files import digest
+from quagmire_utils.core.locks import Claims
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.engines import Completion, Request, SamplingParams
+from quagmire_utils.evaluation.store import KEYS, SampleStore
+
+if TYPE_CHECKING:
+    from quagmire_utils.data.prompts import RenderedPrompt
+
+_BLOCK = 64  # of a run of many samples: a chunk's sample indices begin and end at multiples of this
+_WHOLE = 128  # up to so many, a problem's samples stay together: the shipped records of the miniature are drawn so
+_FEW = 8  # problems from whose answers the length of the others' is not yet told
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What is drawn in one call of the engine and stored as one file: some problems, the same indices of each."""
+
+    problems: tuple[str, ...]
+    indices: range
+
+    @property
+    def name(self) -> str:
+        """What a run knows the chunk by: the same for every n that cuts the work alike."""
+        return digest([self.problems, self.indices.start])
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive samples of one problem: a request to the engine."""
+
+    problem: str
+    first: int
+    count: int
+
+
+def problem_seed(seed: int, benchmark: str, problem_id: str) -> int:
+    """The seed of a problem's sample 0 (sample i has this plus i): 48 bits, the same on every machine and for ever."""
+    name = f"{seed}\x1f{benchmark}\x1f{problem_id}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(name).digest()[:6], "big")
+
+
+def block_of(n: int, chunk_samples: int) -> int:
+    """The multiples of a sample index at which the chunks of a run begin.
+
+    128 samples or fewer of a problem stay together. Of more, 64 do, so that a run of 64 that becomes one of 256 is made
+    of the chunks of a run of 256; or, where a chunk has no room for 64, the power of two that fits.
+    """
+    if n <= min(_WHOLE, chunk_samples):
+        return n
+    return min(_BLOCK, 1 << chunk_samples.bit_length() - 1)
+
+
+def chunks_of(prompts: Mapping[str, RenderedPrompt], n: int, chunk_samples: int) -> Iterator[Chunk]:
+    """All chunks of a run: at most `chunk_samples` samples each, whatever the store holds.
+
+    The engine is handed one chunk at a time, so equal chunks are equal batches, and rounded alike: a run that goes on
+    after a kill cuts the work as before. Long prompts come first: memory that doesn't suffice shows at once, and
+    prompts of equal length meet in one batch.
+    """
+    longest_first = sorted(prompts, key=lambda problem: (-len(prompts[problem].token_ids), problem))
+    block = block_of(n, chunk_samples)
+    together = max(1, chunk_samples // min(n, block))
+    for start in range(0, n, block):
+        for first in range(0, len(longest_first), together):
+            yield Chunk(tuple(longest_first[first : first + together]), range(start, min(n, start + block)))
+
+
+class Work:
+    """The chunks of a run that are still to be drawn into a store; other processes may be drawing some of them.
+
+    `take` and `keep` or `give_back` are called for one chunk after the other, or for several at a time.
+    """
+
+    def __init__(
+        self,
+        store: SampleStore,
+        benchmark: str,
+        prompts: Mapping[str, RenderedPrompt],
+        params: SamplingParams,
+        chunks: Sequence[Chunk],
+        block: int,
+    ) -> None:
+        self.store, self.benchmark, self.prompts, self.params = store, benchmark, prompts, params
+        self.todo = list(chunks)
+        self.tokens = 0  # generated for this process
+        self.bar: Any = None  # of tqdm; set by who shows one
+        self._block = block
+        self._ranges = {(problem, chunk.indices.start): chunk.indices for chunk in chunks for problem in chunk.problems}
+        self._open = {key: len(indices) for key, indices in self._ranges.items()}  # samples that the store lacks
+        self.wanted = self.left = sum(self._open.values())
+        self._held: dict[str, set[int]] = {problem: set() for problem in prompts}
+        self._lengths: dict[str, tuple[int, int]] = {}  # answers whose length is known, and their tokens
+        self._seen: set[str] = set()  # parts of the store
+        self._claims = Claims(store.path)
+        self._refresh()
+
+    def close(self) -> None:
+        """Leave what is not drawn to others."""
+        self._claims.close()
+
+    def take(self) -> Chunk | None:
+        """The next chunk, claimed: the one with the longest answers to be expected, so that no machine ends alone.
+
+        First of all come the first samples of every problem, which tell how long its others will be. None if nothing
+        is left, or only what other processes have claimed (then `todo` is not empty, and asking again later helps).
+        """
+        self._refresh()
+        self.todo = [chunk for chunk in self.todo if self._lacks(chunk)]
+        expected = self.expected_lengths()
+        for chunk in sorted(self.todo, key=lambda chunk: (chunk.indices.start > 0, -self._cost(chunk, expected))):
+            if not self._claims.take(self._claim(chunk)):
+                continue
+            self._refresh()  # its last owner may have finished it just now
+            self.todo.remove(chunk)
+            if self._lacks(chunk):
+                return chunk
+            self._claims.release(self._claim(chunk))
+        return None
+
+    def missing(self, chunk: Chunk) -> list[Run]:
+        """The samples of a chunk that the store lacks; consecutive ones are one request."""
+        runs: list[Run] = []
+        for problem in chunk.problems:
+            held = self._held[problem]
+            for index in chunk.indices:
+                if index in held:
+                    continue
+                last = runs[-1] if runs else None
+                if last is not None and last.problem == problem and last.first + last.count == index:
+                    runs[-1] = Run(problem, last.first, last.count + 1)
+                else:
+                    runs.append(Run(problem, index, 1))
+        return runs
+
+    def request(self, run: Run) -> Request:
+        """What the engine is asked."""
+        seed = problem_seed(self.params.seed, self.benchmark, run.problem)
+        return Request(self.prompts[run.problem].token_ids, run.count, seed + run.first)
+
+    def keep(self, answers: Iterable[tuple[Run, Sequence[Completion]]]) -> None:
+        """Store answers as one file, those left out that another process has stored meanwhile."""
+        rows = [
+            (run.problem, run.first + j, completion)
+            for run, completions in answers
+            for j, completion in enumerate(completions)
+        ]
+        self.tokens += sum(completion.tokens for _, _, completion in rows)
+        self._refresh()
+        rows = [row for row in rows if row[1] not in self._held[row[0]]]
+        if not rows:
+            return
+        frame = pd.DataFrame(
+            {
+                "benchmark": self.benchmark,
+                "problem": [problem for problem, _, _ in rows],
+                "index": [index for _, index, _ in rows],
+                "text": pd.Series([completion.text for _, _, completion in rows], dtype=object),
+                "tokens": [completion.tokens for _, _, completion in rows],
+                "finish_reason": [completion.finish_reason for _, _, completion in rows],
+            }
+        )
+        part = self.store.append(frame)
+        self._seen.add(part.name)
+        self._add(frame["problem"].tolist(), frame["index"].tolist(), frame["tokens"].tolist())
+        if self.bar is not None:
+            seconds = self.bar.format_dict["elapsed"]
+            self.bar.set_postfix_str(f"{self.tokens / seconds:,.0f} tokens/s" if seconds else "", refresh=False)
+
+    def check_complete(self) -> None:
+        """Raise ParameterError where the store, read once more, lacks any of the chunks' samples."""
+        held = self.store.read(KEYS, benchmark=self.benchmark)
+        there = held.groupby("problem")["index"].agg(set).to_dict()
+        lacking = [
+            (problem, index)
+            for (problem, _), indices in self._ranges.items()
+            for index in indices
+            if index not in there.get(problem, ())
+        ]
+        if lacking:
+            raise ParameterError(
+                f"store: {self.store.path} lacks {len(lacking)} samples of {self.benchmark} that were drawn (index "
+                f"{lacking[0][1]} of problem {lacking[0][0]} is one), so its files were changed meanwhile; sample again"
+            )
+
+    def finish(self, chunk: Chunk) -> None:
+        """Let go of a chunk that is stored."""
+        self._claims.release(self._claim(chunk))
+
+    def give_back(self, chunk: Chunk) -> None:
+        """Put a chunk back that was not drawn, or not all of it."""
+        self._claims.release(self._claim(chunk))
+        self.todo.append(chunk)
+
+    def expected_lengths(self) -> dict[str, float]:
+        """Tokens to expect of one answer to each problem.
+
+        The mean of those that are known, drawn towards the mean of all problems as if that were one more answer; for
+        a problem without any, what a straight line from the length of the prompt to that of the answer says.
+        """
+        prompt = {problem: float(len(rendered.token_ids)) for problem, rendered in self.prompts.items()}
+        if not self._lengths:
+            return prompt
+        means = {problem: tokens / count for problem, (count, tokens) in self._lengths.items()}
+        overall = float(np.mean(list(means.values())))
+        slope, level = 0.0, overall
+        x = np.array([prompt[problem] for problem in means])
+        if len(means) >= _FEW and x.std() > 0:
+            slope, level = np.polyfit(x, np.array(list(means.values())), 1)
+        known = {problem: (tokens + overall) / (count + 1) for problem, (count, tokens) in self._lengths.items()}
+        return {problem: slope * length + level for problem, length in prompt.items()} | known
+
+    def _claim(self, chunk: Chunk) -> str:
+        """What the processes that share a store know a chunk by."""
+        return f"{self.benchmark} {chunk.name}"
+
+    def _lacks(self, chunk: Chunk) -> bool:
+        return any(self._open[problem, chunk.indices.start] for problem in chunk.problems)
+
+    def _cost(self, chunk: Chunk, expected: Mapping[str, float]) -> float:
+        return sum(self._open[problem, chunk.indices.start] * expected[problem] for problem in chunk.problems)
+
+    def _refresh(self) -> None:
+        """Look for parts that are new in the store, from an earlier run or another process."""
+        there = {part.name for part in self.store.parts()}
+        for part, table in self.store.verified(self.benchmark, without=self._seen):
+            self._seen.add(part.name)
+            self._add(*(table.column(name).to_pylist() for name in ("problem", "index", "tokens")))
+        self._seen |= there
+
+    def _add(self, problems: Sequence[str], indices: Sequence[int], tokens: Sequence[int]) -> None:
+        for problem, index, length in zip(problems, indices, tokens, strict=True):
+            held = self._held.get(problem)
+            if held is None or index in held:
+                continue
+            held.add(index)
+            count, total = self._lengths.get(problem, (0, 0))
+            self._lengths[problem] = (count + 1, total + length)
+            key = problem, index - index % self._block
+            if index in self._ranges.get(key, ()):
+                self._open[key] -= 1
+                self.left -= 1
+        if self.bar is not None:
+            self.bar.update(self.wanted - self.left - self.bar.n)

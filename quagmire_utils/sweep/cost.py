@@ -1,0 +1,178 @@
+"""What training and sampling cost: FLOPs, memory traffic, GPU-hours, disk. From the sizes of the model alone.
+
+Implements the arithmetic behind `sweep --dry-run`. A matrix of n entries costs a token 2 n FLOPs forward, attention 4 x
+layers x heads x head_dim for each position that the token looks back at; backward is twice forward.
+
+    llama = ModelShape(layers=32, hidden_size=4096, intermediate_size=14336, heads=32, kv_heads=8, head_dim=128,
+                       vocabulary=128256)
+    parameters(llama)                                                   # 8,030,261,248
+    training_flops(llama, tokens=2e9, length=4000) / (312e12 * 0.35) / 3600     # GPU-hours on A100s at 35 % MFU
+    decode_rate(llama, GPUS["A100-80GB"], prompt=150, answer=3000)      # tokens/s of one GPU
+
+Training is bound by arithmetic, so its time is FLOPs over the share of the peak that is reached (MFU). Decoding is
+bound by memory: a step reads all weights and the keys and values of every sequence, for one token of each; how many
+sequences there are is what fits beside the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quagmire_utils.core.scale import ModelShape
+from quagmire_utils.core.settings import ParameterError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+BYTES = 2  # of a bf16 number
+MEMORY_SHARE = 0.9  # of a GPU that vLLM takes by default
+MOST_SEQUENCES = 256  # that vLLM decodes at once by default
+DECODE_MFU = 0.5  # share of the peak that a decoding step's matrix products reach; seldom the limit
+ADAM_BYTES = 16  # a trained parameter: float32 weight, gradient and two moments
+LOGIT_COPIES = 2  # of float32 logits at the peak of a step whose loss reads them all; TRL's SFTTrainer: 1.8
+RESUME_BYTES = 12  # the same in a checkpoint to resume from: no gradient
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a GPU's data sheet says."""
+
+    flops: float  # dense bf16 FLOPs a second
+    memory: float  # bytes
+    bandwidth: float  # bytes a second
+
+
+GPUS = {
+    "A100-80GB": Gpu(312e12, 80e9, 2.039e12),
+    "A100-40GB": Gpu(312e12, 40e9, 1.555e12),
+    "H100-80GB": Gpu(989e12, 80e9, 3.35e12),
+    "H200": Gpu(989e12, 141e9, 4.8e12),
+    "L40S": Gpu(362e12, 48e9, 0.864e12),
+    "A10G": Gpu(125e12, 24e9, 0.6e12),
+    "L4": Gpu(121e12, 24e9, 0.3e12),
+    "RTX4090": Gpu(165e12, 24e9, 1.008e12),
+}
+
+
+def gpu(name: str) -> Gpu:
+    """A GPU by its name; ParameterError for one that is not in the list."""
+    if name not in GPUS:
+        raise ParameterError(f"compute.gpu must be one of {', '.join(GPUS)}, not {name!r}")
+    return GPUS[name]
+
+
+def shape_of(config: PreTrainedConfig) -> ModelShape:
+    """The sizes in a model's config.json. Raises ParameterError for a model that is not of this kind."""
+    text = config.get_text_config()
+    try:
+        return ModelShape(
+            layers=text.num_hidden_layers,
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            vocabulary=text.vocab_size,
+            tied_embeddings=bool(text.tie_word_embeddings),
+        )
+    except AttributeError as error:
+        raise ParameterError(f"model: the dry run cannot tell the sizes of a {config.model_type} ({error})") from error
+
+
+def layer_parameters(shape: ModelShape) -> int:
+    """Entries of the matrices of one layer: queries, keys, values, output, and the gated MLP."""
+    attention = 2 * shape.hidden_size * shape.head_dim * (shape.heads + shape.kv_heads)
+    return attention + 3 * shape.hidden_size * shape.intermediate_size
+
+
+def parameters(shape: ModelShape) -> int:
+    """All parameters but the few of normalisation inside attention that Qwen3 has (below a thousandth)."""
+    embeddings = shape.vocabulary * shape.hidden_size * (1 if shape.tied_embeddings else 2)
+    norms = shape.hidden_size * (2 * shape.layers + 1)
+    return shape.layers * layer_parameters(shape) + embeddings + norms
+
+
+def weight_bytes(shape: ModelShape) -> int:
+    """A checkpoint's size in bf16."""
+    return BYTES * parameters(shape)
+
+
+def forward_flops(shape: ModelShape, context: float) -> float:
+    """FLOPs of one token that looks back at `context` positions (itself included)."""
+    matrices = shape.layers * layer_parameters(shape) + shape.vocabulary * shape.hidden_size
+    return 2.0 * matrices + 4.0 * shape.layers * shape.heads * shape.head_dim * context
+
+
+def sequence_flops(shape: ModelShape, length: float) -> float:
+    """FLOPs of one forward pass over a sequence: its token i looks back at i positions."""
+    return length * forward_flops(shape, (length + 1) / 2)
+
+
+def training_flops(shape: ModelShape, tokens: float, length: float, *, recompute: bool = True) -> float:
+    """FLOPs of training on `tokens` in sequences of `length`: forward, twice that backward.
+
+    With `recompute` (gradient checkpointing) the forward pass is done twice.
+    """
+    return (4 if recompute else 3) * tokens / length * sequence_flops(shape, length)
+
+
+def rl_training_flops(
+    shape: ModelShape, rollouts: float, prompt: float, answer: float, *, recompute: bool = True, old_pass: bool = True
+) -> float:
+    """FLOPs of GRPO's updates on `rollouts` answers, sampling not counted.
+
+    `old_pass`: the log-probabilities of the rollouts are computed once more under the policy that drew them (verl
+    does). With a KL coefficient of 0 there is no reference model.
+    """
+    length = prompt + answer
+    update = training_flops(shape, rollouts * length, length, recompute=recompute)
+    return update + (rollouts * sequence_flops(shape, length) if old_pass else 0.0)
+
+
+def training_bytes(
+    shape: ModelShape, tokens: float, *, gpus: int = 1, logits: bool = True, recompute: bool = True
+) -> float:
+    """Bytes on each of `gpus` at the peak of a training step with `tokens` (padding included) in one forward pass.
+
+    Weights, gradients and AdamW's moments in float32, shared by the GPUs; what backward needs of each layer (with
+    `recompute`, only its input, and one layer whole); and, with `logits`, those of all tokens: a fused loss has none.
+    """
+    states = ADAM_BYTES * parameters(shape) / gpus
+    wide = 4 * shape.hidden_size  # the residual stream and what is normalised, in float32
+    products = 2 * shape.hidden_size + 4 * (shape.heads + shape.kv_heads) * shape.head_dim + 4 * shape.intermediate_size
+    layer = 2 * wide + BYTES * products
+    kept = shape.layers * wide + layer if recompute else shape.layers * (wide + layer)
+    return states + tokens * (kept + (LOGIT_COPIES * 4 * shape.vocabulary if logits else 0))
+
+
+def kv_bytes(shape: ModelShape) -> int:
+    """Keys and values of one position, in bf16."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * BYTES
+
+
+def decode_rate(
+    shape: ModelShape,
+    on: Gpu,
+    *,
+    prompt: float,
+    answer: float,
+    bandwidth_share: float = 1.0,
+    step_seconds: float = 0.0,
+    memory_share: float = MEMORY_SHARE,
+) -> float:
+    """Tokens/s that one GPU decodes with as many sequences as fit, at most 256.
+
+    A sequence holds its prompt and, on average, half of its answer. Raises ParameterError where not one fits.
+    """
+    room = memory_share * on.memory - weight_bytes(shape)
+    context = prompt + answer / 2
+    sequences = min(MOST_SEQUENCES, room / (context * kv_bytes(shape)))
+    if sequences < 1:
+        raise ParameterError(
+            f"compute.gpu: {weight_bytes(shape) / 1e9:.1f} GB of weights and one answer do not fit "
+            f"{memory_share:.0%} of {on.memory / 1e9:.0f} GB"
+        )
+    reads = (weight_bytes(shape) + sequences * context * kv_bytes(shape)) / (bandwidth_share * on.bandwidth)
+    products = sequences * forward_flops(shape, context) / (DECODE_MFU * on.flops)
+    return sequences / (max(reads, products) + step_seconds)

@@ -1,0 +1,180 @@
+"""The folder of a run: files written once, a script that does the work, its log, its progress."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from quagmire_utils.core.files import digest, read_json, write_json, write_text
+from quagmire_utils.core.settings import ParameterError
+
+SCRIPTS = Path(__file__).parent / "scripts"  # what runs inside the back-ends' environments
+RUN = "run.json"  # what the run is; written last, so a folder without it was not written whole
+LOG = "train.log"
+_LOCK = ".lock"
+_TAIL = 12  # lines of a failed run's log that are shown
+_POLL = 0.5  # seconds
+_PATIENCE = 30.0  # seconds that a stopped run has to end
+
+
+class BackendError(RuntimeError):
+    """A back-end stopped; the message names its log and shows the log's last lines."""
+
+
+def open_run(folder: Path, facts: Mapping[str, Any], *outputs: str) -> bool:
+    """Whether the files of the run described by `facts` must still be written to `folder`.
+
+    Not if they are there already. Raises ParameterError where the folder holds the beginnings (`outputs`) of another
+    run, which would be continued with other parameters or data. What must be written ends with `close_run`.
+    """
+    _check_path("folder", folder.resolve())
+    if (folder / RUN).is_file():
+        if read_json(folder / RUN)["digest"] == digest(facts):
+            return False
+        started = [name for name in outputs if (folder / name).exists()]
+        if started:
+            raise ParameterError(
+                f"folder {folder} holds a run with other settings or data ({', '.join(started)}); use another folder"
+            )
+        (folder / RUN).unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    return True
+
+
+def resolve_model(model: str | Path) -> str:
+    """The whole path of a model's folder, or its hub id. Raises ParameterError for a path that scripts cannot hold."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return str(model)
+    _check_path("model", folder.resolve())
+    return str(folder.resolve())
+
+
+def _check_path(name: str, path: Path) -> None:
+    if any(character in str(path) for character in "'\"$`\\\n"):
+        raise ParameterError(f"{name} {path} must have no quotes, backslashes or $ in its path: run.sh names it")
+
+
+def close_run(folder: Path, facts: Mapping[str, Any], script: str, **more: Any) -> None:
+    """Write `run.sh` and, last of all, `run.json`: the facts, their digest, and `more`."""
+    write_text(script, folder / "run.sh")
+    (folder / "run.sh").chmod(0o755)
+    write_json({**facts, **more, "digest": digest(facts)}, folder / RUN)
+
+
+def read_run(folder: Path, backend: str) -> dict[str, Any]:
+    """What `write` noted about a run. Raises ParameterError where the folder holds none of this back-end."""
+    try:
+        run = read_json(folder / RUN)
+    except (OSError, ValueError):
+        raise ParameterError(f"folder {folder} holds no run: {backend}.write makes one") from None
+    if run.get("backend") != backend:
+        raise ParameterError(f"folder {folder} holds a run of {run.get('backend')}, not of {backend}")
+    return run
+
+
+def copy_script(name: str, folder: Path, target: str) -> None:
+    """Put a script of this package into a run's folder, so that the folder holds everything that runs."""
+    write_text((SCRIPTS / name).read_text(encoding="utf-8"), folder / target)
+
+
+def shell_value(value: object) -> str:
+    """`value` as one word of bash."""
+    return shlex.quote(str(value))
+
+
+def short_digest(value: str) -> str:
+    """Twelve hexadecimal digits for one trace's or prompt's tokens; the scripts compute the same."""
+    return hashlib.sha256(value.encode()).hexdigest()[:12]
+
+
+def run_script(
+    folder: Path,
+    *arguments: str,
+    name: str,
+    script: str = "run.sh",
+    environment: Mapping[str, str],
+    steps: int = 0,
+    steps_done: Callable[[], int] = lambda: 0,
+    progress: bool = True,
+    on_progress: Callable[[float], None] | None = None,
+) -> None:
+    """Run a script of the folder to its end: output to the log, a bar with the time left to stderr.
+
+    `steps_done` counts the steps taken so far, of `steps`. An exception here (an interrupt, say) ends the script and
+    everything that it started. Raises BackendError where the script fails, and ParameterError where one that an
+    earlier process started is still at work in the folder.
+    """
+    from tqdm import tqdm
+
+    log = folder / LOG
+    with (folder / _LOCK).open("w") as lock, log.open("ab") as output:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ParameterError(
+                f"folder {folder}: a run is still at work in it; wait for it, or end it (its output: {log})"
+            ) from None
+        output.write(f"\n=== {script} {' '.join(arguments)} ({time.strftime('%Y-%m-%d %H:%M:%S')})\n".encode())
+        output.flush()
+        before = steps_done()
+        with tqdm(
+            total=steps, initial=before, desc=name, unit="step", delay=0 if steps else 1e9, disable=not progress
+        ) as bar:
+            child = subprocess.Popen(
+                ["bash", str(folder.resolve() / script), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that all of it can be ended at once
+                pass_fds=[lock.fileno()],  # the lock lasts as long as the script, even if this process is killed
+                env={**os.environ, **environment},
+            )
+            try:
+                while child.poll() is None:
+                    time.sleep(_POLL)
+                    _show(bar, steps_done(), steps, on_progress)
+            finally:
+                _end(child)
+            _show(bar, steps_done(), steps, on_progress)
+        if child.returncode != 0:
+            raise BackendError(
+                f"{name} stopped with exit code {child.returncode} after {steps_done()} of {steps} steps; everything "
+                f"it said is in {log}; started again it goes on from its last checkpoint. Its last lines:\n"
+                + "\n".join(f"    {line}" for line in last_lines(log))
+            )
+
+
+def _show(bar: Any, done: int, steps: int, on_progress: Callable[[float], None] | None) -> None:
+    if done > bar.n:
+        bar.update(done - bar.n)
+        if on_progress is not None:
+            on_progress(done / max(1, steps))
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a script's processes, if they have not ended themselves: politely, then not."""
+    for wish, patience in ((signal.SIGTERM, _PATIENCE), (signal.SIGKILL, None)):
+        if child.poll() is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, wish)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(patience)
+
+
+def last_lines(log: Path, count: int = _TAIL) -> list[str]:
+    """The last lines of a log that say anything."""
+    with log.open("rb") as handle:
+        handle.seek(max(0, log.stat().st_size - 20_000))
+        text = handle.read().decode(errors="replace")
+    return [line[:300] for line in text.replace("\r", "\n").splitlines() if line.strip()][-count:]

@@ -1,0 +1,76 @@
+"""What both RL backends share: prompts to answer, seeded rollouts, and the grader's verdict as the reward."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quagmire_utils.core.settings import RLSettings
+from quagmire_utils.data import Problem
+from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem
+from quagmire_utils.engines import Request, SamplingParams, to_completions
+from quagmire_utils.grading import Verdict
+
+if TYPE_CHECKING:
+    from quagmire_utils.engines.transformers import TransformersEngine
+
+Grader = Callable[[Sequence[str], Sequence[Problem]], Sequence[object]]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The problems as prompts, the policy that answers them, and the grader that rewards the answers."""
+
+    engine: TransformersEngine
+    problems: Sequence[Problem]
+    prompts: Sequence[RenderedPrompt]  # of the problems, in their order
+    grader: Grader
+    settings: RLSettings
+
+    def rollouts(self, chosen: Sequence[int], step: int) -> list[list[list[int]]]:
+        """Token ids of `settings.rollouts` answers to each of the problems `chosen`, drawn with the seeds of `step`.
+
+        `step` counts from 0. Answers come from the weights as they are now, in eval mode.
+        """
+        settings, policy = self.settings, self.engine.module
+        stride = len(chosen) * settings.rollouts
+        first = derive_seed("rl", settings.seed, step)
+        requests = [
+            Request(self.prompts[problem].token_ids, settings.rollouts, first + i * stride)
+            for i, problem in enumerate(chosen)
+        ]
+        was_training = policy.training
+        policy.eval()
+        groups = self.engine.generate_ids(
+            requests, SamplingParams(temperature=settings.temperature, max_tokens=settings.max_tokens)
+        )
+        policy.train(was_training)
+        return groups
+
+    def rewards(self, chosen: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        """1 for each answer (token ids) that solves its problem, 0 for all else; `chosen` names a problem for each."""
+        texts = [completion.text for completion in to_completions(answers, self.engine.tokenizer, self.engine.ends)]
+        grades = self.grader(texts, [self.problems[problem] for problem in chosen])
+        return [float(grade.verdict == Verdict.CORRECT) for grade in grades]
+
+
+def make_environment(
+    model: str | Path, problems: Sequence[Problem], settings: RLSettings, grader: Grader, template: str
+) -> Environment:
+    """Load the policy and render the prompts. Raises ParameterError where prompt and answer exceed the context."""
+    from quagmire_utils.engines.transformers import TransformersEngine
+
+    # The policy samples its own rollouts: one set of weights. In float32, because a step of 1e-6 on a bf16 weight is
+    # nearly always rounded away.
+    engine = TransformersEngine(str(model), dtype="float32")
+    prompts = [render_problem(problem, engine.tokenizer, template) for problem in problems]
+    check_fits(prompts, settings.max_tokens, engine.context_length)
+    return Environment(engine, problems, prompts, grader, settings)
+
+
+def derive_seed(*names: object) -> int:
+    """A 48-bit seed; steps of one run, and runs of one candidate, never share samples."""
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, names)).encode()).digest()[:6], "big")

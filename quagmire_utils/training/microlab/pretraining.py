@@ -1,0 +1,147 @@
+"""Base models: what they read, and training them from random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from quagmire_utils.core.settings import ParameterError, PretrainingSettings, SFTSettings
+from quagmire_utils.data import Trace
+from quagmire_utils.training.microlab.models import CONTEXT_LENGTH, build_model, build_tokenizer, check_architecture
+from quagmire_utils.training.microlab.tasks import (
+    DIGITS,
+    FACTS,
+    OPERATORS,
+    Expression,
+    TaskSpec,
+    check_styles,
+    check_terms,
+    draw_expressions,
+    draw_style,
+    write_trace,
+)
+from quagmire_utils.training.sft import train_sft
+
+
+def check_pretraining(settings: PretrainingSettings, where: str) -> None:
+    """Raise ParameterError for a base model that cannot be made."""
+    check_architecture(settings.architecture, settings.hidden_size)
+    check_terms(settings.terms, f"{where}.pretraining.terms")
+    check_styles(settings.styles, f"{where}.pretraining.styles")
+    unknown = sorted(set(settings.misconceptions) - set(OPERATORS))
+    if unknown:
+        raise ParameterError(f"{where}.pretraining.misconceptions: {unknown[0]} is not one of {' '.join(OPERATORS)}")
+
+
+class _FallibleWriter:
+    """Writes solutions with mistakes: careless slips, misremembered facts, giving up half-way, answering at once."""
+
+    def __init__(self, settings: PretrainingSettings, seed: int) -> None:
+        self.settings = settings
+        rng = np.random.default_rng([seed, 1])
+        # what is taken for each fact, and how often
+        self.misremembered: dict[tuple[str, str, str], tuple[str, float]] = {}
+        for operator, (low, high) in settings.misconceptions.items():
+            for fact, right in FACTS.items():
+                if fact[0] == operator:
+                    wrong = str((int(right) + int(rng.integers(1, 10))) % 10)
+                    self.misremembered[fact] = wrong, float(rng.uniform(low, high))
+
+    def write(self, expression: Expression, rng: np.random.Generator) -> str:
+        settings = self.settings
+        if rng.random() < settings.direct_fraction:
+            return f"\\boxed{{{_slip(expression.answer, settings.slip, rng)}}}"
+        steps = expression.steps
+        if settings.gives_up and rng.random() < settings.gives_up.get(len(expression.terms), 0.0):
+            steps = steps[: int(rng.integers(1, max(2, len(steps))))]
+        state, results = expression.terms[0], []
+        for _, operator, term in steps:
+            state = _slip(self._apply(operator, state, term, rng), settings.slip, rng)
+            results.append(state)
+        return write_trace(expression, draw_style(settings.styles, rng), results)
+
+    def _apply(self, operator: str, left: str, right: str, rng: np.random.Generator) -> str:
+        digits = []
+        for fact in zip(operator * len(left), left, right, strict=True):
+            wrong, chance = self.misremembered.get(fact, ("", 0.0))
+            digits.append(wrong if chance and rng.random() < chance else FACTS[fact])
+        return "".join(digits)
+
+
+def _slip(digits: str, probability: float, rng: np.random.Generator) -> str:
+    """Each digit replaced by a random one (perhaps itself) with this probability."""
+    wrong = rng.random(len(digits)) < probability
+    if not wrong.any():
+        return digits
+    return "".join(str(rng.integers(10)) if w else d for w, d in zip(wrong, digits, strict=True))
+
+
+def pretraining_corpus(
+    settings: PretrainingSettings, seed: int, *, digits: int = DIGITS[0]
+) -> tuple[list[Trace], list[Trace]]:
+    """What a base model reads, in two phases: correct worked solutions, then a fallible writer's.
+
+    The second phase has slips in its results, a share of answers without any working, mostly wrong, and where the
+    settings say so misremembered facts and solutions given up half-way. A base made so has met the facts and the method
+    but does not put them to use reliably: it is often wrong, and right often enough in many tries for RL to have
+    something to reinforce.
+    """
+    rng = np.random.default_rng(seed)
+    specs = [TaskSpec(n, digits=digits) for n in settings.terms]
+    expressions = draw_expressions(specs, settings.examples + settings.fallible_examples, rng)
+    writer = _FallibleWriter(settings, seed)
+    phases: tuple[list[Trace], list[Trace]] = ([], [])
+    for i, expression in enumerate(expressions):
+        fallible = i >= settings.examples
+        response = (
+            writer.write(expression, rng) if fallible else write_trace(expression, draw_style(settings.styles, rng))
+        )
+        name = f"pretraining-{i}"
+        phases[fallible].append(Trace(name, name, expression.question, response, source="pretraining"))
+    return phases
+
+
+def pretrain(
+    settings: PretrainingSettings,
+    output: str | Path,
+    *,
+    seed: int,
+    digits: int = DIGITS[0],
+    progress: bool = False,
+    on_progress: Callable[[float], None] | None = None,
+) -> dict[str, object]:
+    """Train a base model from random weights on its corpus, one pass, and save it to the folder `output`.
+
+    `on_progress` is called with the fraction done after each step.
+    """
+    tokenizer = build_tokenizer(settings.chat_template)
+    model = build_model(
+        settings.architecture, tokenizer, hidden_size=settings.hidden_size, layers=settings.layers, seed=seed
+    )
+    clean, fallible = pretraining_corpus(settings, seed, digits=digits)
+    total = len(clean) + len(fallible)
+    summaries = []
+    # only the last phase is saved: a base that is there is complete
+    phases = [
+        (clean, settings.learning_rate, None, 0),
+        (fallible, settings.fallible_learning_rate, output, len(clean)),
+    ]
+    for traces, rate, folder, before in phases:
+        training = SFTSettings(
+            learning_rate=rate,
+            batch_size=settings.batch_size,
+            max_length=CONTEXT_LENGTH,
+            adam_beta2=0.98,
+            seed=seed,
+        )
+
+        def report(fraction: float, before: int = before, size: int = len(traces)) -> None:
+            if on_progress is not None:
+                on_progress((before + fraction * size) / total)
+
+        summaries.append(
+            train_sft(model, traces, folder, training, tokenizer=tokenizer, progress=progress, on_progress=report)
+        )
+    return {"phases": summaries}

@@ -1,0 +1,185 @@
+"""The synthetic task: chains of digit-wise operations, their worked solutions, problems and benchmarks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quagmire_utils.core.files import write_text
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.data import Problem, Trace
+
+# A state of three or four digits; each step applies + - or * with an operand of as many digits, digit by digit modulo
+# 10, without carries: 374a+258b*112=? is worked left to right, 374+258=522, then 522*112=524. One step is a table
+# look-up per digit, so errors are random slips and unlearned table entries rather than one systematic mistake, the
+# answer space is 1,000 (64 guesses by chance hit 6 % of the time) or 10,000 (0.6 %), and the number of terms sets both
+# the difficulty and the cost of a trace. The labels a, b, ... tell a model of half a million parameters where it is;
+# without them it took ten times as many examples to learn which term comes next.
+
+DIGITS = (3, 4)  # of a state; one digit more makes traces a third longer and chance ten times smaller
+OPERATORS = "+-*"
+LABELS = "abcdefghijklm"
+STYLES = ("stepwise", "restated", "digitwise", "terse")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One kind of problem: how many terms, which operators stand between them, how many digits a term has."""
+
+    terms: int
+    operators: str = OPERATORS
+    digits: int = DIGITS[0]
+
+
+# A profile measures seven of them, as many as the paper's, from easy to hard.
+MICRO_BENCHMARKS: dict[str, TaskSpec] = {
+    "sums2": TaskSpec(2, "+-"),
+    "products2": TaskSpec(2, "*"),
+    "lanes2": TaskSpec(2),
+    "sums3": TaskSpec(3, "+-"),
+    "lanes3": TaskSpec(3),
+    "sums4": TaskSpec(4, "+-"),
+    "sums5": TaskSpec(5, "+-"),
+    "lanes4": TaskSpec(4),
+    "lanes5": TaskSpec(5),
+    "lanes6": TaskSpec(6),
+}
+
+
+FACTS = {
+    (operator, a, b): str(value % 10)
+    for a in "0123456789"
+    for b in "0123456789"
+    for operator, value in (("+", int(a) + int(b)), ("-", int(a) - int(b)), ("*", int(a) * int(b)))
+}
+
+
+def _apply(operator: str, left: str, right: str) -> str:
+    return "".join(FACTS[operator, a, b] for a, b in zip(left, right, strict=True))
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A chain such as 374a+258b*112: its terms and the operators between them, worked left to right."""
+
+    terms: tuple[str, ...]
+    operators: str
+
+    @property
+    def question(self) -> str:
+        """The problem as the model sees it."""
+        return self.terms[0] + "".join("".join(step) for step in self.steps) + "=?"
+
+    @property
+    def steps(self) -> tuple[tuple[str, str, str], ...]:
+        """(label, operator, term) of each step; the label says which step it is."""
+        return tuple(zip(LABELS[: len(self.operators)], self.operators, self.terms[1:], strict=True))
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The state after each step; the last one is the answer."""
+        state, states = self.terms[0], []
+        for operator, term in zip(self.operators, self.terms[1:], strict=True):
+            state = _apply(operator, state, term)
+            states.append(state)
+        return tuple(states)
+
+    @property
+    def answer(self) -> str:
+        """The final state."""
+        return self.states[-1]
+
+
+def check_terms(terms: Sequence[int], where: str) -> None:
+    """Raise ParameterError unless there are labels for the steps of every length."""
+    most = len(LABELS) + 1
+    if not terms or not all(2 <= n <= most for n in terms):
+        raise ParameterError(f"{where} must name numbers of terms between 2 and {most}, not {list(terms)}")
+
+
+def check_styles(styles: Sequence[str], where: str = "style") -> None:
+    """Raise ParameterError for no style, or one of traces that nobody writes."""
+    for style in styles or [""]:
+        if style not in STYLES:
+            raise ParameterError(f"{where} must be of {', '.join(STYLES)}, not {style!r}")
+
+
+def draw_style(styles: Sequence[str], rng: np.random.Generator) -> str:
+    """One of the styles, each entry as likely as any other."""
+    return styles[int(rng.integers(len(styles)))] if len(styles) > 1 else styles[0]
+
+
+def draw_expressions(specs: Sequence[TaskSpec], count: int, rng: np.random.Generator) -> list[Expression]:
+    """`count` expressions without repeats, each of a spec drawn uniformly from `specs` (repeat a spec to weight it)."""
+    check_terms([spec.terms for spec in specs], "terms")
+    drawn: dict[str, Expression] = {}
+    while len(drawn) < count:
+        spec = specs[rng.integers(len(specs))]
+        numbers = rng.integers(0, 10**spec.digits, spec.terms)
+        operators = "".join(spec.operators[i] for i in rng.integers(0, len(spec.operators), spec.terms - 1))
+        expression = Expression(tuple(f"{number:0{spec.digits}d}" for number in numbers), operators)
+        drawn.setdefault(expression.question, expression)
+    return list(drawn.values())
+
+
+def write_trace(expression: Expression, style: str = "stepwise", results: Sequence[str] | None = None) -> str:
+    """A worked solution ending in \\boxed{...}, in one of `STYLES` (standing for the paper's SFT sources).
+
+    For 374a+258=? stepwise writes a3+257+524+82 (digit, operator, digit, result, lane by lane), restated adds =522,
+    digitwise writes a:3+2=5 7+5=2 4+8=2=522 (longer still), terse only the states. `results` are what a fallible writer
+    has after each step instead of the true states; fewer of them than steps: it stops there.
+    """
+    check_styles([style])
+    state = expression.terms[0]
+    lines = []
+    for (label, operator, term), result in zip(expression.steps, results or expression.states, strict=False):
+        lanes = list(zip(state, term, result, strict=True))
+        if style == "digitwise":
+            lines.append(f"{label}:{' '.join(f'{a}{operator}{b}={c}' for a, b, c in lanes)}={result}")
+        elif style == "terse":
+            lines.append(result)
+        else:
+            restated = f"={result}" if style == "restated" else ""
+            lines.append(label + "".join(f"{a}{operator}{b}{c}" for a, b, c in lanes) + restated)
+        state = result
+    return "\n".join([*lines, f"\\boxed{{{state}}}"])
+
+
+def make_problems(name: str, spec: TaskSpec, count: int, seed: int) -> list[Problem]:
+    """`count` problems of one spec as benchmark rows."""
+    rng = np.random.default_rng([seed, spec.terms, len(spec.operators)])
+    return [
+        Problem(id=f"{name}-{i}", question=e.question, answer=e.answer)
+        for i, e in enumerate(draw_expressions([spec], count, rng))
+    ]
+
+
+def make_mixed_problems(terms: Sequence[int], count: int, seed: int, *, digits: int = DIGITS[0]) -> list[Problem]:
+    """`count` problems whose numbers of terms are drawn uniformly from `terms`: what RL learns from."""
+    specs = [TaskSpec(n, digits=digits) for n in terms]
+    expressions = draw_expressions(specs, count, np.random.default_rng(seed))
+    return [Problem(id=f"mixed-{i}", question=e.question, answer=e.answer) for i, e in enumerate(expressions)]
+
+
+def make_traces(
+    terms: Sequence[int], count: int, *, styles: Sequence[str], source: str, seed: int, digits: int = DIGITS[0]
+) -> list[Trace]:
+    """`count` correct worked solutions of different problems, each in one of the styles: a source of SFT examples."""
+    specs = [TaskSpec(n, digits=digits) for n in terms]
+    rng = np.random.default_rng(seed)
+    traces = []
+    for i, expression in enumerate(draw_expressions(specs, count, rng)):
+        name, response = f"{source}-{i}", write_trace(expression, draw_style(styles, rng))
+        traces.append(Trace(name, name, expression.question, response, answer=expression.answer, source=source))
+    return traces
+
+
+def write_problems(problems: Sequence[Problem], path: str | Path) -> None:
+    """Problems as a .jsonl file, which `benchmarks.load_benchmark` reads like any other benchmark."""
+    write_text(
+        "".join(json.dumps({"id": p.id, "question": p.question, "answer": p.answer}) + "\n" for p in problems), path
+    )

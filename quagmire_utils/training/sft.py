@@ -1,0 +1,165 @@
+"""Supervised fine-tuning on reasoning traces, one checkpoint (a *candidate*) per call. Paper: Sec. 2, App. B.2.
+
+The backend is TRL's `SFTTrainer` on one machine. The loss covers the response tokens (and the end-of-sequence token)
+only; prompts are rendered exactly as they are for sampling, so nothing shifts between training and measuring.
+
+    train_sft("models/base", traces, "models/candidate", SFTSettings(epochs=2))
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quagmire_utils.core.files import write_json
+from quagmire_utils.core.settings import ParameterError, SFTSettings
+from quagmire_utils.data import Trace
+from quagmire_utils.data.prompts import render, response_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+
+def tokenize_traces(
+    traces: Sequence[Trace],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str = "auto",
+    max_length: int | None = None,
+) -> list[dict[str, list[int]]]:
+    """Rows of `input_ids` and `completion_mask` (1 on response tokens), ready for `SFTTrainer`.
+
+    Raises ParameterError when a trace is longer than `max_length`: cutting a trace would cut off its answer.
+    """
+    rows = []
+    for trace in traces:
+        prompt = list(render(trace.question, tokenizer, template).token_ids)
+        response = list(response_ids(tokenizer, trace.response))
+        rows.append({"input_ids": prompt + response, "completion_mask": [0] * len(prompt) + [1] * len(response)})
+    longest = max((len(row["input_ids"]) for row in rows), default=0)
+    if max_length is not None and longest > max_length:
+        too_long = sum(len(row["input_ids"]) > max_length for row in rows)
+        raise ParameterError(
+            f"sft.max_length is {max_length}, but {too_long} of {len(rows)} traces are longer (the longest: {longest})"
+        )
+    return rows
+
+
+def train_sft(
+    model: str | Path | PreTrainedModel,
+    traces: Sequence[Trace],
+    output: str | Path | None,
+    settings: SFTSettings,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    template: str = "auto",
+    progress: bool = True,
+    on_progress: Callable[[float], None] | None = None,
+) -> dict[str, object]:
+    """Fine-tune `model` on `traces` and save the checkpoint to the folder `output`.
+
+    A model object is trained in place (with `output` None it is only that); a path or hub id is loaded first. The
+    folder appears only when training has finished, with `sft.json` (also returned) beside the weights: settings,
+    traces, tokens seen, final loss in nats per response token, seconds. `on_progress` is called with the fraction done
+    after each step. Raises ParameterError for no traces, traces over `max_length`, or a model object without its
+    tokenizer.
+    """
+    if not traces:
+        raise ParameterError("traces is empty: there is nothing to fine-tune on")
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+    from transformers.trainer_callback import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    if not isinstance(model, PreTrainedModel):
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
+        model = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    elif tokenizer is None:
+        raise ParameterError("tokenizer must be given when model is an object rather than a path")
+    # float32 weights, because small steps on bf16 weights are rounded away; saved in the checkpoint's own type
+    own_dtype = model.dtype
+    model.float()
+    rows = tokenize_traces(traces, tokenizer, template=template, max_length=settings.max_length)
+    steps = math.ceil(math.ceil(len(rows) / settings.batch_size) * settings.epochs)
+    micro_batch = settings.micro_batch_size or settings.batch_size
+    arguments = SFTConfig(
+        output_dir=str(Path(tempfile.gettempdir()) / "quagmire-sft"),  # must be named; nothing is written there
+        max_steps=steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=settings.batch_size // micro_batch,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": settings.final_lr_fraction},
+        warmup_steps=round(settings.warmup_fraction * steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        max_length=None,
+        completion_only_loss=True,
+        adam_beta2=settings.adam_beta2,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        bf16=_has_accelerator() and str(own_dtype) == "torch.bfloat16",
+        use_cpu=not _has_accelerator(),
+        dataloader_pin_memory=False,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        save_strategy="no",
+        logging_steps=max(1, steps // 50),
+        report_to="none",
+        disable_tqdm=not progress,
+    )
+    trainer = SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    if on_progress is not None:
+        trainer.add_callback(progress_callback(on_progress))
+    started = time.perf_counter()
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    summary = {
+        "settings": asdict(settings),
+        "traces": len(rows),
+        "steps": steps,
+        # what the paper's budgets count: every token the model was trained on, repeats included
+        "tokens": round(tokens * settings.epochs),
+        "final_loss": losses[-1] if losses else None,
+        "seconds": time.perf_counter() - started,
+    }
+    model.eval().to(own_dtype)
+    if output is not None:
+        _save(model, tokenizer, summary, Path(output))
+    return summary
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, summary: dict, output: Path) -> None:
+    """The checkpoint, complete or not there at all."""
+    scratch = output.with_name(output.name + ".saving")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    write_json(summary, scratch / "sft.json")
+    if output.exists():
+        shutil.rmtree(output)
+    scratch.rename(output)
+
+
+def progress_callback(on_progress: Callable[[float], None]) -> TrainerCallback:
+    """A trainer callback that reports the fraction of steps done."""
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            on_progress(state.global_step / max(1, state.max_steps))
+
+    return Progress()
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

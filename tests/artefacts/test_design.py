@@ -1,0 +1,534 @@
+"""Whether a world is worth measuring: closed forms, hand-made records, simulations; figures, notebook and data card."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from example_grid import write_grid_records
+from matplotlib.collections import PathCollection
+
+from quagmire_utils.analysis import design
+from quagmire_utils.analysis.design.spread import _spread
+from quagmire_utils.analysis.records import RECORDS, Records, candidate_frame, load_records
+from quagmire_utils.core.files import read_json, read_parquet
+from quagmire_utils.core.settings import ParameterError, load_profile
+from quagmire_utils.evaluation.pass_at_k import benchmark_average
+from quagmire_utils.report import card, plots
+from quagmire_utils.sweep.collect import _seconds_by_part
+from quagmire_utils.training.microlab import MICRO_BENCHMARKS, TaskSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return load_profile("mini")
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory, mini):
+    """Records as large in candidates and runs as the whole grid, few problems each."""
+    return load_records(write_grid_records(tmp_path_factory.mktemp("grid") / "mini", mini))
+
+
+@pytest.fixture(scope="module")
+def criteria(grid):
+    return design.criteria_table(grid)
+
+
+@pytest.fixture(scope="module")
+def partial(tmp_path_factory, mini):
+    """The base and one candidate of each family, one RL run of each."""
+    folder = tmp_path_factory.mktemp("partial") / "mini"
+    return load_records(write_grid_records(folder, mini, runs=1, finished=2))
+
+
+def candidate_row(name: str, selection: str = "random", scenario: str = "dataset", **more: object) -> dict[str, object]:
+    row = {"family": "f", "stands_for": "Llama3-8B-Instruct", "candidate": name, "scenario": scenario}
+    row |= {"source": "main", "selection": selection, "n_examples": 8, "epochs": 1.0, "learning_rate": 1e-4}
+    return row | {"sft_tokens": 100.0, "budget": "low"} | more
+
+
+def counts_rows(name: str, stage: str, run: int, step: int, n: int, correct: dict[str, list[int]]) -> pd.DataFrame:
+    rows = [
+        {"family": "f", "candidate": name, "stage": stage, "rl_run": run, "checkpoint": step}
+        | {"benchmark": benchmark, "problem": f"{benchmark}-{i}", "n": n, "correct": c}
+        | {"wrong": n - c, "no_answer": 0, "truncated": 0, "timeout": 0, "error": 0, "mean_tokens": 9.0}
+        for benchmark, values in correct.items()
+        for i, c in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def hand_made(candidates: list[dict], counts: list[pd.DataFrame], losses: dict[str, float] | None = None) -> Records:
+    loss = [
+        {"family": "f", "candidate": c, "stage": "sft", "validation_set": "validation", "nll": v}
+        | {"standard_error": 0.01, "tokens": 10, "traces": 5}
+        for c, v in (losses or {}).items()
+    ]
+    columns = ["family", "candidate", "stage", "validation_set", "nll", "standard_error", "tokens", "traces"]
+    return Records(
+        folder=Path("nowhere"),
+        candidates=pd.DataFrame(candidates),
+        counts=pd.concat(counts, ignore_index=True),
+        generalization_loss=pd.DataFrame(loss, columns=columns),
+        rl_curves=pd.DataFrame(),
+        cells=pd.DataFrame({"kind": ["sft"], "seconds_total": [10.0], "seconds_grading": [1.0], "cpu_seconds": [8.0]}),
+        manifest={"configuration": {"name": "hand", "digits": 4, "evaluation": {"k": 4}}},
+    )
+
+
+# --- the base ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [TaskSpec(2, "*", 1), TaskSpec(3, "+-*", 1), TaskSpec(3, "+-", 1)])
+@pytest.mark.parametrize("k", [1, 7])
+def test_informed_chance_is_that_of_enumerating_every_chain(spec, k):
+    chances = []
+    for operators in itertools.product(spec.operators, repeat=spec.terms - 1):
+        answers = Counter()
+        for state, *terms in itertools.product(range(10), repeat=spec.terms):
+            for operator, term in zip(operators, terms, strict=True):
+                state = APPLY[operator](state, term) % 10
+            answers[state] += 1
+        shares = [count / answers.total() for count in answers.values()]
+        chances.append(sum(p * (1 - (1 - p) ** k) for p in shares))
+    assert design.informed_chance(spec, 1, k) == pytest.approx(np.mean(chances), rel=1e-12)
+
+
+def test_informed_chance_of_uniform_answers_is_the_closed_form():
+    for digits, k in ((3, 64), (4, 64)):
+        assert design.informed_chance(MICRO_BENCHMARKS["sums5"], digits, k) == pytest.approx(
+            1 - (1 - 10**-digits) ** k, rel=1e-9
+        )
+
+
+def test_base_table_against_fractions_worked_by_hand():
+    """Two benchmarks of 2 and 1 problems; two runs of two checkpoints, of which the last counts."""
+    before = counts_rows("base", "base", -1, 0, 8, {"sums2": [2, 0], "lanes3": [4]})
+    runs = [
+        counts_rows("base", "rl", 0, 1, 4, {"sums2": [4, 4], "lanes3": [4]}),
+        counts_rows("base", "rl", 0, 2, 4, {"sums2": [4, 0], "lanes3": [4]}),
+        counts_rows("base", "rl", 1, 1, 4, {"sums2": [0, 0], "lanes3": [0]}),
+        counts_rows("base", "rl", 1, 2, 4, {"sums2": [2, 2], "lanes3": [4]}),
+    ]
+    (row,) = design.base_table(hand_made([candidate_row("base", "none")], [before, *runs])).to_dict("records")
+    assert row["pass1"] == pytest.approx((2 / 16 + 4 / 8) / 2)
+    assert row["outcome"] == pytest.approx(1.0)  # the best of all checkpoints
+    assert row["outcome_last"] == pytest.approx((0.5 + 1) / 2)  # both runs end so
+    assert row["lift_last"] == pytest.approx(0.75 - 0.3125)
+    assert (row["k"], row["k_after"], row["n_runs"]) == (4, 4, 2)
+    assert row["chance"] == pytest.approx(1 - 0.9999**4)
+    # the lift by problem, weighted so that benchmarks count alike: 0.5 * 0.5, 0.25 * 0.5 (never solved), 0.5
+    assert row["possible"] == pytest.approx(2 / 3)
+    assert row["possible_share"] == pytest.approx((0.25 + 0.5) / (0.25 + 0.125 + 0.5))
+    # C(6, 4) / C(8, 4) = 15/70 misses the first problem, C(4, 4) / C(8, 4) = 1/70 the third
+    assert row["before_k_after"] == pytest.approx(((1 - 15 / 70) / 2 + 1 - 1 / 70) / 2)
+    assert row["after_k_after"] == pytest.approx(((0.5 + 1) / 2 + (1 + 1) / 2) / 2)
+
+
+def test_a_base_without_runs_is_not_measured():
+    before = counts_rows("base", "base", -1, 0, 8, {"sums2": [2, 0], "lanes3": [4]})
+    records = hand_made([candidate_row("base", "none")], [before])
+    (row,) = design.base_table(records).to_dict("records")
+    assert row["possible"] == pytest.approx(2 / 3)
+    assert all(math.isnan(row[name]) for name in ("lift_last", "possible_share", "after_k_after"))
+    verdicts = design.criteria_table(records).set_index("criterion")["verdict"]
+    assert verdicts["base"] == "not met"  # 31 %
+    assert set(verdicts[["lift", "sharpening", "overtraining", "cost"]]) == {"not measured"}
+
+
+# --- spread -----------------------------------------------------------------------------------------------------------
+
+
+def test_spread_of_hand_made_runs():
+    """One problem, 100 answers: run outcomes are what we choose. b has one run, d none; c also is instance level."""
+    outcomes = {"a": [0.2, 0.4], "b": [0.5], "c": [0.7, 0.8, 0.9], "base": [0.0, 1.0]}
+    scenarios = {"c": "dataset+instance", "d": "dataset"}
+    candidates = [candidate_row(n, scenario=scenarios.get(n, "dataset")) for n in "abcd"]
+    candidates.append(candidate_row("base", "none"))
+    counts = [
+        counts_rows(name, "rl", run, step, 100, {"sums2": [round(100 * value) - lost]})
+        for name, values in outcomes.items()
+        for run, value in enumerate(values)
+        for step, lost in ((1, 0), (2, round(20 * value)))  # the first checkpoint is the best
+    ]
+    table = design.spread_table(hand_made(candidates, counts)).set_index(["scenario", "outcome"])
+    best = table.loc["dataset", "best"]
+    assert tuple(best[["planned", "candidates", "repeated", "runs"]]) == (4, 3, 2, 6)
+    assert best["mean"] == pytest.approx(np.mean([0.3, 0.5, 0.8]))
+    assert best["between"] == pytest.approx(np.std([0.3, 0.5, 0.8], ddof=1))
+    assert best["within"] == pytest.approx(math.sqrt((0.02 + 0.02) / (1 + 2)))
+    assert best["ratio"] == pytest.approx(best["between"] / best["within"])
+    assert math.isnan(best["ratio_low"])  # three candidates are too few
+    values = np.array([0.2, 0.4, 0.5, 0.7, 0.8, 0.9])
+    assert best["sampling_se"] == pytest.approx(math.sqrt((values * (1 - values) / 99).mean()))
+    assert table.loc["dataset", "last"]["between"] == pytest.approx(0.8 * best["between"])
+    instance = table.loc["instance", "best"]
+    assert tuple(instance[["planned", "candidates", "repeated", "runs"]]) == (1, 1, 1, 3)
+    assert math.isnan(instance["ratio"])
+    assert instance["within"] == pytest.approx(0.1)
+    assert table.loc["all", "best"].equals(table.loc["dataset", "best"])  # c, in both, counts once
+
+
+def simulated(rng: np.random.Generator, count: int, runs: int, between: float) -> tuple[np.ndarray, ...]:
+    y = between * rng.standard_normal((count, 1)) + rng.standard_normal((count, runs))
+    means = y.mean(axis=1)
+    return means, ((y - means[:, None]) ** 2).sum(axis=1), np.full(count, runs - 1.0)
+
+
+def test_the_interval_of_the_ratio_covers_what_it_should():
+    """Normal outcomes, twelve candidates of four runs, three times as far apart as their runs: close to 95 %."""
+    rng = np.random.default_rng(0)
+    truth, hits = math.sqrt(9 + 1 / 4), 0
+    for seed in range(200):
+        spread = _spread(*simulated(rng, 12, 4, 3.0), n_resamples=1000, seed=seed)
+        hits += spread["ratio_low"] <= truth <= spread["ratio_high"]
+    assert 0.84 <= hits / 200 <= 0.98
+
+
+def test_candidates_that_differ_by_run_noise_alone_have_no_large_ratio():
+    spread = _spread(*simulated(np.random.default_rng(1), 400, 4, 0.0), n_resamples=1000, seed=0)
+    assert spread["ratio"] == pytest.approx(0.5, abs=0.05)  # the mean of four runs
+    assert spread["ratio_high"] < 0.6
+
+
+def test_spread_is_seeded_and_handles_what_is_not_there(grid, partial):
+    table = design.spread_table(grid)
+    assert table.equals(design.spread_table(grid))
+    assert not table["ratio_low"].equals(design.spread_table(grid, seed=1)["ratio_low"])
+    expected = {("micro-llama", "dataset"): 16, ("micro-llama", "instance"): 17, ("micro-llama", "source"): 12}
+    expected |= {("micro-mistral", "dataset"): 10, ("micro-mistral", "instance"): 12}
+    planned = design.spread_table(partial).set_index(["family", "scenario"])["planned"]
+    assert {key: planned.loc[key].unique().tolist() for key in expected} == {k: [v] for k, v in expected.items()}
+    assert design.spread_table(partial)["ratio"].isna().all()
+
+
+def test_equal_runs_give_an_infinite_ratio_without_a_warning():
+    spread = _spread(np.array([0.1, 0.2, 0.4, 0.5]), np.zeros(4), np.ones(4), 100, 0)
+    assert spread["ratio"] == math.inf
+    assert spread["ratio_high"] == math.inf
+
+
+# --- overtraining, length, cost ---------------------------------------------------------------------------------------
+
+
+def overtrained() -> Records:
+    """Four epochs: better and sharper at once; sixteen: as the signature says; a higher rate: worse in everything."""
+    solved = {
+        "e1": ([10] * 20, 1.0),
+        "e4": ([20] * 20, 0.8),
+        "e16": ([64] * 10 + [0] * 10, 0.9),
+        "e4-fast": ([5] * 20, 0.9),
+        "alone": ([5] * 20, 0.9),
+    }
+    settings = {"e1": (1, 1e-4, 8), "e4": (4, 1e-4, 8), "e16": (16, 1e-4, 8), "e4-fast": (4, 5e-4, 8)}
+    settings["alone"] = (1, 1e-4, 99)
+    candidates = [
+        candidate_row(name, epochs=float(epochs), learning_rate=rate, n_examples=examples)
+        for name, (epochs, rate, examples) in settings.items()
+    ]
+    counts = [counts_rows(name, "sft", -1, 0, 64, {"sums2": correct}) for name, (correct, _) in solved.items()]
+    return hand_made(candidates, counts, {name: loss for name, (_, loss) in solved.items()})
+
+
+def test_overtraining_is_seen_where_it_is():
+    table = design.overtraining_table(overtrained(), "f").set_index("candidate")
+    assert list(table.index) == ["e1", "e4", "e16", "e4-fast"]
+    assert table["compared_with"].dropna().to_dict() == {"e4": "e1", "e16": "e4", "e4-fast": "e4"}
+    assert table["signature"].to_dict() == {"e1": False, "e4": False, "e16": True, "e4-fast": False}
+    assert table["beyond"].to_dict() == {"e1": "", "e4": "", "e16": "Pass@4, loss", "e4-fast": ""}
+    assert table.loc["e16", "pass1_change"] == pytest.approx(0.5 - 20 / 64)
+    assert table.loc["e16", "gen_loss_change"] == pytest.approx(0.1)
+    assert table.loc["e16", "gen_loss_change_se"] == pytest.approx(0.01 * math.sqrt(2))
+    criteria = design.criteria_table(overtrained()).set_index("criterion")
+    assert criteria.loc["overtraining", "verdict"] == "met"
+    assert not criteria.loc["overtraining", "clear"]  # Pass@1 rose by less than two standard errors
+    assert "1 of 3 steps" in criteria.loc["overtraining", "measured"]
+    assert "within its 95 %" in design.describe(design.criteria_table(overtrained()), ["overtraining"])
+
+
+def test_paired_change_is_the_difference_of_scores_and_its_error_is_honest():
+    """Its standard error is the spread of the change over fresh problems, paired because both meet the same ones."""
+    rng = np.random.default_rng(0)
+    changes, errors = [], []
+    for _ in range(100):
+        ease = rng.uniform(0.1, 0.6, (2, 25))
+        pair = [
+            counts_rows(
+                "c", "sft", -1, 0, 16, dict(zip(("sums2", "lanes3"), rng.binomial(16, p).tolist(), strict=True))
+            )
+            for p in (ease, ease + 0.2)
+        ]
+        change, error = design.paired_change(*pair, 4)
+        changes.append(change)
+        errors.append(error)
+    scores = [benchmark_average(part, [4])["pass_at_k"].iloc[0] for part in pair]
+    assert changes[-1] == pytest.approx(scores[1] - scores[0])
+    assert np.mean(errors) == pytest.approx(np.std(changes), rel=0.25)
+
+
+def test_benchmarks_split_at_the_median_of_their_terms(mini):
+    short, long = design.split_by_length(list(mini.benchmarks))
+    assert set(short) == {"sums2", "products2", "lanes3"}
+    assert set(long) == {"sums5", "lanes6"}
+    with pytest.raises(ParameterError, match="gsm8k has no number of terms"):
+        design.split_by_length(["sums2", "gsm8k"])
+
+
+def test_length_table_and_contrast(grid, mini):
+    table = design.length_table(grid, "micro-llama")
+    assert len(table) == 17
+    known = list(dict.fromkeys(table["budget"]))
+    assert known == [name for name in mini.budgets if name in known]  # rising
+    row = table[table["candidate"] == "longest-80x1"].iloc[0]
+    assert (row["budget"], row["tokens_per_example"], row["n_runs"]) == ("low", 150.0, 2)
+    counts = grid.counts.query("family == 'micro-llama' and candidate == 'longest-80x1'")
+    long = counts[counts["benchmark"].isin(["sums5", "lanes6"])]
+    rate = (long["correct"] / long["n"]).groupby([long["stage"], long["rl_run"], long["checkpoint"]]).mean()
+    assert row["long_before"] == pytest.approx(rate["sft", -1, 0])
+    assert row["long_after"] == pytest.approx(np.mean([rate["rl", run, 32] for run in range(2)]))
+    contrast = design.length_contrast(table).set_index("budget")
+    assert contrast["tokens_ratio"].to_numpy() == pytest.approx(150 / 40)
+    low = table[table["budget"] == "low"].groupby("selection")["long_before"].mean()
+    assert contrast.loc["low", "before"] == pytest.approx(low["longest"] - low["shortest"])
+
+
+def test_what_a_verdict_rests_on(grid, criteria):
+    """A better score of the longest on the long problems turns the verdict; so does a slower cell."""
+    verdicts = criteria.set_index(["criterion", "family"])["verdict"]
+    assert verdicts["long traces teach", "micro-qwen"] == "not met"
+    assert verdicts["cost", ""] == "met"
+    counts = grid.counts.copy()
+    names = grid.candidates.loc[grid.candidates["selection"] == "longest", "candidate"]
+    better = counts["candidate"].isin(names) & (counts["stage"] == "sft")
+    counts.loc[better, "correct"] = counts.loc[better, "n"]
+    cells = grid.cells.assign(cpu_seconds=grid.cells["cpu_seconds"] * 2)
+    changed = design.criteria_table(
+        Records(grid.folder, grid.candidates, counts, grid.generalization_loss, grid.rl_curves, cells, grid.manifest)
+    ).set_index(["criterion", "family"])["verdict"]
+    assert changed["long traces teach", "micro-qwen"] == "met"
+    assert changed["long traces pay", "micro-qwen"] == verdicts["long traces pay", "micro-qwen"]
+    assert changed["cost", ""] == "not met"  # 62 + 122 seconds
+
+
+def test_cost_table_and_the_manifest_agree(grid):
+    table, summary = design.cost_table(grid), _seconds_by_part(grid.cells)
+    assert table.loc["rl", ["cells", "sampling", "rest", "wall", "cpu"]].tolist() == [176, 8.0, 50.0, 60.0, 62.0]
+    assert summary["rl"] == {
+        "cells": 176,
+        "cpu_seconds": 60.0,
+        "seconds": {"sampling": 8.0, "grading": 2.0, "total": 60.0},
+    }
+    assert _seconds_by_part(pd.DataFrame()) == {}
+
+
+def test_every_criterion_has_a_verdict_for_every_family(partial, criteria):
+    for table in (criteria, design.criteria_table(partial)):
+        assert set(table["criterion"]) == set(design.CRITERIA)
+        assert set(table["verdict"]) <= {"met", "not met", "not measured"}
+        text = design.describe(table)
+        assert all(f"*{asked}*" in text for asked in design.CRITERIA.values())
+        assert "nan" not in text
+    assert "not measured" in text
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_outcomes_show_every_run_in_order(grid):
+    runs = design.run_outcomes(grid)
+    assert len(runs) == 176
+    assert (runs["best"] >= runs["last"]).all()
+    frame = candidate_frame(grid).set_index(["family", "candidate"])["outcome"]
+    common = runs[runs["rl_run"] < 2]  # some candidates have four runs, and all have two
+    assert len(common) < len(runs)
+    assert common.groupby(["family", "candidate"])["best"].max().to_dict() == pytest.approx(frame.to_dict())
+    mine = runs[runs["family"] == "micro-llama"]
+    _, ax = plots.new_figure()
+    plots.plot_outcomes(mine, ax)
+    labels = [text.get_text() for text in ax.get_yticklabels()]
+    means = mine.groupby("candidate")["best"].mean()
+    assert means[labels].is_monotonic_increasing
+    shown = np.concatenate([c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)])
+    expected = {(row.best, labels.index(row.candidate)) for row in mine.itertuples()}
+    assert expected <= {tuple(point) for point in shown}
+
+
+def test_overtraining_figure_rings_the_signature():
+    table = design.overtraining_table(overtrained(), "f")
+    fig = plots.overtraining_grid(table)
+    for ax, column in zip(fig.axes, ("pass1", "pass_k", "gen_loss"), strict=True):
+        (rings,) = [c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)]
+        found = table[table["signature"]]
+        assert np.asarray(rings).tolist() == found[["epochs", column]].to_numpy().tolist()
+
+
+def test_figures_of_nothing_say_so(grid):
+    runs = design.run_outcomes(grid).iloc[:0]
+    for fig in (
+        plots.outcome_grid(runs, design.spread_table(grid)),
+        plots.overtraining_grid(design.overtraining_table(grid, "no such family")),
+    ):
+        assert "yet" in fig.axes[0].texts[0].get_text()
+
+
+def test_rl_curves_of_a_large_grid_are_one_panel_per_family_and_scenario(grid):
+    fig = plots.rl_curve_grid(grid.rl_curves, candidates=grid.candidates)
+    panels = {ax.get_title(loc="left"): ax for ax in fig.axes[:-1] if ax.get_visible()}
+    assert "mean reward of its first 6 steps" in fig.axes[-1].get_xlabel()  # what the colours mean
+    assert set(panels) == {
+        *("micro-llama, dataset level: 16 candidates", "micro-llama, instance level: 17 candidates"),
+        *("micro-llama, source level: 12 candidates", "micro-mistral, dataset level: 10 candidates"),
+        *("micro-mistral, instance level: 12 candidates", "micro-qwen, dataset level: 5 candidates"),
+        "micro-qwen, instance level: 8 candidates",
+    }
+    assert len(panels["micro-llama, source level: 12 candidates"].lines) == 13  # and the base
+    width, height = fig.get_size_inches()
+    assert width < 16
+    assert height < 12
+    for ax in panels.values():
+        (base,) = (line for line in ax.lines if line.get_label() == "base")
+        assert base.get_linestyle() == "--"
+        ends = {line.get_label(): line.get_ydata()[-1] for line in ax.lines if line is not base}
+        named = sorted((label for label in ends if label.startswith("ends ")), reverse=True)
+        assert [label.partition(":")[0] for label in named] == ["ends lowest", "ends highest"]
+        assert [ends[label] for label in named] == [min(ends.values()), max(ends.values())]
+    without = plots.rl_curve_grid(grid.rl_curves)
+    assert [ax.get_title(loc="left") for ax in without.axes[:-1]] == [
+        *("micro-llama: 39 candidates", "micro-mistral: 20 candidates", "micro-qwen: 14 candidates")
+    ]
+
+
+def test_no_text_lies_on_a_curve_of_the_shipped_records():
+    records = load_records(ROOT / "results" / "mini")
+    fig = plots.rl_curve_grid(records.rl_curves, candidates=records.candidates)
+    fig.canvas.draw()
+    panels = [ax for ax in fig.axes[:-1] if ax.get_visible()]
+    assert len(panels) == 7
+    for ax in panels:
+        texts = ax.get_legend().get_texts()
+        assert {text.get_text().partition(":")[0] for text in texts} == {"base", "ends lowest", "ends highest"}
+        for text in (*texts, *ax.texts):
+            box = text.get_window_extent()
+            crossed = [
+                line for line in ax.lines if line.get_transform().transform_path(line.get_path()).intersects_bbox(box)
+            ]
+            assert not crossed, f"{ax.get_title(loc='left')}: {text.get_text()}"
+
+
+# --- the notebook -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["partial", pytest.param("grid", marks=pytest.mark.slow)])
+def test_the_notebook_shows_what_was_computed(tmp_path, request, name):
+    records = request.getfixturevalue(name)
+    target = tmp_path / "out.ipynb"
+    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "design_microlab.ipynb"), str(target)]
+    command += [
+        "--kernel",
+        "python3",
+        "--no-progress-bar",
+        "--cwd",
+        str(tmp_path),
+        "-p",
+        "profile",
+        str(records.folder),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    book = nbformat.read(target, as_version=4)
+    outputs = [o for cell in book.cells if cell.cell_type == "code" for o in cell.outputs]
+    assert not [o for o in outputs if o.output_type in ("stream", "error")]
+    text = "\n".join(o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {}))
+    for line in design.describe(design.criteria_table(records)).splitlines():
+        assert line in text
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 2
+    for figure in ("design_outcomes", "design_overtraining"):
+        assert (records.folder / "figures" / f"{figure}.png").is_file()
+
+
+def test_the_notebook_has_no_verdict_written_by_hand():
+    book = nbformat.read(ROOT / "notebooks" / "design_microlab.ipynb", as_version=4)
+    words = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+    assert not re.search(r"\b(not met|is met|are met|met:)", words)
+
+
+# --- the data card ----------------------------------------------------------------------------------------------------
+
+CARD = ROOT / "results" / "mini" / "README.md"
+
+
+@pytest.mark.parametrize("profile", ["mini", "mini-pilot", "smoke"])
+def test_the_card_documents_every_column_and_no_other(profile):
+    documented = card.documented_columns(CARD.read_text(encoding="utf-8"))
+    assert set(documented) == set(RECORDS)
+    folder = ROOT / "results" / profile
+    if not (folder / "manifest.json").is_file():
+        pytest.skip(f"results/{profile} holds no records")
+    for name, columns in documented.items():
+        assert len(columns) == len(set(columns))
+        found = set(read_parquet(folder / f"{name}.parquet").columns)
+        if name == "cells":  # what only cells that have not been run have
+            found |= {column for column in columns if column.startswith("seconds_")}
+        assert set(columns) == found
+
+
+def test_the_card_says_what_the_profile_and_the_records_say(grid, mini, tmp_path):
+    text = card.generated_part(grid.folder, mini)
+    assert "| all |  | 31 | 37 | 12 | 70 | 176 | 249 |" in text
+    assert "249 of 249 cells" in text
+    assert f"| `counts.parquet` | {len(grid.counts):,} |" in text
+    assert f"| rl | a CPU | 176 | {176 * 60 / 3600:.2f} | 60 | 60 |" in text
+    assert "No records yet" in card.generated_part(tmp_path, mini)
+
+
+def test_updating_the_card_keeps_its_words(grid, mini, tmp_path):
+    folder = tmp_path / "mini"
+    assert not card.update_card(folder, mini)
+    write_grid_records(folder, mini, finished=1, problems=2)
+    assert not card.update_card(folder, mini)  # no card
+    words = CARD.read_text(encoding="utf-8")
+    before, rest = words.split(card.BEGIN)
+    (folder / "README.md").write_text(words, encoding="utf-8")
+    assert card.update_card(folder, mini)
+    once = (folder / "README.md").read_text(encoding="utf-8")
+    assert once.startswith(before + card.BEGIN)
+    assert once.endswith(card.END + rest.split(card.END)[1])
+    assert "15 of 249 cells" in once
+    assert card.update_card(folder, mini)
+    assert (folder / "README.md").read_text(encoding="utf-8") == once
+    (folder / "README.md").write_text("# words alone")
+    assert not card.update_card(folder, mini)
+    assert (folder / "README.md").read_text() == "# words alone"
+
+
+def test_the_shipped_card_is_that_of_the_shipped_records(mini):
+    """What depends on the profile is up to date always; what depends on the run once the grid is complete."""
+    shipped = CARD.read_text(encoding="utf-8").split(card.BEGIN)[1].split(card.END)[0].strip()
+    expected = card.generated_part(CARD.parent, mini)
+    cut = "### What has been run"
+    assert shipped.split(cut)[0] == expected.split(cut)[0]
+    manifest = CARD.parent / "manifest.json"
+    if manifest.is_file() and read_json(manifest).get("complete"):
+        assert shipped == expected, "run `python -m quagmire_utils.report.card mini`"
+
+
+def test_the_card_command(capsys):
+    assert card.main([]) == 2
+    assert "name one profile" in capsys.readouterr().err
+    assert card.main(["nothing"]) == 2
+    assert "profile 'nothing' is not known" in capsys.readouterr().err

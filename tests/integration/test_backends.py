@@ -1,0 +1,436 @@
+"""The back-ends: their files, and how they are run; what the real ones make of them is tested beside this."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from quagmire_utils.core.files import read_json, read_parquet
+from quagmire_utils.core.settings import ParameterError, RLSettings, SFTSettings
+from quagmire_utils.data import Problem
+from quagmire_utils.training.backends import BackendError, Machines, environment_python, llamafactory, verl
+from quagmire_utils.training.backends.environments import ROOT, backend_environment
+from quagmire_utils.training.backends.runs import LOG, run_script
+
+pytest.importorskip("torch", reason="the micro models need torch")
+
+from back_ends import (  # noqa: F401
+    CPU,
+    LISTS,
+    PROBLEMS,
+    RL,
+    SFT,
+    TRACES,
+    arguments_of,
+    chat,
+    plain,
+    wait_for,
+    with_bos,
+)
+
+from quagmire_utils.data.prompts import INSTRUCTIONS, render, response_ids
+from quagmire_utils.engines import load_tokenizer
+
+# --- LLaMA-Factory's files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("machines", "micro_batch", "accumulation"),
+    [(Machines(1, 8), None, 16), (Machines(2, 8), 2, 4), (Machines(1, 1), 16, 8), (CPU, None, 128)],
+)
+def test_the_training_yaml_has_the_papers_values_and_the_global_batch(
+    plain, tmp_path, machines, micro_batch, accumulation
+):
+    settings = SFTSettings(micro_batch_size=micro_batch)
+    llamafactory.write(plain, TRACES, tmp_path / "run", settings, machines=machines)
+    values = yaml.safe_load((tmp_path / "run" / "train.yaml").read_text())
+    assert values["learning_rate"] == 1e-5  # a number, though YAML reads 1e-5 as text
+    assert values["cutoff_len"] == 8192
+    assert values["gradient_accumulation_steps"] == accumulation
+    assert (
+        values["per_device_train_batch_size"]
+        * values["gradient_accumulation_steps"]
+        * machines.nodes
+        * max(1, machines.devices)
+        == 128
+    )
+    assert values["use_cpu"] == (machines.devices == 0) == (not values["bf16"])
+    assert ("fsdp" in values) == (machines.processes > 1)
+    if "fsdp" in values:  # else each GPU sums the gradients of all weights, in bfloat16
+        assert values["accelerator_config"]["gradient_accumulation_kwargs"] == {"sync_each_batch": True}
+    assert values["model_name_or_path"] == str(plain.resolve())
+
+
+def test_what_llamafactory_reads_is_the_prompt_that_sampling_renders(plain, chat, with_bos, tmp_path):
+    for base in (plain, chat, with_bos):
+        folder = llamafactory.write(base, TRACES, tmp_path / base.name, SFT, machines=CPU)
+        info = read_json(folder / "data" / "dataset_info.json")
+        tokenizer = load_tokenizer(str(base))
+        lines = (folder / "data" / info["traces"]["file_name"]).read_text().splitlines()
+        assert len(lines) == len(TRACES)
+        for line, trace in zip(map(json.loads, lines), TRACES, strict=True):
+            for text, ids in (
+                (line["prompt"], render(trace.question, tokenizer).token_ids),
+                (line["response"], response_ids(tokenizer, trace.response)),
+            ):
+                assert tuple(tokenizer.encode(text, add_special_tokens=False)) == ids
+
+
+def test_writing_again_changes_nothing_and_another_run_is_refused_once_begun(plain, tmp_path):
+    folder = llamafactory.write(plain, TRACES, tmp_path / "run", SFT, machines=CPU)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    llamafactory.write(plain, TRACES, folder, SFT, machines=CPU)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    faster = dataclasses.replace(SFT, learning_rate=1e-2)
+    llamafactory.write(plain, TRACES, folder, faster, machines=CPU)  # nothing has begun: written anew
+    assert yaml.safe_load((folder / "train.yaml").read_text())["learning_rate"] == 1e-2
+    (folder / "checkpoints").mkdir()
+    with pytest.raises(ParameterError, match="holds a run with other settings or data"):
+        llamafactory.write(plain, TRACES, folder, SFT, machines=CPU)
+    with pytest.raises(ParameterError, match="holds a run with other settings or data"):
+        llamafactory.write(plain, TRACES[:-1], folder, faster, machines=CPU)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"traces": []}, "traces is empty"),
+        ({"settings": dataclasses.replace(SFT, max_length=40)}, "sft.max_length is 40, but trace t0 has"),
+        ({"machines": Machines(3, 1)}, r"sft.batch_size \(8\) must be a multiple of sft.micro_batch_size \(4\) x dev"),
+        ({"sharding": "zero"}, "sharding must be one of auto, none, fsdp, not 'zero'"),
+        ({"saves": 0}, "saves must be at least 1"),
+        ({"folder": "a$b"}, "must have no quotes, backslashes or"),
+        ({"model": "no/such/model/here"}, "there is no folder no/such/model/here"),
+    ],
+)
+def test_what_cannot_train_is_refused_in_one_sentence(plain, tmp_path, change, sentence):
+    arguments = {"model": plain, "traces": TRACES, "settings": SFT, "machines": CPU, **change}
+    arguments["folder"] = tmp_path / change.get("folder", "run")
+    with pytest.raises(ParameterError, match=sentence):
+        llamafactory.write(**arguments)
+    assert not (arguments["folder"] / "run.json").exists()
+
+
+def test_run_sh_tokenises_once_then_trains_with_the_readers_own_values(plain, tmp_path):
+    folder = llamafactory.write(plain, TRACES, tmp_path / "a folder" / "run", SFT, machines=CPU)
+    half = folder / "checkpoints" / "checkpoint-3"
+    half.mkdir(parents=True)  # left by a kill: without its trainer_state.json
+    assert arguments_of(folder / "run.sh", tmp_path, "num_train_epochs=3") == [
+        "train",
+        "train.yaml",
+        "num_train_epochs=3",
+    ]
+    assert not half.exists()
+    nodes = llamafactory.write(plain, TRACES, tmp_path / "nodes", SFT, machines=Machines(2, 1))
+    alone = subprocess.run(["bash", str(nodes / "run.sh")], capture_output=True, text=True, timeout=60)
+    assert alone.returncode != 0
+    assert "NODE_RANK" in alone.stderr
+    (nodes / "tokenized").mkdir()
+    half = nodes / "checkpoints" / "checkpoint-3"
+    half.mkdir(parents=True)
+    variables = {"MASTER_ADDR": "localhost"}
+    arguments_of(nodes / "run.sh", tmp_path, NODE_RANK="1", **variables)
+    assert half.is_dir()  # one node clears up, or they would trip over each other
+    arguments_of(nodes / "run.sh", tmp_path, NODE_RANK="0", **variables)
+    assert not half.exists()
+    with pytest.raises(ParameterError, match="a run over 2 nodes"):
+        llamafactory.train(nodes)
+
+
+# --- verl's files -------------------------------------------------------------------------------------------------
+
+
+def overrides_of(folder: Path, tmp_path: Path) -> dict[str, str]:
+    module, *pairs = arguments_of(folder / "run.sh", tmp_path)[1:]
+    assert module == "verl.trainer.main_ppo"
+    return dict(pair.lstrip("+").split("=", 1) for pair in pairs)
+
+
+def test_verls_overrides_have_the_papers_values(plain, tmp_path):
+    problems = [Problem(str(i), f"{i} + 1", str(i + 1)) for i in range(650)]
+    settings = RLSettings(max_tokens=8000)  # the micro model's context is 8192 tokens
+    folder = verl.write(plain, problems, tmp_path / "a folder", settings, epochs=3)
+    values = overrides_of(folder, tmp_path)
+    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+    for name, value in {
+        "algorithm.adv_estimator": "grpo",
+        "data.train_batch_size": 128,
+        f"{rollout}.n": 16,
+        f"{actor}.ppo_mini_batch_size": 128,  # one update of the weights a step
+        "trainer.total_training_steps": 15,  # 5 whole batches, 3 times
+        "trainer.save_freq": 4,
+        "trainer.n_gpus_per_node": 8,
+        "data.max_response_length": 8000,
+        f"{actor}.use_kl_loss": "False",
+        f"{actor}.use_dynamic_bsz": "True",
+        f"{actor}.ppo_max_token_len_per_gpu": 2 * int(values[f"{rollout}.max_model_len"]),
+        "actor_rollout_ref.model.use_remove_padding": "True",  # or that many tokens would bound nothing
+        "algorithm.use_kl_in_reward": "False",
+    }.items():
+        assert values[name] == str(value), name
+    for name, value in {
+        f"{actor}.optim.lr": 1e-6,
+        f"{actor}.entropy_coeff": 0.001,
+        f"{rollout}.temperature": 1,
+    }.items():
+        assert float(values[name]) == value, name
+    assert values["data.train_files"] == f"'{folder.resolve()}/train.parquet'"
+    assert read_json(folder / "run.json")["checkpoints"] == [4, 8, 12, 15]
+    assert int(values["trainer.total_epochs"]) * (650 // 128) >= 15
+
+
+@pytest.mark.parametrize("checkpoints", [1, 3, 4, 7])
+def test_kept_steps_are_the_multiples_of_savings_and_the_last_and_enough(checkpoints):
+    for steps in range(checkpoints, 60):
+        kept = verl.kept_steps(RLSettings(steps=steps, checkpoints=checkpoints))
+        assert kept == tuple(step for step in range(1, steps + 1) if step % kept[0] == 0 or step == steps)
+        assert len(kept) >= checkpoints
+        assert steps % checkpoints or len(kept) == checkpoints
+    assert verl.kept_steps(RLSettings(steps=945, checkpoints=4)) == (237, 474, 711, 945)
+
+
+def test_verls_parquet_holds_prompts_gold_answers_and_tolerances(plain, chat, with_bos, tmp_path):
+    for base in (plain, chat, with_bos):
+        folder = verl.write(base, PROBLEMS, tmp_path / base.name, RL, machines=Machines(1, 2), source="amc")
+        tokenizer = load_tokenizer(str(base))
+        for row, problem in zip(read_parquet(folder / "train.parquet").to_dict("records"), PROBLEMS, strict=True):
+            (message,) = row["prompt"]
+            assert message["role"] == "user"
+            ids = tokenizer.encode(message["content"], add_special_tokens=False)
+            assert tuple(ids) == render(problem.question, tokenizer).token_ids
+            assert row["data_source"] == "amc"
+            assert row["reward_model"] == {"style": "rule", "ground_truth": problem.answer}
+            tolerance = row["extra_info"]["tolerance"]
+            assert tolerance == problem.tolerance or (problem.tolerance is None and math.isnan(tolerance))
+        longest = max(len(render(problem.question, tokenizer).token_ids) for problem in PROBLEMS)
+        assert overrides_of(folder, tmp_path)["data.max_prompt_length"] == str(longest)
+
+
+def test_verl_asks_and_grades_as_the_problems_domain_does(plain, tmp_path):
+    problems = [Problem(f"c{i}", f"Which is {i}?\nA) 1\nB) {i}", "B", grader="choice") for i in range(4)]
+    folder = verl.write(plain, problems, tmp_path / "run", RL, machines=Machines(1, 2))
+    rows = read_parquet(folder / "train.parquet").to_dict("records")
+    assert all(INSTRUCTIONS["choice"] in row["prompt"][0]["content"] for row in rows)
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); from reward import compute_score; print(json.dumps(["
+        "compute_score('', a, 'B', json.loads(sys.argv[2]))['verdict'] "
+        "for a in ('\\\\boxed{B}', '\\\\boxed{A}')]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), json.dumps(rows[0]["extra_info"])],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == ["correct", "wrong"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"machines": CPU}, "verl trains on GPUs only"),
+        ({"problems": PROBLEMS[:3]}, "rl.prompts_per_step is 4, and there are only 3 problems"),
+        ({"machines": Machines(1, 3)}, r"\(16\) must be a multiple of the 3 GPUs"),
+        ({"tensor_parallel": 4}, r"tensor_parallel \(4\) must divide machines.devices \(2\)"),
+        ({"settings": dataclasses.replace(RL, checkpoints=8), "epochs": 1}, "1 epochs are only 3 steps"),
+        ({"settings": dataclasses.replace(RL, max_tokens=8192)}, "max_tokens=8192 does not fit"),
+        ({"attention": "eager"}, "attention must be one of sdpa, flash_attention_2"),
+        ({"gpu_memory": 1.5}, "gpu_memory must be between 0 and 1"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+    ],
+)
+def test_what_verl_cannot_run_is_refused_in_one_sentence(plain, tmp_path, change, sentence):
+    arguments = {"problems": PROBLEMS, "settings": RL, "machines": Machines(1, 2), **change}
+    with pytest.raises(ParameterError, match=sentence):
+        verl.write(plain, arguments.pop("problems"), tmp_path / "run", arguments.pop("settings"), **arguments)
+
+
+def test_the_curve_counts_a_step_that_was_taken_again_once(plain, tmp_path):
+    folder = verl.write(plain, PROBLEMS, tmp_path / "run", RL, machines=Machines(1, 2))
+    (folder / "metrics").mkdir()
+
+    def line(step: int, reward: float) -> str:
+        data = {"critic/score/mean": reward, "actor/entropy": 0.5, "response_length/mean": 9.0}
+        return json.dumps({"step": step, "data": {**data, "response_length/clip_ratio": 0.25, "timing_s/step": 2.0}})
+
+    first = [json.dumps({"step": 0, "data": {"val": 1}}), line(1, 0.25), line(2, 0.5), line(3, 0.9)[:40]]
+    (folder / "metrics" / "100.jsonl").write_text("\n".join(first))  # killed while it wrote step 3
+    (folder / "metrics" / "200.jsonl").write_text(line(2, 0.75) + "\n" + line(3, 1.0) + "\n")
+    curve = verl.curve(folder)
+    assert curve.step.tolist() == [1, 2, 3]
+    assert curve.reward.tolist() == [0.25, 0.75, 1.0]
+    assert curve.truncated.tolist() == [0.25] * 3
+    # 4 prompts x 4 rollouts, a quarter of them right: the sample standard deviation of these sixteen rewards
+    assert curve.reward_std[0] == pytest.approx(pd.Series([1.0] * 4 + [0.0] * 12).std())
+    assert curve.reward_std[2] == 0
+
+
+def test_verl_on_one_node_starts_a_ray_of_its_own(plain, tmp_path):
+    """Inside a cell on a Ray cluster it would join that, and wait for the very GPUs that the cell holds."""
+    (tmp_path / "python").write_text(f'#!/usr/bin/env bash\necho "$RAY_ADDRESS" >"{tmp_path}/address"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = {**os.environ, "QUAGMIRE_VERL_PYTHON": str(tmp_path / "python"), "RAY_ADDRESS": "head:6379"}
+    for nodes, address in ((1, "local"), (2, "head:6379")):
+        folder = verl.write(plain, PROBLEMS, tmp_path / f"run{nodes}", RL, machines=Machines(nodes, 2))
+        subprocess.run(["bash", str(folder / "run.sh")], env=environment, check=True, timeout=60)
+        assert (tmp_path / "address").read_text().strip() == address
+
+
+def test_a_machine_without_gpus_is_told_before_verl_starts(plain, tmp_path, monkeypatch):
+    monkeypatch.setenv("QUAGMIRE_VERL_PYTHON", sys.executable)
+    monkeypatch.setattr(verl, "count_gpus", lambda: 0)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    folder = verl.write(plain, PROBLEMS, tmp_path / "run", RL, machines=Machines(1, 2))
+    with pytest.raises(ParameterError, match=r"machines.devices is 2, and this machine has 0 GPUs"):
+        verl.train(folder)
+    with pytest.raises(ParameterError, match="has no checkpoint of it; there are none"):
+        verl.export(folder, 2)
+
+
+# --- environments and runs ----------------------------------------------------------------------------------------
+
+
+def test_a_back_end_that_is_not_there_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("quagmire_utils.training.backends.environments.ROOT", tmp_path)
+    monkeypatch.delenv("QUAGMIRE_VERL_PYTHON", raising=False)
+    with pytest.raises(ParameterError, match=r"verl is not installed: run ./reproduce.sh setup verl"):
+        environment_python("verl")
+    python = tmp_path / ".venv-verl" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    with pytest.raises(ParameterError, match="is not installed"):  # set-up was interrupted
+        environment_python("verl")
+    (tmp_path / ".venv-verl" / "quagmire-setup").touch()
+    assert environment_python("verl") == python
+    monkeypatch.setenv("QUAGMIRE_VERL_PYTHON", str(tmp_path / "nowhere"))
+    with pytest.raises(ParameterError, match=r"QUAGMIRE_VERL_PYTHON names .*nowhere, which is no program"):
+        environment_python("verl")
+    with pytest.raises(ParameterError, match="backend must be one of llamafactory, verl"):
+        environment_python("trl")
+
+
+def test_a_python_that_cannot_run_a_back_end_is_refused_in_one_sentence(tmp_path, monkeypatch):
+    python, answer = tmp_path / "python", tmp_path / "answer"
+    python.write_text(f'#!/usr/bin/env bash\nsource "{answer}"\n')
+    python.chmod(0o755)
+    pinned = re.search(r"(?m)^verl==(.*)$", (LISTS / "verl.txt").read_text())[1]
+    for named, says, sentence in (
+        (
+            sys.executable,
+            "",
+            "has no verl: run ./reproduce.sh setup verl, or name another Python in QUAGMIRE_VERL_PYTH",
+        ),
+        (
+            python,
+            "echo 0.4.1",
+            f"has verl 0.4.1, and runs are written for verl {pinned}: run ./reproduce.sh setup verl",
+        ),
+        (python, "echo cannot open shared object >&2; exit 127", "does not run .cannot open shared object.: run ./rep"),
+    ):
+        answer.write_text(says)
+        monkeypatch.setenv("QUAGMIRE_VERL_PYTHON", str(named))
+        with pytest.raises(ParameterError, match=sentence) as raised:
+            backend_environment("verl")
+        assert "\n" not in str(raised.value)
+    answer.write_text(f"echo {pinned}")
+    assert backend_environment("verl") == {"QUAGMIRE_VERL_PYTHON": str(python)}
+
+
+@pytest.mark.parametrize("name", ["llamafactory", "verl"])
+def test_the_pinned_lists_are_exact_and_name_no_host(name):
+    lines = [line for line in (LISTS / f"{name}.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line) for line in lines)
+    names = [line.split("==")[0] for line in lines]
+    assert len(names) == len(set(names))
+    assert {name, "torch", "transformers"} <= set(names)
+
+
+def test_the_reward_grades_with_the_versions_that_grade_the_benchmarks():
+    def pins(path: Path) -> dict[str, str]:
+        return dict(line.split("==") for line in path.read_text().splitlines() if "==" in line and line[0] != "#")
+
+    ours, theirs = pins(ROOT / "constraints.txt"), pins(LISTS / "verl.txt")
+    for name in ("math-verify", "latex2sympy2-extended", "sympy"):
+        assert theirs[name] == ours[name]
+
+
+def script(folder: Path, text: str) -> Path:
+    (folder / "run.sh").write_text(f"set -e\n{text}\n")
+    return folder
+
+
+def test_a_failure_names_its_log_and_shows_its_end(tmp_path):
+    script(tmp_path, 'for i in $(seq 50); do echo "line $i"; done; echo "CUDA out of memory" >&2; exit 3')
+    with pytest.raises(BackendError) as raised:
+        run_script(tmp_path, name="verl", environment={}, steps=9, steps_done=lambda: 4, progress=False)
+    message = str(raised.value)
+    assert "verl stopped with exit code 3 after 4 of 9 steps" in message
+    assert str(tmp_path / LOG) in message
+    assert message.endswith("    CUDA out of memory")
+    assert "line 50" in message
+    assert "line 30" not in message
+
+
+def test_progress_is_reported_and_a_resumed_run_begins_where_it_was(tmp_path, capfd):
+    count = tmp_path / "count"
+    count.write_text("xx")
+    script(tmp_path, f'for i in 1 2 3; do printf x >>"{count}"; sleep 0.7; done')
+    fractions: list[float] = []
+    run_script(
+        tmp_path,
+        name="LLaMA-Factory",
+        environment={},
+        steps=5,
+        steps_done=lambda: count.stat().st_size,
+        on_progress=fractions.append,
+    )
+    assert fractions == sorted(set(fractions))
+    assert fractions[0] >= 3 / 5
+    assert fractions[-1] == 1
+    assert "LLaMA-Factory: 100%" in capfd.readouterr().err
+
+
+def test_an_interrupt_ends_everything_that_was_started(tmp_path):
+    script(tmp_path, 'sleep 600 & echo $! >child; echo "$QUAGMIRE_X" >variable; wait')
+    threading.Timer(0.1, lambda: (wait_for((tmp_path / "variable").exists), signal.raise_signal(signal.SIGINT))).start()
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_script(tmp_path, name="verl", environment={"QUAGMIRE_X": "yes"}, progress=False)
+    finally:
+        os.chdir(here)
+    assert (tmp_path / "variable").read_text() == "yes\n"
+    wait_for(lambda: not psutil.pid_exists(int((tmp_path / "child").read_text())))
+
+
+def test_a_run_outlives_its_killed_caller_and_is_not_started_twice(tmp_path):
+    script(tmp_path, f'echo $$ >"{tmp_path}/pid"; exec sleep 600')
+    code = (
+        "import sys; from pathlib import Path; from quagmire_utils.training.backends.runs import run_script; "
+        "run_script(Path(sys.argv[1]), name='verl', environment={}, progress=False)"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    caller.kill()
+    caller.wait()
+    pid = int((tmp_path / "pid").read_text())
+    try:
+        with pytest.raises(ParameterError, match="a run is still at work in it"):
+            run_script(tmp_path, name="verl", environment={}, progress=False)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    script(tmp_path, "true")
+    wait_for(lambda: not psutil.pid_exists(pid))
+    run_script(tmp_path, name="verl", environment={}, progress=False)

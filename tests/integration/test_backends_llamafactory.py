@@ -1,0 +1,185 @@
+"""What the real LLaMA-Factory makes of our files, kills in the middle included.
+
+It is taken from `./reproduce.sh setup llamafactory`, or from the Python that QUAGMIRE_LLAMAFACTORY_PYTHON names;
+without it the tests skip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from quagmire_utils.core.files import read_json
+from quagmire_utils.core.settings import SFTSettings
+from quagmire_utils.training.backends import BackendError, llamafactory
+from quagmire_utils.training.backends.environments import ROOT
+from quagmire_utils.training.backends.runs import LOG
+
+pytest.importorskip("torch", reason="the micro models need torch")
+
+from back_ends import (  # noqa: F401
+    CPU,
+    SFT,
+    TRACES,
+    backend_python,
+    chat,
+    llamafactory_python,
+    plain,
+    wait_for,
+    weights_of,
+    with_bos,
+)
+
+from quagmire_utils.data.prompts import render, response_ids
+from quagmire_utils.engines import load_tokenizer
+
+# --- the real LLaMA-Factory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["chat", "with_bos"])  # every run below checks the plain one's
+def test_llamafactory_makes_the_tokens_that_sampling_uses_and_a_difference_is_refused(
+    base, request, tmp_path, llamafactory_python
+):
+    model = request.getfixturevalue(base)
+    folder = llamafactory.write(model, TRACES, tmp_path / "run", SFT, machines=CPU)
+    llamafactory.check(folder)
+    tokenizer = load_tokenizer(str(model))
+    code = (
+        "import json, sys; from datasets import load_from_disk; rows = load_from_disk(sys.argv[1])['train']; "
+        "print(json.dumps([[row['input_ids'], row['labels']] for row in rows]))"
+    )
+    made = subprocess.run(
+        [llamafactory_python, "-c", code, str(folder / "tokenized")], capture_output=True, text=True, check=True
+    )
+    for (ids, labels), trace in zip(json.loads(made.stdout), TRACES, strict=True):
+        prompt, response = render(trace.question, tokenizer).token_ids, response_ids(tokenizer, trace.response)
+        assert tuple(ids) == (*prompt, *response)
+        assert tuple(labels) == (*[-100] * len(prompt), *response)
+    if base == "chat":
+        shutil.rmtree(folder / "tokenized")
+        data = folder / "data" / "traces.jsonl"
+        lines = data.read_text().splitlines()
+        lines[5] = lines[5].replace("Adding one:", "Adding one: ")
+        data.write_text("\n".join(lines) + "\n")
+        with pytest.raises(BackendError, match="makes other tokens of trace t5 than sampling does"):
+            llamafactory.check(folder)
+        assert not (folder / "tokenized").exists()
+
+
+@pytest.fixture(scope="module")
+def unbroken(plain, tmp_path_factory) -> Path:
+    """A run of LLaMA-Factory on the CPU, from beginning to end."""
+    backend_python("llamafactory")
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    settings = dataclasses.replace(SFT, epochs=60)
+    llamafactory.write(plain, TRACES, folder, settings, machines=CPU, saves=6)
+    summary = llamafactory.train(folder, progress=False)
+    assert summary["steps"] == 180
+    return folder
+
+
+@pytest.mark.slow
+def test_llamafactory_trains_and_its_checkpoint_keeps_the_tokenizer_of_its_base(unbroken, plain):
+    summary = read_json(unbroken / "model" / "sft.json")
+    losses = [entry["loss"] for entry in llamafactory.log_entries(unbroken) if "loss" in entry]
+    assert summary["final_loss"] == losses[-1] < losses[0] / 2
+    tokenizer = load_tokenizer(str(unbroken / "model"))
+    # LLaMA-Factory gave the base model a chat template, and with it other prompts; the exported one has none.
+    assert (unbroken / "checkpoints" / "chat_template.jinja").is_file()
+    assert not tokenizer.chat_template
+    prompt = render(TRACES[0].question, tokenizer)
+    assert prompt == render(TRACES[0].question, load_tokenizer(str(plain)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["transformers", "vllm"])
+def test_our_engines_sample_what_llamafactory_trained(name, unbroken):
+    from quagmire_utils.engines import Request, SamplingParams, load_engine
+
+    if name == "vllm":
+        if importlib.util.find_spec("vllm") is None:
+            pytest.skip("vLLM is not installed")
+        if not any(shutil.which(tool) for tool in ("g++", "gcc")):
+            pytest.skip("vLLM compiles kernels, and there is no compiler")
+    engine = load_engine(name, unbroken / "model", max_model_len=512)
+    try:
+        prompt = render(TRACES[0].question, engine.tokenizer)
+        params = SamplingParams(temperature=1e-6, max_tokens=64)
+        ((completion,),) = engine.generate([Request(prompt.token_ids, 1, 0)], params)
+        assert completion.text.startswith("Adding one:\n\n")  # as every trace does
+    finally:
+        engine.close()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(unbroken, plain, tmp_path):
+    import torch
+
+    folder = tmp_path / "run"
+    settings = dataclasses.replace(SFT, epochs=60)
+    llamafactory.write(plain, TRACES, folder, settings, machines=CPU, saves=6)
+    shutil.copytree(unbroken / "tokenized", folder / "tokenized")  # the same traces
+    code = "import sys; from quagmire_utils.training.backends import llamafactory; llamafactory.train(sys.argv[1])"
+    caller = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: any(folder.glob("checkpoints/checkpoint-*/trainer_state.json")), 240)
+    processes = [caller, *psutil.Process(caller.pid).children(recursive=True)]
+    for process in processes:
+        process.kill()
+    caller.wait()
+    wait_for(lambda: not any(psutil.pid_exists(process.pid) for process in processes))
+    assert not (folder / "model").exists()
+    reached = max(entry["current_steps"] for entry in llamafactory.log_entries(folder))
+    assert 30 <= reached < 180
+    llamafactory.train(folder, progress=False)
+    assert "Resuming training from" in (folder / LOG).read_text()
+    ours, theirs = weights_of(folder / "model"), weights_of(unbroken / "model")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.slow
+def test_llamafactory_by_hand_on_two_processes_and_trl_train_the_same_model(plain, tmp_path, llamafactory_python):
+    """Each step on all traces, so that their order does not matter: same loss, same schedule, same optimizer.
+
+    The loss of the first step, before any update, is our generalization loss of the base model on these traces.
+    """
+    import torch
+
+    from quagmire_utils.evaluation.generalization_loss import generalization_loss
+    from quagmire_utils.training import sft
+
+    settings = SFTSettings(
+        epochs=12, batch_size=24, micro_batch_size=8, learning_rate=1e-3, max_length=512, warmup_fraction=0.25
+    )
+    ours = sft.train_sft(plain, TRACES, tmp_path / "trl", settings, progress=False)
+    folder = llamafactory.write(plain, TRACES, tmp_path / "lf", settings, machines=CPU)
+    variables = {"QUAGMIRE_LLAMAFACTORY_PYTHON": str(llamafactory_python), "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+    done = subprocess.run(
+        ["bash", folder / "run.sh", "per_device_train_batch_size=4", "gradient_accumulation_steps=3"],
+        env={**os.environ, **variables, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=540,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "world size: 2" in done.stdout + done.stderr
+    theirs = llamafactory.train(folder, progress=False)  # collects what was run by hand
+    assert theirs["tokens"] == ours["tokens"]
+    assert theirs["steps"] == ours["steps"] == 12
+    assert theirs["final_loss"] == pytest.approx(ours["final_loss"], rel=1e-3)
+    first = next(entry["loss"] for entry in llamafactory.log_entries(folder) if "loss" in entry)
+    assert first == pytest.approx(generalization_loss(plain, None, TRACES).nll, rel=1e-4)
+    start, a, b = (weights_of(folder) for folder in (plain, tmp_path / "trl", tmp_path / "lf" / "model"))
+    moved = torch.cat([(a[name] - start[name]).flatten() for name in start])
+    apart = torch.cat([(a[name] - b[name]).flatten() for name in start])
+    assert apart.norm() < 0.01 * moved.norm()

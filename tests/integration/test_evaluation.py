@@ -1,0 +1,268 @@
+"""`evaluate` end to end: real benchmark problems through a real engine, and every bad parameter refused in time."""
+
+import shutil
+import warnings
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from quagmire_utils.core.files import write_json
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
+from quagmire_utils.engines import SamplingParams, load_engine
+from quagmire_utils.evaluation.evaluate import compare_outputs, evaluate, main, repeated_answers
+from quagmire_utils.evaluation.measured import describe_evaluation, evaluation_table
+from quagmire_utils.evaluation.pass_at_k import benchmark_average
+from quagmire_utils.evaluation.store import GOLDS, SampleStore
+from quagmire_utils.training import microlab
+
+PARAMS = SamplingParams(max_tokens=16, seed=1)
+SUMS = {"sums2": microlab.make_problems("sums2", microlab.MICRO_BENCHMARKS["sums2"], 3, seed=0)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = microlab.build_tokenizer()
+    microlab.build_model("llama", tokenizer, layers=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def real_problems(count):
+    try:
+        return {name: load_benchmark(name)[:count] for name in BENCHMARKS}
+    except ParameterError as error:
+        pytest.skip(f"the real benchmarks are not at hand: {error}")
+
+
+def test_real_problems_go_the_whole_way(model, tmp_path):
+    """Near-zero scores are right for random weights; every answer must have come through with a verdict."""
+    benchmarks = real_problems(4)
+    samples = SampleStore(tmp_path / "samples")
+    counts = evaluate(model, benchmarks, 2, PARAMS, samples, k=2, engine="transformers", progress=False)
+    assert len(counts) == 4 * 7
+    assert (counts["n"] == 2).all()
+    assert (counts[["correct", "wrong", "no_answer", "timeout", "error"]].sum(axis=1) == counts["n"]).all()
+    assert (counts["truncated"] <= counts["n"]).all()
+    assert benchmark_average(counts, [1])["pass_at_k"].item() < 0.2
+    prompts = samples.prompts()
+    assert prompts["prompt"].str.contains("Let's think step by step", regex=False).all()
+
+
+def test_asking_again_draws_nothing_and_asking_for_more_tops_up(model, tmp_path):
+    samples = SampleStore(tmp_path / "samples")
+    with_four = evaluate(model, SUMS, 4, PARAMS, samples, engine="transformers", progress=False)
+    parts = samples.parts()
+    again = evaluate(model, SUMS, 4, PARAMS, samples, engine="transformers", progress=False)
+    assert samples.parts() == parts
+    assert again.equals(with_four)
+    texts = samples.read(["benchmark", "problem", "index", "text"])
+    more = evaluate(model, SUMS, 6, PARAMS, samples, engine="transformers", progress=False)
+    assert more["n"].tolist() == [6, 6, 6]
+    later = samples.read(["benchmark", "problem", "index", "text"])
+    assert later[later["index"] < 4].reset_index(drop=True).equals(texts)
+
+
+def test_a_corrected_gold_is_graded_anew(model, tmp_path):
+    """Verdicts of the old gold must not stay, nor mix with those of later samples."""
+    samples = SampleStore(tmp_path / "samples")
+    evaluate(model, SUMS, 4, PARAMS, samples, engine="transformers", progress=False)
+    frame = samples.read(["problem", "text", "verdict"])
+    problem = SUMS["sums2"][0]
+    assert set(frame["verdict"]) <= {"wrong", "no_answer"}
+    said = frame["text"][frame["problem"] == problem.id].tolist()
+    for part in samples.parts():  # as if the model had boxed 7 whenever it was asked the first problem
+        rows = samples.read_part(part)
+        rows.loc[rows["problem"] == problem.id, "text"] = "\\boxed{7}"
+        samples.replace_part(part, rows)
+    corrected = {"sums2": [Problem(problem.id, problem.question, "7"), *SUMS["sums2"][1:]]}
+    counts = evaluate(model, corrected, 4, PARAMS, samples, engine="transformers", progress=False)
+    assert counts.set_index("problem").loc[problem.id, ["n", "correct"]].tolist() == [4, 4]
+    assert counts["correct"].sum() == 4
+    assert len(said) == 4
+
+
+def test_an_engine_that_is_handed_in_stays_open(model, tmp_path):
+    engine = load_engine("transformers", model)
+    for name in ("one", "two"):
+        evaluate(engine, SUMS, 1, PARAMS, SampleStore(tmp_path / name), progress=False)
+    engine.close()
+
+
+class Deaf:
+    """An engine that ignores seeds, as some servers do."""
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def generate(self, requests, params):
+        alone = self.engine.generate([replace(request, n=1, seed=0) for request in requests], params)
+        return [answers * request.n for answers, request in zip(alone, requests, strict=True)]
+
+
+def test_identical_answers_of_an_engine_that_ignores_seeds_are_said(model, tmp_path):
+    params = SamplingParams(max_tokens=48)
+    with closing(load_engine("transformers", model)) as engine:
+        with pytest.warns(UserWarning, match=r"Identical answers .* in sums2.* may ignore seeds"):
+            counts = evaluate(Deaf(engine), SUMS, 4, params, SampleStore(tmp_path / "deaf"), progress=False)
+        assert counts.attrs["repeated"] == repeated_answers(SampleStore(tmp_path / "deaf"))
+        assert "\n" not in counts.attrs["repeated"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            heard = evaluate(engine, SUMS, 4, params, SampleStore(tmp_path / "heard"), progress=False)
+        assert "repeated" not in heard.attrs
+
+
+def test_golds_that_cannot_be_read_are_warned_of(model, tmp_path):
+    own = {"own": [Problem("p0", "1+1", "2"), Problem("p1", "1+1", r"\frac{1}{")]}
+    with pytest.warns(UserWarning, match=r"cannot read the gold answer of own/p1 \(\\frac\{1\}\{\)"):
+        evaluate(model, own, 1, PARAMS, SampleStore(tmp_path / "own"), engine="transformers", progress=False)
+
+
+def without_weights(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "no-weights")
+    for file in copy.glob("*.safetensors"):
+        file.unlink()
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"benchmarks": {}}, "benchmarks"),
+        ({"benchmarks": {"empty": []}}, "benchmarks"),
+        ({"k": 3}, r"k \(3\).*num_samples \(2\)"),
+        ({"benchmarks": {"own": [Problem("p", "1+1", "")]}}, "own has no gold answer to p"),
+        ({"benchmarks": {"own": [*SUMS["sums2"], SUMS["sums2"][0]]}}, "own has more than one problem with the id"),
+        ({"k": True}, "k must be a whole number"),
+        ({"num_samples": 0}, r"k \(1\).*num_samples \(0\)"),
+        ({"engine": "llama.cpp"}, "engine"),
+        ({"template": "alpaca"}, "template"),
+        ({"params": SamplingParams(max_tokens=microlab.CONTEXT_LENGTH)}, "context"),
+        ({"benchmarks": {"long": [Problem("p", "1+" * 5000, "1")]}}, "context"),
+        ({"model": "no/such/folder/at/all"}, "model"),
+        ({"model": without_weights}, "no weights"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(model, tmp_path, changes, named):
+    arguments = {"model": model, "benchmarks": SUMS, "num_samples": 2, "params": PARAMS, "engine": "transformers"}
+    arguments |= {"k": 1, "template": "auto"} | changes
+    if callable(arguments["model"]):
+        arguments["model"] = arguments["model"](model, tmp_path)
+    samples = SampleStore(tmp_path / "samples")
+    with pytest.raises(ParameterError, match=named) as caught:
+        evaluate(
+            arguments.pop("model"),
+            arguments.pop("benchmarks"),
+            arguments.pop("num_samples"),
+            arguments.pop("params"),
+            samples,
+            **arguments,
+            progress=False,
+        )
+    assert "\n" not in str(caught.value)
+    assert not samples.parts()
+
+
+# --- two evaluations --------------------------------------------------------------------------------------------------
+
+
+def graded(folder, correct, n=8, golds=None, temperature=1.0, benchmark="sums", verdicts=True):
+    """A store in which `correct[i]` of n answers to problem i are right."""
+    samples = SampleStore(folder)
+    samples.bind({"model_digest": folder.name, "temperature": temperature})
+    rows = [
+        {"benchmark": benchmark, "problem": f"p{i}", "index": j, "text": "x", "tokens": 1, "finish_reason": "stop"}
+        | {"extracted": "1", "verdict": "correct" if j < right else "wrong"}
+        for i, right in enumerate(correct)
+        for j in range(n)
+    ]
+    frame = pd.DataFrame(rows)
+    samples.append(frame if verdicts else frame.drop(columns=["extracted", "verdict"]))
+    write_json(
+        {f"{benchmark}/p{i}": [gold, None] for i, gold in enumerate(golds or ["1"] * len(correct))}, folder / GOLDS
+    )
+    return folder
+
+
+def test_two_outputs_are_compared_on_the_problems_of_both(tmp_path, capsys):
+    before = graded(tmp_path / "before", [0, 1, 2, 3, 4, 5], temperature=0.7)
+    after = graded(tmp_path / "after", [1, 3, 3, 4, 4], n=16)
+    table = compare_outputs(after, before, ks=[1, 8])
+    own = table[table["benchmark"] == "sums"].set_index("k")
+    assert own.loc[1, "difference"] == pytest.approx(15 / 80 - 10 / 40)
+    assert own.loc[1, "problems"] == 5
+    assert (table.attrs["problems_a"], table.attrs["problems_b"]) == (5, 6)
+    assert table.attrs["settings"] == {"model_digest": ("after", "before"), "temperature": (1.0, 0.7)}
+    main([str(after), str(before), "-k", "1,8"])
+    printed = capsys.readouterr().out
+    assert "on the 5 problems that both answered" in printed
+    assert "1 problems of b alone are left out" in printed
+    assert "They differ in temperature: 1.0 and 0.7." in printed
+    assert "-6.2 [" in printed
+    assert "macro" not in printed  # of one benchmark, it is that benchmark
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        ({"correct": [1, 2], "golds": ["1", "2"]}, "has the gold '1' in one evaluation and '2' in the other"),
+        ({"correct": [1, 2], "benchmark": "products"}, "no problem in common"),
+        (None, "holds no samples"),
+        ({"correct": [1, 2], "verdicts": False}, "no verdicts"),
+    ],
+)
+def test_outputs_that_cannot_be_compared_are_one_sentence(tmp_path, capsys, other, sentence):
+    first, second = graded(tmp_path / "first", [1, 2]), tmp_path / "second"
+    if other is not None:
+        graded(second, **other)
+    with pytest.raises(ParameterError, match=sentence):
+        compare_outputs(first, second)
+    with pytest.raises(SystemExit) as ended:
+        main([str(first), str(second)])
+    assert ended.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_more_answers_than_there_are_is_said(tmp_path, capsys):
+    first, second = graded(tmp_path / "first", [1, 2, 3], n=16), graded(tmp_path / "second", [1, 1, 3])
+    main([str(first), str(second), "-k", "1,9"])
+    printed = capsys.readouterr().out
+    assert "Pass@9 is NaN: it takes 9 graded answers to every problem of both, and some have only 8." in printed
+    assert "Pass@1 is NaN" not in printed
+
+
+# --- the notebook -----------------------------------------------------------------------------------------------------
+
+
+def test_the_notebook_begins_with_the_parameters_that_everybody_knows():
+    book = nbformat.read(Path(__file__).parents[2] / "notebooks" / "evaluate_model.ipynb", as_version=4)
+    (cell,) = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
+    names = [line.partition(" = ")[0] for line in cell.source.splitlines()]
+    known = "model revision engine benchmarks num_samples k temperature max_tokens template validation_traces output"
+    assert names[:11] == known.split()
+    assert "trust_remote_code = False" in cell.source
+
+
+def test_an_evaluation_is_described_with_its_interval_and_what_to_mind():
+    columns = {"benchmark": "b", "problem": range(20), "n": 4, "wrong": 1, "no_answer": 0, "error": 0}
+    counts = pd.DataFrame(columns).assign(correct=[2, 3] * 10, timeout=[1, 0] * 10, truncated=2, mean_tokens=5.0)
+    text = describe_evaluation(evaluation_table(counts, [1]))
+    assert text.startswith("b: Pass@1 62.5 % [")
+    assert "from 80 answers to 20 problems" in text
+    assert "50.0 % met the token limit and 12.5 % could not be judged" in text
+    nothing = counts.assign(correct=0, wrong=0, timeout=4)
+    assert "100.0 % could not be judged" in describe_evaluation(evaluation_table(nothing, [1]))
+
+
+def test_an_unknown_benchmark_is_named():
+    with pytest.raises(ParameterError, match="imo2024"):
+        load_benchmark("imo2024")

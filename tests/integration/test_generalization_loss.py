@@ -1,0 +1,578 @@
+"""The generalization loss against a naive reference (one trace at a time, full logits, float64) and closed forms."""
+
+import dataclasses
+import json
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.data import Trace
+from quagmire_utils.data.prompts import render, response_ids
+from quagmire_utils.evaluation.generalization_loss import generalization_loss
+from quagmire_utils.evaluation.generalization_loss.scoring import Checkpoint, Scorer
+from quagmire_utils.evaluation.generalization_loss.sequences import encode, plan_batches
+from quagmire_utils.training.microlab import build_model, build_tokenizer
+
+TOKENIZER = build_tokenizer()
+TRACES = [
+    Trace(
+        f"t{i}", f"p{i // 2}", f"{i}+{i * i}?", f"{i}+{i * i}={i + i * i} \\boxed{{{i + i * i}}}" + " ok" * (7 * i % 23)
+    )
+    for i in range(24)
+] + [Trace("short", "p-short", "1+1?", "2")]
+
+
+def sharpen(model, factor: float = 12.0):
+    """A freshly initialised model predicts nearly uniformly; larger embeddings spread its losses over many nats."""
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(factor)
+    return model
+
+
+def naive(model, traces, tokenizer=TOKENIZER, template="auto"):
+    """Summed loss in nats and token count of each trace: full logits, float64, one trace at a time."""
+    sums, tokens = [], []
+    for trace in traces:
+        prompt, response = (
+            render(trace.question, tokenizer, template).token_ids,
+            response_ids(tokenizer, trace.response),
+        )
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response])).logits[0].double()
+        log_probabilities = torch.log_softmax(logits, -1)
+        sums.append(-sum(float(log_probabilities[len(prompt) - 1 + j, token]) for j, token in enumerate(response)))
+        tokens.append(len(response))
+    return np.array(sums), np.array(tokens)
+
+
+def build(name: str):
+    """A sharpened micro model; "window" is a mistral that sees 16 tokens back, "eager" one without fused attention."""
+    from transformers import AutoModelForCausalLM
+
+    model = build_model({"window": "mistral", "eager": "llama"}.get(name, name), TOKENIZER, layers=2, seed=1)
+    if name == "window":
+        weights, config = model.state_dict(), model.config
+        config.sliding_window = 16
+        model = AutoModelForCausalLM.from_config(config).eval()
+        model.load_state_dict(weights)
+    if name == "eager":
+        model.set_attn_implementation("eager")
+    return sharpen(model)
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral", "qwen3", "window"])
+def model(request):
+    return build(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return build("llama")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(llama, tmp_path_factory):
+    """A folder with the micro Llama and its tokenizer."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    llama.save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("batch_tokens", "chunk_tokens"), [(16384, 1024), (300, 7), (1, 1)])
+def test_equals_the_naive_reference(model, batch_tokens, chunk_tokens):
+    sums, tokens = naive(model, TRACES)
+    loss = generalization_loss(
+        model, TOKENIZER, TRACES, batch_tokens=batch_tokens, chunk_tokens=chunk_tokens, progress=False
+    )
+    assert (sums / tokens).std() > 0.1  # traces differ by far more than the tolerance below
+    np.testing.assert_allclose(loss.per_trace["nll"], sums / tokens, atol=1e-5)
+    assert loss.nll == pytest.approx(sums.sum() / tokens.sum(), abs=1e-5)
+    assert loss.mean_over_traces == pytest.approx((sums / tokens).mean(), abs=1e-5)
+    assert (loss.tokens, loss.traces) == (tokens.sum(), len(TRACES))
+    assert list(loss.per_trace["id"]) == [trace.id for trace in TRACES]
+    assert list(loss.per_trace["tokens"]) == list(tokens)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_each_trace_has_the_loss_that_transformers_gives_its_labels(model, packing):
+    losses = generalization_loss(model, TOKENIZER, TRACES, packing=packing, progress=False).per_trace["nll"]
+    for trace, loss in zip(TRACES, losses, strict=True):
+        prompt, response = render(trace.question, TOKENIZER).token_ids, response_ids(TOKENIZER, trace.response)
+        labels = torch.tensor([[-100] * len(prompt) + list(response)])
+        with torch.no_grad():
+            theirs = model(torch.tensor([prompt + response]), labels=labels).loss
+        assert loss == pytest.approx(float(theirs), abs=1e-5)
+
+
+def test_the_sliding_window_is_one(llama):
+    """The model above would prove nothing if its window were ignored."""
+    narrow, wide = build("window"), build("mistral")
+    losses = [generalization_loss(each, TOKENIZER, TRACES, progress=False).nll for each in (narrow, wide)]
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_templates_give_different_prompts_and_losses(model):
+    losses = {}
+    for template in ("chat", "plain"):
+        sums, tokens = naive(model, TRACES[:5], template=template)
+        losses[template] = generalization_loss(model, TOKENIZER, TRACES[:5], template=template, progress=False).nll
+        assert losses[template] == pytest.approx(sums.sum() / tokens.sum(), abs=1e-5)
+    assert losses["chat"] != losses["plain"]
+
+
+def test_bfloat16_weights_are_reduced_in_float32():
+    model = sharpen(build_model("qwen3", TOKENIZER, layers=2, seed=1)).bfloat16()
+    sums, tokens = naive(model, TRACES)
+    # A batch of one runs the same bfloat16 kernels as the reference, so what is compared is the reduction: done in
+    # bfloat16, it would be off by up to 0.05 nats.
+    loss = generalization_loss(model, TOKENIZER, TRACES, batch_tokens=1, progress=False)
+    np.testing.assert_allclose(loss.per_trace["nll"], sums / tokens, atol=1e-4)
+    batched = generalization_loss(model, TOKENIZER, TRACES, progress=False)
+    assert batched.nll == pytest.approx(loss.nll, rel=1e-3)  # a batch rounds its activations differently
+
+
+def test_uniform_model_loses_log_vocabulary():
+    model = build_model("llama", TOKENIZER, layers=1)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    loss = generalization_loss(model, TOKENIZER, TRACES, progress=False)
+    assert loss.nll == pytest.approx(math.log(len(TOKENIZER)), abs=1e-6)
+    assert loss.standard_error == pytest.approx(0, abs=1e-6)
+
+
+def bigram_model(probabilities: dict[str, dict[str, float]]):
+    """No layers: a token's embedding is one-hot, and its column of the head holds the logarithms of what follows it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    size = len(TOKENIZER)
+    config = LlamaConfig(
+        vocab_size=size,
+        hidden_size=size,
+        intermediate_size=2,
+        num_hidden_layers=0,
+        num_attention_heads=1,
+        head_dim=2,
+        rms_norm_eps=0.0,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(torch.eye(size))
+        head = model.get_output_embeddings().weight.fill_(math.log(1e-12))  # of what never follows
+        for before, after in probabilities.items():
+            for token, probability in after.items():
+                row, column = TOKENIZER.convert_tokens_to_ids([token, before])
+                head[row, column] = math.log(probability)
+        head.div_(math.sqrt(size))  # the norm makes sqrt(size) of the one
+    return model
+
+
+def test_bigram_model_by_hand():
+    """P(a) = 1/2 and P(b) = 1/2 at the start; after a: a 1/4, b 1/4, end 1/2; after b: a 1/8, end 7/8."""
+    end = TOKENIZER.eos_token
+    model = bigram_model(
+        {
+            "<|assistant|>": {"a": 1 / 2, "b": 1 / 2},
+            "a": {"a": 1 / 4, "b": 1 / 4, end: 1 / 2},
+            "b": {"a": 1 / 8, end: 7 / 8},
+        }
+    )
+    traces = [Trace("1", "p", "q", "ab"), Trace("2", "p", "q", "ba"), Trace("3", "r", "q", "aaa")]
+    loss = generalization_loss(model, TOKENIZER, traces, template="chat", progress=False)
+    # ab: 1/2 1/4 7/8; ba: 1/2 1/8 1/2; aaa: 1/2 1/4 1/4 1/2
+    s = np.array([math.log(64 / 7), math.log(32), math.log(64)])
+    n = np.array([3, 3, 4])
+    np.testing.assert_allclose(loss.per_trace["nll"], s / n, atol=1e-6)
+    assert loss.nll == pytest.approx(s.sum() / 10, abs=1e-6)
+    e = s - s.sum() / 10 * n
+    assert loss.standard_error == pytest.approx(math.sqrt(3 / 2 * (e**2).sum()) / 10, rel=1e-5)
+    # the first two traces are of one problem
+    assert loss.standard_error_over_problems == pytest.approx(math.sqrt(2 * ((e[0] + e[1]) ** 2 + e[2] ** 2)) / 10)
+    # the tenths of three tokens are the first, fourth and seventh; of four the first, third, sixth and eighth
+    deciles = loss.by_decile.set_index("decile")
+    assert list(deciles["tokens"]) == [3, 0, 1, 2, 0, 1, 2, 1, 0, 0]
+    assert deciles.loc[1, "nll"] == pytest.approx(math.log(2))
+    assert deciles.loc[3, "nll"] == pytest.approx(math.log(4))
+    assert deciles.loc[4, "nll"] == pytest.approx(math.log(32) / 2)  # 1/4 and 1/8
+    assert deciles.loc[7, "nll"] == pytest.approx(math.log(16 / 7) / 2)  # 7/8 and 1/2
+    assert math.isnan(deciles.loc[2, "nll"])
+    assert loss.by_position.to_dict("list") == {
+        "first": [1],
+        "last": [4],
+        "traces": [3],
+        "tokens": [10],
+        "nll": [loss.nll],
+        "standard_error": [loss.standard_error],
+    }
+
+
+def test_standard_error_is_the_spread_over_repeated_draws(model):
+    # Draw sets of 40 traces with replacement from the pool; the mean of their standard errors estimates the spread of
+    # their losses. 400 draws know that spread to about 4 %; the linearised formula is good to a few percent at m = 40.
+    pool = generalization_loss(model, TOKENIZER, TRACES[:-1], progress=False).per_trace
+    tokens, nll = pool["tokens"].to_numpy(), pool["nll"].to_numpy()
+    generator = np.random.default_rng(0)
+    losses, errors = [], []
+    for _ in range(400):
+        rows = generator.integers(len(pool), size=40)
+        n, s = tokens[rows], tokens[rows] * nll[rows]
+        ratio = s.sum() / n.sum()
+        losses.append(ratio)
+        errors.append(math.sqrt(40 / 39 * ((s - ratio * n) ** 2).sum()) / n.sum())
+    assert np.mean(errors) == pytest.approx(np.std(losses), rel=0.15)
+    n, s = tokens, tokens * nll
+    expected = math.sqrt(24 / 23 * ((s - s.sum() / n.sum() * n) ** 2).sum()) / n.sum()
+    loss = generalization_loss(model, TOKENIZER, TRACES[:-1], progress=False)
+    assert loss.standard_error == pytest.approx(expected, rel=1e-9)
+    # two traces a problem: the same formula over the problems' sums
+    n, s = n.reshape(12, 2).sum(1), s.reshape(12, 2).sum(1)
+    expected = math.sqrt(12 / 11 * ((s - s.sum() / n.sum() * n) ** 2).sum()) / n.sum()
+    assert loss.standard_error_over_problems == pytest.approx(expected, rel=1e-9)
+    alone = [dataclasses.replace(trace, problem_id=trace.id) for trace in TRACES[:-1]]
+    loss = generalization_loss(model, TOKENIZER, alone, progress=False)
+    assert loss.standard_error_over_problems == pytest.approx(loss.standard_error, rel=1e-9)
+
+
+def ratio(s, n):
+    """Loss and standard error from the traces' sums and tokens, as the formula has them."""
+    s, n = s[n > 0], n[n > 0]
+    if not len(n):
+        return math.nan, math.nan
+    loss = s.sum() / n.sum()
+    m = len(n)
+    return loss, math.sqrt(m / (m - 1) * ((s - loss * n) ** 2).sum()) / n.sum() if m > 1 else math.nan
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_tables_by_position_and_by_length(llama, packing):
+    """Against every token's own loss, grouped by pandas."""
+    traces = [*TRACES, Trace("long", "p-long", "2+2?", "ab " * 50)]
+    loss = generalization_loss(llama, TOKENIZER, traces, packing=packing, progress=False)
+    tokens = []
+    for i, trace in enumerate(traces):
+        prompt, response = render(trace.question, TOKENIZER).token_ids, response_ids(TOKENIZER, trace.response)
+        with torch.no_grad():
+            log_probabilities = torch.log_softmax(llama(torch.tensor([prompt + response])).logits[0].double(), -1)
+        for j, token in enumerate(response):
+            nll = -float(log_probabilities[len(prompt) - 1 + j, token])
+            tokens.append({"trace": i, "position": j + 1, "length": len(response), "nll": nll})
+    frame = pd.DataFrame(tokens)
+
+    def check(row, inside):
+        sums = frame[inside].groupby("trace")["nll"].agg(["sum", "size"])
+        nll, error = ratio(sums["sum"].to_numpy(), sums["size"].to_numpy())
+        assert (row["traces"], row["tokens"]) == (len(sums), sums["size"].sum())
+        assert row["nll"] == pytest.approx(nll, abs=1e-5, nan_ok=True)
+        assert row["standard_error"] == pytest.approx(error, abs=1e-5, nan_ok=True)
+
+    assert list(loss.by_decile["decile"]) == list(range(1, 11))
+    for _, row in loss.by_decile.iterrows():
+        check(row, (10 * (frame["position"] - 1) // frame["length"]) + 1 == row["decile"])
+    ranges = loss.by_position[["first", "last"]].to_numpy().tolist()
+    assert ranges == [[1, 16], [17, 32], [33, 64], [65, 128], [129, 151]]
+    for _, row in loss.by_position.iterrows():
+        check(row, frame["position"].between(row["first"], row["last"]))
+    assert len(loss.by_length) == 5
+    for _, row in loss.by_length.iterrows():
+        check(row, frame["length"].between(row["shortest"], row["longest"]))
+    for table in (loss.by_decile, loss.by_position, loss.by_length):
+        assert table["tokens"].sum() == loss.tokens
+
+
+def test_traces_of_one_length_are_one_group(llama):
+    traces = [Trace(str(i), str(i), "1+1?", f"{i:03d}") for i in range(20)]
+    table = generalization_loss(llama, TOKENIZER, traces, progress=False).by_length
+    assert table[["shortest", "longest", "traces"]].to_numpy().tolist() == [[4, 4, 20]]
+
+
+def test_single_trace_has_no_standard_error(model):
+    assert math.isnan(generalization_loss(model, TOKENIZER, TRACES[:1], progress=False).standard_error)
+
+
+def test_path_and_training_mode(tmp_path):
+    model = sharpen(build_model("llama", TOKENIZER, layers=1, seed=2))
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    model.train()
+    direct = generalization_loss(model, TOKENIZER, TRACES, progress=False)
+    assert model.training
+    assert generalization_loss(str(tmp_path), None, TRACES, progress=False).nll == pytest.approx(direct.nll, abs=1e-6)
+    assert generalization_loss(tmp_path, None, TRACES, progress=False).nll == pytest.approx(direct.nll, abs=1e-6)
+
+
+def test_lower_after_training_on_the_traces():
+    model = build_model("llama", TOKENIZER, layers=1, seed=3)
+    before = generalization_loss(model, TOKENIZER, TRACES[:4], progress=False).nll
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(20):
+        for trace in TRACES[:4]:
+            prompt, response = render(trace.question, TOKENIZER).token_ids, response_ids(TOKENIZER, trace.response)
+            labels = torch.tensor([[-100] * len(prompt) + list(response)])
+            model(torch.tensor([prompt + response]), labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert generalization_loss(model, TOKENIZER, TRACES[:4], progress=False).nll < before / 2
+
+
+# --- packing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "window", "eager"])
+@pytest.mark.parametrize("batch_tokens", [16384, 150])
+def test_packing_changes_nothing(name, batch_tokens):
+    """Several traces in a row against one trace at a time."""
+    model = build(name)
+    alone = generalization_loss(model, TOKENIZER, TRACES, batch_tokens=1, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        packed = generalization_loss(
+            model, TOKENIZER, TRACES, packing=True, batch_tokens=batch_tokens, chunk_tokens=50, progress=False
+        )
+    np.testing.assert_allclose(packed.per_trace["nll"], alone.per_trace["nll"], atol=1e-5)
+    assert packed.standard_error == pytest.approx(alone.standard_error, abs=1e-5)
+
+
+@pytest.mark.parametrize("packing", ["none", "rows", "one"])
+@pytest.mark.parametrize("batch_tokens", [1, 60, 100, 700])
+def test_batches_hold_every_trace_once_and_stay_below_their_size(packing, batch_tokens):
+    sequences = encode(TRACES, TOKENIZER, "auto", False)
+    batches = plan_batches(sequences, range(len(sequences)), batch_tokens, packing)
+    assert sorted(i for batch in batches for row in batch for i in row) == list(range(len(sequences)))
+    for batch in batches:
+        assert cells(batch, sequences) <= batch_tokens or sum(map(len, batch)) == 1
+        assert packing != "none" or all(len(row) == 1 for row in batch)
+        assert packing != "one" or len(batch) == 1
+
+
+def cells(batch, sequences) -> int:
+    """What a batch takes, padding included."""
+    return len(batch) * max(sum(len(sequences[i]) for i in row) for row in batch)
+
+
+def test_packing_saves_padding():
+    sequences = encode(TRACES, TOKENIZER, "auto", False)
+    padded, rows, one = (
+        sum(cells(batch, sequences) for batch in plan_batches(sequences, range(len(sequences)), 700, packing))
+        for packing in ("none", "rows", "one")
+    )
+    assert padded > 1.05 * rows
+    assert one == sum(map(len, sequences))
+
+
+def test_one_row_of_many_traces_gives_the_same(llama):
+    """The layout for flash attention, which takes packed sequences in a batch of one alone."""
+    sequences = encode(TRACES, TOKENIZER, "auto", False)
+    alone = generalization_loss(llama, TOKENIZER, TRACES, batch_tokens=1, progress=False).per_trace
+    scorer = Scorer(llama, 1024, False, sequences)
+    (batch,) = plan_batches(sequences, range(len(sequences)), 10**6, "one")
+    sums = scorer.score([[sequences[i] for i in row] for row in batch])[:, 0]
+    order = [i for row in batch for i in row]
+    np.testing.assert_allclose(sums / alone["tokens"][order], alone["nll"][order], atol=1e-5)
+
+
+def test_a_model_that_mixes_the_traces_of_a_row_is_not_packed():
+    """BLOOM takes no positions, so nothing tells it where a trace begins."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=len(TOKENIZER), hidden_size=64, n_layer=2, n_head=2)
+    model = sharpen(BloomForCausalLM(config).eval())
+    with pytest.warns(UserWarning, match="BloomForCausalLM cannot keep traces of one row apart; they are batched"):
+        packed = generalization_loss(model, TOKENIZER, TRACES, packing=True, progress=False)
+    plain = generalization_loss(model, TOKENIZER, TRACES, progress=False)
+    pd.testing.assert_frame_equal(packed.per_trace, plain.per_trace, check_exact=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_that_is_more_than_a_matrix_is_called(dtype):
+    """The product into memory that is used again has the bits of the head's own call, which a hook asks for."""
+    model = build("llama").to(dtype)
+    direct = generalization_loss(model, TOKENIZER, TRACES, chunk_tokens=50, progress=False)
+    calls = []
+    model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    called = generalization_loss(model, TOKENIZER, TRACES, chunk_tokens=50, progress=False)
+    assert len(calls) > 10
+    pd.testing.assert_frame_equal(called.per_trace, direct.per_trace, check_exact=True)
+
+
+def test_the_same_call_gives_the_same_bits(llama):
+    for packing in (False, True):
+        first, second = (
+            generalization_loss(llama, TOKENIZER, TRACES, packing=packing, progress=False) for _ in range(2)
+        )
+        for name in ("per_trace", "by_decile", "by_position", "by_length"):
+            pd.testing.assert_frame_equal(getattr(first, name), getattr(second, name), check_exact=True)
+        assert (first.nll, first.standard_error) == (second.nll, second.standard_error)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_traces_longer_than_the_context_are_refused_or_dropped_and_counted(llama):
+    long = [Trace(f"long{i}", "p", "q", "x" * (8192 + i)) for i in range(2)]
+    sentence = (
+        r"traces: 2 of 27 are longer than the model's context of 8192 tokens \(the longest, long1, has 8199\); "
+        "leave them out"
+    )
+    with pytest.raises(ParameterError, match=sentence):
+        generalization_loss(llama, TOKENIZER, TRACES + long, progress=False)
+    loss = generalization_loss(llama, TOKENIZER, long + TRACES, too_long="drop", progress=False)
+    assert (loss.dropped, loss.traces) == (2, len(TRACES))
+    expected = generalization_loss(llama, TOKENIZER, TRACES, progress=False)
+    pd.testing.assert_frame_equal(loss.per_trace, expected.per_trace)
+    assert expected.dropped == 0
+    with pytest.raises(ParameterError, match="2 of 2 are longer"):
+        generalization_loss(llama, TOKENIZER, long, too_long="drop", progress=False)
+
+
+@pytest.mark.parametrize("part", ["question", "response"])
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_blank_texts_are_refused_with_their_trace(llama, part, text):
+    bad = dataclasses.replace(TRACES[3], **{part: text})
+    with pytest.raises(ParameterError, match=f"traces: t3 has an empty {part}"):
+        generalization_loss(llama, TOKENIZER, [*TRACES[:3], bad], progress=False)
+
+
+def test_bad_parameters_are_refused(llama, checkpoint, tmp_path):
+    with pytest.raises(ParameterError, match="traces is empty"):
+        generalization_loss(llama, TOKENIZER, [])
+    for name in ("batch_tokens", "chunk_tokens"):
+        with pytest.raises(ParameterError, match=f"{name} must be at least 1, not 0"):
+            generalization_loss(llama, TOKENIZER, TRACES, **{name: 0})
+    with pytest.raises(ParameterError, match="too_long must be one of refuse, drop, not 'cut'"):
+        generalization_loss(llama, TOKENIZER, TRACES, too_long="cut")
+    with pytest.raises(ParameterError, match="replicas must be at least 1, and needs ray"):
+        generalization_loss(checkpoint, None, TRACES, replicas=2)
+    with pytest.raises(ParameterError, match="template='chat' needs a chat template"):
+        generalization_loss(llama, build_tokenizer(chat_template=False), TRACES, template="chat", progress=False)
+    with pytest.raises(ParameterError, match="dtype must be one of auto, float32"):
+        generalization_loss(checkpoint, None, TRACES, dtype="int4")
+    if not torch.cuda.is_available():
+        with pytest.raises(ParameterError, match="device: cuda was asked for, and torch sees no GPU"):
+            generalization_loss(checkpoint, None, TRACES, device="cuda")
+    small = build_model("llama", TOKENIZER, layers=1)
+    small.resize_token_embeddings(50)
+    with pytest.raises(ParameterError, match="the model has 50 embeddings"):
+        generalization_loss(small, TOKENIZER, TRACES)
+    small.save_pretrained(tmp_path / "small")
+    with pytest.raises(ParameterError, match="the model has 50 embeddings"):
+        generalization_loss(tmp_path / "small", TOKENIZER, TRACES)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"revision": "main"},
+        {"dtype": "bfloat16"},
+        {"device": "cpu"},
+        {"trust_remote_code": True},
+        {"partial": "x"},
+        {"ray": "auto"},
+    ],
+)
+def test_a_loaded_model_takes_no_parameters_of_loading(llama, arguments):
+    with pytest.raises(ParameterError, match=f"{next(iter(arguments))} needs model as a path or hub id, not a loaded"):
+        generalization_loss(llama, TOKENIZER, TRACES, **arguments)
+    with pytest.raises(ParameterError, match="tokenizer may be None only"):
+        generalization_loss(llama, None, TRACES)
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_one_sentence(checkpoint, tmp_path):
+    with pytest.raises(ParameterError, match="can't be loaded"):
+        generalization_loss(str(tmp_path), TOKENIZER, TRACES)
+    (tmp_path / "config.json").write_text((Path(checkpoint) / "config.json").read_text())
+    with pytest.raises(ParameterError, match="cannot be loaded"):
+        generalization_loss(str(tmp_path), TOKENIZER, TRACES, progress=False)
+
+
+def test_code_that_comes_with_a_model_does_not_run(checkpoint, tmp_path):
+    folder, trace = tmp_path / "model", tmp_path / "it ran"
+    build_model("llama", TOKENIZER, layers=1).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "unheard_of", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"open({str(trace)!r}, 'w')\n")
+    with pytest.raises(ParameterError, match=r"trust_remote_code: .* comes with Python code of its own"):
+        generalization_loss(folder, None, TRACES, progress=False)
+    assert not trace.exists()
+
+
+def test_dtype_is_that_of_the_weights(checkpoint):
+    full = generalization_loss(checkpoint, None, TRACES, device="cpu", progress=False)
+    half = generalization_loss(checkpoint, None, TRACES, device="cpu", dtype="bfloat16", progress=False)
+    loaded = Checkpoint(checkpoint, dtype="bfloat16", device="cpu").load()
+    assert loaded.dtype == torch.bfloat16
+    assert generalization_loss(loaded, TOKENIZER, TRACES, progress=False).nll == half.nll != full.nll
+    assert half.nll == pytest.approx(full.nll, rel=1e-2)
+
+
+def test_model_that_gives_nan_is_refused():
+    model = build_model("llama", TOKENIZER, layers=1)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[5] = math.nan
+    with pytest.raises(ParameterError, match="not a number"):
+        generalization_loss(model, TOKENIZER, TRACES, progress=False)
+
+
+def test_model_that_caps_its_logits_is_refused():
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=len(TOKENIZER),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=32,
+        final_logit_softcapping=0.1,
+        bos_token_id=None,
+        pad_token_id=TOKENIZER.pad_token_id,
+        eos_token_id=TOKENIZER.eos_token_id,
+    )
+    with pytest.raises(ParameterError, match="Gemma2ForCausalLM changes its logits"):
+        generalization_loss(Gemma2ForCausalLM(config).eval(), TOKENIZER, TRACES, progress=False)
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process since it was last reset, bytes."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_vocabulary_times_length():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=150_000,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config).eval()
+    trace = Trace("t", "t", "1+1?", "x" * 2000)
+    extra = {}
+    for name in ("ours", "naive"):
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is held now
+        before = peak_memory()
+        if name == "ours":
+            assert generalization_loss(model, TOKENIZER, [trace], chunk_tokens=64, progress=False).tokens == 2001
+        else:
+            with torch.no_grad():
+                model(torch.tensor([response_ids(TOKENIZER, trace.response)])).logits.sum()
+        extra[name] = peak_memory() - before
+    logits = 4 * 150_000 * 2001  # bytes of the full float32 tensor: 1.2 GB
+    assert extra["naive"] > 0.9 * logits  # the measurement sees such a tensor
+    assert extra["ours"] < logits / 10  # a chunk of 64 positions is a thirtieth

@@ -1,0 +1,273 @@
+"""The generalization loss of large sets: computations that are killed and started again, and a real Ray cluster."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from ray_nodes import start_cluster
+from test_generalization_loss import TOKENIZER, TRACES, build
+
+from quagmire_utils.core.files import read_parquet
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.data import Trace, save_traces
+from quagmire_utils.engines import cluster as clusters
+from quagmire_utils.engines import model_digest
+from quagmire_utils.engines.ray_replicas import checkpoint_files
+from quagmire_utils.evaluation.generalization_loss import actors as replicas
+from quagmire_utils.evaluation.generalization_loss import generalization_loss, partial
+from quagmire_utils.evaluation.generalization_loss.scoring import Checkpoint, Scorer
+from quagmire_utils.evaluation.generalization_loss.sequences import encode
+from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder with a micro Llama and its tokenizer."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    build("llama").save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return str(folder)
+
+
+# --- a computation that is interrupted --------------------------------------------------------------------------------
+
+WORKER = """
+import sys
+from quagmire_utils.benchmarks import load_traces
+from quagmire_utils.generalization_loss import generalization_loss, partial
+partial.WRITE_SECONDS = 0
+model, traces, file = sys.argv[1:]
+generalization_loss(model, None, load_traces(traces), device="cpu", batch_tokens=1, partial=file, progress=False)
+"""
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """How many sequences each batch that was scored had."""
+    batches: list[int] = []
+    score = Scorer.score
+
+    def counting(self, rows):
+        sums = score(self, rows)
+        batches.append(sum(map(len, rows)))
+        return sums
+
+    monkeypatch.setattr(Scorer, "score", counting)
+    return batches
+
+
+def test_a_killed_computation_goes_on_where_it_stopped(checkpoint, scored, tmp_path):
+    """SIGKILL in the middle; what is there is not done again."""
+    traces = [
+        Trace(f"{k}-{trace.id}", trace.problem_id, trace.question, f"{k} {trace.response}")
+        for k in range(40)
+        for trace in TRACES
+    ]
+    save_traces(tmp_path / "traces.jsonl", traces)
+    file = tmp_path / "losses.parquet"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, checkpoint, str(tmp_path / "traces.jsonl"), str(file)], env=environment
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not file.exists():
+            assert worker.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+    done = len(read_parquet(file))
+    assert 0 < done < len(traces), "the worker ended too early for the test to mean anything"
+
+    arguments = {"device": "cpu", "batch_tokens": 1, "progress": False}
+    resumed = generalization_loss(checkpoint, None, traces, partial=file, **arguments)
+    assert sum(scored) == len(traces) - done
+    unbroken = generalization_loss(checkpoint, None, traces, **arguments)
+    # this process may compute with another number of threads, and so add in another order
+    np.testing.assert_allclose(resumed.per_trace["nll"], unbroken.per_trace["nll"], atol=1e-5)
+
+
+def test_resuming_gives_the_bits_of_an_unbroken_run(checkpoint, scored, tmp_path):
+    """Stopped in the middle; whole batches are kept, so the others are the same batches as before."""
+    arguments = {"device": "cpu", "batch_tokens": 200, "progress": False}
+    unbroken = generalization_loss(checkpoint, None, TRACES, **arguments)
+    assert len(scored) > 4
+    scored.clear()
+    original = Scorer.score
+
+    def stopping(self, rows):
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        return original(self, rows)
+
+    file = tmp_path / "new folder" / "losses.parquet"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scorer, "score", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            generalization_loss(checkpoint, None, TRACES, partial=file, **arguments)
+    done = sum(scored)
+    assert 0 < done < len(TRACES)
+    scored.clear()
+    resumed = generalization_loss(checkpoint, None, TRACES, partial=file, **arguments)
+    assert sum(scored) == len(TRACES) - done
+    for name in ("per_trace", "by_decile", "by_position", "by_length"):
+        pd.testing.assert_frame_equal(getattr(resumed, name), getattr(unbroken, name), check_exact=True)
+    assert (resumed.nll, resumed.standard_error) == (unbroken.nll, unbroken.standard_error)
+
+    # where all is known no model is loaded; of a larger set only the new traces are scored
+    scored.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "load", lambda self: pytest.fail("loaded a model for nothing"))
+        again = generalization_loss(checkpoint, None, TRACES[::-1], partial=file, **arguments)
+    assert list(again.per_trace["nll"]) == list(unbroken.per_trace["nll"])[::-1]
+    more = [*TRACES, Trace("new", "p", "3+3?", "6"), Trace("twice", "p", "3+3?", "6")]
+    loss = generalization_loss(checkpoint, None, more, partial=file, **arguments)
+    assert sum(scored) == 1
+    assert loss.per_trace["nll"].iloc[-1] == loss.per_trace["nll"].iloc[-2]
+    assert list(loss.per_trace["nll"])[: len(TRACES)] == list(unbroken.per_trace["nll"])
+
+
+def test_partial_losses_are_never_mixed(checkpoint, tmp_path):
+    file = tmp_path / "losses.parquet"
+    arguments = {"device": "cpu", "progress": False, "partial": file}
+    plain = generalization_loss(checkpoint, None, TRACES[:5], template="plain", **arguments)
+    chat = generalization_loss(checkpoint, None, TRACES[:5], template="chat", **arguments)
+    assert plain.nll != chat.nll  # another prompt makes another trace
+    with pytest.raises(ParameterError, match=r"losses\.parquet are of another dtype; name another file"):
+        generalization_loss(checkpoint, None, TRACES[:5], dtype="bfloat16", **arguments)
+    other = tmp_path / "other"
+    build("qwen3").save_pretrained(other)
+    TOKENIZER.save_pretrained(other)
+    with pytest.raises(ParameterError, match=r"losses\.parquet are of another model; name another file"):
+        generalization_loss(other, None, TRACES[:5], **arguments)
+    for content in (b"", b"not parquet"):
+        (tmp_path / "text").write_bytes(content)
+        with pytest.raises(ParameterError, match=r"partial: .*text is no file of losses that this wrote"):
+            generalization_loss(checkpoint, None, TRACES[:5], **{**arguments, "partial": tmp_path / "text"})
+    whole = bytearray(file.read_bytes())
+    whole[100] ^= 255  # in the first column's page
+    file.write_bytes(whole)
+    with pytest.raises(ParameterError, match=r"losses\.parquet is damaged; delete it"):
+        generalization_loss(checkpoint, None, TRACES[:5], **arguments)
+
+
+def test_partial_losses_are_written_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(partial, "WRITE_SECONDS", 1000)
+    file = tmp_path / "losses.parquet"
+    losses = partial.PartialLosses(file, {"model": "m"})
+    losses.add(["a"], np.ones((1, COLUMNS)))
+    assert not file.exists()
+    monkeypatch.setattr(partial, "WRITE_SECONDS", 0)
+    monkeypatch.setattr(losses, "_next_write", 0)
+    losses.add(["b"], np.zeros((1, COLUMNS)))
+    assert set(read_parquet(file)["trace"]) == {"a", "b"}
+    np.testing.assert_array_equal(partial.PartialLosses(file, {"model": "m"}).get(["a"]), np.ones((1, COLUMNS)))
+
+
+# --- a cluster --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("127.0.0.1:9", "ray: no cluster answers at 127.0.0.1:9; start one with `ray start --head"),
+        ("ray://127.0.0.1:10001", "ray: ray://127.0.0.1:10001 is no address"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_sentence(checkpoint, address, sentence):
+    pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]' -c constraints.txt")
+    with pytest.raises(ParameterError, match=re.escape(sentence)):
+        generalization_loss(checkpoint, None, TRACES, ray=address, progress=False)
+
+
+def test_a_replica_scores_with_a_checkpoint_that_it_was_sent(checkpoint, tmp_path):
+    """What the actor does, in this process: it has no such folder, gets the files in pieces, and loads those."""
+    versions = clusters.versions(replicas.PACKAGES)
+    sequences = encode(TRACES, TOKENIZER, "auto", False)
+    here = Checkpoint(checkpoint, device="cpu")
+    settings = replicas.ScorerSettings(here, 1024, True, sequences)
+    replica = replicas.ScorerReplica(str(tmp_path / "not here"), versions, settings)
+    assert replica.lacks(model_digest(checkpoint))
+    assert not replicas.ScorerReplica(checkpoint, versions, settings).lacks(model_digest(checkpoint))
+    for file in checkpoint_files(checkpoint):
+        content = file.read_bytes()
+        for start in range(0, max(1, len(content)), 100_000):
+            replica.receive(file.name, content[start : start + 100_000])
+    assert replica.load() == "rows"
+    rows = [sequences[:3], sequences[3:5]]
+    np.testing.assert_array_equal(replica.score(rows), Scorer(here.load(), 1024, False, sequences).score(rows))
+    assert not Path(replica.folder).exists()  # what was sent is in memory: a kill leaves no copy behind
+    with pytest.raises(ParameterError, match=r"has torch .*, not 1\.0; give it the environment"):
+        replicas.ScorerReplica(checkpoint, {**versions, "torch": "1.0"}, settings).lacks(None)
+
+
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes with a core each, and one without that starts them."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]' -c constraints.txt")
+    cluster = start_cluster([{**NODE, "num_cpus": 0, "include_dashboard": False}, NODE, NODE])
+    yield cluster
+    cluster.shutdown()
+
+
+def scoring(node) -> bool:
+    """Whether `node` scores a batch now: Ray puts the method's name into the process's title."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for process in raylet.children(recursive=True):
+        try:
+            if " ".join(process.cmdline()).startswith("ray::ScorerReplica.score"):
+                return True
+        except psutil.Error:
+            continue
+    return False
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_loses_only_its_batch(checkpoint, cluster, tmp_path, monkeypatch):
+    """Two replicas, one killed with its node in the middle; then a single one; then no cluster: the same losses."""
+    traces = [
+        Trace(f"{k}-{trace.id}", trace.problem_id, trace.question, f"{k} {trace.response * 8}")
+        for k in range(20)
+        for trace in TRACES
+    ]
+    arguments = {"device": "cpu", "batch_tokens": 2048, "progress": False}
+    monkeypatch.setattr(partial, "WRITE_SECONDS", 0)
+    file = tmp_path / "losses.parquet"
+    known: list[int] = []  # traces, when the node died
+
+    def kill():
+        while not known:
+            time.sleep(0.002)
+            for node in list(cluster.worker_nodes) if file.exists() else []:
+                if scoring(node):
+                    known.append(len(read_parquet(file)))
+                    cluster.remove_node(node, allow_graceful=False)
+                    break
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    with pytest.warns(UserWarning, match="ray: a replica was lost"):
+        broken = generalization_loss(checkpoint, None, traces, ray=cluster.address, partial=file, **arguments)
+    thread.join(timeout=60)
+    assert 0 < known[0] < len(traces), "the node died too late for the test to mean anything"
+    monkeypatch.chdir(Path(checkpoint).parent)  # means nothing to the node, so the files travel there
+    one = generalization_loss("model", None, traces, ray=cluster.address, replicas=1, **arguments)
+    for name in ("per_trace", "by_decile", "by_position", "by_length"):
+        pd.testing.assert_frame_equal(getattr(broken, name), getattr(one, name), check_exact=True)
+    here = generalization_loss(checkpoint, None, traces, **arguments)
+    np.testing.assert_allclose(one.per_trace["nll"], here.per_trace["nll"], atol=1e-5)
+    assert one.standard_error == pytest.approx(here.standard_error, rel=1e-5)

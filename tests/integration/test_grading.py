@@ -1,0 +1,567 @@
+"""Grading against truth: real labelled responses, plain math-verify, and processes that are really killed.
+
+The labelled responses are in `responses/` of the data folder (`QUAGMIRE_DATA_DIR`, or `../shared/data`).
+"""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("math_verify", reason="math-verify is not installed")
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quagmire_utils import grading
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
+from quagmire_utils.grading import Grade, Grader, Verdict, grade
+
+REPO = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("QUAGMIRE_DATA_DIR") or REPO.parent / "shared" / "data")
+TOWER = "\\boxed{9^{9^{9^9}}}"
+CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="workers are found through /proc")
+
+
+@pytest.fixture(scope="module")
+def grader():
+    with Grader(2) as pool:
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+def quiet_math_verify():
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timers are off
+
+
+def labelled(name):
+    path = DATA / "responses" / f"{name}.jsonl"
+    if not path.exists():
+        pytest.skip(f"no labelled responses at {path}; set QUAGMIRE_DATA_DIR")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        (response, row["gold"], label)
+        for row in rows
+        for response, label in zip(row["responses"], row["correct"], strict=True)
+    ]
+
+
+def plain(response, gold):
+    """What a serial loop of math-verify would do: True, False, or None where it finds no answer."""
+    from math_verify import parse, verify
+
+    answer = parse(response, parsing_timeout=None)
+    return verify(parse(f"\\boxed{{{gold}}}", parsing_timeout=None), answer, timeout_seconds=None) if answer else None
+
+
+def verdicts(grades):
+    return [grade.verdict for grade in grades]
+
+
+def workers_of(grader):
+    """Process ids of a Grader's workers."""
+    parent = grader._process.pid
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def wait_until_dead(pid):
+    deadline = time.monotonic() + 10
+    try:
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline, f"process {pid} lives"
+            time.sleep(0.05)
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+
+
+def later(seconds, action):
+    timer = threading.Timer(seconds, action)
+    timer.start()
+    return timer
+
+
+# ---------------------------------------------------------------------------------------------------------- labels
+
+
+def test_agrees_with_the_labels_of_math_cot(grader):
+    rows = labelled("math_cot")
+    grades = grader.grade([row[0] for row in rows], [row[1] for row in rows])
+    assert len(rows) == 400
+    assert [grade.verdict == CORRECT for grade in grades] == [label for *_, label in rows]
+    # All 400 labels are met: CORRECT exactly where the label says so. But 8 of the 25 others are no WRONG. They are the
+    # responses to the one problem whose gold, `4:30p..`, is the ruin of `4:30\text{ p.m.}`. All eight end in
+    # `4:30 \text{ p.m.}`, so they are right and their labels (false) are not. The gold is not LaTeX and the answers are
+    # not spelt like it: undecided, ERROR.
+    undecided = [(row, grade) for row, grade in zip(rows, grades, strict=True) if grade.verdict not in (CORRECT, WRONG)]
+    assert {grade.verdict for _, grade in undecided} == {ERROR}
+    assert [row[1] for row, _ in undecided] == ["4:30p.."] * 8
+    assert all("4:30 \\text{ p.m.}" in row[0] for row, _ in undecided)
+
+
+def test_agrees_with_the_labels_of_gsm8k(grader):
+    rows = labelled("gsm8k_gpt3")
+    grades = grader.grade([row[0] for row in rows], [row[1] for row in rows])
+    assert len(rows) == 1600
+    # No disagreement to list: math-verify reads the closing `A: 26` by itself, as the last number of the text.
+    assert verdicts(grades) == [CORRECT if label else WRONG for *_, label in rows]
+    # A second reading, in case the labels were made by math-verify: the number behind `A:`. The five responses without
+    # one were cut off amid a calculation or in an endless decimal fraction, and are WRONG by label and grade. In two,
+    # math-verify reads another number: their text has "the answer as a percentage: 32 water / ..." (and "92 minutes"),
+    # and what follows the word "answer" goes before the last number. Both are WRONG either way.
+    cut_off, read_elsewhere = 0, []
+    for (response, gold, label), graded in zip(rows, grades, strict=True):
+        closing = re.search(r"^A: *\$?(-?[\d,]*\.?\d+)", response, re.MULTILINE)
+        if closing is None:
+            cut_off += 1
+            assert not label
+            assert graded.verdict == WRONG
+        else:
+            number = closing[1].replace(",", "")
+            assert (float(number) == float(gold.replace(",", ""))) == (graded.verdict == CORRECT)
+            if float(graded.extracted) != float(number):
+                read_elsewhere.append((graded.extracted, number, gold))
+    assert cut_off == 5
+    assert read_elsewhere == [("32", "35.55555555555556", "33"), ("92", "68", "20")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(BENCHMARKS))
+def test_every_gold_is_correct_against_itself(grader, name):
+    try:
+        problems = load_benchmark(name)
+    except ParameterError as error:
+        pytest.skip(str(error))
+    responses = [f"Hence the answer: \\boxed{{{problem.answer}}}." for problem in problems]
+    assert set(verdicts(grader.grade(responses, problems, timeout=20))) == {CORRECT}
+
+
+# ------------------------------------------------------------------------------------- the same as plain math-verify
+
+# fmt: off
+PIECES = [
+    "\\boxed", "\\boxed{", "\\fbox{", "}", "{", "$", "$$", "\\(", "\\)", "\\[", "\\]", "[", "]", "\\", "%", "\\%",
+    " percent", "final answer is ", "Final Answer", "f\u0131nal answer", "answer: ", "answer", " is ", "\tIS ", " ",
+    "\n", ", and ", "I hope", "5", "12", "-7", "0.5", "1,234", "007", "\u0661", "\\frac{1}{2}", "\\sqrt{2}", "(1,2)",
+    "x", "x=3", "-", "+", "=", "\\text{cm}",
+]
+CONTENTS = [
+    "5", "12", "-7", "-0", "007", " ", "\n9 ", "\u00a08", "\u0663", "123456789012345678", "0.5", "1,234", "5.", "1 2",
+    "5\\%", "50 percent", "7 \\text{ cm}", "\\frac{1}{2}", "\\frac12", "1\\frac{1}{2}", "\\sqrt{2}", "\\pi", "x", "x=3",
+    "x^2+1", "(1,2)", "[1,2)", "\\{1,2\\}", "{", "}", "\\", "$", "]", "\\(", "\\)", "final answer is 3",
+    "answer: \\frac{1}{2}",
+]
+# fmt: on
+GOLDS = ["5", "-7", "007", "0", "12", "123456789012345"]
+
+
+@st.composite
+def texts(draw):
+    """Texts of what math-verify's patterns look for, most of them with a single box."""
+    before, after = ("".join(draw(st.lists(st.sampled_from(PIECES), max_size=6))) for _ in range(2))
+    if draw(st.integers(0, 4)):
+        before, after = (part.replace("\\boxed", "").replace("\\fbox", "") for part in (before, after))
+    box = "\\boxed{" + "".join(draw(st.lists(st.sampled_from(CONTENTS), min_size=1, max_size=3))) + "}"
+    return before + (box if draw(st.integers(0, 5)) else "") + after
+
+
+def same(parsed, other):
+    return list(map(repr, parsed)) == list(map(repr, other)) and list(map(type, parsed)) == list(map(type, other))
+
+
+def test_an_only_box_is_all_that_math_verify_reads():
+    from math_verify import parse
+
+    read = []
+
+    @settings(max_examples=1000, deadline=None, derandomize=True)
+    @given(texts())
+    def check(text):
+        box = grading.verdicts._only_box(text)
+        if box is not None:
+            found = grading.judge._read_box(box)
+            if len(found) == 2:
+                assert same([part for part in found if part != ""], parse(text, parsing_timeout=None))
+                read.append(text)
+
+    check()
+    assert len(read) > 100
+    assert len({text.replace(" ", "") for text in read if "final answer" in text.lower()}) > 5
+
+
+def test_what_is_decided_without_math_verify_is_its_verdict():
+    decided = []
+
+    @settings(max_examples=1500, deadline=None, derandomize=True)
+    @given(texts(), st.sampled_from(GOLDS))
+    def check(text, gold):
+        found = grading.verdicts._decide(grading.verdicts._Pair(gold, None, text), 5.0)
+        if isinstance(found, Grade):
+            assert found.verdict == {True: CORRECT, False: WRONG, None: NO_ANSWER}[plain(text, gold)]
+            decided.append(found.verdict)
+
+    check()
+    assert set(decided) == {CORRECT, WRONG, NO_ANSWER}
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("so $x$ or 12%: \\(\\boxed{\\frac{1}{2}}\\). The {end}", "\\frac{1}{2}"),
+        ("**Final Answer**\n\\[\\boxed{ 7 }\\]", " 7 "),
+        ("the final answer is \\boxed{7}", None),
+        ("f\u0131nal answer is $3$ \\boxed{7}", None),  # a dotless i passes for an i
+        ("$\\boxed{7}$%", None),
+        ("$\\boxed{7}$ percent", None),
+        ("\\boxed{7} \\boxed{7}", None),
+        ("\\boxed{7$} and $}", None),
+        ("\\boxed{}", None),
+        ("\\boxed{7", None),
+    ],
+)
+def test_only_box(text, box):
+    assert grading.verdicts._only_box(text) == box
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.from_regex(r"-?[0-9]{1,25}(\.[0-9]{1,20})?|\.[0-9]{1,4}|-?[0\u0663]{1,3}[0-9]?", fullmatch=True))
+def test_the_short_way_to_a_number_is_that_of_sympy(text):
+    from sympy import Number, srepr
+
+    def outcome(function):
+        try:
+            number = function(text)
+        except Exception as error:
+            return type(error)
+        return type(number), srepr(number), getattr(number, "_mpf_", None)
+
+    assert outcome(grading.judge._number) == outcome(Number)
+
+
+MUTATIONS = [
+    lambda text: text,
+    lambda text: text.replace("\\boxed", "\\fbox"),
+    lambda text: text + "\n\nThe final answer is $7$. I hope it is correct.",
+    lambda text: text.replace("}", "}%"),
+    lambda text: text + " and also \\boxed{2}",
+    lambda text: text[: len(text) * 9 // 10],  # cut off
+    lambda text: text[len(text) // 2 :],
+    lambda text: text.replace("\\(", "$").replace("\\)", "$").replace("\\[", "$$").replace("\\]", "$$"),
+    lambda text: text.replace("\\boxed{", "\\boxed{ 0"),
+    lambda text: text.replace("therefore", "final answer"),
+    lambda text: "\\boxed{3}. Wait, no. " + text,
+    lambda text: text.replace("A: ", "The answer is: "),
+    lambda text: text.replace("A: ", "\\boxed{") + "}",
+    lambda text: re.sub("[^a-z ]", "", text),
+]
+
+
+def test_verdicts_are_those_of_a_plain_loop(grader):
+    rows = labelled("math_cot")[::4] + labelled("gsm8k_gpt3")[::12]
+    pairs = [(mutate(response), gold) for i, (response, gold, _) in enumerate(rows) for mutate in MUTATIONS[i % 2 :: 2]]
+    grades = grader.grade([response for response, _ in pairs], [gold for _, gold in pairs], timeout=20)
+    for (response, gold), graded in zip(pairs, grades, strict=True):
+        expected = {True: (CORRECT,), False: (WRONG, ERROR), None: (NO_ANSWER,)}[plain(response, gold)]
+        assert graded.verdict in expected, (response, gold)
+        if graded.verdict == ERROR:
+            assert gold == "4:30p.."  # see the labels of math_cot
+    assert len(set(verdicts(grades))) == 4
+
+
+# (gold, response, verdict, extracted)
+CASES = [
+    ("1", "so it is $\\boxed{1}$.", CORRECT, "1"),
+    ("\\frac{1}{2}", "\\boxed{0.5}", CORRECT, "\\frac{1}{2}"),
+    ("70", "\\boxed{70.0}", CORRECT, "70.0"),
+    ("70.0", "\\boxed{70}", CORRECT, "70"),
+    ("1234", "\\boxed{1,234}", CORRECT, "1,234"),
+    ("7", "\\boxed{007}", CORRECT, "007"),
+    ("0.333333", "\\boxed{\\frac{1}{3}}", CORRECT, "\\frac{1}{3}"),
+    ("\\text{Evelyn}", "It was \\boxed{\\text{Evelyn}}.", CORRECT, "\\text{Evelyn}"),
+    ("(x+1)^2", "\\boxed{x^2+2x+1}", CORRECT, "x^2+2x+1"),
+    ("2,3", "$\\boxed{2}$ and $\\boxed{3}$", CORRECT, "2 and 3"),
+    ("3", "The final answer is $3$, not \\boxed{4}.", WRONG, "4"),
+    ("3", "\\boxed{4}. The final answer is $3$. I hope it is correct.", CORRECT, "3"),
+    ("50", "$\\boxed{50}$%", CORRECT, "50"),
+    ("26", "thus 13 * 2 = 26\nA: 26", CORRECT, "26"),
+    ("26", "\\boxed{27}", WRONG, "27"),
+    ("3", "\\boxed{\\text{three}}", WRONG, "\\text{three}"),
+    ("3", "\\boxed{5.}, that is 3", CORRECT, "5."),  # a box that is not LaTeX: the whole text counts, as ever
+    ("3", "", NO_ANSWER, ""),
+    ("3", "I do not know.", NO_ANSWER, ""),
+    ("3", "\\boxed{", NO_ANSWER, ""),
+]
+
+
+def test_cases(grader):
+    grades = grader.grade([case[1] for case in CASES], [case[0] for case in CASES])
+    assert grades == [Grade(verdict, extracted) for _, _, verdict, extracted in CASES]
+
+
+def test_gold_comes_first(grader):
+    # math-verify lets an interval answer an inequality, not the other way round.
+    inequality, interval = "1 < x < 2", "(1,2)"
+    grades = grader.grade([f"\\boxed{{{interval}}}", f"\\boxed{{{inequality}}}"], [inequality, interval])
+    assert verdicts(grades) == [CORRECT, WRONG]
+
+
+def test_an_unreadable_gold_is_never_wrong(grader):
+    gold = "\\hbar \\omega(v+1 / 2)-\\frac{E_{0}^{2} e^{2}}{2 m \\omega^{2}}"
+    assert plain("\\boxed{2}", gold) is True  # which is why the gold is not left to math-verify's search for numbers
+    responses = ["\\boxed{2}", f"\\boxed{{{gold}}}", "\\boxed{x}", "no idea"]
+    assert verdicts(grader.grade(responses, [gold] * 4)) == [ERROR, CORRECT, ERROR, NO_ANSWER]
+
+
+def test_tolerance_is_absolute_and_inclusive(grader):
+    problem, exact = Problem("a", "?", "4.2", 0.1), Problem("b", "?", "4.2")
+    answers = [
+        "4.2",
+        "4.1",
+        "4.3",
+        "4.15",
+        "4.25\\%",
+        "x = 4.25",
+        "\\frac{17}{4}",
+        "4.31",
+        "4.09",
+        "x",
+        "\\{4.2,4.3\\}",
+    ]
+    responses = [f"\\boxed{{{answer}}}" for answer in answers]
+    assert verdicts(grader.grade(responses, [problem] * 11)) == [CORRECT] * 7 + [WRONG] * 4
+    assert verdicts(grader.grade(responses, [exact] * 11)) == [CORRECT] + [WRONG] * 10
+    assert verdicts(
+        grader.grade(["\\boxed{80}", "\\boxed{81}", "\\boxed{82}"], [Problem("c", "?", "80.5", 0.5)] * 3)
+    ) == [
+        CORRECT,
+        CORRECT,
+        WRONG,
+    ]
+
+
+# -------------------------------------------------------------------------------------------------- hostile responses
+
+
+def test_hostile_responses_neither_hang_nor_crash_nor_run(tmp_path):
+    marker = tmp_path / "ran"
+    code = f"__import__('os').system('touch {marker}')"
+    cases = {
+        "": NO_ANSWER,
+        "{" * 10**6: NO_ANSWER,
+        "\\boxed{" + "{" * 10**6: NO_ANSWER,
+        "\\boxed{" + "{" * 400 + "5" + "}" * 400 + "}": TIMEOUT,
+        "\\boxed{" + "(" * 400 + "5" + ")" * 400 + "}": TIMEOUT,
+        "\\[" * 10**5: TIMEOUT,
+        "final answer" + " " * 10**5 + "\\boxed{7}": WRONG,
+        TOWER: TIMEOUT,
+        "The answer is 9^9^9^9": TIMEOUT,
+        "\\boxed{100000000!}": TIMEOUT,
+        "1" * 10**4: ERROR,  # Python refuses to read an integer that long, and so math-verify raises
+        code: NO_ANSWER,
+        f"\\boxed{{{code}}}": WRONG,
+        f"answer: 1+{code}": WRONG,
+        "\x00\\boxed{\x005}\x00": WRONG,
+        "\x00\\boxed{5}\x00": CORRECT,
+        "\ud800 is \\boxed{\udfff}": WRONG,
+        "\ud800\\boxed{5}": CORRECT,
+    }
+    with Grader(2, timeout=300, processor_limit=0.6) as grader:  # not of wall time: tests may run on a busy machine
+        start = time.monotonic()
+        grades = grader.grade(list(cases), ["5"] * len(cases))
+        assert time.monotonic() - start < 200
+        assert verdicts(grader.grade(["\\boxed{x+1}"], ["1+x"])) == [CORRECT]
+    assert not marker.exists()
+    for (response, expected), graded in zip(cases.items(), grades, strict=True):
+        assert graded.verdict == expected, response[:80]
+        assert len(graded.extracted) <= 500
+        assert "\x00" not in graded.extracted
+        assert json.loads(json.dumps(graded.extracted, ensure_ascii=False).encode("utf-8")) == graded.extracted
+    assert grades[list(cases).index(TOWER)].extracted == "9^{9^{9^9}}"
+
+
+def test_a_timeout_kills_the_worker_and_costs_only_itself(grader):
+    responses = [f"\\boxed{{{i}+x}}" for i in range(40)]
+    responses[7] = responses[23] = TOWER
+    golds = [f"x+{i}" for i in range(40)]
+    expected = [TIMEOUT if i in (7, 23) else CORRECT for i in range(40)]
+    assert verdicts(grader.grade(responses, golds, timeout=1)) == expected
+
+
+@needs_proc
+def test_a_crashed_worker_costs_one_error():
+    with Grader(2) as grader:
+        grader.grade(["\\boxed{x}"], ["y"])
+
+        def ticks():
+            return {pid: int(Path(f"/proc/{pid}/stat").read_text().split()[13]) for pid in workers_of(grader)}
+
+        def crash():
+            before = ticks()
+            busy: dict[int, int] = {}
+            while max(busy.values(), default=0) < 200:  # two seconds of computing: the one that has the tower
+                time.sleep(0.05)
+                busy = {pid: used - before.get(pid, 0) for pid, used in ticks().items()}
+            os.kill(max(busy, key=busy.get), signal.SIGSEGV)
+
+        later(0, crash)
+        responses = [f"\\boxed{{x+{i}}}" for i in range(20)]
+        responses[0] = TOWER
+        found = verdicts(grader.grade(responses, [f"{i}+x" for i in range(20)], timeout=30))
+        assert found == [ERROR] + [CORRECT] * 19
+
+
+@needs_proc
+@pytest.mark.parametrize("lost", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_pool_is_replaced(lost, monkeypatch):
+    monkeypatch.setattr(grading.pool, "_GRACE", 1.0)
+    with Grader(1) as grader:
+        grader.grade(["\\boxed{x}"], ["y"])
+        later(0.5, lambda: os.killpg(grader._process.pid, lost))
+        responses = [TOWER, "\\boxed{x+1}", "\\boxed{x+2}"]
+        assert verdicts(grader.grade(responses, ["1+x"] * 3, timeout=1))[1:] == [CORRECT, WRONG]
+
+
+def test_too_much_memory_is_an_error():
+    with Grader(1, memory_limit=512 * 2**20) as grader:
+        responses = ["\\boxed{x+1}", "5 " + " " * (3 * 10**8), "\\boxed{x+2}"]
+        assert verdicts(grader.grade(responses, ["1+x"] * 3, timeout=60)) == [CORRECT, ERROR, WRONG]
+
+
+@pytest.mark.slow
+def test_too_much_memory_within_math_verify_is_an_error():
+    with Grader(1, memory_limit=512 * 2**20) as grader:
+        assert verdicts(grader.grade(["\\boxed{2^{10^{10}}}"], ["5"], timeout=120)) == [ERROR]
+
+
+def test_an_interrupt_leaves_the_grader_usable(grader):
+    grader.grade(["\\boxed{x}"], ["y"])
+    later(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        grader.grade([TOWER], ["5"], timeout=60)
+    assert verdicts(grader.grade(["\\boxed{x+1}", "\\boxed{2x}"], ["1+x"] * 2)) == [CORRECT, WRONG]
+
+
+# -------------------------------------------------------------------------------------------------------- the caller
+
+
+@pytest.mark.parametrize(
+    ("responses", "golds", "options", "named"),
+    [
+        (["a"], ["1", "2"], {}, "equally many"),
+        ("5", ["5"], {}, "responses"),
+        (["5"], "5", {}, "golds"),
+        ([None], ["5"], {}, r"responses\[0\]"),
+        (["5", "6"], ["5", " "], {}, r"golds\[1\]"),
+        (["5"], [Problem("a", "?", "")], {}, r"golds\[0\]"),
+        (["5"], [None], {}, r"golds\[0\]"),
+        (["5"], ["5"], {"timeout": 0}, "timeout"),
+        (["5"], ["5"], {"timeout": float("nan")}, "timeout"),
+        (["5"], ["5"], {"workers": 0}, "workers"),
+        (["5"], ["5"], {"workers": 1.5}, "workers"),
+    ],
+)
+def test_bad_parameters(responses, golds, options, named):
+    with pytest.raises(ParameterError, match=named):
+        grade(responses, golds, **options)
+
+
+@pytest.mark.parametrize("options", [{"memory_limit": 10**6}, {"timeout": -1}, {"workers": True}])
+def test_bad_parameters_of_a_grader(options):
+    with pytest.raises(ParameterError, match=next(iter(options))):
+        Grader(**options)
+
+
+def test_a_grader_has_a_time_limit_of_its_own():
+    with Grader(1, timeout=0.3) as grader:
+        assert verdicts(grader.grade([TOWER], ["5"])) == [TIMEOUT]
+        assert verdicts(grader.grade(["\\boxed{x}"], ["x"], timeout=5)) == [CORRECT]
+
+
+def test_no_processes_where_none_is_needed():
+    with Grader(1) as grader:
+        assert verdicts(grader.grade(["\\boxed{5}", "\\boxed{6}", "none"], ["5"] * 3)) == [CORRECT, WRONG, NO_ANSWER]
+        assert grader.grade([], []) == []
+        assert grader._process is None
+
+
+def test_a_pool_that_cannot_start_says_so(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with Grader(1) as grader, pytest.raises(RuntimeError, match="/bin/false"):
+        grader.grade(["\\boxed{x}"], ["y"])
+
+
+def test_threads_share_a_grader(grader):
+    found = {}
+
+    def run(i):
+        responses = [f"\\boxed{{{i}x+{j}}}" for j in range(30)]
+        found[i] = verdicts(grader.grade(responses, [f"{j}+{i}x" for j in range(29)] + ["z"]))
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {i: [CORRECT] * 29 + [WRONG] for i in range(2, 6)}
+
+
+SCRIPT = """
+import os, sys
+from quagmire_utils.grading import grade
+grades = grade(["\\\\boxed{x+1}", "\\\\boxed{x}"], ["1+x", "y"], workers=1)
+print([str(g.verdict) for g in grades], flush=True)
+if "fork" in sys.argv:
+    if os.fork() == 0:
+        print([str(g.verdict) for g in grade(["\\\\boxed{x+2}"], ["2+x"], workers=1)], flush=True)
+        os._exit(0)
+    os.wait()
+    print([str(g.verdict) for g in grade(["\\\\boxed{x+3}"], ["3+x"], workers=1)], flush=True)
+if "hang" in sys.argv:
+    from quagmire_utils.grading.pool import _shared
+    print(_shared[1]._process.pid, flush=True)
+    grade(["\\\\boxed{9^{9^{9^9}}}"], ["5"], workers=1, timeout=1)
+"""
+
+
+def run_script(*arguments):
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    return subprocess.Popen(
+        [sys.executable, "-", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+    )
+
+
+def test_a_script_without_a_main_guard_and_a_forked_copy_of_it():
+    out, _ = run_script("fork").communicate(SCRIPT, timeout=60)
+    assert out.split("\n")[:3] == ["['correct', 'wrong']", "['correct']", "['correct']"]
+
+
+@needs_proc
+def test_workers_end_with_their_caller():
+    caller = run_script("hang")
+    caller.stdin.write(SCRIPT)
+    caller.stdin.close()
+    assert caller.stdout.readline() == "['correct', 'wrong']\n"
+    server = int(caller.stdout.readline())
+    time.sleep(0.3)
+    caller.kill()
+    caller.wait()
+    caller.stdout.close()
+    wait_until_dead(server)
+
+
+def test_importing_is_cheap():
+    code = (
+        "import sys, quagmire_utils.grading; "
+        "sys.exit(bool({'math_verify', 'sympy', 'numpy', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(REPO)}).returncode == 0

@@ -1,0 +1,416 @@
+"""What users of other evaluation tools complain of in their graders, each shown to be answered; and the confinement.
+
+1. A time limit was set and the grader hangs all the same.     5. A hung worker is never reclaimed.
+2. Time limits fail in threads, and are whole seconds.         6. Wrong answers pass, and nobody sees which.
+3. An exception in the grader silently scores 0.               7. What was extracted from a response is not kept.
+4. Time spent waiting in a queue counts against the limit.     8. Gold and answer are easily exchanged.
+
+Several tests put a stand-in for the math-verify library into real workers: it sleeps, spins, crashes or attacks on
+command, which no real response does reliably.
+"""
+
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("math_verify", reason="math-verify is not installed")
+
+import pandas as pd
+
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.data import Problem
+from quagmire_utils.evaluation.sampling import grade_store
+from quagmire_utils.evaluation.store import SampleStore
+from quagmire_utils.grading import Grade, Grader, Verdict, audit, grade
+
+REPO = Path(__file__).resolve().parents[2]
+TOWER = "\\boxed{9^{9^{9^9}}}"
+CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="these barriers are the Linux kernel's")
+
+STAND_IN = r"""
+import ctypes, gc, os, socket, subprocess, sys, time
+from multiprocessing.connection import Connection
+LIBC = ctypes.CDLL(None, use_errno=True)
+for name in ("socket", "open", "fork", "execv", "kill", "unlink", "rename"):
+    getattr(LIBC, name)  # looked up now: later, the audit hook would refuse already that
+
+def attempt(action):
+    try:
+        return str(action())
+    except BaseException as error:
+        return type(error).__name__
+
+def attack(port, folder):
+    path = folder + "/made"
+    return " ".join([
+        "python", attempt(lambda: socket.create_connection(("127.0.0.1", port), timeout=2)),
+        attempt(lambda: subprocess.run(["touch", path])), attempt(lambda: os.system("touch " + path)),
+        attempt(lambda: open(path, "w")), attempt(os.fork), attempt(lambda: os.kill(os.getppid(), 0)),
+        "native", *(str(value) for value in (
+            LIBC.socket(socket.AF_INET, socket.SOCK_STREAM, 0), LIBC.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0),
+            LIBC.open(path.encode(), os.O_WRONLY | os.O_CREAT, 0o600), LIBC.fork(),
+            LIBC.execv(b"/bin/true", None), LIBC.kill(os.getppid(), 0), LIBC.unlink((folder + "/kept").encode()),
+            LIBC.rename((folder + "/kept").encode(), path.encode()))),
+        "reads", attempt(lambda: open(folder + "/kept").read())])
+
+def parse(text, **_):
+    command, _, argument = text.removeprefix("1 ").partition(" ")
+    if command == "sleep":
+        time.sleep(float(argument))
+    elif command == "spin":
+        end = time.process_time() + float(argument)
+        while time.process_time() < end:
+            pass
+    elif command == "raise":
+        raise ZeroDivisionError(argument)
+    elif command == "crash":
+        ctypes.string_at(0)
+    elif command == "memory":
+        return [str(len(bytearray(int(argument))))]
+    elif command == "attack":
+        port, folder = argument.split()
+        return [attack(int(port), folder)]
+    elif command == "speak":
+        (line,) = [item for item in gc.get_objects() if isinstance(item, Connection) and not item.closed]
+        line.send_bytes(bytes.fromhex(argument))
+    return [command]
+
+def verify(gold, answer, **_):
+    return True
+"""
+PARSER = """
+latex2sympy = parse_expr = LatexExtractionConfig = lambda *_: None
+def extract_latex(match, config):
+    return 1, match[0]
+"""
+GRADER = "safe_sympy_doit = simplify = solve = None"
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Make new Graders use the stand-in."""
+    package = tmp_path / "library" / "math_verify"
+    package.mkdir(parents=True)
+    for name, code in (("__init__", STAND_IN), ("parser", PARSER), ("grader", GRADER)):
+        (package / f"{name}.py").write_text(code)
+    monkeypatch.setattr(sys, "path", [str(package.parent), *sys.path])
+
+
+@pytest.fixture(scope="module")
+def real():
+    """A Grader with the real math-verify."""
+    with Grader(2) as grader:
+        yield grader
+
+
+def verdicts(grades):
+    return [grade.verdict for grade in grades]
+
+
+def children(grader):
+    parent = grader._process.pid
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def wait_until(condition, what):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+# ----------------------------------------------------------------------------------------------------- the eight pains
+
+
+def test_1_a_response_that_hangs_math_verify_is_stopped_and_the_others_are_graded(real):
+    # math-verify's own timer raises in Python, and a power of this size never comes back to Python.
+    found = real.grade([TOWER, "\\boxed{x+1}", "\\boxed{x+2}"], ["1+x"] * 3, timeout=1)
+    assert found == [Grade(TIMEOUT, "9^{9^{9^9}}"), Grade(CORRECT, "x+1"), Grade(WRONG, "x+2")]
+
+
+def test_2_time_limits_hold_in_threads_and_may_be_fractions_of_a_second(real):
+    from math_verify import parse
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    outcome = {}
+
+    def run():
+        try:
+            parse("\\boxed{1}", parsing_timeout=1)
+        except ValueError as error:
+            outcome["math-verify"] = str(error)
+        outcome["ours"] = verdicts(real.grade([TOWER, "\\boxed{x}"], ["5", "x"], timeout=0.7))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert "threaded environment" in outcome["math-verify"]
+    assert outcome["ours"] == [TIMEOUT, CORRECT]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_3_an_exception_or_a_crash_is_an_error_and_never_a_wrong_answer():
+    with Grader(2) as grader:
+        found = grader.grade(["1 raise x", "1 crash", "1 fine"], ["g"] * 3, timeout=30)
+    assert verdicts(found) == [ERROR, ERROR, CORRECT]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_4_waiting_in_the_queue_counts_towards_no_time_limit():
+    with Grader(1, timeout=3) as grader:
+        start = time.monotonic()
+        found = grader.grade([f"1 sleep 0.4{i}" for i in range(8)], ["g"] * 8)
+        assert time.monotonic() - start > 3
+    assert verdicts(found) == [CORRECT] * 8
+
+
+@on_linux
+@pytest.mark.usefixtures("stand_in")
+def test_5_a_hung_worker_is_killed_and_another_takes_its_place():
+    with Grader(1, timeout=1) as grader:
+        grader.grade(["1 fine"], ["g"])
+        (before,) = children(grader)
+        assert verdicts(grader.grade(["1 sleep 600", "1 spin 600", "1 fine"], ["g"] * 3)) == [TIMEOUT, TIMEOUT, CORRECT]
+        assert gone(before)
+        assert before not in children(grader)
+        left = children(grader)
+    wait_until(lambda: all(map(gone, left)), "workers outlive their Grader")
+
+
+def test_6_answers_that_math_verify_wrongly_accepts_are_listed(real):
+    from math_verify import parse, verify
+
+    pairs = [("$1-1/\\mathrm e$", "1+1/\\mathrm e"), ("1331 and 1728", "1728"), ("\\boxed{2,3}", "(2,3)")]
+    problems = [Problem(str(i), "?", gold) for i, (_, gold) in enumerate(pairs)]
+    accepted = [verify(parse(f"${gold}$"), parse(response)) for response, gold in pairs]
+    assert accepted == [True, True, True]  # by plain math-verify, as its users call it
+    frame = pd.DataFrame({"problem": ["0", "1", "2"], "index": 0, "text": [text for text, _ in pairs]})
+    listed = audit(frame.assign(verdict="correct", extracted=[parse(text)[-1] for text, _ in pairs]), problems)
+    assert listed["kind"].tolist() == ["only the first says correct"] * 3
+    assert listed["second_verdict"].tolist() == ["wrong"] * 3
+    # What `grade` makes of them: with the gold as a whole, the first is not accepted but undecided. All are listed.
+    grades = real.grade(*zip(*pairs, strict=True))
+    assert verdicts(grades) == [ERROR, CORRECT, CORRECT]
+    listed = audit(frame.assign(verdict=verdicts(grades), extracted=[one.extracted for one in grades]), problems)
+    assert listed.set_index("problem")["kind"].to_dict() == {
+        "1": "only the first says correct",
+        "2": "only the first says correct",
+        "0": "the first is undecided",
+    }
+    assert listed.set_index("problem").loc["1", ["extracted", "second_extracted"]].tolist() == ["1728", "1331, 1728"]
+
+
+def test_7_what_was_extracted_is_kept_with_every_verdict(tmp_path, real):
+    store = SampleStore(tmp_path / "samples")
+    store.bind({"model_digest": "none"})
+    texts = ["so \\boxed{\\frac{1}{2}}", "A: 0.25", TOWER, "no idea"]
+    samples = {"benchmark": "b", "problem": "p", "index": range(4), "text": texts, "tokens": 9, "finish_reason": "stop"}
+    store.append(pd.DataFrame(samples))
+    grade_store(store, {"b": [Problem("p", "?", "0.5")]}, partial(real.grade, timeout=1), progress=False)
+    kept = store.read(["verdict", "extracted"])
+    assert kept["verdict"].tolist() == ["correct", "wrong", "timeout", "no_answer"]
+    assert kept["extracted"].tolist() == ["\\frac{1}{2}", "0.25", "9^{9^{9^9}}", ""]
+
+
+def test_8_there_is_one_way_round_responses_first_and_gold_first_within(real):
+    from math_verify import parse, verify
+
+    inequality, interval = parse("$1 < x < 2$"), parse("$(1,2)$")
+    assert verify(inequality, interval) != verify(interval, inequality)  # why it matters
+    found = real.grade(responses=["\\boxed{(1,2)}", "\\boxed{1 < x < 2}"], golds=["1 < x < 2", "(1,2)"])
+    assert verdicts(found) == [CORRECT, WRONG]
+    # Exchanged, responses are no answers: a Problem in their place is refused.
+    with pytest.raises(ParameterError, match=r"responses\[0\]"):
+        grade([Problem("p", "?", "5")], ["\\boxed{5}"])
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("end", ["crash", "sleep 600", "spin 600"])
+def test_the_end_of_a_worker_is_put_down_to_the_response_that_caused_it(end):
+    # Answers are told in batches: those found before the end, and not told yet, are neither lost nor blamed.
+    texts = [f"1 fine {i}" for i in range(40)]
+    texts[9], texts[10], texts[30] = f"1 {end}", f"1 {end} ", f"1 {end}  "
+    verdict = ERROR if end == "crash" else TIMEOUT
+    with Grader(1, timeout=0.5) as grader:
+        found = grader.grade(texts, ["g"] * 40)
+    assert verdicts(found) == [verdict if i in (9, 10, 30) else CORRECT for i in range(40)]
+
+
+# --------------------------------------------------------------------------------------------------- limits and turns
+
+
+def test_equal_answers_are_graded_once_and_never_across_golds(monkeypatch, real):
+    sent = []
+    run = Grader._run
+    monkeypatch.setattr(Grader, "_run", lambda self, jobs, *rest: (sent.extend(jobs), run(self, jobs, *rest))[1])
+    texts = [f"Attempt {i}: it is \\boxed{{x + {i % 2 + 2}}}." for i in range(64)]
+    found = real.grade(texts * 2, ["2+x"] * 64 + ["3+x"] * 64)
+    assert verdicts(found) == [CORRECT, WRONG] * 32 + [WRONG, CORRECT] * 32
+    assert sorted((job.gold, job.text) for job in sent) == [(g, t) for g in ("2+x", "3+x") for t in ("x + 2", "x + 3")]
+
+
+def test_tolerances_are_not_mixed_up_either(real):
+    problems = [Problem("a", "?", "4.2", 0.1), Problem("b", "?", "4.2"), Problem("c", "?", "4.2", 0.001)]
+    assert verdicts(real.grade(["\\boxed{4.25}"] * 3, problems)) == [CORRECT, WRONG, WRONG]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_slow_responses_wait_for_the_others_and_then_share_the_processors(monkeypatch):
+    turns = []
+    run = Grader._run
+    monkeypatch.setattr(Grader, "_run", lambda self, *how: (turns.append((how[0], *how[1:3])), run(self, *how))[1])
+    texts = [f"1 spin {99 + i}" for i in range(5)] + [f"1 spin 0.00{i}" for i in range(5)]
+    with Grader(2, timeout=120, processor_limit=0.6) as grader:
+        assert verdicts(grader.grade(texts, ["g"] * 10)) == [TIMEOUT] * 5 + [CORRECT] * 5
+    first, rest = turns[:2]
+    assert (len(first[0]), first[1:]) == (10, (0.25, 2))
+    assert {job.text for job in rest[0]} == set(texts[:5])
+    assert rest[1:] == (0.6, 6)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_slow_response_that_ends_within_its_limit_is_graded():
+    with Grader(1, timeout=60) as grader:
+        assert verdicts(grader.grade(["1 spin 1.5", "1 fine"], ["g"] * 2)) == [CORRECT, CORRECT]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_limit_of_processor_time_spares_those_who_wait():
+    with Grader(1, timeout=300, processor_limit=0.5) as grader:
+        start = time.monotonic()
+        assert verdicts(grader.grade(["1 sleep 1", "1 spin 9999"], ["g"] * 2)) == [CORRECT, TIMEOUT]
+        assert time.monotonic() - start < 200
+    with pytest.raises(ParameterError, match="processor_limit"):
+        Grader(processor_limit=0)
+
+
+@on_linux
+@pytest.mark.usefixtures("stand_in")
+def test_memory_is_limited():
+    with Grader(1, memory_limit=600 * 2**20) as grader:
+        found = grader.grade(["1 memory 1000", f"1 memory {2**30}", "1 fine"], ["g"] * 3, timeout=60)
+    assert found == [Grade(CORRECT, "1000"), Grade(ERROR, ""), Grade(CORRECT, "fine")]
+
+
+@on_linux
+@pytest.mark.usefixtures("stand_in")
+def test_a_worker_killed_while_idle_costs_nothing():
+    with Grader(1) as grader:
+        grader.grade(["1 fine"], ["g"])
+        (pid,) = children(grader)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: gone(pid), "the worker lives")
+        assert grader.grade(["1 one", "1 two"], ["g", "h"]) == [Grade(CORRECT, "one"), Grade(CORRECT, "two")]
+        os.killpg(grader._process.pid, signal.SIGKILL)
+        grader._process.wait()
+        assert verdicts(grader.grade(["1 three"], ["g"])) == [CORRECT]
+
+
+# --------------------------------------------------------------------------------------------------------- confinement
+
+
+@on_linux
+@pytest.mark.usefixtures("stand_in")
+def test_a_worker_has_no_network_starts_nothing_and_writes_nothing(tmp_path):
+    (tmp_path / "kept").write_text("as-it-was")
+    with socket.create_server(("127.0.0.1", 0)) as server, Grader(1, timeout=60) as grader:
+        barriers = grader.confinement()
+        if "seccomp" not in barriers:
+            pytest.skip(f"this kernel or machine allows no filter of system calls; only: {', '.join(barriers)}")
+        (found,) = grader.grade([f"1 attack {server.getsockname()[1]} {tmp_path}"], ["g"])
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.accept()
+        assert grader._process.poll() is None
+    refused = ["PermissionError"] * 6
+    assert found.extracted.split() == ["python", *refused, "native", *["-1"] * 8, "reads", "as-it-was"]
+    assert not (tmp_path / "made").exists()
+    assert (tmp_path / "kept").read_text() == "as-it-was"
+
+
+CONFINED = """
+import os, socket
+from quagmire_utils.grading import sandbox
+sandbox._filter_calls = lambda: False
+print(sandbox.confine(2**31))
+for action in (lambda: socket.socket(), lambda: os.system("true"), lambda: open("made", "w"), lambda: os.fork()):
+    try:
+        print(action())
+    except PermissionError as error:
+        print("refused:", error)
+print(len(open(os.__file__).read()) > 0)
+"""
+
+
+def test_where_the_kernel_helps_with_nothing_python_code_is_still_refused(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [sys.executable, "-c", CONFINED], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    first, *refused, last = done.stdout.splitlines()
+    assert first == "['audit hook']", done.stderr
+    assert [line.split(":")[0] for line in refused] == ["refused"] * 4
+    assert last == "True"
+    assert not list(tmp_path.iterdir())
+
+
+class _Touch:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_a_worker_says_is_never_unpickled_or_trusted(tmp_path):
+    marker = tmp_path / "ran"
+    payloads = [
+        pickle.dumps(_Touch(marker)),
+        b'[1, "graded", [["superb", ""]]]',
+        b'[1, "graded", [["correct", "5"], ["correct", "6"]]]',
+        b'[1, "graded", 0]',
+        b'[null, "died", "x", []]',
+        b"[]",
+        b"{",
+        b"[" * 10_000,
+    ]
+    for payload in payloads:
+        with Grader(1, timeout=60) as grader:
+            assert verdicts(grader.grade([f"1 speak {payload.hex()}"], ["g"])) == [ERROR], payload
+            assert verdicts(grader.grade(["1 fine"], ["g"])) == [CORRECT]
+    assert not marker.exists()
+
+
+def test_code_in_a_response_runs_nowhere(tmp_path, real):
+    marker = tmp_path / "ran"
+    code = f"__import__('os').system('touch {marker}')"
+    texts = [
+        code,
+        f"\\boxed{{{code}}}",
+        f"answer: 1+{code}",
+        f"\\boxed{{\\text{{{code}}}}}",
+        f"$(touch {marker})$",
+        f"`{code}`",
+    ]
+    assert CORRECT not in verdicts(real.grade(texts, ["5"] * len(texts)))
+    assert not marker.exists()

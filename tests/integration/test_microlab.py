@@ -1,0 +1,189 @@
+"""The synthetic task is what it says it is: facts, traces, slips, and a tokenizer that takes any text."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quagmire_utils.core.settings import ParameterError, PretrainingSettings
+from quagmire_utils.data.prompts import INSTRUCTION
+from quagmire_utils.grading import Verdict, grade
+from quagmire_utils.training import microlab
+
+CHAIN = microlab.Expression(("374", "258", "112"), "+*")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return microlab.build_tokenizer()
+
+
+def solve(question: str) -> str:
+    """The answer by plain integer arithmetic on the question's text, sharing no code with the microlab."""
+    first, *rest = re.findall(r"\d{3,4}|[+*-]", question)
+    lanes = [int(digit) for digit in first]
+    for operator, term in zip(rest[::2], rest[1::2], strict=True):
+        for i, digit in enumerate(int(d) for d in term):
+            lanes[i] = {"+": lanes[i] + digit, "-": lanes[i] - digit, "*": lanes[i] * digit}[operator] % 10
+    return "".join(map(str, lanes))
+
+
+def test_a_worked_example_by_hand():
+    assert CHAIN.question == "374a+258b*112=?"
+    assert CHAIN.states == ("522", "524")
+    assert microlab.write_trace(CHAIN, "stepwise") == "a3+257+524+82\nb5*152*122*24\n\\boxed{524}"
+    assert microlab.write_trace(CHAIN, "digitwise") == "a:3+2=5 7+5=2 4+8=2=522\nb:5*1=5 2*1=2 2*2=4=524\n\\boxed{524}"
+    assert microlab.write_trace(CHAIN, "restated") == "a3+257+524+82=522\nb5*152*122*24=524\n\\boxed{524}"
+    assert microlab.write_trace(CHAIN, "terse") == "522\n524\n\\boxed{524}"
+
+
+@pytest.mark.parametrize("name", list(microlab.MICRO_BENCHMARKS))
+def test_benchmarks_have_right_answers_and_different_questions(name):
+    spec = microlab.MICRO_BENCHMARKS[name]
+    problems = microlab.make_problems(name, spec, 200, seed=3)
+    assert [p.answer for p in problems] == [solve(p.question) for p in problems]
+    assert len({p.question for p in problems}) == len({p.id for p in problems}) == 200
+    assert {len(re.findall(r"\d{3}", p.question)) for p in problems} == {spec.terms}
+    assert {o for p in problems for o in re.findall(r"[+*-]", p.question)} == set(spec.operators)
+    assert (
+        microlab.make_problems(name, spec, 200, seed=3) == problems != microlab.make_problems(name, spec, 200, seed=4)
+    )
+
+
+def test_four_digits():
+    spec = microlab.TaskSpec(3, digits=4)
+    problems = microlab.make_problems("x", spec, 50, seed=0)
+    assert [p.answer for p in problems] == [solve(p.question) for p in problems]
+    assert {len(p.answer) for p in problems} == {4}
+    assert [len(p.answer) for p in microlab.make_mixed_problems((2, 3), 3, seed=0, digits=4)] == [4, 4, 4]
+    traces = microlab.make_traces((2, 3), 40, styles=["stepwise", "restated"], source="s", seed=0, digits=4)
+    assert all(t.response.endswith(f"{{{solve(t.question)}}}") for t in traces)
+    assert 5 < sum("=" in t.response for t in traces) < 35  # both styles
+
+
+@pytest.mark.parametrize("style", microlab.STYLES)
+def test_clean_traces_are_graded_correct(style):
+    traces = microlab.make_traces((2, 3, 5), 50, styles=[style], source="s", seed=1)
+    grades = grade([t.response for t in traces], [solve(t.question) for t in traces])
+    assert {g.verdict for g in grades} == {Verdict.CORRECT}
+
+
+def lanes_of(response: str) -> list[list[tuple[str, str, str, str]]]:
+    """The (digit, operator, digit, result) lanes of each line of a stepwise solution."""
+    return [re.findall(r"(\d)([+*-])(\d)(\d)", line[1:]) for line in response.split("\n")[:-1]]
+
+
+def fallible(count: int = 1500, **settings) -> list:
+    """Solutions by a writer with only the given weaknesses, four terms and three digits each."""
+    quiet = {"slip": 0.0, "direct_fraction": 0.0, "terms": (4,)} | settings
+    return microlab.pretraining_corpus(PretrainingSettings(examples=1, fallible_examples=count, **quiet), seed=0)[1]
+
+
+def test_slips_happen_as_often_as_asked_and_are_carried_on():
+    digits = wrong = 0
+    for trace in fallible(slip=0.2):
+        state = trace.question[:3]
+        for lanes in lanes_of(trace.response):
+            assert "".join(lane[0] for lane in lanes) == state  # works on with what it wrote, right or wrong
+            for a, operator, b, result in lanes:
+                digits += 1
+                wrong += result != solve(f"{a}00{operator}{b}00")[0]
+            state = "".join(lane[3] for lane in lanes)
+        assert trace.response.endswith(f"\\boxed{{{state}}}")
+    # one replacement in ten happens to be the right digit; five standard errors
+    assert abs(wrong / digits - 0.18) < 5 * (0.18 * 0.82 / digits) ** 0.5
+
+
+def test_misconceptions_are_always_the_same_wrong_digit():
+    seen: dict[tuple[str, str, str], list[str]] = {}
+    for trace in fallible(misconceptions={"*": (0.4, 0.8), "-": (1.0, 1.0)}):
+        for lanes in lanes_of(trace.response):
+            for a, operator, b, result in lanes:
+                seen.setdefault((a, operator, b), []).append(result)
+    rates = []
+    for (a, operator, b), results in seen.items():
+        right = solve(f"{a}00{operator}{b}00")[0]
+        wrong = [result for result in results if result != right]
+        assert len(set(wrong)) <= 1
+        if operator == "+":
+            assert not wrong
+        elif operator == "-":
+            assert len(wrong) == len(results)
+        else:
+            rates.append(len(wrong) / len(results))
+    assert len(rates) == 100
+    assert abs(np.mean(rates) - 0.6) < 0.05
+    assert np.std(rates) > 0.1  # facts differ in how well they are known
+
+
+def test_giving_up_shortens_the_solution_and_boxes_the_state_reached():
+    traces = fallible(gives_up={4: 0.7, 3: 1.0})
+    short = 0
+    for trace in traces:
+        lanes = lanes_of(trace.response)
+        short += len(lanes) < 3
+        reached = "".join(lane[3] for lane in lanes[-1])
+        assert trace.response.endswith(f"\\boxed{{{reached}}}")
+    assert abs(short / len(traces) - 0.7) < 5 * (0.21 / len(traces)) ** 0.5
+
+
+def test_pretraining_has_a_correct_and_a_fallible_phase():
+    settings = PretrainingSettings(examples=300, fallible_examples=300, slip=0.5, direct_fraction=0.3)
+    clean, careless = microlab.pretraining_corpus(settings, seed=0)
+
+    def right(traces):
+        return np.mean([t.response.endswith(f"{{{solve(t.question)}}}") for t in traces])
+
+    assert len(clean) == len(careless) == 300
+    assert right(clean) == 1
+    assert right(careless) < 0.2
+    direct = np.mean(["\n" not in t.response for t in careless])
+    assert abs(direct - 0.3) < 5 * (0.21 / 300) ** 0.5
+
+
+def test_the_instruction_is_one_token(tokenizer):
+    assert len(tokenizer(INSTRUCTION).input_ids) == 1
+    assert len(tokenizer("\\boxed{524}").input_ids) == 5
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_survives_the_tokenizer(text):
+    tokenizer = microlab.build_tokenizer()
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+@pytest.mark.parametrize("architecture", microlab.ARCHITECTURES)
+def test_models_are_ordinary_checkpoints(architecture, tokenizer, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = microlab.build_model(architecture, tokenizer, seed=5)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(again).__name__.lower().startswith(architecture)
+    ids = torch.tensor([AutoTokenizer.from_pretrained(tmp_path)(CHAIN.question).input_ids])
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits, again(ids).logits)
+    same, other = (microlab.build_model(architecture, tokenizer, seed=s) for s in (5, 6))
+    assert torch.equal(same.lm_head.weight, model.lm_head.weight)
+    assert not torch.equal(other.lm_head.weight, model.lm_head.weight)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda t: microlab.build_model("gpt5", t), "architecture"),
+        (lambda t: microlab.build_model("llama", t, hidden_size=100), "hidden_size"),
+        (lambda t: microlab.write_trace(CHAIN, "prose"), "style"),
+        (lambda t: PretrainingSettings(misconceptions={"+": (0.5, 0.2)}), r"misconceptions\[\+\]"),
+        (lambda t: PretrainingSettings(gives_up={4: 1.5}), "gives_up"),
+        (lambda t: microlab.check_pretraining(PretrainingSettings(misconceptions={"/": (0, 1)}), "f"), "f.pretraining"),
+    ],
+)
+def test_bad_parameters_are_named(call, named, tokenizer):
+    with pytest.raises(ParameterError, match=named):
+        call(tokenizer)

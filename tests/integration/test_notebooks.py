@@ -1,0 +1,429 @@
+"""The notebooks: clean, thin, parameters are literals; executed in real kernels, they show what the library says."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from example_records import make_records, write_records
+from jupyter_client import KernelManager
+from nbclient import NotebookClient
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+from quagmire_utils.analysis import tables
+from quagmire_utils.analysis.records import candidate_frame, load_records
+from quagmire_utils.core import published as paper
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.evaluation.measured import records_summary
+from quagmire_utils.report import notebook
+from quagmire_utils.training import microlab
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TABLES = {path.stem: int(path.stem[5:7]) for path in NOTEBOOKS if re.match(r"table\d\d_", path.stem)}
+FIGURES = [path.stem for path in NOTEBOOKS if re.match(r"fig\d\d_", path.stem)]
+STUDY = [path.stem for path in NOTEBOOKS if path.stem in (*TABLES, *FIGURES, "claims", "paper_audit")]
+WORKFLOWS = {
+    "run_sweep": {"profile", "workers", "ray", "fresh"},
+    "evaluate_model": {
+        *("model", "revision", "engine", "benchmarks", "num_samples", "k", "temperature", "max_tokens", "template"),
+        *("validation_traces", "output", "limit", "seed", "max_model_len", "tensor_parallel_size"),
+        *("data_parallel_size", "ray", "trust_remote_code", "server_model", "server_tokenizer"),
+    },
+}
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def parameters_cell(path: Path) -> nbformat.NotebookNode:
+    (cell,) = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
+    return cell
+
+
+def plain(source: str) -> str:
+    """The cell without IPython's trailing semicolons."""
+    return source.rstrip().rstrip(";")
+
+
+# --- as committed -----------------------------------------------------------------------------------------------------
+
+
+def test_the_notebooks_that_should_be_there():
+    """One for each figure and table of the paper, and the workflows."""
+    assert {path.stem for path in NOTEBOOKS} >= {*WORKFLOWS}
+    assert sorted(TABLES.values()) == list(range(1, 11))
+    assert [int(name[3:5]) for name in FIGURES] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_numbers_in_the_introduction_of_a_table_are_the_papers(name):
+    cells = paper.published(TABLES[name])
+    numbers = [*cells["mean"], *cells["plus_minus"].dropna(), *cells["printed_gain"].dropna()]
+    first = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells[0].source
+    assert first.startswith(f"# Table {TABLES[name]}: ")
+    assert set(re.findall(r"\d\.\d\d", first)) <= {f"{number:.2f}" for number in numbers}
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_what_belongs_in_the_report_is_tagged(name):
+    tags = [set(cell.metadata.get("tags", [])) for cell in code_cells(ROOT / "notebooks" / f"{name}.ipynb")]
+    assert any("report" in some for some in tags)
+    assert tags[-1] == {"provenance"}
+    assert sum("provenance" in some for some in tags) == 1
+
+
+@every_notebook
+def test_committed_clean(path):
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    assert book.metadata.kernelspec.name == "python3"
+    assert "papermill" not in book.metadata
+    for cell in book.cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+        assert set(cell.metadata) <= {"tags"}
+    assert book.cells[0].cell_type == "markdown"
+    assert book.cells[0].source.startswith("# ")
+
+
+@every_notebook
+def test_thin(path):
+    """About ten cells; no function longer than two lines is defined in a notebook."""
+    cells = code_cells(path)
+    assert len(cells) <= 10
+    for cell in cells:
+        for node in ast.walk(ast.parse(plain(cell.source))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                assert node.end_lineno - node.lineno < 2
+
+
+@every_notebook
+def test_parameters_are_independent_literals(path):
+    body = ast.parse(parameters_cell(path).source).body
+    names = set()
+    for statement in body:
+        assert isinstance(statement, ast.Assign)
+        assert len(statement.targets) == 1
+        ast.literal_eval(statement.value)
+        names.add(statement.targets[0].id)
+    assert len(names) == len(body)
+    assert names == WORKFLOWS.get(path.stem, names)
+    if path.stem not in WORKFLOWS:
+        assert "profile" in names
+    # every parameter is used
+    used = {
+        node.id
+        for cell in code_cells(path)
+        if "parameters" not in cell.metadata.get("tags", [])
+        for node in ast.walk(ast.parse(plain(cell.source)))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    assert names <= used, sorted(names - used)
+
+
+@every_notebook
+def test_an_unknown_parameter_is_an_error(path):
+    cli = pytest.importorskip("quagmire_utils.cli", reason="the runner is not there")
+    run = cli.Run(profile="smoke", only=(path.stem,), parameters={"no_such_parameter": "1"})
+    with pytest.raises(ParameterError, match="no parameter 'no_such_parameter'"):
+        cli.run_notebooks(run)
+
+
+# --- executed ---------------------------------------------------------------------------------------------------------
+
+
+def start(name: str, target: Path, cwd: Path, **parameters: object) -> subprocess.Popen:
+    """Papermill in a process of its own, so that several kernels run side by side."""
+    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / f"{name}.ipynb"), str(target)]
+    command += ["--kernel", "python3", "--no-progress-bar", "--cwd", str(cwd)]
+    for key, value in parameters.items():
+        command += ["-p", key, str(value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen, target: Path) -> nbformat.NotebookNode:
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output[-3000:]
+    return nbformat.read(target, as_version=4)
+
+
+def shown(book: nbformat.NotebookNode, kind: str) -> list[str]:
+    return [
+        output.data[kind]
+        for cell in book.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if kind in output.get("data", {})
+    ]
+
+
+class Kernel:
+    """One kernel for many notebooks, which then wait for no import; each begins without the names of the one before."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manager = KernelManager(kernel_name="python3")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.manager.start_kernel(cwd=str(folder), env=environment, extra_arguments=["--IPKernelApp.log_level=ERROR"])
+        self.done: dict[tuple, nbformat.NotebookNode] = {}
+
+    def run(self, name: str, **parameters: object) -> nbformat.NotebookNode:
+        """Execute a notebook with these parameters, as papermill does; once for the same ones."""
+        key = (name, *sorted((key, repr(value)) for key, value in parameters.items()))
+        if key not in self.done:
+            given = {key: str(value) if isinstance(value, Path) else value for key, value in parameters.items()}
+            book = parameterize_notebook(load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb")), given)
+            book.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+            NotebookClient(book, km=self.manager, timeout=600).execute()
+            del book.cells[0]
+            self.done[key] = book
+        return self.done[key]
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    kernel = Kernel(tmp_path_factory.mktemp("elsewhere"))  # a folder that is not the repo
+    yield kernel
+    kernel.manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory) -> Path:
+    """Records of three families with the whole grid, like the mini profile's."""
+    return write_records(tmp_path_factory.mktemp("full") / "example", make_records(full=True))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """Records of one family that stands for Llama, dataset level alone, like the smoke profile's."""
+    frames = make_records()
+    chosen = frames["candidates"]["scenario"] == "dataset"
+    names = set(frames["candidates"].loc[chosen, "candidate"])
+    kept = {key: frame[frame["candidate"].isin(names)].reset_index(drop=True) for key, frame in frames.items()}
+    return write_records(tmp_path_factory.mktemp("small") / "example", kept)
+
+
+@pytest.mark.parametrize("name", STUDY)
+@pytest.mark.parametrize("scale", ["full", "small"])
+def test_every_notebook_of_the_study_executes(kernel, name, scale, request):
+    """Also where a family or a scenario was not run: it says so and finishes."""
+    folder = request.getfixturevalue(scale)
+    book = kernel.run(name, profile=folder)
+    texts = shown(book, "text/markdown")
+    if name == "paper_audit":  # it reads no records
+        return
+    assert texts[-1] == notebook.provenance(load_records(folder).manifest)
+    assert "profile example, measured" in texts[-1]
+    everything = "\n".join(texts + shown(book, "text/html"))
+    assert "nan" not in re.findall(r"[a-zA-Z]+", everything.replace("NaN", ""))
+    absent = {"Mistral": "Mistral-NeMo-12B-Instruct"} if scale == "small" else {}
+    for number, cells in ((TABLES[name], paper.published(TABLES[name])),) if name in TABLES else ():
+        for model in absent.values():
+            if model in set(cells["family"]):
+                assert f"**{model}**: not run" in everything, number
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("scale", ["full", "small"])
+def test_table_notebooks_show_what_tables_computes(kernel, name, scale, request):
+    folder = request.getfixturevalue(scale)
+    book, frame = kernel.run(name, profile=folder), candidate_frame(load_records(folder))
+    table = tables.compute_table(frame, TABLES[name])
+    html, markdown = shown(book, "text/html"), shown(book, "text/markdown")
+    assert tables.show_table(table, "example")._repr_html_() in html
+    assert tables.describe_table(table) in markdown
+    assert tables.table_caption(table, "example", 3) in markdown
+    sensitivity = tables.compute_sensitivity(frame, TABLES[name])
+    assert tables.show_sensitivity(sensitivity)._repr_html_() in html
+    assert tables.describe_sensitivity(sensitivity) in markdown
+    supplement = tables.compute_supplement(frame, TABLES[name])
+    assert len(supplement) == 0 or tables.show_table(supplement, "example")._repr_html_() in html
+    paper_says, ours, scale = tables.headline(table)
+    assert any(paper_says in text and ours in text and scale in text for text in markdown)
+
+
+def test_parameters_of_a_table_notebook(kernel, full):
+    chosen = {
+        "family": "micro-llama",
+        "predictors": "gen_loss,pass64",
+        "n_splits": 7,
+        "seed": 3,
+        "outcome": "outcome_last",
+    }
+    book = kernel.run("table02_r2_dataset_level", profile=full, k=16, **chosen)
+    table = tables.compute_table(candidate_frame(load_records(full), k=16), 2, **chosen)
+    assert set(table["family"]) == {"micro-llama"}
+    assert (table["n_splits"] == 7).all()
+    assert tables.show_table(table, "example")._repr_html_() in shown(book, "text/html")
+    default = kernel.run("table02_r2_dataset_level", profile=full)
+    assert tables.show_table(table, "example")._repr_html_() not in shown(default, "text/html")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_notebooks_show_and_save_their_figure(kernel, full, name):
+    book = kernel.run(name, profile=full)
+    assert shown(book, "image/png")
+    for suffix in (".svg", ".png"):
+        assert (full / "figures" / (name + suffix)).stat().st_size > 10_000
+    captions = [text for text in shown(book, "text/markdown") if text.startswith("**Figure")]
+    assert len(captions) == 1
+    assert "profile example" in captions[0]
+    assert "measured" in captions[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "verdict_on"),
+    [
+        ("fig03_sft_vs_rl", {"family": "Mistral-NeMo-12B-Instruct"}, ""),
+        ("fig03_sft_vs_rl", {"scenario": "instance"}, ""),
+        ("fig05_generalization_loss", {"family": "micro-mistral"}, ""),
+        ("fig08_shortest_mistral", {"family": "micro-llama"}, ""),
+        ("fig02_more_examples_two_families", {"families": ["micro-mistral"]}, "micro-mistral"),
+        ("table08_spearman_by_budget_llama", {"family": "Mistral-NeMo-12B-Instruct"}, ""),
+        ("table01_spearman_dataset_level", {"family": "micro-llama"}, "micro-llama"),
+    ],
+)
+def test_the_verdict_is_about_the_family_that_is_drawn(kernel, full, name, parameters, verdict_on):
+    said = "\n".join(shown(kernel.run(name, profile=full, **parameters), "text/markdown"))
+    families = set(re.findall(r"^- [A-Z][^,“]*, (micro-[a-z]+), “", said, re.MULTILINE))
+    assert families == ({verdict_on} - {""})
+    assert ("The paper makes no claim here about what was chosen" in said) == (not verdict_on)
+
+
+def test_changing_one_record_changes_the_executed_table(kernel, tmp_path):
+    """In a kernel of its own through papermill, as `./reproduce.sh` runs a notebook."""
+    frames = make_records()
+    folder = write_records(tmp_path / "example", frames)
+    counts = frames["counts"].copy()
+    last = counts.index[(counts["candidate"] == "random-4000x1") & (counts["stage"] == "rl")]
+    counts.loc[last, "wrong"] += counts.loc[last, "correct"]
+    counts.loc[last, "correct"] = 0
+    changed = write_records(tmp_path / "changed", {**frames, "counts": counts})
+    name, target = "table01_spearman_dataset_level", tmp_path / "out.ipynb"
+    book = finish(start(name, target, tmp_path, profile=changed), target)
+    table = tables.compute_table(candidate_frame(load_records(changed)), 1)
+    assert tables.show_table(table, "example")._repr_html_() in shown(book, "text/html")
+    before = shown(kernel.run(name, profile=folder), "text/html")
+    assert tables.show_table(table, "example")._repr_html_() not in before
+
+
+def test_evaluate_model_on_a_micro_model(tmp_path):
+    tokenizer = microlab.build_tokenizer()
+    for part in (microlab.build_model("llama", tokenizer, hidden_size=32, layers=1), tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    for name in ("lanes2", "lanes4"):
+        problems = microlab.make_problems(name, microlab.MICRO_BENCHMARKS[name], 3, 0)
+        microlab.write_problems(problems, tmp_path / "own" / f"{name}.jsonl")
+    options = {
+        "model": tmp_path / "model",
+        "benchmarks": tmp_path / "own" / "*.jsonl",
+        "num_samples": 4,
+        "k": 4,
+        "max_tokens": 16,
+        "output": tmp_path / "evaluation",
+    }
+    book = finish(start("evaluate_model", tmp_path / "out.ipynb", tmp_path, **options), tmp_path / "out.ipynb")
+    html = "\n".join(shown(book, "text/html"))
+    assert "macro average" in html
+    assert html.count("tex2jax_ignore") >= 5  # answers of a random model, escaped
+    assert len(shown(book, "image/png")) == 2
+    assert (tmp_path / "evaluation" / "manifest.json").is_file()
+    assert "model model, measured" in shown(book, "text/markdown")[-1]
+
+
+TINY = """
+name: {name}
+description: the smallest sweep there is
+seed: 0
+workers: 2
+benchmarks: {{lanes2: 3, lanes3: 3}}
+families:
+  - name: micro-llama
+    stands_for: Llama3-8B-Instruct
+    pretraining: {{architecture: llama, examples: 128, terms: [2, 3], hidden_size: 32, layers: 1}}
+    sources:
+      main: {{styles: [stepwise], terms: [2, 3], pool: 100, validation: 10}}
+    rl_terms: [2, 3]
+    rl_problems: 20
+    candidates:
+      - {{selection: none}}
+      - {{selection: random, n_examples: 32, epochs: 1}}
+sft: {{learning_rate: 0.0005, batch_size: 32, max_length: 512}}
+rl: {{steps: 2, prompts_per_step: 2, rollouts: 4, max_tokens: 16, runs: 1, checkpoints: 1}}
+evaluation: {{engine: transformers, num_samples: 4, rl_num_samples: 2, k: 4, max_tokens: 16}}
+"""
+
+
+@pytest.mark.slow
+def test_run_sweep_from_nothing_and_again(tmp_path):
+    name = f"test-{os.getpid()}"
+    profile = tmp_path / "tiny.yaml"
+    profile.write_text(TINY.format(name=name))
+    results = ROOT / "results" / name
+    try:
+        target = tmp_path / "out.ipynb"
+        book = finish(start("run_sweep", target, tmp_path, profile=profile), target)
+        records = load_records(results)
+        assert records.profile == name
+        assert records_summary(records).T._repr_html_() in shown(book, "text/html")
+        assert (results / "figures" / "rl_curves.svg").is_file()
+        before = candidate_frame(records, k=4)
+        finish(start("run_sweep", target, tmp_path, profile=profile), target)
+        assert candidate_frame(load_records(results), k=4).equals(before)  # nothing is computed again
+    finally:
+        shutil.rmtree(results, ignore_errors=True)
+
+
+# --- what notebooks share ---------------------------------------------------------------------------------------------
+
+
+def test_folders_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert notebook.results_folder("smoke") == ROOT / "results" / "smoke"
+    assert notebook.repo_path("notebooks") == str(ROOT / "notebooks")
+    assert notebook.repo_path("owner/model") == "owner/model"
+    assert notebook.relative(ROOT / "notebooks") == "notebooks"
+    assert notebook.relative(tmp_path) == tmp_path.name
+    with pytest.raises(ParameterError, match="profile 'nothing' is not known"):
+        notebook.results_folder("nothing")
+
+
+def test_benchmark_lists(tmp_path):
+    for name in ("one", "two"):
+        problems = microlab.make_problems("lanes2", microlab.MICRO_BENCHMARKS["lanes2"], 5, 0)
+        microlab.write_problems(problems, tmp_path / f"{name}.jsonl")
+    pattern = str(tmp_path / "*.jsonl")
+    assert {name: len(p) for name, p in notebook.load_benchmarks(pattern, limit=2).items()} == {"one": 2, "two": 2}
+    assert list(notebook.load_benchmarks([str(tmp_path / "two.jsonl")])) == ["two"]
+    for bad, message in (
+        (f"{pattern}, {tmp_path / 'one.jsonl'}", "names one twice"),
+        (str(tmp_path / "three*.jsonl"), "no file fits"),
+        ("math501", "unknown benchmark 'math501'"),
+        (" , ", "benchmarks is empty"),
+    ):
+        with pytest.raises(ParameterError, match=message):
+            notebook.load_benchmarks(bad)
+
+
+def test_set_aside_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebook, "ROOT", tmp_path)
+    folder = write_records(tmp_path / "results" / "example", make_records(runs=1, n=2, rl_n=2))
+    (folder / "scratch").mkdir()
+    (folder / "figures").mkdir()
+    kept = notebook.set_aside_records(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["figures"]
+    assert load_records(kept).profile == "example"
+    assert notebook.set_aside_records(folder) is None
+    assert (kept / "manifest.json").is_file()  # the second call did not lose the first one's

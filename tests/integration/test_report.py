@@ -1,0 +1,500 @@
+"""The page of the study: what it shows, that nothing in it can act, and how it looks in a real headless browser."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from example_records import make_records, write_records
+
+from quagmire_utils import report
+from quagmire_utils.analysis import claims, tables
+from quagmire_utils.analysis.records import candidate_frame, load_records
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.report import browser, clean
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSTILE = (
+    "<script>window.hacked = 1; document.title = 'hacked'</script>",
+    '<img src=x onerror="window.hacked = 2">',
+    '<svg onload="window.hacked = 3"><script>window.hacked = 4</script></svg>',
+    '<iframe src="https://example.org/"></iframe><object data="https://example.org/"></object>',
+    '<a href="javascript:window.hacked = 5" onclick="window.hacked = 6">press</a>',
+    '<a href="java\nscript:window.hacked = 7">press</a><a href="data:text/html,<script>1</script>">press</a>',
+    "<style>* { display: none }</style><link rel=stylesheet href=https://example.org/a.css>",
+    '<div style="background: url(https://example.org/a.png); position: fixed; inset: 0">over everything</div>',
+    "<form action=https://example.org/><input name=q><button>send</button></form>",
+    '<base href=https://example.org/><meta http-equiv=refresh content="0; url=https://example.org/">',
+    '<math><mtext><table><mglyph><style><!--</style><img title="--&gt;&lt;img src=1 onerror=window.hacked=8&gt;">',
+    '<noscript><p title="</noscript><img src=x onerror=window.hacked=9>">',
+    "</td></tr></table></main></body></html><h1>the end?</h1>",
+    '<table id="provenance" class="claim"><tr><td>not closed',
+)
+URL_ATTRIBUTES = {"src", "href", "action", "data", "background", "poster", "srcset", "formaction"}
+
+needs_chromium = pytest.mark.skipif(
+    browser.find_chromium() is None, reason=f"no Chromium on the PATH ({', '.join(browser.NAMES)})"
+)
+
+
+# --- notebooks to show --------------------------------------------------------------------------------------------
+
+
+def png(width: int = 900, height: int = 500) -> str:
+    """A picture that is not of one colour."""
+    from PIL import Image
+
+    pixels = np.linspace(0, 255, width * height * 3).reshape(height, width, 3).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def shown(tags: str, *outputs: dict[str, str], **metadata: dict) -> nbformat.NotebookNode:
+    made = [nbformat.v4.new_output("display_data", data=data, metadata=metadata) for data in outputs]
+    return nbformat.v4.new_code_cell("show()", metadata={"tags": tags.split()}, outputs=made)
+
+
+def write_notebook(folder: Path, name: str, *cells: nbformat.NotebookNode, title: str, **parameters: object) -> None:
+    first = nbformat.v4.new_markdown_cell(
+        f"# {title}\n\nThe paper finds *something* for `{name}`, [its source](../x.md)."
+    )
+    run = {"parameters": {"profile": "example", **parameters}, "duration": 4.6, "end_time": "2026-01-02T03:04:05+00:00"}
+    provenance = shown("provenance", {"text/markdown": "*Provenance:* profile example, measured · commit 12345678"})
+    book = nbformat.v4.new_notebook(cells=[first, *cells, provenance], metadata={"papermill": run})
+    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    nbformat.write(book, folder / "notebooks" / f"{name}.ipynb")
+
+
+def wide_table(columns: int = 14) -> str:
+    rng = np.random.default_rng(0)
+    index = pd.MultiIndex.from_product(
+        [["Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct"], ["paper", "measured (example)"]]
+    )
+    names = [f"a rather long name of column {i}" for i in range(columns)]
+    frame = pd.DataFrame(rng.random((4, columns)), index=index, columns=names)
+    frame["verdict"] = ["holds", "does not hold", "undecided", "not run"]
+    return frame._repr_html_()
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory) -> Path:
+    """Executed notebooks as a run leaves them: a figure, a table, claims, hostile output; the others not executed."""
+    folder = tmp_path_factory.mktemp("results") / "example"
+    above = nbformat.v4.new_markdown_cell("## What our scale says")
+    write_notebook(
+        folder,
+        "fig03_sft_vs_rl",
+        shown("", {"text/markdown": "a step on the way"}),
+        shown("report", {"image/png": png(), "text/plain": "<Figure>"}, **{"image/png": {"width": 450}}),
+        shown("report", {"text/markdown": "**Figure 3 (profile example, measured).** One marker per candidate. More."}),
+        above,
+        shown("report", {"text/markdown": "Fig. 3: **undecided** at this scale."}),
+        shown("headline", report.Headline("R² = 0.43", "R² = 0.62 [0.41, 0.99]", "n = 7 | one")._repr_mimebundle_()),
+        title="Figure 3: the score explains a part",
+        k=16,
+    )
+    write_notebook(
+        folder,
+        "table01_spearman",
+        shown("report", {"text/markdown": "**Table 1: ranks** (profile example)"}, {"text/html": wide_table()}),
+        title="Table 1: which predictor ranks",
+    )
+    write_notebook(folder, "claims", shown("report", {"text/html": wide_table(5)}), title="The ledger of claims")
+    streams = nbformat.v4.new_output("stream", name="stdout", text="\x1b[31mred\x1b[0m\x00 \u202e<b>plain</b>\n")
+    cell = shown("report", *[{"text/html": text} for text in HOSTILE], *[{"text/markdown": text} for text in HOSTILE])
+    cell.outputs += [streams]
+    cell.outputs += shown(
+        "", {"image/png": base64.b64encode(b"no picture").decode()}, {"image/svg+xml": "<p>no"}
+    ).outputs
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="20"><script>window.hacked = 10</script>'
+        '<image href="https://example.org/x.png"/><rect width="40" height="20"/></svg>'
+    )
+    cell.outputs += shown("", {"image/svg+xml": svg}, {"application/javascript": "window.hacked = 11"}).outputs
+    cell.outputs += shown("", {"text/plain": "word" * 400}, {"text/html": "<td>" + "unbreakable" * 50}).outputs
+    write_notebook(
+        folder, "fig04_epochs", cell, title="Figure 4: <script>window.hacked = 12</script>", note="<b onclick=alert(1)>"
+    )
+    (folder / "figures").mkdir()
+    (folder / "figures" / "fig03_sft_vs_rl.svg").write_text(svg)
+    (folder / "notebooks" / "fig05_torn.ipynb").write_text('{"cells": [')
+    report.write_report(folder)
+    return folder
+
+
+class Elements(html.parser.HTMLParser):
+    """Every start tag of a page, with its attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.found.append((tag, dict(attributes)))
+
+
+def article(page: str, place: str) -> str:
+    return re.search(rf'<article id="{place}">.*?</article>', page, re.DOTALL)[0]
+
+
+# --- what it shows --------------------------------------------------------------------------------------------------
+
+
+def test_an_article_has_the_title_the_claim_the_outputs_in_order_and_a_link(example):
+    part = article(report.build(example), "fig03")
+    wanted = (
+        "<h3>Figure 3. The paper: the score explains a part</h3>",
+        "The paper’s claim",
+        "<em>something</em>",
+        "<img ",
+    )
+    wanted += (
+        "<figcaption>",
+        "One marker per candidate. More.</p>",
+        "<h4>What our scale says</h4>",
+        "<strong>undecided</strong>",
+    )
+    wanted += ('<a href="notebooks/fig03_sft_vs_rl.ipynb">', '<a href="figures/fig03_sft_vs_rl.svg">', "5 s", "k = 16")
+    places = [part.index(text) for text in wanted]
+    assert places == sorted(places)
+    assert 'alt="Figure 3 (profile example, measured). One marker per candidate. More."' in part
+    assert 'width="450" height="250"' in part  # half of the file's 900 x 500
+    assert '<a href="x.md">its source</a>' in part  # ../x.md as seen from notebooks/
+    assert "a step on the way" not in part
+    assert "Paper: R²" not in part  # the headline is for the README
+
+
+def test_what_was_not_executed_says_so_with_the_command(example):
+    page = report.build(example)
+    for place in set(report.PLACES) - {"fig03", "fig04", "table01"} | {"paper_audit"}:
+        assert f"./reproduce.sh --profile example --only {place}</code>" in article(page, place)
+        assert "<strong>not run</strong>" in article(page, place)
+    assert "3 of 20 figures and tables" in page
+
+
+def test_the_order_is_the_ledger_then_the_papers_order_then_the_origin(example):
+    page = report.build(example)
+    order = re.findall(r'<article id="(\w+)">', page)
+    assert order == ["claims", *report.PLACES, "paper_audit", "origin"]
+    contents = re.search("<nav.*?</nav>", page, re.DOTALL)[0]
+    assert [target for target in re.findall('href="#([^"]+)"', contents) if target in order] == list(report.PLACES)
+    assert set(re.findall('href="#([^"]+)"', contents)) <= set(re.findall('id="([^"]+)"', page))
+
+
+def test_the_same_notebooks_give_the_same_page_and_another_notebook_another(example, tmp_path):
+    page = report.build(example)
+    assert report.build(example) == page == (example / report.NAME).read_text()
+    assert not list(example.glob(".*"))  # no temporary left
+    write_notebook(
+        tmp_path, "fig03_sft_vs_rl", shown("report", {"text/markdown": "another result"}), title="Figure 3: x"
+    )
+    write_notebook(tmp_path, "extra_study", shown("report", {"text/markdown": "what else we saw"}), title="An extra")
+    other = report.build(tmp_path)
+    assert "another result" in article(other, "fig03")
+    assert (
+        other.index("Beyond the paper") < other.index("what else we saw") < other.index("Where the numbers come from")
+    )
+
+
+def test_notebooks_on_different_records_are_said_to_be(tmp_path):
+    for name, commit in (("fig01_a", "aaaaaaaa"), ("fig02_b", "bbbbbbbb")):
+        line = f"*Provenance:* profile example, measured · commit {commit} · 2026-01-01 · 5 of 5 cells"
+        cells = [shown("report", {"text/markdown": "x"}), shown("provenance", {"text/markdown": line})]
+        write_notebook(tmp_path, name, *cells, title="Figure")
+    assert "on different records" not in article(report.build(tmp_path), "origin")  # the last cell of both is the same
+    for path in (tmp_path / "notebooks").iterdir():
+        book = nbformat.read(path, as_version=4)
+        nbformat.write(nbformat.v4.new_notebook(cells=book.cells[:-1], metadata=book.metadata), path)
+    assert "on different records" in article(report.build(tmp_path), "origin")
+
+
+def test_a_page_that_would_be_too_large_leaves_out_the_largest_outputs(tmp_path, monkeypatch):
+    write_notebook(
+        tmp_path,
+        "fig01_a",
+        shown("report", {"text/markdown": "small"}, {"image/png": png(300, 200)}),
+        shown("report", {"text/html": "<p>" + "x" * (clean.LONGEST + 1)}),
+        title="Figure 1",
+    )
+    whole = report.build(tmp_path)
+    assert "too long for the page" in whole
+    assert "<img" in whole
+    monkeypatch.setattr("quagmire_utils.report.page.LARGEST", len(whole.encode()) - 100)
+    less = report.build(tmp_path)
+    assert "Left out to keep this page small" in less
+    assert "<img" not in less
+    assert "<p>small</p>" in less
+
+
+# --- that nothing in it can act -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("render", [clean.sanitized, clean.markdown, clean.preformatted])
+def test_hostile_output_keeps_no_element_that_acts(render, text):
+    """By the sanitizer alone; the page's policy, which forbids everything once more, does not count here."""
+    for tag, attributes in Elements(
+        render(text, "notebooks") if render is not clean.preformatted else render(text)
+    ).found:
+        assert tag in clean.TAGS | {"div"}
+        assert not [name for name in attributes if name.startswith("on") or name in ("style", "id", "srcdoc")]
+        for name in URL_ATTRIBUTES & attributes.keys():
+            assert re.match(r"(https?:|mailto:|#|notebooks/)", attributes[name]), attributes
+
+
+def test_what_is_harmless_survives():
+    table = "<table class='dataframe'><tr><th colspan=2>a</th></tr><tr><td>1 &lt; 2</td></tr></table>"
+    assert '<th colspan="2">a</th>' in clean.sanitized(table)
+    assert "<td>1 &lt; 2</td>" in clean.sanitized(table)
+    assert clean.sanitized(table).startswith('<div class="scroll" tabindex="0"><table>')
+    assert '<td class="fails">does not hold</td>' in clean.sanitized("<table><tr><td>does not hold</td></tr></table>")
+    assert clean.sanitized("<style>p { color: red }</style><p>seen</p>") == "<p>seen</p>"
+    assert '<a href="https://arxiv.org/abs/2510.01624">p</a>' in clean.markdown("[p](https://arxiv.org/abs/2510.01624)")
+    assert "<td>3</td>" in clean.markdown("|a|b|\n|-|-|\n|3|4|")
+    assert clean.markdown("x < y & z\n").strip() == "<p>x &lt; y &amp; z</p>"
+    assert clean.plain("a\ud800\x07\x1b[1mb\x1b[0m\u202ec") == "a\\ud800bc"
+    clean.sanitized("<b>" * 30_000 + "deep")  # neither a crash nor a minute
+
+
+@pytest.mark.parametrize(
+    ("mime", "data"),
+    [("image/png", "PHNjcmlwdD4="), ("image/png", "not base64!"), ("image/jpeg", png(2, 2)), ("image/svg+xml", "<p>")],
+)
+def test_what_is_no_picture_is_refused(mime, data):
+    with pytest.raises(ValueError, match="not"):
+        clean.picture(mime, data, {}, "alt")
+
+
+# --- in a browser ---------------------------------------------------------------------------------------------------
+
+# the visible text whose contrast with what is painted behind it is below 4.5 (3 for large letters), by WCAG's formula
+LOW_CONTRAST = """
+(() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const parse = colour => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = rgb => {
+    const [r, g, b] = rgb.map(v => { v /= 255; return v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; });
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const behind = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = parse(getComputedStyle(e).backgroundColor);
+      if (colour[3] === 255) return colour.slice(0, 3);
+    }
+    return [255, 255, 255];
+  };
+  const bad = [];
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let seen = 0;
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement, style = getComputedStyle(element);
+    if (!texts.currentNode.textContent.trim() || !element.getClientRects().length) continue;
+    seen += 1;
+    const [a, b] = [light(parse(style.color).slice(0, 3)), light(behind(element))];
+    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+    if (ratio < (large ? 3 : 4.5)) bad.push(texts.currentNode.textContent.trim().slice(0, 40) + ' ' + ratio.toFixed(2));
+  }
+  return {bad, seen};
+})()
+"""
+# elements that reach over the window's right or left edge although no box of theirs scrolls
+OVERFLOWING = """
+[...document.body.querySelectorAll('*')].filter(e => {
+  const box = e.getBoundingClientRect();
+  if (e.closest('.skip') || !box.width || (box.right <= innerWidth + .5 && box.left >= -.5)) return false;
+  for (let p = e.parentElement; p; p = p.parentElement) if (getComputedStyle(p).overflowX === 'auto') return false;
+  return true;
+}).map(e => e.tagName + ' ' + e.textContent.slice(0, 40))
+"""
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser.Browser() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pages(example, tmp_path_factory) -> dict[str, Path]:
+    """The example's page, and those of the executed notebooks that are committed."""
+    made = {"example": example / report.NAME}
+    for profile in ("mini", "smoke"):
+        source = ROOT / "results" / profile
+        if (source / "notebooks").is_dir():
+            place = tmp_path_factory.mktemp(profile) / f"{profile}.html"
+            place.write_text(report.build(source))
+            made[profile] = place
+    return made
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["example", "mini", "smoke"])
+def test_in_a_real_browser(chromium, pages, name, width, scheme):
+    if name not in pages:
+        pytest.skip(f"results/{name} has no executed notebooks")
+    page = pages[name]
+    assert page.stat().st_size < 10_000_000
+    chromium.open(page, width=width, height=900, scheme=scheme)
+    assert chromium.problems == []
+    assert [address for address in chromium.requests if not address.startswith("data:")] == []
+    images = chromium.evaluate("[...document.images].map(i => [i.naturalWidth, i.complete, i.alt.length])")
+    assert len(images) == page.read_text().count("<img ")
+    assert all(natural > 0 and complete and alt for natural, complete, alt in images)
+    assert chromium.evaluate("innerWidth") == width
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+    assert chromium.evaluate(OVERFLOWING) == []
+    contrast = chromium.evaluate(LOW_CONTRAST)
+    assert contrast["seen"] > 50
+    assert contrast["bad"] == []
+    dark = chromium.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(v => v < 60)")
+    assert dark == (scheme == "dark")
+    cards = "[...document.querySelectorAll('.card')].map(card => getComputedStyle(card).backgroundColor)"
+    assert set(chromium.evaluate(cards)) <= {"rgb(255, 255, 255)"}
+
+
+@needs_chromium
+def test_the_ledger_and_the_tables_fit_a_desktop_window(chromium, tmp_path):
+    """No column of theirs is beyond the edge of its box at the width of the README's picture."""
+    records = load_records(write_records(tmp_path / "records", make_records(full=True)))
+    frame = candidate_frame(records)
+    ledger = claims.show_ledger(claims.ledger(frame, records)).style.hide(axis="index").to_html()
+    folder = tmp_path / "example"
+    write_notebook(folder, "claims", shown("report", {"text/html": ledger}), title="The ledger of claims")
+    for number in (1, 2, 3, 5, 10):
+        text = tables.show_table(tables.compute_table(frame, number), "mini")._repr_html_()
+        name = f"table{number:02d}_x"
+        write_notebook(folder, name, shown("report", {"text/html": text}), title=f"Table {number}: a table")
+    chromium.open(report.write_report(folder), width=1280, height=900)
+    boxes = "[...document.querySelectorAll('.scroll:has(table)')].map(b => [b.closest('article').id, b.scrollWidth, "
+    found = chromium.evaluate(boxes + "b.clientWidth])")
+    assert len(found) == 7  # the origin's too
+    assert [box for box in found if box[1] > box[2]] == []
+
+
+@needs_chromium
+def test_tables_scroll_inside_their_own_box_on_a_phone(chromium, example):
+    chromium.open(example / report.NAME, width=390, height=844)
+    boxes = chromium.evaluate(
+        "[...document.querySelectorAll('.scroll')]"
+        ".map(box => [box.scrollWidth, box.clientWidth, box.querySelectorAll('table').length])"
+    )
+    tables = [(whole, box) for whole, box, count in boxes if count]
+    assert chromium.evaluate("document.querySelectorAll('table').length") == len(tables)
+    assert any(whole > 2 * box for whole, box in tables)  # the wide one
+    moved = "(() => { const b = [...document.querySelectorAll('.scroll')].find(b => b.scrollWidth > 2 * b.clientWidth);"
+    assert chromium.evaluate(moved + " b.scrollLeft = 300; return b.scrollLeft; })()") == 300
+    assert chromium.evaluate("document.documentElement.scrollLeft") == 0
+
+
+@needs_chromium
+def test_hostile_output_does_nothing_in_a_browser(chromium, example, tmp_path):
+    """With the page's own policy, and without it: the sanitizer alone must be enough."""
+    bare = tmp_path / "bare.html"
+    text, count = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", report.build(example))
+    assert count == 1
+    bare.write_text(text)
+    for page in (example / report.NAME, bare):
+        chromium.open(page)
+        assert chromium.problems == []
+        assert [address for address in chromium.requests if not address.startswith("data:")] == []
+        assert chromium.evaluate("window.hacked ?? null") is None
+        assert chromium.evaluate("document.title").startswith("Quagmires in SFT-RL")
+        chromium.evaluate(
+            "[...document.querySelectorAll('#fig04 a')].filter(a => a.textContent === 'press').forEach(a => a.click())"
+        )
+        assert chromium.evaluate("window.hacked ?? null") is None
+        assert (
+            chromium.evaluate("document.querySelectorAll('script, iframe, object, form, input, base, svg').length") == 0
+        )
+        assert chromium.evaluate("document.querySelectorAll('main > section').length") == len(report.STORY) + 3
+        assert chromium.evaluate("document.querySelector('#origin').getBoundingClientRect().height") > 50  # not hidden
+
+
+@needs_chromium
+def test_the_browser_would_notice(chromium, tmp_path):
+    """What the tests above rely on: errors, refused scripts and requests are seen."""
+    page = tmp_path / "bad.html"
+    page.write_text(
+        "<!doctype html><meta http-equiv='Content-Security-Policy' content=\"script-src 'sha256-none'\">"
+        "<script>alert(1)</script><img src='http://127.0.0.1:9/x.png'>"
+    )
+    chromium.open(page)
+    assert any("Content Security Policy" in problem for problem in chromium.problems)
+    assert "http://127.0.0.1:9/x.png" in chromium.requests
+    page.write_text(
+        "<!doctype html><script>console.error('loud'); throw new Error('broken')</script><p style='color:#999'>x"
+    )
+    chromium.open(page)
+    assert any("loud" in problem for problem in chromium.problems)
+    assert any("broken" in problem or "Uncaught" in problem for problem in chromium.problems)
+    assert chromium.evaluate(LOW_CONTRAST)["bad"]
+
+
+@needs_chromium
+def test_the_screenshot_command_makes_a_light_desktop_picture(example):
+    from PIL import Image
+
+    command = [sys.executable, "-m", "quagmire_utils.report", "screenshot", str(example)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    with Image.open(example / "report.png") as image:
+        assert image.width == 1280
+        assert image.convert("L").getpixel((4, 4)) > 230
+        assert len(image.convert("L").getcolors()) > 10
+
+
+# --- the README's table ---------------------------------------------------------------------------------------------
+
+
+def test_the_readmes_table_comes_from_the_executed_notebooks(example, tmp_path):
+    readme = tmp_path / "README.md"
+    begin = "<!-- generated by `python -m quagmire_utils.report readme example`: begin -->"
+    readme.write_text(f"before\n\n{begin}\nold\n<!-- generated: end -->\n\nafter\n")
+    assert report.update_readme(readme, example, write=False)
+    assert "old" in readme.read_text()
+    assert report.update_readme(readme, example)
+    assert not report.update_readme(readme, example)
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 20
+    link = Path("..") / example.parent.name / "example" if example.parent.parent == tmp_path.parent else None
+    figure = next(row for row in rows if "Figure 3" in row)
+    assert (
+        "/notebooks/fig03_sft_vs_rl.ipynb) | the score explains a part | R² = 0.43 | R² = 0.62 [0.41, 0.99] |" in figure
+    )
+    assert figure.endswith("| `example`: n = 7 \\| one | 5 s |")
+    assert link is None or str(link) in figure
+    assert rows[0].startswith("| Figure 1 | ")
+    assert "| not run |" in rows[0]
+
+
+def test_a_readme_without_marks_is_refused(example, tmp_path):
+    (tmp_path / "README.md").write_text("no marks")
+    with pytest.raises(ParameterError, match="lacks the marks of the table"):
+        report.update_readme(tmp_path / "README.md", example)
+
+
+def test_the_command_says_what_is_wrong(capsys):
+    from quagmire_utils.report.__main__ import main
+
+    assert main(["page", "no-such-profile"]) == 2
+    assert "there is no folder" in capsys.readouterr().err

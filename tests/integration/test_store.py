@@ -1,0 +1,736 @@
+"""The store: any text survives, nothing half-written is ever read, and samples of two origins never mix."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from quagmire_utils.core import files, provenance
+from quagmire_utils.core.files import digest, read_json, read_parquet, write_json, write_parquet
+from quagmire_utils.core.locks import exclusive
+from quagmire_utils.core.provenance import git_state, manifest
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.evaluation.store import COLUMNS, COUNTS, SampleStore, merge
+from quagmire_utils.evaluation.store.samples import ORIGIN
+
+TEXTS = st.text(st.characters())  # every code point, NUL and lone surrogates included
+HOSTILE = [
+    "",
+    "\0",
+    "a\0b",
+    "\ud800",
+    "\udfff\ud800x",
+    "\U0010ffff",
+    "\U0010ffff\ud812\U0010ffff\U0010ffff",
+    "é\r\n\u2028",
+]
+
+
+def _frame(problem="p", indices=range(3), benchmark="b", text="\\boxed{1}", **columns):
+    texts = [text] * len(indices) if isinstance(text, str) else text
+    frame = pd.DataFrame({"benchmark": benchmark, "problem": problem, "index": list(indices)})
+    frame["text"] = pd.Series(texts, dtype=object)
+    return frame.assign(**{"tokens": 5, "finish_reason": "stop", **columns})
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.none() | TEXTS, max_size=8))
+@example(HOSTILE)
+@example([None, "\ud800", None])
+def test_any_text_survives_parquet(tmp_path_factory, texts):
+    path = tmp_path_factory.getbasetemp() / "texts.parquet"
+    frame = pd.DataFrame({"text": pd.Series(texts, dtype=object), "i": range(len(texts))})
+    write_parquet(frame, path)
+    back = read_parquet(path)
+    assert [None if pd.isna(text) else text for text in back["text"]] == texts
+    assert back["i"].tolist() == frame["i"].tolist()
+
+
+def test_frames_come_back_as_they_were(tmp_path):
+    frame = pd.DataFrame(
+        {"a": [1, 2], "b": [0.5, np.nan], "c": ["x", None], "d": [True, False], "e": [[1, 2], []], "f": [10**15, -1]}
+    )
+    write_parquet(frame, tmp_path / "f.parquet")
+    back = read_parquet(tmp_path / "f.parquet")
+    pd.testing.assert_frame_equal(back.drop(columns="e"), frame.drop(columns="e"))
+    assert [list(row) for row in back["e"]] == [[1, 2], []]
+    assert list(read_parquet(tmp_path / "f.parquet", ["d", "a"]).columns) == ["d", "a"]
+    write_parquet(frame.iloc[:0], tmp_path / "f.parquet")
+    assert len(read_parquet(tmp_path / "f.parquet")) == 0
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "f.json"
+    write_json({"a": 1}, path)
+    with pytest.raises(ValueError, match="Circular"):
+        write_json((loop := []).append(loop) or loop, path)
+    with suppress(RuntimeError), files.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["f.json"]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~files._umask()
+
+
+def test_json_takes_numpy_and_surrogates(tmp_path):
+    write_json({"n": np.int64(3), "x": np.array([1.5]), "p": Path("a"), "s": "\ud800"}, tmp_path / "f.json")
+    assert read_json(tmp_path / "f.json") == {"n": 3, "x": [1.5], "p": "a", "s": "\ud800"}
+
+
+def test_digest():
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": (1, 2), "a": np.int64(1)}) == "8baa73198470c7bb"
+    assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_manifest_says_where_and_not_who():
+    made = manifest({"n": 3}, seeds={"sampling": 7}, wall_seconds=1.234, tokens=5)
+    assert made["configuration_digest"] == digest({"n": 3})
+    assert made["seeds"] == {"sampling": 7}
+    assert made["wall_seconds"] == 1.2
+    assert made["tokens"] == 5
+    assert made["packages"]["numpy"] == np.__version__
+    assert made["hardware"]["cores"] >= 1
+    assert made["hardware"]["memory_gib"] > 0.1
+    text = json.dumps(made)
+    for secret in (platform.node(), str(Path.home()), str(Path(provenance.__file__).parent)):
+        assert secret not in text
+
+
+def test_git_state_is_that_of_this_repository(monkeypatch, tmp_path):
+    root = Path(provenance.__file__).resolve().parents[2]
+    if (root / ".git").exists():
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+        assert git_state()["dirty"] == bool(status.stdout.strip())
+    # installed inside the repository of somebody else
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    module = tmp_path / "site-packages" / "quagmire_utils" / "store" / "provenance.py"
+    monkeypatch.setattr(provenance, "__file__", str(module))
+    (tmp_path / "site-packages").mkdir()
+    assert git_state() == {"commit": None, "dirty": None}
+
+
+# --- the store --------------------------------------------------------------------------------------------------------
+
+
+def test_samples_come_back_in_order(tmp_path):
+    store = SampleStore(tmp_path / "s")
+    assert store.read().columns.tolist() == COLUMNS
+    assert store.counts().columns.tolist() == COUNTS
+    assert len(store.existing()) == 0
+    store.append(_frame("q", range(8), text=HOSTILE))
+    store.append(_frame("p", [2, 1, 0]))
+    store.append(_frame("p", [3], benchmark="a", text="x\ud800"))
+    frame = store.read()
+    assert list(zip(frame["benchmark"], frame["problem"], frame["index"], strict=True)) == [
+        *(("a", "p", 3), ("b", "p", 0), ("b", "p", 1), ("b", "p", 2)),
+        *(("b", "q", i) for i in range(8)),
+    ]
+    assert frame["text"].tolist() == ["x\ud800", *["\\boxed{1}"] * 3, *HOSTILE]
+    assert frame["verdict"].isna().all()
+    assert store.read(["tokens", "benchmark"]).columns.tolist() == ["tokens", "benchmark"]
+    assert len(store.existing()) == 12
+    assert store.read(["index", "text"], benchmark="b").equals(frame[1:][["index", "text"]].reset_index(drop=True))
+    assert store.read(["text"], benchmark="c").empty
+    with pytest.raises(ParameterError, match="has no length; it has benchmark"):
+        store.read(["length"])
+
+
+def test_no_sample_is_there_twice(tmp_path):
+    store = SampleStore(tmp_path)
+    with pytest.raises(ParameterError, match="b problem p index 1 occurs twice"):
+        store.append(_frame(indices=[1, 2, 1]))
+    with pytest.raises(ParameterError, match="need the columns text, tokens"):
+        store.append(_frame().drop(columns=["text", "tokens"]))
+    assert not store.parts()
+    store.append(_frame(indices=[0, 1]))
+    store.append(_frame(indices=[1, 0]))  # the same chunk, by another process: the same file
+    assert len(store.parts()) == 1
+    store.append(_frame(indices=[1, 2]))
+    with pytest.warns(UserWarning, match="1 samples are there twice"):
+        assert store.read()["index"].tolist() == [0, 1, 2]
+    assert store.existing()["index"].tolist() == [0, 1, 2]
+
+
+def test_unreadable_parts_are_set_aside(tmp_path):
+    store = SampleStore(tmp_path)
+    store.append(_frame(indices=[0]))
+    good = store.parts()[0].read_bytes()
+    middle = len(good) // 2
+    (tmp_path / "part-aaa.parquet").write_bytes(b"")
+    (tmp_path / "part-bbb.parquet").write_bytes(good[:middle])
+    (tmp_path / "part-ccc.parquet").write_bytes(good[middle:])
+    write_parquet(pd.DataFrame({"benchmark": ["b"]}), tmp_path / "part-ddd.parquet")
+    (tmp_path / ".part-eee.parquet.x1.tmp").write_bytes(good[:middle])  # what a kill leaves behind
+    with pytest.warns(UserWarning, match="set aside") as caught:
+        assert store.read()["index"].tolist() == [0]
+    assert len(caught) == 4
+    assert len(store.parts()) == 1
+    assert sorted(p.name for p in tmp_path.glob("*.damaged")) == [f"part-{c * 3}.parquet.damaged" for c in "abcd"]
+    assert len(store.read()) == 1  # and no more warnings
+
+
+def test_a_flipped_byte_is_never_read_as_data(tmp_path):
+    store = SampleStore(tmp_path)
+    texts = [f"answer {i} is \\boxed{{{i * 7919 % 1000}}}" for i in range(50)]
+    part = store.append(_frame(indices=range(50), text=texts))
+    good, whole = part.read_bytes(), store.read()
+    rng = np.random.default_rng(0)
+    noticed = 0
+    for position in rng.choice(len(good), 120, replace=False):
+        part.write_bytes(good[:position] + bytes([good[position] ^ 0x10]) + good[position + 1 :])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found, frame = store.existing(), store.read()
+        if caught:
+            assert len(found) == len(frame) == 0
+            noticed += 1
+        else:  # a byte without meaning: padding, or a statistic
+            pd.testing.assert_frame_equal(frame, whole)
+        part.write_bytes(good)
+    assert noticed > 60
+
+
+def test_a_kill_during_a_write(tmp_path):
+    """Before and after each step of writing a file, in a process that is really killed."""
+    calls = ("os.fsync", "os.replace", "pyarrow.parquet.write_table")
+    deaths = [(call, moment) for call in calls for moment in ("before", "after")]
+    for call, moment in deaths:
+        SampleStore(tmp_path / f"{call} {moment}").append(_frame(indices=[0]))
+    code = f"""
+import importlib, os, signal
+import pandas as pd
+from quagmire_utils.store import SampleStore
+frame = pd.DataFrame(dict(benchmark="b", problem="p", index=[1, 2], text="t", tokens=1, finish_reason="stop"))
+for call, moment in {deaths}:
+    child = os.fork()
+    if child == 0:
+        module, _, name = call.rpartition(".")
+        module = importlib.import_module(module)
+        real = getattr(module, name)
+        def killed(*args, **kwargs):
+            if moment == "after":
+                real(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+        setattr(module, name, killed)
+        SampleStore(f"{tmp_path}/{{call}} {{moment}}").append(frame)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * len(deaths)
+    for call, moment in deaths:
+        store = SampleStore(tmp_path / f"{call} {moment}")
+        replaced = (call, moment) == ("os.replace", "after")
+        assert store.existing()["index"].tolist() == ([0, 1, 2] if replaced else [0])
+        store.append(_frame(indices=[1, 2], text="t", tokens=1))
+        assert store.read()["index"].tolist() == [0, 1, 2]
+
+
+def test_origins_never_mix(tmp_path):
+    store = SampleStore(tmp_path)
+    origin = {"model_digest": "aa", "engine": "vllm", "temperature": 1.0}
+    store.bind(origin, notes={"model": "m"})
+    store.bind(dict(reversed(origin.items())), notes={"model": "elsewhere"})
+    assert SampleStore(tmp_path).origin == origin
+    other = {**origin, "temperature": 0.7, "engine": "transformers"}
+    with pytest.raises(ParameterError) as refused:
+        store.bind(other)
+    message = str(refused.value)
+    assert "engine is 'vllm' there and 'transformers' here; temperature is 1.0 there and 0.7 here" in message
+    assert "model_digest" not in message
+    assert "\n" not in message
+    with pytest.raises(ParameterError, match="seed is None there and 3 here"):
+        store.bind({**origin, "seed": 3})
+    (tmp_path / "store.json").write_text("{")
+    with pytest.raises(ParameterError, match="does not say what its samples were drawn with"):
+        store.bind(origin)
+    (tmp_path / "store.json").unlink()
+    store.append(_frame())
+    with pytest.raises(ParameterError, match=r"holds samples but no store\.json"):
+        store.bind(origin)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ParameterError, match="is a file"):
+        SampleStore(tmp_path / "file")
+
+
+def test_prompts_are_kept_and_never_change(tmp_path):
+    store = SampleStore(tmp_path)
+    first = pd.DataFrame({"benchmark": "b", "problem": ["p", "q"], "prompt_tokens": 3})
+    first["prompt"] = pd.Series(["1+1", "bad \ud800"], dtype=object)
+    store.add_prompts(first)
+    store.add_prompts(first.iloc[::-1])
+    store.add_prompts(first.assign(problem=["p", "r"]).iloc[:1])
+    store.add_prompts(first.assign(benchmark="c"))
+    held = store.prompts()
+    assert list(zip(held["benchmark"], held["problem"], strict=True)) == [
+        ("b", "p"),
+        ("b", "q"),
+        ("c", "p"),
+        ("c", "q"),
+    ]
+    assert held["prompt"].tolist() == ["1+1", "bad \ud800"] * 2
+    assert held["digest"].nunique() == 2
+    with pytest.raises(ParameterError, match="samples of b problem p drawn with another prompt"):
+        store.add_prompts(first.iloc[:1].assign(prompt="1+2"))
+
+
+def test_counts(tmp_path):
+    store = SampleStore(tmp_path)
+    verdicts = ["correct", "correct", "wrong", "no_answer", "timeout", "error", "no_answer", None]
+    reasons = ["stop", "length", "stop", "length", "stop", "stop", "length", "length"]
+    tokens = [1, 2, 3, 4, 5, 6, 7, 1000]
+    store.append(_frame("p", range(8), verdict=verdicts, finish_reason=reasons, tokens=tokens, extracted="1"))
+    store.append(_frame("q", range(2)))
+    counts = store.counts().set_index("problem")
+    assert counts.loc["p"].to_dict() == {
+        **{"benchmark": "b", "n": 7, "correct": 2, "wrong": 1, "no_answer": 2, "truncated": 3},
+        **{"timeout": 1, "error": 1, "mean_tokens": 4.0},
+    }
+    # nobody has judged them, so they count neither as wrong nor as samples
+    assert counts.loc["q", ["n", "correct", "wrong", "no_answer", "truncated", "timeout", "error"]].tolist() == [0] * 7
+    assert np.isnan(counts.loc["q", "mean_tokens"])
+
+
+def test_texts_are_compressed_with_zstd(tmp_path):
+    part = SampleStore(tmp_path).append(_frame(indices=range(500), text=["the answer is \\boxed{1} " * 20] * 500))
+    group = pq.read_metadata(part).row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    assert {column.compression for column in columns.values()} == {"ZSTD"}
+    assert part.stat().st_size < 20_000 < 500 * 20 * 20
+
+
+def test_what_was_graded_meanwhile_is_not_overwritten(tmp_path):
+    """Two processes draw the same chunk, and the first one's is graded before the second one writes."""
+    store = SampleStore(tmp_path)
+    part = store.append(_frame())
+    store.replace_part(part, store.read_part(part).assign(verdict="correct", extracted="1"))
+    SampleStore(tmp_path).append(_frame())
+    assert store.read()["verdict"].tolist() == ["correct"] * 3
+
+
+def test_processes_that_open_one_store_at_the_same_time(tmp_path):
+    """Eight at once: no prompt of any is lost, and one that samples with other parameters is refused."""
+    code = f"""
+import os, sys
+import pandas as pd
+from quagmire_utils.config import ParameterError
+from quagmire_utils.store import SampleStore
+gate, begin = os.pipe()
+for i in range(8):
+    if os.fork() == 0:
+        os.close(begin)
+        os.read(gate, 1)  # all are let go at once
+        try:
+            SampleStore({str(tmp_path / "store")!r}).bind({{"temperature": float(i == 0)}})
+        except ParameterError as error:
+            assert "temperature is" in str(error)
+            os._exit(3)
+        for j in range(5):
+            prompts = pd.DataFrame(dict(benchmark=f"b{{i}}", problem=[f"p{{j}}"], prompt="1+1", prompt_tokens=3))
+            SampleStore({str(tmp_path / "store")!r}).add_prompts(prompts)
+        os._exit(0)
+os.close(begin)
+print(sorted(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(8)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    alike = {1.0: [0] + [3] * 7, 0.0: [0] * 7 + [3]}[SampleStore(tmp_path / "store").origin["temperature"]]
+    assert done.stdout.strip() == str(alike)
+    assert len(SampleStore(tmp_path / "store").prompts()) == 5 * alike.count(0)
+
+
+def test_threads_of_one_process_keep_each_other_out(tmp_path):
+    """Grading notes its golds while sampling writes: a lock of the file system alone would not tell threads apart."""
+    inside, most = [], []
+
+    def enter(i):
+        for _ in range(20):
+            with exclusive(tmp_path):
+                inside.append(i)
+                most.append(len(inside))
+                time.sleep(0.0005)
+                inside.remove(i)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(enter, range(4)))
+    assert most == [1] * 80
+
+
+def test_a_part_that_was_copied_from_another_store_is_refused(tmp_path):
+    """Mixing models, templates, engines or parameters is refused in one sentence, also where somebody copies files."""
+    for name, temperature in (("one", 1.0), ("two", 0.7)):
+        SampleStore(tmp_path / name).bind({"temperature": temperature})
+        SampleStore(tmp_path / name).append(_frame(indices=[0] if name == "one" else [1]))
+    foreign = SampleStore(tmp_path / "two").parts()[0]
+    shutil.copy(foreign, tmp_path / "one")
+    store = SampleStore(tmp_path / "one")
+    for use in (store.read, store.counts, store.existing, store.duplicates):
+        with pytest.raises(ParameterError, match="was drawn with another model, template, engine or parameters") as e:
+            use()
+        assert foreign.name in str(e.value)
+        assert "\n" not in str(e.value)
+    (tmp_path / "one" / foreign.name).unlink()
+    store.replace_part(store.parts()[0], store.read().assign(verdict="wrong"))  # grading keeps the mark
+    shutil.copy(store.parts()[0], tmp_path / "two")
+    with pytest.raises(ParameterError, match="was drawn with another"):
+        SampleStore(tmp_path / "two").read()
+
+
+def test_samples_are_bound_to_their_prompts(tmp_path):
+    """Other questions under the same ids are refused: where prompts.parquet is gone, and where a part is copied in."""
+    one, two = (_shard(tmp_path / name, [i], prompt=f"{i}+1") for i, name in enumerate(("one", "two")))
+    shutil.copy(two.parts()[0], one.path)
+    for use in (one.read, one.counts, one.existing, lambda: merge(tmp_path / "all", [SampleStore(one.path)])):
+        with pytest.raises(ParameterError, match="another prompt of b problem p than the other samples") as refused:
+            use()
+        assert two.parts()[0].name in str(refused.value)
+    (one.path / two.parts()[0].name).unlink()
+
+    (one.path / "prompts.parquet").unlink()
+    held = SampleStore(one.path).read()
+    with pytest.raises(ParameterError, match=r"samples of b problem p in .* were drawn with another prompt"):
+        _shard(one.path, [], prompt="1+1")
+    pd.testing.assert_frame_equal(SampleStore(one.path).read(), held)
+    _shard(one.path, [1], prompt="0+1")  # the right ones are taken back
+    assert len(SampleStore(one.path).prompts()) == 1
+    assert len(SampleStore(one.path).read()) == 2
+
+
+def test_parts_of_earlier_versions_are_read_and_need_their_prompts(tmp_path):
+    store = _shard(tmp_path, range(3))
+    part = store.parts()[0]
+    frame, metadata = store.read(), pq.read_metadata(part).metadata
+    write_parquet(frame, part, metadata={ORIGIN: metadata[ORIGIN]})
+    pd.testing.assert_frame_equal(SampleStore(tmp_path).read(), frame)
+    _shard(tmp_path, [3])
+    (tmp_path / "prompts.parquet").unlink()
+    with pytest.raises(ParameterError, match=r"samples of b problem p in .* have no prompt in prompts\.parquet"):
+        _shard(tmp_path, [])
+
+
+def test_a_file_with_the_samples_of_another_loses_none(tmp_path):
+    one = _shard(tmp_path / "one", range(2))
+    two = _shard(tmp_path / "two", range(2, 4))
+    wanted = two.parts()[0].name
+    shutil.copy(one.parts()[0], one.path / wanted)
+    with pytest.warns(UserWarning, match="2 samples are there twice"):
+        assert len(one.read()) == 2
+    assert one.append(two.read()).name == wanted.replace(".parquet", "-1.parquet")
+    assert one.append(two.read()).name == wanted.replace(".parquet", "-1.parquet")  # a second time it is known
+    with pytest.warns(UserWarning, match="there twice"):
+        assert one.read()["index"].tolist() == list(range(4))
+    (one.path / one.parts()[0].name).unlink()
+    three = _shard(tmp_path / "three", [])
+    shutil.copy(_shard(tmp_path / "four", range(2)).parts()[0], three.path / wanted)
+    merge(three, [two])
+    assert three.read()["index"].tolist() == list(range(4))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("store.json", b'{"origin": 5}', "does not say what its samples were drawn with"),
+        ("store.json", b'{"origin"', "does not say what its samples were drawn with"),
+        ("prompts.parquet", b"PAR1xx", "prompts.parquet can't be read .*; delete it, and sampling writes it again"),
+        ("golds.json", b'{"b/p": [', "golds.json is damaged .*; delete it, and the next grading makes"),
+        ("golds.json", b'{"b/p": 5}', "golds.json is damaged"),
+        ("golds.json", b"\xff", "golds.json is damaged"),
+    ],
+)
+def test_damaged_side_files_are_one_sentence(tmp_path, name, content, sentence):
+    one, two = _shard(tmp_path / "one", range(2)), _shard(tmp_path / "two", range(2, 4))
+    (two.path / name).write_bytes(content)
+    for target, shard in (("all", two), ("two", one)):
+        with pytest.raises(ParameterError, match=sentence) as refused:
+            merge(tmp_path / target, [shard])
+        assert "\n" not in str(refused.value)
+    assert not (tmp_path / "all").exists()
+    assert len(list(two.path.glob("part-*"))) == 1
+
+
+def test_temporary_files_of_killed_processes_go_and_those_of_others_stay(tmp_path):
+    store = SampleStore(tmp_path)
+    store.append(_frame())
+    for name, age in (("old", 7200), ("new", 5)):
+        file = tmp_path / f".part-{name}.parquet.x.tmp"
+        file.write_bytes(b"x")
+        os.utime(file, (time.time() - age,) * 2)
+    store.clear_temporaries()
+    assert [file.name for file in tmp_path.glob("*.tmp")] == [".part-new.parquet.x.tmp"]
+    assert len(store.read()) == 3
+
+
+# --- counts -----------------------------------------------------------------------------------------------------------
+
+
+def _plain_counts(frame):
+    """The counts of a frame of samples, by a loop that anyone can check."""
+    rows = []
+    for (benchmark, problem), group in frame.groupby(["benchmark", "problem"], sort=True):
+        graded = group[group["verdict"].notna()]
+        row = {"benchmark": benchmark, "problem": problem, "n": len(graded)}
+        row |= {name: int((graded["verdict"] == name).sum()) for name in COUNTS[3:6] + COUNTS[7:9]}
+        row |= {"truncated": int((graded["finish_reason"] == "length").sum()), "mean_tokens": graded["tokens"].mean()}
+        rows.append(row)
+    return pd.DataFrame(rows)[COUNTS]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b"]),
+            st.sampled_from(["p", "q/1", "\u00e9", ""]),
+            st.integers(0, 5),
+            st.integers(0, 2**31 - 1),
+            st.sampled_from(["stop", "length"]),
+            st.sampled_from([None, "correct", "wrong", "no_answer", "timeout", "error"]),
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    st.integers(1, 4),
+)
+def test_counts_are_those_of_a_plain_loop(tmp_path_factory, rows, parts):
+    """Whatever the parts look like, and with samples that are there twice, which count once."""
+    names = ["benchmark", "problem", "index", "tokens", "finish_reason", "verdict"]
+    frame = pd.DataFrame(rows, columns=names).assign(text="x", extracted=None)
+    store = SampleStore(tmp_path_factory.mktemp("counts"))
+    for i in range(parts):
+        store.append(frame[i::parts].drop_duplicates(["benchmark", "problem", "index"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read, counted = store.read(), store.counts()
+    pd.testing.assert_frame_equal(counted, _plain_counts(read), check_dtype=False)
+    assert counted.dtypes[COUNTS[2:-1]].eq("int64").all()
+
+
+def test_counts_of_a_candidate_at_the_scale_of_the_paper_take_less_than_a_megabyte(tmp_path):
+    """3,812 problems of each of seven benchmarks, 256 samples each: 6.8 million, as numbers that compress no better."""
+    rng = np.random.default_rng(0)
+    problems, n = 3812, 256
+    kinds = rng.multinomial(n, rng.dirichlet([1, 2, 0.5, 0.05, 0.05], 7 * problems))
+    counts = pd.DataFrame(
+        {
+            "benchmark": np.repeat(["math500", "aime", "gsm8k", "aime2025", "amc", "olympiad", "minerva"], problems),
+            "problem": [f"test/intermediate_algebra/{i}.json" for i in rng.permutation(7 * problems)],
+            "n": n,
+        }
+    )
+    counts[["correct", "wrong", "no_answer", "timeout", "error"]] = kinds
+    counts["truncated"] = rng.binomial(n, rng.beta(1, 4, len(counts)))
+    counts["mean_tokens"] = rng.integers(100 * n, 2048 * n, len(counts)) / n
+    write_parquet(counts[COUNTS], tmp_path / "counts.parquet")
+    assert (tmp_path / "counts.parquet").stat().st_size < 1_000_000
+
+
+# --- shards of several machines ---------------------------------------------------------------------------------------
+
+
+def _shard(path, indices, text="t", *, origin=(), prompt="1+1", **columns):
+    store = SampleStore(path)
+    store.bind({"model_digest": "aa", "template": "chat", "engine": "vllm", "temperature": 1.0, **dict(origin)})
+    store.add_prompts(pd.DataFrame({"benchmark": "b", "problem": ["p"], "prompt": prompt, "prompt_tokens": 3}))
+    if len(indices):
+        store.append(_frame(indices=indices, text=[f"{text} {i}" for i in indices], **columns))
+    return store
+
+
+def test_shards_of_several_machines_become_one_store(tmp_path):
+    one = _shard(tmp_path / "one", range(4), verdict="correct", extracted="1")
+    two = _shard(tmp_path / "two", range(2, 8), verdict="wrong", extracted="2")
+    added = merge(tmp_path / "all", [one, two])
+    assert (added.added, added.repeated, added.differing) == (8, 2, 0)
+    merged = SampleStore(tmp_path / "all")
+    frame = merged.read()
+    assert frame["index"].tolist() == list(range(8))
+    assert frame["text"].tolist() == [f"t {i}" for i in range(8)]
+    assert frame["verdict"].tolist() == ["correct"] * 4 + ["wrong"] * 4
+    assert merged.origin == one.origin
+    pd.testing.assert_frame_equal(merged.prompts(), one.prompts())
+    again = merge(merged, [one, str(two.path)])  # nothing changes
+    assert (again.added, again.repeated) == (0, 10)
+    pd.testing.assert_frame_equal(merged.read(), frame)
+    assert (len(one.read()), len(two.read())) == (4, 6)
+    into = merge(one, [two, one])  # into one of them
+    assert into.added == 4
+    assert one.read()["index"].tolist() == list(range(8))
+
+
+def test_a_merge_that_is_killed_is_done_again(tmp_path):
+    """After each of the files that it writes: what is there is whole, and the second time ends it."""
+    for name, first in (("one", 0), ("two", 30)):
+        for start in range(first, first + 30, 10):
+            _shard(tmp_path / name, range(start, start + 10), verdict="wrong", extracted="2")
+        write_json({"b/p": ["1", None]}, tmp_path / name / "golds.json")
+    merge(tmp_path / "whole", [tmp_path / "one", tmp_path / "two"])
+    whole = SampleStore(tmp_path / "whole")
+    code = f"""
+import os, signal
+from quagmire_utils import store
+real, place = os.replace, {str(tmp_path)!r}
+for after in range(20):
+    child = os.fork()
+    if child == 0:
+        left = iter(range(after))
+        def counted(*arguments):
+            real(*arguments)
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.replace = counted
+        store.merge(f"{{place}}/merged {{after}}", [f"{{place}}/one", f"{{place}}/two"])
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    status = [int(line) for line in done.stdout.split()]
+    files_written = status.index(0)
+    assert status == [-signal.SIGKILL] * files_written + [0] * (20 - files_written)
+    assert files_written == 9  # store.json, the prompts, the golds, six parts
+    for after in range(files_written):
+        merged = SampleStore(tmp_path / f"merged {after}")
+        held = len(merged.read())
+        assert held == 10 * max(0, after - 2)
+        assert merge(merged, [tmp_path / "one", tmp_path / "two"]).added == 60 - held
+        pd.testing.assert_frame_equal(merged.read(), whole.read())
+        pd.testing.assert_frame_equal(merged.prompts(), whole.prompts())
+        assert (merged.origin, read_json(merged.path / "golds.json")) == (whole.origin, {"b/p": ["1", None]})
+
+
+def test_one_seed_with_two_texts_is_counted_and_the_first_stays(tmp_path):
+    one, two = _shard(tmp_path / "one", range(4)), _shard(tmp_path / "two", range(4), text="other")
+    with pytest.warns(UserWarning, match="all 4 samples that were drawn twice have other texts the second time"):
+        added = merge(tmp_path / "all", [one, two])
+    assert (added.added, added.repeated, added.differing) == (4, 0, 4)
+    assert SampleStore(tmp_path / "all").read()["text"].tolist() == [f"t {i}" for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"origin": {"model_digest": "bb"}}, "model_digest is 'aa' there and 'bb' here"),
+        ({"origin": {"template": "plain"}}, "template is 'chat' there and 'plain' here"),
+        ({"origin": {"engine": "transformers"}}, "engine is 'vllm' there and 'transformers' here"),
+        ({"origin": {"temperature": 0.6}}, "temperature is 1.0 there and 0.6 here"),
+        ({"prompt": "1 + 1"}, "has another prompt for b problem p"),
+    ],
+)
+def test_shards_of_different_origins_are_refused_in_one_sentence(tmp_path, changes, sentence):
+    one, two = _shard(tmp_path / "one", range(4)), _shard(tmp_path / "two", range(4, 8), **changes)
+    for target in (tmp_path / "all", one):
+        with pytest.raises(ParameterError, match=re.escape(sentence)) as refused:
+            merge(target, [one, two])
+        assert str(refused.value).count(". ") == 0
+        assert "\n" not in str(refused.value)
+    assert not (tmp_path / "all").exists()
+    assert len(one.read()) == 4
+
+
+def test_what_is_no_store_can_not_be_merged(tmp_path):
+    with pytest.raises(ParameterError, match="shards is empty"):
+        merge(tmp_path / "all", [])
+    with pytest.raises(ParameterError, match="is no store of samples"):
+        merge(tmp_path / "all", [_shard(tmp_path / "one", range(2)), tmp_path / "nothing"])
+
+
+def test_verdicts_of_another_gold_do_not_come_along(tmp_path):
+    one = _shard(tmp_path / "one", range(2), verdict="correct", extracted="1")
+    two = _shard(tmp_path / "two", range(2, 4), verdict="correct", extracted="2")
+    write_json({"b/p": ["1", None]}, one.path / "golds.json")
+    write_json({"b/p": ["2", None]}, two.path / "golds.json")
+    merge(tmp_path / "all", [one, two])
+    assert SampleStore(tmp_path / "all").read()["verdict"].isna().tolist() == [False, False, True, True]
+    assert read_json(tmp_path / "all" / "golds.json") == {"b/p": ["1", None]}
+
+
+# --- seeds that were used twice ---------------------------------------------------------------------------------------
+
+
+def _drawn(path, texts, tokens=50, temperature=1.0):
+    """A store of samples; texts: problem -> the texts of its samples."""
+    store = SampleStore(path)
+    store.bind({"temperature": temperature})
+    frames = [_frame(problem, range(len(some)), text=list(some), tokens=tokens) for problem, some in texts.items()]
+    store.append(pd.concat(frames, ignore_index=True))
+    return store
+
+
+def _answers(rng, problems, n, kinds):
+    """n answers to each problem out of so many, the common ones much more often: short answers that often agree."""
+    weights = 1 / np.arange(1, kinds + 1)
+    return {f"p{p}": [f"{p}: {k}" for k in rng.choice(kinds, n, p=weights / weights.sum())] for p in range(problems)}
+
+
+@pytest.mark.parametrize("kinds", [3, 30, 10**5])
+def test_answers_that_agree_by_chance_are_no_duplicates(tmp_path, kinds):
+    """However short and common they are: in twelve independent pairs of runs, no false alarm."""
+    rng = np.random.default_rng(kinds)
+    for i in range(12):
+        one, two = (_drawn(tmp_path / f"{i}{name}", _answers(rng, 30, 64, kinds)) for name in "ab")
+        assert one.duplicates().empty
+        assert one.duplicates(two).empty
+
+
+def test_seeds_used_twice_within_a_run_are_found(tmp_path):
+    """A machine began at the seed of another: samples 32 to 63 of some problems are samples 0 to 31 once more."""
+    rng = np.random.default_rng(0)
+    texts = _answers(rng, 40, 64, 200)
+    for p in range(10):
+        texts[f"p{p}"][32:] = texts[f"p{p}"][:32]
+    found = _drawn(tmp_path, texts).duplicates()
+    assert found["shift"].tolist() == [32]
+    assert found.loc[0, "benchmark"] == "b"
+    assert found.loc[0, "identical"] > 3 * found.loc[0, "expected"]
+    assert found.loc[0, "problems"] >= 10
+    assert found.loc[0, "p_value"] < 1e-6
+
+
+def test_two_runs_with_one_seed_are_found(tmp_path):
+    """They pass for independent, and every text of one is in the other at the same place."""
+    rng = np.random.default_rng(1)
+    texts = _answers(rng, 25, 16, 10**6)
+    other = _answers(rng, 25, 16, 10**6)
+    one = _drawn(tmp_path / "one", texts)
+    found = one.duplicates(_drawn(tmp_path / "two", texts))
+    assert found["shift"].tolist() == [0]
+    assert 380 < found["identical"].item() <= 400  # texts that a quarter of a problem's samples share are left out
+    mixed = {p: some if i < 5 else other[p] for i, (p, some) in enumerate(texts.items())}  # five of 25 problems
+    found = one.duplicates(_drawn(tmp_path / "three", mixed))
+    assert found["shift"].tolist() == [0]
+    assert found["problems"].item() >= 5
+    with pytest.raises(ParameterError, match="alpha must be between 0 and 1"):
+        one.duplicates(alpha=0)
+
+
+def test_a_seed_that_nobody_heeds_is_found(tmp_path):
+    """A server that draws every sample with one seed: all samples of a problem are one long text."""
+    same = {f"p{p}": [f"{p}" * 100] * 16 for p in range(5)}
+    found = _drawn(tmp_path / "one", same).duplicates()
+    assert found["shift"].isna().tolist() == [True]
+    assert (found["identical"].item(), found["problems"].item()) == (5 * 120, 5)
+    assert _drawn(tmp_path / "greedy", same, temperature=0).duplicates().empty
+    assert _drawn(tmp_path / "short", same, tokens=3).duplicates().empty  # a model that is sure of a short answer
+
+
+def test_importing_the_store_is_cheap():
+    code = "import sys, quagmire_utils.evaluation.store; print({'torch', 'transformers', 'vllm'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,332 @@
+"""A sweep on a real Ray cluster: the records of one machine, also when a node dies in the middle."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from ast import literal_eval
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from ray_nodes import add_node, start_cluster
+from test_scale import MIRROR, ROOT, needs_data
+from test_sweep import TINY, records
+
+from quagmire_utils import sweep
+from quagmire_utils.core.files import read_json, write_text
+from quagmire_utils.core.settings import ParameterError, load_profile
+from quagmire_utils.data import save_traces
+from quagmire_utils.engines import cluster as clusters
+from quagmire_utils.sweep import ray_pool
+from quagmire_utils.sweep.grid import cell_folder, digest_path, log_path, model_folder
+from quagmire_utils.sweep.pools import CellLostError
+from quagmire_utils.training import microlab
+
+pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]' -c constraints.txt")
+MEMORY = 80 * 2**20  # bytes of a node's object store
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("profile") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes with a core each, on this machine; they know of each other what machines would."""
+    node = {"num_cpus": 1, "object_store_memory": MEMORY}
+    cluster = start_cluster([{**node, "include_dashboard": False}, node])
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture
+def connection(cluster):
+    import ray
+
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
+    yield
+    ray.shutdown()
+
+
+def cell_process(node) -> psutil.Process | None:
+    """The process on `node` that computes a cell now: Ray puts the task's name into its title."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for process in raylet.children(recursive=True):
+        try:
+            if " ".join(process.cmdline()).startswith("ray::a/"):
+                return process
+        except psutil.Error:
+            continue
+    return None
+
+
+def lose_a_node(cluster, driver: subprocess.Popen, output: Path, after: Path | None = None) -> None:
+    """Take a node away, with the cell that it computes (once `after` exists); the sweep must end well without it."""
+    doomed = next(iter(cluster.worker_nodes))
+    deadline = time.monotonic() + 1200
+    while not (lost := (after is None or after.exists()) and cell_process(doomed)):
+        assert driver.poll() is None, output.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    cluster.remove_node(doomed, allow_graceful=False)
+    assert driver.wait(timeout=1200) == 0, output.read_text()
+    assert not lost.is_running() or lost.status() == psutil.STATUS_ZOMBIE
+
+
+def assert_one_cell_was_lost_and_no_record(remote: Path, local: Path) -> None:
+    logs = [path.read_text() for path in (remote / "scratch/logs").iterdir()]
+    assert sum("lost, and started again" in log for log in logs) == 1
+    for name, frame in records(local).items():
+        pd.testing.assert_frame_equal(records(remote)[name], frame, obj=name)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_node_leaves_the_records_of_one_machine(tiny, cluster, tmp_path):
+    command = [sys.executable, "-m", "quagmire_utils.sweep", str(tiny), "--results"]
+    subprocess.run([*command, str(tmp_path / "local")], check=True, capture_output=True)
+    remote = tmp_path / "remote"
+    with (tmp_path / "output").open("w") as output:
+        driver = subprocess.Popen([*command, str(remote), "--ray", cluster.address], stdout=output, stderr=output)
+        lose_a_node(cluster, driver, tmp_path / "output", after=remote / "scratch/cells/a__base")
+    assert_one_cell_was_lost_and_no_record(remote, tmp_path / "local")
+    # all that a local sweep leaves is there, and nothing else: the next one goes on from it
+    left = {folder: sorted(_files(tmp_path / folder / "scratch")) for folder in ("local", "remote")}
+    assert left["remote"] == left["local"]
+    for name in left["local"]:
+        if name.endswith(".safetensors"):
+            contents = [(tmp_path / folder / "scratch" / name).read_bytes() for folder in ("local", "remote")]
+            assert contents[0] == contents[1], name
+    manifest = read_json(remote / "manifest.json")
+    assert manifest["cells_finished"] == manifest["cells"] == 6
+    assert re.search(r"sweep tiny: 100%.*6 of 6 cells", (tmp_path / "output").read_text())
+
+
+def _files(folder: Path) -> list[str]:
+    """All files but the lock; parts of a sample store have names of their own."""
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    return [re.sub(r"part-.*\.parquet", "part", name) for name in names if name != "lock"]
+
+
+@pytest.mark.slow
+def test_a_cell_that_takes_its_process_along_is_given_up_after_some_attempts(tiny, cluster, tmp_path, monkeypatch):
+    import ray
+
+    def die(*_: object) -> None:
+        os._exit(1)  # what a process does that the system kills
+
+    profile = load_profile(tiny)
+    monkeypatch.setattr(ray_pool, "_remote_cell", die)
+    cell = sweep.plan(profile)[0]
+    with ray_pool.RayPool(profile, tmp_path, "auto") as pool:
+        pool.submit(cell)
+        ended = []
+        while not ended:
+            ended = pool.wait(1)
+    assert not ray.is_initialized()  # a connection of its own
+    assert [each for each, _ in ended] == [cell]
+    assert isinstance(ended[0][1], CellLostError)
+    assert f"a/base was lost {ray_pool.ATTEMPTS} times" in str(ended[0][1])
+    assert log_path(tmp_path, cell).read_text().count("started again") == ray_pool.ATTEMPTS - 1
+
+
+@pytest.mark.slow
+def test_a_failing_cell_brings_its_log_and_leaves_the_cluster_free(tiny, cluster, connection, tmp_path):
+    import ray
+
+    profile = load_profile(tiny)
+    candidate = next(cell for cell in sweep.plan(profile) if cell.kind == "sft")
+    with ray_pool.RayPool(profile, tmp_path, cluster.address) as pool:
+        pool.submit(candidate)  # without its base's checkpoint
+        ended = []
+        while not ended:
+            ended = pool.wait(1)
+        assert not pool.running
+    assert ended[0][1] is not None
+    assert "Traceback" in log_path(tmp_path, candidate).read_text()
+    assert not cell_folder(tmp_path, candidate).exists()
+    assert ray.is_initialized()  # a connection that was there before stays
+
+
+# --- pretrained models: a folder that all nodes share, GPUs of one node each -----------------------------------------
+
+
+SHARED = """
+name: shared
+description: a pretrained model in a folder, on two nodes
+seed: 0
+workers: 1
+benchmarks: {benchmark.jsonl: 3}
+datasets:
+  mine: {files: [traces.jsonl], question: question, response: response, answer: [answer]}
+families:
+  - name: a
+    stands_for: x
+    model: {hub_id: MODEL}
+    sources: {main: {dataset: mine, pool: 40, validation: 4, max_tokens: 100}}
+    rl_set: mine
+    rl_problems: 8
+    candidates:
+      - {selection: none}
+      - {selection: random, n_examples: 16, epochs: 2}
+sft: {batch_size: 8, micro_batch_size: 8, learning_rate: 1.0e-3, max_length: 160}
+rl: {steps: 2, prompts_per_step: 2, rollouts: 4, learning_rate: 1.0e-4, max_tokens: 12, runs: 1, checkpoints: 1}
+evaluation: {engine: transformers, num_samples: 4, rl_num_samples: 2, k: 4, max_tokens: 16}
+"""
+
+
+@pytest.fixture
+def shared_profile(tmp_path):
+    """A profile whose dataset and benchmark are named by paths that hold in `tmp_path` alone."""
+    path = tmp_path / "shared.yaml"
+    path.write_text(SHARED.replace("MODEL", str(ROOT / "results" / "mini" / "bases" / "micro-llama")))
+    traces = microlab.make_traces((2, 3), 60, styles=("stepwise",), source="mine", seed=0)
+    save_traces(tmp_path / "traces.jsonl", traces)
+    problems = microlab.make_problems("sums2", microlab.MICRO_BENCHMARKS["sums2"], 3, 1)
+    microlab.write_problems(problems, tmp_path / "benchmark.jsonl")
+    return path
+
+
+@needs_data
+@pytest.mark.slow
+def test_cells_in_a_shared_folder_survive_a_node_and_leave_the_records_of_one_machine(
+    shared_profile, cluster, tmp_path
+):
+    """Nodes begin elsewhere and without the variables of the sweep's process; both go with the cells."""
+    command = [sys.executable, "-m", "quagmire_utils.sweep", str(shared_profile), "--results"]
+    surroundings = {"cwd": tmp_path, "env": {**os.environ, "QUAGMIRE_DATA_DIR": str(MIRROR)}}
+    subprocess.run([*command, "local"], check=True, capture_output=True, **surroundings)
+    remote = tmp_path / "remote"
+    for _ in range(2 - len(cluster.list_all_nodes())):
+        add_node(cluster, {"num_cpus": 1, "object_store_memory": MEMORY})
+    with (tmp_path / "output").open("w") as output:
+        driver = subprocess.Popen(
+            [*command, "remote", "--ray", cluster.address], stdout=output, stderr=output, **surroundings
+        )
+        lose_a_node(cluster, driver, tmp_path / "output")
+    assert_one_cell_was_lost_and_no_record(remote, tmp_path / "local")
+    assert read_json(remote / "manifest.json")["complete"]
+    assert not (remote / "scratch" / "arrived").exists()  # nothing travelled
+
+
+@pytest.fixture(scope="module")
+def gpu_cluster():
+    """Two nodes that say they have two GPUs each."""
+    node = {"num_cpus": 4, "num_gpus": 2, "object_store_memory": MEMORY}
+    cluster = start_cluster([{**node, "include_dashboard": False}, node])
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_each_cell_has_gpus_of_one_node_that_no_other_has(shared_profile, gpu_cluster, tmp_path, monkeypatch):
+    """What Ray grants to the cells, in place of what they compute, which would need the GPUs."""
+    import ray
+
+    notes = str(tmp_path)
+
+    def note(work, start, versions, fractions, shared):
+        import pickle
+        import time
+        from pathlib import Path
+
+        cell, began = pickle.loads(work)[1], time.time()
+        time.sleep(1.5)
+        context = ray.get_runtime_context()
+        line = [context.get_node_id(), sorted(context.get_accelerator_ids()["GPU"]), began, time.time()]
+        Path(notes, cell.id.replace("/", "__") + ".note").write_text(repr(line))
+        return {}, None
+
+    monkeypatch.setattr(ray_pool, "_remote_cell", note)
+    profile = load_profile(shared_profile, {"compute.gpus": 1, "rl.runs": 3})
+    cells = sweep.plan(profile)
+    with ray_pool.RayPool(profile, tmp_path, gpu_cluster.address) as pool:
+        waiting, ended = list(cells), []
+        while len(ended) < len(cells):
+            while waiting and pool.has_room(waiting[0]):
+                pool.submit(waiting.pop(0))
+            assert len(pool.running) <= 4  # places for one GPU: two on each of two nodes
+            ended += pool.wait(1)
+    assert {error for _, error in ended} == {None}
+    granted = [literal_eval(path.read_text()) for path in tmp_path.glob("*.note")]
+    assert len(granted) == len(cells) == 8
+    assert len({node for node, *_ in granted}) == 2
+    for i, (node, ids, began, over) in enumerate(granted):
+        assert len(ids) == 1
+        for other, its, start, stop in granted[:i]:
+            assert node != other or not set(ids) & set(its) or over <= start or stop <= began
+
+
+@pytest.mark.slow
+def test_a_cluster_without_so_many_gpus_in_a_node_is_told(shared_profile, gpu_cluster, tmp_path, monkeypatch):
+    """Four GPUs in all are not three in one node: the sweep says so, and does not wait for ever."""
+    monkeypatch.setattr(ray_pool, "NO_NODE_TIMEOUT", 1.0)
+    profile = load_profile(shared_profile, {"compute.gpus": 3})
+    with ray_pool.RayPool(profile, tmp_path, gpu_cluster.address) as pool:
+        assert not pool.has_room(sweep.plan(profile)[0])
+        time.sleep(1.5)
+        with pytest.raises(CellLostError, match=r"no node with 3 GPUs \(compute\.gpus\)"):
+            pool.has_room(sweep.plan(profile)[0])
+
+
+# --- without a cluster ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("127.0.0.1:9", "ray: no cluster answers at 127.0.0.1:9; start one with `ray start --head"),
+        ("nowhere", "ray: no cluster answers at nowhere"),
+        ("ray://127.0.0.1:10001", "ray: ray://127.0.0.1:10001 is no address"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_sentence_within_seconds(tiny, tmp_path, address, sentence):
+    started = time.monotonic()
+    with pytest.raises(ParameterError, match=re.escape(sentence)):
+        sweep.run_sweep(load_profile(tiny), tmp_path, ray=address, progress=False)
+    assert time.monotonic() - started < 30
+    with sweep.only_sweep(tmp_path):  # the folder is free again
+        pass
+
+
+def test_a_node_with_other_versions_refuses_the_cell(tiny, tmp_path):
+    import pickle
+
+    profile = load_profile(tiny)
+    cell = sweep.plan(profile)[0]
+    own = clusters.versions(ray_pool.PACKAGES)
+    assert {"python", "torch", "transformers", "numpy"} <= own.keys()
+    files, failure = ray_pool._remote_cell(pickle.dumps((profile, cell)), {}, {**own, "torch": "1.0"}, None, None)
+    assert (files, f"has torch {own['torch']}, not 1.0" in failure) == ({}, True)
+    other = pickle.dumps((load_profile(tiny, {"seed": 5}), cell))
+    files, failure = ray_pool._remote_cell(other, {}, own, None, None)
+    assert (files, "another version of this package" in failure) == ({}, True)
+
+
+def test_what_arrives_replaces_what_was_there(tiny, tmp_path):
+    """Also when a kill left half of an earlier arrival; and nothing counts as measured before all of it is there."""
+    profile = load_profile(tiny)
+    cell = next(cell for cell in sweep.plan(profile) if cell.kind == "sft")
+    node, here = tmp_path / "node", tmp_path / "here"
+    for folder, text in ((node, "new"), (here, "old")):
+        for place in (cell_folder(folder, cell) / "cell.json", model_folder(folder, cell.id) / f"{text}.bin"):
+            place.parent.mkdir(parents=True)
+            place.write_text(text)
+        write_text(cell.digest, digest_path(folder, cell))
+    log_path(node, cell).parent.mkdir()
+    log_path(node, cell).write_text("printed\n")
+    half = here / "scratch/arrived" / "a__random-16x2" / "scratch/models/a__random-16x2/half.bin"
+    half.parent.mkdir(parents=True)
+    half.touch()
+    for _ in range(2):
+        ray_pool._put_files(here, cell, ray_pool._read_files(node, [node / "scratch"]))
+        assert (cell_folder(here, cell) / "cell.json").read_text() == "new"
+        assert [file.name for file in model_folder(here, cell.id).iterdir()] == ["new.bin"]
+        assert digest_path(here, cell).read_text() == cell.digest
+        assert not list((here / "scratch/arrived").iterdir())
+    assert log_path(here, cell).read_text() == "printed\nprinted\n"

@@ -1,0 +1,408 @@
+"""Every problem of every benchmark, where a mirror is at hand; hostile and changed files, where it is not."""
+
+import csv
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from quagmire_utils import data as benchmarks
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.data import (
+    BENCHMARKS,
+    TRAINING_SETS,
+    Problem,
+    Trace,
+    last_boxed,
+    load_benchmark,
+    load_traces,
+    load_training_problems,
+    save_traces,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER_ORDER = ["math500", "aime", "gsm8k", "aime2025", "amc", "olympiad", "minerva"]
+
+
+def mirror_file(benchmark) -> Path:
+    """The benchmark's file in the mirror; skips the test where there is none."""
+    folder = benchmarks.mirror_folder(None)
+    if folder is None or not (folder / benchmark.file).is_file():
+        pytest.skip(f"needs {benchmark.file} in a local mirror (QUAGMIRE_DATA_DIR)")
+    return folder / benchmark.file
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No mirror beside the repo and no hub: a process that may reach nothing."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(benchmarks.loading, "_REPO", tmp_path / "elsewhere" / "repo")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.delenv("QUAGMIRE_DATA_DIR", raising=False)
+
+
+def test_table_is_the_papers():
+    assert list(BENCHMARKS) == PAPER_ORDER
+    assert sum(benchmark.count for benchmark in BENCHMARKS.values()) == 3812
+    for benchmark in [*BENCHMARKS.values(), *TRAINING_SETS.values()]:
+        assert re.fullmatch(r"[0-9a-f]{64}", benchmark.digest)
+        assert re.fullmatch(r"[0-9a-f]{40}", benchmark.revision) or not benchmark.hub_id
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            benchmark.count = 1
+
+
+def test_import_is_cheap():
+    heavy = "{'torch', 'transformers', 'datasets', 'math_verify', 'vllm', 'pandas'}"
+    code = f"import sys, quagmire_utils.data, quagmire_utils.data.prompts; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", PAPER_ORDER)
+def test_counts_ids_and_questions(name):
+    mirror_file(BENCHMARKS[name])
+    problems = load_benchmark(name)
+    assert len(problems) == BENCHMARKS[name].count
+    assert len({problem.id for problem in problems}) == len(problems)
+    assert all(problem.id.startswith(f"{name}/") and problem.question.strip() for problem in problems)
+    assert load_benchmark(name, limit=3) == problems[:3]
+
+
+# One problem of each benchmark and each kind of gold, read off the published rows by hand.
+GOLDS = {
+    "math500/precalculus/807": ("\\left( 3, \\frac{\\pi}{2} \\right)", None),
+    "math500/algebra/2626": ("32348", None),  # \$32,\!348
+    "math500/number_theory/417": ("11111111100", None),  # 11,\! 111,\! 111,\! 100
+    "aime/1983-1": ("60", None),
+    "aime/2022-II-8": ("80.5", 0.5),  # "080 or 081 (both were accepted)"
+    "gsm8k/0": ("18", None),
+    "aime2025/0": ("70", None),  # 70.0
+    "amc/0": ("142", None),  # 142.0
+    "olympiad/1606": ("2", None),
+    "olympiad/1664": ("69,84", None),  # $69$,$84$
+    "olympiad/2349": ("221,8", None),  # $221,$8$
+    "olympiad/2255": ("62.5\\%", None),  # 62.5%
+    "olympiad/2592": ("4.2", 0.1),  # error 1e-1
+    "olympiad/1970": ("(-\\infty, 0) \\cup\\{1\\}", None),  # with a full stop
+    "minerva/0": ("1.6", None),
+    "minerva/1": ("4.5 \\times 10^{33}", None),  # 4.5e33
+    "minerva/44": ("1 \\times 10^{-5}", None),  # 1e-5
+    "minerva/5": ("\\arcsin(10/13)", None),  # np.arcsin(10/13)
+    "minerva/38": ("-1/3", None),  # -1./3
+    "minerva/72": ("x_{0} \\cos (\\omega t)+ \\dot{x}_{0} \\sin (\\omega t) / \\omega", None),  # with $ $ inside
+    "minerva/86": ("I(0) e^{-\\frac{t}{R C}}", None),  # nested braces
+}
+
+
+def test_golds_read_by_hand():
+    for benchmark in BENCHMARKS.values():
+        mirror_file(benchmark)
+    problems = {problem.id: problem for name in BENCHMARKS for problem in load_benchmark(name)}
+    assert {key: (problems[key].answer, problems[key].tolerance) for key in GOLDS} == GOLDS
+    assert sum(problem.tolerance is not None for problem in problems.values()) == 2
+
+
+def test_every_gold_of_a_competition_is_the_integer_that_was_published():
+    for name, column in (("aime", "Answer"), ("amc", "answer"), ("aime2025", "answer")):
+        path = mirror_file(BENCHMARKS[name])
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file]
+        for row, problem in zip(rows, load_benchmark(name), strict=True):
+            if problem.tolerance is None:
+                assert float(problem.answer) == float(row[column])
+                assert problem.answer.isdigit() or problem.answer.lstrip("-").isdigit()
+
+
+# math-verify reads these two as text alone, so only an answer in the same spelling will be found right.
+TEXT_ONLY = {
+    "minerva/27",  # a differential equation in L_{\odot} and M_{\odot}, a subscript that it cannot read
+    "minerva/269",  # E_{1},E_{2}: a set of symbols that it takes for Euler's number
+}
+
+
+@pytest.mark.parametrize("name", PAPER_ORDER)
+def test_math_verify_reads_every_gold_and_finds_it_right(name):
+    from math_verify import parse, verify
+
+    mirror_file(BENCHMARKS[name])
+    unread = set()
+    for problem in load_benchmark(name):
+        gold = parse(f"\\boxed{{{problem.answer}}}", parsing_timeout=None)
+        assert gold, problem
+        if all(isinstance(reading, str) for reading in gold):
+            unread.add(problem.id)
+        if re.fullmatch(r"\d+", problem.answer):
+            assert int(gold[0]) == int(problem.answer)
+        else:
+            assert verify(gold, gold, timeout_seconds=None), problem
+    assert unread == {problem_id for problem_id in TEXT_ONLY if problem_id.startswith(f"{name}/")}
+
+
+def test_several_answers_are_read_as_that_many():
+    from math_verify import parse
+
+    path = mirror_file(BENCHMARKS["olympiad"])
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    by_id = {problem.id: problem.answer for problem in load_benchmark("olympiad")}
+    checked = 0
+    for row in rows:
+        # Plain integers separated by commas can be counted without a parser.
+        published = re.sub(r"[$\s]", "", row["final_answer"][0])
+        if row["is_multiple_answer"] and re.fullmatch(r"-?\d+(,-?\d+)+", published):
+            answer = by_id[f"olympiad/{row['id']}"]
+            read = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)[0]
+            assert {int(element) for element in read} == {int(element) for element in published.split(",")}
+            checked += 1
+    assert checked > 40
+
+
+def test_context_stands_before_the_question():
+    row = {"id": 1, "context": "Let $x=2$.", "question": "Find $x$.", "final_answer": ["$2$"], "error": None}
+    problem = benchmarks.loading._to_problems(BENCHMARKS["olympiad"], [(0, row)], "here")[0]
+    assert problem == Problem("olympiad/1", "Let $x=2$.\n\nFind $x$.", "2")
+
+
+def test_several_final_answers_are_joined():
+    row = {"id": 1, "context": None, "question": "?", "final_answer": ["$2$", "$-\\frac{1}{2}$."], "error": "1e-2"}
+    problem = benchmarks.loading._to_problems(BENCHMARKS["olympiad"], [(0, row)], "here")[0]
+    assert (problem.answer, problem.tolerance) == ("2,-\\frac{1}{2}", 0.01)
+
+
+# Columns of the hub that differ from the mirror's.
+@pytest.mark.parametrize(
+    ("name", "row", "expected"),
+    [
+        ("minerva", {"question": "q", "answer": "7e37"}, ("minerva/0", "q", "7 \\times 10^{37}")),
+        ("aime2025", {"id": "3", "problem": "q", "answer": "588"}, ("aime2025/3", "q", "588")),
+        ("olympiad", {"id": 9, "question": "q", "final_answer": ["$2 n$"]}, ("olympiad/9", "q", "2 n")),
+    ],
+)
+def test_hub_columns_are_read_too(name, row, expected):
+    problem = benchmarks.loading._to_problems(BENCHMARKS[name], [(0, row)], "hub")[0]
+    assert (problem.id, problem.question, problem.answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "boxed"),
+    [
+        ("\\boxed{1}", "1"),
+        ("first \\boxed{1}, then \\boxed{\\frac{a}{b}}", "\\frac{a}{b}"),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed {x}", "x"),
+        ("\\boxed{1} and \\boxed{2", "1"),  # the last one is torn
+        ("boxed{1}", None),
+        ("", None),
+    ],
+)
+def test_last_boxed_balances_braces(text, boxed):
+    assert last_boxed(text) == boxed
+
+
+def test_training_sets():
+    for benchmark in TRAINING_SETS.values():
+        mirror_file(benchmark)
+    gsm8k, mathematics = load_training_problems("gsm8k_train"), load_training_problems("math_train")
+    assert (len(gsm8k), len(mathematics)) == (7473, 7470)
+    assert all(re.fullmatch(r"-?\d+(\.\d+)?", problem.answer) for problem in gsm8k)
+    # Four rows of MATH have no answer; the others keep the row's number as their id.
+    numbers = {int(problem.id.partition("/")[2]) for problem in mathematics}
+    assert set(range(7474)) - numbers == {886, 1009, 5328, 5330}
+    assert load_training_problems("math_train", limit=2) == mathematics[:2]
+
+
+def copy_mirror(name: str, tmp_path: Path) -> Path:
+    source = mirror_file(BENCHMARKS[name])
+    target = tmp_path / BENCHMARKS[name].file
+    target.parent.mkdir(parents=True)
+    shutil.copy(source, target)
+    target.chmod(0o644)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda text: text + text.splitlines()[0].replace('"id": 0', '"id": 999') + "\n", "84 problems, expected 83"),
+        (lambda text: "", "0 problems, expected 83"),
+        (lambda text: text.replace("142.0", "143.0"), "changed text"),
+        (lambda text: text.replace("Irreducible", "irreducible"), "changed text"),
+        (lambda text: text.replace('"problem"', '"prompt"'), "row 1 of .* lacks the columns"),
+        (lambda text: text[: len(text) // 2], "not JSON lines"),
+        (lambda text: "[1]\n" + text, "line 1 is not a JSON object"),
+        (lambda text: text.replace('"id": 1,', '"id": 0,'), "'amc/0' twice"),
+    ],
+)
+def test_changed_mirror_is_one_clear_sentence(tmp_path, change, found):
+    path = copy_mirror("amc", tmp_path)
+    assert len(load_benchmark("amc", data_dir=tmp_path)) == 83
+    path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(ParameterError, match=found) as error:
+        load_benchmark("amc", data_dir=tmp_path)
+    assert "amc" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_formatting_of_a_mirror_does_not_matter(tmp_path):
+    path = copy_mirror("amc", tmp_path)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [json.dumps({**dict(reversed(row.items())), "answer": str(int(row["answer"]))}) for row in rows]
+    path.write_text("\n\n".join(lines), encoding="utf-8")
+    assert load_benchmark("amc", data_dir=tmp_path) == load_benchmark("amc")
+
+
+@pytest.mark.usefixtures("offline")
+def test_missing_everywhere_fails_fast_with_both_remedies(tmp_path):
+    start = time.monotonic()
+    with pytest.raises(ParameterError, match=r"math500: .*QUAGMIRE_DATA_DIR.*math500.jsonl.*hub") as error:
+        load_benchmark("math500", data_dir=tmp_path)
+    assert time.monotonic() - start < 10
+    assert "\n" not in str(error.value)
+    with pytest.raises(ParameterError, match="no local mirror"):
+        load_benchmark("aime")
+    with pytest.raises(ParameterError, match="no hub of its own"):
+        load_training_problems("math_train")
+
+
+def test_hub_is_asked_for_the_pinned_revision_and_counted(monkeypatch, tmp_path):
+    asked = []
+
+    def load_dataset(*arguments, **options):
+        asked.append((arguments, options))
+        return [{"id": i, "problem": f"q{i}", "answer": float(i)} for i in range(rows)]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    rows = 83
+    problems = load_benchmark("amc", data_dir=tmp_path)
+    assert (len(problems), problems[3]) == (83, Problem("amc/3", "q3", "3"))
+    revision = BENCHMARKS["amc"].revision
+    assert asked == [(("AI-MO/aimo-validation-amc", None), {"split": "train", "revision": revision})]
+    rows = 82
+    with pytest.raises(ParameterError, match="82 problems, expected 83"):
+        load_benchmark("amc", data_dir=tmp_path)
+
+
+def test_unknown_names_and_limits():
+    with pytest.raises(ParameterError, match=r"unknown benchmark 'math'.*math500, aime"):
+        load_benchmark("math")
+    with pytest.raises(ParameterError, match="unknown training set"):
+        load_training_problems("math500")
+    for limit in (0, 1.5, "3", True):
+        with pytest.raises(ParameterError, match="limit must be a whole number"):
+            load_benchmark("math500", limit=limit)
+    with pytest.raises(ParameterError, match=r"data_dir=.* is not a folder"):
+        load_benchmark("math500", data_dir="/no/such/folder")
+
+
+def test_own_jsonl_file(tmp_path):
+    rows = [
+        {"id": 1, "question": "1+1?", "answer": 2},
+        "",
+        {"id": "b", "question": "half?", "answer": 0.5, "tolerance": 0.01, "source": "me"},
+        {"id": "c", "question": "Größe \ud83c\udfb2?", "answer": "3.0 "},
+    ]
+    path = write_jsonl(tmp_path / "mine.jsonl", rows)
+    assert load_benchmark(path) == load_benchmark(str(path)) == [
+        Problem("1", "1+1?", "2"),
+        Problem("b", "half?", "0.5", 0.01),
+        Problem("c", "Größe 🎲?", "3.0"),
+    ]  # fmt: skip
+    assert len(load_benchmark(path, limit=1)) == 1
+
+
+GOOD = {"id": 1, "question": "1+1?", "answer": "2"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "has no problems"),
+        ([GOOD, {"id": 2, "question": "?"}], "line 2 has no 'answer'"),
+        ([{**GOOD, "question": "  "}], "line 1 has no 'question'"),
+        ([GOOD, "", GOOD], "'1' twice"),
+        ([GOOD, "{"], "not JSON lines"),
+        ([GOOD, "[" * 200_000], "line 2 is not JSON"),
+        ([GOOD, '{"id": 2, "question": "?", "answer": ' + "1" * 5000 + "}"], r"line 2 is not JSON.*4300 digits"),
+        ([GOOD, {**GOOD, "question": "1+1? \ud83c"}], "line 2 has half of a character .* in 'question'"),
+        ([{**GOOD, "id": "\udfb2"}], "line 1 has half of a character .* in 'id'"),
+        ([{**GOOD, "tolerance": "x"}], "tolerance 'x'"),
+        ([{**GOOD, "tolerance": -1}], "tolerance -1"),
+    ],
+)
+def test_bad_jsonl_file_is_refused_with_its_line(tmp_path, rows, message):
+    with pytest.raises(ParameterError, match=message) as refused:
+        load_benchmark(write_jsonl(tmp_path / "bad.jsonl", rows))
+    assert len(str(refused.value)) < 400
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    path = write_jsonl(tmp_path / "mine.jsonl", [GOOD])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_benchmark(path) == [Problem("1", "1+1?", "2")]
+
+
+def test_jsonl_file_that_is_not_there_or_not_text(tmp_path):
+    with pytest.raises(ParameterError, match="cannot read"):
+        load_benchmark(tmp_path / "missing.jsonl")
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00{}")
+    with pytest.raises(ParameterError, match="UTF-8"):
+        load_benchmark(tmp_path / "binary.jsonl")
+
+
+def test_traces_survive_the_file(tmp_path):
+    traces = [
+        Trace("1", "p", "q\n", "line\u2028separator\r\n\x00 \U0001f3b2 \\boxed{1}", "1", "me"),
+        Trace("2", "p", "q", "r"),
+    ]
+    path = tmp_path / "new" / "traces.jsonl"
+    save_traces(path, traces)
+    assert load_traces(path) == traces
+    with pytest.raises(TypeError):
+        save_traces(path, [None])
+    with pytest.raises(ParameterError, match=r"line 2 has half of a character .* in 'response'"):
+        save_traces(path, [traces[0], Trace("3", "p", "q", "\ud800")])
+    assert load_traces(path) == traces  # a failed write leaves the old file, and nothing beside it
+    assert [file.name for file in path.parent.iterdir()] == ["traces.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "1", "problem_id": "p", "question": "q"}, "line 1 has no 'response'"),
+        ({"id": "1", "problem_id": "p", "question": "q", "response": "r", "reponse": ""}, "unknown column 'reponse'"),
+        ({"id": "1", "problem_id": "p", "question": "q", "response": "\ud800"}, "line 1 has half of a character"),
+    ],
+)
+def test_bad_traces_are_refused(tmp_path, row, message):
+    with pytest.raises(ParameterError, match=message):
+        load_traces(write_jsonl(tmp_path / "traces.jsonl", [row]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"), [("1e-7", "0.0000001"), ("142.0", "142"), ("0.25", "0.25"), ("1e20", "100000000000000000000")]
+)
+def test_float_golds_are_written_without_exponents(tmp_path, answer, gold):
+    path = tmp_path / "own.jsonl"
+    path.write_text(f'{{"id": 1, "question": "q", "answer": {answer}}}\n')
+    assert load_benchmark(path)[0].answer == gold
+
+
+@pytest.mark.parametrize("answer", ["NaN", "Infinity", "true", '["1", "2"]', '{"a": 1}'])
+def test_answers_that_are_neither_text_nor_numbers_are_refused(tmp_path, answer):
+    path = tmp_path / "own.jsonl"
+    path.write_text(f'{{"id": 1, "question": "q", "answer": {answer}}}\n')
+    with pytest.raises(ParameterError, match="answer"):
+        load_benchmark(path)

@@ -1,0 +1,681 @@
+"""The ledger of claims: verdicts on worlds whose truth is known by construction, and how often intervals hold it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from example_records import make_records, write_records
+from scipy import stats
+
+from quagmire_utils.analysis import claims, tables
+from quagmire_utils.analysis.claims import over_candidates, predictors
+from quagmire_utils.analysis.claims.claim import student, verdict
+from quagmire_utils.analysis.claims.evidence import (
+    Evidence,
+    contrast,
+    deviation_of_best,
+    gather,
+    run_noise,
+    smallest_contrast,
+)
+from quagmire_utils.analysis.records import candidate_frame, load_records
+from quagmire_utils.core import published as paper
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.report.plots.claims import claims_grid, mark_verdicts, plot_claims
+
+MODELS = (claims.LLAMA, claims.MISTRAL, claims.QWEN)
+TOKENS = {"none": 0, "random": 100, "shortest": 50, "longest": 160, "shortest+longest": 12800 / 120}  # an example
+GRID = [  # selection, n_examples, epochs, scenario, source, learning_rate
+    ("none", 0, 1, "dataset", "main", 1e-4),
+    ("random", 32, 4, "dataset", "main", 1e-4),
+    ("random", 32, 16, "dataset", "main", 1e-4),
+    ("random", 128, 1, "dataset+instance", "main", 1e-4),
+    ("random", 128, 4, "dataset+source", "main", 1e-4),
+    ("random", 512, 1, "dataset+instance+source", "main", 1e-4),
+    ("random", 512, 4, "dataset", "main", 1e-4),
+    ("random", 128, 4, "dataset+source", "main", 5e-4),
+    ("random", 512, 1, "dataset+source", "main", 5e-4),
+    ("shortest", 256, 1, "instance", "main", 1e-4),
+    ("shortest", 1024, 1, "instance", "main", 1e-4),
+    ("longest", 80, 1, "instance", "main", 1e-4),
+    ("longest", 320, 1, "instance", "main", 1e-4),
+    ("shortest+longest", 120, 1, "instance", "main", 1e-4),
+    ("shortest+longest", 480, 1, "instance", "main", 1e-4),
+    ("random", 512, 1, "source", "other", 1e-4),
+    ("random", 128, 4, "source", "other", 1e-4),
+    ("random", 512, 1, "source", "other", 5e-4),
+    ("random", 128, 4, "source", "other", 5e-4),
+]
+
+
+def world(score, outcome, model: str = claims.MISTRAL, error: float = 0.001) -> pd.DataFrame:
+    """A candidate frame over GRID: score and outcome are functions of a candidate; error is that of every number."""
+    names = ["selection", "n_examples", "epochs", "scenario", "source", "learning_rate"]
+    frame = pd.DataFrame(GRID, columns=names)
+    frame["epochs"] = frame["epochs"].astype(float)
+    frame["candidate"] = [
+        f"{row.selection}-{row.n_examples}x{row.epochs:g}-{row.source}-{row.learning_rate:g}"
+        for row in frame.itertuples()
+    ]
+    frame = frame.assign(family="micro", stands_for=model, k=64, budget="low", n_runs=4)
+    frame["sft_tokens"] = frame["selection"].map(TOKENS) * frame["n_examples"] * frame["epochs"]
+    frame["pass1"] = [float(score(row)) for row in frame.itertuples()]
+    frame["outcome"] = frame["outcome_last"] = [float(outcome(row)) for row in frame.itertuples()]
+    frame["gain"] = frame["outcome"] - frame["pass1"]
+    return frame.assign(
+        **{"pass1_sampling_se": error, "outcome_sampling_se": error, "outcome_last_std": error},
+        pass64=frame["pass1"],
+        gen_loss=1.0 - frame["pass1"],
+        gen_loss_se=0.001,
+    )
+
+
+def claim_of(name: str, frame: pd.DataFrame) -> claims.Claim:
+    """The claim of that name about the one family of the frame."""
+    model = frame["stands_for"].iloc[0]
+    (entry,) = [entry for entry in claims.ENTRIES if entry.name == name]
+    place = next(place for place, models in entry.places.items() if model in models)
+    found = claims.about(frame, place.replace("Figs.", "Fig.").split(",")[0])
+    (claim,) = [claim for claim in found if (claim.name, claim.model) == (name, model)]
+    return claim
+
+
+def level(rate: float):
+    """Rises by `rate` each time that the examples are seen four times as often."""
+    return lambda row: 0.5 + rate * math.log(row.epochs, 4)
+
+
+def flat(_) -> float:
+    return 0.5
+
+
+def if_(condition, value: float):
+    return lambda row: 0.5 + (value if condition(row) else 0.0)
+
+
+def trained(row) -> bool:
+    return row.selection != "none"
+
+
+def more(row) -> float:
+    return 0.5 + 0.05 * math.log2(1 + row.n_examples / 128)
+
+
+COMPARISONS = [  # claim, model, (score, outcome) that make it true, (score, outcome) that make it false
+    ("repeating_raises_score", claims.MISTRAL, (level(0.1), flat), (level(-0.1), flat)),
+    ("repeating_stalls_outcome", claims.MISTRAL, (level(0.1), flat), (flat, level(0.1))),
+    ("repeating_stalls_outcome", claims.QWEN, (level(0.1), level(-0.1)), (flat, level(0.1))),
+    ("repeating_leaves_less_to_gain", claims.LLAMA, (level(0.1), flat), (flat, level(0.1))),
+    ("half_twice_scores_higher", claims.LLAMA, (level(0.1), flat), (level(-0.1), flat)),
+    ("half_twice_ends_higher", claims.QWEN, (flat, level(0.1)), (flat, level(-0.1))),
+    ("repeated_sft_degrades_outcome", claims.QWEN, (flat, if_(trained, -0.1)), (flat, if_(trained, 0.1))),
+    ("repeated_scores_higher_across_sources", claims.LLAMA, (level(0.1), flat), (level(-0.1), flat)),
+    ("repeated_ends_lower_across_sources", claims.LLAMA, (flat, level(-0.1)), (flat, level(0.1))),
+    (
+        "larger_rate_scores_higher",
+        claims.LLAMA,
+        *[(if_(lambda r: r.learning_rate > 2e-4, s), flat) for s in (0.1, -0.1)],
+    ),
+    (
+        "larger_rate_leaves_less_to_gain",
+        claims.LLAMA,
+        *[(flat, if_(lambda r: r.learning_rate > 2e-4, s)) for s in (-0.1, 0.1)],
+    ),
+    *(
+        (name, model, *[(if_(lambda r: r.selection == "shortest", s), flat) for s in (0.1, -0.1)])
+        for name, model in (("shortest_score_higher", claims.MISTRAL), ("shortest_score_higher", claims.LLAMA))
+    ),
+    ("shortest_end_lower", claims.LLAMA, *[(flat, if_(lambda r: r.selection == "shortest", s)) for s in (-0.1, 0.1)]),
+    ("few_shortest_lower_score", claims.MISTRAL, *[(if_(lambda r: r.n_examples == 256, s), flat) for s in (-0.1, 0.1)]),
+    (
+        "few_shortest_lower_outcome",
+        claims.MISTRAL,
+        *[(flat, if_(lambda r: r.n_examples == 256, s)) for s in (-0.1, 0.1)],
+    ),
+    (
+        "many_shortest_raise_outcome",
+        claims.MISTRAL,
+        *[(flat, if_(lambda r: r.n_examples == 1024, s)) for s in (0.1, -0.1)],
+    ),
+    ("outcome_recovers_slower", claims.MISTRAL, (if_(trained, 0.2), if_(trained, 0.1)), (flat, if_(trained, 0.1))),
+    ("more_examples_raise_score", claims.MISTRAL, (more, flat), (lambda r: 1 - more(r), flat)),
+    ("more_examples_raise_outcome", claims.MISTRAL, (flat, more), (flat, lambda r: 1 - more(r))),
+    ("strong_base_scores_higher_2", claims.QWEN, (if_(trained, 0.1), flat), (if_(trained, -0.1), flat)),
+    ("strong_base_gains_nothing_2", claims.QWEN, (if_(trained, 0.1), flat), (flat, if_(trained, 0.1))),
+    ("strong_base_gains_nothing_9", claims.QWEN, (flat, if_(trained, -0.1)), (flat, if_(trained, 0.1))),
+    (
+        "long_examples_raise_outcome",
+        claims.QWEN,
+        *[(flat, if_(lambda r: "longest" in r.selection, s)) for s in (0.1, -0.1)],
+    ),
+    (
+        "other_sft_degrades_outcome",
+        claims.QWEN,
+        *[(flat, if_(lambda r: r.selection == "shortest", s)) for s in (-0.1, 0.1)],
+    ),
+    (
+        "every_sft_scores_higher",
+        claims.QWEN,
+        (if_(trained, 0.1), flat),
+        (if_(lambda r: r.n_examples == 80, -0.1), flat),
+    ),
+    (
+        "mixture_ends_best",
+        claims.QWEN,
+        (flat, if_(lambda r: r.selection == "shortest+longest", 0.1)),
+        (flat, if_(lambda r: r.selection == "longest", 0.1)),
+    ),
+    (
+        "some_sft_ends_below_base",
+        claims.LLAMA,
+        (if_(trained, 0.1), if_(lambda r: r.n_examples == 80, -0.1)),
+        (if_(trained, 0.1), if_(trained, 0.1)),
+    ),
+    (
+        "best_score_is_not_best_dataset",
+        claims.LLAMA,
+        (if_(lambda r: r.epochs == 16, 0.1), if_(lambda r: r.n_examples == 512, 0.1)),
+        (if_(lambda r: r.epochs == 16, 0.1), if_(lambda r: r.epochs == 16, 0.1)),
+    ),
+    (
+        "best_score_is_not_best_1",
+        claims.MISTRAL,
+        (if_(lambda r: r.n_examples == 1024, 0.1), if_(lambda r: r.n_examples == 320, 0.1)),
+        (if_(lambda r: r.n_examples == 1024, 0.1), if_(lambda r: r.n_examples == 1024, 0.1)),
+    ),
+    (
+        "best_score_is_not_best_7",
+        claims.LLAMA,
+        (if_(lambda r: r.n_examples == 1024, 0.1), if_(lambda r: r.n_examples == 512, 0.1)),
+        (if_(lambda r: r.n_examples == 1024, 0.1), if_(lambda r: r.n_examples == 1024, 0.1)),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "model", "true", "false"), COMPARISONS, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_comparison_made_true_holds_made_false_does_not_and_noise_decides_nothing(name, model, true, false):
+    assert claim_of(name, world(*true, model)).verdict == "holds"
+    assert claim_of(name, world(*false, model)).verdict == "does not hold"
+    for effect in (true, false):
+        assert claim_of(name, world(*effect, model, error=3.0)).verdict == "undecided"
+
+
+def test_every_comparison_of_the_ledger_is_tested_above():
+    over = {entry.name for entry in claims.ENTRIES if entry.unit == "points"}
+    assert over - {"strong_base_scores_higher_9"} == {name for name, *_ in COMPARISONS}
+
+
+def test_the_claim_of_fig_1_compares_what_the_figure_rings():
+    """Random, longest and shortest examples of one epoch: neither other selections nor repeated ones, all counted."""
+    best = if_(lambda r: r.selection == "shortest+longest" or r.epochs > 1, 0.3)
+    claim = claim_of("best_score_is_not_best_1", world(best, best))
+    assert claim.size == "6 candidates"
+    assert not any(f"shortest+longest-{n}" in claim.statistic for n in (120, 480))
+    claim = claim_of("best_score_is_not_best_7", world(flat, flat, claims.LLAMA))
+    assert claim.size == "4 candidates"
+    assert "longest-" not in claim.statistic
+    claim = claim_of("mixture_ends_best", world(flat, flat, claims.QWEN))
+    assert claim.size == "4 selections"
+
+
+def test_the_value_is_the_mean_difference_of_pairs_at_equal_tokens():
+    frame = world(lambda r: r.n_examples / 10_000 * r.epochs**0.5, flat)
+    claim = claim_of("half_twice_scores_higher", frame)
+    pass1 = frame.set_index("candidate")["pass1"]
+    pairs = [("random-32x4", "random-128x1"), ("random-128x4", "random-512x1")]
+    expected = np.mean([pass1[f"{a}-main-0.0001"] - pass1[f"{b}-main-0.0001"] for a, b in pairs])
+    assert claim.value == pytest.approx(expected, abs=1e-12)
+    assert claim.n == 2
+    # with a half of them twice in the grid, that one is taken
+    half = frame[frame["candidate"] == "random-128x1-main-0.0001"].assign(
+        candidate="half", n_examples=64, epochs=2.0, pass1=0.9
+    )
+    claim = claim_of("half_twice_scores_higher", pd.concat([frame, half], ignore_index=True))
+    assert "half minus random-128x1" in claim.statistic
+    assert "random-32x4" not in claim.statistic
+
+
+def test_candidates_with_another_number_of_runs_are_no_partners():
+    frame = world(flat, level(0.1))
+    frame.loc[frame["candidate"] == "random-128x4-main-0.0001", "n_runs"] = 2
+    claim = claim_of("half_twice_ends_higher", frame)
+    assert "random-128x4" not in claim.statistic
+    assert "random-32x16-main-0.0001 minus random-512x1" in claim.statistic  # the next best of equal tokens
+
+
+# --- claims over candidates -------------------------------------------------------------------------------------------
+
+
+def sample(seed: int, n: int = 60, **weights: float) -> pd.DataFrame:
+    """n candidates: each named column is its weight times the outcome's spread plus independent noise."""
+    rng = np.random.default_rng(seed)
+    z = rng.standard_normal(n)
+    columns = {name: w * z + math.sqrt(1 - w * w) * rng.standard_normal(n) for name, w in weights.items()}
+    fixed = {"family": "micro", "stands_for": claims.LLAMA, "scenario": "dataset+instance", "selection": "random"}
+    frame = pd.DataFrame({"outcome": z, **columns}).assign(
+        **fixed, k=64, budget=np.resize(["low", "medium", "high"], n), n_runs=1
+    )
+    frame["candidate"] = [f"c{i}" for i in range(n)]
+    frame["gain"] = frame["outcome"] - frame["pass1"] if "pass1" in frame else np.nan
+    return frame
+
+
+def evidence(frame: pd.DataFrame, own: pd.Series | None = None) -> Evidence:
+    noise = run_noise(frame.assign(outcome_last_std=np.nan), None, "outcome")
+    return Evidence("micro", claims.LLAMA, "outcome", frame, frame, noise, own)
+
+
+def decided(estimate, below: bool = False, bound: float = 0.0) -> str:
+    return verdict(*estimate.interval(0.95), bound, below=below)
+
+
+def test_the_loss_says_more_than_the_score_or_does_not():
+    rng = np.random.default_rng(1)
+    score, extra = rng.standard_normal((2, 60))
+    frame = pd.DataFrame({"pass1": score, "outcome": score + extra})
+    noise = 0.3 * rng.standard_normal(60)
+    assert (
+        decided(over_candidates.loss_beyond_score(frame.assign(gen_loss=-score - extra + noise)), below=True) == "holds"
+    )
+    wrong = over_candidates.loss_beyond_score(frame.assign(gen_loss=-score + extra + noise))
+    assert decided(wrong, below=True) == "does not hold"
+    nothing = over_candidates.loss_beyond_score(frame.assign(gen_loss=-score + noise))
+    assert decided(nothing, below=True) == "undecided"
+    ranks = frame.assign(gen_loss=-score + extra + noise)[["gen_loss", "outcome", "pass1"]].rank()
+    left = [
+        ranks[c] - np.polyval(np.polyfit(ranks["pass1"], ranks[c], 1), ranks["pass1"]) for c in ("gen_loss", "outcome")
+    ]
+    assert wrong.value == pytest.approx(stats.pearsonr(*left).statistic, abs=1e-12)
+    assert math.isnan(over_candidates.loss_beyond_score(frame.assign(gen_loss=-score)).value)  # nothing varies
+
+
+def test_dominated_candidates():
+    frame = sample(2, pass1=0.9).assign(gen_loss=lambda f: -f["outcome"])
+    found = over_candidates.dominated_share(frame)
+    pairs = [
+        frame["outcome"][i] < frame["outcome"][j]
+        for i in range(60)
+        for j in range(60)
+        if frame["pass1"][i] < frame["pass1"][j] and frame["gen_loss"][i] > frame["gen_loss"][j]
+    ]
+    assert found.value == pytest.approx(np.mean(pairs))
+    assert decided(found, bound=0.5) == "holds"
+    assert (
+        decided(over_candidates.dominated_share(frame.assign(outcome=-frame["outcome"])), bound=0.5) == "does not hold"
+    )
+    noise = np.random.default_rng(0).standard_normal(60)
+    assert decided(over_candidates.dominated_share(frame.assign(outcome=noise)), bound=0.5) == "undecided"
+
+
+def test_the_loss_across_data_sets():
+    frame = sample(3, own=-0.05, gen_loss=-0.97, pass64=0.97)
+    own = frame.set_index("candidate")["own"]
+    for against in ("pass64", "gen_loss"):
+        found = over_candidates.loss_across_data(evidence(frame, own), against)
+        expected = stats.spearmanr(-frame["own"], frame["outcome"]).statistic
+        expected -= abs(stats.spearmanr(frame[against], frame["outcome"]).statistic)
+        assert found.value == pytest.approx(expected, abs=1e-12)
+        assert decided(found, below=True) == "holds"
+        good = frame.assign(gen_loss=-frame["own"], pass64=frame["own"]).set_index("candidate")["outcome"]
+        turned = over_candidates.loss_across_data(
+            evidence(frame.assign(gen_loss=own.to_numpy(), pass64=-own.to_numpy()), -good), against
+        )
+        assert decided(turned, below=True) == "does not hold"
+    assert over_candidates.loss_across_data(evidence(frame), "pass64").n == 0
+    same = frame.assign(scenario="dataset")  # the same data for all: not what the claim is about
+    assert over_candidates.loss_across_data(evidence(same, own), "pass64").n == 0
+
+
+@pytest.mark.parametrize(
+    "test",
+    [predictors.rank_gain, predictors.rank_gain_within_budgets, predictors.fit_gain, predictors.smallest_fit_gain],
+)
+def test_a_better_predictor_holds_a_worse_one_does_not(test):
+    number = {predictors.rank_gain: 1, predictors.rank_gain_within_budgets: 8, predictors.fit_gain: 4}.get(test, 7)
+    better, worse = sample(4, 28, pass1=0.3, pass64=0.98), sample(4, 28, pass1=0.98, pass64=0.3)
+    better["gen_loss"] = worse["gen_loss"] = 0.0  # Table 1 has the loss too
+    assert decided(test(evidence(better), number, "pass64")) == "holds"
+    assert decided(test(evidence(worse), number, "pass64")) == "does not hold"
+    alike = sample(4, 16, pass1=0.8, pass64=0.8).assign(gen_loss=0.0)
+    assert decided(test(evidence(alike), number, "pass64")) == "undecided"
+    assert math.isnan(test(evidence(better.iloc[:3]), number, "pass64").value)
+
+
+def test_a_rank_gain_is_the_difference_of_spearmans():
+    frame = sample(5, pass1=0.5, pass64=0.9)
+    expected = [stats.spearmanr(frame[name], frame["outcome"]).statistic for name in ("pass64", "pass1")]
+    assert predictors.rank_gain(evidence(frame), 3, "pass64").value == pytest.approx(
+        expected[0] - expected[1], abs=1e-12
+    )
+    parts = [
+        stats.spearmanr(part["pass64"], part["outcome"]).statistic
+        - stats.spearmanr(part["pass1"], part["outcome"]).statistic
+        for _, part in frame.groupby("budget")
+    ]
+    within = predictors.rank_gain_within_budgets(evidence(frame), 8, "pass64")
+    assert within.value == pytest.approx(np.mean(parts), abs=1e-12)
+
+
+def test_a_rank_claim_is_the_table_that_it_is_about(tmp_path):
+    """Value, interval and verdict: the claim may not pool what the table averages."""
+    frame = candidate_frame(load_records(write_records(tmp_path / "full", make_records(full=True))), k=16)
+    intervals = 0
+    for number in (1, 3, 8, 10):
+        table = tables.compute_table(frame, number)
+        rows = table[table["row"].eq("Average") if number > 3 else table["status"].eq("measured")]
+        cells = rows.set_index(["family", "column"])
+        found = [claim for claim in claims.about(frame, f"Table {number}") if claim.family]
+        assert len(found) == (rows["column"] != "pass1").sum() > 0
+        for claim in found:
+            cell = cells.loc[claim.family, claim.name.partition("_")[2]]
+            mine, theirs = (claim.value, claim.low, claim.high), (cell["gain"], cell["gain_low"], cell["gain_high"])
+            assert mine == pytest.approx(theirs, abs=1e-12, nan_ok=True)
+            assert (claim.verdict, claim.n) == (cell["verdict"], cell["n_candidates"])
+            intervals += not math.isnan(claim.low)
+    assert intervals > 3  # of budgets of four candidates there is none
+
+
+def test_the_papers_gains():
+    assert predictors.published_gain(1, claims.LLAMA, "avg_genloss_pass64") == pytest.approx(0.22)
+    assert predictors.published_gain(10, claims.MISTRAL, "pass64") == pytest.approx(0.28)
+    assert predictors.published_gain(6, claims.MISTRAL, "pass64") == pytest.approx(0.47 - 0.31)  # the smallest of all
+
+
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+
+def inside(held: list[bool], nominal: float = 0.95) -> bool:
+    """Whether as many intervals hold the truth as a binomial with the nominal share allows (4 standard deviations)."""
+    return abs(np.mean(held) - nominal) <= 4 * math.sqrt(nominal * (1 - nominal) / len(held))
+
+
+def noisy_family(rng: np.random.Generator, best_of: bool, runs: int = 3, n: int = 6) -> tuple[pd.DataFrame, np.ndarray]:
+    """n candidates with known expected outcomes, each measured by `runs` RL runs of equal noise."""
+    truth = np.linspace(0.3, 0.6, n)
+    drawn = truth[:, None] + 0.05 * rng.standard_normal((n, runs))
+    frame = pd.DataFrame(
+        {"candidate": [f"c{i}" for i in range(n)], "outcome": drawn.max(1) if best_of else drawn.mean(1)}
+    )
+    frame = frame.assign(family="micro", stands_for=claims.LLAMA, selection="random", scenario="dataset", source="main")
+    frame["outcome_last"], frame["outcome_last_std"] = drawn.mean(1), drawn.std(1, ddof=1)
+    frame["pass1"] = truth + 0.02 * rng.standard_normal(n)
+    return frame.assign(learning_rate=1e-4, n_runs=runs, pass1_sampling_se=0.02, outcome_sampling_se=0.01), truth
+
+
+def pooled(frame: pd.DataFrame, outcome: str) -> Evidence:
+    """What `gather` makes of it, without the time of asking which rows a family has."""
+    return Evidence("micro", claims.LLAMA, outcome, frame, frame, run_noise(frame, None, outcome))
+
+
+def test_gathering_takes_the_rows_and_pools_the_noise():
+    frame, _ = noisy_family(np.random.default_rng(5), best_of=True)
+    found = gather(frame, "micro")
+    assert found.noise == run_noise(frame, None, "outcome")
+    assert found.noise.degrees == 12
+    assert found.noise.deviation == pytest.approx(math.sqrt((frame["outcome_last_std"] ** 2).mean()))
+    assert found.rows["candidate"].tolist() == frame["candidate"].tolist()
+    assert gather(frame.assign(outcome=np.nan), "micro") is None
+
+
+@pytest.mark.parametrize("outcome", ["outcome", "outcome_last"])
+def test_intervals_of_comparisons_hold_the_truth_as_often_as_they_say(outcome):
+    rng = np.random.default_rng(0)
+    held = {"outcome": [], "gain": [], "pass1": []}
+    for _ in range(250):
+        frame, truth = noisy_family(rng, best_of=outcome == "outcome")
+        found = pooled(frame, outcome)
+        pairs = [(0, 3), (1, 4), (2, 3)]  # two share a candidate
+        expected = np.mean([truth[a] - truth[b] for a, b in pairs])
+        for what, wanted in (("outcome", expected), ("pass1", expected), ("gain", 0.0)):
+            low, high = contrast(found, pairs, what).interval(0.95)
+            held[what].append(low <= wanted <= high)
+    for what, each in held.items():
+        assert inside(each), (what, np.mean(each))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.15])
+def test_the_interval_of_a_smallest_difference_holds_it_at_least_as_often_as_it_says(spread):
+    rng = np.random.default_rng(1)
+    held = []
+    for _ in range(120):
+        frame, truth = noisy_family(rng, best_of=False)
+        truth = 0.45 + spread * (truth - 0.45)  # all nearly equal is the hard case
+        frame["outcome_last"] += truth - np.linspace(0.3, 0.6, 6)
+        found = pooled(frame, "outcome_last")
+        estimate = smallest_contrast(found, [[(0, other)] for other in range(1, 6)], "outcome", "first minus best", 6)
+        low, high = estimate.interval(0.95)
+        held.append(low <= (truth[0] - truth[1:]).min() <= high)
+    assert np.mean(held) >= 0.95 - 4 * math.sqrt(0.95 * 0.05 / len(held))
+
+
+def test_bootstrap_intervals_of_a_rank_gain_are_near_their_level():
+    """Percentile intervals of 16 candidates, as the paper has, are not exact; they must not be far off."""
+    rng = np.random.default_rng(2)
+    weights = {"pass1": 0.7, "pass64": 0.9}
+    truth = np.diff([6 / math.pi * math.asin(w / 2) for w in weights.values()]).item()
+    held = []
+    for _ in range(60):
+        frame = sample(int(rng.integers(1 << 30)), n=16, **weights)
+        low, high = predictors.rank_gain(evidence(frame), 3, "pass64").interval(0.95)
+        held.append(low <= truth <= high)
+    assert 0.88 <= np.mean(held) <= 1.0
+
+
+def test_jackknife_intervals_of_a_gain_in_r2_are_near_their_level():
+    rng = np.random.default_rng(3)
+    found = [
+        predictors.fit_gain(evidence(sample(int(rng.integers(1 << 30)), n=16, pass1=0.7, pass64=0.9)), 4, "pass64")
+        for _ in range(40)
+    ]
+    truth = np.mean([one.value for one in found])
+    held = [one.interval(0.95)[0] <= truth <= one.interval(0.95)[1] for one in found]
+    assert 0.85 <= np.mean(held) <= 1.0
+
+
+def test_the_deviation_of_a_best():
+    assert deviation_of_best(1) == pytest.approx(1)
+    assert deviation_of_best(2) == pytest.approx(math.sqrt(1 - 1 / math.pi))
+    drawn = np.random.default_rng(0).standard_normal((200_000, 4)).max(axis=1)
+    assert deviation_of_best(4) == pytest.approx(drawn.std(), rel=0.01)
+
+
+def test_verdicts():
+    assert (
+        verdict(0.1, 0.2, below=False)
+        == verdict(-0.2, -0.1, below=True)
+        == verdict(0.1, 0.2, 0.3, below=True)
+        == "holds"
+    )
+    assert verdict(0.1, 0.2, below=True) == verdict(-0.2, -0.1, below=False) == "does not hold"
+    assert verdict(-0.1, 0.1, below=True) == verdict(math.nan, math.nan, below=True) == "undecided"
+    assert student(1.0, 0.5)(0.95) == pytest.approx((1 - 0.98, 1 + 0.98), abs=1e-3)
+    assert student(0.0, 1.0, 3)(0.95)[1] == pytest.approx(stats.t.ppf(0.975, 3))
+
+
+# --- on records -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    families = {"micro-llama": claims.LLAMA, "micro-mistral": claims.MISTRAL}
+    return load_records(write_records(tmp_path_factory.mktemp("claims") / "example", make_records(families)))
+
+
+@pytest.fixture(scope="module")
+def table(records):
+    return claims.ledger(candidate_frame(records), records)
+
+
+def test_the_noise_between_runs_comes_from_the_counts(records):
+    frame = candidate_frame(records)
+    counts = records.counts[(records.counts["family"] == "micro-llama") & (records.counts["stage"] == "rl")]
+    rate = counts.assign(rate=counts["correct"] / counts["n"])
+    keys = ["candidate", "rl_run", "checkpoint"]
+    macro = rate.groupby([*keys, "benchmark"])["rate"].mean().groupby(keys).mean()
+    best = macro.groupby(["candidate", "rl_run"]).max().to_frame().pivot_table(index="candidate", columns="rl_run")
+    noise = run_noise(frame[frame["family"] == "micro-llama"], records, "outcome")
+    assert noise.degrees == best.shape[0] * (best.shape[1] - 1)
+    assert noise.deviation == pytest.approx(math.sqrt(best.var(axis=1, ddof=1).mean()))
+    errors = noise.standard_errors(np.array([1, 4]), np.array([0.1, 0.1]))
+    assert errors == pytest.approx([noise.deviation, noise.deviation * deviation_of_best(4)])
+
+
+def test_a_ledger_has_every_claim_for_every_family(table):
+    assert len(table) == sum(len({m for ms in entry.places.values() for m in ms}) for entry in claims.ENTRIES)
+    assert set(table.loc[table["model"] == claims.QWEN, "verdict"]) == {"not run"}
+    assert set(table["verdict"]) <= set(claims.VERDICTS)
+    done = table[table["verdict"].isin(claims.VERDICTS[:3])]
+    assert len(done) > 15
+    assert (done["low"] <= done["high"]).all()
+    computed = [verdict(row.low, row.high, row.bound, below=row.below) for row in done.itertuples()]
+    assert done["verdict"].tolist() == computed
+    # what holds with all others at once holds alone
+    assert (
+        done.loc[done["together"] != "undecided", "together"] == done.loc[done["together"] != "undecided", "verdict"]
+    ).all()
+    assert table["together"][~table["verdict"].isin(claims.VERDICTS[:3])].eq("").all()
+
+
+def test_a_ledger_as_text(table):
+    said = claims.summarize(table)
+    for word in claims.VERDICTS:
+        count = int((table["verdict"] == word).sum())
+        plural = {"holds": "hold", "does not hold": "do not hold"}.get(word, word) if count != 1 else word
+        assert bool(re.search(rf"\b{count} {plural}[,.]", said)) == (count > 0)
+    for word in ("holds", "does not hold"):
+        part = said.split(f"{word.capitalize()} here:")[1].split("here:")[0]
+        for row in table.itertuples():
+            assert (f"- {row.text}" in part) == (row.verdict == word)
+    assert "95%" not in said
+    shown = claims.show_ledger(table)
+    assert len(shown) == len(table)
+    assert not shown.isna().any(axis=None)
+    assert "nan" not in shown.to_string()
+    for text in table["text"]:
+        assert "nan" not in text
+    nothing = claims.ledger(world(flat, flat, "some other model"))
+    assert set(nothing["verdict"]) == {"not run"}
+    assert "Nothing that was run" in claims.summarize(nothing)
+
+
+def test_the_claims_of_a_place(records):
+    frame = candidate_frame(records)
+    for spelling in ("Fig. 3", "fig03", "Figure 3"):
+        (claim,) = claims.about(frame, spelling, records=records)
+        assert claim.name == "score_explains_part"
+    chosen = frame[
+        (frame["family"] == "micro-llama") & (frame["scenario"] == "dataset") & (frame["selection"] != "none")
+    ]
+    assert claim.value == claims.score_explains_part(chosen).value
+    assert claim.paper == 0.43
+    assert claims.about(frame, "Fig. 99") == []
+    assert "none" in claims.describe([])
+    assert {claim.model for claim in claims.about(frame, "Fig. 4")} == {claims.MISTRAL, claims.QWEN}
+    for number in range(1, 11):
+        assert claims.about(frame, f"Fig. {number}", records=records)
+        assert claims.about(frame, f"Table {number}", records=records)
+    assert claims.describe(claims.about(frame, "Fig. 9")).count("was not run") == 1
+    with pytest.raises(ParameterError, match="outcome must be one of outcome, outcome_last"):
+        claims.about(frame, "Fig. 3", outcome="reward")
+    for wrong, said in (
+        (frame.drop(columns="stands_for"), r"frame lacks the column\(s\) stands_for"),
+        (frame.iloc[:0], "frame holds no candidate"),
+        (pd.concat([frame, frame.iloc[[1]]]), "frame has .* more than once"),
+        (None, "frame must be a DataFrame"),
+    ):
+        with pytest.raises(ParameterError, match=said):
+            claims.ledger(wrong)
+
+
+def test_the_claims_of_a_place_are_those_of_the_family_and_scenario_that_were_chosen(records):
+    frame = candidate_frame(records, k=16)
+    about = {"records": records}
+    assert claims.about(frame, "Fig. 3", family=claims.MISTRAL, **about) == []
+    assert claims.about(frame, "Fig. 3", family="micro-mistral", **about) == []
+    assert claims.about(frame, "Fig. 3", scenario="instance", **about) == []
+    assert "none is tested" in claims.describe([])
+    for family in (claims.LLAMA, "micro-llama", [claims.QWEN, "micro-llama"], "all"):
+        (claim,) = claims.about(frame, "Fig. 3", family=family, scenario="dataset", **about)
+        assert claim.family == "micro-llama"
+    only = claims.about(frame, "Fig. 2", family=["Mistral-NeMo-12B-Instruct"], **about)
+    assert {claim.model for claim in only} == {claims.MISTRAL}
+    assert claims.headline(only, "strong_base_gains_nothing_2")[0] == only[0].claim  # Qwen's is left out
+    twins = pd.concat([frame, frame[frame["family"] == "micro-llama"].assign(family="twin")], ignore_index=True)
+    assert {claim.family for claim in claims.about(twins, "Fig. 3", family=claims.LLAMA)} == {"micro-llama", "twin"}
+    assert {claim.family for claim in claims.about(twins, "Fig. 3", family="twin")} == {"twin"}
+    with pytest.raises(ParameterError, match="family 'Llama' is not known"):
+        claims.about(frame, "Fig. 3", family="Llama")
+
+
+def test_the_headline_of_a_place_is_its_first_claim(records):
+    found = claims.about(candidate_frame(records, k=16), "Fig. 3", records=records)
+    paper, ours, scale = claims.headline(found)
+    first = found[0]
+    assert first.claim in paper
+    assert first.number(first.paper) in paper
+    assert ours.startswith(f"{first.verdict}: {first.number(first.value)}")
+    assert first.interval in ours
+    assert first.family in scale
+    assert first.size in scale
+    unrun = [dataclasses.replace(first, verdict="not run", family="", model="Another")]
+    assert claims.headline(unrun)[1:] == ("Another: not run", "")
+    assert claims.headline([]) == ("-", "-", "")
+    several = claims.about(candidate_frame(records, k=16), "Fig. 5", records=records)
+    assert several[1].claim in claims.headline(several, several[1].name)[0]
+    with pytest.raises(ParameterError, match=r"name must be one of repeating_raises_loss, .*, not 'another'"):
+        claims.headline(several, "another")
+
+
+def test_a_claims_sentence():
+    claim = claims.Claim(
+        "Fig. 4", "it rises", "the mean", 0.031, 0.011, 0.051, 1, math.nan, "holds", unit="points", counted="pairs"
+    )
+    said = "(the mean: +3.1 points, 95 % interval +1.1 to +5.1 points, n = 1 pair)."
+    assert claim.text == f"Fig. 4, “it rises”: **holds** at this scale {said}"
+
+
+def test_changing_a_record_changes_the_claim(records):
+    frame = candidate_frame(records)
+    before = {claim.name: claim.value for claim in claims.about(frame, "Table 1", records=records)}
+    changed = frame.assign(outcome=frame["outcome"].to_numpy()[::-1])
+    after = {claim.name: claim.value for claim in claims.about(changed, "Table 1", records=records)}
+    assert before != after
+
+
+def test_the_quotes_are_the_papers_words():
+    folders = [Path(__file__).resolve().parents[3] / "shared" / "paper"]
+    if data := os.environ.get("QUAGMIRE_DATA_DIR"):
+        folders.insert(0, Path(data).resolve().parent / "paper")
+    found = [folder / "paper.txt" for folder in folders if (folder / "paper.txt").is_file()]
+    if not found:
+        pytest.skip("the paper's text is not at hand (neither beside QUAGMIRE_DATA_DIR nor in ../shared/paper)")
+    text = found[0].read_text(encoding="utf-8")
+    for entry in claims.ENTRIES:
+        assert entry.quote in text, entry.name
+    names = [entry.name for entry in claims.ENTRIES]
+    assert len(set(names)) == len(names)
+    assert set(paper.FAMILIES) < set(MODELS)
+
+
+def test_the_picture_has_a_line_for_every_tested_claim(table):
+    fig, parts = claims_grid(table)
+    drawn = 0
+    for axis, title, part in parts:
+        plot_claims(part, axis, title)
+        assert len(axis.get_yticks()) == len(part)
+        drawn += len(part)
+        marks = sum(len(c.get_offsets()) for c in axis.collections if c.get_label() in claims.VERDICTS)
+        assert marks == len(part)
+    assert drawn == table["verdict"].isin(claims.VERDICTS[:3]).sum()
+    mark_verdicts(fig, table)
+    assert {text.get_text() for text in fig.legends[0].get_texts()} >= set(table["verdict"]) & set(claims.VERDICTS[:3])
+    fig, parts = claims_grid(table.iloc[:0])
+    plot_claims(parts[0][2], parts[0][0])
+    mark_verdicts(fig, table.iloc[:0])

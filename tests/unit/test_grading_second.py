@@ -1,0 +1,487 @@
+"""The second grader against truth, the audit on real responses, the score's bounds, and grading from the shell."""
+
+import csv
+import json
+import math
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("math_verify", reason="math-verify is not installed")
+
+import pandas as pd
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
+from quagmire_utils.evaluation.store import SampleStore
+from quagmire_utils.grading import Grader, Verdict, audit, bounds, read_answer, score_bounds, second_opinion
+from quagmire_utils.grading.__main__ import _write, main
+
+REPO = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("QUAGMIRE_DATA_DIR") or REPO.parent / "shared" / "data")
+CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
+
+
+def labelled(name):
+    path = DATA / "responses" / f"{name}.jsonl"
+    if not path.exists():
+        pytest.skip(f"no labelled responses at {path}; set QUAGMIRE_DATA_DIR")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        (str(i), response, row["gold"], label)
+        for i, row in enumerate(rows)
+        for response, label in zip(row["responses"], row["correct"], strict=True)
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("so \\boxed{\\frac{1}{2}} it is", "\\frac{1}{2}"),
+        ("\\boxed{3}. Wait: $\\boxed{4}$", "4"),
+        ("$\\boxed{3}$ and $\\boxed{4}$.", "3, 4"),
+        ("\\boxed{6}, that is \\boxed{6}", "6"),
+        ("\\fbox{7}", "7"),
+        ("\\boxed{8} and then \\boxed{9", "8"),  # the last one is cut off
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{\\boxed{3}, \\boxed{4}} and \\boxed{5}", "\\boxed{3}, \\boxed{4}, 5"),
+        ("\\boxed{\\boxed{3} < \\boxed{4}}", "\\boxed{3} < \\boxed{4}"),
+        ("\\boxed{\\frac{1}{2}}" + ", as asked in \\boxed{ }" * 30, "\\frac{1}{2}"),
+        ("The answer, to be put in \\boxed{}, is 9", "9"),
+        ("The answer is **12**.", "12"),
+        ("13 * 2 = 26\nA: 26", "26"),
+        ("so\n#### 1,234", "1,234"),
+        ("Final answer: $x = 5$. I hope it is correct.", "x = 5"),
+        ("It comes to $10.50", "10.50"),
+        ("We get 1331 and 1728", "1331, 1728"),
+        ("either $1331$ or $1728$.", "1331, 1728"),
+        ("We get $3$ and then $\\frac{4}{5}$.", "\\frac{4}{5}"),
+        ("We don't know.", ""),
+        ("", ""),
+    ],
+)
+def test_read_answer(response, answer):
+    assert read_answer(response) == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\boxed{" + "x" * 5000 + "5}",
+        "\\boxed{" + "\\frac{1}{" * 2000 + "5" + "}" * 2001,
+        "\\boxed{" + "1+" * 3000 + "5}",
+        "\\boxed{1+4}, or \\boxed{" + "1+" * 3000 + "5}",
+        "\\boxed{5",
+        "\\boxed{" * 30 + "5",
+        "\\boxed{6 \\boxed{" + "1" * 2000 + "5}}",
+    ],
+)
+def test_of_a_box_that_cannot_be_read_no_other_number_is_taken(text):
+    assert read_answer(text) == ""
+    assert second_opinion(text, "5") == second_opinion(f"{text} 5", "5") == ERROR
+    assert second_opinion("\\boxed{5}", text) == ERROR
+
+
+def test_golds_and_answers_in_boxes_within_boxes_or_prose_are_read():
+    for gold in ("\\boxed{5}", "$\\boxed{ 5 }$", "So it is \\fbox{\\boxed{5}}.", "{5}"):
+        verdicts = [
+            second_opinion(text, gold) for text in ("\\boxed{5}", "A: 5", "\\boxed{\\boxed{10/2}}", "\\boxed{6}")
+        ]
+        assert verdicts == [CORRECT] * 3 + [WRONG]
+    assert second_opinion("\\boxed{1+\\boxed{5}}", "5") == WRONG
+    assert second_opinion("\\boxed{1+\\boxed{5}}", "6") == CORRECT
+    assert second_opinion("$3$ and $4$", "\\boxed{3} or \\boxed{4}") == CORRECT
+    assert second_opinion("\\boxed{evelyn}", Problem("a", "?", "\\boxed{\\text{Evelyn}}")) == CORRECT
+
+
+# gold: (answers that are right, answers that are wrong, answers of which it cannot tell)
+CASES = {
+    "1728": (["1,728", "1728.0", "1728\\text{ cm}^2", "x = 1728", "12^3", "1728\\%"], ["1331, 1728", "1727.99"], []),
+    "\\frac{1}{2}": (["0.5", "\\dfrac12", "1/2", "50\\%", "\\frac{2}{4}", "2^{-1}"], ["0.51", "2", "-\\frac12"], []),
+    "\\frac{1}{3}": (["0.333333", "\\tfrac13"], ["0.333", "0.333334"], []),
+    "0": (["0.0", "\\sin(\\pi)", "1-1"], ["0.0000004", "10^{-9}"], []),
+    "1+1/\\mathrm e": (["1+\\frac{1}{e}", "\\frac{e+1}{e}"], ["1-1/\\mathrm e", "1"], []),
+    "\\frac{\\sqrt{3}}{2}": (
+        ["\\sqrt3/2", "\\frac{3}{2\\sqrt3}", "0.8660254", "\\cos\\frac{\\pi}{6}"], ["0.866", "\\frac32"], [],
+    ),
+    "(x+1)^2": (["x^2+2x+1", "(1+x)(x+1)"], ["x^2+1", "(y+1)^2"], []),
+    "(2,3)": (["(2, 3.0)", "\\left(2,\\frac{6}{2}\\right)"], ["(3,2)", "[2,3]", "2,3", "(2,3,4)"], []),
+    "1,-2": (["-2, 1", "\\{1,-2\\}", "-2 \\text{ and } 1", "x=1, x=-2"], ["1", "1,2", "(1,-2)"], []),
+    "[0,1)": (["[0, 1.0)", "x \\in [0,1)"], ["(0,1)", "[0,1]"], []),
+    "(-\\infty,2)\\cup(3,\\infty)": (["(3,+\\infty) \\cup (-\\infty,2)"], ["(-\\infty,2)\\cup[3,\\infty)"], []),
+    "1\\pm\\sqrt{19}": (["1+\\sqrt{19}, 1-\\sqrt{19}"], ["1+\\sqrt{19}"], []),
+    "y=2x+3": (["2x-y+3=0", "2x+3", "y = 3 + 2x"], ["y=2x-3", "z=2x+3"], []),
+    "x=5": (["5", "x = 10/2"], ["y=5", "6"], []),
+    "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}": (
+        ["\\begin{pmatrix} 1 & 2 \\\\ 3 & 4.0 \\end{pmatrix}"],
+        ["\\begin{pmatrix} 1 & 3 \\\\ 2 & 4 \\end{pmatrix}"],
+        ["\\begin{cases}1\\end{cases}"],
+    ),
+    "\\text{Evelyn}": (["Evelyn", "\\textbf{evelyn}"], ["\\text{Bob}", "5"], []),
+    "\\text{(C)}": (["C", "(C)", "\\mathrm{C}"], ["B"], []),
+    "4.4 \\times 10^{7}": (["44000000", "4.4e7", "4.4\\cdot10^7"], ["4.5e7"], []),
+    "\\log_2 3": (["\\frac{\\ln 3}{\\ln 2}"], ["\\log_3 2"], []),
+    "1\\frac{1}{2}": (["\\frac{3}{2}"], ["\\frac{11}{2}"], []),
+    "30^\\circ": (["30", "30^{\\circ}"], ["\\frac{\\pi}{6}"], []),
+    "120_5": (["120_{5}"], [], ["120", "35"]),  # a base is not dropped
+    "x \\ge 3": (["x\\geq 3"], [], ["[3,\\infty)", "x > 3"]),
+    "2^{1009}": (["2 \\cdot 2^{1008}"], ["2^{1010}"], ["9^{9^{9^9}}"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("gold", CASES)
+def test_second_opinion(gold):
+    for expected, answers in zip((CORRECT, WRONG, ERROR), CASES[gold], strict=True):
+        assert {answer: second_opinion(f"\\boxed{{{answer}}}", gold) for answer in answers} == dict.fromkeys(
+            answers, expected
+        )
+    assert second_opinion("I do not know.", gold) == NO_ANSWER
+
+
+def written(number):
+    """Some ways to write a fraction."""
+    n, d = number.numerator, number.denominator
+    sign = "-" if n < 0 else ""
+    ways = [
+        f"{n}/{d}",
+        f"{sign}\\frac{{{abs(n)}}}{{{d}}}",
+        f"{sign}\\dfrac{{{3 * abs(n)}}}{{{3 * d}}}",
+        f"{n}\\cdot {d}^{{-1}}",
+    ]
+    if d == 1:
+        ways += [f"{n}", f"{n}.0", f"{n:,}", f"{n}\\text{{ apples}}"]
+    if 10**6 % d == 0:
+        ways.append(f"{sign}{math.floor(abs(number))}.{abs(number) % 1 * 10**6 // 1:06}")
+    return ways
+
+
+fractions = st.builds(Fraction, st.integers(-3000, 3000), st.sampled_from([1, 1, 2, 3, 4, 7, 8, 10, 25, 64]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(fractions, fractions, st.data())
+def test_rational_numbers_are_compared_exactly_however_they_are_written(one, other, data):
+    answer, gold = data.draw(st.sampled_from(written(one))), data.draw(st.sampled_from(written(other)))
+    assert second_opinion(f"\\boxed{{{answer}}}", gold) == (CORRECT if one == other else WRONG)
+    assert second_opinion(f"\\boxed{{{data.draw(st.sampled_from(written(one)))}}}", written(one)[0]) == CORRECT
+
+
+def test_tolerance_is_that_of_the_problem():
+    answers = ["4.2", "4.1", "4.3", "4.31", "x"]
+    problem = Problem("a", "?", "4.2", 0.1)
+    assert [second_opinion(f"\\boxed{{{a}}}", problem) for a in answers] == [CORRECT] * 3 + [WRONG] * 2
+
+
+PIECES = [
+    "\\boxed{", "}", "{", "(", ")", "[", "]", "|", ",", ";", "=", "<", "\\frac", "\\sqrt", "^", "_", "!", "\\pm", "9",
+    "12", "x", "e", "\\pi", "\\sin", "\\log", "\\infty", "\\cup", "\\text{ and }", "\\begin{pmatrix}", "&", "\\\\",
+    "$", "%", " ", "\\{", "\\}", "answer is ", "A: ", "#### ", "\n", "-", "+", "/", "\\cdot", "0", ".",
+    "\\", "\u0663", "\ud800", "\x00",
+]  # fmt: skip
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=14), st.sampled_from(list(CASES)))
+def test_no_text_upsets_it(pieces, gold):
+    text = "".join(pieces)
+    assert second_opinion(text, gold) in Verdict
+    assert second_opinion(f"\\boxed{{{text}}}", gold) in Verdict
+    assert second_opinion("\\boxed{5}", text or "0") in Verdict
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9^{9^{9^9}}", "10^{10^{10}}", "100000000!", "2^{20000}^{20000}", "((((" * 200,
+        "(" * 300 + "5" + ")" * 300,
+        "\\sqrt{" * 100 + "5" + "}" * 100, "{" * 900, "5" * 900 + "!", "1" * 5000, "1/0", "\\frac{1}{0}", "0^{-1}",
+        "\\log 0",
+        "\\binom{1000000}{500000}", "\\tan\\frac{\\pi}{0}", "1e999", "\\exp{1000}", "(" + "1," * 400 + "1)",
+        "\\sqrt[0]{5}",
+        "2^{0.5^{-9999}}", "+-" * 300 + "5", "\\begin{pmatrix}" * 50, "__import__('os').system('true')",
+    ],
+)  # fmt: skip
+def test_hostile_answers_are_neither_evaluated_nor_accepted(text):
+    for response in (f"\\boxed{{{text}}}", f"the answer is {text}", text * 300):
+        assert second_opinion(response, "7") in (WRONG, ERROR, NO_ANSWER)
+
+
+@pytest.mark.parametrize("name", list(BENCHMARKS))
+def test_it_reads_the_golds_of_the_benchmarks(name):
+    try:
+        problems = load_benchmark(name)
+    except ParameterError as error:
+        pytest.skip(str(error))
+    unreadable = 0
+    for problem in problems:
+        assert second_opinion(f"Hence \\boxed{{{problem.answer}}}.", problem) == CORRECT
+        other = second_opinion("\\boxed{-987654321}", problem)
+        assert other in (WRONG, ERROR)
+        unreadable += other == ERROR
+    assert unreadable <= {"math500": 6, "olympiad": 9, "minerva": 1}.get(name, 0)  # other bases, floors, factorials
+
+
+# --------------------------------------------------------------------------------------------------------------- audit
+
+
+@pytest.fixture(scope="module")
+def grader():
+    with Grader(2) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize(("name", "samples"), [("math_cot", 400), ("gsm8k_gpt3", 1600)])
+def test_both_graders_meet_the_labels_of_real_responses(grader, name, samples):
+    rows = labelled(name)
+    grades = grader.grade([text for _, text, _, _ in rows], [gold for _, _, gold, _ in rows], timeout=60)
+    second = [second_opinion(text, gold) for _, text, gold, _ in rows]
+    labels = [label for *_, label in rows]
+    assert len(rows) == samples
+    assert [grade.verdict == CORRECT for grade in grades] == labels
+    assert [verdict == CORRECT for verdict in second] == labels
+    # What neither can tell: math_cot's gold `4:30p..`, a ruin; and an endless decimal fraction for the second grader.
+    undecided = [row[2] for row, verdict in zip(rows, second, strict=True) if verdict == ERROR]
+    assert undecided == (["4:30p.."] * 8 if name == "math_cot" else ["8"])
+    frame = pd.DataFrame(
+        {
+            "problem": [row[0] for row in rows],
+            "index": range(len(rows)),
+            "text": [row[1] for row in rows],
+            "verdict": [grade.verdict for grade in grades],
+            "extracted": [grade.extracted for grade in grades],
+        }
+    )
+    listed = audit(frame, [Problem(key, "?", gold) for key, gold in {row[0]: row[2] for row in rows}.items()])
+    assert listed.attrs == {
+        "samples": samples, "disagreements": 0, "undecided": len(undecided), "agreement": 1.0,
+    }  # fmt: skip
+    assert listed.empty
+
+
+SPOILT = {  # how a right response is spoilt so that its last words are no longer the gold: (gold, response) -> response
+    "a second answer": lambda gold, text: f"{gold}1 and {gold}",
+    "a range": lambda gold, text: f"\\boxed{{{gold}}} and \\boxed{{{gold}1}}",
+    "minus": lambda gold, text: f"\\boxed{{-{gold}}}",
+    "words": lambda gold, text: "\\boxed{\\text{none of these}}",
+    "base": lambda gold, text: f"\\boxed{{{gold}_7}}",
+}
+
+
+def test_the_audit_finds_what_math_verify_lets_pass_on_spoilt_answers(grader):
+    """Integer golds of real problems, answers spoilt on purpose: whatever math-verify still accepts must be listed."""
+    golds = sorted({gold for _, _, gold, _ in labelled("math_cot") if gold.isdecimal() and gold != "0"})[:20]
+    samples = [(how, gold, spoil(gold, "")) for how, spoil in SPOILT.items() for gold in golds]
+    grades = grader.grade([text for *_, text in samples], [gold for _, gold, _ in samples], timeout=60)
+    accepted = {(how, gold) for (how, gold, _), grade in zip(samples, grades, strict=True) if grade.verdict == CORRECT}
+    assert {how for how, _ in accepted} >= {"a second answer", "base"}
+    frame = pd.DataFrame(
+        {
+            "problem": [gold for _, gold, _ in samples],
+            "index": range(len(samples)),
+            "text": [text for *_, text in samples],
+            "verdict": [grade.verdict for grade in grades],
+            "extracted": [grade.extracted for grade in grades],
+        }
+    )
+    listed = audit(frame, [Problem(gold, "?", gold) for gold in golds])
+    assert set(listed["kind"]) == {"only the first says correct"}
+    assert {(samples[i][0], samples[i][1]) for i in listed["index"]} == accepted
+    assert listed.attrs["disagreements"] == len(accepted)
+
+
+def frame_of(rows):
+    return pd.DataFrame(rows, columns=["benchmark", "problem", "index", "text", "verdict", "extracted"])
+
+
+def test_the_audit_groups_sorts_and_shows():
+    problems = {"b": [Problem("p", "?", "5"), Problem("q", "?", "7")]}
+    rows = [
+        ("b", "p", 0, "A: 5", "timeout", ""),
+        ("b", "p", 1, "A: 6", "error", ""),
+        ("b", "p", 2, "x" * 900 + "\nA: 5", "wrong", "4"),
+        ("b", "p", 3, "\\boxed{6}", "correct", "5"),
+        ("b", "q", 0, "\\boxed{8}", "correct", "7"),
+        ("b", "q", 1, "so \\boxed{8}", "correct", "7"),
+        ("b", "q", 2, "\\boxed{7}", "correct", "7"),
+        ("b", "q", 3, "\\boxed{8}", "no_answer", ""),
+        ("b", "q", 4, "\\boxed{8}", None, None),  # not graded yet
+        ("b", "r", 0, "\\boxed{8}", "correct", "7"),  # no such problem
+    ]
+    table = audit(frame_of(rows), problems)
+    columns = [
+        "kind",
+        "problem",
+        "index",
+        "samples",
+        "gold",
+        "verdict",
+        "extracted",
+        "second_verdict",
+        "second_extracted",
+    ]
+    assert table[columns].to_numpy().tolist() == [
+        ["only the first says correct", "q", 0, 2, "7", "correct", "7", "wrong", "8"],
+        ["only the first says correct", "p", 3, 1, "5", "correct", "5", "wrong", "6"],
+        ["only the second says correct", "p", 2, 1, "5", "wrong", "4", "correct", "5"],
+        ["the first is undecided", "p", 0, 1, "5", "timeout", "", "correct", "5"],
+        ["the first is undecided", "p", 1, 1, "5", "error", "", "wrong", "6"],
+    ]
+    assert table["ending"].str.len().max() == 200
+    assert table.attrs == {"samples": 8, "disagreements": 6, "undecided": 0, "agreement": 0.25}
+    assert audit([frame_of(rows[:5]), frame_of(rows[5:])], problems).equals(table)
+    empty = audit(frame_of([]), problems)
+    assert list(empty.columns) == list(table.columns)
+    assert math.isnan(empty.attrs["agreement"])
+    with pytest.raises(ParameterError, match="extracted"):
+        audit(frame_of(rows).drop(columns="extracted"), problems)
+
+
+def test_what_the_second_grader_cannot_tell_is_no_agreement():
+    text = "\\boxed{\\begin{cases}1\\end{cases}}"
+    rows = [("b", "p", i, text, verdict, "") for i, verdict in enumerate(["error", "timeout", "wrong"])]
+    problems = {"b": [Problem("p", "?", "5")]}
+    table = audit(frame_of(rows), problems)
+    assert table.empty
+    assert math.isnan(table.attrs.pop("agreement"))
+    assert table.attrs == {"samples": 3, "disagreements": 0, "undecided": 3}
+    rows += [("b", "p", 3, text, "correct", "5"), ("b", "p", 4, "A: 6", "wrong", "6")]
+    attrs = {"samples": 5, "disagreements": 1, "undecided": 3, "agreement": 0.5}
+    assert audit(frame_of(rows), problems).attrs == attrs
+
+
+# -------------------------------------------------------------------------------------------------------------- scores
+
+
+def test_the_bounds_of_a_score():
+    assert bounds(["correct", "wrong", "no_answer", "timeout"]) == (0.25, 0.5)
+    assert bounds([CORRECT, ERROR, ERROR, WRONG, WRONG]) == (0.2, 0.6)
+    with pytest.raises(ParameterError, match="empty"):
+        bounds([])
+
+
+def test_the_bounds_of_counts_average_over_problems_and_then_over_benchmarks():
+    names = ["benchmark", "problem", "n", "correct", "wrong", "no_answer", "timeout", "error"]
+    rows = [
+        ("a", "1", 4, 2, 1, 0, 1, 0),
+        ("a", "2", 2, 0, 2, 0, 0, 0),
+        ("a", "3", 0, 0, 0, 0, 0, 0),
+        ("b", "1", 10, 5, 0, 0, 0, 5),
+    ]
+    table = score_bounds(pd.DataFrame(rows, columns=names))
+    assert table.to_dict("list") == {
+        "benchmark": ["a", "b", "average"],
+        "problems": [2, 1, 3],
+        "samples": [6, 10, 16],
+        "low": [0.25, 0.5, 0.375],
+        "high": [0.375, 1.0, 0.6875],
+        "undecided": [1 / 6, 0.5, pytest.approx(1 / 3)],
+    }
+    with pytest.raises(ParameterError, match="timeout"):
+        score_bounds(pd.DataFrame(rows, columns=names).drop(columns="timeout"))
+    with pytest.raises(ParameterError, match="no graded"):
+        score_bounds(pd.DataFrame(rows[2:3], columns=names))
+
+
+# ----------------------------------------------------------------------------------------------------------- the shell
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A store whose verdicts are all wrong, and the benchmark it was sampled from."""
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"id": "p", "question": "?", "answer": "5"}\n{"id": "q", "question": "?", "answer": "1728"}\n')
+    store = SampleStore(tmp_path / "samples")
+    store.bind({"model_digest": "none"})
+    texts = ["\\boxed{5}", "\\boxed{10/2}", "\\boxed{6}", "1331 and 1728", "\\boxed{1728}", "none"]
+    rows = {"benchmark": "mine", "problem": ["p"] * 3 + ["q"] * 3, "index": [0, 1, 2] * 2, "text": texts, "tokens": 9}
+    store.append(pd.DataFrame({**rows, "finish_reason": "stop", "verdict": "error", "extracted": ""}))
+    return store, path
+
+
+def test_a_store_is_regraded_and_audited_from_the_shell(mine, capsys):
+    store, path = mine
+    main(["score", str(store.path)])
+    assert capsys.readouterr().out.split("\n")[1].split() == ["mine", "2", "6", "0.0000", "1.0000", "1.0000"]
+    main(["regrade", str(store.path), "--benchmark", str(path), "--workers", "1", "--timeout", "60"])
+    assert store.read(["verdict"])["verdict"].tolist() == ["correct", "correct", "wrong"] * 1 + [
+        "correct",
+        "correct",
+        "no_answer",
+    ]
+    assert capsys.readouterr().out.split("\n")[1].split() == ["mine", "2", "6", "0.6667", "0.6667", "0.0000"]
+    output = path.with_name("audit.csv")
+    main(["audit", str(store.path), "--benchmark", str(path), "--output", str(output)])
+    assert capsys.readouterr().out.startswith("1 of 6 graded samples")
+    listed = pd.read_csv(output)
+    assert listed[["gold", "extracted", "second_extracted"]].to_numpy().tolist() == [[1728, 1728, "1331, 1728"]]
+
+
+def test_the_shell_refuses_in_a_sentence(mine, tmp_path, capsys):
+    store, path = mine
+    other = tmp_path / "other"
+    other.mkdir()
+    for arguments, said in (
+        (["audit", str(store.path)], "--benchmark"),
+        (["score", str(tmp_path / "no")], "no folder"),
+        (["audit", str(store.path), "--benchmark", str(path), "--output", str(tmp_path / "no" / "x.csv")], "No such"),
+        (["audit", str(store.path), "--benchmark", str(path), "--output", str(path / "x.csv")], "Not a directory"),
+        (["audit", str(store.path), "--benchmark", str(path), "--output", str(other)], "not a file"),
+        *(([command, str(other), "--benchmark", str(path)], "no store") for command in ("regrade", "audit", "score")),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
+    assert list(other.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "=1",
+        "+1",
+        "-1",
+        "@A1",
+        "\n=1",
+        " =1",
+        "\u3000\xa0 +1",
+        "\uff1d1",
+        "\xa0\uff20A1",
+        "\ufeff\u200b=1",
+        "\t1",
+        "\r1",
+        "\r=1",
+    ],
+)
+def test_no_cell_is_a_formula_to_a_spreadsheet(cell, tmp_path):
+    _write(pd.DataFrame({"cell": [cell, "1", "x = 1", "", None, 3]}), tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["cell", f"'{cell}", "1", "x = 1", "", "", "3"]
+    assert [file.name for file in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_what_a_model_wrote_commands_neither_a_spreadsheet_nor_a_terminal(mine, capsys):
+    store, path = mine
+    extra = {
+        "benchmark": "mine",
+        "problem": "p",
+        "index": [7],
+        "text": "\\boxed{=1+1}",
+        "tokens": 9,
+        "finish_reason": "stop",
+    }
+    store.append(pd.DataFrame({**extra, "verdict": "correct", "extracted": "=cmd|'/c calc'!A0"}))
+    store.append(pd.DataFrame({**extra, "index": [8], "verdict": "correct", "extracted": "\x1b]0;title\x07"}))
+    main(["audit", str(store.path), "--benchmark", str(path)])
+    assert "\x1b" not in capsys.readouterr().out
+    output = path.with_name("audit.csv")
+    main(["audit", str(store.path), "--benchmark", str(path), "--output", str(output)])
+    assert "'=cmd" in output.read_text()
+    assert not pd.read_csv(output).map(lambda cell: str(cell).startswith("=")).any(axis=None)

@@ -1,0 +1,457 @@
+"""Intervals, majority votes and comparisons: against populations of known truth, exact enumeration, plain formulas."""
+
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special, stats
+
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.evaluation.pass_at_k import (
+    MACRO,
+    benchmark_average,
+    benchmark_maj_at_k,
+    benchmark_pass_at_k,
+    bootstrap_intervals,
+    compare,
+    maj_at_k,
+    pass_at_k,
+    score_bounds,
+)
+
+
+def frame(correct, n, benchmark="b"):
+    return pd.DataFrame({"benchmark": benchmark, "problem": np.arange(len(correct)), "n": n, "correct": correct})
+
+
+def true_pass_at_k(draw, ks, rng):
+    chances = draw(rng, 400_000)
+    return (1 - (1 - chances[:, None]) ** np.asarray(ks)).mean(axis=0)
+
+
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+POPULATIONS = {  # chance of a right answer, by problem; n, problems, ks; the least that 95 % may cover
+    "spread": (lambda rng, m: rng.beta(0.3, 0.6, m), 16, 30, [1, 4, 16], 0.925),
+    "hard, few problems": (lambda rng, m: rng.beta(0.1, 2, m), 64, 30, [8, 64], 0.925),
+    "hard": (lambda rng, m: rng.beta(0.1, 2, m), 64, 200, [1, 8, 64], 0.925),
+    "alike, so that all is sampling noise": (lambda rng, m: rng.beta(20, 20, m), 4, 60, [1, 2], 0.925),
+}
+
+
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_an_interval_of_95_per_cent_covers_the_truth_as_often_as_it_says(name):
+    """New problems and new answers each time; the truth is the population's. 200 runs know a coverage to 1.5 points."""
+    draw, n, m, ks, least = POPULATIONS[name]
+    rng = np.random.default_rng(7)
+    truth = true_pass_at_k(draw, ks, rng)
+    covered = np.zeros(len(ks))
+    runs = 200
+    for run in range(runs):
+        table = bootstrap_intervals(frame(rng.binomial(n, draw(rng, m)), n), ks, replicates=400, seed=run)
+        table = table[table["benchmark"] == "b"]
+        covered += (table["low"].to_numpy() <= truth) & (truth <= table["high"].to_numpy())
+    assert (covered / runs >= least - 0.015).all(), covered / runs
+    assert (covered / runs <= 0.995).all(), "needlessly wide"
+
+
+def test_redrawing_answers_on_top_of_problems_is_not_counted_twice():
+    """Equally hard problems: all spread is sampling, and the naive two-level bootstrap is sqrt(2) too wide."""
+    rng = np.random.default_rng(1)
+    widths, errors = [], []
+    for run in range(60):
+        correct = rng.binomial(8, 0.5, 200)
+        row = bootstrap_intervals(frame(correct, 8), [1], replicates=500, seed=run).iloc[0]
+        widths.append(row["high"] - row["low"])
+        errors.append(row["sampling_error"])
+    truth = np.sqrt(0.25 / 8 / 200)
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * truth, rel=0.1)  # twice counted: 41 % wider
+    assert np.mean(errors) == pytest.approx(truth, rel=0.05)
+
+
+def test_the_interval_lies_around_the_unbiased_score_at_the_largest_k():
+    """Redrawing with replacement sees 1 of 4 correct as Pass@4 = 0.684; the interval must not slide down with it."""
+    correct = np.repeat([0, 1], [150, 150])
+    row = bootstrap_intervals(frame(correct, 4), [4]).iloc[0]
+    assert row["pass_at_k"] == 0.5
+    assert (row["low"] + row["high"]) / 2 == pytest.approx(0.5, abs=0.01)
+
+
+def test_sampling_error_is_the_spread_of_repeated_sampling_of_the_same_problems():
+    rng = np.random.default_rng(2)
+    chances = rng.beta(0.5, 1, 40)
+    ks = [1, 4, 8]
+    scores, claimed = [], []
+    for run in range(250):
+        counts = frame(rng.binomial(16, chances), 16)
+        table = bootstrap_intervals(counts, ks, replicates=100, seed=run).iloc[:3]
+        scores.append(table["pass_at_k"])
+        claimed.append(table["sampling_error"] ** 2)
+    assert np.sqrt(np.mean(claimed, axis=0)) == pytest.approx(np.std(scores, axis=0), rel=0.12)
+
+
+def test_scores_and_errors_are_those_of_the_plain_formulas():
+    rng = np.random.default_rng(3)
+    n = rng.integers(8, 65, 90)
+    counts = frame(rng.binomial(n, rng.uniform(0.05, 0.95, 90)), n)
+    counts["benchmark"] = np.repeat(["a", "b", "c"], [50, 30, 10])
+    ks = [1, 3, 8]
+    table = bootstrap_intervals(counts, ks)
+    each, macro = benchmark_pass_at_k(counts, ks), benchmark_average(counts, ks)
+    assert table["benchmark"].unique().tolist() == ["a", "b", "c", MACRO]
+    own, average = table[table["benchmark"] != MACRO], table[table["benchmark"] == MACRO]
+    np.testing.assert_allclose(own["pass_at_k"], each["pass_at_k"], rtol=1e-12)
+    np.testing.assert_allclose(own["standard_error"], each["standard_error"], rtol=1e-9)
+    np.testing.assert_allclose(average["pass_at_k"], macro["pass_at_k"], rtol=1e-12)
+    np.testing.assert_allclose(average["standard_error"], macro["standard_error"], rtol=1e-9)
+    assert average["problems"].tolist() == [90] * 3
+    assert (table["low"] < table["pass_at_k"]).all()
+    assert (table["pass_at_k"] < table["high"]).all()
+
+
+def test_the_macro_average_covers_the_mean_of_the_benchmarks():
+    rng = np.random.default_rng(4)
+    shapes = {"a": (2, 2, 100), "b": (0.3, 1, 30), "c": (5, 1, 50)}
+    truth = np.mean([alpha / (alpha + beta) for alpha, beta, _ in shapes.values()])
+    covered = 0
+    for run in range(200):
+        parts = [frame(rng.binomial(8, rng.beta(alpha, beta, m)), 8, name) for name, (alpha, beta, m) in shapes.items()]
+        row = bootstrap_intervals(pd.concat(parts), [1], replicates=400, seed=run).iloc[-1]
+        covered += row["low"] <= truth <= row["high"]
+    assert 0.915 <= covered / 200 <= 0.99
+
+
+def test_every_k_and_nothing_beyond_the_smallest_n():
+    table = bootstrap_intervals(frame([1, 2, 3], [4, 6, 9]))
+    assert table.loc[table["benchmark"] == "b", "k"].tolist() == [1, 2, 3, 4]
+    beyond = bootstrap_intervals(frame([1, 2, 3], [4, 6, 9]), [4, 5]).iloc[1]
+    assert beyond[["pass_at_k", "low", "high", "standard_error", "sampling_error"]].isna().all()
+    one = bootstrap_intervals(frame([2], [4]), [1, 4]).iloc[:2]
+    assert one["pass_at_k"].tolist() == [0.5, 1.0]
+    assert one[["low", "high", "standard_error"]].isna().all(axis=None)
+
+
+def test_an_interval_does_not_open_where_all_problems_are_as_good_as_solved():
+    """Pass@k rounds to 1, redrawn answers do not: the interval must not follow a variance that no share near 1 has."""
+    correct = np.random.default_rng(0).integers(10, 60, 40)
+    rows = bootstrap_intervals(frame(correct, 64)).iloc[:64]
+    certain = stats.t.ppf(0.975, 39) ** 2
+    solved = rows[rows["pass_at_k"] > 0.9999]
+    assert len(solved) > 20
+    assert (solved["low"] >= 39 / (39 + certain) - 0.005).all()
+    two = pd.concat([frame(correct, 64), frame(correct[:20], 64, "c")])
+    macro = bootstrap_intervals(two, [46]).iloc[-1]
+    assert macro["low"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("mean", "alike", "n", "m", "k"),
+    [
+        (0.01, 0.4, 64, 40, 1),
+        (0.99, 0.4, 64, 40, 2),
+        (0.04, 0.8, 64, 20, 1),
+        (0.003, 0.1, 64, 40, 1),
+        (0.04, 0.4, 4, 20, 1),
+    ],
+)
+def test_where_a_few_answers_of_thousands_tell_the_truth_is_covered_too(mean, alike, n, m, k):
+    """Most problems never solved (or always), the mean hangs on few; alike: correlation of answers to one problem."""
+    rng = np.random.default_rng(11)
+    a, b = mean * (1 / alike - 1), (1 - mean) * (1 / alike - 1)
+    truth = 1 - np.exp(special.betaln(a, b + k) - special.betaln(a, b))
+    held = []
+    for run in range(150):
+        counts = frame(rng.binomial(n, rng.beta(a, b, m)), n)
+        row = bootstrap_intervals(counts, [k], replicates=200, seed=run).iloc[0]
+        held.append(row["low"] <= truth <= row["high"])
+    assert np.mean(held) >= 0.93  # 0.74 to 0.82, where a variance of a few answers was taken at its word
+
+
+@pytest.mark.parametrize("problems", ["one", "others"])
+def test_one_more_right_answer_moves_the_interval_a_little(problems):
+    """0, 1, 2, ... of 2,560 right, in one problem or each in another."""
+    highs = []
+    for right in range(13):
+        correct = np.zeros(40, int)
+        correct[: 1 if problems == "one" else right] = right if problems == "one" else 1
+        highs.append(bootstrap_intervals(frame(correct, 64), [1]).iloc[0]["high"])
+    steps = np.array(highs[1:]) / highs[:-1]
+    assert (steps > 0.7).all(), "with a few right the interval was 45 times as narrow as with none"
+    assert (steps < 1.2).all()
+
+
+def test_no_limit_of_the_curve_drops_where_the_score_reaches_1():
+    correct = np.random.default_rng(1).integers(29, 50, 40)  # of 64: Pass@36 is 1 exactly
+    rows = bootstrap_intervals(frame(correct, 64)).iloc[:64]
+    assert (rows["pass_at_k"].iloc[[34, 35]] == [rows["pass_at_k"].iloc[34], 1.0]).all()
+    assert rows["low"].diff().iloc[30:40].abs().max() < 0.001  # it fell by a step of 4 points
+    assert rows["low"].diff().iloc[1:].min() > -0.015
+    assert (rows["low"].cummax() - rows["low"]).max() < 0.035  # gently, as ever fewer groups of k are all wrong
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_none_or_all_of_n_does_not_look_certain(share):
+    row = bootstrap_intervals(frame(np.full(30, share * 4), 4), [1]).iloc[0]
+    t2 = stats.t.ppf(0.975, 29) ** 2
+    far = row["high"] if share == 0 else 1 - row["low"]
+    assert far == pytest.approx(t2 / (30 + t2), rel=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), min_size=1, max_size=20), st.integers(0, 3))
+def test_intervals_hold_the_score_whatever_the_counts(cases, seed):
+    counts = frame([min(c, n) for n, c in cases], [n for n, _ in cases])
+    table = bootstrap_intervals(counts, replicates=100, seed=seed)
+    assert table.equals(bootstrap_intervals(counts, replicates=100, seed=seed))
+    known = table.dropna(subset=["low", "high", "standard_error"])
+    assert len(known) == (0 if len(cases) == 1 else len(table))
+    assert ((known["low"] >= 0) & (known["low"] <= known["pass_at_k"] + 1e-12)).all()
+    assert ((known["pass_at_k"] <= known["high"] + 1e-12) & (known["high"] <= 1)).all()
+    drawn = known[known["sampling_error"].notna()]  # it is unknown where a problem has one answer
+    assert (drawn["sampling_error"] <= drawn["standard_error"] + 1e-12).all()
+
+
+def test_large_tables_are_cut_into_pieces_without_a_seam(monkeypatch):
+    counts = frame(np.arange(40), np.arange(40, 80))
+    whole = bootstrap_intervals(counts)
+    monkeypatch.setattr("quagmire_utils.evaluation.pass_at_k.bootstrap.TABLE_CELLS", 20_000)
+    pd.testing.assert_frame_equal(bootstrap_intervals(counts), whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ks": [0]}, "k must be at least 1"),
+        ({"ks": []}, "ks is empty"),
+        ({"confidence": 1.0}, "confidence must be between"),
+        ({"replicates": 10}, "replicates must be at least 100"),
+    ],
+)
+def test_bad_interval_parameters_are_refused(options, message):
+    with pytest.raises(ParameterError, match=message):
+        bootstrap_intervals(frame([1, 2], 4), **options)
+
+
+def test_bounds_take_undecided_as_wrong_and_as_right():
+    counts = frame([1, 4, 0], 8).assign(timeout=[1, 0, 2], error=[0, 0, 1], no_answer=[3, 0, 0])
+    bounds = score_bounds(counts, [1, 8])
+    own = bounds[bounds["benchmark"] == "b"]
+    assert own["as_wrong"].tolist() == pytest.approx([5 / 24, 2 / 3])
+    assert own["as_right"].tolist() == pytest.approx([9 / 24, 1])
+    assert bounds[bounds["benchmark"] == MACRO]["as_right"].tolist() == pytest.approx([9 / 24, 1])
+    with pytest.raises(ParameterError, match="timeout"):
+        score_bounds(frame([1], 2), [1])
+
+
+# --- majority ---------------------------------------------------------------------------------------------------------
+
+
+def vote(correct, wrong, abstained, k):
+    """maj@k by looking at every draw."""
+    answers = ["right"] * correct + [i for i, times in enumerate(wrong) for _ in range(times)] + [None] * abstained
+    total, draws = Fraction(0), 0
+    for draw in itertools.combinations(answers, k):
+        draws += 1
+        votes = {answer: draw.count(answer) for answer in draw if answer is not None}
+        first = [answer for answer, count in votes.items() if count == max(votes.values())]
+        total += Fraction("right" in first, max(len(first), 1))
+    return float(total / draws)
+
+
+@pytest.mark.parametrize(
+    ("correct", "wrong", "abstained"),
+    [
+        (3, [2, 2, 1], 2),
+        (1, [1] * 6, 0),
+        (4, [3, 3], 1),
+        (0, [2], 2),
+        (2, [], 3),
+        (5, [], 0),
+        (2, [5, 1], 2),
+        (3, [3] * 3, 0),
+    ],
+)
+def test_the_majority_of_every_draw(correct, wrong, abstained):
+    n = correct + sum(wrong) + abstained
+    values = maj_at_k(correct, wrong, abstained, np.arange(1, n + 1))
+    assert values == pytest.approx([vote(correct, wrong, abstained, k) for k in range(1, n + 1)], abs=1e-12)
+    assert np.isnan(maj_at_k(correct, wrong, abstained, n + 1))
+
+
+def test_the_majority_of_many_answers_is_that_of_simulated_votes():
+    correct, wrong, abstained = 60, [50, 45, 30, 30, 20, *[1] * 15], 6
+    pool = np.repeat(np.arange(len(wrong) + 2), [correct, *wrong, abstained])
+    rng = np.random.default_rng(0)
+    for k in (8, 64, 200):
+        wins = []
+        for _ in range(4000):
+            votes = np.bincount(rng.choice(pool, k, replace=False), minlength=len(wrong) + 2)[:-1]
+            wins.append((votes[0] == votes.max()) / (votes == votes.max()).sum() if votes[0] else 0)
+        value = maj_at_k(correct, wrong, abstained, k)
+        assert value == pytest.approx(np.mean(wins), abs=4 * np.std(wins) / 4000**0.5)
+
+
+def test_one_vote_is_pass_at_1_and_a_majority_wins_in_the_end():
+    for correct, wrong, abstained in ((5, [3, 1], 2), (500, [300, 199], 1), (0, [4], 0)):
+        n = correct + sum(wrong) + abstained
+        one, every = maj_at_k(correct, wrong, abstained, [1, n])
+        assert one == pytest.approx(correct / n, rel=1e-12)
+        assert every == pytest.approx(float(correct > max(wrong)))
+    with pytest.raises(ParameterError, match="at most 1000"):
+        maj_at_k(600, [401], 0, 1)
+    with pytest.raises(ParameterError, match="must not be negative"):
+        maj_at_k(1, [-1], 0, 1)
+
+
+def test_votes_are_read_from_verdicts_and_extracted_answers():
+    rows = [
+        ("p", "correct", "1/2"), ("p", "correct", "0.5"), ("p", "wrong", "3"), ("p", "wrong", " 3 "),
+        ("p", "timeout", "x^x"), ("p", "timeout", ""), ("p", "no_answer", ""),
+        ("q", "wrong", "1"), ("q", "wrong", "2"), ("q", "correct", "4"), ("q", "error", None), ("q", None, None),
+    ]  # fmt: skip
+    samples = pd.DataFrame(rows, columns=["problem", "verdict", "extracted"]).assign(benchmark="b")
+    table = benchmark_maj_at_k(samples, [1, 4, 5])
+    own = table[table["benchmark"] == "b"].set_index("k")
+    for k in (1, 4):
+        expected = [vote(2, [2, 1], 2, k), vote(1, [1, 1], 1, k)]
+        assert own.loc[k, "maj_at_k"] == pytest.approx(np.mean(expected), abs=1e-12)
+        assert own.loc[k, "standard_error"] == pytest.approx(np.std(expected, ddof=1) / 2**0.5, abs=1e-12)
+        assert own.loc[k, "low"] <= own.loc[k, "maj_at_k"] <= own.loc[k, "high"]
+    assert np.isnan(own.loc[5, "maj_at_k"])  # q has four graded answers
+    assert table[table["benchmark"] == MACRO]["maj_at_k"].tolist()[:2] == own["maj_at_k"].tolist()[:2]
+    with pytest.raises(ParameterError, match="lacks the column"):
+        benchmark_maj_at_k(samples.drop(columns="extracted"), [1])
+
+
+# --- two models -------------------------------------------------------------------------------------------------------
+
+
+def two_models(rng, m, n, shift):
+    """Counts of two models whose chances differ from problem to problem, by `shift` on the average."""
+    ease = rng.normal(-0.5, 1.5, m)
+    chances = [stats.norm.cdf(ease + rng.normal(0, 0.4, m) + move) for move in (shift, 0)]
+    return [frame(rng.binomial(n, p), n) for p in chances]
+
+
+def test_equal_models_differ_significantly_in_five_per_cent_of_the_runs():
+    """The size of the test: 400 runs know it to 1.1 points."""
+    rng = np.random.default_rng(5)
+    runs = [compare(*two_models(rng, 40, 16, 0), [1, 8])["p_value"].iloc[:2] for _ in range(400)]
+    for p in np.transpose(runs):
+        assert 0.02 <= (p < 0.05).mean() <= 0.08
+        assert stats.kstest(p, "uniform").pvalue > 1e-3
+
+
+def test_a_better_model_is_recognised_where_separate_intervals_see_nothing():
+    """The power: paired, a lead of five points on 200 problems shows; the two intervals overlap all the same."""
+    rng = np.random.default_rng(6)
+    seen, overlap, covered = 0, 0, 0
+    found = []
+    # the mean of cdf(x + shift) over a normal x of mean -0.5 and variance v is cdf((shift - 0.5) / sqrt(1 + v))
+    truth = np.diff(stats.norm.cdf(np.array([-0.5, -0.25]) / np.sqrt(1 + 1.5**2 + 0.4**2)))[0]
+    for _ in range(60):
+        a, b = two_models(rng, 200, 16, 0.25)
+        row = compare(a, b, [1]).iloc[0]
+        seen += row["p_value"] < 0.05
+        both = [bootstrap_intervals(counts, [1], replicates=100).iloc[0] for counts in (a, b)]
+        overlap += both[0]["low"] < both[1]["high"]
+        found.append(row["difference"])
+        covered += row["low"] <= truth <= row["high"]
+    assert np.mean(found) == pytest.approx(truth, abs=0.006)
+    assert seen >= 54
+    assert overlap >= 54
+    assert covered >= 52
+
+
+def test_interval_and_p_value_are_those_of_the_paired_t_test_and_agree():
+    rng = np.random.default_rng(7)
+    for _ in range(30):
+        a, b = two_models(rng, 25, 8, 0.2)
+        row = compare(a, b.sample(frac=1, random_state=1), [4]).iloc[0]
+        d = pass_at_k(a["n"], a["correct"], 4), pass_at_k(b["n"], b["correct"], 4)
+        test = stats.ttest_rel(*d)
+        assert row["p_value"] == pytest.approx(test.pvalue, rel=1e-9)
+        assert (row["low"], row["high"]) == pytest.approx(tuple(test.confidence_interval()), rel=1e-9)
+        assert (row["p_value"] < 0.05) == (row["low"] > 0 or row["high"] < 0)
+        assert row["better"] == (d[0] > d[1]).sum()
+        assert row["worse"] == (d[0] < d[1]).sum()
+
+
+def test_the_macro_average_weighs_benchmarks_alike_and_swapping_turns_the_sign():
+    rng = np.random.default_rng(8)
+    pairs = [two_models(rng, m, 8, 0.3) for m in (60, 20)]
+    a, b = (pd.concat([pair[i].assign(benchmark=name) for pair, name in zip(pairs, "xy", strict=True)]) for i in (0, 1))
+    table = compare(a, b, [1, 4])
+    assert table["benchmark"].unique().tolist() == ["x", "y", MACRO]
+    macro, own = table[table["benchmark"] == MACRO].set_index("k"), table[table["benchmark"] != MACRO]
+    for k in (1, 4):
+        rows = own[own["k"] == k]
+        assert macro.loc[k, "difference"] == pytest.approx(rows["difference"].mean())
+        assert macro.loc[k, "standard_error"] == pytest.approx(np.sqrt((rows["standard_error"] ** 2).sum()) / 2)
+        assert macro.loc[k, "problems"] == 80
+    back = compare(b, a, [1, 4])
+    np.testing.assert_allclose(back["difference"], -table["difference"])
+    np.testing.assert_allclose(back["p_value"], table["p_value"])
+    np.testing.assert_allclose(back["low"], -table["high"])
+
+
+def test_the_macro_test_keeps_its_size_with_benchmarks_of_unequal_sizes():
+    rng = np.random.default_rng(9)
+    p = []
+    for _ in range(300):
+        pairs = [two_models(rng, m, 8, 0) for m in (60, 12)]
+        a, b = (
+            pd.concat([pair[i].assign(benchmark=name) for pair, name in zip(pairs, "xy", strict=True)]) for i in (0, 1)
+        )
+        p.append(compare(a, b, [1])["p_value"].iloc[-1])
+    assert 0.02 <= (np.array(p) < 0.05).mean() <= 0.085
+
+
+def test_no_difference_anywhere_is_no_certainty():
+    same = frame([0] * 30, 8)
+    row = compare(same, same, [1]).iloc[0]
+    assert row["p_value"] == 1
+    z2 = stats.norm.ppf(0.975) ** 2
+    assert (row["low"], row["high"]) == pytest.approx((-z2 / (30 + z2), z2 / (30 + z2)))
+    shifted = compare(frame([4] * 30, 8), same, [1]).iloc[0]
+    assert shifted["difference"] == 0.5
+    assert shifted["p_value"] == pytest.approx(2.0 ** (1 - shifted["problems"]))  # only all signs flipped come so far
+    assert shifted["low"] > 0
+    one = compare(frame([1], 2), frame([0], 2), [1, 3]).iloc[:2]
+    assert one["difference"].iloc[0] == 0.5
+    assert one["p_value"].isna().all()
+    assert one.iloc[1][["difference", "low", "high"]].isna().all()
+
+
+def test_without_a_spread_the_signs_of_the_differences_are_flipped():
+    """20 of 20 against 0 of 20 is no tie; with benchmarks of both signs, against every flip of every sign."""
+    right, wrong = (pd.DataFrame({"benchmark": "a", "problem": range(20), "n": 1, "correct": c}) for c in (1, 0))
+    assert compare(right, wrong, [1])["p_value"].tolist() == pytest.approx([2**-19] * 2)
+    sizes = {"a": (1.0, 6), "b": (-0.5, 3)}
+    first = [(name, i, 2, int(max(2 * d, 0))) for name, (d, m) in sizes.items() for i in range(m)]
+    second = [(name, i, 2, int(max(-2 * d, 0))) for name, (d, m) in sizes.items() for i in range(m)]
+    columns = ["benchmark", "problem", "n", "correct"]
+    row = compare(pd.DataFrame(first, columns=columns), pd.DataFrame(second, columns=columns), [1]).iloc[-1]
+    weights = np.array([d / m for d, m in sizes.values() for _ in range(m)])
+    flips = np.array(list(itertools.product([1, -1], repeat=9))) @ weights
+    assert row["p_value"] == pytest.approx((np.abs(flips) >= abs(weights.sum()) - 1e-9).mean(), rel=0.05)
+
+
+def test_one_answer_says_nothing_of_other_answers():
+    once = pd.DataFrame({"benchmark": "a", "problem": range(4), "n": 1, "correct": [0, 1, 1, 0]})
+    table = bootstrap_intervals(once, [1])
+    assert table["sampling_error"].isna().all()
+    assert (table["standard_error"] > 0).all()
+
+
+def test_other_problems_cannot_be_compared():
+    with pytest.raises(ParameterError, match="same problems, and 1 are in one alone"):
+        compare(frame([1, 2], 4), frame([1], 4))
+    with pytest.raises(ParameterError, match="same problems"):
+        compare(frame([1], 4), frame([1], 4, "other"))
+    with pytest.raises(ParameterError, match="lacks the column"):
+        compare(frame([1], 4), frame([1], 4).drop(columns="n"))

@@ -1,0 +1,179 @@
+"""The published numbers against the paper's own text, and against each other."""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from quagmire_utils.core import published as paper
+from quagmire_utils.core.settings import ParameterError
+
+
+def paper_file(name: str) -> Path:
+    """A file of the paper's folder, which lies beside the data; skips where there is none."""
+    folders = [Path(__file__).resolve().parents[3] / "shared" / "paper"]
+    if data := os.environ.get("QUAGMIRE_DATA_DIR"):
+        folders.insert(0, Path(data).resolve().parent / "paper")
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    pytest.skip(f"the paper's {name} is not at hand (neither beside QUAGMIRE_DATA_DIR nor in ../shared/paper)")
+
+
+ROW_NAMES = [
+    (re.compile(r"Fitting: (\d+); Validation: (\d+)"), r"\1:\2"),
+    (re.compile(r"Low Budget.*"), "Low (<2B tokens)"),
+    (re.compile(r"Medium Budget.*"), "Medium (2-5B tokens)"),
+    (re.compile(r"High Budget.*"), "High (5-20B tokens)"),
+    (re.compile(r"Average"), "Average"),
+]
+CELL = re.compile(r"(\d\.\d\d)(?: ± (\d\.\d\d))?(?: \( ?\+(\d\.\d\d) ?\))?")
+
+
+def printed_cells(text: str) -> dict[tuple[int, str, str], tuple[float, ...]]:
+    """(table, row, column) -> (mean, plus_minus, gain), read from the text with its scraps of LaTeX."""
+    columns = {1: 4, 2: 4, 3: 2, 4: 2, 5: 4, 6: 4, 7: 2, 8: 2, 9: 2, 10: 2}
+    cells, table = {}, None
+    for line in text.splitlines():
+        if caption := re.match(r"Table (\d+) (?!shows)", line):
+            table = int(caption[1])
+            continue
+        line = line.replace(r"\pm", "±").replace(r"\text{-}", "-")
+        plain = re.sub(r"\\begin\{array\}\{[^}]*\}+|\\[a-zA-Z]+|\{array\}|[\\{}$~|]", " ", line)
+        plain = re.sub(r" *± *", " ± ", re.sub(r"[ ]+", " ", plain))
+        head, *fields = [field.strip() for field in plain.split("\t")]
+        if table is None or len(fields) != columns[table] or not CELL.search(fields[0]):
+            continue
+        names = [family for family in paper.FAMILIES if family in head]
+        for pattern, name in ROW_NAMES:
+            if match := pattern.search(head):
+                names = [match.expand(name)]
+        order = [name for name in paper.COLUMNS if len(fields) == 4 or name in ("pass1", "pass64")]
+        for column, field in zip(order, fields, strict=True):
+            for row, found in zip(names, CELL.findall(field), strict=False):  # a cell missing in the text stays missing
+                cells[table, row, column] = tuple(float(number) if number else math.nan for number in found)
+    return cells
+
+
+def same(first: float, second: float) -> bool:
+    return first == second or (math.isnan(first) and math.isnan(second))
+
+
+def all_cells():
+    for table in range(1, 11):
+        yield from paper.published(table).itertuples(index=False)
+
+
+def test_every_cell_equals_the_papers_text():
+    printed = printed_cells(paper_file("paper.txt").read_text(encoding="utf-8"))
+    ours = {
+        (cell.table, cell.row, cell.column): (cell.mean, cell.plus_minus, cell.printed_gain) for cell in all_cells()
+    }
+    missing = (2, "Mistral-NeMo-12B-Instruct", "pass1")
+    assert ours.keys() - printed.keys() == {missing}, "only the cell that the text lacks"
+    assert printed.keys() <= ours.keys()
+    differing = {key for key in printed if not all(map(same, printed[key], ours[key]))}
+    assert not differing
+    assert ours[missing] == pytest.approx((0.29, 0.38, math.nan), nan_ok=True)
+
+
+def test_the_committed_table_is_the_transcription(tmp_path):
+    source = paper_file("published_tables.json")
+    paper.transcribe(source, tmp_path / "tables.csv")
+    assert (tmp_path / "tables.csv").read_bytes() == (paper.FOLDER / "tables.csv").read_bytes()
+    count = sum(len(table["rows"]) * len(table["columns"]) for table in json.loads(source.read_text()).values())
+    assert count == sum(1 for _ in all_cells())
+
+
+@pytest.mark.parametrize("frame", [paper.settings(), paper.claims()], ids=["settings", "claims"])
+def test_every_quote_is_in_the_paper_and_holds_its_number(frame):
+    text = paper_file("paper.txt").read_text(encoding="utf-8")
+    for row in frame.itertuples():
+        assert row.quote in text, row.name
+        numbers = re.findall(
+            r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e-\d+)?", row.quote.replace("lr=", "lr = ").replace("@", "@ ")
+        )
+        assert row.value in map(float, numbers), (row.name, numbers)
+    assert frame["name"].is_unique
+
+
+def test_printed_gains_are_the_differences_but_for_one_misprint():
+    odd = []
+    for cell in all_cells():
+        if not math.isnan(cell.printed_gain):
+            difference = cell.mean - paper.value(cell.table, cell.row, "pass1").mean
+            if abs(difference - cell.printed_gain) > 0.005:
+                odd.append((cell.table, cell.row, cell.column, round(difference, 2), cell.printed_gain, cell.note))
+    assert odd == [(10, "Low (<2B tokens)", "pass64", 0.15, 0.25, "the difference is +0.15")]
+
+
+def test_one_gain_a_row_at_its_best_cell():
+    for table in range(1, 11):
+        for row, cells in paper.published(table).groupby("row"):
+            gains = cells.dropna(subset="printed_gain")
+            assert len(gains) == 1, (table, row)
+            assert gains["mean"].item() == cells["mean"].max()
+
+
+def test_averages_and_repeated_rows_agree():
+    for table in (8, 10):
+        budgets = paper.published(table).query("row != 'Average'").groupby("column")["mean"].mean()
+        for column, mean in budgets.items():
+            assert paper.value(table, "Average", column).mean == pytest.approx(mean, abs=0.005 + 1e-9)
+    llama, mistral = paper.FAMILIES
+    for column in ("pass1", "pass64"):
+        assert paper.value(3, llama, column).mean == paper.value(8, "Average", column).mean
+        assert paper.value(3, mistral, column).mean == paper.value(10, "Average", column).mean
+    repeats = [(4, llama, 7, "8:9"), (4, mistral, 9, "6:6")]
+    repeats += [(2, llama, 5, "5:11"), (2, mistral, 6, "5:5")]  # Table 2's caption says 50 %: 5:11 is not
+    for table, row, source, split in repeats:
+        for column in paper.published(table)["column"].unique():
+            short, full = paper.value(table, row, column), paper.value(source, split, column)
+            assert (short.mean, short.plus_minus) == (full.mean, full.plus_minus)
+
+
+def test_the_splits_of_a_table_share_their_candidates():
+    totals = {5: 16, 6: 10, 7: 17, 9: 12}
+    for table in range(1, 11):
+        cells = paper.published(table)
+        if table in totals:
+            assert (cells["n_fit"] + cells["n_validation"] == totals[table]).all()
+        else:
+            assert cells["n_fit"].isna().all()
+        spearman = cells["statistic"] == "spearman"
+        assert (cells["plus_minus"].isna() == spearman).all()
+        assert set(cells["scenario"]) == {"dataset" if table in (1, 2, 5, 6) else "instance"}
+        assert ("gen_loss" in set(cells["column"])) == (table in (1, 2, 5, 6))
+
+
+def test_a_cell_by_name():
+    cell = paper.value("table05", "8:8", "avg_genloss_pass64")
+    assert (cell.mean, cell.plus_minus, cell.printed_gain, cell.note) == (0.93, 0.05, 0.29, "")
+    assert paper.published(5).equals(paper.published("5"))
+    frame = paper.published(5)
+    frame["mean"] = 0.0
+    assert paper.value(5, "8:8", "pass1").mean == 0.64, "a caller's change must not reach the next"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((11, "Average", "pass1"), "table must be one of 1-10"),
+        (("figure3", "Average", "pass1"), "table must be one of 1-10"),
+        ((8, "Middle", "pass1"), "row 'Middle' is not in the paper's table 8: Low"),
+        ((8, "Average", "gen_loss"), "column 'gen_loss' is not in the paper's table 8: pass1, pass64"),
+    ],
+)
+def test_unknown_cells_are_named(arguments, message):
+    with pytest.raises(ParameterError, match=re.escape(message)):
+        paper.value(*arguments)
+
+
+def test_missing_files_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "FOLDER", tmp_path)
+    paper._read.cache_clear()
+    with pytest.raises(ParameterError, match=r"tables\.csv is not there"):
+        paper.published(1)

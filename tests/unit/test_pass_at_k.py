@@ -1,0 +1,220 @@
+"""Pass@k against exact fractions, enumeration and the standard errors of plain loops."""
+
+import itertools
+from fractions import Fraction
+from math import comb
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.evaluation.pass_at_k import benchmark_average, benchmark_pass_at_k, mean_pass_at_k, pass_at_k
+
+
+def exact(n: int, c: int, k: int) -> Fraction:
+    return 1 - Fraction(comb(n - c, k), comb(n, k))
+
+
+@st.composite
+def counts(draw, largest: int = 1024):
+    n = draw(st.integers(1, largest))
+    return n, draw(st.integers(0, n)), draw(st.integers(1, n))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 255, 256, 1000, 1024])
+def test_every_count_equals_the_exact_fraction(n):
+    spread = np.linspace(1, n, 13).astype(int).tolist()
+    ks = sorted({1, min(2, n), min(3, n), max(1, n - 1), n, *spread})
+    values = pass_at_k(n, np.arange(n + 1), ks)
+    for column, k in enumerate(ks):
+        every = comb(n, k)
+        for c in range(n + 1):
+            truth = Fraction(every - comb(n - c, k), every)
+            difference = abs(Fraction(float(values[c, column])) - truth)
+            assert difference <= Fraction(1, 10**12) * truth, (n, c, k)  # relative, so tight near 0 as well
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_is_the_expectation_over_all_draws_without_replacement(n):
+    for c in range(n + 1):
+        responses = [True] * c + [False] * (n - c)
+        for k in range(1, n + 1):
+            draws = [any(draw) for draw in itertools.combinations(responses, k)]
+            assert pass_at_k([n], [c], k)[0] == pytest.approx(np.mean(draws), abs=1e-15)
+
+
+@settings(deadline=None)  # a busy machine is no error
+@given(counts())
+def test_properties_of_one_problem(case):
+    n, c, k = case
+    values = pass_at_k(n, c, np.arange(1, n + 1))
+    assert values[0] == c / n
+    assert ((values >= 0) & (values <= 1)).all()
+    assert (np.diff(values) >= 0).all()
+    assert (values[max(n - c, 0) :] == 1).all()  # fewer than k wrong answers: k > n - c
+    assert (values == 0).all() == (c == 0)
+    assert values[k - 1] == pytest.approx(float(exact(n, c, k)), rel=1e-12)
+    if c < n:
+        assert pass_at_k(n, c + 1, k) >= values[k - 1]
+
+
+@settings(deadline=None)
+@given(st.lists(counts(60), min_size=1, max_size=30), st.lists(st.integers(1, 70), min_size=1, max_size=6))
+def test_ragged_counts_in_any_order(cases, ks):
+    n, c = [case[0] for case in cases], [case[1] for case in cases]
+    values = pass_at_k(n, c, ks)
+    assert values.shape == (len(cases), len(ks))
+    for row, column in np.ndindex(values.shape):
+        if ks[column] > n[row]:
+            assert np.isnan(values[row, column])
+        else:
+            assert values[row, column] == pytest.approx(float(exact(n[row], c[row], ks[column])), rel=1e-12)
+    mean = mean_pass_at_k(n, c, ks)
+    np.testing.assert_allclose(
+        mean, values.mean(axis=0), rtol=1e-13, atol=1e-15
+    )  # NaN where any n < k, like numpy's mean
+    np.testing.assert_array_equal(np.isnan(mean), np.array(ks) > min(n))
+
+
+def test_shapes_follow_the_arguments():
+    assert pass_at_k([4, 4, 4], [0, 2, 4], 2) == pytest.approx([0, 5 / 6, 1])
+    assert pass_at_k([4, 4, 4], [0, 2, 4], [2]).shape == (3, 1)
+    assert pass_at_k(4, [0, 2, 4], [1, 2]).shape == (3, 2)
+    assert np.ndim(pass_at_k(4, 2, 2)) == 0
+    assert pass_at_k([], [], [1, 2]).shape == (0, 2)
+    assert np.isnan(pass_at_k([0], [0], 1)).all()
+    assert mean_pass_at_k([4, 6], [1, 3]).shape == (4,)
+    assert np.ndim(mean_pass_at_k([4, 6], [1, 3], 2)) == 0
+    assert mean_pass_at_k([2, 2], [1, 1], [2, 1, 2]) == pytest.approx([1, 0.5, 1])
+
+
+def test_large_tables_are_cut_into_pieces_without_a_seam(monkeypatch):
+    n, c = np.full(50, 300), np.arange(50) * 6
+    whole = pass_at_k(n, c, np.arange(1, 301))
+    whole_mean = mean_pass_at_k(n, c)
+    monkeypatch.setattr("quagmire_utils.evaluation.pass_at_k.estimator.TABLE_CELLS", 1000)
+    np.testing.assert_array_equal(pass_at_k(n, c, np.arange(1, 301)), whole)
+    np.testing.assert_allclose(mean_pass_at_k(n, c), whole_mean, rtol=1e-14)
+
+
+def test_whole_floats_and_nullable_integers_are_counts():
+    n, c = pd.Series([4, 4], dtype="Int64"), pd.Series([1.0, 2.0])
+    np.testing.assert_array_equal(pass_at_k(n, c, 1), [0.25, 0.5])
+    np.testing.assert_array_equal(pass_at_k(np.array([4], np.uint8), np.array([3], np.uint8), 1), [0.75])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([2], [3], 1), "num_correct exceeds num_samples"),
+        (([-1], [-1], 1), "num_samples must not be negative"),
+        (([2], [-1], 1), "num_correct must not be negative"),
+        (([2], [0.5], 1), "num_correct must hold integers"),
+        (([np.nan], [0], 1), "num_samples must hold integers"),
+        (([np.inf], [0], 1), "num_samples must hold integers"),
+        ((pd.Series([2, None], dtype="Int64"), [0, 0], 1), "num_samples must hold integers"),
+        ((["2"], [1], 1), "num_samples must hold integers"),
+        (([2], [True], 1), "num_correct must hold integers"),
+        (([2], [1], 0), "k must be at least 1"),
+        (([2], [1], 1.5), "k must hold integers"),
+        (([2], [1], [[1]]), "k must be one integer or a flat list"),
+        (([2, 2, 2], [1, 1], 1), "must have one shape"),
+        (([10**12], [1], 1), "num_samples must not exceed"),
+    ],
+)
+def test_bad_counts_are_refused(arguments, message):
+    with pytest.raises(ParameterError, match=message):
+        pass_at_k(*arguments)
+    with pytest.raises(ParameterError, match=message):
+        mean_pass_at_k(*arguments)
+
+
+def test_no_problem_has_no_mean():
+    with pytest.raises(ParameterError, match="num_samples is empty"):
+        mean_pass_at_k([], [])
+
+
+@pytest.fixture
+def frame():
+    random = np.random.default_rng(3)
+    sizes = {"easy": 40, "hard": 7, "tiny": 3}
+    rows = [
+        {"benchmark": name, "problem": f"{name}/{index}", "n": n, "correct": random.integers(0, n + 1)}
+        for name, size in sizes.items()
+        for index, n in enumerate(random.integers(8, 65, size))
+    ]
+    return pd.DataFrame(rows).sample(frac=1, random_state=0)
+
+
+def test_benchmark_average_weighs_benchmarks_alike(frame):
+    ks = [1, 4, 8]
+    average = benchmark_average(frame, ks).set_index("k")
+    assert average.columns.tolist() == ["pass_at_k", "standard_error", "benchmarks", "problems"]
+    for k in ks:
+        values = [
+            [float(exact(row.n, row.correct, k)) for row in rows.itertuples()] for _, rows in frame.groupby("benchmark")
+        ]
+        means, errors = [np.mean(v) for v in values], [np.std(v, ddof=1) / np.sqrt(len(v)) for v in values]
+        assert average.loc[k, "pass_at_k"] == pytest.approx(np.mean(means), rel=1e-12)
+        assert average.loc[k, "standard_error"] == pytest.approx(np.sqrt(np.sum(np.square(errors))) / 3, rel=1e-10)
+        assert average.loc[k, ["benchmarks", "problems"]].tolist() == [3, 50]
+    each = benchmark_pass_at_k(frame, ks)
+    assert each.groupby("k")["pass_at_k"].mean().tolist() == pytest.approx(average["pass_at_k"].tolist())
+    assert each.drop_duplicates("benchmark")["problems"].sum() == 50
+
+
+def test_standard_error_is_the_spread_of_repeated_experiments():
+    random = np.random.default_rng(0)
+    benchmark = np.repeat(["a", "b"], [60, 15])
+    averages, errors = [], []
+    for _ in range(400):
+        solved = np.where(benchmark == "a", random.beta(2, 2, 75), random.beta(0.5, 2, 75))  # new problems each time
+        table = pd.DataFrame(
+            {"benchmark": benchmark, "problem": range(75), "n": 16, "correct": random.binomial(16, solved)}
+        )
+        result = benchmark_average(table, [4]).iloc[0]
+        averages.append(result["pass_at_k"])
+        errors.append(result["standard_error"])
+    assert np.std(averages) == pytest.approx(np.mean(errors), rel=0.12)  # the spread of 400 is known to 3.5 %
+
+
+def test_what_cannot_be_known_is_nan(frame):
+    many = benchmark_average(frame, [64])
+    assert np.isnan(many["pass_at_k"]).all()
+    assert np.isnan(many["standard_error"]).all()
+    one = pd.DataFrame({"benchmark": ["a"], "problem": [0], "n": [4], "correct": [1]})
+    assert benchmark_average(one, [1])["pass_at_k"].tolist() == [0.25]
+    assert np.isnan(benchmark_average(one, [1])["standard_error"]).all()
+    same = pd.DataFrame({"benchmark": "a", "problem": range(3), "n": 7, "correct": 3})
+    assert benchmark_average(same, [1, 2])["standard_error"].tolist() == [0, 0]
+    size = np.arange(1, 48)
+    tenths = pd.DataFrame({"benchmark": "a", "problem": size, "n": size * 10, "correct": size * 9})
+    assert benchmark_average(tenths, [1])["standard_error"].tolist() == [0], "not the square root of a rounding error"
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_rows_is_irrelevant(random):
+    rows = [("ab"[i % 2], i, 9, i % 10) for i in range(20)]
+    table = pd.DataFrame(rows, columns=["benchmark", "problem", "n", "correct"])
+    random.shuffle(rows)
+    shuffled = pd.DataFrame(rows, columns=["benchmark", "problem", "n", "correct"])
+    pd.testing.assert_frame_equal(benchmark_average(table, [1, 5]), benchmark_average(shuffled, [1, 5]))
+
+
+def test_bad_frames_are_refused(frame):
+    with pytest.raises(ParameterError, match="lacks the column"):
+        benchmark_average(frame.drop(columns="n"), [1])
+    with pytest.raises(ParameterError, match="more than once"):
+        benchmark_average(pd.concat([frame, frame.head(1)]), [1])
+    with pytest.raises(ParameterError, match="no rows"):
+        benchmark_average(frame.head(0), [1])
+    with pytest.raises(ParameterError, match="ks is empty"):
+        benchmark_average(frame, [])
+    with pytest.raises(ParameterError, match="without a benchmark"):
+        benchmark_average(frame.assign(benchmark=None), [1])
+    with pytest.raises(ParameterError, match="num_correct exceeds"):
+        benchmark_average(frame.assign(correct=frame["n"] + 1), [1])

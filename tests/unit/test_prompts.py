@@ -1,0 +1,145 @@
+"""Prompts against what tokenizers themselves say: special tokens, chat templates, and the border to the response."""
+
+import pytest
+
+from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.data.prompts import INSTRUCTION, RenderedPrompt, check_fits, render, resolve_template, response_ids
+from quagmire_utils.training.microlab import build_tokenizer
+
+QUESTION = "What is $1+2$?"
+TEXTS = [
+    QUESTION,
+    "2 \\cdot 3 = \\boxed{6}",
+    " leading space",
+    "naïve 数学 🎲",
+    "a\n\n\nb\t",
+    "<|eos|> is no end",
+    "\\",
+]
+
+
+def word_tokenizer(*, bos: bool = False, trailing_eos: bool = False, eos_token: str | None = "<eos>"):
+    """A byte-level BPE that merges across words and lines, with the special tokens of Llama (BOS) or T5 (EOS)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    # The instruction's end and a response's start are learnt as one token: joined as text, they would merge.
+    tokenizer.train_from_iterator([f"{INSTRUCTION}\nFirst, we add"] * 50, trainer)
+    template = f"{'<bos> ' if bos else ''}$A{' <eos>' if trailing_eos else ''}"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<bos>", 0), ("<eos>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token=eos_token, clean_up_tokenization_spaces=False
+    )
+
+
+def test_plain_is_question_line_break_instruction_line_break():
+    prompt = render(QUESTION, build_tokenizer(chat_template=False))
+    assert prompt.text == f"{QUESTION}\nLet's think step by step and output the final answer within \\boxed{{}}.\n"
+
+
+def test_chat_is_one_user_turn_with_the_assistants_turn_opened():
+    tokenizer = build_tokenizer(chat_template=True)
+    prompt = render(QUESTION, tokenizer)
+    assert prompt.text == f"<|user|>{QUESTION}\n{INSTRUCTION}<|assistant|>"
+    turn = [{"role": "user", "content": f"{QUESTION}\n{INSTRUCTION}"}]
+    own = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True)
+    assert list(prompt.token_ids) == list(own["input_ids"])
+
+
+@pytest.mark.parametrize(("has_template", "expected"), [(True, "chat"), (False, "plain")])
+def test_auto_follows_the_tokenizer(has_template, expected):
+    tokenizer = build_tokenizer(chat_template=has_template)
+    assert resolve_template(tokenizer) == expected
+    assert render(QUESTION, tokenizer) == render(QUESTION, tokenizer, expected)
+
+
+def test_chat_without_a_template_is_refused():
+    with pytest.raises(ParameterError, match="template='chat'"):
+        render(QUESTION, build_tokenizer(chat_template=False), "chat")
+
+
+def test_plain_works_with_a_chat_tokenizer():
+    tokenizer = build_tokenizer(chat_template=True)
+    assert "<|user|>" not in render(QUESTION, tokenizer, "plain").text
+
+
+@pytest.mark.parametrize("template", ["", "Chat", "none"])
+def test_unknown_template_is_refused(template):
+    with pytest.raises(ParameterError, match="template must be one of"):
+        render(QUESTION, build_tokenizer(), template)
+
+
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_blank_question_is_refused(question):
+    with pytest.raises(ParameterError, match="question"):
+        render(question, build_tokenizer())
+
+
+def test_plain_has_the_tokenizers_bos_once_and_no_eos():
+    for trailing_eos in (False, True):
+        tokenizer = word_tokenizer(bos=True, trailing_eos=trailing_eos)
+        ids = render(QUESTION, tokenizer, "plain").token_ids
+        assert ids[0] == tokenizer.bos_token_id
+        assert ids.count(tokenizer.bos_token_id) == 1
+        assert tokenizer.eos_token_id not in ids
+        # Without its EOS, the tokenizer's own encoding.
+        own = tokenizer.encode(f"{QUESTION}\n{INSTRUCTION}\n")
+        assert list(ids) == (own[:-1] if trailing_eos else own)
+
+
+def test_plain_has_no_bos_where_the_tokenizer_adds_none():
+    tokenizer = word_tokenizer(bos=False)
+    assert tokenizer.bos_token_id not in render(QUESTION, tokenizer).token_ids
+
+
+def test_chat_template_that_writes_bos_gets_no_second_one():
+    tokenizer = word_tokenizer(bos=True)
+    tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    ids = render(QUESTION, tokenizer).token_ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_response_ends_in_eos_and_decodes_back(text):
+    tokenizer = build_tokenizer()
+    ids = response_ids(tokenizer, text)
+    assert ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(ids[:-1]) == text
+
+
+def test_no_token_straddles_the_border():
+    tokenizer = word_tokenizer(bos=True)
+    response = "First, we add"
+    prompt = render(QUESTION, tokenizer)
+    joined = prompt.token_ids + response_ids(tokenizer, response)
+    as_text = tokenizer.encode(prompt.text + response)
+    assert list(joined[:-1]) != as_text  # this tokenizer would have merged over the border
+    assert tokenizer.decode(joined, skip_special_tokens=True) == prompt.text + response
+    assert joined[: len(prompt.token_ids)] == prompt.token_ids
+
+
+def test_tokenizer_without_eos_is_refused():
+    with pytest.raises(ParameterError, match="EOS"):
+        response_ids(word_tokenizer(eos_token=None), "x")
+
+
+def test_check_fits_counts_and_names_the_longest():
+    prompts = [RenderedPrompt("", tuple(range(length))) for length in (3, 7, 9)]
+    check_fits(prompts, max_tokens=1, context_length=10)
+    with pytest.raises(ParameterError, match=r"max_tokens=4 .* 2 of 3 prompts .* 9 tokens.* context of 10"):
+        check_fits(prompts, max_tokens=4, context_length=10)
+    with pytest.raises(ParameterError, match="max_tokens must be at least 1"):
+        check_fits(prompts, max_tokens=0, context_length=10)
+    check_fits([], max_tokens=4, context_length=10)
