@@ -31,8 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
-from quagmire_utils.core.settings import ParameterError, load_profile
+from quagmire_utils.core.settings import load_profile
 from quagmire_utils.report.execution import Count, Job, NotebookError, Screen, clock, execute_all
 
 SWEEP = "run_sweep"

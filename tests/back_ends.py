@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from quagmire_utils.core.settings import ParameterError, RLSettings, SFTSettings
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.settings import RLSettings, SFTSettings
 from quagmire_utils.data import Problem, Trace
 from quagmire_utils.training.backends import Machines, environment_python
 from quagmire_utils.training.backends.environments import ROOT

@@ -21,8 +21,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quagmire_utils.core import published as paper
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, read_parquet
-from quagmire_utils.core.settings import SCENARIOS, ParameterError
+from quagmire_utils.core.settings import SCENARIOS
 from quagmire_utils.evaluation.pass_at_k import pass_at_k
 
 RECORDS = ("candidates", "counts", "generalization_loss", "rl_curves", "cells")

@@ -29,8 +29,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
-from quagmire_utils.core.settings import ParameterError
 
 FOLDER = ROOT / "results" / "paper"
 COLUMNS = ("pass1", "gen_loss", "pass64", "avg_genloss_pass64")

@@ -9,9 +9,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
-
-class ParameterError(ValueError):
-    """A parameter that cannot work; the message is one sentence that names it."""
+from quagmire_utils.core.errors import ParameterError
 
 
 def _positive(settings: object, where: str, *names: str) -> None:

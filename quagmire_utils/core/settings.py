@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quagmire_utils.core.scale import ComputeSettings, ModelSettings, ParameterError, _positive, _within
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.scale import ComputeSettings, ModelSettings, _positive, _within
 
 PROFILES = Path(__file__).parent / "profiles"
 SCENARIOS = ("dataset", "instance", "source")  # Tables 1, 2; 3, 4; Fig. 6

@@ -14,8 +14,8 @@ from dataclasses import asdict, fields
 from numbers import Integral
 from pathlib import Path
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.data.domains import domain_problem
 from quagmire_utils.data.golds import _plain_number
 from quagmire_utils.data.problems import Benchmark, Problem, Row, Trace

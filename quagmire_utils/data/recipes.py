@@ -28,7 +28,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.domains import checked_choices, checked_tolerance, domain_problem, shuffled
 from quagmire_utils.data.golds import _plain_number, _reduce
 from quagmire_utils.data.problems import Problem, Row

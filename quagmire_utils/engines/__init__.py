@@ -30,7 +30,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.engines.checkpoints import check_base_url, check_model, model_digest
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import platform
 import socket
 from collections.abc import Sequence
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.provenance import package_versions
-from quagmire_utils.core.settings import ParameterError
 
 CONNECT_TIMEOUT = 5.0  # seconds; Ray itself tries for minutes
 REMEDY = "start one with `ray start --head --disable-usage-stats --include-dashboard=false`"

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
 from quagmire_utils.engines import Engine, SamplingParams, load_engine
 from quagmire_utils.evaluation.pass_at_k import compare

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from quagmire_utils.analysis.records import CHECKPOINT, Records
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.pass_at_k import MACRO, bootstrap_intervals, score_bounds
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.grading.graders import MATH
 from quagmire_utils.grading.second import second_grade
 from quagmire_utils.grading.verdicts import Grade, Verdict

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.grading import choice, code
 from quagmire_utils.grading.verdicts import Verdict
 

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.grading.arguments import _checked_pairs, _checked_seconds, _count_workers
 from quagmire_utils.grading.graders import MATH, find_grader
 from quagmire_utils.grading.judge import _SERVE

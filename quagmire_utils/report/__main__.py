@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.report.browser import Browser
 from quagmire_utils.report.page import NAME, ROOT, write_report
 from quagmire_utils.report.readme import update_readme

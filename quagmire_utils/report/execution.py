@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 
 KERNEL_START_TIMEOUT = 300  # seconds; a loaded two-core machine takes over papermill's 60
 SILENCE = 10  # seconds without a sign of life after which a file gets one; a terminal gets one each second

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.provenance import git_state
-from quagmire_utils.core.settings import ParameterError, load_profile
+from quagmire_utils.core.settings import load_profile
 from quagmire_utils.data import BENCHMARKS, Problem, Trace, load_benchmark, load_traces
 from quagmire_utils.engines import model_digest
 from quagmire_utils.evaluation.measured import loss_table

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_text
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.report import story
 from quagmire_utils.report.executed import Executed, read_study
 from quagmire_utils.report.page import COPIES, ROOT, duration

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quagmire_utils.cli import clock
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_text
-from quagmire_utils.core.settings import ParameterError, Profile, load_profile
+from quagmire_utils.core.settings import Profile, load_profile
 from quagmire_utils.report.notebook import results_folder
 from quagmire_utils.sweep import SweepError, check, collect, dry_run, finished_cells, plan, run_one, run_sweep
 from quagmire_utils.sweep.spot_check import spot_check

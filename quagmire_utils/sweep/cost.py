@@ -19,8 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.scale import ModelShape
-from quagmire_utils.core.settings import ParameterError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, write_text
-from quagmire_utils.core.settings import CandidateSettings, FamilySettings, ModelSettings, ParameterError, Profile
+from quagmire_utils.core.settings import CandidateSettings, FamilySettings, ModelSettings, Profile
 from quagmire_utils.data import BENCHMARKS, Problem, Trace, load_benchmark
 from quagmire_utils.sweep.grid import derive_seed, rl_problems, source_traces
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_parquet
 from quagmire_utils.core.scale import ModelShape
 from quagmire_utils.core.settings import (
@@ -21,7 +22,6 @@ from quagmire_utils.core.settings import (
     ComputeSettings,
     FamilySettings,
     ModelSettings,
-    ParameterError,
     Profile,
     RLSettings,
 )

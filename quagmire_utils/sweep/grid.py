@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quagmire_utils.core import files
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import (
     SCENARIOS,
     SELECTIONS,
     CandidateSettings,
     FamilySettings,
-    ParameterError,
     Profile,
     RLSettings,
     SourceSettings,

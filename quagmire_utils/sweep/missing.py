@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
-from quagmire_utils.core.settings import FamilySettings, ModelSettings, ParameterError, Profile
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.settings import FamilySettings, ModelSettings, Profile
 from quagmire_utils.data import load_benchmark
 from quagmire_utils.sweep import cost
 from quagmire_utils.sweep.estimate import CellCost, gpu_memory, model_shape

@@ -28,8 +28,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_path
-from quagmire_utils.core.settings import ParameterError, Profile
+from quagmire_utils.core.settings import Profile
 from quagmire_utils.engines import cluster
 from quagmire_utils.sweep.cells import cell_threads
 from quagmire_utils.sweep.grid import (

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from quagmire_utils.core.settings import ParameterError, Profile
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.settings import Profile
 from quagmire_utils.sweep.cells import has_checkpoint, restore_base
 from quagmire_utils.sweep.collect import collect, finished_cells, is_collected
 from quagmire_utils.sweep.grid import Cell, check, cost, log_path, plan, progress_path

@@ -20,7 +20,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from quagmire_utils.core.settings import ParameterError, Profile
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.settings import Profile
 from quagmire_utils.sweep.estimate import CellCost, estimate
 from quagmire_utils.sweep.grid import Cell, plan
 from quagmire_utils.sweep.runner import FIRST_RUNS

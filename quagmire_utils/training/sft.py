@@ -17,8 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_json
-from quagmire_utils.core.settings import ParameterError, SFTSettings
+from quagmire_utils.core.settings import SFTSettings
 from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import render, response_ids
 

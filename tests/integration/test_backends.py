@@ -18,8 +18,9 @@ import psutil
 import pytest
 import yaml
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, read_parquet
-from quagmire_utils.core.settings import ParameterError, RLSettings, SFTSettings
+from quagmire_utils.core.settings import RLSettings, SFTSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.training.backends import BackendError, Machines, environment_python, llamafactory, verl
 from quagmire_utils.training.backends.environments import ROOT, backend_environment

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
-from quagmire_utils.core.settings import ParameterError, RLSettings
+from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.training.backends import Machines, verl
 from quagmire_utils.training.backends.environments import ROOT

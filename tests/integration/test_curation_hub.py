@@ -18,8 +18,8 @@ import pytest
 import yaml
 from fake_hub import COMMIT, serve
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.data import BENCHMARKS, Problem, Trace, load_benchmark
 from quagmire_utils.data.curation import BenchmarkIndex, Recipe, build, decontaminate, load_set, load_source
 from quagmire_utils.data.curation.__main__ import main

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.data import Problem, Trace, load_benchmark
 from quagmire_utils.data.curation import (
     Recipe,

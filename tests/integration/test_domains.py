@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.data import BENCHMARKS, Problem, benchmark_names, load_benchmark, load_training_problems
 from quagmire_utils.data.domains import code_gold, shuffled
 from quagmire_utils.data.prompts import INSTRUCTION, INSTRUCTIONS, STDIN_INSTRUCTION, instruction_of, render_problem

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
 from quagmire_utils.engines import EngineError, Request, SamplingParams, load_engine, model_digest
 from quagmire_utils.evaluation.sampling import sample

@@ -10,8 +10,8 @@ import nbformat
 import pandas as pd
 import pytest
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_json
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
 from quagmire_utils.engines import SamplingParams, load_engine
 from quagmire_utils.evaluation.evaluate import compare_outputs, evaluate, main, repeated_answers

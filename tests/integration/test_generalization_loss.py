@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import render, response_ids
 from quagmire_utils.evaluation.generalization_loss import generalization_loss

@@ -16,8 +16,8 @@ import pytest
 from ray_nodes import start_cluster
 from test_generalization_loss import TOKENIZER, TRACES, build
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_parquet
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.data import Trace, save_traces
 from quagmire_utils.engines import cluster as clusters
 from quagmire_utils.engines import model_digest

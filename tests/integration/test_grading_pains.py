@@ -27,7 +27,7 @@ pytest.importorskip("math_verify", reason="math-verify is not installed")
 
 import pandas as pd
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
 from quagmire_utils.evaluation.sampling import grade_store
 from quagmire_utils.evaluation.store import SampleStore

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quagmire_utils.core.settings import ParameterError, PretrainingSettings
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.settings import PretrainingSettings
 from quagmire_utils.data.prompts import INSTRUCTION
 from quagmire_utils.grading import Verdict, grade
 from quagmire_utils.training import microlab

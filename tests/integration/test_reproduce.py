@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from quagmire_utils import cli
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.report import execution
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -326,9 +326,7 @@ def test_a_wrong_parameter_in_notebooks_is_one_sentence(study: cli.Run, capfd):
     """Two notebooks that refuse the same value say so once; no copy, no log, no way to resume; status 2."""
     (study.results / "smoke").mkdir(parents=True)
     (study.results / "smoke/manifest.json").write_text("1")
-    code = (
-        "from quagmire_utils.core.settings import ParameterError\nraise ParameterError('k must be at least 1, not 0')"
-    )
+    code = "from quagmire_utils.core.errors import ParameterError\nraise ParameterError('k must be at least 1, not 0')"
     for number, other in ((1, 2), (2, 1)):
         meet = MEETING.format(place=str(study.root), own=f"fig{number}", other=f"fig{other}", patience=90)
         notebook(study.notebooks / f"fig0{number}_x.ipynb", meet, code)

@@ -14,7 +14,7 @@ import pytest
 from crash_worker import CHUNK, PARAMS, PROBLEMS, SAMPLES
 from ray_nodes import add_node, start_cluster
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.engines import Request, model_digest
 from quagmire_utils.engines import cluster as clusters
 from quagmire_utils.engines.ray_replicas import checkpoint_files

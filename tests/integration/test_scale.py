@@ -18,8 +18,9 @@ from test_sweep import TINY
 
 from quagmire_utils import sweep
 from quagmire_utils.core import files
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, read_parquet, write_parquet
-from quagmire_utils.core.settings import ParameterError, explicit, load_profile
+from quagmire_utils.core.settings import explicit, load_profile
 from quagmire_utils.data import Trace
 from quagmire_utils.sweep import cost, data
 from quagmire_utils.sweep.__main__ import main

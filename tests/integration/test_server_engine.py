@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
 from quagmire_utils.engines import EngineError, Request, SamplingParams, check_model, engine_digest, load_engine
 from quagmire_utils.evaluation.sampling import problem_seed, sample

@@ -20,8 +20,9 @@ from test_sweep import TINY
 
 from quagmire_utils import sweep
 from quagmire_utils.analysis.records import load_records
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_parquet, write_parquet
-from quagmire_utils.core.settings import ParameterError, load_profile
+from quagmire_utils.core.settings import load_profile
 from quagmire_utils.sweep import spot_check as module
 from quagmire_utils.sweep.spot_check import Quantity, choose, equal_rows, judge, run_spread
 

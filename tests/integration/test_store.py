@@ -22,10 +22,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quagmire_utils.core import files, provenance
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, read_json, read_parquet, write_json, write_parquet
 from quagmire_utils.core.locks import exclusive
 from quagmire_utils.core.provenance import git_state, manifest
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.evaluation.store import COLUMNS, COUNTS, SampleStore, merge
 from quagmire_utils.evaluation.store.samples import ORIGIN
 

@@ -18,8 +18,9 @@ import pytest
 import yaml
 
 from quagmire_utils import sweep
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, read_parquet
-from quagmire_utils.core.settings import ParameterError, explicit, load_profile
+from quagmire_utils.core.settings import explicit, load_profile
 
 TINY = """
 name: tiny

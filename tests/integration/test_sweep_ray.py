@@ -16,8 +16,9 @@ from test_scale import MIRROR, ROOT, needs_data
 from test_sweep import TINY, records
 
 from quagmire_utils import sweep
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, write_text
-from quagmire_utils.core.settings import ParameterError, load_profile
+from quagmire_utils.core.settings import load_profile
 from quagmire_utils.data import save_traces
 from quagmire_utils.engines import cluster as clusters
 from quagmire_utils.sweep import ray_pool

@@ -10,8 +10,9 @@ from test_sweep import TINY
 
 from quagmire_utils import sweep
 from quagmire_utils.analysis.records import candidate_frame, load_records
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, write_text
-from quagmire_utils.core.settings import ParameterError, load_profile
+from quagmire_utils.core.settings import load_profile
 from quagmire_utils.sweep import runner
 from quagmire_utils.sweep.cells import restore_base
 from quagmire_utils.sweep.grid import shipped_folder

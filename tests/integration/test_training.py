@@ -14,7 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, TrainerCallback
 
-from quagmire_utils.core.settings import ParameterError, RLSettings, SFTSettings
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.settings import RLSettings, SFTSettings
 from quagmire_utils.evaluation.generalization_loss import generalization_loss
 from quagmire_utils.grading import Grade, Grader, Verdict
 from quagmire_utils.training import microlab

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from quagmire_utils import data as benchmarks
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import (
     BENCHMARKS,
     TRAINING_SETS,

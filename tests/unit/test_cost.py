@@ -7,8 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.scale import ModelShape
-from quagmire_utils.core.settings import ParameterError, load_profile
+from quagmire_utils.core.settings import load_profile
 from quagmire_utils.sweep import cost
 
 PAPER = {family.name: family.model.shape for family in load_profile("paper").families}

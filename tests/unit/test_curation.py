@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quagmire_utils.core.settings import ParameterError, load_profile
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.settings import load_profile
 from quagmire_utils.data import BENCHMARKS, TRAINING_SETS, Problem, Trace, load_benchmark, load_training_problems
 from quagmire_utils.data.curation import decontaminate, response_lengths, select, split_by_problem
 from quagmire_utils.data.curation.contamination import normalise

@@ -15,7 +15,7 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grader, Verdict, audit, bounds, read_answer, score_bounds, second_opinion

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quagmire_utils.core import published as paper
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 
 
 def paper_file(name: str) -> Path:

@@ -23,7 +23,8 @@ from scipy import stats
 from quagmire_utils.analysis import design
 from quagmire_utils.analysis.prediction import linear_fit
 from quagmire_utils.analysis.records import CHECKPOINT, base_models, candidate_frame, load_records, select_candidates
-from quagmire_utils.core.settings import ParameterError, load_profile
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.settings import load_profile
 from quagmire_utils.evaluation.measured import pass_at_k_curves
 from quagmire_utils.report import plots
 from quagmire_utils.report.notebook import ROOT

@@ -22,7 +22,7 @@ from quagmire_utils.analysis.prediction import (
     rank_candidates,
     spearman,
 )
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 
 
 def candidates(total: int, noise: float = 0.3, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from quagmire_utils import engines
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import SamplingParams, load_engine

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.prompts import INSTRUCTION, RenderedPrompt, check_fits, render, resolve_template, response_ids
 from quagmire_utils.training.microlab import build_tokenizer
 

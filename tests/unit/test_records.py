@@ -11,8 +11,8 @@ import pytest
 from example_records import make_records, write_records
 
 from quagmire_utils.analysis.records import RECORDS, candidate_frame, load_records, select_candidates
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, read_parquet, write_json, write_parquet
-from quagmire_utils.core.settings import ParameterError
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from quagmire_utils.analysis.records import (
     select_candidates,
 )
 from quagmire_utils.core import published as paper
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.measured import (
     evaluation_table,
     pass_at_k_curves,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from quagmire_utils.analysis.claims.claim import Claim
 from quagmire_utils.analysis.claims.entries import ENTRIES
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 
 DECIDED = ("holds", "does not hold", "undecided")
 

@@ -14,7 +14,7 @@ from quagmire_utils.analysis.claims.entries import ENTRIES, MODELS
 from quagmire_utils.analysis.claims.evidence import Entry, Evidence, gather
 from quagmire_utils.analysis.records import Records, check_family, check_frame
 from quagmire_utils.analysis.tables import count_verdicts
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 
 OUTCOMES = ("outcome", "outcome_last")
 DECIDABLE = VERDICTS[:3]

@@ -12,7 +12,7 @@ from quagmire_utils.analysis.design.base import base_table
 from quagmire_utils.analysis.design.spread import MIN_CANDIDATES, spread_table
 from quagmire_utils.analysis.design.traces import BEYOND, length_contrast, length_table, overtraining_table
 from quagmire_utils.analysis.records import Records
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 
 BASE_PASS1 = (0.05, 0.30)
 BASE_PASS_K = 0.40

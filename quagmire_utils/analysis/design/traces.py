@@ -10,7 +10,7 @@ import pandas as pd
 
 from quagmire_utils.analysis.design.shared import last_checkpoints, profile_k
 from quagmire_utils.analysis.records import CHECKPOINT, Records, candidate_frame, checkpoint_scores
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.pass_at_k import pass_at_k
 from quagmire_utils.training.microlab import MICRO_BENCHMARKS
 

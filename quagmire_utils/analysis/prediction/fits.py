@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 
 MAX_SPLITS = 1_000_000  # for n_splits="all": C(22, 11) = 705,432 still fits, in about 400 MB
 SPLITS_AT_ONCE = 1 << 12  # keeps the working arrays in the cache

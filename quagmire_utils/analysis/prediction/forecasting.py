@@ -24,7 +24,7 @@ from quagmire_utils.analysis.prediction.fits import _constant, spearman
 from quagmire_utils.analysis.prediction.measurements import checked_candidates
 from quagmire_utils.analysis.prediction.ranking import regret
 from quagmire_utils.analysis.records import select_candidates
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 
 FEWEST = 3  # RL runs for a line and an interval around it
 DISMISSED = 0.05  # chance of ending best that the candidates left out of the choice of the next run have together

@@ -26,8 +26,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quagmire_utils.analysis.records import SCENARIOS, Records, candidate_frame, check_family, load_records
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
 from quagmire_utils.evaluation.store import SampleStore, read_golds
 

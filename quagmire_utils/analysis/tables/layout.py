@@ -18,7 +18,7 @@ import pandas as pd
 
 from quagmire_utils.analysis.records import check_frame, select_candidates
 from quagmire_utils.core import published as paper
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 
 PREDICTORS = {  # a column of the paper's tables -> the columns of the candidate frame whose predictions are averaged
     "pass1": ("pass1",),

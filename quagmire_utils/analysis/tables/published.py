@@ -22,7 +22,7 @@ from quagmire_utils.analysis.prediction import (
 from quagmire_utils.analysis.prediction.fits import check_whole
 from quagmire_utils.analysis.tables.layout import PREDICTORS, Line, supplement_lines, table_lines
 from quagmire_utils.core import published as paper
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 
 NUMBERS = (
     *("value", "std", "standard_error", "n_splits", "all_value", "all_std", "all_median", "all_splits"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.curation.build import CACHE, build, prepare
 from quagmire_utils.data.curation.recipes import DEDUPLICATION, FORMATS, Recipe, load_recipes, to_recipe
 from quagmire_utils.data.curation.sources import ENDINGS, load_sources

@@ -28,9 +28,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from quagmire_utils.core import files, provenance
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_path, read_json, read_parquet, write_json
 from quagmire_utils.core.locks import exclusive
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.data import Trace, load_benchmark, load_traces
 from quagmire_utils.data.curation.contamination import BenchmarkIndex
 from quagmire_utils.data.curation.counting import TokenCounter

@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem, Trace, digest
 
 NGRAM = 13  # words in a row; what GPT-3's decontamination used (Brown et al. 2020, App. C), and many since

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.curation.sources import ENDINGS, Dropped, Record, Source, is_data, records
 
 UNIT_BYTES = 64 * 2**20

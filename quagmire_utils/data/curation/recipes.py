@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import BENCHMARKS
 from quagmire_utils.data.curation.contamination import NGRAM
 from quagmire_utils.data.curation.scan import Table

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quagmire_utils.core import files
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_path
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.data.curation.contamination import RULE, BenchmarkIndex, normalise, same_question
 from quagmire_utils.data.curation.counting import TokenCounter
 from quagmire_utils.data.curation.files import Unit, read_unit

@@ -16,7 +16,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from quagmire_utils.core.settings import SELECTIONS, ParameterError
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.settings import SELECTIONS
 from quagmire_utils.data import Trace
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import last_boxed, mirror_folder
 
 REGISTRY = Path(__file__).with_name("sources.yaml")

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Trace
 from quagmire_utils.evaluation.generalization_loss.partial import PartialLosses
 from quagmire_utils.evaluation.generalization_loss.scoring import Checkpoint, Scorer

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_parquet, write_parquet
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS
 
 WRITE_SECONDS = 30.0  # between two writes: the most that a kill loses

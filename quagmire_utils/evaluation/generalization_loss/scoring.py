@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.generalization_loss.sequences import TokenSequence
 from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS, decile_of, position_bin_of
 

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.pass_at_k.bootstrap import MACRO, Array
 from quagmire_utils.evaluation.pass_at_k.estimator import COUNT_COLUMNS, _checked_ks, _each_benchmark, pass_at_k
 

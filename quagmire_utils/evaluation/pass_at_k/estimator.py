@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 
 COUNT_COLUMNS = ("benchmark", "problem", "n", "correct")
 TABLE_CELLS = 1 << 20  # cells of the (correct count, k) table held at a time: 8 MB

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.pass_at_k.bootstrap import MACRO, wilson
 from quagmire_utils.evaluation.pass_at_k.estimator import _checked_ks, _integers, _ks
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.provenance import hardware
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import check_fits, render_problem, resolve_template
 from quagmire_utils.engines import (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from quagmire_utils.core.settings import ParameterError
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem, resolve_template
 from quagmire_utils.engines import Completion, Engine, Request, SamplingParams, engine_digest
 from quagmire_utils.evaluation.sampling.actors import EngineFacts, EngineSpec, draw_on_cluster

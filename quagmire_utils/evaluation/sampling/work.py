@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest
 from quagmire_utils.core.locks import Claims
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.engines import Completion, Request, SamplingParams
 from quagmire_utils.evaluation.store import KEYS, SampleStore
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_path, digest, read_json, write_json
 from quagmire_utils.core.locks import exclusive
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.evaluation.store.samples import KEYS, ORIGIN, PROMPTS, SampleStore, origins_differ
 
 GOLDS = "golds.json"  # in a store's folder: what each problem was graded against

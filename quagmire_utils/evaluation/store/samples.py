@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 import quagmire_utils.evaluation.store.duplicates as duplicate_texts
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import (
     _plain,
     _read_table,
@@ -29,7 +30,6 @@ from quagmire_utils.core.files import (
 )
 from quagmire_utils.core.locks import exclusive
 from quagmire_utils.core.provenance import package_versions
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.evaluation.store.counting import COUNTED, count
 from quagmire_utils.evaluation.store.parts import (
     COLUMNS,

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_json
-from quagmire_utils.core.settings import ParameterError
 
 
 def export_checkpoint(weights: Path, model: str, target: Path, notes: Mapping[str, Any] | None = None) -> None:

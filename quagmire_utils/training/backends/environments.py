@@ -8,8 +8,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
-from quagmire_utils.core.settings import ParameterError
 
 BACKENDS = {"llamafactory": "LLaMA-Factory", "verl": "verl"}
 

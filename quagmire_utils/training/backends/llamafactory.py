@@ -28,8 +28,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_path, digest, read_json, write_json, write_text
-from quagmire_utils.core.settings import ParameterError, SFTSettings
+from quagmire_utils.core.settings import SFTSettings
 from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import render, resolve_template, response_ids
 from quagmire_utils.training.backends.checkpoints import export_checkpoint

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, read_json, write_json, write_text
-from quagmire_utils.core.settings import ParameterError
 
 SCRIPTS = Path(__file__).parent / "scripts"  # what runs inside the back-ends' environments
 RUN = "run.json"  # what the run is; written last, so a folder without it was not written whole

@@ -34,8 +34,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, write_json, write_parquet, write_text
-from quagmire_utils.core.settings import ParameterError, RLSettings
+from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import check_fits, render_problem, resolve_template
 from quagmire_utils.training.backends.checkpoints import export_checkpoint

@@ -18,8 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_json, write_parquet
-from quagmire_utils.core.settings import ParameterError, RLSettings
+from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.training.grpo.checkpoints import latest_checkpoint, read_state
 

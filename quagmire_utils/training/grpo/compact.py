@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_json
-from quagmire_utils.core.settings import ParameterError, RLSettings
+from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.training.grpo.checkpoints import STATE, read_state
 from quagmire_utils.training.grpo.rollouts import Environment, derive_seed
 

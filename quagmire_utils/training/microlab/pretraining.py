@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from quagmire_utils.core.settings import ParameterError, PretrainingSettings, SFTSettings
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.settings import PretrainingSettings, SFTSettings
 from quagmire_utils.data import Trace
 from quagmire_utils.training.microlab.models import CONTEXT_LENGTH, build_model, build_tokenizer, check_architecture
 from quagmire_utils.training.microlab.tasks import (

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_text
-from quagmire_utils.core.settings import ParameterError
 from quagmire_utils.data import Problem, Trace
 
 # A state of three or four digits; each step applies + - or * with an operand of as many digits, digit by digit modulo

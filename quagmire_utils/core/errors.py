@@ -1,0 +1,35 @@
+"""Errors that users meet: each has fields, and one sentence made from them.
+
+raise ParameterError("k", 0, "at least 1")                                     # k must be at least 1, not 0
+raise ParameterError("model", path, reason=f"{path} has no tokenizer.json")    # model: ... has no tokenizer.json
+"""
+
+from __future__ import annotations
+
+import re
+
+
+class ParameterError(ValueError):
+    """A parameter that cannot work: `parameter` names it, `value` is what was given, `allowed` is what would work."""
+
+    def __init__(self, parameter: str, value: object = None, allowed: str = "", *, reason: str = "") -> None:
+        """Make the sentence: "<parameter> must be <allowed>, not <value>", or "<parameter>: <reason>"."""
+        if allowed:
+            sentence = f"{parameter} must be {allowed}, not {value!r}"
+        elif reason:
+            sentence = f"{parameter}: {reason}"
+        else:  # a whole sentence that begins with the parameter; being replaced by the forms above
+            sentence, parameter = parameter, re.split(r"[\s:]", parameter, maxsplit=1)[0]
+        super().__init__(sentence)
+        self.parameter, self.value, self.allowed, self.reason = parameter, value, allowed, reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the fields on the way through a process boundary."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[ParameterError], arguments: tuple[object, ...], fields: dict[str, object]) -> ParameterError:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    error.__dict__.update(fields)
+    return error
