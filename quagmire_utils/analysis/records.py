@@ -58,7 +58,7 @@ MAY_MISS = {  # numbers that are not always known, and never infinite
     "rl_curves": [],
     "cells": [],
 }
-MEASURED = ["pass1", "pass64", "gen_loss", "outcome"]  # of a candidate frame: what tables and claims rest on
+MEASURED = ["pass1", "pass_k", "gen_loss", "outcome"]  # of a candidate frame: what tables and claims rest on
 
 Array = NDArray[np.float64]
 
@@ -297,9 +297,9 @@ def candidate_frame(records: Records, k: int = 64, validation_set: str = "valida
     """One row per candidate of the profile (the base model without SFT too, selection "none"), predictors and outcome.
 
     The columns of candidates.parquet, then
-      k                                        what "large k" is in pass64
+      k                                        what "large k" is in pass_k
       pass1, pass1_se, pass1_sampling_se       before RL; standard errors as in `checkpoint_scores`
-      pass64, pass64_se                        Pass@k before RL, whatever k is (the name that `prediction` knows)
+      pass_k, pass_k_se                        Pass@k before RL, whatever k is (the name that `prediction` knows)
       gen_loss, gen_loss_se                    nats per response token on `validation_set`
       outcome, outcome_sampling_se             after RL: best checkpoint of all runs (Sec. 4.1)
       best_run, best_checkpoint                which run and step that was
@@ -336,8 +336,8 @@ def candidate_frame(records: Records, k: int = 64, validation_set: str = "valida
         "pass1": before["pass@1"],
         "pass1_se": before["se@1"],
         "pass1_sampling_se": before["sampling_se"],
-        "pass64": before[f"pass@{k}"],
-        "pass64_se": before[f"se@{k}"],
+        "pass_k": before[f"pass@{k}"],
+        "pass_k_se": before[f"se@{k}"],
         "gen_loss": loss.set_index(keys)["nll"],
         "gen_loss_se": loss.set_index(keys).get("standard_error", pd.Series(dtype=float)),
         "outcome": best["pass@1"],

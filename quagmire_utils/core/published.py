@@ -9,7 +9,7 @@ and read through
 
     from quagmire_utils import paper
     paper.published(5)                            # a DataFrame, one row per cell
-    paper.value(5, "8:8", "pass64")               # PublishedValue(mean=0.88, plus_minus=0.08, ...)
+    paper.value(5, "8:8", "pass_k")               # PublishedValue(mean=0.88, plus_minus=0.08, ...)
     paper.settings(), paper.claims()
 
 plus_minus is what stands after the +- in the paper. The captions call it a standard error of 100 random splits; its
@@ -33,7 +33,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
 
 FOLDER = ROOT / "results" / "paper"
-COLUMNS = ("pass1", "gen_loss", "pass64", "avg_genloss_pass64")
+COLUMNS = ("pass1", "gen_loss", "pass_k", "avg_genloss_pass_k")
 FAMILIES = ("Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct")  # of the tables
 MODELS = (*FAMILIES, "Qwen3-4B-base")  # of the figures too (Sec. 4.1)
 BASELINE = "pass1"

@@ -69,9 +69,9 @@ def pass_at_k_curves(counts: pd.DataFrame) -> pd.DataFrame:
 def show_candidates(frame: pd.DataFrame) -> pd.DataFrame:
     """The numbers behind a figure or table, one row per candidate, rounded to be read."""
     columns = ["family", "candidate", *(["budget"] if "budget" in frame else [])]
-    columns += ["pass1", "pass64", "gen_loss", "outcome", "outcome_last", "gain"]
+    columns += ["pass1", "pass_k", "gen_loss", "outcome", "outcome_last", "gain"]
     columns += ["n_runs", "n_samples", "rl_n_samples", "truncation_rate", "no_answer_rate"]
-    shown = frame[columns].rename(columns={"pass64": f"pass{frame['k'].iloc[0]}"} if len(frame) else {})
+    shown = frame[columns].rename(columns={"pass_k": f"pass{frame['k'].iloc[0]}"} if len(frame) else {})
     return shown.set_index(["family", "candidate"]).round(3)
 
 

@@ -257,7 +257,7 @@ def test_table_notebooks_show_what_tables_computes(kernel, name, scale, request)
 def test_parameters_of_a_table_notebook(kernel, full):
     chosen = {
         "family": "micro-llama",
-        "predictors": "gen_loss,pass64",
+        "predictors": "gen_loss,pass_k",
         "n_splits": 7,
         "seed": 3,
         "outcome": "outcome_last",

@@ -28,8 +28,8 @@ def predictors_of(cells, random):
     """One artificial predictor (or pair) per column of the table, and the outcome."""
     total = int(cells["n_fit"].iloc[0] + cells["n_validation"].iloc[0])
     y = random.uniform(0.2, 0.6, total)
-    series = {name: y + 0.1 * random.normal(size=total) for name in ("pass1", "gen_loss", "pass64")}
-    series["avg_genloss_pass64"] = (series["gen_loss"], series["pass64"])
+    series = {name: y + 0.1 * random.normal(size=total) for name in ("pass1", "gen_loss", "pass_k")}
+    series["avg_genloss_pass_k"] = (series["gen_loss"], series["pass_k"])
     return series, y
 
 
@@ -39,7 +39,7 @@ def candidates_of(random):
     for family, dataset, instance in zip(paper.FAMILIES, (16, 10), (17, 12), strict=True):
         for scenario, total in (("dataset", dataset), ("instance", instance)):
             y = random.uniform(0.2, 0.6, total)
-            series = {name: y + 0.1 * random.normal(size=total) for name in ("pass1", "gen_loss", "pass64")}
+            series = {name: y + 0.1 * random.normal(size=total) for name in ("pass1", "gen_loss", "pass_k")}
             names = {"family": family, "stands_for": family, "scenario": scenario, "selection": "random", "k": 64}
             named = [f"{scenario}-{i}" for i in range(total)]
             parts.append(pd.DataFrame({"candidate": named, **series, "outcome": y, "outcome_last": y}).assign(**names))
@@ -79,7 +79,7 @@ def main():
     )
     bootstrap_interval(series["pass1"], y, n_resamples=1)  # imports scipy.stats
     start = time.perf_counter()
-    bootstrap_interval(series["avg_genloss_pass64"], y)
+    bootstrap_interval(series["avg_genloss_pass_k"], y)
     print(f"bootstrap of Spearman, 4,000 resamples of {len(y)} candidates: {time.perf_counter() - start:.3f} s")
 
 

@@ -71,7 +71,7 @@ def world(score, outcome, model: str = claims.MISTRAL, error: float = 0.001) -> 
     frame["gain"] = frame["outcome"] - frame["pass1"]
     return frame.assign(
         **{"pass1_sampling_se": error, "outcome_sampling_se": error, "outcome_last_std": error},
-        pass64=frame["pass1"],
+        pass_k=frame["pass1"],
         gen_loss=1.0 - frame["pass1"],
         gen_loss_se=0.001,
     )
@@ -315,22 +315,22 @@ def test_dominated_candidates():
 
 
 def test_the_loss_across_data_sets():
-    frame = sample(3, own=-0.05, gen_loss=-0.97, pass64=0.97)
+    frame = sample(3, own=-0.05, gen_loss=-0.97, pass_k=0.97)
     own = frame.set_index("candidate")["own"]
-    for against in ("pass64", "gen_loss"):
+    for against in ("pass_k", "gen_loss"):
         found = over_candidates.loss_across_data(evidence(frame, own), against)
         expected = stats.spearmanr(-frame["own"], frame["outcome"]).statistic
         expected -= abs(stats.spearmanr(frame[against], frame["outcome"]).statistic)
         assert found.value == pytest.approx(expected, abs=1e-12)
         assert decided(found, below=True) == "holds"
-        good = frame.assign(gen_loss=-frame["own"], pass64=frame["own"]).set_index("candidate")["outcome"]
+        good = frame.assign(gen_loss=-frame["own"], pass_k=frame["own"]).set_index("candidate")["outcome"]
         turned = over_candidates.loss_across_data(
-            evidence(frame.assign(gen_loss=own.to_numpy(), pass64=-own.to_numpy()), -good), against
+            evidence(frame.assign(gen_loss=own.to_numpy(), pass_k=-own.to_numpy()), -good), against
         )
         assert decided(turned, below=True) == "does not hold"
-    assert over_candidates.loss_across_data(evidence(frame), "pass64").n == 0
+    assert over_candidates.loss_across_data(evidence(frame), "pass_k").n == 0
     same = frame.assign(scenario="dataset")  # the same data for all: not what the claim is about
-    assert over_candidates.loss_across_data(evidence(same, own), "pass64").n == 0
+    assert over_candidates.loss_across_data(evidence(same, own), "pass_k").n == 0
 
 
 @pytest.mark.parametrize(
@@ -339,27 +339,27 @@ def test_the_loss_across_data_sets():
 )
 def test_a_better_predictor_holds_a_worse_one_does_not(test):
     number = {predictors.rank_gain: 1, predictors.rank_gain_within_budgets: 8, predictors.fit_gain: 4}.get(test, 7)
-    better, worse = sample(4, 28, pass1=0.3, pass64=0.98), sample(4, 28, pass1=0.98, pass64=0.3)
+    better, worse = sample(4, 28, pass1=0.3, pass_k=0.98), sample(4, 28, pass1=0.98, pass_k=0.3)
     better["gen_loss"] = worse["gen_loss"] = 0.0  # Table 1 has the loss too
-    assert decided(test(evidence(better), number, "pass64")) == "holds"
-    assert decided(test(evidence(worse), number, "pass64")) == "does not hold"
-    alike = sample(4, 16, pass1=0.8, pass64=0.8).assign(gen_loss=0.0)
-    assert decided(test(evidence(alike), number, "pass64")) == "undecided"
-    assert math.isnan(test(evidence(better.iloc[:3]), number, "pass64").value)
+    assert decided(test(evidence(better), number, "pass_k")) == "holds"
+    assert decided(test(evidence(worse), number, "pass_k")) == "does not hold"
+    alike = sample(4, 16, pass1=0.8, pass_k=0.8).assign(gen_loss=0.0)
+    assert decided(test(evidence(alike), number, "pass_k")) == "undecided"
+    assert math.isnan(test(evidence(better.iloc[:3]), number, "pass_k").value)
 
 
 def test_a_rank_gain_is_the_difference_of_spearmans():
-    frame = sample(5, pass1=0.5, pass64=0.9)
-    expected = [stats.spearmanr(frame[name], frame["outcome"]).statistic for name in ("pass64", "pass1")]
-    assert predictors.rank_gain(evidence(frame), 3, "pass64").value == pytest.approx(
+    frame = sample(5, pass1=0.5, pass_k=0.9)
+    expected = [stats.spearmanr(frame[name], frame["outcome"]).statistic for name in ("pass_k", "pass1")]
+    assert predictors.rank_gain(evidence(frame), 3, "pass_k").value == pytest.approx(
         expected[0] - expected[1], abs=1e-12
     )
     parts = [
-        stats.spearmanr(part["pass64"], part["outcome"]).statistic
+        stats.spearmanr(part["pass_k"], part["outcome"]).statistic
         - stats.spearmanr(part["pass1"], part["outcome"]).statistic
         for _, part in frame.groupby("budget")
     ]
-    within = predictors.rank_gain_within_budgets(evidence(frame), 8, "pass64")
+    within = predictors.rank_gain_within_budgets(evidence(frame), 8, "pass_k")
     assert within.value == pytest.approx(np.mean(parts), abs=1e-12)
 
 
@@ -383,9 +383,9 @@ def test_a_rank_claim_is_the_table_that_it_is_about(tmp_path):
 
 
 def test_the_papers_gains():
-    assert predictors.published_gain(1, claims.LLAMA, "avg_genloss_pass64") == pytest.approx(0.22)
-    assert predictors.published_gain(10, claims.MISTRAL, "pass64") == pytest.approx(0.28)
-    assert predictors.published_gain(6, claims.MISTRAL, "pass64") == pytest.approx(0.47 - 0.31)  # the smallest of all
+    assert predictors.published_gain(1, claims.LLAMA, "avg_genloss_pass_k") == pytest.approx(0.22)
+    assert predictors.published_gain(10, claims.MISTRAL, "pass_k") == pytest.approx(0.28)
+    assert predictors.published_gain(6, claims.MISTRAL, "pass_k") == pytest.approx(0.47 - 0.31)  # the smallest of all
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------
@@ -458,12 +458,12 @@ def test_the_interval_of_a_smallest_difference_holds_it_at_least_as_often_as_it_
 def test_bootstrap_intervals_of_a_rank_gain_are_near_their_level():
     """Percentile intervals of 16 candidates, as the paper has, are not exact; they must not be far off."""
     rng = np.random.default_rng(2)
-    weights = {"pass1": 0.7, "pass64": 0.9}
+    weights = {"pass1": 0.7, "pass_k": 0.9}
     truth = np.diff([6 / math.pi * math.asin(w / 2) for w in weights.values()]).item()
     held = []
     for _ in range(60):
         frame = sample(int(rng.integers(1 << 30)), n=16, **weights)
-        low, high = predictors.rank_gain(evidence(frame), 3, "pass64").interval(0.95)
+        low, high = predictors.rank_gain(evidence(frame), 3, "pass_k").interval(0.95)
         held.append(low <= truth <= high)
     assert 0.88 <= np.mean(held) <= 1.0
 
@@ -471,7 +471,7 @@ def test_bootstrap_intervals_of_a_rank_gain_are_near_their_level():
 def test_jackknife_intervals_of_a_gain_in_r2_are_near_their_level():
     rng = np.random.default_rng(3)
     found = [
-        predictors.fit_gain(evidence(sample(int(rng.integers(1 << 30)), n=16, pass1=0.7, pass64=0.9)), 4, "pass64")
+        predictors.fit_gain(evidence(sample(int(rng.integers(1 << 30)), n=16, pass1=0.7, pass_k=0.9)), 4, "pass_k")
         for _ in range(40)
     ]
     truth = np.mean([one.value for one in found])

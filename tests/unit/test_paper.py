@@ -51,7 +51,7 @@ def printed_cells(text: str) -> dict[tuple[int, str, str], tuple[float, ...]]:
         for pattern, name in ROW_NAMES:
             if match := pattern.search(head):
                 names = [match.expand(name)]
-        order = [name for name in paper.COLUMNS if len(fields) == 4 or name in ("pass1", "pass64")]
+        order = [name for name in paper.COLUMNS if len(fields) == 4 or name in ("pass1", "pass_k")]
         for column, field in zip(order, fields, strict=True):
             for row, found in zip(names, CELL.findall(field), strict=False):  # a cell missing in the text stays missing
                 cells[table, row, column] = tuple(float(number) if number else math.nan for number in found)
@@ -107,7 +107,7 @@ def test_printed_gains_are_the_differences_but_for_one_misprint():
             difference = cell.mean - paper.value(cell.table, cell.row, "pass1").mean
             if abs(difference - cell.printed_gain) > 0.005:
                 odd.append((cell.table, cell.row, cell.column, round(difference, 2), cell.printed_gain, cell.note))
-    assert odd == [(10, "Low (<2B tokens)", "pass64", 0.15, 0.25, "the difference is +0.15")]
+    assert odd == [(10, "Low (<2B tokens)", "pass_k", 0.15, 0.25, "the difference is +0.15")]
 
 
 def test_one_gain_a_row_at_its_best_cell():
@@ -124,7 +124,7 @@ def test_averages_and_repeated_rows_agree():
         for column, mean in budgets.items():
             assert paper.value(table, "Average", column).mean == pytest.approx(mean, abs=0.005 + 1e-9)
     llama, mistral = paper.FAMILIES
-    for column in ("pass1", "pass64"):
+    for column in ("pass1", "pass_k"):
         assert paper.value(3, llama, column).mean == paper.value(8, "Average", column).mean
         assert paper.value(3, mistral, column).mean == paper.value(10, "Average", column).mean
     repeats = [(4, llama, 7, "8:9"), (4, mistral, 9, "6:6")]
@@ -150,7 +150,7 @@ def test_the_splits_of_a_table_share_their_candidates():
 
 
 def test_a_cell_by_name():
-    cell = paper.value("table05", "8:8", "avg_genloss_pass64")
+    cell = paper.value("table05", "8:8", "avg_genloss_pass_k")
     assert (cell.mean, cell.plus_minus, cell.printed_gain, cell.note) == (0.93, 0.05, 0.29, "")
     assert paper.published(5).equals(paper.published("5"))
     frame = paper.published(5)
@@ -164,7 +164,7 @@ def test_a_cell_by_name():
         ((11, "Average", "pass1"), "table must be one of 1-10"),
         (("figure3", "Average", "pass1"), "table must be one of 1-10"),
         ((8, "Middle", "pass1"), "row 'Middle' is not in the paper's table 8: Low"),
-        ((8, "Average", "gen_loss"), "column 'gen_loss' is not in the paper's table 8: pass1, pass64"),
+        ((8, "Average", "gen_loss"), "column 'gen_loss' is not in the paper's table 8: pass1, pass_k"),
     ],
 )
 def test_unknown_cells_are_named(arguments, message):

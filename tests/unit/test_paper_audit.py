@@ -54,7 +54,7 @@ def test_gains_are_those_of_the_transcription(transcription):
     assert len(found) == count
     wrong = found[~found["agrees"]]
     assert list(wrong[["table", "row", "column", "difference", "printed"]].itertuples(index=False, name=None)) == odd
-    assert odd == [(10, "Low (<2B tokens)", "pass64", 0.15, 0.25)]
+    assert odd == [(10, "Low (<2B tokens)", "pass_k", 0.15, 0.25)]
     assert not wrong["rounding"].any()
 
 
@@ -91,11 +91,11 @@ def test_rows_that_stand_twice():
 def test_headlines():
     found = paper_audit.headlines().set_index("name")
     assert (
-        "Table 3, Llama3-8B-Instruct, pass64: 0.69 to 0.94, 36 %"
+        "Table 3, Llama3-8B-Instruct, pass_k: 0.69 to 0.94, 36 %"
         in found.loc["instance_spearman_gain_up_to", "matches"]
     )
-    assert "Table 4, Llama3-8B-Instruct, pass64: 0.58 to 0.92, 59 %" in found.loc["instance_r2_gain_up_to", "matches"]
-    assert "Table 10, High, pass64: 0.50 to 1.00, 2.00x" in found.loc["gain_factor_up_to", "matches"]
+    assert "Table 4, Llama3-8B-Instruct, pass_k: 0.58 to 0.92, 59 %" in found.loc["instance_r2_gain_up_to", "matches"]
+    assert "Table 10, High, pass_k: 0.50 to 1.00, 2.00x" in found.loc["gain_factor_up_to", "matches"]
     assert "Table 2, Mistral-NeMo-12B-Instruct, gen_loss: 0.29 to 0.79, 0.50" in found.loc["gain_up_to", "matches"]
     assert found.loc["dataset_spearman_gain", "matches"] == ""  # 30 %: the nearest is 29 %
     assert found["is_extreme"].to_dict() == {
@@ -159,7 +159,7 @@ def test_no_bounded_values_spread_more_than_the_bound():
 def test_what_the_two_point_cell_rules_out():
     found = paper_audit.feasibility()
     assert len(found) == sum(len(paper.published(number)) for number in paper_audit.RATIO_TABLES)
-    cell = found[(found["table"] == 6) & (found["row"] == "8:2") & (found["column"] == "pass64")].iloc[0]
+    cell = found[(found["table"] == 6) & (found["row"] == "8:2") & (found["column"] == "pass_k")].iloc[0]
     assert (cell["mean"], cell["plus_minus"]) == (0.47, 0.54)
     assert (cell["r2"], cell["clipped"], cell["squared"]) == (True, False, False)
     assert math.sqrt(0.475 * 0.525) < 0.535 / math.sqrt(100 / 99)  # even rounded to its favour
@@ -175,10 +175,10 @@ def test_what_the_two_point_cell_rules_out():
 
 def test_smoothness_of_means_that_are_off_by_their_standard_errors():
     found = paper_audit.smoothness()
-    part = paper.published(7).query("column == 'pass64'")
+    part = paper.published(7).query("column == 'pass_k'")
     weights = part["plus_minus"] ** -2
     centre = (part["mean"] * weights).sum() / weights.sum()
-    row = found[(found["table"] == 7) & (found["column"] == "pass64")].iloc[0]
+    row = found[(found["table"] == 7) & (found["column"] == "pass_k")].iloc[0]
     assert row["chi2"] == pytest.approx((((part["mean"] - centre) / part["plus_minus"]) ** 2).sum())
     assert row["p"] == pytest.approx(stats.chi2.cdf(row["chi2"], len(part) - 1))
     assert found.iloc[-1]["p"] < 1e-20

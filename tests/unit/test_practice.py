@@ -65,7 +65,7 @@ def world(chances: np.ndarray, n: int, k: int, seed: int = 0, losses: float | np
     ]
     counts = pd.DataFrame(rows)
     scores = [benchmark_average(counts[counts["candidate"] == name], [1, k])["pass_at_k"].to_numpy() for name in names]
-    table = pd.DataFrame(scores, columns=["pass1", "pass64"]).assign(candidate=names, gen_loss=losses)
+    table = pd.DataFrame(scores, columns=["pass1", "pass_k"]).assign(candidate=names, gen_loss=losses)
     return Measurements(table, counts, table, k, "a simulated world")
 
 
@@ -107,17 +107,17 @@ def test_all_noise_is_the_standard_error_over_problems():
     for name, mine in measured.counts.groupby("candidate"):
         error = benchmark_average(mine, [1, 16])["standard_error"]
         # what is left of the total may be negative in some direction, and is then taken as none: a little more noise
-        assert found.loc[name, ["pass1_se", "pass64_se"]].tolist() == pytest.approx(error.tolist(), rel=0.02)
-        assert found.loc[name, "pass64_sampling_se"] < found.loc[name, "pass64_se"]
+        assert found.loc[name, ["pass1_se", "pass_k_se"]].tolist() == pytest.approx(error.tolist(), rel=0.02)
+        assert found.loc[name, "pass_k_sampling_se"] < found.loc[name, "pass_k_se"]
 
 
 # --- chances and what would settle them -------------------------------------------------------------------------------
 
 
 def given(values: list[tuple[float, float, float]], errors: tuple[float, float, float]) -> Measurements:
-    table = pd.DataFrame(values, columns=["pass1", "gen_loss", "pass64"])
+    table = pd.DataFrame(values, columns=["pass1", "gen_loss", "pass_k"])
     table = table.assign(candidate=[f"c{i}" for i in range(len(table))])
-    table[["pass1_se", "gen_loss_se", "pass64_se"]] = errors
+    table[["pass1_se", "gen_loss_se", "pass_k_se"]] = errors
     return Measurements(table, None, table, 64, "mine.csv")
 
 
@@ -164,7 +164,7 @@ def test_answers_needed_are_those_of_the_closed_form():
     measured = world(np.array([[p] * problems, [q] * problems]), n, k, seed=6)
     found = rank_with_noise(measured, confidence=0.95, n_draws=40_000)
     table = found.table.set_index("candidate")
-    gap = table["pass64"].iloc[0] - table["pass64"].iloc[1]
+    gap = table["pass_k"].iloc[0] - table["pass_k"].iloc[1]
 
     def error(samples: int) -> float:
         draws = [pass_at_k(samples, rng.binomial(samples, r, 200_000), k) for r in (p, q)]
@@ -243,7 +243,7 @@ def test_stated_chances_come_true():
 def test_what_limits_is_said(chances, losses, limit):
     measured = world(np.array(chances), 16, 4)
     if losses is not None:  # c1 has the lower score and by a hair the higher loss, and would win by Pass@4 otherwise
-        table = measured.table.assign(gen_loss=losses[:2], gen_loss_se=losses[2], pass1=[0.9, 0.1], pass64=[0.5, 0.9])
+        table = measured.table.assign(gen_loss=losses[:2], gen_loss_se=losses[2], pass1=[0.9, 0.1], pass_k=[0.5, 0.9])
         measured = replace(measured, table=table)
     found = rank_with_noise(measured)
     assert (found.samples_needed, found.limit) == (None, limit)
@@ -261,7 +261,7 @@ def test_a_settled_choice_and_one_without_noise():
     sure = rank_with_noise(world(np.array([[0.05] * 80, [0.6] * 80]), 32, 8))
     assert (sure.leader, sure.samples_needed, sure.limit) == ("c1", 32, "")
     assert "the choice is settled" in sure.advice
-    table = given([(0.3, 1.0, 0.62), (0.5, 1.2, 0.60)], (0.01, 0.01, 0.01)).table.drop(columns=["pass64_se"])
+    table = given([(0.3, 1.0, 0.62), (0.5, 1.2, 0.60)], (0.01, 0.01, 0.01)).table.drop(columns=["pass_k_se"])
     bare = rank_with_noise(Measurements(table, None, table, 64, "mine.csv"))
     assert math.isnan(bare.chance)
     assert "cannot be said" in bare.advice
@@ -281,7 +281,7 @@ def linear_world(total: int, seed: int, noise: float = 0.03) -> pd.DataFrame:
     table = {
         "candidate": [f"c{i}" for i in range(total)],
         "pass1": random.uniform(0, 0.5, total),
-        "pass64": 0.5 + 0.4 * ability,
+        "pass_k": 0.5 + 0.4 * ability,
         "gen_loss": 1 - 0.6 * ability + 0.08 * random.normal(size=total),
         "outcome": 0.5 + 0.2 * ability + noise * random.normal(size=total),
     }
@@ -299,7 +299,7 @@ def test_forecast_rl_forecasts_as_forecast_and_checks_by_leaving_out():
     columns = ["candidate", "calibrated", "predicted", "low", "high", "extrapolated"]
     pd.testing.assert_frame_equal(found.table[columns], forecast(table, runs))
     mine = table.iloc[:6]
-    left_out = predict(mine[["gen_loss", "pass64"]], mine["outcome"], "leave_one_out")
+    left_out = predict(mine[["gen_loss", "pass_k"]], mine["outcome"], "leave_one_out")
     np.testing.assert_allclose(found.check["predicted"], left_out, rtol=1e-10)
     y = mine["outcome"]
     assert found.r2 == pytest.approx(1 - ((y - left_out) ** 2).sum() / ((y - y.mean()) ** 2).sum())
@@ -315,7 +315,7 @@ def test_forecast_rl_forecasts_as_forecast_and_checks_by_leaving_out():
 def test_chance_to_end_best_of_one_candidate_is_students():
     table = linear_world(6, 3, noise=0.1)
     runs = [f"c{i}" for i in range(5)]
-    found = forecast_rl(hidden(table, runs), predictors=["pass64"], n_draws=40_000).table.set_index("candidate")
+    found = forecast_rl(hidden(table, runs), predictors=["pass_k"], n_draws=40_000).table.set_index("candidate")
     one = found.loc["c5"]
     scale = (one["high"] - one["predicted"]) / stats.t.ppf(0.975, 3)
     truth = stats.t.sf((table["outcome"][:5].max() - one["predicted"]) / scale, 3)
@@ -328,8 +328,8 @@ def test_gain_of_a_run_is_the_textbook_variance_of_a_line():
     """One predictor: 1 + 1/n + (x - mean)^2 / Sxx for each contender, before and after the run."""
     table = linear_world(8, 2, noise=0.1)
     runs = ["c0", "c1", "c2", "c3"]
-    found = forecast_rl(hidden(table, runs), predictors=["pass64"]).table.set_index("candidate")
-    x = table.set_index("candidate")["pass64"]
+    found = forecast_rl(hidden(table, runs), predictors=["pass_k"]).table.set_index("candidate")
+    x = table.set_index("candidate")["pass_k"]
     contenders = [name for name in x.index if name not in runs and found.loc[name, "chance_best"] >= 0.05]
     assert len(contenders) > 1
 
@@ -341,7 +341,7 @@ def test_gain_of_a_run_is_the_textbook_variance_of_a_line():
 
     gains = {name: 1 - total([*runs, name]) / total(runs) for name in x.index if name not in runs}
     assert found["gain"].dropna().to_dict() == pytest.approx(gains)
-    assert forecast_rl(hidden(table, runs), predictors=["pass64"]).next_run == max(gains, key=gains.get)
+    assert forecast_rl(hidden(table, runs), predictors=["pass_k"]).next_run == max(gains, key=gains.get)
 
 
 def test_running_what_is_advised_finds_better_candidates_than_running_at_random():
@@ -374,15 +374,15 @@ def test_intervals_cover_what_they_promise_also_when_the_runs_are_chosen(runs):
 
 
 def test_warnings():
-    table = linear_world(7, 3).sort_values("pass64", ignore_index=True)
-    table["gen_loss"] = 1 - table["pass64"]
+    table = linear_world(7, 3).sort_values("pass_k", ignore_index=True)
+    table["gen_loss"] = 1 - table["pass_k"]
     middle = table["candidate"][1:6].tolist()
     found = forecast_rl(hidden(table, middle))
     ends = found.table[found.table["extrapolated"]]
     assert sorted(ends["candidate"]) == sorted([table["candidate"][0], table["candidate"][6]])
     assert (
         ends.set_index("candidate")["outside"][table["candidate"][6]]
-        == "gen_loss below the runs', pass64 above the runs'"
+        == "gen_loss below the runs', pass_k above the runs'"
     )
     assert any(
         "2 of 2 forecasts lie outside" in text and "highest forecast, is among them" in text for text in found.warnings
@@ -392,9 +392,9 @@ def test_warnings():
     turned = forecast_rl(hidden(table.assign(outcome=1 - table["outcome"]), middle)).warnings
     assert sum("against the paper's finding" in text for text in turned) == 2
     assert any("no leave-one-out check" in text for text in forecast_rl(hidden(table, middle[:3])).warnings)
-    steep = table.assign(outcome=0.9 + (table["pass64"] - table["pass64"].median()))
+    steep = table.assign(outcome=0.9 + (table["pass_k"] - table["pass_k"].median()))
     assert any(
-        "Beyond 0 or 100 %" in text for text in forecast_rl(hidden(steep, middle), predictors=["pass64"]).warnings
+        "Beyond 0 or 100 %" in text for text in forecast_rl(hidden(steep, middle), predictors=["pass_k"]).warnings
     )
     blank = hidden(table, middle).assign(gen_loss=table["gen_loss"].where(table.index != 6))
     assert any(table["candidate"][6] in text and "Left out" in text for text in forecast_rl(blank).warnings)
@@ -415,7 +415,7 @@ def test_forecasts_that_are_complete_or_impossible():
         forecast_rl(hidden(table, ["c0", "c1"]))
     with pytest.raises(ParameterError, match="n_runs must lie between 3 and the 6"):
         choose_runs(table, 7)
-    compared = compare_predictors(table.assign(pass64=1.0)).set_index("predictors")
+    compared = compare_predictors(table.assign(pass_k=1.0)).set_index("predictors")
     assert compared.loc["Pass@1", "r2"] == pytest.approx(forecast_rl(table, predictors=["pass1"]).r2)
     assert compared["runs"].to_dict() == {"Pass@1": 6, "loss": 6, "Pass@k": 0, "loss and Pass@k": 0}
 
@@ -425,7 +425,7 @@ def test_whose_outcomes_are_used():
     assert known_runs(hidden(table, ["c1", "c2", "c5"]), 5) == ["c1", "c2", "c5"]
     chosen = known_runs(table, 5)
     assert len(set(chosen)) == 5
-    assert chosen[:3] == table.sort_values("pass64")["candidate"].iloc[[0, 4, 7]].tolist()
+    assert chosen[:3] == table.sort_values("pass_k")["candidate"].iloc[[0, 4, 7]].tolist()
     assert set(withheld_outcomes(table, chosen)) == set(table["candidate"]) - set(chosen)
     assert withheld_outcomes(hidden(table, chosen), chosen) == {}
 
@@ -447,7 +447,7 @@ def test_the_shipped_table_is_what_was_measured(mini):
     assert forecast_rl(shipped.table).next_run is not None
 
 
-COMMAS = "candidate,pass1,gen_loss,pass64,outcome\na,0.523,1.25,0.9,\nb,0.4,,0.8,0.61\n"
+COMMAS = "candidate,pass1,gen_loss,pass_k,outcome\na,0.523,1.25,0.9,\nb,0.4,,0.8,0.61\n"
 
 
 @pytest.mark.parametrize(
@@ -459,7 +459,7 @@ COMMAS = "candidate,pass1,gen_loss,pass64,outcome\na,0.523,1.25,0.9,\nb,0.4,,0.8
         COMMAS.replace(",", ";").replace("0.523", "52,3%").replace("0.9", "90 %"),
         COMMAS.replace("0.523", "52.3%").replace("0.8", "80%").replace("\n", "\r\n"),
         "\ufeff# my runs, of May\n" + COMMAS + "\n,,,,\n",
-        COMMAS.replace("pass1", "Pass@1").replace("gen_loss", "Generalization loss").replace("pass64", "Pass@64"),
+        COMMAS.replace("pass1", "Pass@1").replace("gen_loss", "Generalization loss").replace("pass_k", "Pass@64"),
         COMMAS.replace("candidate", '"Checkpoint"').replace("outcome", "after RL").replace("\na", '\n"a"'),
         COMMAS.replace(",,", ",n/a,").replace("0.9,\n", "0.9,-\n"),
     ],
@@ -468,7 +468,7 @@ def test_tables_as_people_write_them(tmp_path, text):
     (tmp_path / "mine.csv").write_text(text, encoding="utf-8")
     measured = read_csv(tmp_path / "mine.csv")
     assert measured.table["candidate"].tolist() == ["a", "b"]
-    np.testing.assert_allclose(measured.table[["pass1", "pass64"]], [[0.523, 0.9], [0.4, 0.8]])
+    np.testing.assert_allclose(measured.table[["pass1", "pass_k"]], [[0.523, 0.9], [0.4, 0.8]])
     np.testing.assert_array_equal(measured.table["gen_loss"], [1.25, np.nan])
     np.testing.assert_array_equal(measured.table["outcome"], [np.nan, 0.61])
     assert (measured.k, measured.counts, measured.manifest) == (64, None, {})
@@ -481,7 +481,7 @@ def test_another_large_k_and_errors_are_read_from_the_headings(tmp_path):
     measured = load_measurements(tmp_path / "mine.csv", scenario="instance")
     assert measured.k == 256
     row = measured.table.iloc[0]
-    assert (row["pass64"], row["pass64_se"], row["gen_loss_se"], row["scenario"]) == (0.9, 0.02, 0.1, "instance")
+    assert (row["pass_k"], row["pass_k_se"], row["gen_loss_se"], row["scenario"]) == (0.9, 0.02, 0.1, "instance")
 
 
 @pytest.mark.parametrize(
@@ -490,10 +490,10 @@ def test_another_large_k_and_errors_are_read_from_the_headings(tmp_path):
         ("", "needs a line of headings and a line per candidate"),
         ("candidate,pass1\n", "needs a line of headings"),
         ("a,0.5,1.2,0.9\nb,0.4,1.3,0.8\n", "the columns 'a', '0.5', '1.2', '0.9' are not known"),
-        ("pass1,gen_loss,pass64\n0.5,1.2,0.9\n", "must name the columns, at least candidate"),
+        ("pass1,gen_loss,pass_k\n0.5,1.2,0.9\n", "must name the columns, at least candidate"),
         (COMMAS.replace("outcome", "outcom"), "the column 'outcom' is not known; known are candidate"),
         (COMMAS.replace("outcome", "pass1"), "the column pass1 twice"),
-        (COMMAS.replace("outcome", "pass@128").replace("pass64", "pass@256"), "give one large k"),
+        (COMMAS.replace("outcome", "pass@128").replace("pass_k", "pass@256"), "give one large k"),
         (COMMAS.replace("0.523", "good"), "line 2, column pass1: 'good' is no number"),
         (COMMAS.replace("0.523", "52.3"), "line 2, column pass1: '52.3' is above 1; write 52.3% or"),
         (COMMAS.replace("0.523", "-0.1"), "must not be negative"),
@@ -544,12 +544,12 @@ def test_scores_are_counted_from_folders_of_answers(tmp_path):
     (tmp_path / "mine.csv").write_text("candidate,samples,gen_loss,gen_loss_se\na,one,1.2,0.1\nb,two,1.1,0.1\n")
     measured = load_measurements(tmp_path / "mine.csv", k=4)
     expected = [pass_at_k(8, c, 4).mean() for c in (np.array([0, 3, 8, 1]), np.array([2, 2, 5, 0]))]
-    assert measured.table["pass64"].tolist() == pytest.approx(expected)
+    assert measured.table["pass_k"].tolist() == pytest.approx(expected)
     assert measured.table["pass1"].tolist() == pytest.approx([12 / 32, 9 / 32])
     found = rank_with_noise(measured)
     assert found.samples == 8
     assert found.table["chance"].sum() == pytest.approx(1)
-    (tmp_path / "part.csv").write_text("candidate,samples,pass1,gen_loss,pass64\na,one,,1.2,\nb,,0.3,1.1,0.5\n")
+    (tmp_path / "part.csv").write_text("candidate,samples,pass1,gen_loss,pass_k\na,one,,1.2,\nb,,0.3,1.1,0.5\n")
     assert load_measurements(tmp_path / "part.csv", k=4).counts is None
     make_store(tmp_path / "cold", [1, 1, 1, 1], temperature=0.5)
     make_store(tmp_path / "few", [1, 1])
@@ -586,12 +586,12 @@ def test_advice_on_the_shipped_records(mini):
 
 def test_forecasts_on_the_shipped_records(mini):
     check = check_forecasts(candidate_frame(mini), n_runs=5)
-    assert set(check["predictors"]) == {"pass1", "gen_loss and pass64", "pass64"}
+    assert set(check["predictors"]) == {"pass1", "gen_loss and pass_k", "pass_k"}
     assert (check["regret"] < 0.005).all()
-    row = check[(check["family"] == "micro-llama") & (check["predictors"] == "pass64")].iloc[0]
+    row = check[(check["family"] == "micro-llama") & (check["predictors"] == "pass_k")].iloc[0]
     table = load_measurements(mini, family="micro-llama", scenario="instance").table
     runs = choose_runs(table, 5)
-    found = forecast(table, runs, ["pass64"]).query("not calibrated")
+    found = forecast(table, runs, ["pass_k"]).query("not calibrated")
     truth = table.set_index("candidate").loc[found["candidate"], "outcome"].to_numpy()
     assert row["rmse"] == pytest.approx(math.sqrt(np.mean((found["predicted"] - truth) ** 2)))
     assert row["coverage"] == pytest.approx(np.mean((found["low"] <= truth) & (truth <= found["high"])))
@@ -604,7 +604,7 @@ def test_words_and_pictures_of_every_case(mini):
         for family, scenario in (("micro-llama", "dataset"), ("micro-mistral", "instance"), ("micro-qwen", "dataset"))
     ]
     sources.append(load_measurements(ROOT / "notebooks" / "candidates.csv"))
-    bare = sources[-1].table.drop(columns=["pass1_se", "pass64_se", "gen_loss_se"])
+    bare = sources[-1].table.drop(columns=["pass1_se", "pass_k_se", "gen_loss_se"])
     sources.append(replace(sources[-1], table=bare))
     for measured in sources:
         found = rank_with_noise(measured, n_draws=500)

@@ -43,8 +43,8 @@ MINI = Path(__file__).resolve().parents[2] / "results" / "mini"
     "text",
     [
         "sep=;\n" + COMMAS.replace(",", ";"),
-        COMMAS.replace("pass64", "pass_at_64").replace("pass1", "Pass at 1"),
-        COMMAS.replace("pass64", "Pass@64 (%)").replace(",0.9,", ",90,").replace(",0.8,", ",80,"),
+        COMMAS.replace("pass_k", "pass_at_64").replace("pass1", "Pass at 1"),
+        COMMAS.replace("pass_k", "Pass@64 (%)").replace(",0.9,", ",90,").replace(",0.8,", ",80,"),
         COMMAS.replace("pass1", "pass1 [%]").replace("0.523", "52.3%").replace("b,0.4", "b,40"),
         COMMAS.replace("pass1", "pass1 %").replace("0.523", '"52,3"').replace("b,0.4", "b,40"),
         COMMAS.replace("0.523", '"0,523"').replace("1.25", '"1,25"'),
@@ -60,7 +60,7 @@ def test_more_tables_as_people_and_spreadsheets_write_them(tmp_path, text):
     (tmp_path / "mine.csv").write_bytes(text.encode())
     table = read_csv(tmp_path / "mine.csv").table
     assert table["candidate"].tolist() == ["a", "b"]
-    np.testing.assert_allclose(table[["pass1", "pass64"]], [[0.523, 0.9], [0.4, 0.8]])
+    np.testing.assert_allclose(table[["pass1", "pass_k"]], [[0.523, 0.9], [0.4, 0.8]])
     np.testing.assert_array_equal(table["gen_loss"], [1.25, np.nan])
     np.testing.assert_array_equal(table["outcome"], [np.nan, 0.61])
 
@@ -71,7 +71,7 @@ WITH_ERROR = COMMAS.replace("outcome", "pass1_se")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (COMMAS.replace("pass64", "Pass@64 (%)"), r"Pass@1 \(0.523\) is above Pass@k \(0.009\).* mistaken units"),
+        (COMMAS.replace("pass_k", "Pass@64 (%)"), r"Pass@1 \(0.523\) is above Pass@k \(0.009\).* mistaken units"),
         (COMMAS.replace("0.8", "0.3"), r"line 3: Pass@1 \(0.4\) is above Pass@k \(0.3\), which cannot be"),
         (COMMAS.replace("\na", '\n"a'), "line 2: no CSV from here on .* is a quote open"),
         (COMMAS.replace("\na", "\n" + "a" * 200_000), "line 2: no CSV from here on"),
@@ -96,7 +96,7 @@ def test_more_bad_tables_are_one_sentence(tmp_path, text, message):
 
 
 def test_selections_that_cannot_be_made(tmp_path):
-    rows = "candidate,family,pass1,gen_loss,pass64\na,f,0.5,1,0.9\nb,{},0.4,1,0.8\n"
+    rows = "candidate,family,pass1,gen_loss,pass_k\na,f,0.5,1,0.9\nb,{},0.4,1,0.8\n"
     for family, message in (("g", "family: choose one, there are f, g"), ("", "'b' has no family, and others have")):
         (tmp_path / "two.csv").write_text(rows.format(family))
         with pytest.raises(ParameterError, match=message):
@@ -180,7 +180,7 @@ def test_who_is_beaten_is_what_the_definition_says():
             assert beaten[row, one] == any(
                 score[row, other] > score[row, one] and loss[row, other] < loss[row, one] for other in others
             )
-        table = pd.DataFrame({"candidate": list("abcdefg"), "pass1": score[row], "gen_loss": loss[row], "pass64": 1.0})
+        table = pd.DataFrame({"candidate": list("abcdefg"), "pass1": score[row], "gen_loss": loss[row], "pass_k": 1.0})
         ranked = rank_candidates(table).set_index("candidate").loc[list("abcdefg")]
         assert ranked["rank"].isna().tolist() == beaten[row].tolist()
 
@@ -225,7 +225,7 @@ def test_losses_taken_as_exact_are_said():
 def test_what_would_settle_is_about_who_would_win_with_less_noise():
     """c1 wins most draws, as it is ruled out by a hair only; with endless answers c0 wins, and that is what is said."""
     measured = world(np.full((2, 200), 0.3), 64, 8, losses=np.array([1.0, 1.0 + 1e-9]))
-    table = measured.table.assign(gen_loss_se=0.01, pass1=[0.31, 0.30], pass64=[0.85, 0.99])
+    table = measured.table.assign(gen_loss_se=0.01, pass1=[0.31, 0.30], pass_k=[0.85, 0.99])
     found = rank_with_noise(replace(measured, table=table))
     assert (found.leader, found.settling) == ("c1", "c0")
     assert found.limit != "ties"
@@ -311,7 +311,7 @@ def test_the_answers_needed_are_enough_in_half_of_all_repeats():
                 benchmark_average(counts[counts["candidate"] == one], [1, 8])["pass_at_k"].to_numpy()
                 for one in first.table["candidate"]
             ]
-            table = first.table.assign(**dict(zip(("pass1", "pass64"), np.transpose(scores), strict=True)))
+            table = first.table.assign(**dict(zip(("pass1", "pass_k"), np.transpose(scores), strict=True)))
             then = rank_with_noise(replace(first, table=table, counts=counts), n_draws=400).table
             reached[name].append(then.set_index("candidate").loc[now.settling, name] >= 0.95)
     for came in reached.values():
@@ -334,7 +334,7 @@ def test_two_hundred_candidates():
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
-@pytest.mark.parametrize("predictors", [("pass64",), ("gen_loss", "pass64")])
+@pytest.mark.parametrize("predictors", [("pass_k",), ("gen_loss", "pass_k")])
 @pytest.mark.parametrize("runs", [3, 5, 10])
 def test_intervals_cover_from_three_to_ten_runs(runs, predictors, confidence):
     """Both predictors show an ability with noise of their own. One line is exact; the mean of two promises a bit less
@@ -343,9 +343,9 @@ def test_intervals_cover_from_three_to_ten_runs(runs, predictors, confidence):
     for seed in range(150):
         random = np.random.default_rng(1000 * runs + seed)
         ability = random.normal(size=runs + 4)
-        loss, pass64 = (ability + 0.3 * random.normal(size=runs + 4) for _ in range(2))
-        line = pass64 if len(predictors) == 1 else ability
-        table = pd.DataFrame({"gen_loss": loss, "pass64": pass64, "candidate": [f"c{i}" for i in range(runs + 4)]})
+        loss, pass_k = (ability + 0.3 * random.normal(size=runs + 4) for _ in range(2))
+        line = pass_k if len(predictors) == 1 else ability
+        table = pd.DataFrame({"gen_loss": loss, "pass_k": pass_k, "candidate": [f"c{i}" for i in range(runs + 4)]})
         table["outcome"] = 0.5 + 0.1 * line + 0.03 * random.normal(size=runs + 4)
         found = forecast(table, table["candidate"][:runs].tolist(), predictors, confidence).query("not calibrated")
         truth = table.set_index("candidate").loc[found["candidate"], "outcome"].to_numpy()
@@ -368,7 +368,7 @@ def test_gain_is_the_variance_that_goes_away_by_brute_force():
 
     def variance(ran: list[str]) -> float:
         rest = [name for name in contenders if name not in ran]
-        x, fitted = table.set_index("candidate")[["gen_loss", "pass64"]], [int(name[1:]) for name in ran]
+        x, fitted = table.set_index("candidate")[["gen_loss", "pass_k"]], [int(name[1:]) for name in ran]
         total = 0.0
         for name in rest:
             lines = [np.polyfit(x[c].iloc[fitted], scatter[:, fitted].T, 1) for c in x]
@@ -385,7 +385,7 @@ def test_many_small_chances_are_no_reason_to_stop():
     """Two hundred that are alike: each has a chance of half a per cent, together all of it."""
     table = linear_world(5, 0)
     more = pd.DataFrame({"candidate": [f"m{i}" for i in range(200)], "pass1": 0.3, "outcome": np.nan})
-    more[["pass64", "gen_loss"]] = table[["pass64", "gen_loss"]].mean().to_numpy()
+    more[["pass_k", "gen_loss"]] = table[["pass_k", "gen_loss"]].mean().to_numpy()
     found = forecast_rl(pd.concat([table, more], ignore_index=True))
     chance = found.table.set_index("candidate")["chance_best"][more["candidate"]]
     assert chance.max() < 0.05 < chance.sum()
@@ -423,7 +423,7 @@ def test_forecasts_that_cannot_be_made_are_one_sentence():
     runs = ["c0", "c1", "c2", "c3", "c4"]
     for records, options, message in (
         (hidden(table.assign(outcome=0.5), runs), {}, "outcome is the same for all calibrated"),
-        (hidden(table, runs), {"predictors": ["pass64", "pass64"]}, "predictors must be different columns"),
+        (hidden(table, runs), {"predictors": ["pass_k", "pass_k"]}, "predictors must be different columns"),
         (hidden(table, runs), {"predictors": ["outcome"]}, "the outcome not among them"),
         (hidden(table, runs), {"calibrated": ["c0", "c0", "c1"]}, "at least three candidates, not 2"),
     ):
@@ -465,7 +465,7 @@ def test_runs_without_a_predictor_are_left_out_of_those_that_were_named():
     runs = known_runs(hidden(table, ["c0", "c1", "c2", "c3", "c4"]), 5)
     found = forecast_rl(hidden(table, runs), runs)
     assert found.table.loc[found.table["calibrated"], "candidate"].sort_values().tolist() == ["c0", "c2", "c3", "c4"]
-    assert found.warnings[0] == "Left out, without gen_loss or pass64: c1."
+    assert found.warnings[0] == "Left out, without gen_loss or pass_k: c1."
     with pytest.raises(
         ParameterError, match=r"column outcome: .* with these predictors need an RL outcome, and 2 of 7"
     ):
@@ -483,7 +483,7 @@ def test_no_text_of_the_pictures_overlaps(count):
     random = np.random.default_rng(count)
     table = linear_world(max(count, 4), 0).head(max(count, 4))
     names = [f"qwen3-4b-base-openr1-math-220k-lr1e-5-epochs{i}-seed{i}" for i in range(len(table))]
-    table = table.assign(candidate=names, pass1_se=0.01, pass64_se=0.02, gen_loss_se=0.01)
+    table = table.assign(candidate=names, pass1_se=0.01, pass_k_se=0.02, gen_loss_se=0.01)
     table["pass1"] = random.uniform(0, 0.5, len(table))
     measured = Measurements(table.head(count), None, table, 64, "mine.csv")
     found = rank_with_noise(measured, n_draws=200)

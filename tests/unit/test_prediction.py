@@ -84,7 +84,7 @@ def test_defaults_are_the_papers_and_the_seed_pairs_predictors():
     assert (fit_predict_r2(loss, y, 8, seed=1).r2 != first.r2).any()
     # A predictor and a linear map of it predict the same from the same splits.
     np.testing.assert_allclose(fit_predict_r2(3 - 2 * loss, y, 8).r2, first.r2, rtol=1e-9)
-    one_column_each = pd.DataFrame({"gen_loss": loss, "pass64": score})
+    one_column_each = pd.DataFrame({"gen_loss": loss, "pass_k": score})
     np.testing.assert_array_equal(fit_predict_r2(one_column_each, y, 8).r2, fit_predict_r2([loss, score], y, 8).r2)
     np.testing.assert_array_equal(
         fit_predict_r2(one_column_each.to_numpy(), y, 8).r2, fit_predict_r2([loss, score], y, 8).r2
@@ -335,7 +335,7 @@ def records():
         ("d", 0.60, 0.90, 0.70, 0.45),
         ("e", 0.30, 0.50, 0.60, 0.40),
     ]
-    columns = ["candidate", "pass1", "gen_loss", "pass64", "outcome"]
+    columns = ["candidate", "pass1", "gen_loss", "pass_k", "outcome"]
     return pd.DataFrame(rows, columns=columns).assign(family="llama", scenario="dataset")
 
 
@@ -346,22 +346,22 @@ def test_ranking_rules_out_what_is_worse_on_both_counts(records):
     assert ranked["rank"].isna().tolist() == [False] * 4 + [True]
     assert ranked.set_index("candidate").loc["c", "ruled_out_by"] == "b"
     assert ranked["ruled_out_by"].isna().sum() == 4
-    by_pass64 = ["c", "b", "a", "d", "e"]
-    assert rank_candidates(records.assign(scenario="instance"))["candidate"].tolist() == by_pass64
-    assert rank_candidates(records.assign(gen_loss=np.nan))["candidate"].tolist() == by_pass64
-    tied = records.assign(gen_loss=0.5, pass64=0.5)
+    by_pass_k = ["c", "b", "a", "d", "e"]
+    assert rank_candidates(records.assign(scenario="instance"))["candidate"].tolist() == by_pass_k
+    assert rank_candidates(records.assign(gen_loss=np.nan))["candidate"].tolist() == by_pass_k
+    tied = records.assign(gen_loss=0.5, pass_k=0.5)
     assert rank_candidates(tied)["rank"].tolist() == [1] * 5, "an equal loss rules nobody out"
 
 
 def test_forecast_with_one_predictor_is_the_textbook_interval(records):
     known = ["a", "b", "d", "e"]
     hidden = records.assign(outcome=records["outcome"].where(records["candidate"] != "c"))
-    result = forecast(hidden, known, ["pass64"], confidence=0.9).set_index("candidate")
+    result = forecast(hidden, known, ["pass_k"], confidence=0.9).set_index("candidate")
     rows = records[records["candidate"] != "c"]
-    x, y = rows["pass64"].to_numpy(), rows["outcome"].to_numpy()
+    x, y = rows["pass_k"].to_numpy(), rows["outcome"].to_numpy()
     line = stats.linregress(x, y)
     sigma = math.sqrt(((y - line.intercept - line.slope * x) ** 2).sum() / 2)
-    for name, x0 in records.set_index("candidate")["pass64"].items():
+    for name, x0 in records.set_index("candidate")["pass_k"].items():
         half = stats.t.ppf(0.95, 2) * sigma * math.sqrt(1 + 1 / 4 + (x0 - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum())
         assert result.loc[name, "predicted"] == pytest.approx(line.intercept + line.slope * x0)
         assert result.loc[name, "high"] - result.loc[name, "low"] == pytest.approx(2 * half)
@@ -372,17 +372,17 @@ def test_forecast_with_one_predictor_is_the_textbook_interval(records):
 
 def test_averaged_forecast_is_the_averaged_prediction(records):
     result = forecast(records, list("abcde")).set_index("candidate").loc[list("abcde")]
-    expected = predict(records[["gen_loss", "pass64"]], records["outcome"])
+    expected = predict(records[["gen_loss", "pass_k"]], records["outcome"])
     np.testing.assert_allclose(result["predicted"], expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("predictors", [["pass64"], ["gen_loss", "pass64"]])
+@pytest.mark.parametrize("predictors", [["pass_k"], ["gen_loss", "pass_k"]])
 def test_forecast_intervals_cover_what_they_promise(predictors):
     random = np.random.default_rng(11)
     hits = []
     for _ in range(600):
         ability = random.uniform(0.2, 0.6, 9)
-        table = pd.DataFrame({"candidate": list("abcdefghi"), "pass64": 0.3 + ability, "gen_loss": 2 - 3 * ability})
+        table = pd.DataFrame({"candidate": list("abcdefghi"), "pass_k": 0.3 + ability, "gen_loss": 2 - 3 * ability})
         table["outcome"] = 0.1 + 0.8 * ability + 0.05 * random.normal(size=9)
         result = forecast(table, list("abcde"), predictors).set_index("candidate").loc[list("fghi")]
         truth = table.set_index("candidate").loc[list("fghi"), "outcome"]
@@ -393,7 +393,7 @@ def test_forecast_intervals_cover_what_they_promise(predictors):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda r: rank_candidates(r.drop(columns="pass64")), "lacks the column"),
+        (lambda r: rank_candidates(r.drop(columns="pass_k")), "lacks the column"),
         (lambda r: rank_candidates(pd.concat([r, r])), "more than once"),
         (lambda r: rank_candidates(r.assign(family=list("aabbb"))), "mixes families"),
         (lambda r: rank_candidates(r.assign(pass1=np.nan)), "lacks pass1 for"),
@@ -402,8 +402,8 @@ def test_forecast_intervals_cover_what_they_promise(predictors):
         (lambda r: forecast(r, ["a", "b", "z"]), r"unknown: \['z'\]"),
         (lambda r: forecast(r, "abc"), "must list candidates"),
         (lambda r: forecast(r.assign(outcome=np.nan), ["a", "b", "c"]), "outcome is missing"),
-        (lambda r: forecast(r.assign(pass64=0.5), ["a", "b", "c"]), "'pass64' does not vary"),
-        (lambda r: forecast(r, ["a", "b", "c"], "pass64"), "predictors must be a list"),
+        (lambda r: forecast(r.assign(pass_k=0.5), ["a", "b", "c"]), "'pass_k' does not vary"),
+        (lambda r: forecast(r, ["a", "b", "c"], "pass_k"), "predictors must be a list"),
         (lambda r: forecast(r, ["a", "b", "c"], ["pass8"]), "lacks the column"),
         (lambda r: forecast(r, ["a", "b", "c"], confidence=1), "confidence must lie"),
     ],

@@ -82,14 +82,14 @@ def by_hand(records: Records, scenario: str = "dataset", k: int = 64) -> pd.Data
             macro_pass_at_k(run[run["checkpoint"] == run["checkpoint"].max()], 1) for _, run in after.groupby("rl_run")
         ]
         loss = records.generalization_loss.set_index("candidate").loc[candidate, "nll"]
-        row = {"candidate": candidate, "pass1": macro_pass_at_k(before, 1), "pass64": macro_pass_at_k(before, k)}
+        row = {"candidate": candidate, "pass1": macro_pass_at_k(before, 1), "pass_k": macro_pass_at_k(before, k)}
         rows.append({**row, "gen_loss": loss, "outcome": max(finals), "outcome_last": np.mean(lasts)})
     return pd.DataFrame(rows).set_index("candidate")
 
 
 def predictions(known: pd.DataFrame, column: str, fit: list[int], held: list[int], outcome: str) -> np.ndarray:
     """The paper's prediction with numpy.polyfit: one line, or the mean of two separate lines."""
-    names = ["gen_loss", "pass64"] if column == "avg_genloss_pass64" else [column]
+    names = ["gen_loss", "pass_k"] if column == "avg_genloss_pass_k" else [column]
     lines = []
     for name in names:
         slope, intercept = np.polyfit(known[name].to_numpy()[fit], known[outcome].to_numpy()[fit], 1)
@@ -198,7 +198,7 @@ def test_bad_records_are_refused(records, frame):
         for wrong, said in (
             (None, "frame must be a DataFrame from candidate_frame, not NoneType"),
             (frame.iloc[:0], "frame holds no candidate"),
-            (frame.drop(columns="pass64"), r"frame lacks the column\(s\) pass64"),
+            (frame.drop(columns="pass_k"), r"frame lacks the column\(s\) pass_k"),
             (frame.drop(columns="stands_for"), r"frame lacks the column\(s\) stands_for"),
             (pd.concat([frame, frame.iloc[[2]]]), r"frame has .* more than once \(1 row"),
         ):
@@ -247,7 +247,7 @@ def second_route(folder: Path, k: int = 64) -> pd.DataFrame:
         loss = losses[(losses["family"] == facts["family"]) & (losses["candidate"] == facts["candidate"])]
         row = {
             "pass1": macro_pass_at_k(before, 1),
-            "pass64": macro_pass_at_k(before, k),
+            "pass_k": macro_pass_at_k(before, k),
             "gen_loss": loss["nll"].item(),
         }
         row["outcome"] = max(scores.values())
@@ -271,7 +271,7 @@ def groups_of(measured: pd.DataFrame, number: int, row: str, model: str, scenari
 
 
 def columns_of(column: str) -> list[str]:
-    return ["gen_loss", "pass64"] if column == "avg_genloss_pass64" else [column]
+    return ["gen_loss", "pass_k"] if column == "avg_genloss_pass_k" else [column]
 
 
 def fitted(group: pd.DataFrame, column: str, fit: list[int], at: list[int], outcome: str = "outcome") -> np.ndarray:
@@ -344,7 +344,7 @@ def test_second_route_gives_the_candidate_frame(full_frame, measured):
         pd.MultiIndex.from_frame(measured[["family", "candidate"]])
     ]
     assert len(ours) == len(full_frame) - 3  # the base models
-    for column in ("pass1", "pass64", "gen_loss", "outcome", "outcome_last"):
+    for column in ("pass1", "pass_k", "gen_loss", "outcome", "outcome_last"):
         assert ours[column].to_numpy() == pytest.approx(measured[column].to_numpy(), **CLOSE)
 
 
@@ -466,7 +466,7 @@ def test_sensitivity_in_words(full_frame):
     table = tables.compute_sensitivity(full_frame, 9)
     two = table[(table["row"] == "10:2") & (table["kind"] == "squared_correlation")]
     assert two["value"].to_numpy() == pytest.approx(1)  # any two candidates lie on a line
-    compared = table[table["column"] == "pass64"]
+    compared = table[table["column"] == "pass_k"]
     changing = [
         cells for _, cells in compared.groupby("row") if cells["gain"].min() < -1e-9 and cells["gain"].max() > 1e-9
     ]
@@ -503,12 +503,12 @@ def test_table_2_also_at_the_printed_fit_size(full_frame):
 
 
 def test_choosing_a_family_and_predictors(full_frame):
-    table = tables.compute_table(full_frame, 1, family="micro-mistral", predictors="pass64")
+    table = tables.compute_table(full_frame, 1, family="micro-mistral", predictors="pass_k")
     assert table["model"].tolist() == [MISTRAL, MISTRAL]
-    assert table["column"].tolist() == ["pass1", "pass64"]
-    assert tables.compute_table(full_frame, 1, family=MISTRAL, predictors=["pass64"]).equals(table)
+    assert table["column"].tolist() == ["pass1", "pass_k"]
+    assert tables.compute_table(full_frame, 1, family=MISTRAL, predictors=["pass_k"]).equals(table)
     whole = tables.compute_table(full_frame, 1).set_index(["model", "column"])
-    assert table.set_index("column").loc["pass64", "value"] == whole.loc[(MISTRAL, "pass64"), "value"]
+    assert table.set_index("column").loc["pass_k", "value"] == whole.loc[(MISTRAL, "pass_k"), "value"]
     # a table of another model stays as the paper printed it, and says so
     other = tables.compute_table(full_frame, 5, family="micro-mistral")
     assert set(other["status"]) == {"not chosen"}
@@ -533,7 +533,7 @@ def test_choosing_a_family_and_predictors(full_frame):
 def test_what_differs_from_the_paper_is_said():
     rng = np.random.default_rng(1)
     outcome, noise = rng.uniform(size=40), rng.uniform(size=40)
-    worse = ideal_frame(outcome, pass1=outcome, gen_loss=noise, pass64=noise)
+    worse = ideal_frame(outcome, pass1=outcome, gen_loss=noise, pass_k=noise)
     said = tables.describe_table(tables.compute_table(worse, 1))
     assert "Other than in the paper" in said
     assert "Generalization loss predicts worse than Pass@1" in said
@@ -541,9 +541,9 @@ def test_what_differs_from_the_paper_is_said():
     assert "lies outside of our 95 % interval" in said
     ranks = np.arange(12.0)
     swapped = ranks[[1, 0, 2, 3, 5, 4, 6, 7, 8, 10, 9, 11]]
-    like = ideal_frame(ranks, pass1=ranks[[3, 1, 4, 0, 6, 2, 9, 5, 7, 11, 8, 10]], gen_loss=-swapped, pass64=swapped)
+    like = ideal_frame(ranks, pass1=ranks[[3, 1, 4, 0, 6, 2, 9, 5, 7, 11, 8, 10]], gen_loss=-swapped, pass_k=swapped)
     table = tables.compute_table(like, 1)
-    table.loc[table["column"] == "avg_genloss_pass64", "value"] = 0.98
+    table.loc[table["column"] == "avg_genloss_pass_k", "value"] = 0.98
     assert "no interval excludes a number of the paper" in tables.describe_table(table)
 
 
@@ -551,17 +551,17 @@ def test_a_saturated_pass_at_k_is_said():
     """Where most candidates solve everything within k answers, Pass@k cannot rank them, and the text says so."""
     outcome = np.linspace(0.2, 0.8, 10)
     full = np.array([0.9, 0.95, 0.98, *[0.995] * 3, *[1.0] * 4])
-    table = tables.compute_table(ideal_frame(outcome, pass1=outcome, gen_loss=-outcome, pass64=full), 1)
+    table = tables.compute_table(ideal_frame(outcome, pass1=outcome, gen_loss=-outcome, pass_k=full), 1)
     assert set(table.loc[table["model"] == LLAMA, "n_ceiling"]) == {7}
     assert "Pass@64 is 0.99 or more for 7 of 10 candidates" in tables.describe_table(table)
-    apart = tables.compute_table(ideal_frame(outcome, pass1=outcome, gen_loss=-outcome, pass64=outcome), 1)
+    apart = tables.compute_table(ideal_frame(outcome, pass1=outcome, gen_loss=-outcome, pass_k=outcome), 1)
     assert "ceiling" not in tables.describe_table(apart)
 
 
 def test_headline():
     rng = np.random.default_rng(3)
     outcome, noise = rng.uniform(size=12), rng.uniform(size=12)
-    frame = ideal_frame(outcome, pass1=noise, gen_loss=-outcome, pass64=outcome)
+    frame = ideal_frame(outcome, pass1=noise, gen_loss=-outcome, pass_k=outcome)
     printed, ours, scale = tables.headline(tables.compute_table(frame, 6))
     assert (printed, ours, scale) == (
         "R² Mistral: Pass@1 0.29, loss 0.79, Pass@64 0.57, both 0.72",
@@ -588,23 +588,23 @@ def test_numbers_of_any_size_are_readable():
 def test_a_useless_predictor_has_a_one_sided_interval_and_the_caption_says_why():
     rng = np.random.default_rng(3)
     outcome, noise = rng.uniform(size=40), rng.uniform(size=40)
-    table = tables.compute_table(ideal_frame(outcome, pass1=noise, gen_loss=noise, pass64=noise), 1)
+    table = tables.compute_table(ideal_frame(outcome, pass1=noise, gen_loss=noise, pass_k=noise), 1)
     low, high = table.loc[table["column"] == "pass1", ["low", "high"]].iloc[0]
     assert -0.05 < low < 0.05 < high
     assert "the sign of its slope follows the resample" in tables.table_caption(table, "example", 7)
-    fitted = tables.compute_table(ideal_frame(outcome, pass1=noise, gen_loss=noise, pass64=noise), 2)
+    fitted = tables.compute_table(ideal_frame(outcome, pass1=noise, gen_loss=noise, pass_k=noise), 2)
     assert "sign of its slope" not in tables.table_caption(fitted, "example", 7)
 
 
 def test_too_few_for_an_interval():
     """Four candidates in the same order are no certainty, and a perfect order has no spread to resample."""
     ranks = np.arange(4.0)
-    few = tables.compute_table(ideal_frame(ranks, pass1=ranks, gen_loss=-ranks, pass64=ranks), 1)
+    few = tables.compute_table(ideal_frame(ranks, pass1=ranks, gen_loss=-ranks, pass_k=ranks), 1)
     assert few.loc[few["model"] == LLAMA, "value"].tolist() == pytest.approx([1] * 4)
     assert few[["low", "high", "gain_low", "gain_high"]].isna().all(axis=None)
     assert set(few.loc[few["gain"].notna(), "verdict"]) == {"undecided"}
     ranks = np.arange(9.0)
-    perfect = tables.compute_table(ideal_frame(ranks, pass1=ranks, gen_loss=-ranks, pass64=ranks), 1)
+    perfect = tables.compute_table(ideal_frame(ranks, pass1=ranks, gen_loss=-ranks, pass_k=ranks), 1)
     assert perfect["low"].isna().all()
 
 
@@ -722,18 +722,18 @@ def ideal_frame(outcome: np.ndarray, **predictors: np.ndarray) -> pd.DataFrame:
 def test_verdicts_follow_the_numbers():
     rng = np.random.default_rng(1)
     outcome, noise = rng.uniform(size=40), rng.uniform(size=40)
-    good = ideal_frame(outcome, pass1=noise, gen_loss=-outcome, pass64=outcome + 0.01 * noise)
-    bad = ideal_frame(outcome, pass1=outcome, gen_loss=noise, pass64=noise)
+    good = ideal_frame(outcome, pass1=noise, gen_loss=-outcome, pass_k=outcome + 0.01 * noise)
+    bad = ideal_frame(outcome, pass1=outcome, gen_loss=noise, pass_k=noise)
     for number in (1, 2):
         better = tables.compute_table(good, number)
         assert set(better.loc[better["gain"].notna(), "verdict"]) == {"holds"}
         assert "3 comparison(s): 3 hold." in tables.describe_table(better)
         worse = tables.compute_table(bad, number).set_index("column")
-        assert set(worse.loc[["gen_loss", "pass64"], "verdict"]) - {"", "undecided"} == {"does not hold"}
+        assert set(worse.loc[["gen_loss", "pass_k"], "verdict"]) - {"", "undecided"} == {"does not hold"}
     few = tables.compute_table(good.iloc[:3], 1)
     assert set(few.loc[few["model"] == LLAMA, "status"]) == {"too few candidates"}
     assert "not tested here" in tables.describe_table(few)
-    flat = tables.compute_table(ideal_frame(outcome, pass1=noise, gen_loss=outcome * 0 + 1, pass64=outcome), 1)
+    flat = tables.compute_table(ideal_frame(outcome, pass1=noise, gen_loss=outcome * 0 + 1, pass_k=outcome), 1)
     assert "Generalization loss: undefined" in tables.describe_table(flat)
 
 

@@ -210,7 +210,7 @@ LOSS = (
         "across data sets the loss on their own held-out traces ranks worse than Pass@large k",
         "Generalization loss is not applicable for instance-level selection due to distributional gaps between "
         "different datasets.",
-        partial(over_candidates.loss_across_data, against="pass64"),
+        partial(over_candidates.loss_across_data, against="pass_k"),
         below=True,
         unit=RANK,
     ),

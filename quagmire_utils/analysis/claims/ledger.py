@@ -181,7 +181,7 @@ def _test(
 ) -> list[tuple[Claim, Estimate | None]]:
     if outcome not in OUTCOMES:
         raise ParameterError(f"outcome must be one of {', '.join(OUTCOMES)}, not {outcome!r}")
-    check_frame(frame, ["selection", "scenario", "k", "pass1", "pass64", "gen_loss", "n_runs", outcome])
+    check_frame(frame, ["selection", "scenario", "k", "pass1", "pass_k", "gen_loss", "n_runs", outcome])
     evidence: dict[str, list[Evidence]] = {}
     for model in dict.fromkeys(model for _, model in chosen):
         families = frame.loc[frame["stands_for"] == model, "family"].unique()

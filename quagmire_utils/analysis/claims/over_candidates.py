@@ -117,9 +117,9 @@ def loss_across_data(evidence: Evidence, against: str, seed: int = 0) -> Estimat
     """How well the loss on each data set's own held-out traces ranks outcomes, minus how well another measurement does.
 
     Over the candidates whose data differ (instance level and sources). Rank correlations with the outcome, a loss with
-    its sign turned; against: "pass64", or "gen_loss" (the same traces for everybody).
+    its sign turned; against: "pass_k", or "gen_loss" (the same traces for everybody).
     """
-    other = {"pass64": "Pass@large k's", "gen_loss": "that of the loss on common traces"}[against]
+    other = {"pass_k": "Pass@large k's", "gen_loss": "that of the loss on common traces"}[against]
     statistic = f"rank correlation of the loss on own traces with the outcome, minus {other}"
     if evidence.own_loss is None:
         return too_few(statistic, 0)

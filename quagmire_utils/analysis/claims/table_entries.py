@@ -11,8 +11,8 @@ from quagmire_utils.core import published as paper
 RANK, R2 = "difference of rank correlations", "difference of R²"  # units
 CALLED = {
     "gen_loss": "the generalization loss",
-    "pass64": "Pass@large k",
-    "avg_genloss_pass64": "the mean of both predictions",
+    "pass_k": "Pass@large k",
+    "avg_genloss_pass_k": "the mean of both predictions",
 }
 _RANKS = (predictors.rank_gain, "ranks candidates better than Pass@1", RANK)
 _WITHIN = (predictors.rank_gain_within_budgets, "ranks candidates of equal SFT budget better than Pass@1", RANK)

@@ -34,7 +34,7 @@ def overtraining_table(records: Records, family: str) -> pd.DataFrame:
     k = profile_k(records)
     keys = ["source", "n_examples"]
     changes = ("pass1", "pass_k", "gen_loss")
-    frame = candidate_frame(records, k=k).rename(columns={"pass64": "pass_k"})
+    frame = candidate_frame(records, k=k)
     frame = frame[(frame["family"] == family) & (frame["selection"] == "random") & frame["pass1"].notna()]
     before = records.counts[(records.counts["family"] == family) & (records.counts["stage"] == "sft")]
     by_candidate = dict(iter(before.groupby("candidate")))

@@ -10,7 +10,7 @@ from quagmire_utils.analysis.paper_audit import kinds, printed, simulation
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.provenance import git_state
 
-TWO_POINTS = (6, "8:2", "pass64")  # the cell whose +- says most about the kind of R2
+TWO_POINTS = (6, "8:2", "pass_k")  # the cell whose +- says most about the kind of R2
 LLAMA, MISTRAL = paper.FAMILIES
 
 

@@ -7,9 +7,9 @@ outcomes. The paper's averaged prediction is the mean of the predictions of sepa
 predictors.
 
     from quagmire_utils.prediction import fit_predict_r2, predict, spearman
-    fit_predict_r2(records["pass64"], records["outcome"], n_fit=8)                   # 100 random splits, as the paper
-    fit_predict_r2(records["pass64"], records["outcome"], n_fit=8, n_splits="all")   # every split there is
-    both = (records["gen_loss"], records["pass64"])                                  # the averaged prediction
+    fit_predict_r2(records["pass_k"], records["outcome"], n_fit=8)                   # 100 random splits, as the paper
+    fit_predict_r2(records["pass_k"], records["outcome"], n_fit=8, n_splits="all")   # every split there is
+    both = (records["gen_loss"], records["pass_k"])                                  # the averaged prediction
     spearman(predict(both, records["outcome"]), records["outcome"])
 
 Also the two workflows of "How to use them in practice" (Sec. 4), from a table filled in by hand, records, or answers:

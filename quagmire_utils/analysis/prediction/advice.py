@@ -62,7 +62,7 @@ def ranking_advice(found: Ranking) -> str:
     sentences = [_choice(found)]
     if len(found.table) == 1:
         return sentences[0]
-    if found.table["pass64"].max() <= 1 - CEILING:
+    if found.table["pass_k"].max() <= 1 - CEILING:
         return (
             f"Nothing can be said: no candidate solves more than {100 * (1 - CEILING):.2g} % of the problems in "
             f"{found.k} answers. RL would have hardly a correct answer to learn from; measure easier problems."
@@ -78,7 +78,7 @@ def ranking_advice(found: Ranking) -> str:
         sentences.append(_remedy(found))
     if found.problems is not None and found.problems < FEW_PROBLEMS:
         sentences.append(f"With {found.problems} problems, chances are a rough guide at best.")
-    high = int((found.table["pass64"] >= CEILING).sum())
+    high = int((found.table["pass_k"] >= CEILING).sum())
     if high > 1 and found.chance < found.confidence:
         sentences.append(
             f"Pass@{found.k} is at {100 * CEILING:g} % or more for {high} candidates, where it can hardly tell them "
@@ -111,11 +111,11 @@ def _choice(found: Ranking) -> str:
             f"first ({rule}), but with their noise {found.leader} is chosen more often."
         )
     best = f"{found.leader} has the highest Pass@{found.k} "
-    best += f"{'of the others ' if out.any() else ''}({100 * mine['pass64']:.1f} %)"
+    best += f"{'of the others ' if out.any() else ''}({100 * mine['pass_k']:.1f} %)"
     if len(table) - out.sum() == 1:
-        best = f"only {found.leader} is left (Pass@{found.k} {100 * mine['pass64']:.1f} %)"
+        best = f"only {found.leader} is left (Pass@{found.k} {100 * mine['pass_k']:.1f} %)"
     elif tied:
-        best = f"{listed([found.leader, *tied])} share the highest Pass@{found.k} ({100 * mine['pass64']:.1f} %)"
+        best = f"{listed([found.leader, *tied])} share the highest Pass@{found.k} ({100 * mine['pass_k']:.1f} %)"
     whom = " or ".join([found.leader, *tied[:3]])
     return f"Send {whom} to RL first: {rule}, and {best}."
 
@@ -169,7 +169,7 @@ def show_ranking(found: Ranking) -> pd.DataFrame:
     for name, title, unit in (
         ("pass1", "Pass@1 %", 100),
         ("gen_loss", "loss", 1),
-        ("pass64", f"Pass@{found.k} %", 100),
+        ("pass_k", f"Pass@{found.k} %", 100),
     ):
         digits = 1 if unit == 100 else 4
         shown[title] = [
@@ -197,7 +197,7 @@ def show_check(table: pd.DataFrame, k: int) -> pd.DataFrame:
         "regret": "the rule's choice",
         "regret_pass1": "highest Pass@1",
         "regret_gen_loss": "lowest loss",
-        "regret_pass64": f"highest Pass@{k}",
+        "regret_pass_k": f"highest Pass@{k}",
         "regret_random": "at random",
     }
     shown = table.set_index(["family", "scenario"])[["candidates", "chosen", *titles]].rename(columns=titles)

@@ -28,12 +28,12 @@ from quagmire_utils.core.errors import ParameterError
 
 FEWEST = 3  # RL runs for a line and an interval around it
 DISMISSED = 0.05  # chance of ending best that the candidates left out of the choice of the next run have together
-PAPER_PREDICTORS = {"dataset": ("gen_loss", "pass64"), "instance": ("pass64",)}  # Sec. 4.2, 4.3
+PAPER_PREDICTORS = {"dataset": ("gen_loss", "pass_k"), "instance": ("pass_k",)}  # Sec. 4.2, 4.3
 SETS = {  # what `compare_predictors` compares
     "Pass@1": ("pass1",),
     "loss": ("gen_loss",),
-    "Pass@k": ("pass64",),
-    "loss and Pass@k": ("gen_loss", "pass64"),
+    "Pass@k": ("pass_k",),
+    "loss and Pass@k": ("gen_loss", "pass_k"),
 }
 
 Array = NDArray[np.float64]
@@ -42,7 +42,7 @@ Array = NDArray[np.float64]
 def forecast(
     records: pd.DataFrame,
     calibrated: Sequence[str],
-    predictors: Sequence[str] = ("gen_loss", "pass64"),
+    predictors: Sequence[str] = ("gen_loss", "pass_k"),
     confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Outcome of every candidate from RL runs on a few of them: second workflow of Sec. 4.
@@ -96,7 +96,7 @@ def forecast_rl(
     """Forecast of every candidate's outcome with a prediction interval, checked on the runs at hand; whom to run next.
 
     records: as in `forecast`. calibrated: the candidates whose outcomes may be used; None: all that have one.
-    predictors: columns; None: the paper's, gen_loss and pass64 at dataset level, pass64 where the column scenario says
+    predictors: columns; None: the paper's, gen_loss and pass_k at dataset level, pass_k where the column scenario says
     instance. Candidates without a value of a predictor are left out, with a warning.
 
     The table's further columns: outcome (of the calibrated), outside (which predictor leaves the range of the runs, and
@@ -213,7 +213,7 @@ def choose_runs(records: pd.DataFrame, n_runs: int, predictors: Sequence[str] | 
     """
     if not FEWEST <= n_runs <= len(records):
         raise ParameterError(f"n_runs must lie between {FEWEST} and the {len(records)} candidates, not {n_runs!r}")
-    order = records.sort_values("pass64", kind="stable")["candidate"].tolist()
+    order = records.sort_values("pass_k", kind="stable")["candidate"].tolist()
     runs = [order[0], order[len(order) // 2], order[-1]]
     while len(runs) < n_runs:
         found = _forecast_rl(records, runs, predictors, n_draws=1000)

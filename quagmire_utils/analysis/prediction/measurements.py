@@ -5,8 +5,8 @@
     load_measurements("mine.csv")                                       # its column `samples` names folders of answers
     load_measurements("results/evaluations")                            # a folder of such folders, without losses
 
-The table has the columns candidate, pass1, gen_loss (nats per response token, may be missing), pass64 (Pass@large k,
-whatever k is), and where they are known pass1_se, gen_loss_se, pass64_se (standard errors) and outcome (Pass@1 after
+The table has the columns candidate, pass1, gen_loss (nats per response token, may be missing), pass_k (Pass@large k,
+whatever k is), and where they are known pass1_se, gen_loss_se, pass_k_se (standard errors) and outcome (Pass@1 after
 RL, of the candidates that were put through it). Where the answers themselves are at hand, `counts` holds how many of
 each problem's are correct: what noise the scores have, and what more answers would change, is computed from these.
 """
@@ -31,9 +31,9 @@ from quagmire_utils.core.paths import ROOT
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
 from quagmire_utils.evaluation.store import SampleStore, read_golds
 
-NUMBERS = ("pass1", "pass1_se", "gen_loss", "gen_loss_se", "pass64", "pass64_se", "outcome")
+NUMBERS = ("pass1", "pass1_se", "gen_loss", "gen_loss_se", "pass_k", "pass_k_se", "outcome")
 TEXTS = ("candidate", "samples", "family", "scenario", "note")
-SCORES = ("pass1", "pass1_se", "pass64", "pass64_se", "outcome")  # shares: may be written in per cent
+SCORES = ("pass1", "pass1_se", "pass_k", "pass_k_se", "outcome")  # shares: may be written in per cent
 SLACK = 0.02  # by which a typed Pass@1 may exceed Pass@k: they may come from other answers, and are rounded
 ALIASES = {
     "name": "candidate",
@@ -58,7 +58,7 @@ class Measurements:
     table: pd.DataFrame  # one row per candidate, see the module's docstring
     counts: pd.DataFrame | None  # candidate, benchmark, problem, n, correct of the answers before RL
     frame: pd.DataFrame  # of all families and scenarios of the source: what checks on known outcomes are made with
-    k: int  # what "large k" is in pass64
+    k: int  # what "large k" is in pass_k
     source: str  # what it was read from, to be shown
     manifest: dict[str, Any] = field(default_factory=dict)  # of the records; empty where a person filled in the numbers
 
@@ -116,7 +116,7 @@ def _from_records(source: str | Path | Records, family: str, scenario: str, k: i
     if chosen.empty:
         raise ParameterError(f"family {family!r} has no measured candidates of the {scenario} level")
     name = _only(chosen["family"], "family")
-    table = chosen[["family", "candidate", "pass1", "pass1_se", "gen_loss", "gen_loss_se", "pass64", "pass64_se"]]
+    table = chosen[["family", "candidate", "pass1", "pass1_se", "gen_loss", "gen_loss_se", "pass_k", "pass_k_se"]]
     table = table.assign(scenario=scenario, outcome=chosen[outcome])
     counts = records.counts[(records.counts["family"] == name) & (records.counts["stage"] != "rl")]
     counts = counts[counts["candidate"].isin(table["candidate"])]
@@ -187,14 +187,14 @@ def _select(measured: Measurements, family: str, scenario: str) -> Measurements:
 
 
 def read_csv(path: str | Path, k: int = 64) -> Measurements:
-    """A table filled in by hand: columns candidate, pass1, gen_loss, pass64 [, their _se, outcome, samples, ...].
+    """A table filled in by hand: columns candidate, pass1, gen_loss, pass_k [, their _se, outcome, samples, ...].
 
     Read as people and spreadsheets write it: separated by commas, semicolons or tabs, decimal commas (between commas
     in quotes), `52.3%`, or 52.3 under a heading that ends in %, or 0.523; blank cells or - for what is not known;
-    `Pass@1`, `pass_at_256` (then that is the large k) or `generalization loss` as headings; lines and headings that
-    begin with # as remarks. `samples` names a candidate's folder of graded answers (a SampleStore, as evaluate_model
-    leaves it; relative to the table, the working directory or the repo); its pass1 and pass64 are then computed from
-    these, and may be left blank. Raises ParameterError, with line and column, for anything else.
+    `Pass@1`, `pass64` or `pass_at_256` (then that is the large k) or `generalization loss` as headings; lines and
+    headings that begin with # as remarks. `samples` names a candidate's folder of graded answers (a SampleStore, as evaluate_model
+    leaves it; relative to the table, the working directory or the repo); its pass1 and pass_k are then computed and
+    may be left blank. Raises ParameterError, with line and column, for anything else.
     """
     path = Path(path)
     try:
@@ -225,7 +225,7 @@ def read_csv(path: str | Path, k: int = 64) -> Measurements:
         seen[key] = number
         rows.append(row)
     table = pd.DataFrame(rows)
-    for name in ("pass1", "gen_loss", "pass64"):
+    for name in ("pass1", "gen_loss", "pass_k"):
         if name not in table:
             table[name] = math.nan
     large = large or k
@@ -256,7 +256,7 @@ def _lines(file: str, text: str) -> list[tuple[int, list[str]]]:
 
 def _headings(file: str, cells: Sequence[str]) -> tuple[list[str], set[str], int]:
     """Names of columns as the workflows know them (empty: skipped), which of them are in per cent, and the large k
-    where a heading names one other than 64 (else 0)."""
+    where a heading names one (else 0)."""
     names, percent, unknown, large = list[str](), set[str](), list[str](), 0
     for cell in cells:
         name = re.sub(r"[\s\-]+", "_", cell.lower()).replace("@", "")
@@ -264,12 +264,12 @@ def _headings(file: str, cells: Sequence[str]) -> tuple[list[str], set[str], int
         name = re.sub(r"_?[(\[]nats.*[)\]]$", "", name)
         name = re.sub(r"_?(standard_error|std_?err(or)?|[(\[]se[)\]])$", "_se", name)
         found = re.fullmatch(r"pass_?(?:at_?)?(\d+|k)(_se)?", name)
-        if found and found[1] not in ("1", "k") and (found[1] != "64" or "@" in cell or "at" in name):
-            if large and int(found[1]) != large:  # a plain pass64 is the name for any k
+        if found and found[1] not in ("1", "k"):
+            if large and int(found[1]) != large:
                 raise ParameterError(f"{file} has Pass@{large} and Pass@{found[1]}: give one large k")
             large = int(found[1])
         if found:
-            name = ("pass1" if found[1] == "1" else "pass64") + (found[2] or "")
+            name = ("pass1" if found[1] == "1" else "pass_k") + (found[2] or "")
         name = "" if name.startswith("#") else ALIASES.get(name, name)
         if name and name in names:
             raise ParameterError(f"{file} has the column {name} twice (the second time as {cell!r})")
@@ -289,7 +289,7 @@ def _headings(file: str, cells: Sequence[str]) -> tuple[list[str], set[str], int
         names.pop()
     if not all(cells[: len(names)]) or "candidate" not in names:
         raise ParameterError(
-            f"{file}: the first line must name the columns, at least candidate, pass1, gen_loss, pass64; it is "
+            f"{file}: the first line must name the columns, at least candidate, pass1, gen_loss, pass_k; it is "
             f"{', '.join(cells)[:200]}"
         )
     return names, percent, large
@@ -328,7 +328,7 @@ def _check_row(place: str, row: dict[str, Any], cells: dict[str, str], percent: 
     """Raise ParameterError for numbers that cannot go together: mistaken units, and columns that were swapped."""
     if row.get("scenario") not in (None, *SCENARIOS):
         raise ParameterError(f"{place}: scenario must be one of {', '.join(SCENARIOS)}, not {row['scenario']!r}")
-    for name in ("pass1", "pass64"):
+    for name in ("pass1", "pass_k"):
         error = row.get(f"{name}_se", math.nan)
         units = [column in percent or "%" in cells.get(column, "") for column in (name, f"{name}_se")]
         if error > 0 and not math.isnan(row.get(name, math.nan)) and units[0] and not units[1]:
@@ -339,9 +339,9 @@ def _check_row(place: str, row: dict[str, Any], cells: dict[str, str], percent: 
             raise ParameterError(
                 f"{place}, column {name}_se: {cells[f'{name}_se']!r} is above 0.5, too much for a share"
             )
-    if row.get("pass1", 0) > row.get("pass64", 1) + SLACK:
+    if row.get("pass1", 0) > row.get("pass_k", 1) + SLACK:
         raise ParameterError(
-            f"{place}: Pass@1 ({row['pass1']:g}) is above Pass@k ({row['pass64']:g}), which cannot be: "
+            f"{place}: Pass@1 ({row['pass1']:g}) is above Pass@k ({row['pass_k']:g}), which cannot be: "
             "mistaken units, or swapped columns?"
         )
 
@@ -352,14 +352,14 @@ def _check_row(place: str, row: dict[str, Any], cells: dict[str, str], percent: 
 def _from_stores(path: Path, folders: Sequence[Path], k: int) -> Measurements:
     """A folder of evaluations: each folder in it is a candidate, its name that of the folder; losses are not known."""
     table = pd.DataFrame({"candidate": [folder.name for folder in folders], "samples": [f.name for f in folders]})
-    table[["pass1", "gen_loss", "pass64"]] = math.nan
+    table[["pass1", "gen_loss", "pass_k"]] = math.nan
     table, counts = _with_counts(table, path / "evaluations", k)
     table = table.drop(columns="samples")
     return Measurements(table, counts, table, k, path.name)
 
 
 def _with_counts(table: pd.DataFrame, path: Path, k: int) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """The table with pass1 and pass64 from the stores it names; counts where every candidate has a store."""
+    """The table with pass1 and pass_k from the stores it names; counts where every candidate has a store."""
     table, parts, stores = table.copy(), {}, {}
     for row, (name, folder) in enumerate(zip(table["candidate"], table["samples"], strict=True)):
         if pd.isna(folder):
@@ -385,7 +385,7 @@ def _with_counts(table: pd.DataFrame, path: Path, k: int) -> tuple[pd.DataFrame,
             )
         parts[name], stores[name] = counts[["benchmark", "problem", "n", "correct"]], store
         scores = benchmark_average(counts, [1, k])
-        for column, line in zip(("pass1", "pass64"), scores.itertuples(), strict=True):
+        for column, line in zip(("pass1", "pass_k"), scores.itertuples(), strict=True):
             table.loc[row, column] = line.pass_at_k
             table.loc[row, f"{column}_se"] = line.standard_error
     _check_alike(path.name, parts, stores)

@@ -40,7 +40,7 @@ from quagmire_utils.analysis.prediction.shrinkage import Shrinkage
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.pass_at_k import pass_at_k
 
-COLUMNS = ["candidate", "pass1", "gen_loss", "pass64"]
+COLUMNS = ["candidate", "pass1", "gen_loss", "pass_k"]
 MOST_SAMPLES = 1_000_000  # answers a problem: more than this is said to be no way
 MOST_PROBLEMS = 1024  # times as many problems
 
@@ -51,9 +51,9 @@ def rank_candidates(records: pd.DataFrame) -> pd.DataFrame:
     """Which candidate to send to RL when no RL run has been made yet: first workflow of Sec. 4.
 
     A candidate that has both a lower Pass@1 and a higher generalization loss than some other is ruled out; the rest are
-    ranked by Pass@large k. records: one row per candidate of one family, columns candidate, pass1, gen_loss, pass64.
+    ranked by Pass@large k. records: one row per candidate of one family, columns candidate, pass1, gen_loss, pass_k.
     Returns those, rank (1 = most promising, ties share the smallest, <NA> when ruled out) and ruled_out_by (of the
-    candidates that beat it the one with the highest pass64, else <NA>), best first.
+    candidates that beat it the one with the highest pass_k, else <NA>), best first.
 
     A candidate without gen_loss takes part in no comparison, nor does one whose scenario (an optional column) is
     "instance": losses of candidates trained on different data do not compare (Sec. 4.3). Raises ParameterError for a
@@ -64,10 +64,10 @@ def rank_candidates(records: pd.DataFrame) -> pd.DataFrame:
     table = table[COLUMNS]
     beaten = np.less.outer(score, score) & np.greater.outer(loss, loss)  # row by column; NaN compares false
     ruled_out = beaten.any(axis=1)
-    by = np.where(beaten, table["pass64"].to_numpy(), -np.inf).argmax(axis=1)
-    table["rank"] = table["pass64"].where(~ruled_out).rank(ascending=False, method="min").astype("Int64")
+    by = np.where(beaten, table["pass_k"].to_numpy(), -np.inf).argmax(axis=1)
+    table["rank"] = table["pass_k"].where(~ruled_out).rank(ascending=False, method="min").astype("Int64")
     table["ruled_out_by"] = table["candidate"].iloc[by].where(ruled_out, pd.NA).to_numpy()
-    return table.sort_values(["rank", "pass64"], ascending=[True, False], ignore_index=True)
+    return table.sort_values(["rank", "pass_k"], ascending=[True, False], ignore_index=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ def rank_with_noise(measured: Measurements, *, confidence: float = 0.95, n_draws
 
     Columns added to `rank_candidates`: chance (all noise: answers, problems, traces), chance_here (answers alone: on
     exactly these problems and traces; NaN without counts), chance_ruled_out (that some other candidate is better in
-    both score and loss); pass1_se, gen_loss_se, pass64_se, and pass64_sampling_se (from the sampling of answers alone).
+    both score and loss); pass1_se, gen_loss_se, pass_k_se, and pass_k_sampling_se (from the sampling of answers alone).
     Tied candidates share their chance.
 
     samples_needed is the smallest number of answers to each problem at which the chance of `settling` reaches
@@ -114,7 +114,7 @@ def rank_with_noise(measured: Measurements, *, confidence: float = 0.95, n_draws
     table = measured.table.set_index("candidate").loc[ranked["candidate"]].reset_index()
     noise = _noise(table, measured)
     errors = noise.errors() if noise else np.full((3, len(table)), np.nan)
-    ranked["pass1_se"], ranked["pass64_se"], ranked["pass64_sampling_se"] = errors
+    ranked["pass1_se"], ranked["pass_k_se"], ranked["pass_k_sampling_se"] = errors
     ranked["gen_loss_se"] = table.get("gen_loss_se", np.nan)
     ranked[["chance", "chance_here", "chance_ruled_out"]] = np.nan
     curve = pd.DataFrame({"n": [], "chance": [], "chance_here": []})
@@ -164,7 +164,7 @@ def check_ranking(frame: pd.DataFrame, at_least: int = 4) -> pd.DataFrame:
 
     frame: from `records.candidate_frame`, or a table of measurements with outcomes. One row per family and scenario of
     at least `at_least` candidates: candidates, chosen (by the rule), regret (outcome of the best minus that of the
-    choice), and the regret of choosing by the highest pass1, the lowest gen_loss, the highest pass64, and of a choice
+    choice), and the regret of choosing by the highest pass1, the lowest gen_loss, the highest pass_k, and of a choice
     at random (the mean over all). Ties count with their mean.
     """
     rows = []
@@ -182,7 +182,7 @@ def check_ranking(frame: pd.DataFrame, at_least: int = 4) -> pd.DataFrame:
             picks = {
                 "pass1": part.loc[part["pass1"] == part["pass1"].max(), "candidate"].tolist(),
                 "gen_loss": part.loc[part["gen_loss"] == part["gen_loss"].min(), "candidate"].tolist(),
-                "pass64": part.loc[part["pass64"] == part["pass64"].max(), "candidate"].tolist(),
+                "pass_k": part.loc[part["pass_k"] == part["pass_k"].max(), "candidate"].tolist(),
             }
             rows.append(
                 {
@@ -203,7 +203,7 @@ def check_ranking(frame: pd.DataFrame, at_least: int = 4) -> pd.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class _Noise:
-    """Estimates of the candidates and what they are uncertain by; pass1 first, then pass64, (2C,) and (2C, 2C)."""
+    """Estimates of the candidates and what they are uncertain by; pass1 first, then pass_k, (2C,) and (2C, 2C)."""
 
     scores: Array  # (2, C)
     loss: Array  # (C,), NaN where it does not count
@@ -215,7 +215,7 @@ class _Noise:
     own: Array | None  # (C,) answers a problem now
 
     def sampling(self, samples: float | None) -> Array:
-        """Covariance of (pass1, pass64) from the sampling of `samples` answers a problem (None: now): (C, 2, 2)."""
+        """Covariance of (pass1, pass_k) from the sampling of `samples` answers a problem (None: now): (C, 2, 2)."""
         size = self.scores.shape[1]
         if self.per_sample is None or samples == math.inf:
             return np.zeros((size, 2, 2))
@@ -234,7 +234,7 @@ class _Noise:
         return replace(self, problems=np.zeros_like(self.problems), loss_error=np.zeros_like(self.loss_error))
 
     def errors(self) -> tuple[Array, Array, Array]:
-        """Standard errors now, (C,) each: of pass1, of pass64, and of pass64 from the sampling of answers alone."""
+        """Standard errors now, (C,) each: of pass1, of pass_k, and of pass_k from the sampling of answers alone."""
         size = self.scores.shape[1]
         diagonal, sampling = np.diag(self.problems), self.sampling(None)
         own = np.sqrt(sampling[:, 1, 1]) if self.samples else np.full(size, np.nan)
@@ -255,8 +255,8 @@ def _problems(counts: pd.DataFrame | None) -> int | None:
 def _noise(table: pd.DataFrame, measured: Measurements) -> _Noise | None:
     """Noise from counts, otherwise from the table's standard errors; None where some candidate has neither."""
     names, size = table["candidate"].tolist(), len(table)
-    scores, loss = table[["pass1", "pass64"]].to_numpy(np.float64).T, comparable_loss(table)
-    errors = table.reindex(columns=["pass1_se", "pass64_se", "gen_loss_se"]).to_numpy(np.float64).T
+    scores, loss = table[["pass1", "pass_k"]].to_numpy(np.float64).T, comparable_loss(table)
+    errors = table.reindex(columns=["pass1_se", "pass_k_se", "gen_loss_se"]).to_numpy(np.float64).T
     traces = np.where(np.isnan(loss), 0.0, errors[2])
     if measured.counts is None:
         if np.isnan(errors[:2]).any() or np.isnan(traces).any():
@@ -360,7 +360,7 @@ class _Draws:
         ]
 
     def _errors(self, sampling: Array, problems: float = 1.0, traces: float = 1.0) -> list[tuple[Array, Array]]:
-        """Of pass1, pass64 and loss: covariance of the noise between candidates (C, C) and draws of it (draws, C)."""
+        """Of pass1, pass_k and loss: covariance of the noise between candidates (C, C) and draws of it (draws, C)."""
         size = len(sampling)
         first = np.sqrt(sampling[:, 0, 0])
         slope = np.divide(sampling[:, 0, 1], first, out=np.zeros_like(first), where=first > 0)

@@ -23,8 +23,8 @@ from quagmire_utils.core.errors import ParameterError
 PREDICTORS = {  # a column of the paper's tables -> the columns of the candidate frame whose predictions are averaged
     "pass1": ("pass1",),
     "gen_loss": ("gen_loss",),
-    "pass64": ("pass64",),
-    "avg_genloss_pass64": ("gen_loss", "pass64"),
+    "pass_k": ("pass_k",),
+    "avg_genloss_pass_k": ("gen_loss", "pass_k"),
 }
 BUDGETS = ("low", "medium", "high")
 TOGETHER, AVERAGED = "all candidates", "mean of budgets"  # a row's basis: one of these, or a budget

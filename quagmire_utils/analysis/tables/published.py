@@ -136,7 +136,7 @@ def _row(line: Line, n_splits: int, seed: int, outcome: str, confidence: float) 
         "n_candidates": sum(sizes),
         "sizes": " + ".join(map(str, sizes)) if len(sizes) > 1 else "",
         "left_out": sum(len(group) for group in line.groups) - sum(sizes),
-        "n_ceiling": sum(int((group["pass64"] >= CEILING).sum()) for group in usable if "pass64" in group),
+        "n_ceiling": sum(int((group["pass_k"] >= CEILING).sum()) for group in usable if "pass_k" in group),
         "n_fit": math.nan,
         "n_validation": math.nan,
         "source": line.source,

@@ -21,8 +21,8 @@ def predictor_title(column: str, k: int = 64) -> str:
     titles = {
         "pass1": "Pass@1 (baseline)",
         "gen_loss": "Generalization loss",
-        "pass64": large,
-        "avg_genloss_pass64": f"Mean of both: loss, {large}",
+        "pass_k": large,
+        "avg_genloss_pass_k": f"Mean of both: loss, {large}",
     }
     return titles[column]
 

@@ -66,12 +66,12 @@ def count_verdicts(verdicts: pd.Series, order: Sequence[str] = VERDICTS) -> str:
 
 def _ceilings(table: pd.DataFrame) -> list[str]:
     """Families whose Pass@large k is nearly 1 for half of the candidates or more."""
-    measured = table[(table["status"] == "measured") & table["column"].isin(["pass64", "avg_genloss_pass64"])]
+    measured = table[(table["status"] == "measured") & table["column"].isin(["pass_k", "avg_genloss_pass_k"])]
     lines = []
     for family, cells in measured.groupby("family", sort=False):
         most = cells.loc[cells["n_candidates"].idxmax()]
         if 2 * most["n_ceiling"] >= most["n_candidates"]:
-            title = short_title("pass64", int(most["k"]))
+            title = short_title("pass_k", int(most["k"]))
             count = f"{most['n_ceiling']} of {most['n_candidates']} candidates"
             lines.append(
                 f"- **{family}**: {title} is {CEILING} or more for {count}; so near its ceiling it hardly tells them "
@@ -121,8 +121,8 @@ def headline(table: pd.DataFrame) -> tuple[str, str, str]:
     Of a table by budget it is the average, of one by fit size the row that fits nearest to half of the candidates. Of
     R2 ours is the median over every split, because a few splits into candidates almost alike can ruin the mean.
     """
-    theirs = {"pass1": "Pass@1", "gen_loss": "loss", "pass64": "Pass@64", "avg_genloss_pass64": "both"}
-    ours = theirs | {"pass64": f"Pass@{int(table['k'].iloc[0])}"}
+    theirs = {"pass1": "Pass@1", "gen_loss": "loss", "pass_k": "Pass@64", "avg_genloss_pass_k": "both"}
+    ours = theirs | {"pass_k": f"Pass@{int(table['k'].iloc[0])}"}
     printed, own, scale = [], [], []
     for model, cells in table.groupby("model", sort=False):
         row = _headline_row(cells)

@@ -42,7 +42,7 @@ def plot_ranking(found: Ranking, ax: Axes) -> None:
     """Pass@k of each candidate: thin bars for all noise, thick ones for the sampling of answers; hollow: ruled out."""
     table = found.table
     rows = np.arange(len(table))[::-1]
-    value, error, own = (100 * table[name].to_numpy(float) for name in ("pass64", "pass64_se", "pass64_sampling_se"))
+    value, error, own = (100 * table[name].to_numpy(float) for name in ("pass_k", "pass_k_se", "pass_k_sampling_se"))
     for width, spread, colour in ((1.0, error, GREY), (3.2, own, BLUE)):
         known = ~np.isnan(spread)
         low, high = (value + sign * INTERVAL * spread for sign in (-1, 1))
