@@ -28,7 +28,7 @@ from quagmire_utils.analysis.claims.evidence import (
 from quagmire_utils.analysis.records import candidate_frame, load_records
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.report.plots.claims import claims_grid, mark_verdicts, plot_claims
+from quagmire_utils.report.plots.forest import claims_grid, mark_verdicts, plot_claims
 
 MODELS = (claims.LLAMA, claims.MISTRAL, claims.QWEN)
 TOKENS = {"none": 0, "random": 100, "shortest": 50, "longest": 160, "shortest+longest": 12800 / 120}  # an example

@@ -29,7 +29,7 @@ from quagmire_utils.evaluation.measured import pass_at_k_curves
 from quagmire_utils.report import plots
 from quagmire_utils.report.notebook import ROOT
 from quagmire_utils.report.plots import compact_pictures
-from quagmire_utils.report.plots.figure import GREY, UNFINISHED
+from quagmire_utils.report.plots.look import GREY, UNFINISHED
 from quagmire_utils.report.plots.labels import _candidate_labels
 from quagmire_utils.report.plots.series import OUTCOMES
 
@@ -162,9 +162,9 @@ def test_series_differ_in_greyscale_and_by_marker(candidates, grid_frame):
     assert len(set(markers)) == len(markers) == 5
     verdicts = [luminance(colour) for colour, _ in plots.VERDICT_STYLE.values()]
     assert min(abs(a - b) for a, b in itertools.pairwise(verdicts)) > 0.1
-    bars = [luminance(fill) for _, fill, _, _ in plots.recipes.STAGES.values()]
+    bars = [luminance(fill) for _, fill, _, _ in plots.bars.STAGES.values()]
     assert bars[0] - bars[1] > 0.2
-    assert [hatch for _, _, hatch, _ in plots.recipes.STAGES.values()] == ["//", ""]
+    assert [hatch for _, _, hatch, _ in plots.bars.STAGES.values()] == ["//", ""]
 
 
 def test_learning_rates_are_never_one_line(grid_frame):

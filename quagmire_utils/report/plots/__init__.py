@@ -12,7 +12,7 @@ problems, so the choice of problems moves them together; what RL runs differ by 
 was not run is an axis that says so.
 """
 
-from quagmire_utils.report.plots.candidates import (
+from quagmire_utils.report.plots.scatter import (
     correlations,
     plot_loss_by_epochs,
     plot_loss_vs_gain,
@@ -20,8 +20,8 @@ from quagmire_utils.report.plots.candidates import (
     plot_sft_vs_rl,
 )
 from quagmire_utils.report.plots.captions import caption, caption_loss, caption_sft_vs_rl
-from quagmire_utils.report.plots.design import outcome_grid, overtraining_grid, plot_outcomes, plot_overtraining
-from quagmire_utils.report.plots.figure import (
+from quagmire_utils.report.plots.outcomes import outcome_grid, overtraining_grid, plot_outcomes, plot_overtraining
+from quagmire_utils.report.plots.look import (
     FORMATS,
     INTERVAL,
     LABEL_SIZE,
@@ -37,7 +37,7 @@ from quagmire_utils.report.plots.figure import (
     save_figure,
     stamp,
 )
-from quagmire_utils.report.plots.recipes import (
+from quagmire_utils.report.plots.bars import (
     on_benchmark,
     plot_recipes,
     recipe_grid,
@@ -46,7 +46,7 @@ from quagmire_utils.report.plots.recipes import (
     show_repetition_effects,
     source_panels,
 )
-from quagmire_utils.report.plots.runs import (
+from quagmire_utils.report.plots.curves import (
     loss_by_position_and_length,
     pass_at_k_grid,
     plot_lengths,

@@ -8,7 +8,7 @@ import pandas as pd
 
 from quagmire_utils.analysis.prediction import LinearFit
 from quagmire_utils.core import published as paper
-from quagmire_utils.report.plots.figure import NOT_RUN, SELECTION_STYLE
+from quagmire_utils.report.plots.look import NOT_RUN, SELECTION_STYLE
 from quagmire_utils.report.plots.series import Panel, _counted
 
 STAGES = "Small hollow markers: Pass@1 after SFT; large filled ones: after RL"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.report.plots.figure import GREY, INK, LABEL_SIZE
+from quagmire_utils.report.plots.look import GREY, INK, LABEL_SIZE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.report.plots.figure import GREY, INK, INTERVAL, LABEL_SIZE, new_figure
+from quagmire_utils.report.plots.look import GREY, INK, INTERVAL, LABEL_SIZE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

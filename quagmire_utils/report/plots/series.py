@@ -12,7 +12,7 @@ from scipy import stats
 
 from quagmire_utils.analysis.records import base_models, select_candidates
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.report.plots.figure import INTERVAL, MARKERS, OTHER_SELECTION, SELECTION_STYLE, _shades
+from quagmire_utils.report.plots.look import INTERVAL, MARKERS, OTHER_SELECTION, SELECTION_STYLE, _shades
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # of red, green and blue
 LIGHTEST_LINE = 0.62

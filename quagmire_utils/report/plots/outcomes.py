@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.report.plots.candidates import _epoch_axis
-from quagmire_utils.report.plots.figure import (
+from quagmire_utils.report.plots.scatter import _epoch_axis
+from quagmire_utils.report.plots.look import (
     GREY,
     INK,
     LABEL_SIZE,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.report.plots.figure import GREY, INK, LABEL_SIZE, STYLE
+from quagmire_utils.report.plots.look import GREY, INK, LABEL_SIZE, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.report.plots.figure import GREY, INK, LINES, MARKERS, VERDICT_STYLE, _per_cent, _shades, new_figure
+from quagmire_utils.report.plots.look import GREY, INK, LINES, MARKERS, VERDICT_STYLE, _per_cent, _shades, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
