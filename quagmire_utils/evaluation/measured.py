@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from quagmire_utils.analysis.records import CHECKPOINT, Records
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.records import CHECKPOINT, Records
 from quagmire_utils.evaluation.pass_at_k import MACRO, bootstrap_intervals, score_bounds
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from quagmire_utils.analysis.records import RECORDS
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, read_parquet, write_text
+from quagmire_utils.core.records import RECORDS
 from quagmire_utils.core.settings import Profile, load_profile
 from quagmire_utils.report.notebook import results_folder
 from quagmire_utils.sweep import plan

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from quagmire_utils.analysis.records import read_object
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, read_parquet, write_json, write_parquet, write_text
 from quagmire_utils.core.provenance import hardware, package_versions
+from quagmire_utils.core.records import read_object
 from quagmire_utils.core.settings import Profile
 from quagmire_utils.evaluation import store
 from quagmire_utils.sweep import data, training

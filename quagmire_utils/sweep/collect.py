@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from quagmire_utils.analysis.records import read_table
 from quagmire_utils.core import files, provenance
 from quagmire_utils.core.files import read_json, read_parquet, write_json, write_parquet
+from quagmire_utils.core.records import read_table
 from quagmire_utils.core.settings import CandidateSettings, FamilySettings, Profile, explicit
 from quagmire_utils.sweep.cells import ship_base
 from quagmire_utils.sweep.grid import Cell, cell_folder, plan, rl_runs

@@ -20,9 +20,10 @@ from matplotlib.collections import PathCollection
 
 from quagmire_utils.analysis import design
 from quagmire_utils.analysis.design.spread import _spread
-from quagmire_utils.analysis.records import RECORDS, Records, candidate_frame, load_records
+from quagmire_utils.analysis.records import candidate_frame
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, read_parquet
+from quagmire_utils.core.records import RECORDS, Records, load_records
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
 from quagmire_utils.report import card, plots

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from quagmire_utils import cli, report, sweep
-from quagmire_utils.analysis.records import load_records
 from quagmire_utils.core import published as paper
+from quagmire_utils.core.records import load_records
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.report import notebook, plots
 from quagmire_utils.sweep.collect import is_collected

@@ -19,9 +19,10 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from quagmire_utils.analysis import tables
-from quagmire_utils.analysis.records import candidate_frame, load_records
+from quagmire_utils.analysis.records import candidate_frame
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.records import load_records
 from quagmire_utils.evaluation.measured import records_summary
 from quagmire_utils.report import notebook
 from quagmire_utils.training import microlab

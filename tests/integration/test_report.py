@@ -18,8 +18,9 @@ from example_records import make_records, write_records
 
 from quagmire_utils import report
 from quagmire_utils.analysis import claims, tables
-from quagmire_utils.analysis.records import candidate_frame, load_records
+from quagmire_utils.analysis.records import candidate_frame
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.records import load_records
 from quagmire_utils.report import browser, clean
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,9 +19,9 @@ from example_cells import write_cell
 from test_sweep import TINY
 
 from quagmire_utils import sweep
-from quagmire_utils.analysis.records import load_records
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_parquet, write_parquet
+from quagmire_utils.core.records import load_records
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.sweep import spot_check as module
 from quagmire_utils.sweep.spot_check import Quantity, choose, equal_rows, judge, run_spread
@@ -98,7 +98,7 @@ def test_no_records_is_one_sentence_with_the_command_that_makes_them(tiny, tmp_p
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 2
     assert answer.stderr.count("\n") == 1
-    assert "there are no complete records" in answer.stderr
+    assert "no complete records" in answer.stderr
     assert "--only run_sweep` makes them" in answer.stderr
 
 

@@ -9,9 +9,10 @@ from example_cells import write_cell
 from test_sweep import TINY
 
 from quagmire_utils import sweep
-from quagmire_utils.analysis.records import candidate_frame, load_records
+from quagmire_utils.analysis.records import candidate_frame
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, write_text
+from quagmire_utils.core.records import load_records
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.sweep import runner
 from quagmire_utils.sweep.cells import restore_base
@@ -106,7 +107,7 @@ def test_a_damaged_record_does_not_start_the_grid_again(profile, pool, table, da
     path.write_bytes(kept[:-20])
     if damage == "gone":
         path.unlink()
-    said = rf"{table}\.parquet is missing or damaged .*; `git checkout .*results` brings it back .* --fresh"
+    said = rf"{table}\.parquet: missing or damaged .*; `git checkout .*results` restores .* --fresh"
     with pytest.raises(ParameterError, match=said):
         sweep.run_sweep(profile, pool.folder, progress=False)
     with pytest.raises(ParameterError, match=said):
@@ -121,7 +122,7 @@ def test_a_damaged_record_does_not_start_the_grid_again(profile, pool, table, da
 def test_a_damaged_note_of_a_shipped_base_is_one_sentence(profile, pool, text):
     base = sweep.plan(profile)[0]
     write_text(text, shipped_folder(pool.folder, base) / "base.json")
-    with pytest.raises(ParameterError, match=r"base\.json (is missing or damaged|holds no JSON object).*git checkout"):
+    with pytest.raises(ParameterError, match=r"base\.json: (missing or damaged|not a JSON object).*git checkout"):
         restore_base(pool.folder, base)
 
 

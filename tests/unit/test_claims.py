@@ -25,9 +25,10 @@ from quagmire_utils.analysis.claims.evidence import (
     run_noise,
     smallest_contrast,
 )
-from quagmire_utils.analysis.records import candidate_frame, load_records
+from quagmire_utils.analysis.records import candidate_frame
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.records import load_records
 from quagmire_utils.report.plots.forest import claims_grid, mark_verdicts, plot_claims
 
 MODELS = (claims.LLAMA, claims.MISTRAL, claims.QWEN)
@@ -585,9 +586,9 @@ def test_the_claims_of_a_place(records):
     with pytest.raises(ParameterError, match="outcome must be one of outcome, outcome_last"):
         claims.about(frame, "Fig. 3", outcome="reward")
     for wrong, said in (
-        (frame.drop(columns="stands_for"), r"frame lacks the column\(s\) stands_for"),
-        (frame.iloc[:0], "frame holds no candidate"),
-        (pd.concat([frame, frame.iloc[[1]]]), "frame has .* more than once"),
+        (frame.drop(columns="stands_for"), r"frame: lacks the column\(s\) stands_for"),
+        (frame.iloc[:0], "frame: no candidate"),
+        (pd.concat([frame, frame.iloc[[1]]]), "frame: .* more than once"),
         (None, "frame must be a DataFrame"),
     ):
         with pytest.raises(ParameterError, match=said):
@@ -610,7 +611,7 @@ def test_the_claims_of_a_place_are_those_of_the_family_and_scenario_that_were_ch
     twins = pd.concat([frame, frame[frame["family"] == "micro-llama"].assign(family="twin")], ignore_index=True)
     assert {claim.family for claim in claims.about(twins, "Fig. 3", family=claims.LLAMA)} == {"micro-llama", "twin"}
     assert {claim.family for claim in claims.about(twins, "Fig. 3", family="twin")} == {"twin"}
-    with pytest.raises(ParameterError, match="family 'Llama' is not known"):
+    with pytest.raises(ParameterError, match=r"family must be one of .* not 'Llama'"):
         claims.about(frame, "Fig. 3", family="Llama")
 
 

@@ -22,15 +22,16 @@ from scipy import stats
 
 from quagmire_utils.analysis import design
 from quagmire_utils.analysis.prediction import linear_fit
-from quagmire_utils.analysis.records import CHECKPOINT, base_models, candidate_frame, load_records, select_candidates
+from quagmire_utils.analysis.records import base_models, candidate_frame, select_candidates
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.records import CHECKPOINT, load_records
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.evaluation.measured import pass_at_k_curves
 from quagmire_utils.report import plots
 from quagmire_utils.report.notebook import ROOT
 from quagmire_utils.report.plots import compact_pictures
-from quagmire_utils.report.plots.look import GREY, UNFINISHED
 from quagmire_utils.report.plots.labels import _candidate_labels
+from quagmire_utils.report.plots.look import GREY, UNFINISHED
 from quagmire_utils.report.plots.series import OUTCOMES
 
 LLAMA, MISTRAL, QWEN = "Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct", "Qwen3-4B-base"

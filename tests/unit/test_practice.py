@@ -37,8 +37,9 @@ from quagmire_utils.analysis.prediction import (
     spearman,
     withheld_outcomes,
 )
-from quagmire_utils.analysis.records import candidate_frame, load_records
+from quagmire_utils.analysis.records import candidate_frame
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.records import load_records
 from quagmire_utils.evaluation import store
 from quagmire_utils.evaluation.pass_at_k import benchmark_average, pass_at_k
 from quagmire_utils.report.plots import practice

@@ -29,8 +29,9 @@ from quagmire_utils.analysis.prediction import (
     read_csv,
 )
 from quagmire_utils.analysis.prediction.shrinkage import Shrinkage
-from quagmire_utils.analysis.records import candidate_frame, load_records
+from quagmire_utils.analysis.records import candidate_frame
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.records import load_records
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
 from quagmire_utils.report.plots import practice
 

@@ -21,17 +21,10 @@ from example_records import BENCHMARKS, make_records, write_records
 from scipy import stats
 
 from quagmire_utils.analysis import claims, tables
-from quagmire_utils.analysis.records import (
-    CHECKPOINT,
-    Records,
-    base_models,
-    candidate_frame,
-    checkpoint_scores,
-    load_records,
-    select_candidates,
-)
+from quagmire_utils.analysis.records import base_models, candidate_frame, select_candidates
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.records import CHECKPOINT, Records, load_records
 from quagmire_utils.evaluation.measured import (
     evaluation_table,
     pass_at_k_curves,
@@ -39,6 +32,7 @@ from quagmire_utils.evaluation.measured import (
     show_evaluation,
     time_table,
 )
+from quagmire_utils.evaluation.pass_at_k.checkpoints import checkpoint_scores
 
 LLAMA, MISTRAL = paper.FAMILIES
 CLOSE = {"rel": 0, "abs": 1e-9}
@@ -174,7 +168,7 @@ def test_records_that_are_not_there(tmp_path, records):
         load_records(tmp_path / "mini")
     frames = {name: getattr(records, name) for name in ("candidates", "generalization_loss", "rl_curves", "cells")}
     empty = write_records(tmp_path / "empty", {**frames, "counts": records.counts.iloc[:0]})
-    with pytest.raises(ParameterError, match="no measured checkpoint yet"):
+    with pytest.raises(ParameterError, match="no checkpoint has been measured"):
         load_records(empty)
     (empty / "manifest.json").unlink()
     with pytest.raises(ParameterError, match=r"manifest\.json is missing"):
@@ -182,7 +176,7 @@ def test_records_that_are_not_there(tmp_path, records):
 
 
 def test_bad_records_are_refused(records, frame):
-    with pytest.raises(ParameterError, match=r"k \(65\) must not exceed the 64 answers"):
+    with pytest.raises(ParameterError, match=r"k must be at most 64, .*not 65"):
         candidate_frame(records, k=65)
     with pytest.raises(ParameterError, match="measured on 34 of the 35 problems"):
         candidate_frame(replace(records, counts=records.counts.drop(index=100)))
@@ -196,11 +190,11 @@ def test_bad_records_are_refused(records, frame):
         tables.compute_table(frame, 11)
     for compute in (tables.compute_table, tables.compute_supplement, tables.compute_sensitivity):
         for wrong, said in (
-            (None, "frame must be a DataFrame from candidate_frame, not NoneType"),
-            (frame.iloc[:0], "frame holds no candidate"),
-            (frame.drop(columns="pass_k"), r"frame lacks the column\(s\) pass_k"),
-            (frame.drop(columns="stands_for"), r"frame lacks the column\(s\) stands_for"),
-            (pd.concat([frame, frame.iloc[[2]]]), r"frame has .* more than once \(1 row"),
+            (None, "frame must be a DataFrame from candidate_frame"),
+            (frame.iloc[:0], "frame: no candidate"),
+            (frame.drop(columns="pass_k"), r"frame: lacks the column\(s\) pass_k"),
+            (frame.drop(columns="stands_for"), r"frame: lacks the column\(s\) stands_for"),
+            (pd.concat([frame, frame.iloc[[2]]]), r"frame: .* more than once \(1 row"),
         ):
             with pytest.raises(ParameterError, match=said):
                 compute(wrong, 3)

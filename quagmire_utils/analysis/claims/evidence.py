@@ -26,7 +26,9 @@ import pandas as pd
 from scipy import integrate, stats
 
 from quagmire_utils.analysis.claims.claim import Array, Estimate, Interval, student, too_few
-from quagmire_utils.analysis.records import Records, base_models, checkpoint_scores
+from quagmire_utils.analysis.records import base_models
+from quagmire_utils.core.records import Records
+from quagmire_utils.evaluation.pass_at_k.checkpoints import checkpoint_scores
 
 SIMULATED = 20_000  # draws for the quantile of a largest deviation among several
 MEASURED = {

@@ -12,9 +12,10 @@ import pandas as pd
 from quagmire_utils.analysis.claims.claim import CONFIDENCE, VERDICTS, Claim, Estimate, verdict
 from quagmire_utils.analysis.claims.entries import ENTRIES, MODELS
 from quagmire_utils.analysis.claims.evidence import Entry, Evidence, gather
-from quagmire_utils.analysis.records import Records, check_family, check_frame
+from quagmire_utils.analysis.records import check_family, check_frame
 from quagmire_utils.analysis.tables import count_verdicts
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.records import Records
 
 OUTCOMES = ("outcome", "outcome_last")
 DECIDABLE = VERDICTS[:3]

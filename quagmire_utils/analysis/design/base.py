@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 
 from quagmire_utils.analysis.design.shared import last_checkpoints, profile_k
-from quagmire_utils.analysis.records import Records, candidate_frame, checkpoint_scores
+from quagmire_utils.analysis.records import candidate_frame
+from quagmire_utils.core.records import Records
+from quagmire_utils.evaluation.pass_at_k.checkpoints import checkpoint_scores
 from quagmire_utils.training.microlab import DIGITS, MICRO_BENCHMARKS, TaskSpec
 
 

@@ -11,8 +11,8 @@ import pandas as pd
 from quagmire_utils.analysis.design.base import base_table
 from quagmire_utils.analysis.design.spread import MIN_CANDIDATES, spread_table
 from quagmire_utils.analysis.design.traces import BEYOND, length_contrast, length_table, overtraining_table
-from quagmire_utils.analysis.records import Records
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.records import Records
 
 BASE_PASS1 = (0.05, 0.30)
 BASE_PASS_K = 0.40

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from quagmire_utils.analysis.records import Records
+from quagmire_utils.core.records import Records
 
 
 def last_checkpoints(rows: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quagmire_utils.analysis.design.shared import last_checkpoints
-from quagmire_utils.analysis.records import Records, checkpoint_scores
+from quagmire_utils.core.records import Records
+from quagmire_utils.evaluation.pass_at_k.checkpoints import checkpoint_scores
 
 MIN_CANDIDATES = 4  # below it a bootstrap over candidates says nothing
 N_RESAMPLES = 4000

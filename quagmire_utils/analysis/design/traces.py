@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 
 from quagmire_utils.analysis.design.shared import last_checkpoints, profile_k
-from quagmire_utils.analysis.records import CHECKPOINT, Records, candidate_frame, checkpoint_scores
+from quagmire_utils.analysis.records import candidate_frame
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.records import CHECKPOINT, Records
 from quagmire_utils.evaluation.pass_at_k import pass_at_k
+from quagmire_utils.evaluation.pass_at_k.checkpoints import checkpoint_scores
 from quagmire_utils.training.microlab import MICRO_BENCHMARKS
 
 BEYOND = 2.0  # standard errors that a change must exceed to count as more than noise

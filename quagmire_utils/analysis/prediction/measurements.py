@@ -25,9 +25,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quagmire_utils.analysis.records import SCENARIOS, Records, candidate_frame, check_family, load_records
+from quagmire_utils.analysis.records import candidate_frame, check_family
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
+from quagmire_utils.core.records import Records, load_records
+from quagmire_utils.core.settings import SCENARIOS
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
 from quagmire_utils.evaluation.store import SampleStore, read_golds
 
@@ -192,9 +194,9 @@ def read_csv(path: str | Path, k: int = 64) -> Measurements:
     Read as people and spreadsheets write it: separated by commas, semicolons or tabs, decimal commas (between commas
     in quotes), `52.3%`, or 52.3 under a heading that ends in %, or 0.523; blank cells or - for what is not known;
     `Pass@1`, `pass64` or `pass_at_256` (then that is the large k) or `generalization loss` as headings; lines and
-    headings that begin with # as remarks. `samples` names a candidate's folder of graded answers (a SampleStore, as evaluate_model
-    leaves it; relative to the table, the working directory or the repo); its pass1 and pass_k are then computed and
-    may be left blank. Raises ParameterError, with line and column, for anything else.
+    headings that begin with # as remarks. `samples` names a candidate's folder of graded answers (a SampleStore, as
+    evaluate_model leaves it; relative to the table, the working directory or the repo); its pass1 and pass_k are then
+    computed and may be left blank. Raises ParameterError, with line and column, for anything else.
     """
     path = Path(path)
     try:

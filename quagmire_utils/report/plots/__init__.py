@@ -12,15 +12,28 @@ problems, so the choice of problems moves them together; what RL runs differ by 
 was not run is an axis that says so.
 """
 
-from quagmire_utils.report.plots.scatter import (
-    correlations,
-    plot_loss_by_epochs,
-    plot_loss_vs_gain,
-    plot_scores_by_epochs,
-    plot_sft_vs_rl,
+from quagmire_utils.report.plots.bars import (
+    on_benchmark,
+    plot_recipes,
+    recipe_grid,
+    recipe_labels,
+    repetition_effects,
+    show_repetition_effects,
+    source_panels,
 )
 from quagmire_utils.report.plots.captions import caption, caption_loss, caption_sft_vs_rl
-from quagmire_utils.report.plots.outcomes import outcome_grid, overtraining_grid, plot_outcomes, plot_overtraining
+from quagmire_utils.report.plots.curves import (
+    loss_by_position_and_length,
+    pass_at_k_grid,
+    plot_lengths,
+    plot_pass_at_k,
+    plot_pass_at_k_band,
+    plot_rl_curve,
+    plot_rl_curves,
+    plot_verdicts,
+    rl_curve_grid,
+    verdicts_and_lengths,
+)
 from quagmire_utils.report.plots.look import (
     FORMATS,
     INTERVAL,
@@ -37,26 +50,13 @@ from quagmire_utils.report.plots.look import (
     save_figure,
     stamp,
 )
-from quagmire_utils.report.plots.bars import (
-    on_benchmark,
-    plot_recipes,
-    recipe_grid,
-    recipe_labels,
-    repetition_effects,
-    show_repetition_effects,
-    source_panels,
-)
-from quagmire_utils.report.plots.curves import (
-    loss_by_position_and_length,
-    pass_at_k_grid,
-    plot_lengths,
-    plot_pass_at_k,
-    plot_pass_at_k_band,
-    plot_rl_curve,
-    plot_rl_curves,
-    plot_verdicts,
-    rl_curve_grid,
-    verdicts_and_lengths,
+from quagmire_utils.report.plots.outcomes import outcome_grid, overtraining_grid, plot_outcomes, plot_overtraining
+from quagmire_utils.report.plots.scatter import (
+    correlations,
+    plot_loss_by_epochs,
+    plot_loss_vs_gain,
+    plot_scores_by_epochs,
+    plot_sft_vs_rl,
 )
 from quagmire_utils.report.plots.series import OUTCOMES, Panel, Series, half_widths, panel, panels, series
 from quagmire_utils.report.plots.stages import plot_before_after, plot_stages, selection_figure, stage_grid

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.analysis.records import Records
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.report.plots.look import GREY, INK, _per_cent, new_figure, not_run
+from quagmire_utils.core.records import Records
 from quagmire_utils.report.plots.labels import _candidate_labels, halo
+from quagmire_utils.report.plots.look import GREY, INK, _per_cent, new_figure, not_run
 from quagmire_utils.report.plots.series import OUTCOMES, Panel, half_widths, panel
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.report.plots.scatter import _epoch_axis
 from quagmire_utils.report.plots.look import (
     GREY,
     INK,
@@ -22,6 +21,7 @@ from quagmire_utils.report.plots.look import (
     _shades,
     new_figure,
 )
+from quagmire_utils.report.plots.scatter import _epoch_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from quagmire_utils.report.plots.look import GREY, INK, _per_cent, _shades, not_run
 from quagmire_utils.report.plots.labels import _bars, _candidate_labels, _place_labels
+from quagmire_utils.report.plots.look import GREY, INK, _per_cent, _shades, not_run
 from quagmire_utils.report.plots.series import _counted, half_widths, series
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.report.plots.look import GREY, INK, _per_cent, new_figure, not_run
 from quagmire_utils.report.plots.labels import _bars, _candidate_labels, _place_labels
+from quagmire_utils.report.plots.look import GREY, INK, _per_cent, new_figure, not_run
 from quagmire_utils.report.plots.series import OUTCOMES, Panel, Series, half_widths, series
 
 if TYPE_CHECKING:
