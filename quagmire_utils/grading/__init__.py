@@ -28,30 +28,29 @@ six of wall time. Where that matters, give a longer `timeout` and a short `proce
 limited, and it can make no connection, start no process and write no file: `sandbox` says what is guaranteed on which
 system. POSIX only.
 
-Believing it: `audit` puts graded samples before a second grader that shares nothing with math-verify and lists what
-the two disagree on, with both extractions; `score_bounds` shows the score with undecided answers as wrong and as right.
+Checking it: `audit` has a second grader, which shares no code with math-verify, judge graded responses again, and lists
+where the two disagree (`evaluation.audit` does so for a store).
 From the shell, without model or GPU: `python -m quagmire_utils.grading score|regrade|audit STORE`.
 """
 
-from quagmire_utils.grading.auditing import audit, bounds, score_bounds
 from quagmire_utils.grading.graders import GRADERS, AnswerGrader, find_grader, grader_version
 from quagmire_utils.grading.pool import Grader, grade
-from quagmire_utils.grading.second import read_answer, second_grade, second_opinion
-from quagmire_utils.grading.verdicts import Grade, Verdict
+from quagmire_utils.grading.second import AUDIT_KINDS, audit, read_answer, second_grade, second_opinion
+from quagmire_utils.grading.verdicts import UNDECIDED, Grade, Verdict
 
 __all__ = [
+    "AUDIT_KINDS",
     "GRADERS",
+    "UNDECIDED",
     "AnswerGrader",
     "Grade",
     "Grader",
     "Verdict",
     "audit",
-    "bounds",
     "find_grader",
     "grade",
     "grader_version",
     "read_answer",
-    "score_bounds",
     "second_grade",
     "second_opinion",
 ]

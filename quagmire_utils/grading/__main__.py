@@ -50,9 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from quagmire_utils.evaluation.audit import audit_store, score_table
     from quagmire_utils.evaluation.sampling import grade_store
     from quagmire_utils.evaluation.store import SampleStore
-    from quagmire_utils.grading import Grader, audit, score_bounds
+    from quagmire_utils.grading import Grader
 
     if not options.store.is_dir():
         raise ParameterError(f"store: there is no folder {options.store}")
@@ -65,24 +66,22 @@ def _run(options: argparse.Namespace) -> None:
         with Grader(options.workers, timeout=options.timeout) as grader:
             grade_store(store, _problems(store, options.benchmark, options.data_dir), grader.grade, regrade=True)
     if options.command == "audit":
-        table = audit(store, _problems(store, options.benchmark, options.data_dir))
+        table = audit_store(store, _problems(store, options.benchmark, options.data_dir))
         undecided = table.attrs["undecided"]
         compared = table.attrs["samples"] - undecided
         differing = table.attrs["disagreements"]
         print(f"{differing} of {compared} graded samples are judged otherwise by the second grader")
         if undecided:
             print(f"about {undecided} more it cannot tell")
-        if "passed_over" in table.attrs:
-            print(
-                f"{table.attrs['passed_over']} of other domains were not audited: the second grader is for mathematics"
-            )
+        if table.attrs["not_math"]:
+            print(f"{table.attrs['not_math']} of other domains were not audited: the second grader is for mathematics")
         if options.output:
             _write(table, options.output)
         elif len(table):
             shown = table.drop(columns=["index", "ending"]).map(_harmless)
             print(shown.to_string(index=False, max_colwidth=40))
     else:
-        print(score_bounds(store.counts()).to_string(index=False, float_format="{:.4f}".format))
+        print(score_table(store.counts()).to_string(index=False, float_format="{:.4f}".format))
 
 
 def _problems(store: SampleStore, named: Sequence[str], data_dir: str | None) -> dict[str, list[Problem]]:

@@ -18,13 +18,18 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.grading.arithmetic import BeyondError, Value, evaluate, is_number_word, same_value
-from quagmire_utils.grading.verdicts import Grade, Verdict, _printable
+from quagmire_utils.grading.graders import MATH
+from quagmire_utils.grading.verdicts import UNDECIDED, Grade, Verdict, _printable
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from quagmire_utils.data import Problem
 
 _MAX_ANSWER = 1000  # characters of an answer that is looked at
@@ -62,6 +67,61 @@ _REPLACED = (
     ("^{\\circ}", ""), ("^\\circ", ""), ("\\degree", ""), ("\u00b0", ""), ("\\$", ""), ("$", ""),
     ("\\lbrace", "\\{"), ("\\rbrace", "\\}"), ("\\(", ""), ("\\)", ""), ("\\[", ""), ("\\]", ""),
 )  # fmt: skip
+
+
+AUDIT_KINDS = ("only the first grader says correct", "only the second grader says correct", "the first is undecided")
+_ENDING = 200  # characters of a response that the audit shows
+
+
+def audit(responses: Sequence[str], golds: Sequence[str | Problem], grades: Sequence[Grade]) -> pd.DataFrame:
+    """Grade responses a second time; return one row per response on which the two graders disagree.
+
+    responses: n texts; golds: n answers in LaTeX, or Problems; grades: n, as `grade` returns them. Problems of other
+    graders than math are left out. Columns: index (position of the response), kind (one of `AUDIT_KINDS`), gold,
+    verdict, extracted, second_verdict (may be ERROR: it cannot judge), second_extracted, ending (the last 200
+    characters of the response).
+
+    `attrs` has samples (judged by the second grader), disagreements, undecided (not listed: the second grader cannot
+    judge, and the first cannot either or says wrong), not_math (left out), and agreement (share of the samples that
+    are not undecided; NaN without any).
+    """
+    import pandas as pd
+
+    if not len(responses) == len(golds) == len(grades):
+        raise ParameterError("grades", len(grades), f"as many as responses and golds ({len(responses)}, {len(golds)})")
+    rows, undecided, not_math = [], 0, 0
+    for index, (response, gold, first) in enumerate(zip(responses, golds, grades, strict=True)):
+        if getattr(gold, "grader", MATH) != MATH:
+            not_math += 1
+            continue
+        second = second_grade(response, gold)
+        kind = _disagreement(first.verdict, second.verdict)
+        if kind is None:
+            undecided += second.verdict in UNDECIDED
+            continue
+        answer = gold if isinstance(gold, str) else gold.answer
+        grades_of_both = (first.verdict.value, first.extracted, second.verdict.value, second.extracted)
+        rows.append((index, kind, answer, *grades_of_both, response[-_ENDING:]))
+    columns = ["index", "kind", "gold", "verdict", "extracted", "second_verdict", "second_extracted", "ending"]
+    table = pd.DataFrame(rows, columns=columns).astype({"index": int})
+    samples = len(responses) - not_math
+    table.attrs = {
+        "samples": samples,
+        "disagreements": len(rows),
+        "undecided": undecided,
+        "not_math": not_math,
+        "agreement": 1 - len(rows) / (samples - undecided) if samples > undecided else float("nan"),
+    }
+    return table
+
+
+def _disagreement(first: Verdict, second: Verdict) -> str | None:
+    """Return the kind of disagreement, or None where there is none."""
+    if first == Verdict.CORRECT:
+        return None if second == Verdict.CORRECT else AUDIT_KINDS[0]
+    if first in UNDECIDED:
+        return None if second in UNDECIDED else AUDIT_KINDS[2]
+    return AUDIT_KINDS[1] if second == Verdict.CORRECT else None
 
 
 def second_opinion(response: str, gold: str | Problem) -> Verdict:

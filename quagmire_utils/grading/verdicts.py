@@ -21,6 +21,9 @@ class Verdict(StrEnum):
     ERROR = "error"  # comparing raised, ran out of memory or crashed its worker, or the gold cannot be read
 
 
+UNDECIDED = (Verdict.TIMEOUT, Verdict.ERROR)
+
+
 @dataclass(frozen=True)
 class Grade:
     """A verdict and the answer it is about, as the grader extracts it: at most 500 characters, valid UTF-8, no NUL.

@@ -1,7 +1,7 @@
 """Answers to leaf through: HTML with a few right, wrong and undecided ones, for any browser and without a kernel.
 
     browse_answers(store, problems, each=3)          # details/summary, one answer a fold
-    show_audit(audit(store, problems))               # what two graders disagree on, as a table
+    show_audit(audit_store(store, problems))             # what two graders disagree on, as a table
 
 Responses are hostile input, and so are questions and names from somebody's .jsonl file: all of it is escaped and shown
 as plain text, never as markup, mathematics or a link. There is no script and no style sheet in what is returned.
@@ -77,7 +77,7 @@ def browse_answers(store: SampleStore, problems: Mapping[str, Sequence[Problem]]
 
 
 def show_audit(disagreements: pd.DataFrame, rows: int = SHOWN_ROWS) -> str:
-    """HTML of what the two graders disagree on (`grading.audit`): how much, and the first `rows` in full."""
+    """Return HTML that shows how often the two graders disagree, and the first `rows` disagreements in full."""
     judged, differing = (disagreements.attrs.get(name) for name in ("samples", "disagreements"))
     if judged is None:
         head = f"{len(disagreements):,} disagreements."
@@ -88,9 +88,9 @@ def show_audit(disagreements: pd.DataFrame, rows: int = SHOWN_ROWS) -> str:
         head = f"A second, independent grader judges {differing:,} of {compared:,} answers otherwise{agreement}."
         if undecided:
             head += f" About {undecided:,} more it cannot tell."
-    passed_over = disagreements.attrs.get("passed_over")
-    if passed_over:
-        head += f" {passed_over:,} of other domains were not put before it: it reads mathematics alone."
+    not_math = disagreements.attrs.get("not_math")
+    if not_math:
+        head += f" {not_math:,} of other domains were not put before it: it reads mathematics alone."
     if disagreements.empty:
         return f"<p>{head}</p>"
     shown = disagreements.head(rows)
@@ -102,7 +102,7 @@ def show_audit(disagreements: pd.DataFrame, rows: int = SHOWN_ROWS) -> str:
 
 
 def _audit_row(row: dict[str, object]) -> str:
-    """A row of what `grading.audit` returns, in the columns `_AUDIT`."""
+    """A row of what `evaluation.audit.audit_store` returns, in the columns `_AUDIT`."""
     times = row.get("samples", 1)
     cells = [
         plain(row.get("kind", "")) + (f"<br>{plain(times)} answers alike" if times != 1 else ""),

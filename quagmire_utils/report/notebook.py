@@ -28,10 +28,10 @@ from quagmire_utils.core.provenance import git_state
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.data import BENCHMARKS, Problem, Trace, load_benchmark, load_traces
 from quagmire_utils.engines import model_digest
+from quagmire_utils.evaluation.audit import audit_store
 from quagmire_utils.evaluation.measured import loss_table
 from quagmire_utils.evaluation.preflight import duration
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.grading import audit
 from quagmire_utils.report.browse import browse_answers, show_audit
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def audit_answers(store: SampleStore, problems: Mapping[str, Sequence[Problem]])
     """The answers on which a second, independent grader disagrees, or a sentence where there is none."""
     from IPython.display import HTML
 
-    return HTML(show_audit(audit(store, problems)))
+    return HTML(show_audit(audit_store(store, problems)))
 
 
 def load_validation(validation_traces: str | Sequence[str] | None) -> dict[str, list[Trace]]:

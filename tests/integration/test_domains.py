@@ -22,9 +22,10 @@ from quagmire_utils.data import BENCHMARKS, Problem, benchmark_names, load_bench
 from quagmire_utils.data.domains import code_gold, shuffled
 from quagmire_utils.data.prompts import INSTRUCTION, INSTRUCTIONS, STDIN_INSTRUCTION, instruction_of, render_problem
 from quagmire_utils.data.recipes import RECIPES, read_recipe, recipe_problem
+from quagmire_utils.evaluation.audit import audit_store
 from quagmire_utils.evaluation.sampling import grade_store
 from quagmire_utils.evaluation.store import GOLDS, SampleStore
-from quagmire_utils.grading import AnswerGrader, Grader, Verdict, audit, find_grader, grader_version
+from quagmire_utils.grading import AnswerGrader, Grader, Verdict, find_grader, grader_version
 from quagmire_utils.grading.choice import extract
 from quagmire_utils.grading.code import extract as extract_code
 
@@ -954,8 +955,8 @@ def test_a_store_notes_the_grader_and_grades_anew_when_it_changes(tmp_path, grad
         "which/q": ["C", None, grader_version("choice")],
         "sums/m": ["2", None],
     }
-    table = audit(store, everything, progress=False)
-    assert (table.attrs["samples"], table.attrs["passed_over"]) == (1, 2)
+    table = audit_store(store, everything, progress=False)
+    assert (table.attrs["samples"], table.attrs["not_math"]) == (1, 2)
 
     calls = []
 

@@ -199,24 +199,18 @@ def test_5_a_hung_worker_is_killed_and_another_takes_its_place():
 def test_6_answers_that_math_verify_wrongly_accepts_are_listed(real):
     from math_verify import parse, verify
 
-    pairs = [("$1-1/\\mathrm e$", "1+1/\\mathrm e"), ("1331 and 1728", "1728"), ("\\boxed{2,3}", "(2,3)")]
-    problems = [Problem(str(i), "?", gold) for i, (_, gold) in enumerate(pairs)]
-    accepted = [verify(parse(f"${gold}$"), parse(response)) for response, gold in pairs]
-    assert accepted == [True, True, True]  # by plain math-verify, as its users call it
-    frame = pd.DataFrame({"problem": ["0", "1", "2"], "index": 0, "text": [text for text, _ in pairs]})
-    listed = audit(frame.assign(verdict="correct", extracted=[parse(text)[-1] for text, _ in pairs]), problems)
-    assert listed["kind"].tolist() == ["only the first says correct"] * 3
+    responses, golds = ["$1-1/\\mathrm e$", "1331 and 1728", "\\boxed{2,3}"], ["1+1/\\mathrm e", "1728", "(2,3)"]
+    parsed = [parse(response) for response in responses]
+    assert all(verify(parse(f"${gold}$"), answer) for gold, answer in zip(golds, parsed, strict=True))
+    listed = audit(responses, golds, [Grade(CORRECT, answer[-1]) for answer in parsed])
+    assert listed["kind"].tolist() == ["only the first grader says correct"] * 3
     assert listed["second_verdict"].tolist() == ["wrong"] * 3
-    # What `grade` makes of them: with the gold as a whole, the first is not accepted but undecided. All are listed.
-    grades = real.grade(*zip(*pairs, strict=True))
+    # `grade` reads the gold as a whole: the first answer is not accepted but undecided. All three are listed.
+    grades = real.grade(responses, golds)
     assert verdicts(grades) == [ERROR, CORRECT, CORRECT]
-    listed = audit(frame.assign(verdict=verdicts(grades), extracted=[one.extracted for one in grades]), problems)
-    assert listed.set_index("problem")["kind"].to_dict() == {
-        "1": "only the first says correct",
-        "2": "only the first says correct",
-        "0": "the first is undecided",
-    }
-    assert listed.set_index("problem").loc["1", ["extracted", "second_extracted"]].tolist() == ["1728", "1331, 1728"]
+    listed = audit(responses, golds, grades)
+    assert listed["kind"].tolist() == ["the first is undecided"] + ["only the first grader says correct"] * 2
+    assert listed.loc[1, ["extracted", "second_extracted"]].tolist() == ["1728", "1331, 1728"]
 
 
 def test_7_what_was_extracted_is_kept_with_every_verdict(tmp_path, real):

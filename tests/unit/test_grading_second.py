@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
+from quagmire_utils.evaluation.audit import audit_store, score_table
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.grading import Grader, Verdict, audit, bounds, read_answer, score_bounds, second_opinion
+from quagmire_utils.grading import Grade, Grader, Verdict, audit, read_answer, second_opinion
 from quagmire_utils.grading.__main__ import _write, main
 
 REPO = Path(__file__).resolve().parents[2]
@@ -249,18 +250,9 @@ def test_both_graders_meet_the_labels_of_real_responses(grader, name, samples):
     # What neither can tell: math_cot's gold `4:30p..`, a ruin; and an endless decimal fraction for the second grader.
     undecided = [row[2] for row, verdict in zip(rows, second, strict=True) if verdict == ERROR]
     assert undecided == (["4:30p.."] * 8 if name == "math_cot" else ["8"])
-    frame = pd.DataFrame(
-        {
-            "problem": [row[0] for row in rows],
-            "index": range(len(rows)),
-            "text": [row[1] for row in rows],
-            "verdict": [grade.verdict for grade in grades],
-            "extracted": [grade.extracted for grade in grades],
-        }
-    )
-    listed = audit(frame, [Problem(key, "?", gold) for key, gold in {row[0]: row[2] for row in rows}.items()])
+    listed = audit([text for _, text, _, _ in rows], [gold for _, _, gold, _ in rows], grades)
     assert listed.attrs == {
-        "samples": samples, "disagreements": 0, "undecided": len(undecided), "agreement": 1.0,
+        "samples": samples, "disagreements": 0, "undecided": len(undecided), "not_math": 0, "agreement": 1.0,
     }  # fmt: skip
     assert listed.empty
 
@@ -281,26 +273,13 @@ def test_the_audit_finds_what_math_verify_lets_pass_on_spoilt_answers(grader):
     grades = grader.grade([text for *_, text in samples], [gold for _, gold, _ in samples], timeout=60)
     accepted = {(how, gold) for (how, gold, _), grade in zip(samples, grades, strict=True) if grade.verdict == CORRECT}
     assert {how for how, _ in accepted} >= {"a second answer", "base"}
-    frame = pd.DataFrame(
-        {
-            "problem": [gold for _, gold, _ in samples],
-            "index": range(len(samples)),
-            "text": [text for *_, text in samples],
-            "verdict": [grade.verdict for grade in grades],
-            "extracted": [grade.extracted for grade in grades],
-        }
-    )
-    listed = audit(frame, [Problem(gold, "?", gold) for gold in golds])
-    assert set(listed["kind"]) == {"only the first says correct"}
+    listed = audit([text for *_, text in samples], [gold for _, gold, _ in samples], grades)
+    assert set(listed["kind"]) == {"only the first grader says correct"}
     assert {(samples[i][0], samples[i][1]) for i in listed["index"]} == accepted
     assert listed.attrs["disagreements"] == len(accepted)
 
 
-def frame_of(rows):
-    return pd.DataFrame(rows, columns=["benchmark", "problem", "index", "text", "verdict", "extracted"])
-
-
-def test_the_audit_groups_sorts_and_shows():
+def test_the_audit_of_a_store_groups_and_sorts(tmp_path):
     problems = {"b": [Problem("p", "?", "5"), Problem("q", "?", "7")]}
     rows = [
         ("b", "p", 0, "A: 5", "timeout", ""),
@@ -314,56 +293,40 @@ def test_the_audit_groups_sorts_and_shows():
         ("b", "q", 4, "\\boxed{8}", None, None),  # not graded yet
         ("b", "r", 0, "\\boxed{8}", "correct", "7"),  # no such problem
     ]
-    table = audit(frame_of(rows), problems)
-    columns = [
-        "kind",
-        "problem",
-        "index",
-        "samples",
-        "gold",
-        "verdict",
-        "extracted",
-        "second_verdict",
-        "second_extracted",
-    ]
-    assert table[columns].to_numpy().tolist() == [
-        ["only the first says correct", "q", 0, 2, "7", "correct", "7", "wrong", "8"],
-        ["only the first says correct", "p", 3, 1, "5", "correct", "5", "wrong", "6"],
-        ["only the second says correct", "p", 2, 1, "5", "wrong", "4", "correct", "5"],
+    names = ["benchmark", "problem", "index", "text", "verdict", "extracted"]
+    frame = pd.DataFrame(rows, columns=names).assign(tokens=1, finish_reason="stop")
+    store = SampleStore(tmp_path / "store")
+    empty = audit_store(store, problems)
+    for part in (frame[:5], frame[5:]):
+        store.append(part)
+    table = audit_store(store, problems)
+    assert table.drop(columns=["benchmark", "ending"]).to_numpy().tolist() == [
+        ["only the first grader says correct", "q", 0, 2, "7", "correct", "7", "wrong", "8"],
+        ["only the first grader says correct", "p", 3, 1, "5", "correct", "5", "wrong", "6"],
+        ["only the second grader says correct", "p", 2, 1, "5", "wrong", "4", "correct", "5"],
         ["the first is undecided", "p", 0, 1, "5", "timeout", "", "correct", "5"],
         ["the first is undecided", "p", 1, 1, "5", "error", "", "wrong", "6"],
     ]
     assert table["ending"].str.len().max() == 200
-    assert table.attrs == {"samples": 8, "disagreements": 6, "undecided": 0, "agreement": 0.25}
-    assert audit([frame_of(rows[:5]), frame_of(rows[5:])], problems).equals(table)
-    empty = audit(frame_of([]), problems)
+    assert table.attrs == {"samples": 8, "disagreements": 6, "undecided": 0, "not_math": 0, "agreement": 0.25}
     assert list(empty.columns) == list(table.columns)
     assert math.isnan(empty.attrs["agreement"])
-    with pytest.raises(ParameterError, match="extracted"):
-        audit(frame_of(rows).drop(columns="extracted"), problems)
 
 
-def test_what_the_second_grader_cannot_tell_is_no_agreement():
+def test_what_the_second_grader_cannot_judge_is_no_agreement():
     text = "\\boxed{\\begin{cases}1\\end{cases}}"
-    rows = [("b", "p", i, text, verdict, "") for i, verdict in enumerate(["error", "timeout", "wrong"])]
-    problems = {"b": [Problem("p", "?", "5")]}
-    table = audit(frame_of(rows), problems)
+    first = [Grade(verdict, "") for verdict in (ERROR, TIMEOUT, WRONG)]
+    table = audit([text] * 3, ["5"] * 3, first)
     assert table.empty
     assert math.isnan(table.attrs.pop("agreement"))
-    assert table.attrs == {"samples": 3, "disagreements": 0, "undecided": 3}
-    rows += [("b", "p", 3, text, "correct", "5"), ("b", "p", 4, "A: 6", "wrong", "6")]
-    attrs = {"samples": 5, "disagreements": 1, "undecided": 3, "agreement": 0.5}
-    assert audit(frame_of(rows), problems).attrs == attrs
+    assert table.attrs == {"samples": 3, "disagreements": 0, "undecided": 3, "not_math": 0}
+    table = audit([text] * 4 + ["A: 6"], ["5"] * 5, [*first, Grade(CORRECT, "5"), Grade(WRONG, "6")])
+    assert table.attrs == {"samples": 5, "disagreements": 1, "undecided": 3, "not_math": 0, "agreement": 0.5}
+    with pytest.raises(ParameterError, match="grades"):
+        audit([text], ["5"], [])
 
 
 # -------------------------------------------------------------------------------------------------------------- scores
-
-
-def test_the_bounds_of_a_score():
-    assert bounds(["correct", "wrong", "no_answer", "timeout"]) == (0.25, 0.5)
-    assert bounds([CORRECT, ERROR, ERROR, WRONG, WRONG]) == (0.2, 0.6)
-    with pytest.raises(ParameterError, match="empty"):
-        bounds([])
 
 
 def test_the_bounds_of_counts_average_over_problems_and_then_over_benchmarks():
@@ -374,9 +337,9 @@ def test_the_bounds_of_counts_average_over_problems_and_then_over_benchmarks():
         ("a", "3", 0, 0, 0, 0, 0, 0),
         ("b", "1", 10, 5, 0, 0, 0, 5),
     ]
-    table = score_bounds(pd.DataFrame(rows, columns=names))
+    table = score_table(pd.DataFrame(rows, columns=names))
     assert table.to_dict("list") == {
-        "benchmark": ["a", "b", "average"],
+        "benchmark": ["a", "b", "macro average"],
         "problems": [2, 1, 3],
         "samples": [6, 10, 16],
         "low": [0.25, 0.5, 0.375],
@@ -384,9 +347,9 @@ def test_the_bounds_of_counts_average_over_problems_and_then_over_benchmarks():
         "undecided": [1 / 6, 0.5, pytest.approx(1 / 3)],
     }
     with pytest.raises(ParameterError, match="timeout"):
-        score_bounds(pd.DataFrame(rows, columns=names).drop(columns="timeout"))
-    with pytest.raises(ParameterError, match="no graded"):
-        score_bounds(pd.DataFrame(rows[2:3], columns=names))
+        score_table(pd.DataFrame(rows, columns=names).drop(columns="timeout"))
+    with pytest.raises(ParameterError, match="counts"):
+        score_table(pd.DataFrame(rows[2:3], columns=names))
 
 
 # ----------------------------------------------------------------------------------------------------------- the shell
