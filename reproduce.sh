@@ -31,7 +31,7 @@ usage() {
 ./reproduce.sh lab [jupyter lab arguments]
 
 Options of run
-  --profile NAME        a profile of quagmire_utils/profiles, a YAML file, or a folder of records (default: mini if its
+  --profile NAME        a profile of quagmire_utils/core/profiles, a YAML file, or a folder of records (default: mini if its
                         records are there and complete, otherwise smoke)
   --only fig03,table01  only the notebooks whose names begin so (default: run_sweep, then every figure and table, the
                         claims and the audit of the paper); "report" makes results/NAME/report.html anew, as the
@@ -134,8 +134,8 @@ with --profile only"
             [ -f "$profile/manifest.json" ] || stop "the folder $profile holds no records (manifest.json is missing)"
             ;;
         *)
-            [ -f "quagmire_utils/profiles/$profile.yaml" ] || stop "there is no profile '$profile'; there are \
-$(names quagmire_utils/profiles .yaml)"
+            [ -f "quagmire_utils/core/profiles/$profile.yaml" ] || stop "there is no profile '$profile'; there are \
+$(names quagmire_utils/core/profiles .yaml)"
             ;;
     esac
     run_arguments=(--profile "$profile" ${run_arguments[@]+"${run_arguments[@]}"})
@@ -451,7 +451,7 @@ case $command in
         exec "$PY" -m jupyterlab --ServerApp.root_dir="$ROOT" "$@"
         ;;
     run)
-        [ ${#spot_check[@]} -eq 0 ] || exec "$PY" -m quagmire_utils.sweep "$profile" "${spot_check[@]}"
-        exec "$PY" -m quagmire_utils.cli run "${run_arguments[@]}"
+        [ ${#spot_check[@]} -eq 0 ] || exec "$PY" -m quagmire_utils sweep "$profile" "${spot_check[@]}"
+        exec "$PY" -m quagmire_utils run "${run_arguments[@]}"
         ;;
 esac

@@ -22,7 +22,6 @@ import json
 import math
 import os
 import re
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -148,9 +147,3 @@ def _read(name: str) -> pd.DataFrame:
         frame = frame.astype({"n_fit": "Int64", "n_validation": "Int64"})
         frame["note"] = frame["note"].fillna("")
     return frame
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m quagmire_utils.core.published published_tables.json")
-    print(f"{len(transcribe(Path(sys.argv[1])))} cells written to {FOLDER / 'tables.csv'}")

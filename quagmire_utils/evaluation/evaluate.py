@@ -8,7 +8,7 @@ measured by the same code.
     bootstrap_intervals(counts, ks=[1, 64])
     compare_outputs("samples/mine", "samples/before", ks=[1, 64])     # or, in a shell:
 
-    python -m quagmire_utils.evaluation.evaluate samples/mine samples/before -k 1,64
+    quagmire compare samples/mine samples/before -k 1,64
 
 Grading goes on behind the sampling: while the engine draws the answers to one benchmark, the grader's processes judge
 those to the one before, so that a GPU never waits for them.
@@ -16,8 +16,6 @@ those to the one before, so that a GPU never waits for them.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -223,32 +221,3 @@ def _check_golds(stores: Sequence[SampleStore], keys: pd.DataFrame) -> None:
                 f"problem {problem!r} of {benchmark!r} has the gold {first[key][0]!r} in one evaluation and "
                 f"{second[key][0]!r} in the other, so the two did not solve the same; evaluate one of them again"
             )
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print what two evaluations differ by."""
-    from quagmire_utils.evaluation.measured import describe_comparison, show_comparison
-
-    parser = argparse.ArgumentParser(
-        prog="python -m quagmire_utils.evaluation.evaluate",
-        description="The difference of two evaluations on the same problems, with 95 % intervals and p-values.",
-    )
-    parser.add_argument("a", type=Path, help="output folder of an evaluation")
-    parser.add_argument("b", type=Path, help="output folder of the one to compare it with")
-    parser.add_argument("-k", default="1", help="one k, or several separated by commas")
-    options = parser.parse_args(arguments)
-    try:
-        ks = [int(item) for item in options.k.split(",")]
-    except ValueError:
-        parser.error(f"-k takes whole numbers separated by commas, not {options.k!r}")
-    try:
-        table = compare_outputs(options.a, options.b, ks)
-    except ParameterError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
-    print(describe_comparison(table, str(options.a), str(options.b)))
-    print(show_comparison(table).to_string())
-
-
-if __name__ == "__main__":
-    main()

@@ -30,7 +30,7 @@ system. POSIX only.
 
 Checking it: `audit` has a second grader, which shares no code with math-verify, judge graded responses again, and lists
 where the two disagree (`evaluation.audit` does so for a store).
-From the shell, without model or GPU: `python -m quagmire_utils.grading score|regrade|audit STORE`.
+From the shell, without model or GPU: `quagmire grade score|regrade|audit STORE`.
 """
 
 from quagmire_utils.grading.graders import GRADERS, AnswerGrader, find_grader, grader_version

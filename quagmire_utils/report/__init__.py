@@ -3,9 +3,9 @@
     write_report("results/mini")                    # results/mini/report.html, from results/mini/notebooks/*.ipynb
     update_readme("README.md", "results/mini")      # the 20 rows between the marks
 
-    python -m quagmire_utils.report page mini       # from the shell, as `./reproduce.sh --only report` does
-    python -m quagmire_utils.report readme mini
-    python -m quagmire_utils.report screenshot mini # results/mini/report.png, taken by headless Chromium
+    quagmire report page mini       # from the shell, as `./reproduce.sh --only report` does
+    quagmire report readme mini
+    quagmire report screenshot mini # results/mini/report.png, taken by headless Chromium
 
 The page is one file without scripts or requests. What notebooks show is all that it shows (`executed`), in the order of
 the paper (`story`), and everything passes a sanitizer (`clean`), because records hold text that models wrote.

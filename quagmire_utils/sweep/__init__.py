@@ -7,10 +7,10 @@ records into the files from which every table and figure is derived:
 
     candidates.parquet  counts.parquet  generalization_loss.parquet  rl_curves.parquet  cells.parquet  manifest.json
 
-    python -m quagmire_utils.sweep smoke            # all cells of a profile, on `workers` processes
-    python -m quagmire_utils.sweep smoke --plan     # only says what there is to do
-    python -m quagmire_utils.sweep paper --dry-run  # hours, price, disk, and what is missing on this machine
-    python -m quagmire_utils.sweep paper --submit slurm --output jobs       # job scripts for a cluster
+    quagmire sweep smoke            # all cells of a profile, on `workers` processes
+    quagmire sweep smoke --plan     # only says what there is to do
+    quagmire sweep paper --dry-run  # hours, price, disk, and what is missing on this machine
+    quagmire sweep paper --submit slurm --output jobs       # job scripts for a cluster
 """
 
 from quagmire_utils.sweep.cells import run_cell

@@ -2,7 +2,7 @@
 
     ray start --head --disable-usage-stats --include-dashboard=false    # on one node
     ray start --address=THAT_NODE:6379 --disable-usage-stats            # on each other one
-    python -m quagmire_utils.sweep mini --ray auto                      # on any of them
+    quagmire sweep mini --ray auto                      # on any of them
 
 The checkpoint that a cell starts from travels with its task through Ray's object store, and what the cell leaves
 (records, checkpoint, graded answers, log) travels back and is put into the results folder of the process that asked,

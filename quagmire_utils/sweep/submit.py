@@ -5,8 +5,8 @@ at once, one that was cut off goes on, and one whose parameters have changed sin
 waits for its base model, RL for the SFT of its own candidate alone. All nodes see the results folder, this Python and
 the folder in which the scripts were printed.
 
-    python -m quagmire_utils.sweep paper --submit slurm --output jobs && bash jobs/submit.sh
-    python -m quagmire_utils.sweep paper --submit ray --ray http://head:8265
+    quagmire sweep paper --submit slurm --output jobs && bash jobs/submit.sh
+    quagmire sweep paper --submit ray --ray http://head:8265
 
 Ray: the job runs the sweep itself on the cluster's nodes (`sweep PROFILE --ray auto`).
 """
@@ -59,7 +59,7 @@ def ray_command(name: str, folder: Path, address: str, arguments: Sequence[str] 
         raise ParameterError(
             f"ray: --submit ray needs the address of the cluster's dashboard, such as http://head:8265, not {address}"
         )
-    job = [sys.executable, "-m", "quagmire_utils.sweep", name, "--results", str(folder.resolve()), "--ray", "auto"]
+    job = [sys.executable, "-m", "quagmire_utils", "sweep", name, "--results", str(folder.resolve()), "--ray", "auto"]
     there = ["env", f"--chdir={Path.cwd()}"]  # of the paths in the profile; a job begins in a folder of Ray's
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     return [*ray, "job", "submit", "--address", address, "--no-wait", "--", *there, *job, *arguments]
@@ -119,7 +119,7 @@ def _array(
         **profile.compute.slurm,
     }
     rows = [f"    [{_index(cell, index)}]={shlex.quote(f'{cell.id} {cell.digest}')}" for cell in cells]
-    command = shlex.join([sys.executable, "-m", "quagmire_utils.sweep", name, "--results", str(folder.resolve())])
+    command = shlex.join([sys.executable, "-m", "quagmire_utils", "sweep", name, "--results", str(folder.resolve())])
     return "\n".join(
         [
             "#!/usr/bin/env bash",
@@ -188,7 +188,7 @@ def _submit(profile: Profile, name: str, folder: Path, stages: dict[str, list[Ce
         jobs.append(stage)
     after = ":".join(f"${job}" for job in jobs)
     place = folder.resolve()
-    collect = shlex.join([sys.executable, "-m", "quagmire_utils.sweep", name, "--results", str(place), "--collect"])
+    collect = shlex.join([sys.executable, "-m", "quagmire_utils", "sweep", name, "--results", str(place), "--collect"])
     log = shlex.quote(str(place / "scratch" / "slurm" / "collect.log"))
     lines += [
         f'sbatch --dependency="afterany:{after}" --job-name={profile.name}-collect --output={log} '

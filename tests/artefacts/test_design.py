@@ -526,7 +526,7 @@ def test_the_shipped_card_is_that_of_the_shipped_records(mini):
     assert shipped.split(cut)[0] == expected.split(cut)[0]
     manifest = CARD.parent / "manifest.json"
     if manifest.is_file() and read_json(manifest).get("complete"):
-        assert shipped == expected, "run `python -m quagmire_utils.report.card mini`"
+        assert shipped == expected, "run `quagmire report card mini`"
 
 
 def test_the_card_command(capsys):

@@ -11,11 +11,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from quagmire_utils import cli, report, sweep
+from quagmire_utils import report, sweep
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.records import load_records
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.report import notebook, plots
+from quagmire_utils.report.reproduction import Run, run_notebooks
 from quagmire_utils.sweep.collect import is_collected
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,7 +123,7 @@ def test_the_readmes_table_is_that_of_the_executed_notebooks(tmp_path):
         [line.rpartition(" | ")[0] if line.startswith("|") else line for line in path.read_text("utf-8").splitlines()]
         for path in (ROOT / "README.md", copy)
     )
-    assert before == after, "README.md is stale: python -m quagmire_utils.report readme mini"
+    assert before == after, "README.md is stale: quagmire report readme mini"
 
 
 def test_the_page_is_that_of_the_executed_notebooks(page):
@@ -158,7 +159,7 @@ def test_every_other_shipped_picture_is_that_of_the_code(tmp_path):
     folder = tmp_path / "mini"
     shutil.copytree(RESULTS, folder, ignore=shutil.ignore_patterns("figures", "notebooks", "logs", "scratch"))
     only = ("fig", "claims", "paper_audit", "design_microlab", "rank_candidates", "forecast_rl")
-    cli.run_notebooks(cli.Run(str(folder), only), io.StringIO())
+    run_notebooks(Run(str(folder), only), io.StringIO())
     drawn = sorted((folder / "figures").glob("*.svg"))
     names = {path.name for path in (RESULTS / "figures").glob("*.svg")}
     assert {path.name for path in drawn} == names - {"rl_curves.svg"}
@@ -168,7 +169,7 @@ def test_every_other_shipped_picture_is_that_of_the_code(tmp_path):
 
 def test_the_readme_shows_the_pages_picture():
     assert re.search(r"!\[[^\]]{10,}\]\(results/mini/report\.png\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert (RESULTS / "report.png").is_file(), "no picture: python -m quagmire_utils.report screenshot mini"
+    assert (RESULTS / "report.png").is_file(), "no picture: quagmire report screenshot mini"
 
 
 def test_the_shipped_records_are_complete_and_nothing_is_trained_again():

@@ -83,7 +83,9 @@ def page(tmp_path_factory):
         for name, some in problems.items()
     }
     store.append(pd.DataFrame(rows, dtype=object))  # of lone surrogates, a column of strings can't be made
-    audit = pd.DataFrame(rows, dtype=object).assign(kind="only the first grader says correct", samples=2, gold=PAYLOADS[0])
+    audit = pd.DataFrame(rows, dtype=object).assign(
+        kind="only the first grader says correct", samples=2, gold=PAYLOADS[0]
+    )
     audit = audit.assign(second_verdict="wrong", second_extracted=PAYLOADS[1], ending=audit["text"])
     audit.attrs = {"samples": 36, "disagreements": 36}
     return browse_answers(store, problems, each=len(PAYLOADS)) + show_audit(audit, rows=36)

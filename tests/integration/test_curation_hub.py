@@ -18,19 +18,25 @@ import pytest
 import yaml
 from fake_hub import COMMIT, serve
 
+from quagmire_utils import cli
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
 from quagmire_utils.data import BENCHMARKS, Problem, Trace, load_benchmark
 from quagmire_utils.data.curation import BenchmarkIndex, Recipe, build, decontaminate, load_set, load_source
-from quagmire_utils.data.curation.__main__ import main
 from quagmire_utils.data.curation.contamination import same_question
 from quagmire_utils.data.curation.files import read_unit, units
 from quagmire_utils.data.curation.sources import Dropped, Record, expand
 from quagmire_utils.training.microlab import build_tokenizer
 
+
+def main(arguments: list[str]) -> int:
+    """Run `quagmire curate`."""
+    return cli.main(["curate", *arguments])
+
+
 REPO = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO)}
-COMMAND = [sys.executable, "-m", "quagmire_utils.data.curation"]
+COMMAND = [sys.executable, "-m", "quagmire_utils", "curate"]
 
 
 def rows_of(n: int) -> list[dict]:
@@ -218,7 +224,7 @@ def hub_set(tmp_path):
 
 
 SMALL_UNITS = "import sys, quagmire_utils.data.curation.files as f; f.UNIT_BYTES = 2**18; f._SPARSE = 2**13\n"
-SMALL_UNITS += "from quagmire_utils.data.curation.__main__ import main; sys.exit(main(sys.argv[1:]))"
+SMALL_UNITS += "from quagmire_utils.cli import main; sys.exit(main(['curate', *sys.argv[1:]]))"
 
 
 def test_a_hub_is_streamed_in_pieces_goes_on_after_a_kill_and_forgives_an_error(tmp_path, hub_set):
@@ -426,7 +432,14 @@ def test_a_yaml_file_that_says_nothing_is_a_sentence(tmp_path, capsys, content, 
 
 
 def test_what_is_in_the_folder_already_is_not_touched(tmp_path, capsys):
-    arguments = ["--source", "acereason", "--files", str(write(tmp_path / "a.jsonl", rows_of(30))), "--benchmarks"]
+    arguments = [
+        "--source",
+        "acereason",
+        "--files",
+        str(write(tmp_path / "a.jsonl", rows_of(30))),
+        "-p",
+        "benchmarks=[]",
+    ]
     arguments += ["--cache", str(tmp_path / "cache"), "--workers", "1", "--output"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/train.jsonl").write_text("mine")
@@ -450,7 +463,7 @@ def test_what_is_in_the_folder_already_is_not_touched(tmp_path, capsys):
 
 def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(tmp_path):
     files = [str(write(tmp_path / f"in/{k}.jsonl", rows_of(3000)[k::4])) for k in range(4)]
-    arguments = ["--source", "acereason", "--benchmarks", "--workers", "1", "--files", *files, "--n", "2500"]
+    arguments = ["--source", "acereason", "-p", "benchmarks=[]", "--workers", "1", "--files", *files, "--n", "2500"]
     arguments += ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out")]
 
     def no_file_beyond(size):
@@ -474,7 +487,7 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(tmp_path):
 
 
 def test_two_at_once_make_one_set(tmp_path):
-    arguments = ["--source", "acereason", "--benchmarks", "--workers", "1", "--n", "900"]
+    arguments = ["--source", "acereason", "-p", "benchmarks=[]", "--workers", "1", "--n", "900"]
     arguments += ["--files", str(write(tmp_path / "a.jsonl", rows_of(3000)))]
     arguments += ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out")]
     both = [subprocess.Popen([*COMMAND, *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE) for _ in range(2)]

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 
+from quagmire_utils import cli
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
 from quagmire_utils.data import Problem, Trace, load_benchmark
@@ -32,13 +33,18 @@ from quagmire_utils.data.curation import (
     split_by_problem,
 )
 from quagmire_utils.data.curation import build as build_function
-from quagmire_utils.data.curation.__main__ import main
 from quagmire_utils.data.curation.contamination import normalise
 from quagmire_utils.data.curation.counting import QWEN, TokenCounter
 from quagmire_utils.data.curation.files import read_unit, units
 from quagmire_utils.data.curation.scan import problem_digest, tokenizer_json, trace_id
 from quagmire_utils.data.curation.sources import Dropped, Record, made_by
 from quagmire_utils.training.microlab import build_tokenizer
+
+
+def main(arguments: list[str]) -> int:
+    """Run `quagmire curate`."""
+    return cli.main(["curate", *arguments])
+
 
 REPO = Path(__file__).resolve().parents[2]
 TOKENIZER = build_tokenizer()
@@ -460,8 +466,8 @@ def test_a_killed_scan_goes_on_and_ends_in_the_same_set(tmp_path):
     for k in range(40):
         write_jsonl(tmp_path / f"in/{k:02d}.jsonl", rows[k::40])
     arguments = ["--source", "acereason", "--files", str(tmp_path / "in")]
-    arguments += ["--n", "500", "--benchmarks", "--workers", "1"]
-    command = [sys.executable, "-m", "quagmire_utils.data.curation", *arguments, "--cache", str(tmp_path / "cache")]
+    arguments += ["--n", "500", "-p", "benchmarks=[]", "--workers", "1"]
+    command = [sys.executable, "-m", "quagmire_utils", "curate", *arguments, "--cache", str(tmp_path / "cache")]
     command += ["--output", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -727,8 +733,11 @@ def test_sets_from_a_yaml_file(tmp_path, capsys):
 def test_command_line_options(tmp_path, capsys, tokenizer):
     files = str(write_jsonl(tmp_path / "a.jsonl", pool_rows(100)))
     common = ["--output", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--workers", "1"]
-    arguments = ["--source", "acereason", "--files", files, "--tokenizer", tokenizer, "--benchmarks"]
-    assert main([*arguments, "--mixture", "longest=7", "shortest=5", "--where", "category=math,code", *common]) == 0
+    arguments = ["--source", "acereason", "--files", files, "--tokenizer", tokenizer, "-p", "benchmarks=[]"]
+    assert (
+        main([*arguments, "-p", "mixture={longest: 7, shortest: 5}", "-p", "where={category: [math, code]}", *common])
+        == 0
+    )
     assert "train: 12 traces" in capsys.readouterr().out
     assert main(["--list"]) == 0
     assert "open-r1/OpenR1-Math-220k" in capsys.readouterr().out

@@ -10,11 +10,12 @@ import nbformat
 import pandas as pd
 import pytest
 
+from quagmire_utils import cli
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_json
 from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
 from quagmire_utils.engines import SamplingParams, load_engine
-from quagmire_utils.evaluation.evaluate import compare_outputs, evaluate, main, repeated_answers
+from quagmire_utils.evaluation.evaluate import compare_outputs, evaluate, repeated_answers
 from quagmire_utils.evaluation.measured import describe_evaluation, evaluation_table
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
 from quagmire_utils.evaluation.store import GOLDS, SampleStore
@@ -202,7 +203,7 @@ def test_two_outputs_are_compared_on_the_problems_of_both(tmp_path, capsys):
     assert own.loc[1, "problems"] == 5
     assert (table.attrs["problems_a"], table.attrs["problems_b"]) == (5, 6)
     assert table.attrs["settings"] == {"model_digest": ("after", "before"), "temperature": (1.0, 0.7)}
-    main([str(after), str(before), "-k", "1,8"])
+    assert cli.main(["compare", str(after), str(before), "-k", "1,8"]) == 0
     printed = capsys.readouterr().out
     assert "on the 5 problems that both answered" in printed
     assert "1 problems of b alone are left out" in printed
@@ -226,15 +227,13 @@ def test_outputs_that_cannot_be_compared_are_one_sentence(tmp_path, capsys, othe
         graded(second, **other)
     with pytest.raises(ParameterError, match=sentence):
         compare_outputs(first, second)
-    with pytest.raises(SystemExit) as ended:
-        main([str(first), str(second)])
-    assert ended.value.code == 2
+    assert cli.main(["compare", str(first), str(second)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_more_answers_than_there_are_is_said(tmp_path, capsys):
     first, second = graded(tmp_path / "first", [1, 2, 3], n=16), graded(tmp_path / "second", [1, 1, 3])
-    main([str(first), str(second), "-k", "1,9"])
+    assert cli.main(["compare", str(first), str(second), "-k", "1,9"]) == 0
     printed = capsys.readouterr().out
     assert "Pass@9 is NaN: it takes 9 graded answers to every problem of both, and some have only 8." in printed
     assert "Pass@1 is NaN" not in printed

@@ -25,6 +25,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import load_records
 from quagmire_utils.evaluation.measured import records_summary
 from quagmire_utils.report import notebook
+from quagmire_utils.report.reproduction import Run, run_notebooks
 from quagmire_utils.training import microlab
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,10 +137,9 @@ def test_parameters_are_independent_literals(path):
 
 @every_notebook
 def test_an_unknown_parameter_is_an_error(path):
-    cli = pytest.importorskip("quagmire_utils.cli", reason="the runner is not there")
-    run = cli.Run(profile="smoke", only=(path.stem,), parameters={"no_such_parameter": "1"})
+    run = Run(profile="smoke", only=(path.stem,), parameters={"no_such_parameter": "1"})
     with pytest.raises(ParameterError, match="no parameter 'no_such_parameter'"):
-        cli.run_notebooks(run)
+        run_notebooks(run)
 
 
 # --- executed ---------------------------------------------------------------------------------------------------------

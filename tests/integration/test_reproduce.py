@@ -28,7 +28,9 @@ from packaging.utils import canonicalize_name
 
 from quagmire_utils import cli
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.report import execution
+from quagmire_utils.report import execution, reproduction
+from quagmire_utils.report.execution import NotebookError
+from quagmire_utils.report.reproduction import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED_BY = ("constraints.txt", "pyproject.toml", "reproduce.sh")
@@ -71,7 +73,7 @@ def program(path: Path, text: str) -> Path:
 def clone(tmp_path: Path) -> Path:
     """What set-up reads, in a folder with a space in its name, and bin/: a PATH without any Python, uv or conda."""
     folder = tmp_path / "a clone"
-    for name in (*INSTALLED_BY, "quagmire_utils/profiles/smoke.yaml"):
+    for name in (*INSTALLED_BY, "quagmire_utils/core/profiles/smoke.yaml"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
     (tmp_path / "bin").mkdir()
@@ -242,7 +244,7 @@ def wait_for(path: Path, seconds: float = 120) -> str:
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> cli.Run:
+def study(tmp_path: Path) -> Run:
     """A sweep that writes records, a figure and a table that read them, and a workflow."""
     folder, results = tmp_path / "note books", tmp_path / "results"
     write = (
@@ -256,10 +258,10 @@ def study(tmp_path: Path) -> cli.Run:
     notebook(folder / "fig03_loss.ipynb", read, "print(k, rates)", parameters="profile = ''\nk = 64\nrates = [0.5]")
     notebook(folder / "table01_fit.ipynb", read, "1 / divisor", parameters="profile = ''\nk = 64\ndivisor = 1.0")
     notebook(folder / "evaluate_model.ipynb", "print(model)", parameters="model = None")
-    return cli.Run(profile="smoke", root=tmp_path, notebooks=folder, results=results)
+    return Run(profile="smoke", root=tmp_path, notebooks=folder, results=results)
 
 
-def changed(run: cli.Run, **changes) -> cli.Run:
+def changed(run: Run, **changes) -> Run:
     return dataclasses.replace(run, **changes)
 
 
@@ -270,23 +272,23 @@ def stdout(path: Path) -> str:
     )
 
 
-def test_the_order_is_sweep_figures_tables_and_workflows_wait_to_be_asked(study: cli.Run):
+def test_the_order_is_sweep_figures_tables_and_workflows_wait_to_be_asked(study: Run):
     notebook(study.notebooks / "fig10_late.ipynb")
     regular = ["run_sweep", "fig03_loss", "fig10_late", "table01_fit"]
-    assert [path.stem for path in cli.select_notebooks(study.notebooks)] == regular
-    asked = cli.select_notebooks(study.notebooks, ["table", "evaluate", "fig03"])
+    assert [path.stem for path in reproduction.select_notebooks(study.notebooks)] == regular
+    asked = reproduction.select_notebooks(study.notebooks, ["table", "evaluate", "fig03"])
     assert [path.stem for path in asked] == ["fig03_loss", "table01_fit", "evaluate_model"]
     with pytest.raises(ParameterError, match="no notebook's name begins with 'fig04'; there are run_sweep, "):
-        cli.select_notebooks(study.notebooks, ["fig04"])
+        reproduction.select_notebooks(study.notebooks, ["fig04"])
 
 
-def test_a_run_executes_with_typed_parameters_and_keeps_clean_copies(study: cli.Run):
+def test_a_run_executes_with_typed_parameters_and_keeps_clean_copies(study: Run):
     terminal = io.StringIO()
     old = study.results / "smoke/manifest.json"
     old.parent.mkdir(parents=True)
     old.write_text("1")
     run = changed(study, only=("fig03",), parameters={"value": "11", "k": "8", "rates": "0.1,2"}, fresh=True)
-    taken = cli.run_notebooks(run, terminal)
+    taken = reproduction.run_notebooks(run, terminal)
     assert list(taken) == ["run_sweep", "fig03_loss"]  # the figure needs records, and fresh set them aside
     assert (study.root / ".quagmire/previous/smoke/manifest.json").read_text() == "1"
     copies = study.results / "smoke/notebooks"
@@ -304,14 +306,14 @@ def test_a_run_executes_with_typed_parameters_and_keeps_clean_copies(study: cli.
     assert (study.results / "smoke/logs/run_sweep.log").read_text().splitlines() == ["sweep 9/9"]
 
 
-def test_a_failing_notebook_names_itself_and_leaves_the_good_copy_alone(study: cli.Run):
+def test_a_failing_notebook_names_itself_and_leaves_the_good_copy_alone(study: Run):
     copy = study.results / "smoke/notebooks/table01_fit.ipynb"
     copy.parent.mkdir(parents=True)
     copy.write_text("the copy of an earlier run")
     (study.results / "smoke/manifest.json").write_text("1")
     run = changed(study, only=("table01",), parameters={"divisor": "0"})
-    with pytest.raises(cli.NotebookError) as failure:
-        cli.run_notebooks(run, io.StringIO())
+    with pytest.raises(NotebookError) as failure:
+        reproduction.run_notebooks(run, io.StringIO())
     message = str(failure.value)
     assert "notebook table01_fit failed: In [4] raised ZeroDivisionError: " in message
     assert "resume with:  ./reproduce.sh --profile smoke --only table01 -p divisor=0" in message
@@ -322,7 +324,7 @@ def test_a_failing_notebook_names_itself_and_leaves_the_good_copy_alone(study: c
     assert copy.read_text() == "the copy of an earlier run"
 
 
-def test_a_wrong_parameter_in_notebooks_is_one_sentence(study: cli.Run, capfd):
+def test_a_wrong_parameter_in_notebooks_is_one_sentence(study: Run, capfd):
     """Two notebooks that refuse the same value say so once; no copy, no log, no way to resume; status 2."""
     (study.results / "smoke").mkdir(parents=True)
     (study.results / "smoke/manifest.json").write_text("1")
@@ -333,13 +335,13 @@ def test_a_wrong_parameter_in_notebooks_is_one_sentence(study: cli.Run, capfd):
     command = ["run", "--profile", "smoke", "--only", "fig01,fig02", "--jobs", "2"]
     assert cli.main([*command, "--notebooks", str(study.notebooks), "--results", str(study.results)]) == 2
     said = capfd.readouterr().err
-    assert said.strip().splitlines()[-1] == "reproduce.sh: k must be at least 1, not 0"
+    assert said.strip().splitlines()[-1] == "quagmire: k must be at least 1, not 0"
     assert said.count("k must be") == 1
     assert not any(word in said for word in ("resume", "log:", "partial copy"))
 
 
 @pytest.mark.parametrize("file", ["fig01_x.log", "fig01_x.ipynb"])
-def test_a_full_disk_is_one_sentence_that_names_the_folder(study: cli.Run, capfd, file):
+def test_a_full_disk_is_one_sentence_that_names_the_folder(study: Run, capfd, file):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     logs = study.results / "smoke/logs"
@@ -351,26 +353,26 @@ def test_a_full_disk_is_one_sentence_that_names_the_folder(study: cli.Run, capfd
     assert cli.main([*command, "--notebooks", str(study.notebooks), "--results", str(study.results)]) == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert last == (
-        f"reproduce.sh: {study.results / 'smoke'} cannot be written to: No space left on device; resume with: "
+        f"quagmire: {study.results / 'smoke'} cannot be written to: No space left on device; resume with: "
         "./reproduce.sh --profile smoke --only fig01"
     )
 
 
-def test_a_kernel_that_dies_is_a_failure_and_not_a_hang(study: cli.Run):
+def test_a_kernel_that_dies_is_a_failure_and_not_a_hang(study: Run):
     notebook(study.notebooks / "evaluate_model.ipynb", "import os; os._exit(9)")
-    with pytest.raises(cli.NotebookError, match=r"evaluate_model failed: DeadKernelError: .*out of memory"):
-        cli.run_notebooks(changed(study, only=("evaluate",)), io.StringIO())
+    with pytest.raises(NotebookError, match=r"evaluate_model failed: DeadKernelError: .*out of memory"):
+        reproduction.run_notebooks(changed(study, only=("evaluate",)), io.StringIO())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_the_kernel_and_all_it_started(study: cli.Run, number: signal.Signals):
+def test_an_interrupt_ends_the_kernel_and_all_it_started(study: Run, number: signal.Signals):
     pids = study.root / "pids"
     start = "import os, pathlib, subprocess, time; child = subprocess.Popen(['sleep', '300'])"
     notebook(
         study.notebooks / "run_sweep.ipynb",
         f"{start}\npathlib.Path({str(pids)!r}).write_text(f'{{os.getpid()}} {{child.pid}}')\ntime.sleep(300)",
     )
-    command = [sys.executable, "-m", "quagmire_utils.cli", "run", "--profile", "smoke", "--only", "run_sweep"]
+    command = [sys.executable, "-m", "quagmire_utils", "run", "--profile", "smoke", "--only", "run_sweep"]
     command += ["--notebooks", str(study.notebooks), "--results", str(study.results)]
     runner = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     started = [psutil.Process(int(pid)) for pid in wait_for(pids).split()]
@@ -379,7 +381,7 @@ def test_an_interrupt_ends_the_kernel_and_all_it_started(study: cli.Run, number:
     assert runner.returncode == 130, message
     last = message.strip().splitlines()[-1]
     assert last == (
-        "reproduce.sh: interrupted in notebook run_sweep; resume with: ./reproduce.sh --profile smoke --only run_sweep"
+        "quagmire: interrupted in notebook run_sweep; resume with: ./reproduce.sh --profile smoke --only run_sweep"
     )
     assert not psutil.wait_procs(started, timeout=20)[1]
 
@@ -392,14 +394,14 @@ MEETING = (  # passes where another notebook is at the same place at the same ti
 )
 
 
-def test_notebooks_that_only_read_run_side_by_side_and_the_others_alone(study: cli.Run):
+def test_notebooks_that_only_read_run_side_by_side_and_the_others_alone(study: Run):
     (study.results / "smoke").mkdir(parents=True)
     (study.results / "smoke/manifest.json").write_text("1")
     place = str(study.root)
     for own, other in (("claims", "fig03_loss"), ("fig03_loss", "claims")):
         notebook(study.notebooks / f"{own}.ipynb", MEETING.format(place=place, own=own, other=other, patience=90))
     terminal = io.StringIO()
-    taken = cli.run_notebooks(changed(study, jobs=2), terminal)
+    taken = reproduction.run_notebooks(changed(study, jobs=2), terminal)
     assert set(taken) == {"run_sweep", "claims", "fig03_loss", "table01_fit"}
     said = terminal.getvalue()
     assert said.index("[1/4] run_sweep: done in") < said.index("3 notebooks, 2 at a time")
@@ -410,11 +412,11 @@ def test_notebooks_that_only_read_run_side_by_side_and_the_others_alone(study: c
         (study.root / own).unlink()
     claims = MEETING.format(place=place, own="claims", other="fig03_loss", patience=1)
     notebook(study.notebooks / "claims.ipynb", claims)
-    with pytest.raises(cli.NotebookError, match=r"claims failed: .* nobody came"):  # one at a time, they can't meet
-        cli.run_notebooks(changed(study, jobs=1, only=("claims", "fig03")), io.StringIO())
+    with pytest.raises(NotebookError, match=r"claims failed: .* nobody came"):  # one at a time, they can't meet
+        reproduction.run_notebooks(changed(study, jobs=1, only=("claims", "fig03")), io.StringIO())
 
 
-def test_a_failure_lets_the_running_notebook_end_and_begins_no_other(study: cli.Run):
+def test_a_failure_lets_the_running_notebook_end_and_begins_no_other(study: Run):
     (study.results / "smoke").mkdir(parents=True)
     (study.results / "smoke/manifest.json").write_text("1")
     began = study.root / "began"
@@ -423,8 +425,8 @@ def test_a_failure_lets_the_running_notebook_end_and_begins_no_other(study: cli.
     meet = f"import pathlib, time\nwhile not pathlib.Path({str(began)!r}).exists(): time.sleep(0.05)"
     notebook(study.notebooks / "fig02_bad.ipynb", meet, "1 / 0")
     terminal = io.StringIO()
-    with pytest.raises(cli.NotebookError) as failure:
-        cli.run_notebooks(changed(study, jobs=2, only=("fig",)), terminal)
+    with pytest.raises(NotebookError) as failure:
+        reproduction.run_notebooks(changed(study, jobs=2, only=("fig",)), terminal)
     assert "notebook fig02_bad failed: In [2] raised ZeroDivisionError" in str(failure.value)
     assert str(failure.value).endswith("resume with:  ./reproduce.sh --profile smoke --only fig --jobs 2")
     assert "fig02_bad: failed after" in terminal.getvalue()
@@ -433,7 +435,7 @@ def test_a_failure_lets_the_running_notebook_end_and_begins_no_other(study: cli.
     assert not (study.results / "smoke/logs/fig03_loss.log").exists()
 
 
-def test_an_interrupt_ends_every_kernel_that_is_running(study: cli.Run):
+def test_an_interrupt_ends_every_kernel_that_is_running(study: Run):
     (study.results / "smoke").mkdir(parents=True)
     (study.results / "smoke/manifest.json").write_text("1")
     files = [study.root / name for name in ("one", "two")]
@@ -443,7 +445,7 @@ def test_an_interrupt_ends_every_kernel_that_is_running(study: cli.Run):
             f"import os, pathlib, time; pathlib.Path({str(file)!r}).write_text(str(os.getpid())); time.sleep(300)",
             "raise SystemExit('a cell after the interrupted one')",
         )
-    command = [sys.executable, "-m", "quagmire_utils.cli", "run", "--profile", "smoke", "--only", "fig01,fig02"]
+    command = [sys.executable, "-m", "quagmire_utils", "run", "--profile", "smoke", "--only", "fig01,fig02"]
     command += ["--jobs", "2", "--notebooks", str(study.notebooks), "--results", str(study.results)]
     runner = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     kernels = [psutil.Process(int(wait_for(file))) for file in files]
@@ -451,13 +453,13 @@ def test_an_interrupt_ends_every_kernel_that_is_running(study: cli.Run):
     message = runner.communicate(timeout=120)[1]
     assert runner.returncode == 130, message
     last = message.strip().splitlines()[-1]
-    assert last.startswith("reproduce.sh: interrupted in notebooks fig0")
+    assert last.startswith("quagmire: interrupted in notebooks fig0")
     assert last.endswith("resume with: ./reproduce.sh --profile smoke --only fig01,fig02 --jobs 2")
     assert "Traceback" not in message
     assert not psutil.wait_procs(kernels, timeout=20)[1]
 
 
-def test_the_page_is_made_at_the_end_and_alone(study: cli.Run):
+def test_the_page_is_made_at_the_end_and_alone(study: Run):
     folder = study.results / "smoke"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
@@ -476,11 +478,11 @@ def test_the_page_is_made_at_the_end_and_alone(study: cli.Run):
     assert (folder / "notebooks/fig03_loss.ipynb").exists()
 
 
-def test_what_a_named_notebook_found_is_the_last_thing_said(study: cli.Run, capfd, monkeypatch):
+def test_what_a_named_notebook_found_is_the_last_thing_said(study: Run, capfd, monkeypatch):
     """Wrapped to the terminal, as plain text; of a notebook that --only did not name, nothing."""
     monkeypatch.setenv("COLUMNS", "60")
     found = "**mine.csv.** Send a<b to RL first: " + "it has the highest Pass@64, " * 4 + "and `none` is ruled out."
-    cell = f"from quagmire_utils import notebook\nsaid = notebook.headline({found!r})\nprint('not this')"
+    cell = f"from quagmire_utils.report import notebook\nsaid = notebook.headline({found!r})\nprint('not this')"
     notebook(study.notebooks / "evaluate_model.ipynb", cell, parameters="model = None")
     sweep = nbformat.read(study.notebooks / "run_sweep.ipynb", as_version=4)  # comes first by itself
     records = str(study.results / "smoke/manifest.json")
@@ -502,7 +504,7 @@ def test_what_a_named_notebook_found_is_the_last_thing_said(study: cli.Run, capf
     assert "mine.csv" not in capfd.readouterr().out
 
 
-def test_a_folder_of_records_is_a_profile_without_a_sweep(study: cli.Run):
+def test_a_folder_of_records_is_a_profile_without_a_sweep(study: Run):
     folder = study.results / "smoke"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text('{"configuration": {"name": "elsewhere"}}')
@@ -513,16 +515,16 @@ def test_a_folder_of_records_is_a_profile_without_a_sweep(study: cli.Run):
             "import pathlib; print(pathlib.Path(profile, 'manifest.json').read_text())",
             parameters="profile = ''",
         )
-    assert list(cli.run_notebooks(run, io.StringIO())) == ["table01_fit"]
+    assert list(reproduction.run_notebooks(run, io.StringIO())) == ["table01_fit"]
     assert "elsewhere" in stdout(folder / "notebooks/table01_fit.ipynb")
-    assert list(cli.run_notebooks(changed(run, only=()), io.StringIO())) == ["fig03_loss", "table01_fit"]
+    assert list(reproduction.run_notebooks(changed(run, only=()), io.StringIO())) == ["fig03_loss", "table01_fit"]
     for changes in ({"only": ("run_sweep",)}, {"fresh": True}):
         with pytest.raises(ParameterError, match="needs a profile"):
-            cli.run_notebooks(changed(run, **changes), io.StringIO())
+            reproduction.run_notebooks(changed(run, **changes), io.StringIO())
     assert (folder / "manifest.json").exists()
 
 
-def test_an_unknown_or_mistyped_parameter_is_refused_before_anything_runs_or_is_set_aside(study: cli.Run):
+def test_an_unknown_or_mistyped_parameter_is_refused_before_anything_runs_or_is_set_aside(study: Run):
     old = study.results / "smoke/manifest.json"
     old.parent.mkdir(parents=True)
     old.write_text("1")
@@ -532,22 +534,22 @@ def test_an_unknown_or_mistyped_parameter_is_refused_before_anything_runs_or_is_
         ({"profile": "mini"}, "the profile is chosen with --profile"),
     ]:
         with pytest.raises(ParameterError, match=re.escape(sentence)):
-            cli.run_notebooks(changed(study, parameters=parameters, fresh=True), io.StringIO())
+            reproduction.run_notebooks(changed(study, parameters=parameters, fresh=True), io.StringIO())
     assert old.exists()
     assert not (study.results / "smoke/notebooks").exists()
 
 
-def test_fresh_sets_the_old_records_aside_and_keeps_the_data_card(study: cli.Run):
+def test_fresh_sets_the_old_records_aside_and_keeps_the_data_card(study: Run):
     folder, kept = study.results / "smoke", study.root / ".quagmire/previous/smoke"
     (folder / "samples").mkdir(parents=True)
     (folder / "README.md").write_text("the data card")
     (folder / "samples/part.parquet").write_text("old")
     kept.mkdir(parents=True)
     (kept / "older").touch()
-    cli.set_aside(folder, kept)
+    reproduction.set_aside(folder, kept)
     assert [path.name for path in folder.iterdir()] == ["README.md"]
     assert sorted(path.name for path in kept.iterdir()) == ["README.md", "samples"]
-    cli.set_aside(study.results / "mini", kept)  # never computed: nothing to do
+    reproduction.set_aside(study.results / "mini", kept)  # never computed: nothing to do
     assert (kept / "samples/part.parquet").read_text() == "old"
 
 
@@ -572,7 +574,7 @@ def test_fresh_sets_the_old_records_aside_and_keeps_the_data_card(study: cli.Run
     ],
 )
 def test_values_take_the_type_of_the_notebooks_default(text: str, default: object, value: object):
-    parsed = cli.parse_value("name", text, default)
+    parsed = reproduction.parse_value("name", text, default)
     assert parsed == value
     assert type(parsed) is type(value)
 
@@ -580,7 +582,7 @@ def test_values_take_the_type_of_the_notebooks_default(text: str, default: objec
 @pytest.mark.parametrize(("text", "default"), [("4.5", 8), ("1", True), ("True", 8), ("x", {"a": 1}), ("x", 0.5)])
 def test_values_of_another_type_are_refused(text: str, default: object):
     with pytest.raises(ParameterError, match="parameter name must be "):
-        cli.parse_value("name", text, default)
+        reproduction.parse_value("name", text, default)
 
 
 class Terminal(io.StringIO):
@@ -740,7 +742,7 @@ def test_importing_the_package_is_cheap():
 
 
 def test_no_module_imports_a_heavy_library_at_its_top():
-    modules = sorted((ROOT / "quagmire_utils").rglob("*.py"))
+    modules = sorted(path for path in (ROOT / "quagmire_utils").rglob("*.py") if path.stem != "__main__")
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in modules]
     code = (
         "import importlib, sys\n"

@@ -94,7 +94,7 @@ def test_only_what_is_recorded_with_the_present_parameters_is_drawn(tiny, record
 
 
 def test_no_records_is_one_sentence_with_the_command_that_makes_them(tiny, tmp_path):
-    command = [sys.executable, "-m", "quagmire_utils.sweep", str(tiny), "--results", str(tmp_path), "--spot-check"]
+    command = [sys.executable, "-m", "quagmire_utils", "sweep", str(tiny), "--results", str(tmp_path), "--spot-check"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 2
     assert answer.stderr.count("\n") == 1
@@ -103,7 +103,7 @@ def test_no_records_is_one_sentence_with_the_command_that_makes_them(tiny, tmp_p
 
 
 def test_an_interrupt_is_one_word_and_leaves_no_process(tiny, recorded):
-    command = [sys.executable, "-m", "quagmire_utils.sweep", str(tiny), "--results", str(recorded), "--spot-check"]
+    command = [sys.executable, "-m", "quagmire_utils", "sweep", str(tiny), "--results", str(recorded), "--spot-check"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -127,7 +127,7 @@ def test_an_interrupt_is_one_word_and_leaves_no_process(tiny, recorded):
 @pytest.mark.slow
 def test_a_candidate_comes_out_again_to_the_last_bit_and_a_changed_record_is_found_out(tiny, tmp_path):
     folder = tmp_path / "results"
-    command = [sys.executable, "-m", "quagmire_utils.sweep", str(tiny), "--results", str(folder)]
+    command = [sys.executable, "-m", "quagmire_utils", "sweep", str(tiny), "--results", str(folder)]
     subprocess.run(command, capture_output=True, check=True)
     shutil.rmtree(folder / "scratch")  # the records are all that it needs
     command.append("--spot-check")

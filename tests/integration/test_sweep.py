@@ -70,7 +70,7 @@ def unbroken(tiny, tmp_path_factory):
 
 
 def command(tiny, folder):
-    return [sys.executable, "-m", "quagmire_utils.sweep", str(tiny), "--results", str(folder)]
+    return [sys.executable, "-m", "quagmire_utils", "sweep", str(tiny), "--results", str(folder)]
 
 
 def run(tiny, folder):

@@ -89,7 +89,7 @@ def assert_one_cell_was_lost_and_no_record(remote: Path, local: Path) -> None:
 
 @pytest.mark.slow
 def test_a_cluster_that_loses_a_node_leaves_the_records_of_one_machine(tiny, cluster, tmp_path):
-    command = [sys.executable, "-m", "quagmire_utils.sweep", str(tiny), "--results"]
+    command = [sys.executable, "-m", "quagmire_utils", "sweep", str(tiny), "--results"]
     subprocess.run([*command, str(tmp_path / "local")], check=True, capture_output=True)
     remote = tmp_path / "remote"
     with (tmp_path / "output").open("w") as output:
@@ -199,7 +199,7 @@ def test_cells_in_a_shared_folder_survive_a_node_and_leave_the_records_of_one_ma
     shared_profile, cluster, tmp_path
 ):
     """Nodes begin elsewhere and without the variables of the sweep's process; both go with the cells."""
-    command = [sys.executable, "-m", "quagmire_utils.sweep", str(shared_profile), "--results"]
+    command = [sys.executable, "-m", "quagmire_utils", "sweep", str(shared_profile), "--results"]
     surroundings = {"cwd": tmp_path, "env": {**os.environ, "QUAGMIRE_DATA_DIR": str(MIRROR)}}
     subprocess.run([*command, "local"], check=True, capture_output=True, **surroundings)
     remote = tmp_path / "remote"

@@ -15,12 +15,19 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quagmire_utils import cli
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.spreadsheet import write_csv as _write
 from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
 from quagmire_utils.evaluation.audit import audit_store, score_table
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grade, Grader, Verdict, audit, read_answer, second_opinion
-from quagmire_utils.grading.__main__ import _write, main
+
+
+def main(arguments: list[str]) -> int:
+    """Run `quagmire grade`."""
+    return cli.main(["grade", *arguments])
+
 
 REPO = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("QUAGMIRE_DATA_DIR") or REPO.parent / "shared" / "data")
@@ -381,7 +388,7 @@ def test_a_store_is_regraded_and_audited_from_the_shell(mine, capsys):
     assert capsys.readouterr().out.split("\n")[1].split() == ["mine", "2", "6", "0.6667", "0.6667", "0.0000"]
     output = path.with_name("audit.csv")
     main(["audit", str(store.path), "--benchmark", str(path), "--output", str(output)])
-    assert capsys.readouterr().out.startswith("1 of 6 graded samples")
+    assert capsys.readouterr().out.startswith("The second grader disagrees on 1 of 6 answers.")
     listed = pd.read_csv(output)
     assert listed[["gold", "extracted", "second_extracted"]].to_numpy().tolist() == [[1728, 1728, "1331, 1728"]]
 
@@ -393,14 +400,18 @@ def test_the_shell_refuses_in_a_sentence(mine, tmp_path, capsys):
     for arguments, said in (
         (["audit", str(store.path)], "--benchmark"),
         (["score", str(tmp_path / "no")], "no folder"),
-        (["audit", str(store.path), "--benchmark", str(path), "--output", str(tmp_path / "no" / "x.csv")], "No such"),
-        (["audit", str(store.path), "--benchmark", str(path), "--output", str(path / "x.csv")], "Not a directory"),
+        (
+            ["audit", str(store.path), "--benchmark", str(path), "--output", str(tmp_path / "no" / "x.csv")],
+            "cannot be written to",
+        ),
+        (["audit", str(store.path), "--benchmark", str(path), "--output", str(path / "x.csv")], "cannot be written to"),
         (["audit", str(store.path), "--benchmark", str(path), "--output", str(other)], "not a file"),
-        *(([command, str(other), "--benchmark", str(path)], "no store") for command in ("regrade", "audit", "score")),
+        *(
+            ([command, str(other), "--benchmark", str(path)], "no stored answers")
+            for command in ("regrade", "audit", "score")
+        ),
     ):
-        with pytest.raises(SystemExit) as stopped:
-            main(arguments)
-        assert stopped.value.code == 2
+        assert main(arguments) == 2
         assert said in capsys.readouterr().err
     assert list(other.iterdir()) == []
 

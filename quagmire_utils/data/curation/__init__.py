@@ -12,7 +12,7 @@ Of a pool in memory:
 
 Of the hub's datasets, streamed, millions of traces in little memory:
 
-    python -m quagmire_utils.data.curation --help
+    quagmire curate --help
     build(Recipe(source="llama_nemotron", tokenizer="meta-llama/Meta-Llama-3-8B-Instruct", selection="shortest",
                  n=10_000, max_tokens=7168, validation_problems=500), "data/s10k")
     train, validation = load_set("data/s10k")

@@ -364,3 +364,19 @@ def _write_removed(path: Path, choice: Choice, table: Table) -> None:
 
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines())
+
+
+def summary(folder: Path, manifest: dict[str, Any]) -> str:
+    """Return what a set holds and why traces were left out, in lines for the terminal."""
+    lines = [f"{folder}:"]
+    for name, facts in manifest["sets"].items():
+        tokens = "" if facts["tokens"] is None else f", {facts['tokens']:,} tokens"
+        lines.append(
+            f"  {name}: {facts['traces']:,} traces of {facts['problems']:,} problems{tokens} ({facts['file']}, "
+            f"digest {facts['digest'][:12]})"
+        )
+    counts = sorted(manifest["counts"].items(), key=lambda item: -item[1])
+    lines.append("  on the way: " + ", ".join(f"{reason} {count:,}" for reason, count in counts))
+    if manifest["not_taken"]:
+        lines.append("  not taken: " + ", ".join(f"{k} {v:,}" for k, v in list(manifest["not_taken"].items())[:8]))
+    return "\n".join(lines)

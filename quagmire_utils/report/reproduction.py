@@ -1,0 +1,234 @@
+"""Execute the notebooks of a profile: what `quagmire run` and `./reproduce.sh` do.
+
+    taken = run_notebooks(Run(profile="mini", only=("fig03", "table01"), parameters={"k": "16"}))
+
+`run_sweep` comes first: it computes the records and resumes what an earlier run left. Then follow, several at a time
+because they only read, every `figNN_*` and `tableNN_*` notebook, `claims` and `paper_audit`. Other notebooks (workflows
+such as `evaluate_model`) run one by one, if `only` names them. An executed copy replaces
+`results/<profile>/notebooks/<name>.ipynb` in one step when it is complete. The copy in progress and the log stay in
+`results/<profile>/logs/` if a notebook fails.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import itertools
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.paths import ROOT
+from quagmire_utils.core.settings import load_profile
+from quagmire_utils.report.execution import Count, Job, NotebookError, Screen, execute_all
+
+SWEEP = "run_sweep"
+REPORT = "report"  # the name of the page in `only`
+# These belong to every run, and only read records; other notebooks run if `only` names them.
+REGULAR = re.compile(r"(fig|table)\d+_?|claims$|paper_audit$")
+MOST_JOBS = 4  # notebooks at a time by default; each takes about 0.4 GiB
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to execute and where."""
+
+    profile: str  # a name, the path of a YAML file, or a folder of records
+    only: tuple[str, ...] = ()  # prefixes of notebook names, or "report"; empty: run_sweep and all that belong to a run
+    parameters: Mapping[str, str] = field(default_factory=dict)  # as typed by the user
+    fresh: bool = False  # set aside what the profile computed before
+    jobs: int | None = None  # notebooks at a time; None: one for each core, at most MOST_JOBS
+    root: Path = ROOT  # working directory of the notebooks
+    notebooks: Path = ROOT / "notebooks"
+    results: Path = ROOT / "results"
+
+    @property
+    def records_only(self) -> bool:
+        """Whether the profile is a folder of records: nothing there can be computed again."""
+        return (Path(self.profile) / "manifest.json").is_file()
+
+    @property
+    def folder(self) -> Path:
+        """Where the profile's records, executed notebooks and logs go."""
+        if self.records_only:
+            return Path(self.profile).resolve()
+        return self.results / load_profile(self.profile).name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Prefixes of notebook names in `only`."""
+        return tuple(name for name in self.only if name != REPORT)
+
+    @property
+    def resume_command(self) -> str:
+        """The shell command that goes on where this run stopped."""
+        words = ["./reproduce.sh", "--profile", self.profile]
+        words += ["--only", ",".join(self.only)] if self.only else []
+        words += ["--jobs", str(self.jobs)] if self.jobs is not None else []
+        for name, value in self.parameters.items():
+            words += ["-p", f"{name}={value}"]
+        return shlex.join(words)
+
+
+def default_profile(results: Path = ROOT / "results") -> str:
+    """Return mini if its records are there and complete, else smoke: an unfinished sweep would run for hours."""
+    manifest = results / "mini" / "manifest.json"
+    return "mini" if manifest.is_file() and '"complete": true' in manifest.read_text(encoding="utf-8") else "smoke"
+
+
+def select_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Path]:
+    """The notebooks to execute, in order: run_sweep, figures, tables, the rest.
+
+    `only` holds prefixes of names. Raises ParameterError where a prefix fits no notebook, or nothing is left to run.
+    """
+    everything = sorted(folder.glob("*.ipynb"), key=_position)
+    if not only:
+        regular = [path for path in everything if path.stem == SWEEP or REGULAR.match(path.stem)]
+        if not regular:
+            raise ParameterError(f"there is no {SWEEP} and no figure or table among the notebooks in {folder}")
+        return regular
+    for prefix in only:
+        if not prefix or not any(path.stem.startswith(prefix) for path in everything):
+            names = ", ".join(path.stem for path in everything)
+            raise ParameterError(f"no notebook's name begins with {prefix!r}; there are {names}")
+    return [path for path in everything if path.stem.startswith(tuple(only))]
+
+
+def _position(path: Path) -> tuple[bool, bool, str]:
+    return path.stem != SWEEP, REGULAR.match(path.stem) is None, path.stem
+
+
+def notebook_parameters(path: Path) -> dict[str, Any]:
+    """The names and default values in the notebook's parameters cell (None where a default is not a literal)."""
+    import papermill
+
+    defaults: dict[str, Any] = {}
+    for name, parameter in papermill.inspect_notebook(str(path)).items():
+        defaults[name] = None
+        with contextlib.suppress(ValueError, SyntaxError):
+            defaults[name] = ast.literal_eval(parameter["default"])
+    return defaults
+
+
+def parse_value(name: str, text: str, default: Any = None) -> Any:
+    """The typed value of `-p name=text`, of the type that the notebook's own default has.
+
+    A list or tuple may be written without brackets (a,b); a default of None takes any literal, and plain text as text.
+    Raises ParameterError where the value is of another type.
+    """
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
+    if value is None or default is None:
+        return value
+    if isinstance(default, (list, tuple)):
+        if isinstance(value, str) and value is text:
+            value = [parse_value(name, item.strip()) for item in text.split(",") if item.strip()]
+        return type(default)(value) if isinstance(value, (list, tuple)) else type(default)([value])
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ParameterError(f"parameter {name} must be {type(default).__name__} like {default!r}, not {text!r}")
+    return value
+
+
+def assign_parameters(run: Run, paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """The parameters each notebook gets: `profile`, and of the user's those that it has.
+
+    Raises ParameterError for a parameter that none of them has.
+    """
+    if "profile" in run.parameters:
+        raise ParameterError("the profile is chosen with --profile, not with -p")
+    defaults = {path: notebook_parameters(path) for path in paths}
+    for name in run.parameters:
+        if not any(name in known for known in defaults.values()):
+            known = sorted(set().union(*defaults.values()) - {"profile"})
+            notebooks = ", ".join(path.stem for path in paths)
+            raise ParameterError(f"no parameter {name!r} in {notebooks}; known: {', '.join(known) or 'none'}")
+    given = {**run.parameters, "profile": run.profile}
+    return {
+        path: {name: parse_value(name, given[name], default) for name, default in known.items() if name in given}
+        for path, known in defaults.items()
+    }
+
+
+def set_aside(folder: Path, keep: Path) -> None:
+    """Move a profile's results to `keep`, in place of what was kept there before; its README.md stays."""
+    if not folder.is_dir():
+        return
+    shutil.rmtree(keep, ignore_errors=True)
+    keep.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(folder, keep)
+    if (keep / "README.md").exists():
+        folder.mkdir()
+        shutil.copy2(keep / "README.md", folder)
+
+
+def run_notebooks(run: Run, terminal: TextIO | None = None) -> dict[str, float]:
+    """Execute the notebooks of `run`; seconds by notebook name.
+
+    Raises ParameterError before anything runs or from a notebook, NotebookError where a notebook fails, OSError where
+    the disk is full, and KeyboardInterrupt with the names of the notebooks that were running.
+    """
+    screen = Screen(sys.stderr if terminal is None else terminal)
+    folder = run.folder
+    selected = _plan(run, screen)
+    parameters = assign_parameters(run, selected)
+    if run.fresh:
+        keep = run.results.parent / ".quagmire" / "previous" / folder.name
+        set_aside(folder, keep)
+        screen.line(f"Set aside what {folder.name} computed before: {os.path.relpath(keep, run.root)}")
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    jobs = [Job(path, folder / "notebooks" / path.name, logs, run.root, parameters[path]) for path in selected]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    at_once = min(MOST_JOBS, cores) if run.jobs is None else run.jobs
+    taken: dict[str, float] = {}
+    count = Count(len(jobs))
+    try:
+        # those that only read go side by side; of the others, each has the machine for itself
+        for _, group in itertools.groupby(jobs, key=lambda job: job.name if REGULAR.match(job.name) is None else ""):
+            taken |= execute_all(list(group), at_once=at_once, screen=screen, count=count)
+    except NotebookError as error:
+        raise NotebookError(f"{error}\n  resume with:  {run.resume_command}") from None
+    return taken
+
+
+def _plan(run: Run, screen: Screen) -> list[Path]:
+    """The notebooks to execute. Raises ParameterError for what does not go together."""
+    if run.jobs is not None and run.jobs < 1:
+        raise ParameterError(f"--jobs must be at least 1, not {run.jobs}")
+    if run.fresh and (run.records_only or run.only == (REPORT,)):
+        raise ParameterError("--fresh computes the records of a profile again: it needs a profile, and its notebooks")
+    if run.only and not run.names:
+        return []
+    selected = select_notebooks(run.notebooks, run.names)
+    sweep = run.notebooks / f"{SWEEP}.ipynb"
+    if run.records_only:
+        if run.names and sweep in selected:
+            raise ParameterError(f"{SWEEP} needs a profile, and {run.profile} is a folder of records")
+        return [path for path in selected if path != sweep]
+    no_records = run.fresh or not (run.folder / "manifest.json").exists()
+    if no_records and sweep not in selected and sweep.exists() and any(REGULAR.match(path.stem) for path in selected):
+        screen.line(f"{run.folder.name} has no records yet: {SWEEP} comes first")
+        selected.insert(0, sweep)
+    return selected
+
+
+def make_report(run: Run, taken: Collection[str]) -> Path | None:
+    """Make the page anew if a notebook that it shows was executed, or if --only names it; its path."""
+    if REPORT not in run.only and not any(REGULAR.match(name) for name in taken):
+        return None
+    from quagmire_utils.report import write_report
+
+    return write_report(run.folder, sources=run.notebooks)
