@@ -230,7 +230,7 @@ def audit(
     if found["undecided"]:
         print(f"It cannot judge {found['undecided']} more.")
     if found["not_math"]:
-        print(f"{found["not_math"]} answers are not mathematics and were not audited.")
+        print(f"{found['not_math']} answers are not mathematics and were not audited.")
     if output is not None:
         write_csv(table, output)
     elif len(table):
