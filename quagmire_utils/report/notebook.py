@@ -37,7 +37,7 @@ from quagmire_utils.report.browse import browse_answers, show_audit
 if TYPE_CHECKING:
     from IPython.display import HTML, Image, Markdown
 
-    from quagmire_utils.analysis.prediction import Measurements
+    from quagmire_utils.analysis.measurements import Measurements
     from quagmire_utils.core.settings import Profile
     from quagmire_utils.engines import SamplingParams
     from quagmire_utils.engines.server import ServerSettings

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.analysis.prediction import bootstrap_interval, fit_predict_r2
+from quagmire_utils.analysis.fits import bootstrap_interval, fit_predict_r2
 from quagmire_utils.analysis.tables import compute_table
 from quagmire_utils.core import published as paper
 

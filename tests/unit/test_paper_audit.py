@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 
 from quagmire_utils.analysis import paper_audit
+from quagmire_utils.analysis.fits import fit_predict_r2
 from quagmire_utils.analysis.paper_audit import kinds, printed, simulation
-from quagmire_utils.analysis.prediction import fit_predict_r2
 from quagmire_utils.core import published as paper
 from quagmire_utils.report.plots import new_figure
 from quagmire_utils.report.plots.forest import mark_kinds, plot_rank_intervals, plot_split_spread

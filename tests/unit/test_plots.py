@@ -21,7 +21,7 @@ from PIL import Image
 from scipy import stats
 
 from quagmire_utils.analysis import design
-from quagmire_utils.analysis.prediction import linear_fit
+from quagmire_utils.analysis.fits import linear_fit
 from quagmire_utils.analysis.records import base_models, candidate_frame, select_candidates
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import CHECKPOINT, load_records

@@ -17,26 +17,19 @@ import pandas as pd
 import pytest
 from scipy import integrate, stats
 
-from quagmire_utils.analysis.prediction import (
-    Measurements,
-    advice,
+from quagmire_utils.analysis import advice, ranking
+from quagmire_utils.analysis.fits import predict, spearman
+from quagmire_utils.analysis.forecasting import (
     check_forecasts,
-    check_ranking,
     choose_runs,
     compare_predictors,
     forecast,
     forecast_rl,
     known_runs,
-    load_measurements,
-    predict,
-    rank_candidates,
-    rank_with_noise,
-    ranking,
-    read_csv,
-    regret,
-    spearman,
     withheld_outcomes,
 )
+from quagmire_utils.analysis.measurements import Measurements, load_measurements, read_csv
+from quagmire_utils.analysis.ranking import check_ranking, rank_candidates, rank_with_noise, regret
 from quagmire_utils.analysis.records import candidate_frame
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import load_records

@@ -16,20 +16,12 @@ import pandas as pd
 import pytest
 from test_practice import COMMAS, given, hidden, linear_world, make_store, world
 
-from quagmire_utils.analysis.prediction import (
-    Measurements,
-    advice,
-    forecast,
-    forecast_rl,
-    known_runs,
-    load_measurements,
-    rank_candidates,
-    rank_with_noise,
-    ranking,
-    read_csv,
-)
-from quagmire_utils.analysis.prediction.shrinkage import Shrinkage
+from quagmire_utils.analysis import advice, ranking
+from quagmire_utils.analysis.forecasting import forecast, forecast_rl, known_runs
+from quagmire_utils.analysis.measurements import Measurements, load_measurements, read_csv
+from quagmire_utils.analysis.ranking import rank_candidates, rank_with_noise
 from quagmire_utils.analysis.records import candidate_frame
+from quagmire_utils.analysis.shrinkage import Shrinkage
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import load_records
 from quagmire_utils.evaluation.pass_at_k import benchmark_average

@@ -10,18 +10,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from quagmire_utils.analysis.prediction import (
+from quagmire_utils.analysis.fits import (
     bootstrap_interval,
     candidate_standard_error,
     fit_predict_r2,
-    forecast,
     jackknife_standard_error,
     linear_fit,
     predict,
     r2_without_each,
-    rank_candidates,
     spearman,
 )
+from quagmire_utils.analysis.forecasting import forecast
+from quagmire_utils.analysis.ranking import rank_candidates
 from quagmire_utils.core.errors import ParameterError
 
 

@@ -144,7 +144,7 @@ def too_few(statistic: str, n: int, counted: str = "candidates") -> Estimate:
 
 
 def resampled(n: int, seed: int = 0, resamples: int = RESAMPLES) -> NDArray[np.intp]:
-    """Rows of a bootstrap over n candidates, (resamples, n): the same draws as `prediction.bootstrap_interval`'s."""
+    """Rows of a bootstrap over n candidates, (resamples, n): the same draws as `fits.bootstrap_interval`'s."""
     return np.random.default_rng(seed).integers(n, size=(resamples, n))
 
 

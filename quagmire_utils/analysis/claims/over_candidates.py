@@ -24,7 +24,7 @@ from quagmire_utils.analysis.claims.claim import (
     too_few,
 )
 from quagmire_utils.analysis.claims.evidence import Evidence
-from quagmire_utils.analysis.prediction import bootstrap_interval
+from quagmire_utils.analysis.fits import bootstrap_interval
 
 BOOTSTRAP = "choice of candidates (bootstrap)"
 

@@ -27,7 +27,7 @@ from quagmire_utils.analysis.claims.claim import (
 )
 from quagmire_utils.analysis.claims.evidence import Evidence
 from quagmire_utils.analysis.claims.over_candidates import BOOTSTRAP
-from quagmire_utils.analysis.prediction import bootstrap_interval, fit_predict_r2
+from quagmire_utils.analysis.fits import bootstrap_interval, fit_predict_r2
 from quagmire_utils.analysis.records import select_candidates
 from quagmire_utils.core import published as paper
 

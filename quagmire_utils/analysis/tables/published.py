@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quagmire_utils.analysis.prediction import (
+from quagmire_utils.analysis.fits import (
     MAX_SPLITS,
     bootstrap_interval,
+    check_whole,
     fit_predict_r2,
     jackknife_standard_error,
     predict,
     r2_without_each,
     spearman,
 )
-from quagmire_utils.analysis.prediction.fits import check_whole
 from quagmire_utils.analysis.tables.layout import PREDICTORS, Line, supplement_lines, table_lines
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.analysis.prediction import fit_predict_r2, predict, spearman
+from quagmire_utils.analysis.fits import fit_predict_r2, predict, spearman
 from quagmire_utils.analysis.tables.layout import PREDICTORS, Line, table_lines
 from quagmire_utils.analysis.tables.published import check_options, fit_size, split_protocol, usable_groups
 from quagmire_utils.core import published as paper

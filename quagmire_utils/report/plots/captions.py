@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from quagmire_utils.analysis.prediction import LinearFit
+from quagmire_utils.analysis.fits import LinearFit
 from quagmire_utils.core import published as paper
 from quagmire_utils.report.plots.look import NOT_RUN, SELECTION_STYLE
 from quagmire_utils.report.plots.series import Panel, _counted

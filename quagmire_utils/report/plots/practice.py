@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from quagmire_utils.analysis.prediction import Ranking, RLForecast
+    from quagmire_utils.analysis.forecasting import RLForecast
+    from quagmire_utils.analysis.ranking import Ranking
 
 BLUE, ORANGE = "#0b5394", "#d9822b"
 ROW = 0.26  # inches for a candidate

@@ -17,7 +17,7 @@ from quagmire_utils.report.plots.series import _counted, half_widths, series
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from quagmire_utils.analysis.prediction import LinearFit
+    from quagmire_utils.analysis.fits import LinearFit
 
 # a dot in a marker: a learning rate that is not the usual one of the figure
 DOT: dict[str, Any] = {"ls": "", "marker": ".", "color": INK, "ms": 4.5, "mec": "white", "mew": 0.5}

@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quagmire_utils.analysis.prediction.advice import forecast_advice, forecast_warnings
-from quagmire_utils.analysis.prediction.fits import _constant, spearman
-from quagmire_utils.analysis.prediction.measurements import checked_candidates
-from quagmire_utils.analysis.prediction.ranking import regret
+from quagmire_utils.analysis.advice import forecast_advice, forecast_warnings
+from quagmire_utils.analysis.fits import _constant, spearman
+from quagmire_utils.analysis.measurements import checked_candidates
+from quagmire_utils.analysis.ranking import regret
 from quagmire_utils.analysis.records import select_candidates
 from quagmire_utils.core.errors import ParameterError
 

@@ -34,9 +34,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quagmire_utils.analysis.prediction.advice import listed, ranking_advice
-from quagmire_utils.analysis.prediction.measurements import Measurements, checked_candidates, comparable_loss
-from quagmire_utils.analysis.prediction.shrinkage import Shrinkage
+from quagmire_utils.analysis.advice import listed, ranking_advice
+from quagmire_utils.analysis.measurements import Measurements, checked_candidates, comparable_loss
+from quagmire_utils.analysis.shrinkage import Shrinkage
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.pass_at_k import pass_at_k
 

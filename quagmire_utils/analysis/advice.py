@@ -12,8 +12,8 @@ import pandas as pd
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from quagmire_utils.analysis.prediction.forecasting import RLForecast
-    from quagmire_utils.analysis.prediction.ranking import Ranking
+    from quagmire_utils.analysis.forecasting import RLForecast
+    from quagmire_utils.analysis.ranking import Ranking
 
 CEILING = 0.995  # Pass@k from here on tells candidates apart by a few problems only
 FEW_PROBLEMS = 20  # below it, a mean over problems is far from normal, and its error hardly known
