@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import os
 import shutil
@@ -240,8 +239,7 @@ def _run_sft(profile, family, folder, cell, clock, grader):
         chosen = data.candidate_traces(profile, folder, family, candidate, base, OWN_FRACTION)
     if not _is_complete(model):
         with clock("sft"):
-            settings = dataclasses.replace(
-                profile.sft,
+            settings = profile.sft.replace(
                 epochs=candidate.epochs,
                 learning_rate=profile.sft.learning_rate if candidate.learning_rate is None else candidate.learning_rate,
                 seed=derive_seed(profile.seed, cell.id),
@@ -259,7 +257,7 @@ def _run_sft(profile, family, folder, cell, clock, grader):
 
 def _run_rl(profile, family, folder, cell, clock, grader):
     start, output = model_folder(folder, cell.needs), model_folder(folder, cell.id)
-    settings = dataclasses.replace(resolved_rl(profile, family), seed=derive_seed(profile.seed, cell.id))
+    settings = resolved_rl(profile, family).replace(seed=derive_seed(profile.seed, cell.id))
     if (output / "rl.json").is_file() and not all(
         _is_complete(output / f"checkpoint-{step}") for step in training.kept_steps(settings)
     ):

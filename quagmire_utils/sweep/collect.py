@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -147,7 +146,7 @@ def collect(profile: Profile, folder: str | Path, *, wall_seconds: float | None 
     hours = records["cells"]["seconds_total"].sum() / 3600 if done else 0.0
     write_json(
         {
-            **provenance.manifest(asdict(profile), seeds=[profile.seed], wall_seconds=wall_seconds),
+            **provenance.manifest(profile.model_dump(), seeds=[profile.seed], wall_seconds=wall_seconds),
             "settings_digest": files.digest(explicit(profile)),
             "cells": len(cells),
             "cells_finished": len(done),

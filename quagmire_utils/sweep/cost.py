@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.scale import ModelShape
+from quagmire_utils.core.settings import ModelShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from quagmire_utils.core.settings import FamilySettings, Profile
@@ -153,8 +152,8 @@ def _published(profile: Profile, costs: Sequence[CellCost]) -> str:
     compute = profile.compute
     published, total = compute.published_gpu_hours, sum(item.hours for item in costs)
     context = profile.evaluation.max_tokens
-    full = replace(compute, answer_tokens=dict.fromkeys(("base", "sft", "rl", "rollout"), float(context)))
-    upper = sum(item.hours for item in estimate(replace(profile, compute=full)))
+    full = compute.replace(answer_tokens=dict.fromkeys(("base", "sft", "rl", "rollout"), float(context)))
+    upper = sum(item.hours for item in estimate(profile.replace(compute=full)))
     lines = [
         f"Beside the paper's more than {_number(published)} GPU hours (Abstract, Sec. 4.1, App. B):",
         f"  this grid as computed: {_number(total)}, {total / published:.2f} of it",
@@ -191,7 +190,7 @@ def _fitting(profile: Profile, run: CellCost, most: float) -> float:
     for _ in range(30):
         middle = (low + high) / 2
         tokens = {**profile.compute.answer_tokens, "rollout": middle}
-        other = replace(profile, compute=replace(profile.compute, answer_tokens=tokens))
+        other = profile.replace(compute=profile.compute.replace(answer_tokens=tokens))
         train = next(item for item in estimate(other) if item.cell.id == run.cell.id).train
         low, high = (middle, high) if train < most else (low, middle)
     return low

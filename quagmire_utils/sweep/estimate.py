@@ -16,12 +16,12 @@ import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_parquet
-from quagmire_utils.core.scale import ModelShape
 from quagmire_utils.core.settings import (
     CandidateSettings,
     ComputeSettings,
     FamilySettings,
     ModelSettings,
+    ModelShape,
     Profile,
     RLSettings,
 )

@@ -52,7 +52,7 @@ def plan(profile: Profile) -> list[Cell]:
         "benchmarks": profile.benchmarks,
         "evaluation": measuring,
     }
-    if profile.digits != Profile.digits:
+    if profile.digits != Profile.model_fields["digits"].default:
         shared["digits"] = profile.digits
     for family in profile.families:
         base_id = f"{family.name}/base"
@@ -217,7 +217,7 @@ def resolved_rl(profile: Profile, family: FamilySettings) -> RLSettings:
     if profile.rl.epochs is None:
         return profile.rl
     steps = max(1, math.floor(profile.rl.epochs * (family.rl_problems // profile.rl.prompts_per_step)))
-    return replace(profile.rl, steps=steps, epochs=None)
+    return profile.rl.replace(steps=steps, epochs=None)
 
 
 def cost(profile: Profile, cell: Cell) -> float:
@@ -238,7 +238,7 @@ def cost(profile: Profile, cell: Cell) -> float:
 
 def _training(candidate: CandidateSettings) -> dict[str, object]:
     """What a candidate's training depends on: not which others it is compared with, nor how often RL starts from it."""
-    return explicit(replace(candidate, scenario=SCENARIOS[0], rl_runs=None))
+    return explicit(candidate.replace(scenario=SCENARIOS[0], rl_runs=None))
 
 
 def _base(family: FamilySettings) -> object:

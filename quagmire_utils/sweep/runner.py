@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from quagmire_utils.core.errors import ParameterError
@@ -79,7 +78,7 @@ def run_one(profile: Profile, folder: str | Path, cell_id: str, digest: str | No
     if digest is not None and digest != cell.digest:
         raise ParameterError(f"cell {cell_id}: its parameters have changed since it was submitted; submit it again")
     check(profile)
-    _check_here(replace(profile, workers=1))
+    _check_here(profile.replace(workers=1))
     _check_files(profile, folder)
     set_environment()
     lock = f"lock-{cell_id.replace('/', '__')}"

@@ -13,7 +13,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,7 +122,7 @@ def train_sft(
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     tokens = sum(len(row["input_ids"]) for row in rows)
     summary = {
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "traces": len(rows),
         "steps": steps,
         # what the paper's budgets count: every token the model was trained on, repeats included

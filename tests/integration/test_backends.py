@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -95,7 +94,7 @@ def test_writing_again_changes_nothing_and_another_run_is_refused_once_begun(pla
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     llamafactory.write(plain, TRACES, folder, SFT, machines=CPU)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    faster = dataclasses.replace(SFT, learning_rate=1e-2)
+    faster = SFT.replace(learning_rate=1e-2)
     llamafactory.write(plain, TRACES, folder, faster, machines=CPU)  # nothing has begun: written anew
     assert yaml.safe_load((folder / "train.yaml").read_text())["learning_rate"] == 1e-2
     (folder / "checkpoints").mkdir()
@@ -109,7 +108,7 @@ def test_writing_again_changes_nothing_and_another_run_is_refused_once_begun(pla
     ("change", "sentence"),
     [
         ({"traces": []}, "traces is empty"),
-        ({"settings": dataclasses.replace(SFT, max_length=40)}, "sft.max_length is 40, but trace t0 has"),
+        ({"settings": SFT.replace(max_length=40)}, "sft.max_length is 40, but trace t0 has"),
         ({"machines": Machines(3, 1)}, r"sft.batch_size \(8\) must be a multiple of sft.micro_batch_size \(4\) x dev"),
         ({"sharding": "zero"}, "sharding must be one of auto, none, fsdp, not 'zero'"),
         ({"saves": 0}, "saves must be at least 1"),
@@ -244,8 +243,8 @@ def test_verl_asks_and_grades_as_the_problems_domain_does(plain, tmp_path):
         ({"problems": PROBLEMS[:3]}, "rl.prompts_per_step is 4, and there are only 3 problems"),
         ({"machines": Machines(1, 3)}, r"\(16\) must be a multiple of the 3 GPUs"),
         ({"tensor_parallel": 4}, r"tensor_parallel \(4\) must divide machines.devices \(2\)"),
-        ({"settings": dataclasses.replace(RL, checkpoints=8), "epochs": 1}, "1 epochs are only 3 steps"),
-        ({"settings": dataclasses.replace(RL, max_tokens=8192)}, "max_tokens=8192 does not fit"),
+        ({"settings": RL.replace(checkpoints=8), "epochs": 1}, "1 epochs are only 3 steps"),
+        ({"settings": RL.replace(max_tokens=8192)}, "max_tokens=8192 does not fit"),
         ({"attention": "eager"}, "attention must be one of sdpa, flash_attention_2"),
         ({"gpu_memory": 1.5}, "gpu_memory must be between 0 and 1"),
         ({"epochs": 0}, "epochs must be at least 1"),

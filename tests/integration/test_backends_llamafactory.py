@@ -6,7 +6,6 @@ without it the tests skip.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import os
@@ -81,7 +80,7 @@ def unbroken(plain, tmp_path_factory) -> Path:
     """A run of LLaMA-Factory on the CPU, from beginning to end."""
     backend_python("llamafactory")
     folder = tmp_path_factory.mktemp("unbroken") / "run"
-    settings = dataclasses.replace(SFT, epochs=60)
+    settings = SFT.replace(epochs=60)
     llamafactory.write(plain, TRACES, folder, settings, machines=CPU, saves=6)
     summary = llamafactory.train(folder, progress=False)
     assert summary["steps"] == 180
@@ -126,7 +125,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(unbroken, plain, tm
     import torch
 
     folder = tmp_path / "run"
-    settings = dataclasses.replace(SFT, epochs=60)
+    settings = SFT.replace(epochs=60)
     llamafactory.write(plain, TRACES, folder, settings, machines=CPU, saves=6)
     shutil.copytree(unbroken / "tokenized", folder / "tokenized")  # the same traces
     code = "import sys; from quagmire_utils.training.backends import llamafactory; llamafactory.train(sys.argv[1])"

@@ -6,7 +6,6 @@ it the tests skip.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -45,7 +44,7 @@ from quagmire_utils.engines import load_tokenizer
 @pytest.mark.slow
 def test_verl_accepts_every_override_and_refuses_a_wrong_one(chat, tmp_path, verl_python):
     folder = verl.write(
-        chat, PROBLEMS, tmp_path / "a folder, of = signs", dataclasses.replace(RL, micro_batch_size=2), epochs=3,
+        chat, PROBLEMS, tmp_path / "a folder, of = signs", RL.replace(micro_batch_size=2), epochs=3,
         machines=Machines(1, 2),
     )  # fmt: skip
     environment = {**os.environ, "QUAGMIRE_VERL_PYTHON": str(verl_python)}
@@ -295,7 +294,7 @@ def test_a_step_of_verl_is_the_one_computed_by_hand_and_our_engine_loads_its_che
 
     from quagmire_utils.engines import Request, SamplingParams, load_engine
 
-    settings = dataclasses.replace(RL, learning_rate=1e-3, entropy_coefficient=0.02, temperature=0.8, max_grad_norm=0.5)
+    settings = RL.replace(learning_rate=1e-3, entropy_coefficient=0.02, temperature=0.8, max_grad_norm=0.5)
     folder = verl.write(chat, PROBLEMS, tmp_path / "run", settings, machines=Machines(1, 2))
     full = "{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"  # what is done by hand
     variables = {**os.environ, "QUAGMIRE_VERL_PYTHON": str(verl_python), "OMP_NUM_THREADS": "1"}

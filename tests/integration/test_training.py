@@ -111,8 +111,8 @@ def test_sft_refuses_what_cannot_train(base, tmp_path):
 # --- RL ---------------------------------------------------------------------------------------------------------------
 
 RL = RLSettings(steps=4, checkpoints=2, prompts_per_step=2, rollouts=4, max_tokens=12, learning_rate=1e-3, seed=5)
-COMPACT = dataclasses.replace(RL, backend="compact", steps=10, checkpoints=5, entropy_coefficient=0.0)
-KILLED = dataclasses.replace(COMPACT, steps=40, checkpoints=8)
+COMPACT = RL.replace(backend="compact", steps=10, checkpoints=5, entropy_coefficient=0.0)
+KILLED = COMPACT.replace(steps=40, checkpoints=8)
 
 
 def odd_length(responses, problems):
@@ -207,14 +207,14 @@ def test_rl_refuses_a_backend_that_cannot(base, tmp_path):
         ({"backend": "compact", "gradient_checkpointing": True}, "gradient_checkpointing"),
     ):
         with pytest.raises(ParameterError, match=f"rl.{name}"):
-            dataclasses.replace(RL, **changes)
+            RL.replace(**changes)
     windowed = AutoModelForCausalLM.from_pretrained(base).config.to_dict() | {"model_type": "mistral"}
     config = MistralConfig(**windowed | {"sliding_window": 16})
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "windowed")
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "windowed")
     with pytest.raises(ParameterError, match=r"rl.backend compact is for models with full attention"):
         train_rl(tmp_path / "windowed", PROBLEMS, tmp_path / "x", COMPACT, grader=odd_length, progress=False)
-    one_step = dataclasses.replace(RL, steps=1, checkpoints=1)
+    one_step = RL.replace(steps=1, checkpoints=1)
     train_rl(base, PROBLEMS, tmp_path / "run", one_step, grader=odd_length, progress=False)
     with pytest.raises(ParameterError, match=r"rl.backend is compact, but .*checkpoint-1 was made by another"):
         train_rl(base, PROBLEMS, tmp_path / "run", COMPACT, grader=odd_length, progress=False)
@@ -361,19 +361,19 @@ def test_compact_and_trl_update_alike(chatty, tmp_path, monkeypatch):
 
 
 def test_each_problem_comes_once_an_epoch_whatever_the_step_size():
-    settings = dataclasses.replace(COMPACT, prompts_per_step=5)
+    settings = COMPACT.replace(prompts_per_step=5)
     drawn = [problem for step in range(32) for problem in compact.draw_problems(32, settings, step)]
     epochs = [drawn[i : i + 32] for i in range(0, 160, 32)]
     assert all(sorted(epoch) == list(range(32)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 5
-    assert compact.draw_problems(3, settings, 0) != compact.draw_problems(3, dataclasses.replace(settings, seed=6), 0)
+    assert compact.draw_problems(3, settings, 0) != compact.draw_problems(3, settings.replace(seed=6), 0)
 
 
 def test_compact_learns_what_is_rewarded(base, tmp_path):
     def starts_with_a_letter(responses, problems):
         return [Grade(Verdict.CORRECT if r[:1].isalpha() else Verdict.WRONG, "") for r in responses]
 
-    settings = dataclasses.replace(COMPACT, steps=40, checkpoints=1, rollouts=16, max_tokens=2, learning_rate=1e-2)
+    settings = COMPACT.replace(steps=40, checkpoints=1, rollouts=16, max_tokens=2, learning_rate=1e-2)
     curve = train_rl(base, PROBLEMS, tmp_path / "run", settings, grader=starts_with_a_letter, progress=False)
     assert curve["reward"][:3].mean() < 0.5
     assert curve["reward"][-3:].mean() > 0.9

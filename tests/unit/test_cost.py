@@ -1,6 +1,6 @@
 """Cost: parameters and FLOPs against the real models and torch's own counter, rates against their closed forms."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.scale import ModelShape
-from quagmire_utils.core.settings import load_profile
+from quagmire_utils.core.settings import ModelShape, load_profile
 from quagmire_utils.sweep import cost
 
 PAPER = {family.name: family.model.shape for family in load_profile("paper").families}
@@ -68,7 +67,7 @@ def test_flops_are_those_that_torch_counts():
 
 def test_memory_of_training_is_what_torch_keeps():
     """The bytes that autograd holds for backward, without their double counting, against the formula's."""
-    shape = dataclasses.replace(MICRO, layers=4, vocabulary=4096)
+    shape = MICRO.replace(layers=4, vocabulary=4096)
     tokens, held = 512, {}
     model = AutoModelForCausalLM.from_config(config_of("qwen3", shape), attn_implementation="sdpa").float()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -119,7 +118,7 @@ def test_decoding_rates_have_their_closed_forms():
     fitting = room / (4100 * cost.kv_bytes(LLAMA))
     assert cost.decode_rate(LLAMA, gpu, prompt=100, answer=8000) == pytest.approx(fitting * 2e12 / (0.9 * 80e9))
     # memory without bounds: what is left is arithmetic
-    slow = dataclasses.replace(gpu, flops=1e14, bandwidth=1e30)
+    slow = replace(gpu, flops=1e14, bandwidth=1e30)
     assert cost.decode_rate(LLAMA, slow, prompt=100, answer=200) == pytest.approx(
         0.5e14 / cost.forward_flops(LLAMA, context)
     )

@@ -113,7 +113,7 @@ def write(
     facts = {
         "backend": NAME,
         "model": str(model),
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "machines": asdict(machines),
         "template": resolve_template(tokenizer, template),
         "sharding": sharding,

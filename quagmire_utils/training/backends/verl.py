@@ -30,7 +30,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,14 +102,14 @@ def write(
     check_model(model)
     model = resolve_model(model)
     if epochs is not None:
-        settings = replace(settings, steps=_count_steps(len(problems), epochs, settings))
+        settings = settings.replace(steps=_count_steps(len(problems), epochs, settings))
     tokenizer = load_tokenizer(str(model))
     prompts = [render_problem(problem, tokenizer, template) for problem in problems]
     check_fits(prompts, settings.max_tokens, resolve_context_length(load_config(str(model)), None))
     facts = {
         "backend": NAME,
         "model": str(model),
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "machines": asdict(machines),
         "template": resolve_template(tokenizer, template),
         "source": source,

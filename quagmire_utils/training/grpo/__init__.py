@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +82,7 @@ def train_rl(
     write_parquet(curve, output / "curve.parquet")
     write_json(
         {
-            "settings": asdict(settings),
+            "settings": settings.model_dump(),
             "checkpoints": list(settings.checkpoint_steps),
             "seconds": time.perf_counter() - started,
         },

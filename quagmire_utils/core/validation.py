@@ -1,0 +1,148 @@
+"""Checked settings: frozen pydantic models whose errors name one parameter, and YAML files read into them.
+
+class PageSettings(Settings):
+    width: Count = 80
+
+PageSettings(width=0)                         # ParameterError: page.width must be greater than or equal to 1, not 0
+PageSettings.load({"widht": 60}, "page")      # ParameterError: page.widht: not a parameter; known here: width
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+
+from quagmire_utils.core.errors import ParameterError
+
+
+def _from_text(value: object) -> object:
+    """Read a number from text: YAML takes 1e-5 for text."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+_PLAIN = {  # words of pydantic -> words for users
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "a valid (dictionary|mapping).*": "a mapping",
+    "a valid tuple": "a list",
+    "a valid": "a",
+    "a integer": "an integer",
+}
+
+Integer = Annotated[int, Strict()]  # neither 2.0 nor true
+Count = Annotated[int, Strict(), Field(ge=1)]
+Flag = Annotated[bool, Strict()]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_from_text)]
+Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0), BeforeValidator(_from_text)]
+NonNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0), BeforeValidator(_from_text)]
+Fraction = Annotated[float, Field(strict=True, ge=0, le=1), BeforeValidator(_from_text)]
+Share = Annotated[float, Field(strict=True, gt=0, le=1), BeforeValidator(_from_text)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, without unknown keys, and with ParameterError for what cannot work.
+
+    A validator of several fields raises `ParameterError("field", ...)`; the place of the model is put before the name.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    def __init__(self, **values: Any) -> None:
+        """Raise ParameterError for values that cannot work; RLSettings(steps=0) calls the parameter rl.steps."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise parameter_error(error, values, _section(type(self))) from None
+
+    __init__.__pydantic_base_init__ = True  # let pydantic validate nested settings itself, so that it knows their place
+
+    @classmethod
+    def load(cls, values: object, where: str = "") -> Self:
+        """Make settings of a mapping; `where` is its dotted name in errors. Raises ParameterError."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise parameter_error(error, values, where) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, values: object) -> object:
+        if isinstance(values, Mapping):
+            for key in values:
+                if key not in cls.model_fields:
+                    known = ", ".join(cls.model_fields)
+                    raise ParameterError(str(key), values[key], reason=f"not a parameter; known here: {known}")
+        return values
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a checked copy with `changes`."""
+        return type(self)(**{**dict(self), **changes})
+
+
+def _section(kind: type[Settings]) -> str:
+    stem = kind.__name__.removesuffix("Settings")
+    return "" if stem == kind.__name__ else stem.lower()
+
+
+def parameter_error(error: ValidationError, values: object, where: str = "") -> ParameterError:
+    """Turn pydantic's first complaint about `values` into a ParameterError that gives the dotted name of the parameter.
+
+    Entries of a list that have a `name` are called by it: families.micro-llama.sources.main.pool.
+    """
+    first = error.errors(include_url=False)[0]
+    name = where
+    for step in first["loc"]:
+        if step == "[key]":
+            continue
+        in_list = isinstance(values, list | tuple)
+        values = _item(values, step)
+        label = _item(values, "name") if in_list else str(step)
+        if isinstance(label, str):
+            name = f"{name}.{label}" if name else label
+        else:
+            name = f"{name}[{step}]"
+    own = first.get("ctx", {}).get("error")
+    if isinstance(own, ParameterError):
+        name = f"{name}.{own.parameter}" if name else own.parameter
+        return ParameterError(name, own.value, own.allowed, reason=own.reason)
+    name = name or "settings"
+    if first["type"] == "missing":
+        return ParameterError(name, reason="is missing")
+    message = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    if not message.startswith("Input should be "):
+        return ParameterError(name, first["input"], reason=message)
+    allowed = message.removeprefix("Input should be ")
+    for technical, plain in _PLAIN.items():
+        allowed = re.sub(technical, plain, allowed)
+    return ParameterError(name, first["input"], allowed)
+
+
+def _item(values: object, step: object) -> object:
+    """Return an entry of a list, a mapping or settings; None if there is none."""
+    if isinstance(values, Mapping):
+        return values.get(step)
+    if isinstance(values, list | tuple):
+        return values[step] if isinstance(step, int) and step < len(values) else None
+    return getattr(values, str(step), None)
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """Return the mapping in a YAML file. Raises ParameterError, naming `what` it should be, for anything else."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = f"{path} cannot be read as YAML ({' '.join(str(error).split())})"
+        raise ParameterError(what, str(path), reason=reason) from error
+    if not isinstance(values, dict):
+        raise ParameterError(what, str(path), reason=f"{path} must be a mapping, not {type(values).__name__}")
+    return values
