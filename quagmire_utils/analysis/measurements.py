@@ -31,7 +31,7 @@ from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.records import Records, load_records
 from quagmire_utils.core.settings import SCENARIOS
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
-from quagmire_utils.evaluation.store import SampleStore, read_golds
+from quagmire_utils.evaluation.store import SampleStore
 
 NUMBERS = ("pass1", "pass1_se", "gen_loss", "gen_loss_se", "pass_k", "pass_k_se", "outcome")
 TEXTS = ("candidate", "samples", "family", "scenario", "note")
@@ -400,7 +400,7 @@ def _check_alike(file: str, parts: dict[str, pd.DataFrame], stores: dict[str, Sa
     """Scores compare where problems, golds and sampling are the same; otherwise a sentence says what differs."""
     first = next(iter(parts))
     origins = {name: store.origin for name, store in stores.items()}
-    golds = {name: read_golds(store.path) for name, store in stores.items()}
+    golds = {name: store.golds() for name, store in stores.items()}
     asked = set(zip(parts[first]["benchmark"], parts[first]["problem"], strict=True))
     for name, counts in parts.items():
         others = set(zip(counts["benchmark"], counts["problem"], strict=True))
@@ -412,8 +412,8 @@ def _check_alike(file: str, parts: dict[str, pd.DataFrame], stores: dict[str, Sa
         for key in golds[name].keys() & golds[first].keys():
             if golds[name][key] != golds[first][key]:
                 raise ParameterError(
-                    f"{file}: the gold of {key} is {golds[name][key][0]!r} for {name!r} and {golds[first][key][0]!r} "
-                    f"for {first!r}, so they did not solve the same"
+                    f"{file}: the gold of {'/'.join(key)} is {golds[name][key][0]!r} for {name!r} and "
+                    f"{golds[first][key][0]!r} for {first!r}, so they did not solve the same"
                 )
         for entry in MUST_AGREE:
             mine, its = origins[name].get(entry), origins[first].get(entry)

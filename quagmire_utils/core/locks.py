@@ -1,73 +1,65 @@
-"""Processes that share a store: one writes its description at a time, and each draws something else.
+"""Locks between the processes that share a folder; `kill -9` of a holder releases its locks.
 
-The locks are POSIX record locks: they end with their process, whatever kills it, and file systems that several machines
-share keep them too. Where there are none, processes don't see each other: the store stays right, since samples that are
-there twice count once, and only work is lost. Threads of one process are all the same to such a lock, and closing the
-file anywhere in the process ends it, so `exclusive` holds a lock of the process besides.
+    with exclusive(folder): ...         # one writer at a time
+    claims = Claims(folder)
+    claims.take("chunk 3")              # False: another process is working on it
+
+Where a file system has no locks, processes do not see each other: work may then be done twice, but no data is lost,
+because samples that are stored twice count once.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_HELD = (errno.EACCES, errno.EAGAIN)
-_SLOTS = 2**31 - 1  # bytes that a lock can lie on; two names on one byte only wait for each other
-_THREADS = threading.Lock()
+from filelock import FileLock, Timeout
+
+_SLOTS = 64  # lock files for claims; two names in one slot only wait for each other
+_POLL_SECONDS = 0.01
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Wait until no other process or thread is in this block for `folder`, and keep others out. Blocks don't nest."""
+    """Keep all other processes and threads out of this block for `folder`. Blocks must not be nested."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _THREADS:
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _lock(descriptor, 0, wait=True)
-            yield
-        finally:
-            os.close(descriptor)
+    with FileLock(folder / ".lock", poll_interval=_POLL_SECONDS):
+        yield
 
 
 class Claims:
-    """What this process is working on in a folder, by name; other processes can't claim it while this one lives."""
+    """What this process is working on in a folder, by name; no other process can claim the same while it lives."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._descriptor: int | None = os.open(folder / ".claims", os.O_RDWR | os.O_CREAT, 0o666)
+        self._folder = folder / ".claims"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._held: dict[str, FileLock] = {}  # by slot
 
     def take(self, name: str) -> bool:
-        """Claim `name`; False if another process has it."""
-        return _lock(self._descriptor, _slot(name), wait=False)
+        """Claim `name`; return False if another process holds it."""
+        slot = _slot(name)
+        lock = self._held.get(slot) or FileLock(self._folder / f"{slot}.lock", thread_local=False)
+        try:
+            lock.acquire(blocking=False)  # counts how often it was taken
+        except Timeout:
+            return False
+        self._held[slot] = lock
+        return True
 
     def release(self, name: str) -> None:
-        """Let others have `name`."""
-        import fcntl
-
-        if self._descriptor is not None:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, _slot(name))
+        """Let others claim `name`."""
+        if lock := self._held.get(_slot(name)):
+            lock.release()
 
     def close(self) -> None:
         """Release everything."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        for lock in self._held.values():
+            lock.release(force=True)
+        self._held.clear()
 
 
-def _slot(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") % _SLOTS
-
-
-def _lock(descriptor: int, slot: int, *, wait: bool) -> bool:
-    import fcntl
-
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, slot)
-    except OSError as error:
-        return error.errno not in _HELD  # a file system without locks: go on without
-    return True
+def _slot(name: str) -> str:
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    return f"{int.from_bytes(digest[:8], 'big') % _SLOTS:02d}"

@@ -1,4 +1,4 @@
-"""Where a result comes from: configuration, commit, packages, hardware."""
+"""Provenance of a result: configuration, commit, packages, hardware."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def manifest(
     wall_seconds: float | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Where a result comes from: configuration and its digest, commit, packages, hardware, seeds, wall time in seconds.
+    """Return configuration and its digest, commit, packages, hardware, seeds and wall time, plus `facts`.
 
-    `facts` are further entries of one's own (counts, tokens per second, ...). Holds no host name, user or path.
+    It holds no host name, user or path.
     """
     return {
         "configuration": dict(config),
@@ -46,7 +46,7 @@ def manifest(
 
 
 def git_state() -> dict[str, Any]:
-    """`commit` of the working tree this package runs from, and whether it is `dirty`; None for both outside git."""
+    """Return `commit` of the working tree this package runs from and whether it is `dirty`; outside git None, None."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str | None:
@@ -56,17 +56,17 @@ def git_state() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
-    # A package installed inside someone else's repository must not report that repository's commit.
+    # a package installed inside another repository must not report that repository's commit
     top = git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root:
         return {"commit": None, "dirty": None}
-    # what a run itself writes is no change of code; a long sweep must not hold the index while somebody commits
+    # results are not code; without optional locks a long sweep does not block somebody's commit
     changes = git("--no-optional-locks", "status", "--porcelain", "--", ".", ":(exclude)results")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
 
 def package_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str]:
-    """Versions of those of `names` that are installed."""
+    """Return the versions of those of `names` that are installed."""
     versions = {}
     for name in names:
         try:
@@ -77,7 +77,7 @@ def package_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """CPU model, usable cores, memory in GiB and the GPUs with theirs (from nvidia-smi, so torch needn't be loaded)."""
+    """Return CPU model, usable cores, memory in GiB, and GPUs with their memory (by nvidia-smi, without torch)."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

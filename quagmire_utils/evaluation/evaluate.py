@@ -31,7 +31,7 @@ from quagmire_utils.engines import Engine, SamplingParams, load_engine
 from quagmire_utils.evaluation.pass_at_k import compare
 from quagmire_utils.evaluation.preflight import check, check_numbers, check_prompts
 from quagmire_utils.evaluation.sampling import EngineSpec, grade_store, sample
-from quagmire_utils.evaluation.store import SampleStore, read_golds
+from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grader
 
 if TYPE_CHECKING:
@@ -213,11 +213,10 @@ def compare_outputs(a: str | Path, b: str | Path, ks: Sequence[int] = (1,)) -> p
 
 def _check_golds(stores: Sequence[SampleStore], keys: pd.DataFrame) -> None:
     """Raise ParameterError where a common problem was graded against two different answers."""
-    first, second = (read_golds(held.path) for held in stores)
-    for benchmark, problem in keys.itertuples(index=False, name=None):
-        key = f"{benchmark}/{problem}"
+    first, second = (held.golds() for held in stores)
+    for key in keys.itertuples(index=False, name=None):
         if key in first and key in second and first[key] != second[key]:
             raise ParameterError(
-                f"problem {problem!r} of {benchmark!r} has the gold {first[key][0]!r} in one evaluation and "
+                f"problem {key[1]!r} of {key[0]!r} has the gold {first[key][0]!r} in one evaluation and "
                 f"{second[key][0]!r} in the other, so the two did not solve the same; evaluate one of them again"
             )

@@ -17,14 +17,13 @@ from pathlib import Path
 import pytest
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import read_json
 from quagmire_utils.data import BENCHMARKS, Problem, benchmark_names, load_benchmark, load_training_problems
 from quagmire_utils.data.domains import code_gold, shuffled
 from quagmire_utils.data.prompts import INSTRUCTION, INSTRUCTIONS, STDIN_INSTRUCTION, instruction_of, render_problem
 from quagmire_utils.data.recipes import RECIPES, read_recipe, recipe_problem
 from quagmire_utils.evaluation.audit import audit_store
 from quagmire_utils.evaluation.sampling import grade_store
-from quagmire_utils.evaluation.store import GOLDS, SampleStore
+from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import AnswerGrader, Grader, Verdict, find_grader, grader_version
 from quagmire_utils.grading.choice import extract
 from quagmire_utils.grading.code import extract as extract_code
@@ -950,10 +949,10 @@ def test_a_store_notes_the_grader_and_grades_anew_when_it_changes(tmp_path, grad
     grade_store(store, everything, grader.grade, progress=False)
     counts = store.counts().set_index("problem")
     assert list(counts.loc[["p", "q", "m"], "correct"]) == [1, 0, 1]
-    assert read_json(store.path / GOLDS) == {
-        "which/p": ["C", None, grader_version("choice")],
-        "which/q": ["C", None, grader_version("choice")],
-        "sums/m": ["2", None],
+    assert store.golds() == {
+        ("which", "p"): ["C", None, grader_version("choice")],
+        ("which", "q"): ["C", None, grader_version("choice")],
+        ("sums", "m"): ["2", None],
     }
     table = audit_store(store, everything, progress=False)
     assert (table.attrs["samples"], table.attrs["not_math"]) == (1, 2)
@@ -972,7 +971,7 @@ def test_a_store_notes_the_grader_and_grades_anew_when_it_changes(tmp_path, grad
     grade_store(store, everything, counting, progress=False)
     find_grader.cache_clear()
     assert sorted(calls) == ["Answer: B", "Answer: C"]
-    assert read_json(store.path / GOLDS)["which/p"][2] == "choice 99"
+    assert store.golds()["which", "p"][2] == "choice 99"
 
 
 def test_a_grader_of_ones_own_is_named_in_yaml(tmp_path, monkeypatch):

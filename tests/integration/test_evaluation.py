@@ -12,13 +12,12 @@ import pytest
 
 from quagmire_utils import cli
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import write_json
 from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
 from quagmire_utils.engines import SamplingParams, load_engine
 from quagmire_utils.evaluation.evaluate import compare_outputs, evaluate, repeated_answers
 from quagmire_utils.evaluation.measured import describe_evaluation, evaluation_table
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
-from quagmire_utils.evaluation.store import GOLDS, SampleStore
+from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.training import microlab
 
 PARAMS = SamplingParams(max_tokens=16, seed=1)
@@ -77,10 +76,12 @@ def test_a_corrected_gold_is_graded_anew(model, tmp_path):
     problem = SUMS["sums2"][0]
     assert set(frame["verdict"]) <= {"wrong", "no_answer"}
     said = frame["text"][frame["problem"] == problem.id].tolist()
+    golds = samples.golds()
     for part in samples.parts():  # as if the model had boxed 7 whenever it was asked the first problem
         rows = samples.read_part(part)
         rows.loc[rows["problem"] == problem.id, "text"] = "\\boxed{7}"
-        samples.replace_part(part, rows)
+        part.unlink()
+        samples.append(rows, golds=golds)
     corrected = {"sums2": [Problem(problem.id, problem.question, "7"), *SUMS["sums2"][1:]]}
     counts = evaluate(model, corrected, 4, PARAMS, samples, engine="transformers", progress=False)
     assert counts.set_index("problem").loc[problem.id, ["n", "correct"]].tolist() == [4, 4]
@@ -187,10 +188,8 @@ def graded(folder, correct, n=8, golds=None, temperature=1.0, benchmark="sums", 
         for j in range(n)
     ]
     frame = pd.DataFrame(rows)
-    samples.append(frame if verdicts else frame.drop(columns=["extracted", "verdict"]))
-    write_json(
-        {f"{benchmark}/p{i}": [gold, None] for i, gold in enumerate(golds or ["1"] * len(correct))}, folder / GOLDS
-    )
+    held = {(benchmark, f"p{i}"): [gold, None] for i, gold in enumerate(golds or ["1"] * len(correct))}
+    samples.append(frame if verdicts else frame.drop(columns=["extracted", "verdict"]), golds=held)
     return folder
 
 

@@ -5,6 +5,7 @@ What a kill does to a run is in test_crash_safety.py, what a cluster does in tes
 
 import re
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -15,7 +16,8 @@ from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import Completion, Request, SamplingParams, load_engine
 from quagmire_utils.evaluation.sampling import grade_store, problem_seed, sample
 from quagmire_utils.evaluation.sampling.work import Work, block_of, chunks_of
-from quagmire_utils.evaluation.store import GOLDS, KEYS, SampleStore, merge
+from quagmire_utils.evaluation.store import KEYS, SampleStore
+from quagmire_utils.evaluation.store.parts import verdict_file
 from quagmire_utils.grading import Grade, Verdict, grade
 
 torch = pytest.importorskip("torch", reason="sampling is tested with the transformers engine")
@@ -139,23 +141,6 @@ def test_a_top_up_from_64_to_256_is_exact(engine, tmp_path, size):
     assert sum(asked) == len(problems) * (256 - 64), "samples were drawn again"
     parts = [{part.name for part in SampleStore(tmp_path / name).parts()} for name in ("grown", "at once")]
     assert parts[0] == parts[1]
-
-
-def test_machines_that_share_a_run_draw_the_samples_of_one(engine, tmp_path):
-    """Each draws its shard into a store of its own, without a network between them; merged, they are the run of one."""
-    whole = _sample(engine, 16, tmp_path / "one", chunk_samples=32).frame()
-    for i in range(3):
-        _sample(engine, 16, tmp_path / f"machine {i}", chunk_samples=32, shard=(i, 3))
-    shards = [SampleStore(tmp_path / f"machine {i}") for i in range(3)]
-    assert sum(len(shard.existing()) for shard in shards) == len(whole)
-    merged = merge(tmp_path / "all", shards)
-    assert (merged.added, merged.repeated, merged.differing) == (len(whole), 0, 0)
-    pd.testing.assert_frame_equal(SampleStore(tmp_path / "all").read(), whole)
-    recorded = Recorded(engine)
-    _sample(recorded, 16, tmp_path / "all", chunk_samples=32)
-    assert recorded.calls == []  # nothing is left to draw
-    with pytest.raises(ParameterError, match=r"shard must be \(machine, machines\)"):
-        _sample(engine, 16, tmp_path / "all", shard=(3, 3))
 
 
 def test_an_overlap_of_seeds_is_noticed(engine, tmp_path):
@@ -423,20 +408,28 @@ def test_problems_that_are_not_given_stay_ungraded(engine, tmp_path):
     assert samples.counts()["n"].tolist() == [3] * 10
 
 
-def test_without_golds_all_is_graded_again(engine, tmp_path):
-    """A damaged golds.json is to be deleted: then nothing tells what the verdicts rest on, and they are made anew."""
-    samples = _sample(engine, 3, tmp_path)
-    grade_store(samples.store, {"b": PROBLEMS}, _last_digit, progress=False)
-    graded = samples.frame()
-    golds = tmp_path / GOLDS
-    golds.write_text(golds.read_text()[:20])
-    with pytest.raises(ParameterError, match=r"golds\.json is damaged .*; delete it"):
-        grade_store(samples.store, {"b": PROBLEMS}, _last_digit, progress=False)
-    golds.unlink()
+def test_verdicts_name_their_gold_and_grader(tmp_path):
+    """Another gold takes back the verdicts on its problem alone; a lost file of verdicts is made again."""
+    store = SampleStore(tmp_path)
+    frame = pd.DataFrame({"benchmark": "b", "problem": ["p", "q"], "index": 0, "tokens": 1, "finish_reason": "stop"})
+    part = store.append(frame.assign(text=["\\boxed{1}", "\\boxed{1}"]))
+    problems = [Problem("p", "0+1", "1"), Problem("q", "0+1", "1")]
     handed = []
-    grade_store(samples.store, {"b": PROBLEMS}, lambda r, p: handed.extend(r) or _last_digit(r, p), progress=False)
-    assert len(handed) == 30
-    pd.testing.assert_frame_equal(samples.frame(), graded)
+
+    def grading(responses, problems):
+        handed.append(len(responses))
+        return grade(responses, problems)
+
+    grade_store(store, {"b": problems}, grading, progress=False)
+    assert store.golds() == {("b", "p"): ["1", None], ("b", "q"): ["1", None]}
+    assert store.read()["grader"].str.fullmatch(r"math-verify \d+\.\d+.*").all()
+    grade_store(store, {"b": [replace(problems[0], answer="2"), problems[1]]}, grading, progress=False)
+    assert store.read()["verdict"].tolist() == ["wrong", "correct"]
+    assert store.golds()["b", "p"] == ["2", None]
+    verdict_file(part).unlink()
+    grade_store(store, {"b": problems}, grading, progress=False)
+    assert store.read()["verdict"].tolist() == ["correct", "correct"]
+    assert handed == [2, 1, 2]
 
 
 def test_grading_for_real(tmp_path):

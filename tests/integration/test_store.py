@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 import shutil
 import signal
 import subprocess
@@ -26,8 +25,8 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, read_json, read_parquet, write_json, write_parquet
 from quagmire_utils.core.locks import exclusive
 from quagmire_utils.core.provenance import git_state, manifest
-from quagmire_utils.evaluation.store import COLUMNS, COUNTS, SampleStore, merge
-from quagmire_utils.evaluation.store.samples import ORIGIN
+from quagmire_utils.evaluation.store import COLUMNS, COUNTS, SampleStore
+from quagmire_utils.evaluation.store.parts import ORIGIN, verdict_file
 
 TEXTS = st.text(st.characters())  # every code point, NUL and lone surrogates included
 HOSTILE = [
@@ -47,6 +46,15 @@ def _frame(problem="p", indices=range(3), benchmark="b", text="\\boxed{1}", **co
     frame = pd.DataFrame({"benchmark": benchmark, "problem": problem, "index": list(indices)})
     frame["text"] = pd.Series(texts, dtype=object)
     return frame.assign(**{"tokens": 5, "finish_reason": "stop", **columns})
+
+
+def _bound(path, indices, text="t", *, prompt="1+1", **columns):
+    store = SampleStore(path)
+    store.bind({"model_digest": "aa", "template": "chat", "engine": "vllm", "temperature": 1.0})
+    store.add_prompts(pd.DataFrame({"benchmark": "b", "problem": ["p"], "prompt": prompt, "prompt_tokens": 3}))
+    if len(indices):
+        store.append(_frame(indices=indices, text=[f"{text} {i}" for i in indices], **columns))
+    return store
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -150,16 +158,18 @@ def test_samples_come_back_in_order(tmp_path):
     assert len(store.existing()) == 12
     assert store.read(["index", "text"], benchmark="b").equals(frame[1:][["index", "text"]].reset_index(drop=True))
     assert store.read(["text"], benchmark="c").empty
-    with pytest.raises(ParameterError, match="has no length; it has benchmark"):
+    with pytest.raises(ParameterError) as refused:
         store.read(["length"])
+    assert (refused.value.parameter, refused.value.value) == ("columns", ["length"])
 
 
 def test_no_sample_is_there_twice(tmp_path):
     store = SampleStore(tmp_path)
     with pytest.raises(ParameterError, match="b problem p index 1 occurs twice"):
         store.append(_frame(indices=[1, 2, 1]))
-    with pytest.raises(ParameterError, match="need the columns text, tokens"):
+    with pytest.raises(ParameterError) as refused:
         store.append(_frame().drop(columns=["text", "tokens"]))
+    assert (refused.value.parameter, refused.value.value) == ("samples", ["text", "tokens"])
     assert not store.parts()
     store.append(_frame(indices=[0, 1]))
     store.append(_frame(indices=[1, 0]))  # the same chunk, by another process: the same file
@@ -218,7 +228,7 @@ def test_a_kill_during_a_write(tmp_path):
     code = f"""
 import importlib, os, signal
 import pandas as pd
-from quagmire_utils.store import SampleStore
+from quagmire_utils.evaluation.store import SampleStore
 frame = pd.DataFrame(dict(benchmark="b", problem="p", index=[1, 2], text="t", tokens=1, finish_reason="stop"))
 for call, moment in {deaths}:
     child = os.fork()
@@ -251,18 +261,15 @@ def test_origins_never_mix(tmp_path):
     store.bind(origin, notes={"model": "m"})
     store.bind(dict(reversed(origin.items())), notes={"model": "elsewhere"})
     assert SampleStore(tmp_path).origin == origin
-    other = {**origin, "temperature": 0.7, "engine": "transformers"}
     with pytest.raises(ParameterError) as refused:
-        store.bind(other)
+        store.bind({**origin, "temperature": 0.7, "engine": "transformers"})
     message = str(refused.value)
+    assert refused.value.parameter == "store"
     assert "engine is 'vllm' there and 'transformers' here; temperature is 1.0 there and 0.7 here" in message
     assert "model_digest" not in message
     assert "\n" not in message
     with pytest.raises(ParameterError, match="seed is None there and 3 here"):
         store.bind({**origin, "seed": 3})
-    (tmp_path / "store.json").write_text("{")
-    with pytest.raises(ParameterError, match="does not say what its samples were drawn with"):
-        store.bind(origin)
     (tmp_path / "store.json").unlink()
     store.append(_frame())
     with pytest.raises(ParameterError, match=r"holds samples but no store\.json"):
@@ -289,7 +296,7 @@ def test_prompts_are_kept_and_never_change(tmp_path):
     ]
     assert held["prompt"].tolist() == ["1+1", "bad \ud800"] * 2
     assert held["digest"].nunique() == 2
-    with pytest.raises(ParameterError, match="samples of b problem p drawn with another prompt"):
+    with pytest.raises(ParameterError, match=r"samples of 1 problems drawn with another prompt \(such as b p\)"):
         store.add_prompts(first.iloc[:1].assign(prompt="1+2"))
 
 
@@ -318,13 +325,68 @@ def test_texts_are_compressed_with_zstd(tmp_path):
     assert part.stat().st_size < 20_000 < 500 * 20 * 20
 
 
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def _judge(store, part, verdict="correct", golds=None):
+    frame = store.read_part(part).assign(verdict=verdict, extracted="1", grader="g 1")
+    store.write_verdicts(part, frame, golds or {("b", "p"): ["1", None]})
+
+
 def test_what_was_graded_meanwhile_is_not_overwritten(tmp_path):
     """Two processes draw the same chunk, and the first one's is graded before the second one writes."""
     store = SampleStore(tmp_path)
     part = store.append(_frame())
-    store.replace_part(part, store.read_part(part).assign(verdict="correct", extracted="1"))
+    _judge(store, part)
     SampleStore(tmp_path).append(_frame())
     assert store.read()["verdict"].tolist() == ["correct"] * 3
+
+
+def test_grading_never_touches_the_file_that_holds_the_texts(tmp_path):
+    store = SampleStore(tmp_path)
+    part = store.append(_frame("p", range(8), text=HOSTILE))
+    before, stamp = part.read_bytes(), part.stat().st_mtime_ns
+    for verdict in ("correct", "wrong"):
+        _judge(store, part, verdict)
+        assert (part.read_bytes(), part.stat().st_mtime_ns) == (before, stamp)
+        frame = SampleStore(tmp_path).read()
+        assert frame["text"].tolist() == HOSTILE
+        assert frame[["extracted", "verdict", "grader"]].to_numpy().tolist() == [["1", verdict, "g 1"]] * 8
+        assert store.counts()[["n", verdict]].to_numpy().tolist() == [[8, 8]]
+    assert store.golds() == {("b", "p"): ["1", None]}
+    assert sorted(file.name for file in tmp_path.glob("*.parquet")) == [part.name, verdict_file(part).name]
+
+
+def test_verdicts_on_other_texts_do_not_count(tmp_path):
+    """A part was lost and drawn again with other texts, or another part was copied over it: its verdicts lapse."""
+    store = SampleStore(tmp_path / "one")
+    part = store.append(_frame())
+    _judge(store, part)
+    part.unlink()
+    assert store.counts().empty
+    assert store.append(_frame(text="another")) == part
+    assert store.counts()[["n", "correct"]].to_numpy().tolist() == [[0, 0]]
+    assert store.read()["verdict"].isna().all()
+    assert store.golds() == {}
+    _judge(store, part, "wrong")
+    assert store.counts()["wrong"].tolist() == [3]
+    other = SampleStore(tmp_path / "two").append(_frame("q", range(5)))
+    shutil.copy(other, part)
+    assert store.counts()[["problem", "n"]].to_numpy().tolist() == [["q", 0]]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1xx", None], ids=["empty", "no parquet", "cut off"])
+def test_damaged_verdicts_are_set_aside_and_the_samples_stay(tmp_path, content):
+    store = SampleStore(tmp_path)
+    part = store.append(_frame())
+    _judge(store, part)
+    file = verdict_file(part)
+    file.write_bytes(file.read_bytes()[:-20] if content is None else content)
+    with pytest.warns(UserWarning, match="set aside"):
+        assert store.counts()["n"].tolist() == [0]
+    assert store.read()["text"].tolist() == ["\\boxed{1}"] * 3
+    _judge(store, part)
+    assert store.counts()["correct"].tolist() == [3]
 
 
 def test_processes_that_open_one_store_at_the_same_time(tmp_path):
@@ -332,8 +394,8 @@ def test_processes_that_open_one_store_at_the_same_time(tmp_path):
     code = f"""
 import os, sys
 import pandas as pd
-from quagmire_utils.config import ParameterError
-from quagmire_utils.store import SampleStore
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.evaluation.store import SampleStore
 gate, begin = os.pipe()
 for i in range(8):
     if os.fork() == 0:
@@ -358,7 +420,6 @@ print(sorted(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(8)))
 
 
 def test_threads_of_one_process_keep_each_other_out(tmp_path):
-    """Grading notes its golds while sampling writes: a lock of the file system alone would not tell threads apart."""
     inside, most = [], []
 
     def enter(i):
@@ -388,7 +449,10 @@ def test_a_part_that_was_copied_from_another_store_is_refused(tmp_path):
         assert foreign.name in str(e.value)
         assert "\n" not in str(e.value)
     (tmp_path / "one" / foreign.name).unlink()
-    store.replace_part(store.parts()[0], store.read().assign(verdict="wrong"))  # grading keeps the mark
+    _judge(store, store.parts()[0])  # verdicts name the origin too
+    shutil.copy(verdict_file(store.parts()[0]), verdict_file(tmp_path / "two" / foreign.name))
+    with pytest.raises(ParameterError, match="was drawn with another"):
+        SampleStore(tmp_path / "two").counts()
     shutil.copy(store.parts()[0], tmp_path / "two")
     with pytest.raises(ParameterError, match="was drawn with another"):
         SampleStore(tmp_path / "two").read()
@@ -396,74 +460,68 @@ def test_a_part_that_was_copied_from_another_store_is_refused(tmp_path):
 
 def test_samples_are_bound_to_their_prompts(tmp_path):
     """Other questions under the same ids are refused: where prompts.parquet is gone, and where a part is copied in."""
-    one, two = (_shard(tmp_path / name, [i], prompt=f"{i}+1") for i, name in enumerate(("one", "two")))
+    one, two = (_bound(tmp_path / name, [i], prompt=f"{i}+1") for i, name in enumerate(("one", "two")))
     shutil.copy(two.parts()[0], one.path)
-    for use in (one.read, one.counts, one.existing, lambda: merge(tmp_path / "all", [SampleStore(one.path)])):
-        with pytest.raises(ParameterError, match="another prompt of b problem p than the other samples") as refused:
+    for use in (one.read, one.counts, one.existing):
+        with pytest.raises(ParameterError, match="another prompt of b p than the other samples") as refused:
             use()
         assert two.parts()[0].name in str(refused.value)
     (one.path / two.parts()[0].name).unlink()
 
     (one.path / "prompts.parquet").unlink()
     held = SampleStore(one.path).read()
-    with pytest.raises(ParameterError, match=r"samples of b problem p in .* were drawn with another prompt"):
-        _shard(one.path, [], prompt="1+1")
+    with pytest.raises(ParameterError, match=r"samples of b p in .* were drawn with another prompt"):
+        _bound(one.path, [], prompt="1+1")
     pd.testing.assert_frame_equal(SampleStore(one.path).read(), held)
-    _shard(one.path, [1], prompt="0+1")  # the right ones are taken back
+    _bound(one.path, [1], prompt="0+1")  # the right ones are taken back
     assert len(SampleStore(one.path).prompts()) == 1
     assert len(SampleStore(one.path).read()) == 2
 
 
 def test_parts_of_earlier_versions_are_read_and_need_their_prompts(tmp_path):
-    store = _shard(tmp_path, range(3))
+    """They hold their verdicts themselves, and say nothing of their prompts: their texts count, to be graded again."""
+    store = _bound(tmp_path, range(3))
     part = store.parts()[0]
     frame, metadata = store.read(), pq.read_metadata(part).metadata
-    write_parquet(frame, part, metadata={ORIGIN: metadata[ORIGIN]})
+    write_parquet(frame.assign(verdict="correct", extracted="1"), part, metadata={ORIGIN: metadata[ORIGIN]})
     pd.testing.assert_frame_equal(SampleStore(tmp_path).read(), frame)
-    _shard(tmp_path, [3])
+    assert SampleStore(tmp_path).counts()["n"].tolist() == [0]
+    _bound(tmp_path, [3])
     (tmp_path / "prompts.parquet").unlink()
-    with pytest.raises(ParameterError, match=r"samples of b problem p in .* have no prompt in prompts\.parquet"):
-        _shard(tmp_path, [])
+    with pytest.raises(ParameterError, match=r"samples of b p in .* have no prompt in prompts\.parquet"):
+        _bound(tmp_path, [])
 
 
 def test_a_file_with_the_samples_of_another_loses_none(tmp_path):
-    one = _shard(tmp_path / "one", range(2))
-    two = _shard(tmp_path / "two", range(2, 4))
+    one = _bound(tmp_path / "one", range(2))
+    two = _bound(tmp_path / "two", range(2, 4))
     wanted = two.parts()[0].name
     shutil.copy(one.parts()[0], one.path / wanted)
     with pytest.warns(UserWarning, match="2 samples are there twice"):
         assert len(one.read()) == 2
-    assert one.append(two.read()).name == wanted.replace(".parquet", "-1.parquet")
-    assert one.append(two.read()).name == wanted.replace(".parquet", "-1.parquet")  # a second time it is known
+    for _ in range(2):  # the second time it is known
+        assert one.append(two.read()).name == wanted.replace(".parquet", "-1.parquet")
     with pytest.warns(UserWarning, match="there twice"):
         assert one.read()["index"].tolist() == list(range(4))
-    (one.path / one.parts()[0].name).unlink()
-    three = _shard(tmp_path / "three", [])
-    shutil.copy(_shard(tmp_path / "four", range(2)).parts()[0], three.path / wanted)
-    merge(three, [two])
-    assert three.read()["index"].tolist() == list(range(4))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("store.json", b'{"origin": 5}', "does not say what its samples were drawn with"),
-        ("store.json", b'{"origin"', "does not say what its samples were drawn with"),
-        ("prompts.parquet", b"PAR1xx", "prompts.parquet can't be read .*; delete it, and sampling writes it again"),
-        ("golds.json", b'{"b/p": [', "golds.json is damaged .*; delete it, and the next grading makes"),
-        ("golds.json", b'{"b/p": 5}', "golds.json is damaged"),
-        ("golds.json", b"\xff", "golds.json is damaged"),
+        ("store.json", b'{"origin": 5}', r"store\.json is damaged .*; restore it"),
+        ("store.json", b'{"origin"', r"store\.json is damaged .*; restore it"),
+        ("prompts.parquet", b"PAR1xx", r"prompts\.parquet is damaged .*; delete it, and sampling writes it again"),
     ],
 )
 def test_damaged_side_files_are_one_sentence(tmp_path, name, content, sentence):
-    one, two = _shard(tmp_path / "one", range(2)), _shard(tmp_path / "two", range(2, 4))
-    (two.path / name).write_bytes(content)
-    for target, shard in (("all", two), ("two", one)):
+    store = _bound(tmp_path, range(2))
+    (tmp_path / name).write_bytes(content)
+    for use in (lambda: _bound(tmp_path, []), SampleStore(tmp_path).read):
         with pytest.raises(ParameterError, match=sentence) as refused:
-            merge(tmp_path / target, [shard])
+            use()
+        assert refused.value.parameter == "store"
         assert "\n" not in str(refused.value)
-    assert not (tmp_path / "all").exists()
-    assert len(list(two.path.glob("part-*"))) == 1
+    assert len(store.parts()) == 1
 
 
 def test_temporary_files_of_killed_processes_go_and_those_of_others_stay(tmp_path):
@@ -542,125 +600,6 @@ def test_counts_of_a_candidate_at_the_scale_of_the_paper_take_less_than_a_megaby
     assert (tmp_path / "counts.parquet").stat().st_size < 1_000_000
 
 
-# --- shards of several machines ---------------------------------------------------------------------------------------
-
-
-def _shard(path, indices, text="t", *, origin=(), prompt="1+1", **columns):
-    store = SampleStore(path)
-    store.bind({"model_digest": "aa", "template": "chat", "engine": "vllm", "temperature": 1.0, **dict(origin)})
-    store.add_prompts(pd.DataFrame({"benchmark": "b", "problem": ["p"], "prompt": prompt, "prompt_tokens": 3}))
-    if len(indices):
-        store.append(_frame(indices=indices, text=[f"{text} {i}" for i in indices], **columns))
-    return store
-
-
-def test_shards_of_several_machines_become_one_store(tmp_path):
-    one = _shard(tmp_path / "one", range(4), verdict="correct", extracted="1")
-    two = _shard(tmp_path / "two", range(2, 8), verdict="wrong", extracted="2")
-    added = merge(tmp_path / "all", [one, two])
-    assert (added.added, added.repeated, added.differing) == (8, 2, 0)
-    merged = SampleStore(tmp_path / "all")
-    frame = merged.read()
-    assert frame["index"].tolist() == list(range(8))
-    assert frame["text"].tolist() == [f"t {i}" for i in range(8)]
-    assert frame["verdict"].tolist() == ["correct"] * 4 + ["wrong"] * 4
-    assert merged.origin == one.origin
-    pd.testing.assert_frame_equal(merged.prompts(), one.prompts())
-    again = merge(merged, [one, str(two.path)])  # nothing changes
-    assert (again.added, again.repeated) == (0, 10)
-    pd.testing.assert_frame_equal(merged.read(), frame)
-    assert (len(one.read()), len(two.read())) == (4, 6)
-    into = merge(one, [two, one])  # into one of them
-    assert into.added == 4
-    assert one.read()["index"].tolist() == list(range(8))
-
-
-def test_a_merge_that_is_killed_is_done_again(tmp_path):
-    """After each of the files that it writes: what is there is whole, and the second time ends it."""
-    for name, first in (("one", 0), ("two", 30)):
-        for start in range(first, first + 30, 10):
-            _shard(tmp_path / name, range(start, start + 10), verdict="wrong", extracted="2")
-        write_json({"b/p": ["1", None]}, tmp_path / name / "golds.json")
-    merge(tmp_path / "whole", [tmp_path / "one", tmp_path / "two"])
-    whole = SampleStore(tmp_path / "whole")
-    code = f"""
-import os, signal
-from quagmire_utils import store
-real, place = os.replace, {str(tmp_path)!r}
-for after in range(20):
-    child = os.fork()
-    if child == 0:
-        left = iter(range(after))
-        def counted(*arguments):
-            real(*arguments)
-            if next(left, None) is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-        os.replace = counted
-        store.merge(f"{{place}}/merged {{after}}", [f"{{place}}/one", f"{{place}}/two"])
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
-    status = [int(line) for line in done.stdout.split()]
-    files_written = status.index(0)
-    assert status == [-signal.SIGKILL] * files_written + [0] * (20 - files_written)
-    assert files_written == 9  # store.json, the prompts, the golds, six parts
-    for after in range(files_written):
-        merged = SampleStore(tmp_path / f"merged {after}")
-        held = len(merged.read())
-        assert held == 10 * max(0, after - 2)
-        assert merge(merged, [tmp_path / "one", tmp_path / "two"]).added == 60 - held
-        pd.testing.assert_frame_equal(merged.read(), whole.read())
-        pd.testing.assert_frame_equal(merged.prompts(), whole.prompts())
-        assert (merged.origin, read_json(merged.path / "golds.json")) == (whole.origin, {"b/p": ["1", None]})
-
-
-def test_one_seed_with_two_texts_is_counted_and_the_first_stays(tmp_path):
-    one, two = _shard(tmp_path / "one", range(4)), _shard(tmp_path / "two", range(4), text="other")
-    with pytest.warns(UserWarning, match="all 4 samples that were drawn twice have other texts the second time"):
-        added = merge(tmp_path / "all", [one, two])
-    assert (added.added, added.repeated, added.differing) == (4, 0, 4)
-    assert SampleStore(tmp_path / "all").read()["text"].tolist() == [f"t {i}" for i in range(4)]
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"origin": {"model_digest": "bb"}}, "model_digest is 'aa' there and 'bb' here"),
-        ({"origin": {"template": "plain"}}, "template is 'chat' there and 'plain' here"),
-        ({"origin": {"engine": "transformers"}}, "engine is 'vllm' there and 'transformers' here"),
-        ({"origin": {"temperature": 0.6}}, "temperature is 1.0 there and 0.6 here"),
-        ({"prompt": "1 + 1"}, "has another prompt for b problem p"),
-    ],
-)
-def test_shards_of_different_origins_are_refused_in_one_sentence(tmp_path, changes, sentence):
-    one, two = _shard(tmp_path / "one", range(4)), _shard(tmp_path / "two", range(4, 8), **changes)
-    for target in (tmp_path / "all", one):
-        with pytest.raises(ParameterError, match=re.escape(sentence)) as refused:
-            merge(target, [one, two])
-        assert str(refused.value).count(". ") == 0
-        assert "\n" not in str(refused.value)
-    assert not (tmp_path / "all").exists()
-    assert len(one.read()) == 4
-
-
-def test_what_is_no_store_can_not_be_merged(tmp_path):
-    with pytest.raises(ParameterError, match="shards is empty"):
-        merge(tmp_path / "all", [])
-    with pytest.raises(ParameterError, match="is no store of samples"):
-        merge(tmp_path / "all", [_shard(tmp_path / "one", range(2)), tmp_path / "nothing"])
-
-
-def test_verdicts_of_another_gold_do_not_come_along(tmp_path):
-    one = _shard(tmp_path / "one", range(2), verdict="correct", extracted="1")
-    two = _shard(tmp_path / "two", range(2, 4), verdict="correct", extracted="2")
-    write_json({"b/p": ["1", None]}, one.path / "golds.json")
-    write_json({"b/p": ["2", None]}, two.path / "golds.json")
-    merge(tmp_path / "all", [one, two])
-    assert SampleStore(tmp_path / "all").read()["verdict"].isna().tolist() == [False, False, True, True]
-    assert read_json(tmp_path / "all" / "golds.json") == {"b/p": ["1", None]}
-
-
 # --- seeds that were used twice ---------------------------------------------------------------------------------------
 
 
@@ -716,8 +655,9 @@ def test_two_runs_with_one_seed_are_found(tmp_path):
     found = one.duplicates(_drawn(tmp_path / "three", mixed))
     assert found["shift"].tolist() == [0]
     assert found["problems"].item() >= 5
-    with pytest.raises(ParameterError, match="alpha must be between 0 and 1"):
+    with pytest.raises(ParameterError) as refused:
         one.duplicates(alpha=0)
+    assert refused.value.parameter == "alpha"
 
 
 def test_a_seed_that_nobody_heeds_is_found(tmp_path):

@@ -21,6 +21,7 @@ import pandas as pd
 
 from quagmire_utils.core.files import read_parquet, write_parquet
 from quagmire_utils.evaluation.store import SampleStore
+from quagmire_utils.evaluation.store.parts import verdict_file
 
 PROBLEMS, FILE = 64, 4096  # in a file: problems, samples
 
@@ -56,7 +57,7 @@ def streaming(folder: Path) -> int:
 def all_at_once(folder: Path) -> int:
     """One frame, one groupby."""
     columns = ["benchmark", "problem", "index", "tokens", "finish_reason", "verdict"]
-    frame = pd.concat([read_parquet(part, columns) for part in SampleStore(folder).parts()], ignore_index=True)
+    frame = pd.concat([read_parquet(verdict_file(part), columns) for part in SampleStore(folder).parts()])
     frame = frame.drop_duplicates(columns[:3])
     frame.groupby(["benchmark", "problem"])["tokens"].mean()
     return int(frame.groupby(["benchmark", "problem", "verdict"]).size().sum())

@@ -520,7 +520,7 @@ def test_sources_that_are_not_there(tmp_path, mini):
         load_measurements(tmp_path / "two.csv", family="qwen")
 
 
-def make_store(folder: Path, correct: list[int], n: int = 8, **origin: object) -> None:
+def make_store(folder: Path, correct: list[int], n: int = 8, golds: dict | None = None, **origin: object) -> None:
     rows = [
         {"benchmark": "one", "problem": f"p{p}", "index": i, "text": "", "tokens": 1, "finish_reason": "stop"}
         | {"extracted": "", "verdict": "correct" if i < c else "wrong"}
@@ -529,7 +529,7 @@ def make_store(folder: Path, correct: list[int], n: int = 8, **origin: object) -
     ]
     samples = store.SampleStore(folder)
     samples.bind({"model_digest": folder.name, "temperature": 1.0, **origin})
-    samples.append(pd.DataFrame(rows))
+    samples.append(pd.DataFrame(rows), golds=golds)
 
 
 def test_scores_are_counted_from_folders_of_answers(tmp_path):

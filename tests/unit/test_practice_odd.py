@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import itertools
-import json
 import math
 import re
 from dataclasses import replace
@@ -125,10 +124,8 @@ def test_a_folder_of_evaluations_is_a_table_without_losses(tmp_path):
 
 
 def test_answers_that_do_not_compare_are_refused(tmp_path):
-    make_store(tmp_path / "one", [0, 3, 8, 1])
-    make_store(tmp_path / "gold", [2, 2, 5, 0])
-    for name, answer in (("one", "7"), ("gold", "8")):
-        (tmp_path / name / "golds.json").write_text(json.dumps({"one/p0": [answer, None]}))
+    make_store(tmp_path / "one", [0, 3, 8, 1], golds={("one", "p0"): ["7", None]})
+    make_store(tmp_path / "gold", [2, 2, 5, 0], golds={("one", "p0"): ["8", None]})
     (tmp_path / "empty").mkdir()
     for folder, message in (
         ("gold", "the gold of one/p0 is '8' for 'b' and '7' for 'a'"),

@@ -11,10 +11,9 @@ A run that was killed draws what is missing when it is started again and ends wi
 run with a larger n adds to what is there. Sample i of a problem has a seed of its own, derived from the run's seed,
 the benchmark, the problem's id and i, so it does not matter what else is drawn, when, in which order, or where.
 
-On a Ray cluster, one engine per GPU (or per core), and on several machines without one:
+On a Ray cluster, one engine per GPU (or per core):
 
     sample(EngineSpec("vllm", "path/to/checkpoint"), problems, 64, params, store, benchmark="math500", ray="auto")
-    sample(engine, problems, 64, params, store, benchmark="math500", shard=(0, 4))    # the first of four machines
 """
 
 from quagmire_utils.engines.ray_replicas import ReplicaLostError
@@ -22,6 +21,5 @@ from quagmire_utils.evaluation.sampling.actors import EngineSpec
 from quagmire_utils.evaluation.sampling.drawing import Samples, sample
 from quagmire_utils.evaluation.sampling.marking import grade_store
 from quagmire_utils.evaluation.sampling.work import problem_seed
-from quagmire_utils.evaluation.store import GOLDS
 
-__all__ = ["GOLDS", "EngineSpec", "ReplicaLostError", "Samples", "grade_store", "problem_seed", "sample"]
+__all__ = ["EngineSpec", "ReplicaLostError", "Samples", "grade_store", "problem_seed", "sample"]

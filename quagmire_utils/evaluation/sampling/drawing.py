@@ -58,7 +58,6 @@ def sample(
     benchmark: str,
     template: str = "auto",
     chunk_samples: int | None = None,
-    shard: tuple[int, int] = (0, 1),
     continuous: bool | None = None,
     ray: str | None = None,
     replicas: int | None = None,
@@ -69,7 +68,7 @@ def sample(
     `engine` is a loaded one, or an `EngineSpec` that says how to load it. `benchmark` names the set that the problems'
     ids belong to. `chunk_samples` is how many samples are drawn between two writes, so the most that a kill can lose
     (default: 4096, fewer where max_tokens is above 3900). Several processes may fill one store; each draws other
-    chunks. `shard=(i, m)` draws machine i's part of the work of m machines, counted from 0, for `store.merge`.
+    chunks.
 
     To continue a killed run bit for bit, keep n, the problems and `chunk_samples`. More samples never touch those that
     are there; a run of 64 that grows to 192, 256 or more is, bit for bit, the run of so many from the start. With other
@@ -91,7 +90,7 @@ def sample(
     OSError, in a sentence, where the disk is full.
     """
     store = store if isinstance(store, SampleStore) else SampleStore(store)
-    chunk_samples = _check(problems, n, params, benchmark, chunk_samples, shard, ray, replicas)
+    chunk_samples = _check(problems, n, params, benchmark, chunk_samples, ray, replicas)
     with ExitStack() as stack:
         if isinstance(engine, EngineSpec) and ray is None:
             engine = stack.enter_context(closing(engine.load()))
@@ -103,7 +102,7 @@ def sample(
         template = resolve_template(tokenizer, template)
         prompts = _render(problems, tokenizer, template)
         check_fits(list(prompts.values()), params.max_tokens, context_length)
-        chunks = list(chunks_of(prompts, n, chunk_samples))[shard[0] :: shard[1]]
+        chunks = list(chunks_of(prompts, n, chunk_samples))
 
         def open_store(facts: EngineFacts) -> Work:
             store.bind(
@@ -149,12 +148,11 @@ def _check(
     params: SamplingParams,
     benchmark: str,
     chunk_samples: int | None,
-    shard: tuple[int, int],
     ray: str | None,
     replicas: int | None,
 ) -> int:
     """Raise ParameterError for what can be seen without an engine; the size of a chunk."""
-    whole = {"n": n, "chunk_samples": chunk_samples, "shard[0]": shard[0], "shard[1]": shard[1], "replicas": replicas}
+    whole = {"n": n, "chunk_samples": chunk_samples, "replicas": replicas}
     for name, value in whole.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
             raise ParameterError(f"{name} must be a whole number, not {value!r}")
@@ -171,10 +169,6 @@ def _check(
         chunk_samples = max(1, min(_CHUNK_SAMPLES, _CHUNK_TOKENS // params.max_tokens))
     if chunk_samples < 1:
         raise ParameterError(f"chunk_samples must be at least 1, not {chunk_samples}")
-    if not 0 <= shard[0] < shard[1]:
-        raise ParameterError(
-            f"shard must be (machine, machines), with machine from 0 to machines - 1, not {tuple(shard)}"
-        )
     if replicas is not None and (ray is None or replicas < 1):
         raise ParameterError(f"replicas must be at least 1, and needs ray, not {replicas} with ray={ray}")
     return chunk_samples

@@ -1,4 +1,4 @@
-"""Verdicts per problem, counted part by part: ten million samples in seconds and a few hundred megabytes."""
+"""Counts of verdicts per problem, file by file: ten million samples in seconds and a few hundred megabytes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 VERDICTS = ("correct", "wrong", "no_answer", "timeout", "error")
 COUNTS = ["benchmark", "problem", "n", "correct", "wrong", "no_answer", "truncated", "timeout", "error", "mean_tokens"]
-COUNTED = ["benchmark", "problem", "index", "tokens", "finish_reason", "verdict"]  # columns that `count` needs
 _INDEX_BITS = 40
 
 
 def count(tables: Iterable[pa.Table]) -> tuple[pd.DataFrame, int]:
-    """The frame of `SampleStore.counts` from the parts' tables (columns `COUNTED`), and how many samples were doubled.
+    """Return the frame of `SampleStore.counts` and the number of samples that are there twice; the first copy counts.
 
-    Of a sample that is there twice, the first copy counts. Holds 13 bytes per sample.
+    The tables have the columns benchmark, problem, index, tokens, finish_reason, and verdict where anything is graded.
+    Needs 13 bytes per sample.
     """
     owners: dict[tuple[str, str], int] = {}
     keys, facts, tokens = [], [], []
     for table in tables:
         keys.append(problem_numbers(table, owners) << _INDEX_BITS | numbers(table, "index"))
         ended, reasons = codes(table, "finish_reason")
-        judged, verdicts = codes(table, "verdict")
+        judged, verdicts = codes(table, "verdict") if "verdict" in table.column_names else (np.full(len(ended), -1), [])
         kind = np.array([1 + VERDICTS.index(name) for name in verdicts] + [0], dtype=np.int8)[judged]  # 0: not graded
         cut = np.array([name == "length" for name in reasons] + [False])[ended]
         facts.append(kind | cut.astype(np.int8) << 4)
@@ -65,7 +65,7 @@ def _frame(
 
 
 def _doubled(key: np.ndarray) -> np.ndarray:
-    """Positions of all but the first of equal keys."""
+    """Return the positions of all but the first of equal keys."""
     ordered = np.sort(key)
     if not (ordered[1:] == ordered[:-1]).any():
         return np.zeros(0, dtype=np.int64)
@@ -74,11 +74,11 @@ def _doubled(key: np.ndarray) -> np.ndarray:
 
 
 def codes(table: pa.Table, name: str) -> tuple[np.ndarray, list[str]]:
-    """A column of names as numbers into a list of the different ones; -1 where there is none."""
+    """Return a column of names as codes (-1 for null), and the distinct names."""
     import pyarrow as pa
 
     column = table.column(name).combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # of no rows
+    if isinstance(column, pa.ChunkedArray):  # a column without rows
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.string())
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
@@ -86,12 +86,12 @@ def codes(table: pa.Table, name: str) -> tuple[np.ndarray, list[str]]:
 
 
 def numbers(table: pa.Table, name: str) -> np.ndarray:
-    """A column of whole numbers."""
+    """Return a column of integers."""
     return table.column(name).to_numpy().astype(np.int64, copy=False)
 
 
 def problem_numbers(table: pa.Table, owners: dict[tuple[str, str], int]) -> np.ndarray:
-    """Each row's number of its (benchmark, problem); `owners` gains those that are new."""
+    """Return the number of each row's (benchmark, problem) in `owners`; new ones are added."""
     benchmark, benchmarks = codes(table, "benchmark")
     problem, problems = codes(table, "problem")
     pairs, rows = np.unique(benchmark * max(1, len(problems)) + problem, return_inverse=True)

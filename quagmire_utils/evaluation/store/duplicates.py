@@ -1,10 +1,10 @@
-"""Answers that were drawn twice with one seed: identical texts where independent samples would differ.
+"""Find answers that were drawn twice with one seed: identical texts where independent samples would differ.
 
-Seeds that are used again leave the same answers at a fixed distance: sample i of one run equals sample i + shift of
-another (the same seed in both: shift 0; seeds that overlap: another shift), or of the same run (a machine that began
-at the seed of another). Short answers agree by chance, at any distance alike: given how often each text occurs among a
-problem's samples, independent samples are equally likely to stand in any order, which says how many pairs at each
-shift to expect. More than that, beyond what chance would do once in a million checks, is reported.
+If seeds are used again, equal answers stand at a fixed distance: sample i of one run equals sample i + shift of another
+(shift 0 for the same seed, another shift for overlapping seeds), or of the same run. Short answers also agree by
+chance, but at any distance alike. Given how often each text occurs among a problem's samples, independent samples are
+equally likely to stand in any order, which gives the expected number of pairs at each shift. Shifts with more pairs
+than chance gives once in a million checks are reported.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DUPLICATES = ["benchmark", "shift", "identical", "expected", "p_value", "problems"]
-_COMMON = 4  # a text that a quarter of a problem's samples share says nothing about seeds, and would drown what does
-_LONG = 32  # tokens: answers as long as this don't come out the same every time unless something makes them
+_COMMON = 4  # texts shared by more than one in so many of a problem's samples say nothing about seeds
+_LONG = 32  # tokens; independent answers of this length are not all the same
 
 
 def text_table(tables: Iterable[pa.Table], owners: dict[tuple[str, str], int]) -> pd.DataFrame:
-    """One row per sample: owner (number of its problem in `owners`), index, text (a 64-bit hash), tokens."""
+    """Return one row per sample: owner (number of its problem in `owners`), index, text (a 64-bit hash), tokens."""
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("owner", "index", "text", "tokens")}
     for table in tables:
         columns["owner"].append(problem_numbers(table, owners))
@@ -38,14 +38,15 @@ def text_table(tables: Iterable[pa.Table], owners: dict[tuple[str, str], int]) -
     return pd.DataFrame(joined).drop_duplicates(["owner", "index"], ignore_index=True)
 
 
-def find(
+def find_duplicates(
     first: pd.DataFrame, second: pd.DataFrame | None, owners: dict[tuple[str, str], int], alpha: float
 ) -> pd.DataFrame:
-    """Shifts at which samples of `first` equal those of `second` (None: of `first` itself) more often than by chance.
+    """Return the shifts at which samples of `first` equal those of `second` more often than by chance.
 
-    Both are tables of `text_table` with the same `owners`. Columns: benchmark; shift (sample i is sample i + shift;
-    NaN: all samples of a problem are one text); identical and expected (pairs at that shift); p_value (of as many or
-    more, times the number of shifts looked at); problems (with such a pair).
+    If `second` is None, `first` is compared with itself. Both are tables of `text_table` with the same `owners`.
+    Columns: benchmark; shift (sample i equals sample i + shift; NaN: all samples of a problem are one text); identical
+    and expected (pairs at that shift); p_value (of as many pairs or more, times the number of shifts tested); problems
+    (with such a pair).
     """
     names = list(owners)
     benchmarks = sorted({benchmark for benchmark, _ in names})
@@ -64,19 +65,19 @@ def find(
 
 
 def _always_the_same(samples: pd.DataFrame, benchmark: str) -> list[dict[str, object]]:
-    """A row if most problems have one long text for all their samples: a seed that nobody looks at."""
+    """Return a row if most problems have one long text for all samples, as with an engine that ignores seeds."""
     by_problem = samples.groupby("owner").agg(n=("text", "size"), texts=("text", "nunique"), tokens=("tokens", "mean"))
     several = by_problem[by_problem["n"] > 1]
     same = several[(several["texts"] == 1) & (several["tokens"] >= _LONG)]
     if len(same) * 2 <= len(several) or same.empty:
         return []
     pairs = int((same["n"] * (same["n"] - 1) // 2).sum())
-    return [{"benchmark": benchmark, "shift": np.nan, "identical": pairs, "expected": 0.0, "p_value": 0.0}
-            | {"problems": len(same)}]  # fmt: skip
+    row = {"shift": np.nan, "identical": pairs, "expected": 0.0, "p_value": 0.0, "problems": len(same)}
+    return [{"benchmark": benchmark, **row}]
 
 
 def _rare(samples: pd.DataFrame) -> pd.DataFrame:
-    """The samples, sorted, whose text few of their problem's samples share; with `copies` of the text, `n` samples."""
+    """Return the samples whose text is rare among those of their problem, sorted; adds `copies` of the text and `n`."""
     samples = samples.sort_values(["owner", "text", "index"], ignore_index=True)
     copies = samples.groupby(["owner", "text"])["index"].transform("size")
     n = samples.groupby("owner")["index"].transform("size")
@@ -87,7 +88,7 @@ _Found = tuple[np.ndarray, np.ndarray, dict[int, float]]
 
 
 def _pairs_within(samples: pd.DataFrame) -> _Found:
-    """(shift, problem) of each pair of identical texts within a problem, and the expected number of pairs by shift."""
+    """Return shift and problem of each pair of identical texts within a problem, and the expected pairs by shift."""
     rare = _rare(samples)
     rare = rare[rare["copies"] > 1]
     group = (rare["owner"].diff().ne(0) | (rare["text"] != rare["text"].shift())).cumsum().to_numpy()
@@ -115,7 +116,7 @@ def _pairs_within(samples: pd.DataFrame) -> _Found:
 
 
 def _pairs_between(first: pd.DataFrame, second: pd.DataFrame) -> _Found:
-    """The same for pairs of a sample of `first` and one of `second`; shift is the second's index minus the first's."""
+    """Return the same for pairs of a sample of `first` and one of `second`; shift: second index minus first."""
     both = _rare(first).merge(_rare(second), on=["owner", "text"], suffixes=("", "_2"))
     expected: dict[int, float] = {}
     pairs = both.groupby("owner").size()
@@ -136,7 +137,7 @@ def _pairs_between(first: pd.DataFrame, second: pd.DataFrame) -> _Found:
 
 
 def _by_places(samples: pd.DataFrame) -> dict[bytes, list[int]]:
-    """Problems by the indices that they have samples of: most have the same."""
+    """Return the problems by the indices of their samples; most have the same."""
     found: dict[bytes, list[int]] = {}
     for problem, indices in samples.groupby("owner")["index"]:
         found.setdefault(np.sort(indices.to_numpy(dtype=np.int64)).tobytes(), []).append(problem)
@@ -144,7 +145,7 @@ def _by_places(samples: pd.DataFrame) -> dict[bytes, list[int]]:
 
 
 def _differences(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The differences second - first that occur among two sets of indices, and how often each does."""
+    """Return the distinct differences second - first of two sets of indices, and how often each occurs."""
     return np.unique((second[None, :] - first[:, None]).ravel(), return_counts=True)
 
 
@@ -156,14 +157,12 @@ def _beyond_chance(
     rows = []
     for shift, identical in zip(*np.unique(shifts, return_counts=True), strict=True):
         mean = expected[int(shift)]
-        # places of rare texts hardly depend on each other, and where they do their number varies less than Poisson's
+        # positions of rare texts are almost independent; dependence makes the number vary less than Poisson's
         p_value = min(1.0, float(poisson.sf(identical - 1, mean)) * len(expected))
         if identical > 1 and p_value < alpha:
             problems = len(np.unique(owners[shifts == shift]))
-            rows.append(
-                {"shift": int(shift), "identical": int(identical), "expected": mean, "p_value": p_value}
-                | {"problems": problems}
-            )
+            row = {"shift": int(shift), "identical": int(identical), "expected": mean, "p_value": p_value}
+            rows.append(row | {"problems": problems})
     return rows
 
 

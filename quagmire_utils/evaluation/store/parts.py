@@ -1,10 +1,12 @@
-"""The files that a store of samples is made of: their columns, what their metadata says, what they hold."""
+"""The files of a sample store: their columns, their metadata, and helpers to read them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -12,29 +14,57 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 KEYS = ["benchmark", "problem", "index"]
-COLUMNS = [*KEYS, "text", "tokens", "finish_reason", "extracted", "verdict"]
-PROMPTS = b"quagmire_utils.data.prompts"  # in a part's metadata: {benchmark: {problem: digest of its prompt}}
+SAMPLED = [*KEYS, "text", "tokens", "finish_reason"]  # columns of a part: written once
+GRADED = ["extracted", "verdict", "grader"]  # what a file of verdicts adds
+COLUMNS = [*SAMPLED, *GRADED]
+LIGHT = [*KEYS, "tokens", "finish_reason"]  # repeated in a file of verdicts, so that counting opens one file per part
+
+# keys of a file's metadata
+ORIGIN = b"quagmire_utils.origin"  # digest of what the samples were drawn with
+PROMPTS = b"quagmire_utils.data.prompts"  # {benchmark: {problem: digest of its prompt}}
+TEXTS = b"quagmire_utils.texts"  # digest of a part's texts
+PART = b"quagmire_utils.part"  # of a file of verdicts: `footer_digest` of the part that it belongs to
+GOLDS = b"quagmire_utils.golds"  # of a file of verdicts: {benchmark: {problem: what its verdicts rest on}}
 
 
-def _prompts_of(table: pa.Table) -> dict[tuple[str, str], str]:
-    """(benchmark, problem) -> digest of its prompt, as a part says; empty for parts of earlier versions."""
-    said = json.loads((table.schema.metadata or {}).get(PROMPTS, b"{}"))
-    return {(benchmark, problem): mark for benchmark, marks in said.items() for problem, mark in marks.items()}
+def verdict_file(part: Path) -> Path:
+    """Return the path of the verdicts on a part's samples."""
+    return part.with_name(part.name.replace("part-", "verdicts-", 1))
 
 
-def _of(table: pa.Table, benchmark: str | None) -> pa.Table:
-    """The rows of a benchmark."""
-    import pyarrow.compute as pc
-
-    return table if benchmark is None else table.filter(pc.equal(table["benchmark"], benchmark))
-
-
-def _keys(frame: pd.DataFrame) -> list[tuple[str, str, int]]:
-    return sorted(frame[KEYS].itertuples(index=False, name=None))
+def footer_digest(part: Path) -> str:
+    """Return a digest of a parquet file's footer, which holds its metadata and so the digest of its texts."""
+    with part.open("rb") as file:
+        file.seek(-8, 2)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, 2)
+        return hashlib.sha256(file.read(length)).hexdigest()[:16]
 
 
-def _is_of_another(part: Path, benchmark: str) -> bool:
-    """Whether a part's statistics say that it holds nothing of a benchmark; False where they don't say."""
+def text_digest(frame: pd.DataFrame) -> str:
+    """Return a digest of the texts of a frame."""
+    digest = hashlib.sha256()
+    for text in frame["text"]:
+        digest.update(f"{text}\0".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+def by_problem(table: pa.Table, key: bytes) -> dict[tuple[str, str], Any]:
+    """Return {(benchmark, problem): value} from a metadata entry of a table; empty if it has none."""
+    nested = json.loads((table.schema.metadata or {}).get(key, b"{}"))
+    return {(benchmark, problem): value for benchmark, values in nested.items() for problem, value in values.items()}
+
+
+def to_metadata(values: Mapping[tuple[str, str], Any]) -> bytes:
+    """Return the metadata entry that `by_problem` reads."""
+    nested: dict[str, dict[str, Any]] = {}
+    for (benchmark, problem), value in values.items():
+        nested.setdefault(benchmark, {})[problem] = value
+    return json.dumps(nested).encode()
+
+
+def holds_another(part: Path, benchmark: str) -> bool:
+    """Return whether a part's statistics prove that it holds nothing of a benchmark."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -44,20 +74,18 @@ def _is_of_another(part: Path, benchmark: str) -> bool:
         ranges = [facts.row_group(i).column(column).statistics for i in range(facts.num_row_groups)]
         return all(r is not None and r.has_min_max and not r.min <= benchmark <= r.max for r in ranges)
     except (pa.ArrowException, OSError, ValueError, TypeError):
-        return False  # who reads it will say what is wrong
+        return False  # reading the part will report the error
 
 
-def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns of a part, in their types; texts stay as they are because a lone surrogate fits no string type."""
-    columns = {}
-    for name in COLUMNS:
-        values = (
-            frame[name] if name in frame.columns else pd.Series([None] * len(frame), index=frame.index, dtype=object)
-        )
+def typed(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Return `columns` in their types; texts stay objects, because no string type holds a lone surrogate."""
+    result = {}
+    for name in columns:
+        values = frame[name] if name in frame else pd.Series([None] * len(frame), index=frame.index, dtype=object)
         if name in ("index", "tokens"):
-            columns[name] = values.astype("int64")
+            result[name] = values.astype("int64")
         elif name in ("text", "extracted"):
-            columns[name] = values.astype(object).where(values.notna(), None)
+            result[name] = values.astype(object).where(values.notna(), None)
         else:
-            columns[name] = values.astype("str")
-    return pd.DataFrame(columns)
+            result[name] = values.astype("str")
+    return pd.DataFrame(result)

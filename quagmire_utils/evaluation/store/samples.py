@@ -1,4 +1,4 @@
-"""The append-only store of sampled answers."""
+"""`SampleStore`, the append-only folder of samples and verdicts."""
 
 from __future__ import annotations
 
@@ -16,70 +16,76 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-import quagmire_utils.evaluation.store.duplicates as duplicate_texts
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import (
-    _plain,
-    _read_table,
-    _to_frame,
     digest,
+    read_arrow,
     read_json,
     read_parquet,
+    to_frame,
+    to_plain,
     write_json,
     write_parquet,
 )
 from quagmire_utils.core.locks import exclusive
 from quagmire_utils.core.provenance import package_versions
-from quagmire_utils.evaluation.store.counting import COUNTED, count
+from quagmire_utils.evaluation.store.counting import count
+from quagmire_utils.evaluation.store.duplicates import find_duplicates, text_table
 from quagmire_utils.evaluation.store.parts import (
     COLUMNS,
+    GOLDS,
+    GRADED,
     KEYS,
+    LIGHT,
+    ORIGIN,
+    PART,
     PROMPTS,
-    _is_of_another,
-    _keys,
-    _of,
-    _prompts_of,
-    _typed,
+    SAMPLED,
+    TEXTS,
+    by_problem,
+    footer_digest,
+    holds_another,
+    text_digest,
+    to_metadata,
+    typed,
+    verdict_file,
 )
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-
 PROMPT_COLUMNS = ["benchmark", "problem", "prompt", "prompt_tokens", "digest"]
-ORIGIN = b"quagmire_utils.origin"  # in a part's metadata: digest of what its samples were drawn with
-
-_NAMES = ["benchmark", "problem", "finish_reason", "verdict"]  # columns of few different values
+_DICTIONARIES = ["benchmark", "problem", "finish_reason", "verdict"]  # columns of few distinct values
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_LEFT_BEHIND = 3600.0  # seconds after which a temporary file is taken for that of a killed process
+_ABANDONED_SECONDS = 3600.0  # age at which a temporary file is taken for that of a killed process
 
 
 class SampleStore:
     """An append-only folder of samples, one row per (benchmark, problem, index).
 
-    Columns: benchmark, problem (str), index (which of the problem's samples, from 0), text, tokens (generated, the
-    end-of-sequence token included), finish_reason ("stop" or "length"), extracted and verdict (null until graded).
+    Columns: benchmark, problem (str), index (number of the sample of its problem, from 0), text, tokens (generated,
+    end-of-sequence token included), finish_reason ("stop" or "length"); and extracted, verdict and grader (name and
+    version), which are null until the sample is graded.
 
-    A sample's key is what it was drawn with (`origin`: model digest, engine, template, parameters), its rendered
-    prompt (`prompts`), its problem and its index; the first two are the same for the whole store. Every part says
-    which origin and prompts it belongs to, so one that was copied here from elsewhere is refused, not counted.
+    All samples of a store have one `origin` (model digest, engine, template, parameters) and one rendered prompt per
+    problem. Every file names the origin and prompts it belongs to, so a part copied from another store is refused.
 
-    A part file that can't be read (truncated, zero bytes, a flipped bit: pages carry checksums) is moved aside as
-    `*.damaged` with a warning; its samples count as not drawn. Half-written temporary files are never looked at.
-    Several processes may use a store at the same time.
+    A file that cannot be read (truncated, empty, a flipped bit: pages carry checksums) is renamed to `*.damaged` with a
+    warning. The samples of such a part count as not drawn, those of such a file of verdicts as not graded. Half-written
+    temporary files are never read. Several processes may use a store at the same time.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._mark: str | None = None  # digest of the origin, once it is known
-        self._digests: dict[tuple[str, str], str] | None = None  # of the prompts, once they are known
+        self._origin_digest = ""  # cached: a store's origin never changes
+        self._prompts: dict[tuple[str, str], str] | None = None  # digests by (benchmark, problem), once they are known
         if self.path.exists() and not self.path.is_dir():
-            raise ParameterError(f"store must be a folder, and {self.path} is a file")
+            raise ParameterError("store", self.path, reason=f"{self.path} is a file; name a folder")
 
     def __repr__(self) -> str:
         return f"SampleStore({str(self.path)!r})"
 
-    # what the samples were drawn with
+    # --- what the samples were drawn with ---
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -92,84 +98,43 @@ class SampleStore:
             if not isinstance(origin, dict):
                 raise TypeError(f"origin is {origin!r}")
         except (ValueError, KeyError, TypeError) as error:
-            raise ParameterError(
-                f"store: {file} does not say what its samples were drawn with ({type(error).__name__}: {error}); "
-                "restore it, or use another folder"
-            ) from error
+            reason = f"{file} is damaged ({type(error).__name__}: {error}); restore it, or use another folder"
+            raise ParameterError("store", self.path, reason=reason) from error
         return origin
 
     def bind(self, origin: Mapping[str, Any], *, notes: Mapping[str, Any] | None = None) -> None:
-        """Say what the samples to come are drawn with; the first call writes it down, later ones compare.
+        """Record what the coming samples are drawn with, or compare it with what is recorded.
 
-        `notes` are written down but not compared (the model's path, say). Raises ParameterError naming every entry that
+        `notes` are recorded but not compared (the model's path, say). Raise ParameterError naming every entry that
         differs: samples of different models, engines, templates or sampling parameters never share a store.
         """
-        wanted = json.loads(json.dumps(dict(origin), default=_plain))
+        wanted = json.loads(json.dumps(dict(origin), default=to_plain))
         if not self.origin:
             with self.writing(), exclusive(self.path):
                 if not self.origin:  # no other process was faster
                     if self.parts():
-                        raise ParameterError(
-                            f"store: {self.path} holds samples but no store.json that says where they come from"
-                        )
+                        reason = f"{self.path} holds samples but no store.json; restore it, or use another folder"
+                        raise ParameterError("store", self.path, reason=reason)
                     description = {"origin": wanted, "notes": dict(notes or {}), "packages": package_versions()}
                     write_json(description, self.path / "store.json")
                     return
-        differing = origins_differ(self.origin, wanted)
+        self.check_origin(wanted, complete=True)
+
+    def check_origin(self, wanted: Mapping[str, Any], *, complete: bool = False) -> None:
+        """Raise ParameterError if the samples were drawn differently; without `complete`, compare only `wanted`."""
+        held = self.origin
+        names = {*held, *wanted} if complete else {*held} & {*wanted}
+        differing = [
+            f"{name} is {held.get(name)!r} there and {wanted.get(name)!r} here"
+            for name in sorted(names)
+            if held.get(name) != wanted.get(name)
+        ]
         if differing:
-            raise ParameterError(
-                f"store: {self.path} holds samples drawn differently ({differing}); use another folder"
-            )
-
-    def add_prompts(self, prompts: pd.DataFrame) -> None:
-        """Keep rendered prompts (columns of `PROMPT_COLUMNS` without digest).
-
-        Raises ParameterError if a problem is already there with another prompt, or has samples of which nothing says
-        what their prompt was.
-        """
-        prompts = prompts.assign(
-            digest=[hashlib.sha256(p.encode("utf-8", "surrogatepass")).hexdigest()[:16] for p in prompts["prompt"]]
-        )
-        with self.writing(), exclusive(self.path):  # others may be adding theirs
-            self._add_prompts(prompts)
-
-    def _add_prompts(self, prompts: pd.DataFrame) -> None:
-        held = self.prompts()
-        both = held.merge(prompts, on=["benchmark", "problem"], suffixes=("_held", ""))
-        changed = both[both["digest_held"] != both["digest"]]
-        if len(changed):
-            row = changed.iloc[0]
-            raise ParameterError(
-                f"store: {self.path} holds samples of {row['benchmark']} problem {row['problem']} drawn with another "
-                f"prompt ({len(changed)} problems differ); use another folder"
-            )
-        if len(both) < len(prompts):
-            self._check_samples_have(prompts, {*zip(held["benchmark"], held["problem"], strict=True)})
-            joined = pd.concat([held, prompts[PROMPT_COLUMNS]]).drop_duplicates(
-                ["benchmark", "problem"], ignore_index=True
-            )
-            write_parquet(joined, self.path / "prompts.parquet")
-        self._digests = None
-
-    def _check_samples_have(self, prompts: pd.DataFrame, held: set[tuple[str, str]]) -> None:
-        """Raise ParameterError for samples of a problem that is not in `held`, unless their part names its prompt."""
-        keys = zip(prompts["benchmark"], prompts["problem"], strict=True)
-        new = {key: mark for key, mark in zip(keys, prompts["digest"], strict=True) if key not in held}
-        for part in self.parts():
-            table = self._table(part, KEYS[:2])
-            if table is None:
-                continue
-            said = _prompts_of(table)
-            for key in table.to_pandas().drop_duplicates().itertuples(index=False, name=None):
-                if key in new and said.get(key) != new[key]:
-                    what = "were drawn with another prompt" if key in said else "have no prompt in prompts.parquet"
-                    raise ParameterError(
-                        f"store: samples of {key[0]} problem {key[1]} in {part} {what}, so it can't be told whether "
-                        "they answer this question; restore prompts.parquet, or use another folder"
-                    )
+            reason = f"{self.path} holds samples drawn differently ({'; '.join(differing)}); use another folder"
+            raise ParameterError("store", self.path, reason=reason)
 
     def prompts(self) -> pd.DataFrame:
-        """The rendered prompts: benchmark, problem, prompt, prompt_tokens, digest."""
+        """Return the rendered prompts: benchmark, problem, prompt, prompt_tokens, digest."""
         file = self.path / "prompts.parquet"
         if not file.exists():
             return pd.DataFrame(
@@ -179,229 +144,314 @@ class SampleStore:
             return read_parquet(file)[PROMPT_COLUMNS]
         except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors, OSErrors and KeyErrors
             if getattr(error, "errno", None) is not None:
-                raise  # the system complains, not the file
-            raise ParameterError(
-                f"store: {file} can't be read ({str(error).splitlines()[0]}); delete it, and sampling writes it again"
-            ) from error
+                raise  # the system's error, not the file's
+            reason = f"{file} is damaged ({str(error).splitlines()[0]}); delete it, and sampling writes it again"
+            raise ParameterError("store", self.path, reason=reason) from error
 
-    # samples
+    def add_prompts(self, prompts: pd.DataFrame) -> None:
+        """Record rendered prompts (columns of `PROMPT_COLUMNS` without digest).
+
+        Raise ParameterError if a problem is recorded with another prompt, or has samples whose prompt is unknown.
+        """
+        digests = [hashlib.sha256(p.encode("utf-8", "surrogatepass")).hexdigest()[:16] for p in prompts["prompt"]]
+        prompts = prompts.assign(digest=digests)
+        with self.writing(), exclusive(self.path):  # other processes may be adding theirs
+            held = self.prompts()
+            both = held.merge(prompts, on=["benchmark", "problem"], suffixes=("_held", ""))
+            keys = list(zip(prompts["benchmark"], prompts["problem"], strict=True))
+            self.check_prompts(dict(zip(keys, prompts["prompt"], strict=True)))
+            if len(both) < len(prompts):
+                known = {*zip(held["benchmark"], held["problem"], strict=True)}
+                self._check_parts({k: d for k, d in zip(keys, digests, strict=True) if k not in known})
+                joined = pd.concat([held, prompts[PROMPT_COLUMNS]])
+                write_parquet(joined.drop_duplicates(["benchmark", "problem"]), self.path / "prompts.parquet")
+        self._prompts = None
+
+    def check_prompts(self, prompts: Mapping[tuple[str, str], str]) -> None:
+        """Raise ParameterError if the store holds samples of a (benchmark, problem) drawn with another prompt."""
+        held = self.prompts().set_index(["benchmark", "problem"])["prompt"].to_dict()
+        changed = [key for key, prompt in prompts.items() if held.get(key, prompt) != prompt]
+        if changed:
+            reason = (
+                f"{self.path} holds samples of {len(changed)} problems drawn with another prompt (such as "
+                f"{' '.join(changed[0])}); use another folder"
+            )
+            raise ParameterError("store", self.path, reason=reason)
+
+    def _check_parts(self, new: Mapping[tuple[str, str], str]) -> None:
+        """Raise ParameterError for samples of the problems in `new` whose part does not name that prompt digest."""
+        for part in self.parts():
+            table = self._table(part, KEYS[:2])
+            if table is None:
+                continue
+            named = by_problem(table, PROMPTS)
+            for key in table.to_pandas().drop_duplicates().itertuples(index=False, name=None):
+                if key in new and named.get(key) != new[key]:
+                    what = "were drawn with another prompt" if key in named else "have no prompt in prompts.parquet"
+                    reason = f"samples of {' '.join(key)} in {part} {what}; restore that file, or use another folder"
+                    raise ParameterError("store", self.path, reason=reason)
+
+    # --- samples ---
 
     def parts(self) -> list[Path]:
-        """The part files, in name order."""
+        """Return the part files, in name order."""
         return sorted(self.path.glob("part-*.parquet"))
 
-    def append(self, frame: pd.DataFrame) -> Path:
-        """Add samples as one new part file; extracted and verdict may be missing (not graded yet).
+    def append(self, frame: pd.DataFrame, *, golds: Mapping[tuple[str, str], Any] | None = None) -> Path:
+        """Add samples as one new part file, and their verdicts if `frame` has any (`golds` as in `write_verdicts`).
 
-        The file is named by the samples' keys, so two processes that draw the same chunk leave it once: what is there
-        stays, with its verdicts; a file of that name that holds other samples stays too, and theirs gets another.
-        Samples that the store already has are for the caller to leave out (see `existing`).
-        Raises ParameterError for missing columns, or keys that occur twice in `frame`; OSError, in a sentence, where
-        no space is left (the store then holds what it held before).
+        The file is named after the samples' keys. If two processes draw the same chunk, the first file stays, with its
+        verdicts; if a file of that name holds other samples, another name is used. The caller leaves out samples that
+        the store already has (see `existing`). Raise ParameterError for missing columns and for keys that occur twice
+        in `frame`, OSError if the disk is full (what was stored before is safe).
         """
-        missing = [name for name in COLUMNS[:6] if name not in frame.columns]
+        missing = [name for name in SAMPLED if name not in frame.columns]
         if missing:
-            raise ParameterError(f"samples need the columns {', '.join(missing)}")
+            raise ParameterError("samples", missing, reason=f"the columns {', '.join(missing)} are missing")
         if frame.duplicated(KEYS).any():
             row = frame[frame.duplicated(KEYS)].iloc[0]
-            raise ParameterError(
-                f"samples: {row['benchmark']} problem {row['problem']} index {row['index']} occurs twice"
-            )
-        frame = frame.sort_values(KEYS, kind="stable", ignore_index=True)
-        keys = hashlib.sha256("\n".join(map(repr, frame[KEYS].itertuples(index=False, name=None))).encode())
-        name = f"part-{keys.hexdigest()[:16]}"
-        frame = _typed(frame)
+            reason = f"{row['benchmark']} problem {row['problem']} index {row['index']} occurs twice"
+            raise ParameterError("samples", tuple(row[KEYS]), reason=reason)
+        frame = typed(frame.sort_values(KEYS, kind="stable", ignore_index=True), COLUMNS)
+        keys = list(frame[KEYS].itertuples(index=False, name=None))
+        name = "part-" + hashlib.sha256("\n".join(map(repr, keys)).encode()).hexdigest()[:16]
         with self.writing(), exclusive(self.path):
             for again in itertools.count():
                 part = self.path / (f"{name}-{again}.parquet" if again else f"{name}.parquet")
-                held = self._table(part, None)
+                held = self._table(part, SAMPLED)
                 if held is None:
-                    write_parquet(frame, part, metadata=self._part_metadata(frame))
+                    write_parquet(frame[SAMPLED], part, metadata=self._part_metadata(frame))
+                    if frame["verdict"].notna().any():
+                        self.write_verdicts(part, frame, golds or {})
                     return part
-                if _keys(_to_frame([held.select(KEYS)])) == _keys(frame):
+                if sorted(to_frame([held.select(KEYS)]).itertuples(index=False, name=None)) == keys:
                     return part
-
-    def read_part(self, part: Path, columns: Sequence[str] | None = None) -> pd.DataFrame | None:
-        """One part's samples; None, and the file moved aside with a warning, if it can't be read."""
-        table = self._table(part, columns)
-        return None if table is None else _to_frame([table])
-
-    def replace_part(self, part: Path, frame: pd.DataFrame) -> None:
-        """Rewrite one part atomically with the same samples, graded."""
-        with self.writing():
-            write_parquet(_typed(frame), part, metadata=self._part_metadata(frame))
-
-    def clear_temporaries(self, older_than: float = _LEFT_BEHIND) -> None:
-        """Remove the temporary files of killed processes: those that nobody has touched for so many seconds."""
-        for file in self.path.glob(".*.tmp"):
-            with suppress(OSError):
-                if time.time() - file.stat().st_mtime > older_than:
-                    file.unlink()
 
     def read(self, columns: Sequence[str] | None = None, *, benchmark: str | None = None) -> pd.DataFrame:
-        """All samples, or a benchmark's, sorted by benchmark, problem and index.
+        """Return all samples, or a benchmark's, sorted by benchmark, problem and index.
 
-        `columns` (of `COLUMNS`) saves reading the texts.
+        `columns` (of `COLUMNS`): reading few of them is faster; the texts are most of the data.
         """
         wanted = COLUMNS if columns is None else list(columns)
         unknown = [name for name in wanted if name not in COLUMNS]
         if unknown:
-            raise ParameterError(
-                f"columns: a store of samples has no {', '.join(unknown)}; it has {', '.join(COLUMNS)}"
-            )
-        needed = list(dict.fromkeys([*KEYS, *wanted]))
-        parts = [part for part in self.parts() if benchmark is None or not _is_of_another(part, benchmark)]
-        tables = [_of(table, benchmark) for part in parts if (table := self._table(part, needed)) is not None]
-        if not tables:
-            return _typed(pd.DataFrame({name: [] for name in COLUMNS}))[wanted]
-        frame = _to_frame(tables)
+            raise ParameterError("columns", unknown, f"some of {', '.join(COLUMNS)}")
+        parts = [part for part in self.parts() if benchmark is None or not holds_another(part, benchmark)]
+        frame = self._read(parts, list(dict.fromkeys([*KEYS, *wanted])), benchmark)
+        if frame is None:
+            return typed(pd.DataFrame({name: [] for name in COLUMNS}), wanted)
         doubled = frame.duplicated(KEYS)
         if doubled.any():
             self._warn_of_doubled(doubled.sum())
             frame = frame[~doubled]
         return frame.sort_values(KEYS, kind="stable", ignore_index=True)[wanted]
 
-    def existing(self, benchmark: str | None = None) -> pd.DataFrame:
-        """The keys (benchmark, problem, index) of all samples, or a benchmark's, that are safely there."""
-        tables = [table.select(KEYS) for _, table in self.verified(benchmark)]
-        if not tables:
-            return _typed(pd.DataFrame({name: [] for name in COLUMNS}))[KEYS]
-        return _to_frame(tables).drop_duplicates().sort_values(KEYS, ignore_index=True)
+    def read_part(self, part: Path, columns: Sequence[str] | None = None) -> pd.DataFrame | None:
+        """Return one part's samples, in the file's order; None if it cannot be read (it is then set aside)."""
+        return self._read([part], COLUMNS if columns is None else list(columns))
 
-    def verified(self, benchmark: str | None = None, *, without: Iterable[str] = ()) -> Iterator[tuple[Path, pa.Table]]:
-        """Each part with its keys and tokens, after all of it was read and found whole; `benchmark`: only its rows.
+    def _read(self, parts: Iterable[Path], columns: list[str], benchmark: str | None = None) -> pd.DataFrame | None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
 
-        `without`: names of parts to leave out.
-        """
-        # Whole parts are read, one at a time: a part with a damaged column must count as missing now, before sampling
-        # resumes, not when it is graded.
-        left_out = set(without)
-        for part in self.parts():
-            if part.name in left_out or (benchmark is not None and _is_of_another(part, benchmark)):
-                continue
-            table = self._table(part, None)
+        own = [name for name in columns if name in SAMPLED]
+        graded = [name for name in columns if name in GRADED]
+        samples, verdicts = [], []
+        for part in parts:
+            table = self._table(part, own or KEYS[:1])
             if table is None:
                 continue
-            yield part, _of(table.select([*KEYS, "tokens"]), benchmark)
+            judged = self._verdicts(part, graded) if graded else None
+            if graded and judged is None:
+                judged = pa.table({name: pa.nulls(len(table), pa.string()) for name in graded})
+            if benchmark is not None:
+                mask = pc.equal(table["benchmark"], benchmark)
+                table, judged = table.filter(mask), judged and judged.filter(mask)
+            samples.append(table)
+            verdicts.append(judged)
+        if not samples:
+            return None
+        frame = to_frame(samples)
+        return (pd.concat([frame, to_frame(verdicts)], axis=1) if graded else frame)[columns]
+
+    def existing(self, benchmark: str | None = None) -> pd.DataFrame:
+        """Return the keys (benchmark, problem, index) of all samples, or a benchmark's, that are safely stored."""
+        tables = [table.select(KEYS) for _, table in self.verified(benchmark)]
+        if not tables:
+            return typed(pd.DataFrame({name: [] for name in KEYS}), KEYS)
+        return to_frame(tables).drop_duplicates().sort_values(KEYS, ignore_index=True)
+
+    def verified(self, benchmark: str | None = None, *, without: Iterable[str] = ()) -> Iterator[tuple[Path, pa.Table]]:
+        """Yield each part with its keys and tokens, after reading all of it; `without`: names of parts to leave out.
+
+        A part with any damaged column counts as missing here, so that sampling replaces it before it is graded.
+        """
+        import pyarrow.compute as pc
+
+        left_out = set(without)
+        for part in self.parts():
+            if part.name in left_out or (benchmark is not None and holds_another(part, benchmark)):
+                continue
+            table = self._table(part, SAMPLED)
+            if table is not None:
+                table = table.select([*KEYS, "tokens"])
+                yield part, table if benchmark is None else table.filter(pc.equal(table["benchmark"], benchmark))
+
+    # --- verdicts ---
+
+    def write_verdicts(self, part: Path, frame: pd.DataFrame, golds: Mapping[tuple[str, str], Any]) -> None:
+        """Write the verdicts on a part's samples, atomically; the part itself stays as it is.
+
+        `frame`: `extracted`, `verdict` and `grader` in the part's order. `golds`: what the verdicts on a (benchmark,
+        problem) rest on, a list of gold answer, tolerance and, except for math, grader.
+        """
+        table = self._table(part, LIGHT)
+        if table is None:
+            return  # set aside meanwhile: its samples will be drawn and graded again
+        held = table.schema.metadata or {}
+        metadata = {name: held[name] for name in (ORIGIN, PROMPTS) if name in held}
+        metadata |= {PART: footer_digest(part).encode(), GOLDS: to_metadata(golds)}
+        graded = typed(frame.reset_index(drop=True), GRADED)
+        with self.writing():
+            write_parquet(pd.concat([to_frame([table]), graded], axis=1), verdict_file(part), metadata=metadata)
+
+    def golds(self, part: Path | None = None) -> dict[tuple[str, str], Any]:
+        """Return what the verdicts of the store, or of one part, rest on: see `write_verdicts`."""
+        golds: dict[tuple[str, str], Any] = {}
+        for one in self.parts() if part is None else [part]:
+            table = self._verdicts(one, ["verdict"])
+            golds |= {} if table is None else by_problem(table, GOLDS)
+        return golds
 
     def counts(self) -> pd.DataFrame:
-        """One row per benchmark and problem, with the columns `COUNTS`.
+        """Return one row per benchmark and problem, with the columns `COUNTS`.
 
-        n and all the other columns count graded samples alone, so that an answer nobody has judged is never taken for
-        a wrong one: n is the sum of correct, wrong, no_answer, timeout and error. truncated counts those that met the
-        token limit, whatever their verdict. mean_tokens is NaN where n is 0. No text is read: ten million samples take
-        seconds and little more than half a GiB.
+        All columns count graded samples alone, so that an answer without a verdict is never taken for a wrong one: n is
+        the sum of correct, wrong, no_answer, timeout and error. truncated counts the samples that reached the token
+        limit, whatever their verdict. mean_tokens is NaN where n is 0. No text is read.
         """
-        frame, doubled = count(self._tables(COUNTED, _NAMES))
+        frame, doubled = count(self._light_tables())
         if doubled:
             self._warn_of_doubled(doubled)
         return frame
 
-    def duplicates(self, other: SampleStore | None = None, *, alpha: float = 1e-6) -> pd.DataFrame:
-        """Samples that were drawn with one seed although they pass for independent; empty where there are none.
-
-        Looks for texts of this store that are the same at a fixed distance of their indices, beyond what chance does,
-        or (`other`) that are the same in another store, say of another seed or another machine. See `duplicates` for
-        what is compared. One row per benchmark and shift: benchmark; shift (sample i equals sample i + shift; NaN: all
-        samples of most problems are one long text); identical and expected pairs; p_value, at most `alpha`; problems.
-        At temperature 0 all samples are the same by design, and nothing is reported. Holds 28 bytes per sample.
-        """
-        if not 0 < alpha < 1:
-            raise ParameterError(f"alpha must be between 0 and 1, not {alpha}")
-        owners: dict[tuple[str, str], int] = {}
-        if self.origin.get("temperature") == 0:
-            return duplicate_texts.find(duplicate_texts.text_table([], owners), None, owners, alpha)
-        columns = [*KEYS, "text", "tokens"]
-        first = duplicate_texts.text_table(self._tables(columns, _NAMES[:2]), owners)
-        second = None
-        if other is not None:
-            second = duplicate_texts.text_table(other._tables(columns, _NAMES[:2]), owners)
-        return duplicate_texts.find(first, second, owners, alpha)
-
-    def _tables(self, columns: Sequence[str], names: Sequence[str]) -> Iterator[pa.Table]:
-        """The parts one after the other; the columns in `names` as numbers into their different values."""
+    def _light_tables(self) -> Iterator[pa.Table]:
+        """Yield the columns `LIGHT`, and verdict if it has any, of each part."""
         for part in self.parts():
-            table = self._table(part, columns, names)
+            table = self._verdicts(part, [*LIGHT, "verdict"], _DICTIONARIES)
+            if table is None:
+                table = self._table(part, LIGHT, _DICTIONARIES[:3])
             if table is not None:
                 yield table
 
-    def _warn_of_doubled(self, samples: int) -> None:
-        warnings.warn(f"{self.path}: {samples} samples are there twice; the second copies are left out", stacklevel=3)
+    def duplicates(self, other: SampleStore | None = None, *, alpha: float = 1e-6) -> pd.DataFrame:
+        """Return samples that were drawn with one seed although they should be independent; empty if there are none.
 
-    def _table(self, part: Path, columns: Sequence[str] | None, names: Sequence[str] = ()) -> pa.Table | None:
+        Look for texts that are equal at a fixed distance of their indices more often than by chance, within this store
+        or between it and `other` (of another seed, say); see the module `duplicates`. One row per benchmark and shift:
+        benchmark; shift (sample i equals sample i + shift; NaN: all samples of most problems are one long text);
+        identical and expected pairs; p_value, at most `alpha`; problems. At temperature 0 all samples are equal by
+        design, and nothing is reported. Needs 28 bytes per sample.
+        """
+        if not 0 < alpha < 1:
+            raise ParameterError("alpha", alpha, "between 0 and 1")
+        owners: dict[tuple[str, str], int] = {}
+        stores = [] if self.origin.get("temperature") == 0 else [self, *([] if other is None else [other])]
+        columns = [*KEYS, "text", "tokens"]
+        tables = [
+            text_table(filter(None, (s._table(part, columns, _DICTIONARIES[:2]) for part in s.parts())), owners)
+            for s in stores
+        ] or [text_table([], owners)]
+        return find_duplicates(tables[0], tables[1] if len(tables) > 1 else None, owners, alpha)
+
+    # --- files ---
+
+    def clear_temporaries(self, older_than: float = _ABANDONED_SECONDS) -> None:
+        """Remove temporary files of killed processes: those not modified for so many seconds."""
+        for file in self.path.glob(".*.tmp"):
+            with suppress(OSError):
+                if time.time() - file.stat().st_mtime > older_than:
+                    file.unlink()
+
+    def _warn_of_doubled(self, samples: int) -> None:
+        warnings.warn(f"{self.path}: {samples} samples are there twice; the second copies are ignored", stacklevel=3)
+
+    def _verdicts(self, part: Path, columns: Sequence[str], names: Sequence[str] = ()) -> pa.Table | None:
+        """Return columns of the verdicts on a part; None if there are none, or they belong to another file."""
+        file = verdict_file(part)
+        table = self._table(file, columns, names) if file.exists() else None
+        if table is None:
+            return None
+        try:
+            wanted = footer_digest(part).encode()
+        except OSError:
+            return None  # the part is gone or damaged; reading it reports that
+        return table if (table.schema.metadata or {}).get(PART) == wanted else None
+
+    def _table(self, file: Path, columns: Sequence[str], names: Sequence[str] = ()) -> pa.Table | None:
+        """Return columns of a file of this store (those in `names` as codes); None if it is not there or damaged."""
         import pyarrow as pa
 
-        columns = COLUMNS if columns is None else columns
         for _ in range(2):
             try:
-                facts = part.stat()
-                table = _read_table(part, columns, names)
+                facts = file.stat()
+                table = read_arrow(file, columns, names)
             except FileNotFoundError:
-                return None  # not there, or moved aside by another reader
+                return None  # not there, or set aside by another reader
             except (pa.ArrowException, OSError) as error:
                 if getattr(error, "errno", None) is not None:
-                    raise  # the system complains (too many open files, no permission), not the part
+                    raise  # the system's error (too many open files, no permission), not the file's
                 reason = str(error).splitlines()[0]
             else:
                 lacking = [name for name in columns if name not in table.column_names]
                 if not lacking:
-                    return self._checked_origin(part, table)
+                    return self._checked(file, table)
                 reason = f"it has no column {', '.join(lacking)}"
             with suppress(OSError):
-                if part.stat().st_ino == facts.st_ino:  # else somebody has just written it anew
+                if file.stat().st_ino == facts.st_ino:  # else another process has just replaced it
                     break
-        aside = part.with_name(part.name + ".damaged")
-        warnings.warn(f"{part} can't be read and is set aside as {aside.name}: {reason}", stacklevel=3)
+        aside = file.with_name(file.name + ".damaged")
+        warnings.warn(f"{file} cannot be read and is set aside as {aside.name}: {reason}", stacklevel=3)
         with suppress(OSError):  # a read-only store
-            os.replace(part, aside)
+            os.replace(file, aside)
         return None
 
-    def _checked_origin(self, part: Path, table: pa.Table) -> pa.Table:
-        """The table, if its part belongs to this store: same origin, same prompts."""
+    def _checked(self, file: Path, table: pa.Table) -> pa.Table:
+        """Return the table. Raise ParameterError if its file names another origin or prompt than this store."""
         mark = (table.schema.metadata or {}).get(ORIGIN, b"").decode()
-        if mark and mark != self._origin_mark():
-            raise ParameterError(
-                f"store: {part} was drawn with another model, template, engine or parameters than store.json in its "
-                "folder says; move it out of there"
-            )
-        said = _prompts_of(table)
-        known = self._prompt_digests() if said else {}
-        for key, mark in said.items():
-            if known.setdefault(key, mark) != mark:
-                raise ParameterError(
-                    f"store: {part} answers another prompt of {key[0]} problem {key[1]} than the other samples in its "
-                    "folder do; move it out of there"
-                )
+        if mark and mark != self._mark():
+            reason = f"{file} was drawn with another model, template, engine or parameters than store.json says"
+            raise ParameterError("store", self.path, reason=f"{reason}; move it out of there")
+        for key, prompt in by_problem(table, PROMPTS).items():
+            if self._known_prompts().setdefault(key, prompt) != prompt:
+                reason = f"{file} answers another prompt of {' '.join(key)} than the other samples"
+                raise ParameterError("store", self.path, reason=f"{reason}; move it out of there")
         return table
 
-    def _prompt_digests(self) -> dict[tuple[str, str], str]:
-        """(benchmark, problem) -> digest, of prompts.parquet and, where they know more, of the parts read so far."""
-        if self._digests is None:
+    def _known_prompts(self) -> dict[tuple[str, str], str]:
+        """Return prompt digests by (benchmark, problem), of prompts.parquet and of the parts read so far."""
+        if self._prompts is None:
             held = self.prompts()
-            keys = zip(held["benchmark"], held["problem"], strict=True)
-            self._digests = dict(zip(keys, held["digest"], strict=True))
-        return self._digests
+            self._prompts = dict(zip(zip(held["benchmark"], held["problem"], strict=True), held["digest"], strict=True))
+        return self._prompts
 
-    def _origin_mark(self) -> str:
-        if self._mark is None:
-            origin = self.origin
-            if not origin:
-                return ""
-            self._mark = digest(origin)  # a store's origin never changes
-        return self._mark
+    def _mark(self) -> str:
+        """Return the digest of the origin; empty for a store without one."""
+        if not self._origin_digest and (origin := self.origin):
+            self._origin_digest = digest(origin)
+        return self._origin_digest
 
     def _part_metadata(self, frame: pd.DataFrame) -> dict[bytes, bytes]:
-        metadata = {ORIGIN: self._origin_mark().encode()} if self._origin_mark() else {}
-        known = self._prompt_digests()
-        prompts: dict[str, dict[str, str]] = {}
-        for key in frame[KEYS[:2]].drop_duplicates().itertuples(index=False, name=None):
-            if key in known:
-                prompts.setdefault(key[0], {})[key[1]] = known[key]
-        return metadata | ({PROMPTS: json.dumps(prompts).encode()} if prompts else {})
+        known = self._known_prompts()
+        keys = frame[KEYS[:2]].drop_duplicates().itertuples(index=False, name=None)
+        prompts = {key: known[key] for key in keys if key in known}
+        metadata = {TEXTS: text_digest(frame).encode()}
+        metadata |= {ORIGIN: self._mark().encode()} if self._mark() else {}
+        return metadata | ({PROMPTS: to_metadata(prompts)} if prompts else {})
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Around writes to the store's folder: a full disk becomes an OSError that says in a sentence what it means."""
+        """Turn a full disk into an OSError that says what it means."""
         try:
             yield
         except OSError as error:
@@ -411,12 +461,3 @@ class SampleStore:
                 error.errno,
                 f"no space is left for {self.path}; what was stored before is safe: free some space and start again",
             ) from error
-
-
-def origins_differ(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """What differs between two origins, in words; empty if nothing does."""
-    return "; ".join(
-        f"{name} is {held.get(name)!r} there and {wanted.get(name)!r} here"
-        for name in sorted({*held, *wanted})
-        if held.get(name) != wanted.get(name)
-    )
