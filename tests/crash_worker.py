@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from quagmire_utils.data import Problem
-from quagmire_utils.engines import SamplingParams
+from quagmire_utils.engines import EngineConfig, SamplingParams
 from quagmire_utils.evaluation.sampling import grade_store, sample
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grade, Verdict
@@ -65,7 +65,7 @@ def load(model):
     from quagmire_utils.engines import load_engine
 
     torch.set_num_threads(1)
-    return load_engine("transformers", model, device="cpu")
+    return load_engine(EngineConfig(engine="transformers", model=model, device="cpu"))
 
 
 def fill_disk(model, folder, out):

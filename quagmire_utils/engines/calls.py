@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines import EngineError
+from quagmire_utils.engines.base import EngineError
 
 if TYPE_CHECKING:
     import httpx
 
-    from quagmire_utils.engines.server import ServerSettings
+    from quagmire_utils.engines.config import ServerSettings
 
 _PROBE_TRIES = 3
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})  # 52x: Cloudflare's

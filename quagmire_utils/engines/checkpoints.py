@@ -1,66 +1,74 @@
-"""What a model's name stands for: a folder with a checkpoint, a hub id, or the address of a server; and its digest.
+"""Read what a checkpoint is: its configuration, tokenizer, context length, end tokens and digest.
 
-check_model("path/to/checkpoint")        # ParameterError, in a sentence, for one that can't be loaded
+check_model("path/to/checkpoint")        # ParameterError if it can't be loaded
 model_digest("path/to/checkpoint")       # the key under which its samples are stored
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import math
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from quagmire_utils.core.errors import ParameterError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 _TOKENIZER_CONTENT = ("tokenizer*", "vocab*", "merges.txt", "spiece.model", "special_tokens_map.json", "chat_template*")
 
 
+def is_installed(library: str) -> bool:
+    """Whether a library can be imported; it is not imported."""
+    return importlib.util.find_spec(library) is not None
+
+
 def check_base_url(url: str) -> str:
-    """The address of an endpoint without a slash at its end. ParameterError for what is none, or holds a secret."""
+    """Return the address of an endpoint without a trailing slash.
+
+    Raises ParameterError if it is not an address, or holds a user, password, query or fragment.
+    """
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of a port that is no number, or a broken IPv6 address
+    except ValueError:  # a port that is not a number, or a broken IPv6 address
         valid = False
     if not valid or not url.isascii() or not url.isprintable() or " " in url:
-        raise ParameterError("base_url must be an address like http://127.0.0.1:8000/v1")
-    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ParameterError("base_url", reason="it must be an address like http://127.0.0.1:8000/v1")
+    if "@" in parts.netloc or parts.query or parts.fragment:  # the value may hold a secret, so it is not shown
         raise ParameterError(
-            f"base_url must hold neither user, password, query nor fragment, only {parts.scheme}://host:port/path; "
-            "a key belongs into the environment"
+            "base_url", reason="give scheme://host:port/path alone; an API key belongs in the environment"
         )
     return url.rstrip("/")
 
 
-def check_model(model: str | Path, engine: str = "transformers") -> None:
-    """Raise ParameterError unless `model` is a folder with configuration, weights and tokenizer, or may be a hub id.
-
-    For the engine "server", unless it is an address.
-    """
-    if engine == "server":
-        check_base_url(str(model))
-        return
-    folder = Path(model).expanduser()
+def check_model(model: str | Path) -> None:
+    """Raise ParameterError unless `model` is a folder with configuration, weights and tokenizer, or may be a hub id."""
+    folder, name = Path(model).expanduser(), str(model)
+    problem = ""
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ParameterError(f"model: {model} has no config.json")
-        if not any(file.stat().st_size for pattern in _WEIGHTS for file in folder.glob(pattern)):
-            raise ParameterError(f"model: {model} has no weights (*.safetensors or pytorch_model*.bin)")
-        if not any((folder / file).is_file() for file in _TOKENIZER):
-            raise ParameterError(f"model: {model} has no tokenizer (tokenizer.json or the like)")
-        for file in sorted(folder.glob("*.safetensors")):
-            if not _is_whole(file):
-                raise ParameterError(f"model: {file} is damaged or incomplete; copy or download it again")
+            problem = f"{name} has no config.json"
+        elif not any(file.stat().st_size for pattern in _WEIGHTS for file in folder.glob(pattern)):
+            problem = f"{name} has no weights (*.safetensors or pytorch_model*.bin)"
+        elif not any((folder / file).is_file() for file in _TOKENIZER):
+            problem = f"{name} has no tokenizer (tokenizer.json or the like)"
+        elif damaged := [file for file in sorted(folder.glob("*.safetensors")) if not _is_whole(file)]:
+            problem = f"{damaged[0]} is damaged or incomplete; copy or download it again"
     elif folder.exists():
-        raise ParameterError(f"model: {model} is a file, not a folder or a hub id")
-    elif isinstance(model, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model)) or str(model).startswith("."):
-        raise ParameterError(f"model: there is no folder {model}")
+        problem = f"{name} is a file, not a folder or a hub id"
+    elif isinstance(model, Path) or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        problem = f"there is no folder {name}"
+    if problem:
+        raise ParameterError("model", name, reason=problem)
 
 
 def _is_whole(file: Path) -> bool:
@@ -78,10 +86,10 @@ def _is_whole(file: Path) -> bool:
 
 
 def model_digest(model: str | Path, revision: str | None = None) -> str:
-    """Sixteen hexadecimal digits that stand for a model: its configuration, weights and tokenizer.
+    """Return sixteen hexadecimal digits that stand for a model: its configuration, weights and tokenizer.
 
-    A folder is digested by content, so the same checkpoint has the same digest wherever it lies and whatever library
-    version saved it. A hub id stands for its commit.
+    A folder is digested by content, so a checkpoint has the same digest wherever it lies and whichever library version
+    saved it. A hub id is digested by its commit.
     """
     folder = Path(model).expanduser()
     total = hashlib.sha256()
@@ -92,7 +100,7 @@ def model_digest(model: str | Path, revision: str | None = None) -> str:
         try:
             commit = extract_commit_hash(cached_file(str(model), "config.json", revision=revision), None)
         except (OSError, ValueError) as error:
-            raise ParameterError(f"model: {model} can't be found ({str(error).strip().splitlines()[0]})") from error
+            raise ParameterError("model", str(model), reason=f"{model} can't be found ({_reason(error)})") from error
         total.update(f"{model}@{commit or revision}".encode())
         return total.hexdigest()[:16]
     check_model(folder)
@@ -101,7 +109,7 @@ def model_digest(model: str | Path, revision: str | None = None) -> str:
             total.update(f"{name}:{_configuration(folder / name)}".encode())
     patterns = [*_WEIGHTS, *_TOKENIZER_CONTENT]
     if "auto_map" in (folder / "config.json").read_text(encoding="utf-8"):
-        patterns.append("*.py")  # code of the model's own, run where it is trusted
+        patterns.append("*.py")  # the model's own code, run where it is trusted
     for file in sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}):
         facts = file.stat()
         total.update(f"{file.name}:{_file_digest(file, facts.st_size, facts.st_mtime_ns)}".encode())
@@ -110,7 +118,7 @@ def model_digest(model: str | Path, revision: str | None = None) -> str:
 
 @lru_cache(maxsize=1024)
 def _file_digest(file: Path, size: int, changed: int) -> str:
-    """Digest of a file's content; size and time of change only tell the cache when to look again."""
+    """Return the digest of a file's content; size and time of change tell the cache when to read it again."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -119,3 +127,76 @@ def _configuration(file: Path) -> str:
     values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     kept = {key: value for key, value in values.items() if key not in ("transformers_version", "_name_or_path")}
     return json.dumps(kept, sort_keys=True)
+
+
+def load_config(model: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Return the model's configuration; raise ParameterError if it can't be loaded."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load("configuration", model, error) from error
+
+
+def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the model's tokenizer; raise ParameterError if it can't be loaded."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raises bare Exception for a broken tokenizer.json
+        raise _cannot_load("tokenizer", model, error) from error
+
+
+def _cannot_load(part: str, model: str, error: Exception) -> ParameterError:
+    if "trust_remote_code" in str(error):
+        reason = f"{model} comes with its own Python code, which only runs with trust_remote_code=True"
+        return ParameterError("trust_remote_code", False, reason=reason)
+    return ParameterError("model", model, reason=f"the {part} of {model} can't be loaded ({_reason(error)})")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def resolve_context_length(config: PreTrainedConfig, max_model_len: int | None) -> int:
+    """Return how many tokens prompt and answer may have together: the model's, or `max_model_len` if that is less."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if max_model_len is None:
+        if longest is None:
+            raise ParameterError("max_model_len", reason="give it, because the model's configuration has none")
+        return longest
+    if max_model_len < 2 or (longest is not None and max_model_len > longest):
+        raise ParameterError("max_model_len", max_model_len, f"between 2 and the model's {longest}")
+    return max_model_len
+
+
+def resolve_dtype(config: PreTrainedConfig, dtype: str) -> str:
+    """Return `dtype`, with "auto" replaced by the checkpoint's own (float32 if it names none that engines know)."""
+    if dtype != "auto":
+        return dtype
+    own = str(config.get_text_config().dtype or config.dtype or "float32").removeprefix("torch.")
+    return own if own in ("bfloat16", "float16") else "float32"
+
+
+def end_tokens(
+    model: str, revision: str | None, config: PreTrainedConfig | None, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Return every token id that ends an answer: the tokenizer's, the configuration's, the generation configuration's.
+
+    Ids beyond the model's vocabulary (the tokenizer may be larger) are left out, because vLLM refuses them.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        generation = GenerationConfig.from_pretrained(model, revision=revision).eos_token_id
+    except OSError:
+        generation = None  # a model without a generation_config.json
+    found: set[int] = set()
+    text = None if config is None else config.get_text_config()
+    own = getattr(text, "eos_token_id", None)
+    size = getattr(text, "vocab_size", None) or math.inf
+    for ids in (tokenizer.eos_token_id, own, generation):
+        found.update([] if ids is None else [ids] if isinstance(ids, int) else ids)
+    return sorted(token for token in found if token < size)

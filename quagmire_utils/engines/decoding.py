@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import Cache
 
-    from quagmire_utils.engines import SamplingParams
+    from quagmire_utils.engines.config import SamplingParams
 
 _UNIFORM_BLOCK = 64  # positions whose random numbers are drawn at once
 

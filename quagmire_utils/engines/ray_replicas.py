@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines import cluster, model_digest
+from quagmire_utils.engines import cluster
+from quagmire_utils.engines.checkpoints import model_digest
 
 if TYPE_CHECKING:
     from ray import ObjectRef

@@ -28,71 +28,40 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import math
 import queue
 import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines import (
+from quagmire_utils.engines.base import (
     Completion,
     EngineError,
     Request,
-    SamplingParams,
-    check_base_url,
-    check_engine,
+    StreamingEngine,
     check_requests,
+    to_completions,
+)
+from quagmire_utils.engines.calls import Calls, MalformedError, in_thread, is_loopback, shown
+from quagmire_utils.engines.checkpoints import (
+    check_base_url,
     end_tokens,
     load_config,
     load_tokenizer,
     model_digest,
     resolve_context_length,
-    to_completions,
 )
-from quagmire_utils.engines.calls import Calls, MalformedError, in_thread, is_loopback, shown
+from quagmire_utils.engines.config import EngineConfig, SamplingParams, ServerSettings
 
-PROMPT_FORMATS = ("token_ids", "text")
 _SAMPLES_PER_CALL = 16  # where the server gives each its own seed: what a lost connection can cost
 _VLLM_SAMPLES, _CALLS = 256, 32  # in flight, unless batch_size says otherwise
-_OWN_FIELDS = frozenset({"model", "prompt", "n", "seed", "temperature", "top_p", "max_tokens", "stream", "echo"})
 # What a model's generation_config.json would change on a vLLM server.
 _VLLM_NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """What to know about a server beside its address. The waits double from `first_wait` to `longest_wait`."""
-
-    model: str | None = None  # the name it serves the model under; None: the only one that it serves
-    tokenizer: str | Path | None = None  # the model's, a folder or hub id; None: where the server says the model is
-    api_key_env: str = "QUAGMIRE_API_KEY"  # the environment variable that holds the key, if one is needed
-    prompt_format: str = "token_ids"  # "text" for servers that take no token ids
-    extra_body: Mapping[str, Any] = field(default_factory=dict)  # further fields of each call, such as {"top_k": -1}
-    tries: int = 10  # of one call
-    first_wait: float = 0.5  # seconds
-    longest_wait: float = 60.0  # seconds
-    timeout: float = 3600.0  # seconds for one call, from sending it to the end of its answer
-
-    def __post_init__(self) -> None:
-        if self.prompt_format not in PROMPT_FORMATS:
-            raise ParameterError(f"prompt_format must be {' or '.join(PROMPT_FORMATS)}, not {self.prompt_format!r}")
-        if self.tries < 1:
-            raise ParameterError(f"tries must be at least 1, not {self.tries}")
-        for name in ("first_wait", "longest_wait", "timeout"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ParameterError(f"{name} must be a positive number of seconds, not {getattr(self, name)}")
-        if taken := sorted(_OWN_FIELDS.intersection(self.extra_body)):
-            raise ParameterError(f"extra_body must not hold {taken[0]}, which the engine sets itself")
-        try:
-            json.dumps(dict(self.extra_body))
-        except (TypeError, ValueError) as error:
-            raise ParameterError(f"extra_body can't be written as JSON ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -118,38 +87,28 @@ class _Piece:
     seed: int
 
 
-class ServerEngine:
+class ServerEngine(StreamingEngine):
     """A model behind an OpenAI-compatible endpoint. See `Engine` for the contract."""
 
     name = "server"
     dtype = "unknown"  # the server's business, and it doesn't tell
 
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        settings: ServerSettings | None = None,
-        revision: str | None = None,
-        max_model_len: int | None = None,
-        batch_size: int | None = None,
-        trust_remote_code: bool = False,
-    ) -> None:
-        check_engine(self.name)
-        self.base_url = check_base_url(base_url)
-        self.settings = settings = settings or ServerSettings()
-        self.revision = revision
+    def __init__(self, config: EngineConfig) -> None:
+        self.config, self.base_url = config, check_base_url(config.model)
+        self.settings = settings = config.server or ServerSettings()
+        revision, trust_remote_code = config.revision, config.trust_remote_code
         self._served = served = in_thread(self._ask_what_it_serves())
         self.model, self.version = served.model, served.version
 
         source = _tokenizer_source(settings.tokenizer, served)
         self.tokenizer = load_tokenizer(source, revision, trust_remote_code)
         try:
-            config = load_config(source, revision, trust_remote_code)
+            model_config = load_config(source, revision, trust_remote_code)
         except ParameterError:
-            config = None  # a tokenizer without a model
-        self.ends = end_tokens(source, revision, config, self.tokenizer)
-        self.context_length = _context_length(served, config, max_model_len)
-        in_flight = batch_size or (_VLLM_SAMPLES if served.is_vllm else _CALLS)
+            model_config = None  # a tokenizer without a model
+        self.ends = end_tokens(source, revision, model_config, self.tokenizer)
+        self.context_length = _context_length(served, model_config, config.max_model_len)
+        in_flight = config.batch_size or (_VLLM_SAMPLES if served.is_vllm else _CALLS)
         self.samples_per_call = min(_SAMPLES_PER_CALL if served.is_vllm else 1, in_flight)
         self._calls_at_once = in_flight // self.samples_per_call
 
@@ -167,11 +126,6 @@ class ServerEngine:
         facts = [self.model, root, sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template, self.ends]
         facts.append(sorted(self.settings.extra_body.items()))
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
-        """The n completions of each request, in order. See `Engine`; raises EngineError as `stream` does."""
-        answers = dict(self.stream(requests, params))
-        return [answers[index] for index in range(len(requests))]
 
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
         """Yield (index of the request, its n completions) as requests are completed, in whatever order.

@@ -22,18 +22,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines import (
-    Completion,
-    Request,
-    SamplingParams,
-    check_requests,
+from quagmire_utils.engines.base import Completion, Engine, Request, check_requests, to_completions
+from quagmire_utils.engines.checkpoints import (
     end_tokens,
     load_config,
     load_tokenizer,
     resolve_context_length,
     resolve_dtype,
-    to_completions,
 )
+from quagmire_utils.engines.config import EngineConfig, SamplingParams
 from quagmire_utils.engines.decoding import Batch, NotFiniteError, can_share, decode_each, decode_shared
 
 if TYPE_CHECKING:
@@ -45,25 +42,17 @@ _CPU_ROWS, _CUDA_ROWS = 1024, 4096  # sequences at once; measured on micro model
 _CPU_CACHE_BYTES = 512 << 20
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """A causal LM of transformers, sampled by a decode loop of our own. See `Engine` for the contract."""
 
     name = "transformers"
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        revision: str | None = None,
-        dtype: str = "auto",
-        device: str = "auto",
-        max_model_len: int | None = None,
-        batch_size: int | None = None,
-        trust_remote_code: bool = False,
-    ) -> None:
-        config = load_config(model, revision, trust_remote_code)
-        self.context_length = resolve_context_length(config, max_model_len)
-        self.tokenizer = load_tokenizer(model, revision, trust_remote_code)
+    def __init__(self, config: EngineConfig) -> None:
+        self.config, self.model = config, config.model
+        model, revision, trust, device = config.model, config.revision, config.trust_remote_code, config.device
+        model_config = load_config(model, revision, trust)
+        self.context_length = resolve_context_length(model_config, config.max_model_len)
+        self.tokenizer = load_tokenizer(model, revision, trust)
 
         import torch
         import transformers
@@ -72,13 +61,11 @@ class TransformersEngine:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ParameterError(f"device: {device} was asked for, and torch sees no GPU")
-        self.model, self.revision = model, revision
         self.version = transformers.__version__
-        self.dtype = resolve_dtype(config, dtype)
+        self.dtype = resolve_dtype(model_config, config.dtype)
         self.device = torch.device(device)
-        self.batch_size = batch_size
-        self.ends = end_tokens(model, revision, config, self.tokenizer)
-        module: PreTrainedModel = _load_quietly(model, revision, getattr(torch, self.dtype), trust_remote_code)
+        self.ends = end_tokens(model, revision, model_config, self.tokenizer)
+        module: PreTrainedModel = _load_quietly(model, revision, getattr(torch, self.dtype), trust)
         self.module = module.to(self.device).eval()
         # On a CPU, plain matrix products beat the fused kernel for one query at a time, unless heads share their keys.
         self._attention = self.module.config._attn_implementation
@@ -150,8 +137,8 @@ class TransformersEngine:
 
     def _rows(self, length: int) -> int:
         """How many sequences of `length` tokens to decode at once."""
-        if self.batch_size is not None:
-            return self.batch_size
+        if self.config.batch_size is not None:
+            return self.config.batch_size
         import torch
 
         config = self.module.config.get_text_config()

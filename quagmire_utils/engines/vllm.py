@@ -21,24 +21,19 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines import (
-    Completion,
-    Request,
-    SamplingParams,
-    check_engine,
-    check_requests,
+from quagmire_utils.engines.base import Completion, Request, StreamingEngine, check_requests, to_completions
+from quagmire_utils.engines.checkpoints import (
     end_tokens,
     load_config,
     load_tokenizer,
     resolve_context_length,
     resolve_dtype,
-    to_completions,
 )
+from quagmire_utils.engines.config import EngineConfig, SamplingParams
 
 _CPU_CACHE_GIB = 2
 _CPU_ROWS = 256
@@ -52,21 +47,7 @@ _NO_MEMORY = re.compile(
 _CHILD_FAILED = re.compile(r"initialization failed", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class VLLMSettings:
-    """How to start vLLM; the parameters of `load_engine`."""
-
-    model: str
-    revision: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    max_model_len: int | None = None
-    batch_size: int | None = None
-    tensor_parallel_size: int = 1
-    trust_remote_code: bool = False
-
-
-class VLLMEngine:
+class VLLMEngine(StreamingEngine):
     """A causal LM in vLLM, without server; without child processes too, unless a model is shared by several GPUs.
 
     See `Engine` for the contract.
@@ -74,30 +55,28 @@ class VLLMEngine:
 
     name = "vllm"
 
-    def __init__(self, settings: VLLMSettings) -> None:
-        check_engine(self.name)
-        self.settings = settings
-        model, revision, trust = settings.model, settings.revision, settings.trust_remote_code
-        config = load_config(model, revision, trust)
-        self.context_length = resolve_context_length(config, settings.max_model_len)
-        heads, size = config.get_text_config().num_attention_heads, settings.tensor_parallel_size
+    def __init__(self, config: EngineConfig) -> None:
+        self.config, self.model = config, config.model
+        model, revision, trust = config.model, config.revision, config.trust_remote_code
+        model_config = load_config(model, revision, trust)
+        self.context_length = resolve_context_length(model_config, config.max_model_len)
+        heads, size = model_config.get_text_config().num_attention_heads, config.tensor_parallel_size
         if heads % size:
-            raise ParameterError(f"tensor_parallel_size must divide the model's {heads} attention heads, not be {size}")
+            raise ParameterError("tensor_parallel_size", size, f"a divisor of the model's {heads} attention heads")
         self.tokenizer = load_tokenizer(model, revision, trust)
-        self.model, self.revision = model, revision
-        self.dtype = resolve_dtype(config, settings.dtype)
+        self.dtype = resolve_dtype(model_config, config.dtype)
         self.version = _version()
-        self.ends = end_tokens(model, revision, config, self.tokenizer)
+        self.ends = end_tokens(model, revision, model_config, self.tokenizer)
         self._llm: Any = None
 
         with _contained():
             from vllm.platforms import current_platform
 
             on_cpu, kind = current_platform.is_cpu(), current_platform.device_type
-            if settings.device != "auto" and (settings.device == "cpu") != on_cpu:
-                raise ParameterError(f"device: {settings.device} was asked for, and the installed vLLM runs on {kind}")
-            check_devices(settings.tensor_parallel_size, on_cpu)
-            rows = settings.batch_size or (_CPU_ROWS if on_cpu else None)
+            if config.device != "auto" and (config.device == "cpu") != on_cpu:
+                raise ParameterError(f"device: {config.device} was asked for, and the installed vLLM runs on {kind}")
+            check_devices(config.tensor_parallel_size, on_cpu)
+            rows = config.batch_size or (_CPU_ROWS if on_cpu else None)
             failure = self._start(rows, on_cpu)
             if failure is not None:
                 fewer = max(1, rows // 4) if rows else _GPU_RETRY_ROWS
@@ -129,10 +108,10 @@ class VLLMEngine:
                 revision=self.revision,
                 tokenizer_revision=self.revision,
                 skip_tokenizer_init=True,
-                trust_remote_code=self.settings.trust_remote_code,
+                trust_remote_code=self.config.trust_remote_code,
                 dtype=self.dtype,
                 max_model_len=self.context_length,
-                tensor_parallel_size=self.settings.tensor_parallel_size,
+                tensor_parallel_size=self.config.tensor_parallel_size,
                 generation_config="vllm",  # not the model's sampling defaults
                 enforce_eager=on_cpu,  # on a CPU, compiling costs a minute and gains little
                 disable_log_stats=True,
@@ -141,17 +120,11 @@ class VLLMEngine:
             )
         except Exception as error:  # torch, numpy and vLLM each have their own
             reason = f"{type(error).__name__}: {error}"
-            in_child = self.settings.tensor_parallel_size > 1 and _CHILD_FAILED.search(reason)
+            in_child = self.config.tensor_parallel_size > 1 and _CHILD_FAILED.search(reason)
             if not (_NO_MEMORY.search(reason) or in_child):
                 raise
             return " ".join(str(error).split(". ")[0].split())[:300] or type(error).__name__
         return None
-
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
-        """The n completions of each request. See `Engine`."""
-        answers = self.generate_ids(requests, params)
-        flat = iter(to_completions([ids for rows in answers for ids in rows], self.tokenizer, self.ends))
-        return [[next(flat) for _ in rows] for rows in answers]
 
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
         """Yield (index of the request, its n completions) as they are complete. See `Engine`."""

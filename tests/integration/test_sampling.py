@@ -13,7 +13,7 @@ import pytest
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import render
-from quagmire_utils.engines import Completion, Request, SamplingParams, load_engine
+from quagmire_utils.engines import Completion, Engine, EngineConfig, Request, SamplingParams, load_engine
 from quagmire_utils.evaluation.sampling import grade_store, problem_seed, sample
 from quagmire_utils.evaluation.sampling.work import Work, block_of, chunks_of
 from quagmire_utils.evaluation.store import KEYS, SampleStore
@@ -46,7 +46,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(model):
-    engine = load_engine("transformers", model, device="cpu")
+    engine = load_engine(EngineConfig(engine="transformers", model=model, device="cpu"))
     yield engine
     engine.close()
 
@@ -113,6 +113,8 @@ class Recorded:
 
     def __getattr__(self, name):
         return getattr(self.engine, name)
+
+    stream = Engine.stream
 
     def generate(self, requests, params):
         self.calls.append(tuple(requests))
@@ -295,11 +297,11 @@ def test_samples_of_different_origins_are_refused(engine, tmp_path):
     refused("seed is 3 there and 4 here", params=SamplingParams(max_tokens=12, seed=4))
     refused("template is 'chat' there and 'plain' here", template="plain")
     refused("drawn with another prompt", problems=[Problem(id="p1", question="other", answer="1")])
-    other = load_engine("transformers", _save(tmp_path / "other", seed=1), device="cpu")
+    other = load_engine(EngineConfig(engine="transformers", model=_save(tmp_path / "other", seed=1), device="cpu"))
     refused("model_digest is", engine=other)
     refused(
         "dtype is 'float32' there and 'bfloat16' here",
-        engine=load_engine("transformers", engine.model, dtype="bfloat16"),
+        engine=load_engine(EngineConfig(engine="transformers", model=engine.model, dtype="bfloat16")),
     )
 
 

@@ -15,10 +15,10 @@ from crash_worker import CHUNK, PARAMS, PROBLEMS, SAMPLES
 from ray_nodes import add_node, start_cluster
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines import Request, model_digest
+from quagmire_utils.engines import EngineConfig, Request, model_digest
 from quagmire_utils.engines import cluster as clusters
 from quagmire_utils.engines.ray_replicas import checkpoint_files
-from quagmire_utils.evaluation.sampling import EngineSpec, ReplicaLostError, sample
+from quagmire_utils.evaluation.sampling import ReplicaLostError, sample
 from quagmire_utils.evaluation.sampling import actors as replicas
 from quagmire_utils.evaluation.sampling.actors import EngineReplica
 from quagmire_utils.evaluation.store import SampleStore
@@ -46,7 +46,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def spec(model):
-    return EngineSpec("transformers", str(model), device="cpu")
+    return EngineConfig(engine="transformers", model=model, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,15 @@ import pytest
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
-from quagmire_utils.engines import EngineError, Request, SamplingParams, check_model, engine_digest, load_engine
+from quagmire_utils.engines import (
+    EngineConfig,
+    EngineError,
+    Request,
+    SamplingParams,
+    ServerSettings,
+    check_base_url,
+    load_engine,
+)
 from quagmire_utils.evaluation.sampling import problem_seed, sample
 from quagmire_utils.evaluation.store import SampleStore
 
@@ -25,7 +33,6 @@ pytest.importorskip("transformers", reason="the engines need a tokenizer")
 
 from example_model import PROMPT, chi_square_p, exact_answers, save_peaked, tally
 
-from quagmire_utils.engines.server import ServerSettings
 from quagmire_utils.training.microlab import build_tokenizer
 
 PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=8)
@@ -157,7 +164,13 @@ def load(endpoint, tokenizer_folder):
     def load(batch_size=None, url=None, **settings):
         settings = {"tokenizer": tokenizer_folder, "first_wait": 0.01, "longest_wait": 0.05, "tries": 4} | settings
         return load_engine(
-            "server", url or endpoint.url, server=ServerSettings(**settings), max_model_len=512, batch_size=batch_size
+            EngineConfig(
+                engine="server",
+                model=url or endpoint.url,
+                server=ServerSettings(**settings),
+                max_model_len=512,
+                batch_size=batch_size,
+            )
         )
 
     return load
@@ -289,11 +302,11 @@ def test_extra_fields_are_sent_and_change_the_digest(endpoint, load):
     engine = load(extra_body={"top_k": -1})
     engine.generate([Request(PROMPT, 1, 0)], PARAMS)
     assert endpoint.calls[0][2]["top_k"] == -1
-    digests = [engine_digest(e) for e in (engine, load(), load(), load(extra_body={"top_k": 5}))]
+    digests = [e.digest for e in (engine, load(), load(), load(extra_body={"top_k": 5}))]
     assert digests[1] == digests[2]
     assert len(set(digests)) == 3
     endpoint.models[0]["root"] = "another/checkpoint"
-    assert engine_digest(load()) != digests[1]
+    assert load().digest != digests[1]
 
 
 def test_works_where_an_event_loop_runs_already(load):
@@ -466,21 +479,21 @@ def test_addresses_that_are_wrong(endpoint, load, tokenizer_folder):
             base: r"has no models endpoint \(404\).* ends in /v1",
             f"{base}/page": "is no OpenAI-compatible server",
             f"{base}/moved": "redirects to http://127.0.0.1:9/v1/models; give the address that answers",
-            "ftp://host/v1": "base_url must be an address like",
-            "some/model": "base_url must be an address like",
-            "http://host:port/v1": "base_url must be an address like",
-            "http://[::1/v1": "base_url must be an address like",
-            f"http://user:{KEY}@host/v1": "must hold neither user, password",
-            f"http://host/v1?key={KEY}": "must hold neither user, password",
+            "ftp://host/v1": "base_url: it must be an address like",
+            "some/model": "base_url: it must be an address like",
+            "http://host:port/v1": "base_url: it must be an address like",
+            "http://[::1/v1": "base_url: it must be an address like",
+            f"http://user:{KEY}@host/v1": "give scheme://host:port/path alone",
+            f"http://host/v1?key={KEY}": "give scheme://host:port/path alone",
         }
         for url, message in cases.items():
             with pytest.raises(ParameterError, match=message) as caught:
                 load(url=url)
             assert ONE_SENTENCE.fullmatch(str(caught.value))
             assert KEY not in str(caught.value)
-    check_model(endpoint.url, "server")
-    with pytest.raises(ParameterError, match="base_url must be"):
-        check_model("some/model", "server")
+    check_base_url(endpoint.url)
+    with pytest.raises(ParameterError, match="base_url: it must be"):
+        check_base_url("some/model")
 
 
 def test_models_that_are_not_served(endpoint, load):
@@ -521,20 +534,22 @@ def test_requests_that_are_refused_are_not_repeated(endpoint, load, status, said
 
 def test_parameters(endpoint, load, tokenizer_folder):
     engine = load()
-    with pytest.raises(ParameterError, match="exceed the model's context of 512 tokens"):
+    with pytest.raises(ParameterError, match="exceed the context of 512 tokens"):
         engine.stream([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=510))  # at once, not when iterated
     assert not endpoint.calls
     for bad in ({"prompt_format": "chat"}, {"tries": 0}, {"timeout": 0}, {"extra_body": {"seed": 1}}):
         with pytest.raises(ParameterError, match=next(iter(bad))):
             ServerSettings(**bad)
-    with pytest.raises(ParameterError, match="extra_body can't be written as JSON"):
+    with pytest.raises(ParameterError, match="extra_body: it can't be written as JSON"):
         ServerSettings(extra_body={"a": {1}})
     with pytest.raises(ParameterError, match="max_model_len must be given"):
-        load_engine("server", endpoint.url, server=ServerSettings(tokenizer=tokenizer_folder))
-    with pytest.raises(ParameterError, match="dtype and device are the server's own"):
-        load_engine("server", endpoint.url, dtype="float32")
+        load_engine(
+            EngineConfig(engine="server", model=endpoint.url, server=ServerSettings(tokenizer=tokenizer_folder))
+        )
+    with pytest.raises(ParameterError, match="dtype must be auto"):
+        load_engine(EngineConfig(engine="server", model=endpoint.url, dtype="float32"))
     with pytest.raises(ParameterError, match="server: these settings are for engine server, not transformers"):
-        load_engine("transformers", tokenizer_folder, server=ServerSettings())
+        load_engine(EngineConfig(engine="transformers", model=tokenizer_folder, server=ServerSettings()))
 
 
 # --- security -------------------------------------------------------------------------------------------------------
@@ -644,7 +659,7 @@ def _is_up(port):
 
 @pytest.fixture(scope="module")
 def vllm_engine(vllm_server):
-    return load_engine("server", vllm_server[1])
+    return load_engine(EngineConfig(engine="server", model=vllm_server[1]))
 
 
 @pytest.mark.slow
@@ -676,7 +691,7 @@ def test_vllm_server_gets_the_prompt_and_keeps_the_seeds_of_the_other_engines(vl
     assert served.generate([Request(PROMPT, 2, 21)], params) == [a[16:18]]  # of another call
     assert len({c.text for c in a}) > 10
     greedy = SamplingParams(temperature=0, max_tokens=24)
-    with closing(load_engine("transformers", checkpoint, device="cpu")) as other:
+    with closing(load_engine(EngineConfig(engine="transformers", model=checkpoint, device="cpu"))) as other:
         assert served.generate(requests, greedy) == other.generate(requests, greedy)
     response = httpx.post(
         f"{served.base_url}/completions",
@@ -690,18 +705,18 @@ def test_vllm_server_gets_the_prompt_and_keeps_the_seeds_of_the_other_engines(vl
 @pytest.mark.slow
 def test_vllm_server_text_prompts_and_refusals(vllm_server, vllm_engine):
     _, url = vllm_server
-    by_text = load_engine("server", url, server=ServerSettings(prompt_format="text"))
+    by_text = load_engine(EngineConfig(engine="server", model=url, server=ServerSettings(prompt_format="text")))
     params = SamplingParams(max_tokens=12)
     assert by_text.generate([Request(PROMPT, 3, 5)], params) == vllm_engine.generate([Request(PROMPT, 3, 5)], params)
     with pytest.raises(ParameterError, match=r"is not large, because .* serves micro"):
-        load_engine("server", url, server=ServerSettings(model="large"))
+        load_engine(EngineConfig(engine="server", model=url, server=ServerSettings(model="large")))
     with pytest.raises(ParameterError, match="has no models endpoint"):
-        load_engine("server", url.removesuffix("/v1"))
+        load_engine(EngineConfig(engine="server", model=url.removesuffix("/v1")))
     with pytest.raises(ParameterError, match="max_model_len must be between 2 and the server's 8192"):
-        load_engine("server", url, max_model_len=9000)
+        load_engine(EngineConfig(engine="server", model=url, max_model_len=9000))
     with pytest.raises(ParameterError, match="exceed the model's context"):
         vllm_engine.generate([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=8192))
-    mistaken = load_engine("server", url)
+    mistaken = load_engine(EngineConfig(engine="server", model=url))
     mistaken.context_length = 100_000  # as if the server had been started again with less
     with pytest.raises(ParameterError, match="do not fit the server's context"):
         mistaken.generate([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=9000))
@@ -711,7 +726,9 @@ def test_vllm_server_text_prompts_and_refusals(vllm_server, vllm_engine):
 def test_vllm_server_killed_while_it_answers(vllm_server):
     """The last test that needs the server: what it had answered stays, and one sentence says that it is gone."""
     process, url = vllm_server
-    engine = load_engine("server", url, batch_size=16, server=ServerSettings(tries=3, first_wait=0.1))
+    engine = load_engine(
+        EngineConfig(engine="server", model=url, batch_size=16, server=ServerSettings(tries=3, first_wait=0.1))
+    )
     requests = [Request(PROMPT, 16, 100 * i) for i in range(200)]
     got = {}
     stream = engine.stream(requests, SamplingParams(max_tokens=60))

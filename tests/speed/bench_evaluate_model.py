@@ -21,7 +21,7 @@ from contextlib import closing
 from pathlib import Path
 
 from quagmire_utils.data.prompts import render
-from quagmire_utils.engines import SamplingParams, load_engine
+from quagmire_utils.engines import EngineConfig, SamplingParams, load_engine
 from quagmire_utils.evaluation import evaluate as evaluation
 from quagmire_utils.evaluation import pass_at_k, store
 from quagmire_utils.evaluation.measured import evaluation_table, pass_at_k_curves
@@ -84,7 +84,12 @@ def main() -> None:
                 name: microlab.make_problems(name, microlab.MICRO_BENCHMARKS[name], arguments.problems, seed=0)
                 for name in ("sums2", "sums3")
             }
-        with closing(load_engine("vllm", model, max_model_len=arguments.max_model_len)) as engine, Grader() as grader:
+        with (
+            closing(
+                load_engine(EngineConfig(engine="vllm", model=model, max_model_len=arguments.max_model_len))
+            ) as engine,
+            Grader() as grader,
+        ):
             ids = [render(p.question, engine.tokenizer).token_ids for some in problems.values() for p in some]
 
             def whole(run: int) -> int:

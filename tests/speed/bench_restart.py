@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from quagmire_utils.data import Problem
-from quagmire_utils.engines import Engine, SamplingParams, load_engine
+from quagmire_utils.engines import Engine, EngineConfig, SamplingParams, load_engine
 from quagmire_utils.evaluation.sampling import sample
 from quagmire_utils.evaluation.sampling.work import problem_seed
 from quagmire_utils.evaluation.store import SampleStore
@@ -78,7 +78,7 @@ def main() -> None:
         tokenizer = build_tokenizer()
         build_model("llama", tokenizer, layers=1).save_pretrained(scratch / "model")
         tokenizer.save_pretrained(scratch / "model")
-        engine = load_engine("transformers", scratch / "model", device="cpu")
+        engine = load_engine(EngineConfig(engine="transformers", model=scratch / "model", device="cpu"))
         started = time.perf_counter()
         assert run(engine, scratch / "unbroken")
         duration = time.perf_counter() - started

@@ -17,7 +17,7 @@ from contextlib import closing
 
 import numpy as np
 
-from quagmire_utils.engines import Request, SamplingParams, load_engine
+from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine
 from quagmire_utils.training.microlab import build_model, build_tokenizer
 
 
@@ -99,11 +99,11 @@ def main() -> None:
     params = SamplingParams(max_tokens=arguments.max_tokens)
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder, arguments.mean_tokens)
-        engines = [load_engine("transformers", folder, device="cpu")]
+        engines = [load_engine(EngineConfig(engine="transformers", model=folder, device="cpu"))]
         runs = {"model.generate": with_generate(folder, arguments.batch_size), "transformers": with_engine(engines[0])}
         if not arguments.no_vllm:
             for dtype in ("float32", "bfloat16"):
-                engines.append(load_engine("vllm", folder, dtype=dtype))
+                engines.append(load_engine(EngineConfig(engine="vllm", model=folder, dtype=dtype)))
                 runs[f"vllm {dtype}"] = with_engine(engines[-1])
         best: dict[str, float] = {}
         tokens: dict[str, int] = {}

@@ -12,10 +12,10 @@ from quagmire_utils import engines
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import render
-from quagmire_utils.engines import SamplingParams, load_engine
+from quagmire_utils.engines import EngineConfig, SamplingParams, load_engine
 from quagmire_utils.evaluation import preflight
 from quagmire_utils.evaluation.preflight import checks, probing
-from quagmire_utils.evaluation.sampling import EngineSpec, sample
+from quagmire_utils.evaluation.sampling import sample
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.report.notebook import load_benchmarks
 from quagmire_utils.training import microlab
@@ -38,7 +38,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(model):
-    with closing(load_engine("transformers", model, device="cpu")) as loaded:
+    with closing(load_engine(EngineConfig(engine="transformers", model=model, device="cpu"))) as loaded:
         yield loaded
 
 
@@ -314,7 +314,7 @@ def test_what_only_a_server_knows_is_checked_once_it_answers(engine, tmp_path):
 
 def test_an_engine_that_is_loaded_on_a_cluster_is_not_probed(model, tmp_path):
     plan = plan_of(model, tmp_path, ray="auto")
-    assert preflight.timed(plan, EngineSpec("transformers", str(model)), SUMS, PARAMS) is plan
+    assert preflight.timed(plan, EngineConfig(engine="transformers", model=model), SUMS, PARAMS) is plan
 
 
 def test_a_model_or_a_benchmark_that_is_not_there(model, tmp_path):

@@ -2,7 +2,7 @@
 
     plan = check("path/to/checkpoint", problems, 64, SamplingParams(max_tokens=2048), "samples/mine", k=64)
     print(plan.text)                        # problems, answers, tokens, disk; nothing heavy has been loaded yet
-    with closing(load_engine("vllm", plan.model)) as engine:
+    with closing(load_engine(EngineConfig(model=plan.model))) as engine:
         plan = timed(plan, engine, problems, params)
         print(plan.text)                    # and now the time and the GPU-hours, from a few seconds of measurement
 

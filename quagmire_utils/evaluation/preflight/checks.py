@@ -20,6 +20,7 @@ from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import check_fits, render_problem, resolve_template
 from quagmire_utils.engines import (
     SamplingParams,
+    check_base_url,
     check_engine,
     check_model,
     load_config,
@@ -70,7 +71,7 @@ def check(
     check_numbers(benchmarks, num_samples, k, max_model_len)
     check_engine(engine)
     context = resolved = lengths = None
-    check_model(model, engine)
+    check_base_url(str(model)) if engine == "server" else check_model(model)
     gpus = 0
     store = SampleStore(folder)
     if ray is not None and (engine == "server" or data_parallel_size > 1):

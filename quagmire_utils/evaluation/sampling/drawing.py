@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from numbers import Integral
@@ -14,8 +14,8 @@ import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem, resolve_template
-from quagmire_utils.engines import Completion, Engine, Request, SamplingParams, engine_digest
-from quagmire_utils.evaluation.sampling.actors import EngineFacts, EngineSpec, draw_on_cluster
+from quagmire_utils.engines import Completion, Engine, EngineConfig, Request, SamplingParams, load_engine
+from quagmire_utils.evaluation.sampling.actors import EngineFacts, draw_on_cluster, tokenizer_and_context
 from quagmire_utils.evaluation.sampling.work import Chunk, Run, Work, block_of, chunks_of
 from quagmire_utils.evaluation.store import SampleStore
 
@@ -49,7 +49,7 @@ class Samples:
 
 
 def sample(
-    engine: Engine | EngineSpec,
+    engine: Engine | EngineConfig,
     problems: Sequence[Problem],
     n: int,
     params: SamplingParams,
@@ -65,10 +65,10 @@ def sample(
 ) -> Samples:
     """Bring every problem to at least `n` samples in `store`.
 
-    `engine` is a loaded one, or an `EngineSpec` that says how to load it. `benchmark` names the set that the problems'
-    ids belong to. `chunk_samples` is how many samples are drawn between two writes, so the most that a kill can lose
-    (default: 4096, fewer where max_tokens is above 3900). Several processes may fill one store; each draws other
-    chunks.
+    `engine` is a loaded one, or an `EngineConfig` that says how to load it. `benchmark` names the set that the
+    problems' ids belong to. `chunk_samples` is how many samples are drawn between two writes, so the most that a kill
+    can lose (default: 4096, fewer where max_tokens is above 3900). Several processes may fill one store; each draws
+    other chunks.
 
     To continue a killed run bit for bit, keep n, the problems and `chunk_samples`. More samples never touch those that
     are there; a run of 64 that grows to 192, 256 or more is, bit for bit, the run of so many from the start. With other
@@ -92,13 +92,13 @@ def sample(
     store = store if isinstance(store, SampleStore) else SampleStore(store)
     chunk_samples = _check(problems, n, params, benchmark, chunk_samples, ray, replicas)
     with ExitStack() as stack:
-        if isinstance(engine, EngineSpec) and ray is None:
-            engine = stack.enter_context(closing(engine.load()))
+        if isinstance(engine, EngineConfig) and ray is None:
+            engine = stack.enter_context(closing(load_engine(engine)))
         if ray is None:
             tokenizer, context_length = engine.tokenizer, engine.context_length
         else:
-            spec = engine if isinstance(engine, EngineSpec) else EngineSpec.of(engine)
-            tokenizer, context_length = spec.tokenizer_and_context()
+            spec = engine if isinstance(engine, EngineConfig) else engine.config
+            tokenizer, context_length = tokenizer_and_context(spec)
         template = resolve_template(tokenizer, template)
         prompts = _render(problems, tokenizer, template)
         check_fits(list(prompts.values()), params.max_tokens, context_length)
@@ -129,10 +129,8 @@ def sample(
         if ray is not None:
             work = draw_on_cluster(spec, params, ray, replicas, open_store)
         else:
-            work = open_store(
-                EngineFacts(engine_digest(engine), engine.name, engine.version, engine.dtype, engine.model)
-            )
-            streams = hasattr(engine, "stream")
+            work = open_store(EngineFacts(engine.digest, engine.name, engine.version, engine.dtype, engine.model))
+            streams = engine.streams
             if continuous is None:
                 continuous = streams
             elif continuous and not streams:
@@ -231,7 +229,7 @@ def _draw_wave(engine: Engine, work: Work, params: SamplingParams, chunks: Seque
 
 def _cut(runs: Sequence[Run], engine: Engine, params: SamplingParams) -> list[Run]:
     """Runs of what the engine draws together, where it says so: an error then loses nothing that was answered."""
-    size = getattr(engine, "samples_per_call", None)
+    size = engine.samples_per_call
     if size is None or params.temperature == 0:  # greedy samples are one, drawn once
         return list(runs)
     return [
@@ -250,8 +248,7 @@ def _answers(
     engine: Engine, requests: Sequence[Request], params: SamplingParams
 ) -> Generator[tuple[int, list[Completion]], None, None]:
     """(index of a request, its completions), as they come where the engine can stream."""
-    stream: Callable[..., Iterator[tuple[int, list[Completion]]]] | None = getattr(engine, "stream", None)
-    yield from enumerate(engine.generate(requests, params)) if stream is None else stream(requests, params)
+    yield from engine.stream(requests, params)
 
 
 def _prompt_frame(benchmark: str, prompts: dict[str, RenderedPrompt]) -> pd.DataFrame:

@@ -74,7 +74,7 @@ def train(
     import torch
     from tqdm import tqdm
 
-    from quagmire_utils.engines.transformers import TransformersEngine
+    from quagmire_utils.engines import EngineConfig, load_engine
 
     settings, engine = environment.settings, environment.engine
     _check_model(engine.module)
@@ -82,7 +82,8 @@ def train(
     optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     history: list[dict[str, float]] = []
     if latest is not None:
-        policy.load_state_dict(TransformersEngine(str(latest), dtype="float32").module.state_dict())
+        held = load_engine(EngineConfig(engine="transformers", model=latest, dtype="float32"))
+        policy.load_state_dict(held.module.state_dict())
         optimizer.load_state_dict(torch.load(latest / _OPTIMIZER, map_location=engine.device, weights_only=True))
         history = read_state(latest)["log_history"]
     steps = range(len(history), settings.steps)

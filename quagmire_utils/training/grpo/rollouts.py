@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem
-from quagmire_utils.engines import Request, SamplingParams, to_completions
+from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine, to_completions
 from quagmire_utils.grading import Verdict
 
 if TYPE_CHECKING:
@@ -61,11 +61,9 @@ def make_environment(
     model: str | Path, problems: Sequence[Problem], settings: RLSettings, grader: Grader, template: str
 ) -> Environment:
     """Load the policy and render the prompts. Raises ParameterError where prompt and answer exceed the context."""
-    from quagmire_utils.engines.transformers import TransformersEngine
-
     # The policy samples its own rollouts: one set of weights. In float32, because a step of 1e-6 on a bf16 weight is
     # nearly always rounded away.
-    engine = TransformersEngine(str(model), dtype="float32")
+    engine = load_engine(EngineConfig(engine="transformers", model=model, dtype="float32"))
     prompts = [render_problem(problem, engine.tokenizer, template) for problem in problems]
     check_fits(prompts, settings.max_tokens, engine.context_length)
     return Environment(engine, problems, prompts, grader, settings)

@@ -1,0 +1,156 @@
+"""How to load an engine and how to sample from it: two frozen models that are made once and passed whole.
+
+config = EngineConfig(engine="vllm", model="path/to/checkpoint", max_model_len=4096)
+params = SamplingParams(temperature=1.0, max_tokens=2048)            # paper App. B.3: temperature 1.0
+EngineConfig(engine="server", model="http://127.0.0.1:8000/v1", server=ServerSettings(model="qwen"))
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.engines.checkpoints import check_base_url, check_model, is_installed
+
+EngineName = Literal["transformers", "vllm", "server"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+ENGINES: tuple[str, ...] = get_args(EngineName)
+DTYPES: tuple[str, ...] = get_args(Dtype)
+
+_OWN_FIELDS = frozenset({"model", "prompt", "n", "seed", "temperature", "top_p", "max_tokens", "stream", "echo"})
+_Count = Annotated[int, Field(strict=True, ge=1)]
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Checked(BaseModel):
+    """A frozen model whose constructor raises ParameterError, with the field, instead of pydantic's ValidationError."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _parameter_error(error) from None
+
+
+def _parameter_error(error: ValidationError) -> ParameterError:
+    """Build the ParameterError for the first problem that pydantic found."""
+    problem = error.errors()[0]
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, ParameterError):
+        return cause
+    name = ".".join(map(str, problem["loc"]))
+    message = problem["msg"].removeprefix("Value error, ")
+    if message.startswith("Input should be "):
+        return ParameterError(name, problem["input"], message.removeprefix("Input should be "))
+    return ParameterError(name, problem["input"], reason=message)
+
+
+class ServerSettings(_Checked):
+    """What to know about a server besides its address. Waits between tries double, up to a limit."""
+
+    model: str | None = None  # the name it serves the model under; None: the only one that it serves
+    tokenizer: str | None = None  # the model's, a folder or hub id; None: where the server says the model is
+    api_key_env: str = "QUAGMIRE_API_KEY"  # the environment variable that holds the key, if one is needed
+    prompt_format: Literal["token_ids", "text"] = "token_ids"  # "text" for servers that take no token ids
+    extra_body: dict[str, Any] = {}  # further fields of each call, such as {"top_k": -1}
+    tries: _Count = 10  # of one call
+    first_wait: _Seconds = 0.5  # seconds
+    longest_wait: _Seconds = 60.0  # seconds
+    timeout: _Seconds = 3600.0  # seconds for one call, from sending it to the end of its answer
+
+    @field_validator("tokenizer", mode="before")
+    @classmethod
+    def _tokenizer_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @field_validator("extra_body")
+    @classmethod
+    def _extra_body_can_be_sent(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(_OWN_FIELDS.intersection(value)):
+            raise ParameterError("extra_body", value, reason=f"{taken[0]} is set by the engine itself")
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ParameterError("extra_body", value, reason=f"it can't be written as JSON ({error})") from None
+        return value
+
+
+class EngineConfig(_Checked):
+    """What loads an engine: the model, and how it is run. Made once and passed whole."""
+
+    engine: EngineName = "vllm"
+    model: str  # a folder or a hub id; for "server", the address of an OpenAI-compatible endpoint
+    revision: str | None = None  # of a hub id: branch, tag or commit; for "server", of the tokenizer
+    dtype: Dtype = "auto"  # "auto": the checkpoint's own
+    device: str = "auto"  # "auto": cuda where there is one, otherwise the CPU
+    max_model_len: Annotated[int, Field(strict=True, ge=2)] | None = None  # tokens of prompt and answer; None: model's
+    batch_size: _Count | None = None  # sequences in flight; None: the engine's own choice
+    template: Literal["auto", "chat", "plain"] = "auto"  # how prompts are rendered; "auto": chat where there is one
+    trust_remote_code: bool = False  # True runs Python code that comes with the model
+    tensor_parallel_size: _Count = 1  # vllm: GPUs that share a copy of the model
+    data_parallel_size: _Count = 1  # vllm: copies that share the work, each in a process of its own
+    ray: str | None = None  # "auto" or the address of a Ray cluster whose nodes do the work
+    replicas: _Count | None = None  # copies on the Ray cluster; None: as many as it has room for
+    server: ServerSettings | None = None  # for engine "server"; None: the defaults
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_as_text(cls, value: Any) -> Any:
+        if isinstance(value, Path):
+            if not value.expanduser().exists():  # as text it could be taken for a hub id
+                raise ParameterError("model", str(value), reason=f"there is no folder {value}")
+            return str(value)
+        return value
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> EngineConfig:
+        for name in ("tensor_parallel_size", "data_parallel_size"):
+            if getattr(self, name) > 1 and self.engine != "vllm":
+                raise ParameterError(name, getattr(self, name), f"1 for engine {self.engine}; vllm can take more")
+        if self.engine == "server":
+            check_base_url(self.model)
+            for name in ("dtype", "device"):
+                if getattr(self, name) != "auto":
+                    raise ParameterError(name, getattr(self, name), "auto for engine server, which has chosen its own")
+        elif self.server is not None:
+            raise ParameterError("server", reason=f"these settings are for engine server, not {self.engine}")
+        if self.ray is not None and (self.engine == "server" or self.data_parallel_size > 1):
+            raise ParameterError(
+                "ray", self.ray, reason="it spreads the work itself; use it without a server and data_parallel_size"
+            )
+        if self.replicas is not None and self.ray is None:
+            raise ParameterError("replicas", self.replicas, "given only together with ray")
+        return self
+
+    def check(self) -> None:
+        """Raise ParameterError unless the engine is installed and the model is a whole checkpoint or may be a hub id.
+
+        No weights are read and no server is asked.
+        """
+        check_engine(self.engine)
+        if self.engine != "server":
+            check_model(self.model)
+
+
+class SamplingParams(_Checked):
+    """How answers are drawn. The paper: temperature 1.0, no top-p and no top-k (App. B.3)."""
+
+    temperature: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 1.0  # 0 takes the most likely token
+    top_p: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0  # the smallest set of tokens with this probability
+    max_tokens: _Count = 1024  # generated tokens, the end-of-sequence token included
+    seed: Annotated[int, Field(strict=True)] = 0  # each problem's seed is derived from it; engines use Request.seed
+
+
+def check_engine(name: str) -> None:
+    """Raise ParameterError for an engine that does not exist or whose library is not installed."""
+    if name not in ENGINES:
+        raise ParameterError("engine", name, f"one of {', '.join(ENGINES)}")
+    if not is_installed({"server": "httpx"}.get(name, name)):
+        remedy = "`pip install -e '.[server]'`" if name == "server" else "`./reproduce.sh setup`"
+        raise ParameterError("engine", name, reason=f"{name} is not installed; {remedy} installs it where possible")
