@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from quagmire_utils.data import Problem
-from quagmire_utils.engines import EngineConfig, SamplingParams
+from quagmire_utils.engines import Engine, EngineConfig, SamplingParams
 from quagmire_utils.evaluation.sampling import grade_store, sample
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grade, Verdict
@@ -50,6 +50,8 @@ class Logged:
 
     def __getattr__(self, name):
         return getattr(self.engine, name)
+
+    stream = Engine.stream
 
     def generate(self, requests, params):
         """The engine's answers."""

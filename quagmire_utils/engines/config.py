@@ -11,9 +11,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.validation import Count, Flag, Integer, NonNegative, Positive, Settings, Share
 from quagmire_utils.engines.checkpoints import check_base_url, check_model, is_installed
 
 EngineName = Literal["transformers", "vllm", "server"]
@@ -22,47 +23,20 @@ ENGINES: tuple[str, ...] = get_args(EngineName)
 DTYPES: tuple[str, ...] = get_args(Dtype)
 
 _OWN_FIELDS = frozenset({"model", "prompt", "n", "seed", "temperature", "top_p", "max_tokens", "stream", "echo"})
-_Count = Annotated[int, Field(strict=True, ge=1)]
-_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Checked(BaseModel):
-    """A frozen model whose constructor raises ParameterError, with the field, instead of pydantic's ValidationError."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise _parameter_error(error) from None
-
-
-def _parameter_error(error: ValidationError) -> ParameterError:
-    """Build the ParameterError for the first problem that pydantic found."""
-    problem = error.errors()[0]
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, ParameterError):
-        return cause
-    name = ".".join(map(str, problem["loc"]))
-    message = problem["msg"].removeprefix("Value error, ")
-    if message.startswith("Input should be "):
-        return ParameterError(name, problem["input"], message.removeprefix("Input should be "))
-    return ParameterError(name, problem["input"], reason=message)
-
-
-class ServerSettings(_Checked):
+class ServerSettings(Settings):
     """What to know about a server besides its address. Waits between tries double, up to a limit."""
 
     model: str | None = None  # the name it serves the model under; None: the only one that it serves
     tokenizer: str | None = None  # the model's, a folder or hub id; None: where the server says the model is
     api_key_env: str = "QUAGMIRE_API_KEY"  # the environment variable that holds the key, if one is needed
     prompt_format: Literal["token_ids", "text"] = "token_ids"  # "text" for servers that take no token ids
-    extra_body: dict[str, Any] = {}  # further fields of each call, such as {"top_k": -1}
-    tries: _Count = 10  # of one call
-    first_wait: _Seconds = 0.5  # seconds
-    longest_wait: _Seconds = 60.0  # seconds
-    timeout: _Seconds = 3600.0  # seconds for one call, from sending it to the end of its answer
+    extra_body: dict[str, Any] = Field(default={})  # further fields of each call, such as {"top_k": -1}
+    tries: Count = 10  # of one call
+    first_wait: Positive = 0.5  # seconds
+    longest_wait: Positive = 60.0  # seconds
+    timeout: Positive = 3600.0  # seconds for one call, from sending it to the end of its answer
 
     @field_validator("tokenizer", mode="before")
     @classmethod
@@ -73,15 +47,15 @@ class ServerSettings(_Checked):
     @classmethod
     def _extra_body_can_be_sent(cls, value: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(_OWN_FIELDS.intersection(value)):
-            raise ParameterError("extra_body", value, reason=f"{taken[0]} is set by the engine itself")
+            raise ValueError(f"{taken[0]} is set by the engine itself")
         try:
             json.dumps(value)
         except (TypeError, ValueError) as error:
-            raise ParameterError("extra_body", value, reason=f"it can't be written as JSON ({error})") from None
+            raise ValueError(f"it can't be written as JSON ({error})") from None
         return value
 
 
-class EngineConfig(_Checked):
+class EngineConfig(Settings):
     """What loads an engine: the model, and how it is run. Made once and passed whole."""
 
     engine: EngineName = "vllm"
@@ -89,14 +63,14 @@ class EngineConfig(_Checked):
     revision: str | None = None  # of a hub id: branch, tag or commit; for "server", of the tokenizer
     dtype: Dtype = "auto"  # "auto": the checkpoint's own
     device: str = "auto"  # "auto": cuda where there is one, otherwise the CPU
-    max_model_len: Annotated[int, Field(strict=True, ge=2)] | None = None  # tokens of prompt and answer; None: model's
-    batch_size: _Count | None = None  # sequences in flight; None: the engine's own choice
+    max_model_len: Annotated[Integer, Field(ge=2)] | None = None  # tokens of prompt and answer; None: model's
+    batch_size: Count | None = None  # sequences in flight; None: the engine's own choice
     template: Literal["auto", "chat", "plain"] = "auto"  # how prompts are rendered; "auto": chat where there is one
-    trust_remote_code: bool = False  # True runs Python code that comes with the model
-    tensor_parallel_size: _Count = 1  # vllm: GPUs that share a copy of the model
-    data_parallel_size: _Count = 1  # vllm: copies that share the work, each in a process of its own
+    trust_remote_code: Flag = False  # True runs Python code that comes with the model
+    tensor_parallel_size: Count = 1  # vllm: GPUs that share a copy of the model
+    data_parallel_size: Count = 1  # vllm: copies that share the work, each in a process of its own
     ray: str | None = None  # "auto" or the address of a Ray cluster whose nodes do the work
-    replicas: _Count | None = None  # copies on the Ray cluster; None: as many as it has room for
+    replicas: Count | None = None  # copies on the Ray cluster; None: as many as it has room for
     server: ServerSettings | None = None  # for engine "server"; None: the defaults
 
     @field_validator("model", mode="before")
@@ -104,7 +78,7 @@ class EngineConfig(_Checked):
     def _model_as_text(cls, value: Any) -> Any:
         if isinstance(value, Path):
             if not value.expanduser().exists():  # as text it could be taken for a hub id
-                raise ParameterError("model", str(value), reason=f"there is no folder {value}")
+                raise ValueError(f"there is no folder {value}")
             return str(value)
         return value
 
@@ -138,13 +112,13 @@ class EngineConfig(_Checked):
             check_model(self.model)
 
 
-class SamplingParams(_Checked):
+class SamplingParams(Settings):
     """How answers are drawn. The paper: temperature 1.0, no top-p and no top-k (App. B.3)."""
 
-    temperature: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 1.0  # 0 takes the most likely token
-    top_p: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0  # the smallest set of tokens with this probability
-    max_tokens: _Count = 1024  # generated tokens, the end-of-sequence token included
-    seed: Annotated[int, Field(strict=True)] = 0  # each problem's seed is derived from it; engines use Request.seed
+    temperature: NonNegative = 1.0  # 0 takes the most likely token
+    top_p: Share = 1.0  # the smallest set of tokens with this probability
+    max_tokens: Count = 1024  # generated tokens, the end-of-sequence token included
+    seed: Integer = 0  # each problem's seed is derived from it; engines use Request.seed
 
 
 def check_engine(name: str) -> None:

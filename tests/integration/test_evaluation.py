@@ -13,7 +13,7 @@ import pytest
 from quagmire_utils import cli
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
-from quagmire_utils.engines import EngineConfig, SamplingParams, load_engine
+from quagmire_utils.engines import Engine, EngineConfig, SamplingParams, load_engine
 from quagmire_utils.evaluation.evaluate import compare_outputs, evaluate, repeated_answers
 from quagmire_utils.evaluation.measured import describe_evaluation, evaluation_table
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
@@ -104,6 +104,8 @@ class Deaf:
 
     def __getattr__(self, name):
         return getattr(self.engine, name)
+
+    stream = Engine.stream
 
     def generate(self, requests, params):
         alone = self.engine.generate([replace(request, n=1, seed=0) for request in requests], params)

@@ -394,7 +394,7 @@ import os, sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from test_training import KILLED, PROBLEMS, odd_length
-from quagmire_utils.rl import train_rl
+from quagmire_utils.training.grpo import train_rl
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
@@ -408,7 +408,7 @@ for line in sys.stdin:
 
 def test_killed_compact_runs_end_like_an_unbroken_one(base, tmp_path):
     worker = subprocess.Popen(
-        [sys.executable, "-c", WORKER, os.path.dirname(os.path.dirname(__file__)), str(base)],
+        [sys.executable, "-c", WORKER, os.path.dirname(__file__), str(base)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

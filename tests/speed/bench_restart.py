@@ -41,6 +41,8 @@ class Logged:
     def __getattr__(self, name: str) -> object:
         return getattr(self.engine, name)
 
+    stream = Engine.stream
+
     def generate(self, requests, params):
         """The engine's answers."""
         with self.log.open("a") as file:

@@ -152,5 +152,5 @@ def _probe_step(
     counts = [sequences // problems + (i < sequences % problems) for i in range(problems)]
     spread = [ids[i * len(ids) // problems] for i in range(problems)]
     requests = [Request(prompt, n, seed=1 + i) for i, (prompt, n) in enumerate(zip(spread, counts, strict=True))]
-    drawn = [c for some in engine.generate(requests, params.model_copy(update={"max_tokens": tokens})) for c in some]
+    drawn = [c for some in engine.generate(requests, params.replace(max_tokens=tokens)) for c in some]
     return [completion.tokens for completion in drawn], sum(c.finish_reason == "stop" for c in drawn)

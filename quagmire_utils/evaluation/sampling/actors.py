@@ -60,7 +60,7 @@ class EngineReplica(Replica):
 
     def open(self, model: str) -> EngineFacts:
         """Load the engine."""
-        self.engine = load_engine(self.settings.model_copy(update={"model": model}))
+        self.engine = load_engine(self.settings.replace(model=model))
         engine = self.engine
         return EngineFacts(engine.digest, engine.name, engine.version, engine.dtype, self.model)
 
