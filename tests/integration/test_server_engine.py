@@ -540,7 +540,7 @@ def test_parameters(endpoint, load, tokenizer_folder):
     for bad in ({"prompt_format": "chat"}, {"tries": 0}, {"timeout": 0}, {"extra_body": {"seed": 1}}):
         with pytest.raises(ParameterError, match=next(iter(bad))):
             ServerSettings(**bad)
-    with pytest.raises(ParameterError, match="server.extra_body: it can't be written as JSON"):
+    with pytest.raises(ParameterError, match=r"server\.extra_body: it can't be written as JSON"):
         ServerSettings(extra_body={"a": {1}})
     with pytest.raises(ParameterError, match="max_model_len must be given"):
         load_engine(
