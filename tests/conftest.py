@@ -1,11 +1,75 @@
-"""What all tests need of the process that runs them."""
+"""What all tests share: markers that skip with a reason, the benchmarks' folder, interrupts."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 import signal
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
-def pytest_configure() -> None:
-    """Take interrupts: what a shell started in the background ignores them, and so would all that tests start."""
+def data_folder() -> Path | None:
+    """Return the folder with benchmarks, responses and training sets that QUAGMIRE_DATA_DIR names."""
+    folder = Path(os.environ.get("QUAGMIRE_DATA_DIR") or "/nowhere")
+    return folder if (folder / "benchmarks").is_dir() else None
+
+
+def _has_gpu() -> bool:
+    return (
+        shutil.which("nvidia-smi") is not None
+        and b"GPU" in subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).stdout
+    )
+
+
+def _has_bubblewrap() -> bool:
+    """Whether bubblewrap is installed and may make a namespace here."""
+    if shutil.which("bwrap") is None:
+        return False
+    command = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+REQUIREMENTS = {
+    "requires_gpu": (_has_gpu, "needs a CUDA GPU"),
+    "requires_vllm": (lambda: importlib.util.find_spec("vllm") is not None, "needs vLLM: ./reproduce.sh setup"),
+    "requires_ray": (lambda: importlib.util.find_spec("ray") is not None, "needs Ray: ./reproduce.sh setup"),
+    "requires_chromium": (lambda: any(map(shutil.which, CHROMIUM)), "needs Chromium"),
+    "requires_bubblewrap": (_has_bubblewrap, "needs bubblewrap (bwrap) and user namespaces"),
+    "requires_data": (lambda: data_folder() is not None, "needs QUAGMIRE_DATA_DIR, a folder with the benchmarks"),
+}
+
+
+@cache
+def _holds(requirement: str) -> bool:
+    return REQUIREMENTS[requirement][0]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers; take interrupts, which a shell's background ignores and so would all that tests start."""
+    for name, (_, reason) in REQUIREMENTS.items():
+        config.addinivalue_line("markers", f"{name}: {reason}")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose requirement is missing, with the reason."""
+    for name, (_, reason) in REQUIREMENTS.items():
+        if item.get_closest_marker(name) and not _holds(name):
+            pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Return the folder with benchmarks, responses and training sets; skip where there is none."""
+    folder = data_folder()
+    if folder is None:
+        pytest.skip(REQUIREMENTS["requires_data"][1])
+    return folder
