@@ -15,7 +15,7 @@ from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import CANDIDATE, TABLES, Records, check_columns, check_once
 from quagmire_utils.core.settings import SCENARIOS
-from quagmire_utils.evaluation.pass_at_k.checkpoints import checkpoint_scores
+from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 
 
 def candidate_frame(records: Records, k: int = 64, validation_set: str = "validation") -> pd.DataFrame:

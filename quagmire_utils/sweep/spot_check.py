@@ -29,7 +29,7 @@ from quagmire_utils.core.files import read_parquet
 from quagmire_utils.core.provenance import hardware, package_versions
 from quagmire_utils.core.records import Records, load_records
 from quagmire_utils.core.settings import Profile
-from quagmire_utils.evaluation.pass_at_k.checkpoints import checkpoint_scores
+from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 from quagmire_utils.sweep.cells import has_checkpoint, restore_base
 from quagmire_utils.sweep.collect import TABLES
 from quagmire_utils.sweep.grid import Cell, cell_folder, check, log_path, model_folder, plan, progress_path

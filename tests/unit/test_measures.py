@@ -222,18 +222,21 @@ def test_large_tables_are_cut_into_pieces_without_a_seam(monkeypatch):
     pd.testing.assert_frame_equal(bootstrap_intervals(counts), whole)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"ks": [0]}, "k must be at least 1"),
-        ({"ks": []}, "ks is empty"),
-        ({"confidence": 1.0}, "confidence must be between"),
-        ({"replicates": 10}, "replicates must be at least 100"),
-    ],
-)
-def test_bad_interval_parameters_are_refused(options, message):
-    with pytest.raises(ParameterError, match=message):
-        bootstrap_intervals(frame([1, 2], 4), **options)
+def refused(function, *arguments, **options):
+    """Return the parameter that a ParameterError names."""
+    with pytest.raises(ParameterError) as error:
+        function(*arguments, **options)
+    return error.value.parameter
+
+
+def test_bad_interval_parameters_are_refused():
+    for name, options in (
+        ("k", {"ks": [0]}),
+        ("ks", {"ks": []}),
+        ("confidence", {"confidence": 1.0}),
+        ("replicates", {"replicates": 10}),
+    ):
+        assert refused(bootstrap_intervals, frame([1, 2], 4), **options) == name
 
 
 def test_bounds_take_undecided_as_wrong_and_as_right():
@@ -243,8 +246,7 @@ def test_bounds_take_undecided_as_wrong_and_as_right():
     assert own["as_wrong"].tolist() == pytest.approx([5 / 24, 2 / 3])
     assert own["as_right"].tolist() == pytest.approx([9 / 24, 1])
     assert bounds[bounds["benchmark"] == MACRO]["as_right"].tolist() == pytest.approx([9 / 24, 1])
-    with pytest.raises(ParameterError, match="timeout"):
-        score_bounds(frame([1], 2), [1])
+    assert refused(score_bounds, frame([1], 2), [1]) == "counts"
 
 
 # --- majority ---------------------------------------------------------------------------------------------------------
@@ -301,10 +303,8 @@ def test_one_vote_is_pass_at_1_and_a_majority_wins_in_the_end():
         one, every = maj_at_k(correct, wrong, abstained, [1, n])
         assert one == pytest.approx(correct / n, rel=1e-12)
         assert every == pytest.approx(float(correct > max(wrong)))
-    with pytest.raises(ParameterError, match="at most 1000"):
-        maj_at_k(600, [401], 0, 1)
-    with pytest.raises(ParameterError, match="must not be negative"):
-        maj_at_k(1, [-1], 0, 1)
+    for arguments in ((600, [401], 0, 1), (1, [-1], 0, 1)):
+        assert refused(maj_at_k, *arguments) == "num_correct, wrong and abstained"
 
 
 def test_votes_are_read_from_verdicts_and_extracted_answers():
@@ -323,8 +323,7 @@ def test_votes_are_read_from_verdicts_and_extracted_answers():
         assert own.loc[k, "low"] <= own.loc[k, "maj_at_k"] <= own.loc[k, "high"]
     assert np.isnan(own.loc[5, "maj_at_k"])  # q has four graded answers
     assert table[table["benchmark"] == MACRO]["maj_at_k"].tolist()[:2] == own["maj_at_k"].tolist()[:2]
-    with pytest.raises(ParameterError, match="lacks the column"):
-        benchmark_maj_at_k(samples.drop(columns="extracted"), [1])
+    assert refused(benchmark_maj_at_k, samples.drop(columns="extracted"), [1]) == "samples"
 
 
 # --- two models -------------------------------------------------------------------------------------------------------
@@ -449,9 +448,6 @@ def test_one_answer_says_nothing_of_other_answers():
 
 
 def test_other_problems_cannot_be_compared():
-    with pytest.raises(ParameterError, match="same problems, and 1 are in one alone"):
-        compare(frame([1, 2], 4), frame([1], 4))
-    with pytest.raises(ParameterError, match="same problems"):
-        compare(frame([1], 4), frame([1], 4, "other"))
-    with pytest.raises(ParameterError, match="lacks the column"):
-        compare(frame([1], 4), frame([1], 4).drop(columns="n"))
+    assert refused(compare, frame([1, 2], 4), frame([1], 4)) == "counts_b"
+    assert refused(compare, frame([1], 4), frame([1], 4, "other")) == "counts_b"
+    assert refused(compare, frame([1], 4), frame([1], 4).drop(columns="n")) == "counts"

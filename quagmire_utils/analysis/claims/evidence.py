@@ -28,7 +28,7 @@ from scipy import integrate, stats
 from quagmire_utils.analysis.claims.claim import Array, Estimate, Interval, student, too_few
 from quagmire_utils.analysis.records import base_models
 from quagmire_utils.core.records import Records
-from quagmire_utils.evaluation.pass_at_k.checkpoints import checkpoint_scores
+from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 
 SIMULATED = 20_000  # draws for the quantile of a largest deviation among several
 MEASURED = {

@@ -10,7 +10,7 @@ import pandas as pd
 from quagmire_utils.analysis.design.shared import last_checkpoints, profile_k
 from quagmire_utils.analysis.records import candidate_frame
 from quagmire_utils.core.records import Records
-from quagmire_utils.evaluation.pass_at_k.checkpoints import checkpoint_scores
+from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 from quagmire_utils.training.microlab import DIGITS, MICRO_BENCHMARKS, TaskSpec
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from quagmire_utils.analysis.design.shared import last_checkpoints
 from quagmire_utils.core.records import Records
-from quagmire_utils.evaluation.pass_at_k.checkpoints import checkpoint_scores
+from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 
 MIN_CANDIDATES = 4  # below it a bootstrap over candidates says nothing
 N_RESAMPLES = 4000

@@ -13,7 +13,7 @@ from quagmire_utils.analysis.records import candidate_frame
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import CHECKPOINT, Records
 from quagmire_utils.evaluation.pass_at_k import pass_at_k
-from quagmire_utils.evaluation.pass_at_k.checkpoints import checkpoint_scores
+from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 from quagmire_utils.training.microlab import MICRO_BENCHMARKS
 
 BEYOND = 2.0  # standard errors that a change must exceed to count as more than noise

@@ -2,29 +2,28 @@
 
     bootstrap_intervals(counts, ks=[1, 64])      # one row per benchmark and k, then the macro average
 
-A score is uncertain because other problems of the kind could have been asked, and because other answers could have been
-drawn. Each replicate redraws both: m problems with replacement, then for each of them n answers, correct with the
-problem's observed share. Done naively this is wrong twice, and both are mended here:
+A score is uncertain because other problems could have been asked and other answers drawn. Each replicate redraws both:
+m problems with replacement, then n answers to each, correct with the problem's observed share. The plain version of
+this has two faults, corrected as follows:
 
-- The spread between the observed scores of problems already holds the sampling of answers, so redrawing answers on top
-  counts that share twice (at n = 4 and equally hard problems the interval covers 99 % instead of 95 %). So the
-  problems' deviations from the mean are first shrunk to the spread that sampling does not explain. What sampling
-  explains is known without bias while 2k <= n: with u_j = C(n-c, j) / C(n, j), the variance of a problem's Pass@k over
-  repeated sampling is estimated by u_k^2 - u_2k. Beyond, the redrawn answers themselves stand in for it.
-- Redrawing answers with replacement lowers Pass@k: an answer drawn twice finds nothing new (1 of 4 correct has Pass@4 =
-  1, and 0.684 on the average over such redraws). So a replicate holds the deviation from its own exact expectation.
+- The spread between the observed scores of problems already contains the sampling of answers, so redrawing answers
+  counts it twice. Therefore the problems' deviations from the mean are first shrunk to the spread that sampling does
+  not explain. While 2k <= n, the explained part has an unbiased estimate: with u_j = C(n-c, j) / C(n, j), the variance
+  of a problem's Pass@k over repeated sampling is u_k^2 - u_2k. For larger k the redrawn answers themselves give it.
+- Redrawing answers with replacement lowers Pass@k, because a repeated answer finds nothing new (1 of 4 correct has
+  Pass@4 = 1, but 0.684 on average over such redraws). Therefore a replicate holds the deviation from its own exact
+  expectation.
 
-Few problems make percentile intervals too short, so the percentiles are taken further out, as Student's t asks
-(Hesterberg 2015, "expanded percentile"). Scores near 0 or 1, where all problems look alike and a bootstrap has nothing
-to vary, get at least Wilson's interval, for the number of independent trials that the standard error amounts to and
-never more than the groups of k answers that were drawn, nor less than the problems: a mean of m shares around p varies
-by p (1 - p) / m at most, whatever redrawn answers say where p rounds to 1.
+Percentile intervals are too short for few problems, so the percentiles are moved outwards as Student's t requires
+(Hesterberg 2015, "expanded percentile"). Near 0 or 1, where all problems look alike and a bootstrap has nothing to
+vary, the interval is at least Wilson's. Its number of trials is the one that the standard error amounts to, at most the
+number of groups of k answers, at least the number of problems (a mean of m shares around p varies by p (1 - p) / m at
+most).
 
-A standard error that rests on a few right answers (or, near 1, on a few groups of k without any) can't tell whether the
-next ones would come from other problems or all from one. So to those seen, z^2 are added that come as dependent as can
-be, from problems always solved or never, as Wilson adds z^2 trials: with none seen the trials are the problems, with
-hundreds next to nothing changes, and in between no interval jumps. The tests measure the coverage that results, against
-populations of known mean.
+A standard error that rests on a few correct answers cannot tell whether the next ones would come from different
+problems or from one. So z^2 are added to those seen, as dependent as possible (problems always or never solved), as
+Wilson adds z^2 trials: with none seen the trials are the problems, with hundreds almost nothing changes. The tests
+measure the coverage of the intervals on populations of known mean.
 """
 
 from __future__ import annotations
@@ -38,19 +37,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.evaluation.pass_at_k.estimator import (
-    TABLE_CELLS,
-    _checked_ks,
-    _distinct_pairs,
-    _each_benchmark,
-    pass_at_k,
-)
+from quagmire_utils.evaluation.pass_at_k.averages import MACRO, each_benchmark
+from quagmire_utils.evaluation.pass_at_k.estimator import TABLE_CELLS, Counts, checked_ks, distinct_pairs, pass_at_k
 
-MACRO = "macro average"
-LEVELS = 256  # quantiles that stand for a binomial distribution
-UNDECIDED = ("timeout", "error")  # the grader could not tell; an answer that is not there is the model's own failure
+LEVELS = 256  # quantiles that represent a binomial distribution
 
 Array = NDArray[np.float64]
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise ParameterError for a confidence outside (0, 1)."""
+    if not 0 < confidence < 1:
+        raise ParameterError("confidence", confidence, "between 0 and 1")
 
 
 def bootstrap_intervals(
@@ -61,24 +59,22 @@ def bootstrap_intervals(
     replicates: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Pass@k of each benchmark and their macro average, with intervals: one row per benchmark and k.
+    """Return Pass@k of each benchmark and their macro average, with intervals: one row per benchmark and k.
 
     counts: one row per problem, columns benchmark, problem, n, correct; n may differ between problems. ks: default
-    every k up to the smallest n. Returns benchmark ("macro average" last, each benchmark weighing the same), k,
-    pass_at_k, low, high, standard_error (other problems of the kind, other answers; never below the next),
-    sampling_error (other answers to these same problems), problems, min_n. NaN where k exceeds the n of any problem;
-    low, high and standard_error are NaN for a single problem, sampling_error where one answer is all a problem has.
-    Equal arguments give equal results. Raises ParameterError for bad counts, a confidence outside (0, 1), fewer than
-    100 replicates.
+    every k up to the smallest n. Columns of the result: benchmark (the macro average last), k, pass_at_k, low, high,
+    standard_error (from other problems and other answers; at least the next), sampling_error (from other answers to the
+    same problems), problems, min_n. NaN where k exceeds the n of any problem; low, high and standard_error are NaN for
+    a single problem, sampling_error if a problem has one answer. Equal arguments give equal results. Raise
+    ParameterError for bad counts, a confidence outside (0, 1), and fewer than 100 replicates.
     """
-    if not 0 < confidence < 1:
-        raise ParameterError(f"confidence must be between 0 and 1, not {confidence}")
+    check_confidence(confidence)
     if replicates < 100:
-        raise ParameterError(f"replicates must be at least 100 for an interval, not {replicates}")
-    benchmarks = list(_each_benchmark(counts))
+        raise ParameterError("replicates", replicates, "at least 100")
+    benchmarks = list(each_benchmark(counts))
     if ks is None:
         ks = range(1, min(int(samples.min()) for _, samples, _ in benchmarks) + 1)
-    ks = _checked_ks(ks)
+    ks = checked_ks(ks)
     rng = np.random.default_rng(seed)
     each = [_Replicates.draw(samples, correct, ks, replicates, rng) for _, samples, correct in benchmarks]
     parts = [(name, rows) for (name, _, _), rows in zip(benchmarks, each, strict=True)]
@@ -88,62 +84,48 @@ def bootstrap_intervals(
     )
 
 
-def score_bounds(counts: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame:
-    """Pass@k with every undecided answer taken as wrong and as right: benchmark, k, as_wrong, as_right.
+def mean_of_independent(variances: Array, freedoms: Array) -> tuple[Array, Array]:
+    """Return variance and degrees of freedom (Satterthwaite) of a mean of benchmarks; arguments (benchmarks, k).
 
-    Undecided is what the grader could not decide: timeout and error. A response without an answer is wrong in both.
-    counts: as in `bootstrap_intervals`, and timeout and error. The last rows are the macro average.
+    `variances` are those of the benchmarks' means. The degrees of freedom are NaN where all variances are 0.
     """
-    missing = [name for name in UNDECIDED if name not in counts.columns]
-    if missing:
-        raise ParameterError(f"counts lacks the column(s) {', '.join(missing)}")
-    k = _checked_ks(ks)
-    right = counts.assign(correct=counts["correct"] + counts[list(UNDECIDED)].sum(axis=1))
-    wrong, right = (
-        [pass_at_k(n, c, k).mean(axis=0) for _, n, c in _each_benchmark(frame)] for frame in (counts, right)
-    )
-    names = [*counts["benchmark"].unique(), MACRO]
-    values = {"as_wrong": [*wrong, np.mean(wrong, axis=0)], "as_right": [*right, np.mean(right, axis=0)]}
-    return pd.DataFrame(
-        {
-            "benchmark": np.repeat(np.array(names, dtype=object), k.size),
-            "k": np.tile(k, len(names)),
-            **{name: np.concatenate(rows) for name, rows in values.items()},
-        }
-    )
+    parts = variances / len(variances) ** 2
+    variance = parts.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return variance, variance**2 / (parts**2 / freedoms).sum(axis=0)
 
 
 @dataclass(frozen=True)
 class _Replicates:
-    """A mean score, (k,), and what redrawing gives around it."""
+    """A mean score, (k,), and the result of redrawing problems and answers."""
 
     mean: Array
     deviations: Array  # (replicates, k), NaN where k > n
     variance: Array  # of the mean, unbiased
     sampling_variance: Array
-    freedom: Array  # degrees of it
+    freedom: Array  # degrees of freedom of the variance
     trials: Array  # groups of k answers
-    least: float  # trials that a mean of so many problems is worth at least
-    seen: Array  # groups of k answers that came out the rarer way
-    clusters: float  # problems, as a benchmark alone would need them for this variance of the mean
+    least: float  # fewest trials that a mean of so many problems amounts to
+    seen: Array  # groups of k answers with the rarer outcome
+    clusters: float  # problems; of an average, those that one benchmark would need for this variance
     problems: int
     min_n: int
 
     @classmethod
     def draw(
         cls,
-        samples: NDArray[np.int64],
-        correct: NDArray[np.int64],
-        ks: NDArray[np.int64],
+        samples: Counts,
+        correct: Counts,
+        ks: Counts,
         replicates: int,
         rng: np.random.Generator,
     ) -> _Replicates:
-        """The two-level bootstrap of one benchmark."""
+        """Run the two-level bootstrap of one benchmark."""
         m, size = samples.size, ks.size
-        pair_n, pair_c, pair_of, weight = _distinct_pairs(samples, correct)
+        pair_n, pair_c, pair_of, weight = distinct_pairs(samples, correct)
         weight = weight / m
-        # A redrawn problem has one of sum(n + 1) possible (n, c): its row in a table of their scores. Which one: a
-        # quantile of the binomial distribution, picked at random.
+        # a redrawn problem has one of sum(n + 1) possible (n, c), a row in a table of their scores; its c is a random
+        # quantile of the binomial distribution
         sizes = np.unique(samples)
         first_row = np.concatenate([[0], np.cumsum(sizes + 1)])
         redraws = first_row[np.searchsorted(sizes, pair_n)][:, None] + _binomial_quantiles(pair_n, pair_c)
@@ -175,9 +157,9 @@ class _Replicates:
             variance[columns], sampling[columns] = np.maximum(total, within) / m, within / m
             groups = m * weight * pair_n
             seen[columns] = np.minimum(groups @ scores, groups @ (1 - scores)) / k
-        if m == 1:  # nothing tells how other problems would do
+        if m == 1:  # no information on other problems
             variance[:], deviations[:] = np.nan, np.nan
-        if samples.min() == 1:  # nothing tells how other answers would do
+        if samples.min() == 1:  # no information on other answers
             sampling[:] = np.nan
         freedom = np.full(size, max(m - 1.0, 1.0))
         trials = samples.sum() / ks
@@ -186,19 +168,16 @@ class _Replicates:
 
     @classmethod
     def average(cls, each: Sequence[_Replicates]) -> _Replicates:
-        """The mean of benchmarks whose problems are drawn independently."""
+        """Return the mean of benchmarks whose problems are drawn independently."""
         count = len(each)
-        variances = np.array([part.variance for part in each]) / count**2
-        variance = variances.sum(axis=0)
-        with np.errstate(invalid="ignore", divide="ignore"):  # Satterthwaite's; all variances may be 0
-            freedom = variance**2 / (variances**2 / np.array([part.freedom for part in each])).sum(axis=0)
-        least = np.sum([part.freedom for part in each], axis=0)
+        freedoms = np.array([part.freedom for part in each])
+        variance, freedom = mean_of_independent(np.array([part.variance for part in each]), freedoms)
         return cls(
             np.mean([part.mean for part in each], axis=0),
             np.mean([part.deviations for part in each], axis=0),
             variance,
             np.sum([part.sampling_variance for part in each], axis=0) / count**2,
-            np.where(variance > 0, freedom, least),
+            np.where(variance > 0, freedom, freedoms.sum(axis=0)),
             count**2 / np.sum([1 / part.trials for part in each], axis=0),
             count**2 / sum(1 / part.least for part in each),
             np.sum([part.seen for part in each], axis=0),
@@ -207,8 +186,8 @@ class _Replicates:
             min(part.min_n for part in each),
         )
 
-    def frame(self, name: str, ks: NDArray[np.int64], confidence: float) -> pd.DataFrame:
-        """The rows of `bootstrap_intervals`."""
+    def frame(self, name: str, ks: Counts, confidence: float) -> pd.DataFrame:
+        """Return the rows of `bootstrap_intervals`."""
         from scipy.special import ndtr, ndtri, stdtrit
 
         t = stdtrit(self.freedom, (1 + confidence) / 2)
@@ -245,11 +224,11 @@ def wilson(
     most: Array | float = np.inf,
     doubt: Array | float = 0.0,
 ) -> tuple[Array, Array]:
-    """Wilson's interval for a mean score with a given variance of the mean; all arrays (k,), z in standard errors.
+    """Return Wilson's interval for a mean score with a given variance; all arrays (k,), z in standard errors.
 
-    The number of trials is the one that would give this variance, between `least` and `most`; where the variance is
-    zero, as many trials as problems, so that 0 of n does not look certain. doubt: how much of the variance is taken
-    from such trials all the same, 0 to 1.
+    The number of trials is the one that gives this variance, between `least` and `most`. Where the variance is zero
+    there are as many trials as problems, so that 0 of n does not look certain. doubt: the share of the variance, 0 to
+    1, that is computed from as many trials as problems in any case.
     """
     spread = share * (1 - share)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -261,19 +240,19 @@ def wilson(
     return np.clip(middle - width, 0, 1), np.clip(middle + width, 0, 1)
 
 
-def _binomial_quantiles(n: NDArray[np.int64], c: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Equally likely numbers of correct answers among n that are each correct with chance c / n: (pairs, LEVELS)."""
+def _binomial_quantiles(n: Counts, c: Counts) -> Counts:
+    """Return equally likely numbers of correct answers among n, each correct with chance c / n: (pairs, LEVELS)."""
     from scipy.stats import binom
 
     levels = (np.arange(LEVELS) + 0.5) / LEVELS
-    open_ = (c > 0) & (c < n)  # the others have but one value
+    open_ = (c > 0) & (c < n)  # the others have one value
     quantiles = np.tile(c[:, None], (1, LEVELS))
     quantiles[open_] = binom.ppf(levels, n[open_, None], (c[open_] / n[open_])[:, None])
     return quantiles
 
 
-def _tally(columns: NDArray[np.int64], width: int) -> Any:
-    """How often each column number occurs in each row: a (rows, width) matrix, sparse where that is mostly zeros."""
+def _tally(columns: Counts, width: int) -> Any:
+    """Count each column number in each row: a (rows, width) matrix, sparse if most of it is zero."""
     from scipy.sparse import csr_array
 
     rows, entries = columns.shape
@@ -284,10 +263,8 @@ def _tally(columns: NDArray[np.int64], width: int) -> Any:
     return csr_array((np.ones(columns.size), columns.ravel(), start), shape=(rows, width))
 
 
-def _sampling_variance(
-    pair_n: NDArray[np.int64], pair_c: NDArray[np.int64], ks: NDArray[np.int64], weight: Array
-) -> Array:
-    """Variance of Pass@k over repeated sampling, mean over problems, (k,): unbiased where 2k <= n, useless beyond."""
+def _sampling_variance(pair_n: Counts, pair_c: Counts, ks: Counts, weight: Array) -> Array:
+    """Return the variance of Pass@k over repeated sampling, mean over problems, (k,): unbiased for 2k <= n only."""
     miss, miss_twice = 1 - pass_at_k(pair_n, pair_c, ks), 1 - pass_at_k(pair_n, pair_c, 2 * ks)
     return np.maximum(weight @ (miss**2 - np.nan_to_num(miss_twice)), 0.0)
 

@@ -2,14 +2,13 @@
 
     compare(counts_after, counts_before, ks=[1, 64])
 
-Both have met the same easy and hard problems, so what counts is the difference on each problem; its spread is much
-smaller than that of either score, and overlapping intervals of the two scores decide nothing. The interval and the
-p-value are those of the paired t-test over problems: they answer whether the models differ on problems of this kind,
-with the sampling of answers included (it is in the spread of the differences). In the macro average each benchmark
-weighs the same, with Satterthwaite's degrees of freedom. Interval and p-value agree: 0 lies outside the 95 % interval
-just where p < 0.05; but where all problems differ by the same (20 of 20 against 0 of 20) there is no spread for a
-t-test, and the p-value is that of the permutation test that flips the signs of the problems' differences. The tests
-measure the size and the power of the test by simulation.
+Both models answered the same problems, so the difference on each problem is what counts. Its spread is much smaller
+than that of either score; overlapping intervals of the two scores decide nothing. Interval and p-value are those of the
+paired t-test over problems: do the models differ on problems of this kind? The sampling of answers is included, because
+it adds to the spread of the differences. In the macro average each benchmark weighs the same, with Satterthwaite's
+degrees of freedom. The 95 % interval excludes 0 exactly where p < 0.05, with one exception: if the difference is the
+same on all problems (20 of 20 against 0 of 20), a t-test has no spread, and the p-value is that of the permutation test
+that flips the signs of the differences. The tests measure the size and the power of the test by simulation.
 """
 
 from __future__ import annotations
@@ -19,46 +18,41 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.evaluation.pass_at_k.bootstrap import MACRO, Array
-from quagmire_utils.evaluation.pass_at_k.estimator import COUNT_COLUMNS, _checked_ks, _each_benchmark, pass_at_k
+from quagmire_utils.evaluation.pass_at_k.averages import MACRO, each_benchmark
+from quagmire_utils.evaluation.pass_at_k.bootstrap import Array, check_confidence, mean_of_independent
+from quagmire_utils.evaluation.pass_at_k.estimator import Counts, checked_ks, pass_at_k
 
 ROUNDING = 1e-12  # Pass@k is exact to about 1e-15
-FLIPS = 100_000  # of signs, where the permutation test is not known in closed form
+FLIPS = 100_000  # random sign flips, where the permutation test has no closed form
 
 
 def compare(
     counts_a: pd.DataFrame, counts_b: pd.DataFrame, ks: Sequence[int] = (1,), *, confidence: float = 0.95
 ) -> pd.DataFrame:
-    """Pass@k of a minus that of b: one row per benchmark and k, then the macro average.
+    """Return Pass@k of a minus that of b: one row per benchmark and k, then the macro average.
 
-    counts_a, counts_b: as in `bootstrap_intervals`, of the same problems; their n may differ. Returns benchmark, k, a,
+    counts_a, counts_b: as in `bootstrap_intervals`, of the same problems; their n may differ. Columns: benchmark, k, a,
     b, difference, low, high, p_value, standard_error, better, worse (problems on which a is ahead or behind), problems.
-    NaN where k exceeds the n of any problem of either, and for the errors of a single problem. Where no two problems
-    differ in their difference (all zero, mostly) there is no spread to test: p_value is that of flipped signs (1 for a
-    difference of 0), and the interval allows for the share of problems, z^2 / (problems + z^2), that may still go
-    unseen.
-    Raises ParameterError for bad counts, and where the two hold different problems.
+    NaN where k exceeds the n of any problem of either, and for the errors of a single problem. If the difference is the
+    same on all problems (mostly 0), p_value is that of flipped signs (1 for a difference of 0), and half the interval
+    is z^2 / (problems + z^2), the share of problems that may differ without having been seen. Raise ParameterError for
+    bad counts, and if the two hold different problems.
     """
     from scipy.special import ndtri, stdtr, stdtrit
 
-    if not 0 < confidence < 1:
-        raise ParameterError(f"confidence must be between 0 and 1, not {confidence}")
-    k = _checked_ks(ks)
+    check_confidence(confidence)
+    k = checked_ks(ks)
     for counts in (counts_a, counts_b):
-        list(_each_benchmark(counts))  # checks it
-    both = counts_a[list(COUNT_COLUMNS)].merge(
-        counts_b[list(COUNT_COLUMNS)], on=["benchmark", "problem"], how="outer", suffixes=("_a", "_b"), indicator=True
-    )
+        list(each_benchmark(counts))  # checks it
+    keys, columns = ["benchmark", "problem"], ["benchmark", "problem", "n", "correct"]
+    both = counts_a[columns].merge(counts_b[columns], on=keys, how="outer", suffixes=("_a", "_b"), indicator=True)
     alone = both[both["_merge"] != "both"]
     if len(alone):
-        row = alone.iloc[0]
-        raise ParameterError(
-            f"counts_a and counts_b must hold the same problems, and {len(alone)} are in one alone (such as "
-            f"{row['problem']!r} of {row['benchmark']!r})."
-        )
+        example = " ".join(map(str, alone.iloc[0][keys]))
+        reason = f"it must hold the problems of counts_a; {len(alone)} are in only one of them (such as {example})"
+        raise ParameterError("counts_b", reason=reason)
     seen = ndtri((1 + confidence) / 2) ** 2
     parts = [_Difference.of(name, rows, k, seen) for name, rows in both.groupby("benchmark", sort=False)]
     names = counts_a["benchmark"].unique().tolist()
@@ -66,7 +60,7 @@ def compare(
     frames = []
     for part in [*parts, _Difference.average(parts)]:
         difference, error = part.a - part.b, np.sqrt(part.variance)
-        tested = ~(error <= ROUNDING)  # equal differences, up to rounding, have no spread to test
+        tested = ~(error <= ROUNDING)  # no spread to test if all differences are equal
         with np.errstate(invalid="ignore", divide="ignore"):
             half = np.where(tested, stdtrit(part.freedom, (1 + confidence) / 2) * error, part.unseen)
             p_value = 2 * stdtr(part.freedom, -np.abs(difference / error))
@@ -99,19 +93,19 @@ class _Difference:
     b: Array
     variance: Array  # of the mean difference
     freedom: Array
-    unseen: Array  # half an interval where nothing differs
-    better: NDArray[np.int64]
-    worse: NDArray[np.int64]
+    unseen: Array  # half the interval where nothing differs
+    better: Counts
+    worse: Counts
     problems: int
     averaged: tuple[_Difference, ...] = ()
 
     @property
     def parts(self) -> tuple[_Difference, ...]:
-        """The benchmarks that it is about."""
+        """The benchmarks that it averages."""
         return self.averaged or (self,)
 
     @classmethod
-    def of(cls, name: str, rows: pd.DataFrame, ks: NDArray[np.int64], seen: float) -> _Difference:
+    def of(cls, name: str, rows: pd.DataFrame, ks: Counts, seen: float) -> _Difference:
         a, b = (pass_at_k(rows[f"n_{model}"], rows[f"correct_{model}"], ks) for model in "ab")
         d, m = a - b, len(rows)
         variance = d.var(axis=0, ddof=1) / m if m > 1 else np.full(ks.size, np.nan)
@@ -121,18 +115,15 @@ class _Difference:
 
     @classmethod
     def average(cls, parts: Sequence[_Difference]) -> _Difference:
-        count = len(parts)
-        variances = np.array([part.variance for part in parts]) / count**2
-        variance = variances.sum(axis=0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            freedom = variance**2 / (variances**2 / np.array([part.freedom for part in parts])).sum(axis=0)
+        freedoms = np.array([part.freedom for part in parts])
+        variance, freedom = mean_of_independent(np.array([part.variance for part in parts]), freedoms)
         return cls(
             MACRO,
             np.mean([part.a for part in parts], axis=0),
             np.mean([part.b for part in parts], axis=0),
             variance,
             freedom,
-            np.sqrt(np.sum([part.unseen**2 for part in parts], axis=0)) / count,
+            np.sqrt(np.sum([part.unseen**2 for part in parts], axis=0)) / len(parts),
             np.sum([part.better for part in parts], axis=0),
             np.sum([part.worse for part in parts], axis=0),
             sum(part.problems for part in parts),
@@ -141,12 +132,12 @@ class _Difference:
 
 
 def _flipped(benchmarks: Sequence[tuple[float, int]]) -> float:
-    """Two-sided p-value of a mean of benchmarks, each (the difference on all of its problems, problems).
+    """Return the two-sided p-value of a mean of benchmarks, each given as (difference on every problem, problems).
 
-    If the models were alike, each problem's difference could as well have had the other sign.
+    If the models were equal, each problem's difference could as well have the other sign.
     """
     differing = [(difference, problems) for difference, problems in benchmarks if abs(difference) > ROUNDING]
-    if len({difference > 0 for difference, _ in differing}) < 2:  # only all signs, or none, flipped come so far
+    if len({difference > 0 for difference, _ in differing}) < 2:  # only all flips or none reach it
         return min(1.0, 2.0 ** (1 - sum(problems for _, problems in differing)))
     observed = abs(sum(difference for difference, _ in differing))
     rng = np.random.default_rng(0)
