@@ -1,160 +1,211 @@
-"""Figures, their look, and how they are saved."""
+"""The look that all figures share: colours, markers, labels beside points, the stamp, and how a figure is saved."""
 
 from __future__ import annotations
 
-import base64
-import io
-import itertools
-import re
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from quagmire_utils.core.files import atomic_path
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
+    from matplotlib.lines import Line2D
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<", ">")
 LINES = ("-", "--", "-.", ":")
 INTERVAL = 1.96  # standard errors to each side: 95 %
 LABEL_SIZE = 8.5
 GREY, INK = "0.45", "0.15"
+BLUE, ORANGE, SAND, SKY = "#0b5394", "#d9822b", "#f0d9a8", "#5b9bd5"  # distinct in greyscale
 FORMATS = ("svg", "png")
-NOT_RUN = "not run"  # what marks the text of an axis without data
-SELECTION_STYLE = {  # marker, fill (distinct in greyscale)
+NOT_RUN = "not run"  # marks the text of an axis without data
+SELECTION_STYLE = {  # marker, fill
     "none": ("D", "white"),
-    "random": ("o", "#0b5394"),
-    "shortest": ("v", "#d9822b"),
-    "longest": ("^", "#f0d9a8"),
+    "random": ("o", BLUE),
+    "shortest": ("v", ORANGE),
+    "longest": ("^", SAND),
     "shortest+longest": ("s", "0.42"),
 }
 OTHER_SELECTION = ("P", "white")
-UNFINISHED = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "X" * 3, "HA" + "CK", "TB" + "D", "WI" + "P")))
-VERDICT_STYLE = {  # face colour (of rising lightness, colour-blind safe), hatch
-    "correct": ("#0b5394", ""),
-    "wrong": ("#d9822b", "//"),
-    "no_answer": ("#f0d9a8", ".."),
+VERDICT_STYLE = {  # face colour of rising lightness, hatch
+    "correct": (BLUE, ""),
+    "wrong": (ORANGE, "//"),
+    "no_answer": (SAND, ".."),
     "timeout": ("#8c8c8c", "xx"),
     "error": ("#222222", ""),
 }
 STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
     "axes.titlesize": 11,
+    "axes.titlelocation": "left",
     "axes.labelsize": 10,
     "legend.fontsize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
-    "axes.grid": True,
     "grid.color": "0.9",
-    "axes.axisbelow": True,
     "legend.frameon": False,
-    "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "svg.hashsalt": "quagmire",  # the same figure gives the same file
     "hatch.linewidth": 0.6,
+    "xtick.bottom": True,
+    "ytick.left": True,
 }
 
 
-def new_figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 4.4) -> tuple[Figure, Any]:
-    """A figure of `rows` x `columns` axes, each `width` x `height` inches: (figure, axis or array of axes)."""
+def new_figure(
+    columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 4.4, **grid: Any
+) -> tuple[Figure, Any]:
+    """Make a figure of `rows` x `columns` axes, each `width` x `height` inches; return it and its axis or axes.
+
+    The shared style holds for this process from then on. grid: further arguments of matplotlib's `subplots`.
+    """
     import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    import seaborn as sns
     from matplotlib.figure import Figure
 
-    # No pyplot: it would keep every figure open, and switch backends under the caller.
-    with mpl.rc_context(STYLE):
-        fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
-        FigureCanvasAgg(fig)
-        axes = fig.subplots(rows, columns)
-    return fig, axes
+    mpl.rcParams.update({**sns.axes_style("whitegrid"), **STYLE})
+    fig = Figure(figsize=(width * columns, height * rows), layout="constrained")  # pyplot would keep it open
+    return fig, fig.subplots(rows, columns, **grid)
 
 
-def not_run(ax: Axes, candidates: pd.DataFrame, profile: str, needs: int = 1) -> bool:
-    """Whether there are fewer than `needs` candidates; then the axis says so, in the place of what it would show."""
-    if len(candidates) >= needs:
-        return False
-    few = f"too few candidates at profile {profile}: {len(candidates)}"
-    place = {"ha": "center", "va": "center", "transform": ax.transAxes, "color": GREY, "fontsize": 11}
-    if len(candidates):
-        ax.text(0.5, 0.5, few, **place)
-    else:
-        ax.text(0.5, 0.5, f"{NOT_RUN} at profile {profile}", gid=NOT_RUN, **place)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    return True
+def small_multiples(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Make a figure of `count` axes on common scales, at most `columns` side by side; only outer axes have labels."""
+    columns = min(columns, count)
+    fig, axes = new_figure(columns, -(-count // columns), width, height, sharex=True, sharey=True, squeeze=False)
+    for ax in axes.flat[count:]:
+        ax.set_visible(False)
+    for ax in axes.flat[max(0, count - columns) : count]:
+        ax.tick_params(labelbottom=True)
+    return fig, list(axes.flat[:count])
+
+
+def save_figure(fig: Figure, path: str | Path) -> list[Path]:
+    """Write `path`.svg and `path`.png (200 dots an inch), each atomically; return the two paths."""
+    path = Path(path)
+    written = []
+    for kind in FORMATS:
+        target = path.with_name(f"{path.name}.{kind}")
+        with atomic_path(target) as temporary:
+            fig.savefig(temporary, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+        written.append(target)
+    return written
 
 
 def stamp(fig: Figure, text: str) -> None:
-    """Write where the figure comes from (profile, measured or paper) in its lower left corner.
+    """Write the origin of the figure (profile, measured or paper) in its lower left corner.
 
-    Where every axis is empty (`not_run`), nothing was measured: the stamp then says "not run" instead.
+    If every axis is empty (`not_run`), nothing was measured, and the stamp says "not run" instead.
     """
     if fig.axes and all(any(text.get_gid() == NOT_RUN for text in ax.texts) for ax in fig.axes if ax.get_visible()):
         text = text.replace("measured", NOT_RUN)
     fig.supxlabel(text, fontsize=8, color=GREY, x=0.01, ha="left")
 
 
-def save_figure(fig: Figure, path: str | Path) -> list[Path]:
-    """Write `path`.svg and `path`.png (200 dots an inch), each atomically; returns the two paths."""
-    import matplotlib as mpl
-
-    path = Path(path)
-    written = []
-    for kind in FORMATS:
-        target = path.with_name(f"{path.name}.{kind}")
-        with atomic_path(target) as temporary, mpl.rc_context(STYLE):
-            fig.savefig(temporary, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-        written.append(target)
-    return written
+def write_note(ax: Axes, text: str, gid: str | None = None) -> None:
+    """Write a sentence in the middle of an axis that has nothing to show."""
+    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color=GREY, fontsize=11, gid=gid)
+    ax.set_xticks([])
+    ax.set_yticks([])
 
 
-def compact_pictures(notebook: MutableMapping[str, Any]) -> None:
-    """Store each PNG that an executed notebook shows with a palette of 256 colours, in place: a third of the size.
+def not_run(ax: Axes, candidates: pd.DataFrame, profile: str, needs: int = 1) -> bool:
+    """Return whether there are fewer than `needs` candidates; if so, the axis says it."""
+    if candidates.empty:
+        write_note(ax, f"{NOT_RUN} at profile {profile}", gid=NOT_RUN)
+    elif len(candidates) < needs:
+        write_note(ax, f"too few candidates at profile {profile}: {len(candidates)}")
+    return len(candidates) < needs
 
-    Base64 is text to whoever searches a repository, and now and then spells a mark of unfinished work; another
-    compression level spells something else.
+
+def shades(values: Sequence[Any]) -> dict[Any, Any]:
+    """Return a colour of cividis for each value, dark for the first and light for the last."""
+    import seaborn as sns
+
+    return dict(zip(values, sns.color_palette("cividis", len(values)), strict=True))
+
+
+def per_cent(ax: Axes, which: str) -> None:
+    """Show the ticks of the axes in `which` ("x", "y" or "xy") in per cent."""
+    for name in which:
+        getattr(ax, f"{name}axis").set_major_formatter(lambda value, _: f"{100 * value:g}")
+
+
+def log_ticks(ax: Axes, values: Iterable[float], base: int = 2) -> None:
+    """Make the x axis logarithmic, with a tick at each of the values and none between them."""
+    ticks = sorted(set(values))
+    ax.set_xscale("log", base=base)
+    ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+    ax.minorticks_off()
+
+
+def legend_entry(label: str, **looks: Any) -> Line2D:
+    """Return a legend entry with the looks of a line, by default a marker without a line."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=label, **{"ls": "", "mec": INK, **looks})
+
+
+def shared_legend(fig: Figure, axes: Iterable[Axes], order: Sequence[str] = (), **looks: Any) -> None:
+    """Draw one legend above the figure with each label of its axes once, those of `order` first."""
+    entries: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    labels = [*(label for label in order if label in entries), *(label for label in entries if label not in order)]
+    if labels:
+        fig.legend([entries[label] for label in labels], labels, **{"loc": "outside upper left", "ncols": 5, **looks})
+
+
+# --- labels beside points ---------------------------------------------------------------------------------------------
+
+PREFIX = {"none": "", "random": "", "shortest": "s", "longest": "l", "shortest+longest": "s+l "}
+
+
+def candidate_labels(candidates: pd.DataFrame, *, repeats: bool = True) -> list[str]:
+    """Return "base", or selection (s, l, s+l, nothing for random), examples × epochs of each candidate.
+
+    repeats: write the epochs even if they are one.
     """
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                output["data"]["image/png"] = _compact_png(base64.b64decode("".join(output["data"]["image/png"])))
+    rows = candidates[["selection", "n_examples", "epochs"]].itertuples(index=False)
+    return [
+        "base"
+        if selection == "none"
+        else f"{PREFIX.get(selection, selection + ' ')}{examples}" + (f"×{epochs:g}" if repeats or epochs != 1 else "")
+        for selection, examples, epochs in rows
+    ]
 
 
-def _compact_png(png: bytes) -> str:
-    from PIL import Image
+def halo() -> list[Any]:
+    """Return path effects that keep a text readable on a line."""
+    from matplotlib import patheffects
 
-    image = Image.open(io.BytesIO(png))
-    if image.mode != "P":
-        image = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    for strategy, level in itertools.product((0, 1, 2, 3), range(9, 0, -1)):
-        buffer = io.BytesIO()
-        image.save(buffer, "png", compress_level=level, compress_type=strategy)
-        text = base64.b64encode(buffer.getvalue()).decode()
-        if not UNFINISHED.search(text):
-            break
-    # a large picture spells some mark at every level: a line break, which base64 may have anywhere, undoes it
-    while UNFINISHED.search(text):  # marks may overlap
-        text = UNFINISHED.sub(lambda mark: f"{mark[0][0]}\n{mark[0][1:]}", text)
-    return text
+    return [patheffects.withStroke(linewidth=2, foreground="white")]
 
 
-def _shades(values: Sequence[Any]) -> dict[Any, Any]:
-    """A colour of cividis for each value: dark for the first, light for the last, distinct in greyscale."""
-    import matplotlib as mpl
+def label_points(ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], avoid: Any = ()) -> None:
+    """Write each name near its point, off the other names and points and off the points (x, y) in `avoid`."""
+    from adjustText import adjust_text
 
-    return dict(zip(values, mpl.colormaps["cividis"](np.linspace(0.0, 0.9, len(values))), strict=True))
+    ax.figure.draw_without_rendering()  # lays the axes out
+    looks: Mapping[str, Any] = {"fontsize": LABEL_SIZE, "color": INK, "zorder": 6, "path_effects": halo()}
+    texts = [ax.text(left, low, name, **looks) for left, low, name in zip(x, y, names, strict=True)]
+    others = np.array([*zip(x, y, strict=True), *avoid], dtype=float)
+    tie = {"arrowstyle": "-", "color": GREY, "lw": 0.6}
+    adjust_text(
+        texts, others[:, 0], others[:, 1], ax=ax, iter_lim=400, expand=(1.15, 1.5), min_arrow_len=12, arrowprops=tie
+    )
 
 
-def _per_cent(ax: Axes, which: str) -> None:
-    from matplotlib.ticker import FuncFormatter
-
-    for axis, name in ((ax.xaxis, "x"), (ax.yaxis, "y")):
-        if name in which:
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+def along_bars(x: Sequence[float], y: Sequence[float], right: Any, up: Any) -> list[tuple[float, float]]:
+    """Return points along error bars, for labels to avoid."""
+    steps = np.linspace(-1, 1, 7)
+    bars = zip(x, y, np.nan_to_num(right), np.nan_to_num(up), strict=True)
+    return [point for px, py, dx, dy in bars for t in steps for point in ((px + t * dx, py), (px, py + t * dy))]

@@ -1,4 +1,4 @@
-"""What is drawn alike: panels of one family, series of candidates with their marker and shade, 95 % intervals."""
+"""What an axis shows: the candidates of a family, in series with a marker and shade each, and their 95 % intervals."""
 
 from __future__ import annotations
 
@@ -8,27 +8,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from quagmire_utils.analysis.records import base_models, select_candidates
+from quagmire_utils.analysis.records import select_candidates
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.report.plots.look import INTERVAL, MARKERS, OTHER_SELECTION, SELECTION_STYLE, _shades
+from quagmire_utils.report.plots.look import INTERVAL, MARKERS, OTHER_SELECTION, SELECTION_STYLE, shades
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # of red, green and blue
 LIGHTEST_LINE = 0.62
 OUTCOMES = {"outcome": "best", "outcome_last": "last"}  # column of the frame -> column of `design.run_outcomes`
+APART = 0.035  # of the axis' width: smallest distance between markers sideways
 
 
-@dataclass(frozen=True, eq=False)
-class Panel:
-    """One axis: the candidates that it shows, and the base model as a reference."""
-
-    title: str
-    candidates: pd.DataFrame  # from `records.select_candidates`
-    base: pd.DataFrame  # from `records.base_models`
-
-
-def panel(
+def choose_candidates(
     frame: pd.DataFrame,
     family: str,
     scenario: str,
@@ -36,48 +27,53 @@ def panel(
     selections: Sequence[str] | None = None,
     epochs: float = 0,
     n_examples: int = 0,
-) -> Panel:
-    """The candidates of a family (ours, or a model of the paper) for one axis; without any where they were not run.
+) -> pd.DataFrame:
+    """Return the candidates of a family (ours, or a model of the paper), narrowed to selections, epochs and examples.
 
-    None or 0 in `selections`, `epochs` and `n_examples` takes all of them. Raises ParameterError for a family, scenario
-    or selection that neither the records nor the paper know, and for epochs or examples that no candidate has.
+    None and 0 narrow nothing. Empty if the family was not run. Raises ParameterError for a value that neither the
+    records nor the paper know, and for epochs or examples that no candidate has.
     """
-    if selections is not None and not list(selections):
-        raise ParameterError(f"selections is empty: name some of {', '.join(SELECTION_STYLE)}")
-    ours = frame[["family", "stands_for"]].drop_duplicates()
-    mine = ours[(ours["family"] == family) | (ours["stands_for"] == family)]
-    unknown = set(selections or ()) - set(SELECTION_STYLE)
-    if unknown:
-        raise ParameterError(f"selections has {sorted(unknown)[0]!r}, which is none of {', '.join(SELECTION_STYLE)}")
-    rows = select_candidates(frame, family, scenario)  # refuses an unknown family or scenario
+    if selections is not None:
+        unknown = sorted(set(selections) - set(SELECTION_STYLE)) or ([] if list(selections) else [None])
+        if unknown:
+            raise ParameterError("selections", unknown[0], f"some of {', '.join(SELECTION_STYLE)}")
+    rows = select_candidates(frame, family, scenario)
     rows = rows[rows["selection"].isin(list(selections))] if selections else rows
     for column, wanted in (("epochs", epochs), ("n_examples", n_examples)):
         if wanted and len(rows) and not (rows[column] == wanted).any():
             known = ", ".join(f"{value:g}" for value in sorted(rows[column].unique()))
-            raise ParameterError(f"{column}: no candidate of {family} has {wanted:g}; there are {known}, and 0 for all")
+            raise ParameterError(column, wanted, f"one of {known} (as the candidates of {family}), or 0 for all")
         rows = rows[rows[column] == wanted] if wanted else rows
-    title = family
-    if len(mine):
-        title = f"{', '.join(mine['family'])} (for {', '.join(mine['stands_for'].unique())})"
-    return Panel(title, rows.reset_index(drop=True), base_models(frame, family))
+    return rows.reset_index(drop=True)
 
 
-def panels(
-    frame: pd.DataFrame,
-    families: Sequence[str],
-    scenario: str,
-    *,
-    selections: Sequence[str] | None = None,
-    epochs: float = 0,
-    n_examples: int = 0,
-) -> list[Panel]:
-    """A `panel` for each family. Raises ParameterError, besides what that refuses, where there is none."""
-    if not list(families):
-        raise ParameterError(f"families is empty: name some of {', '.join(dict.fromkeys(frame['stands_for']))}")
-    return [
-        panel(frame, family, scenario, selections=selections, epochs=epochs, n_examples=n_examples)
-        for family in families
-    ]
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One axis: the candidates that it shows, the base model as a reference, and what their outcome is."""
+
+    family: str  # as chosen: the title if nothing was run
+    candidates: pd.DataFrame  # from `choose_candidates`
+    base: pd.DataFrame  # from `records.base_models`
+    outcome: str = "outcome"  # or outcome_last
+    runs: pd.DataFrame | None = None  # from `design.run_outcomes`: each RL run is then a short dash
+    profile: str = ""
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise ParameterError for an unknown outcome; make the title if none is given."""
+        if self.outcome not in OUTCOMES:
+            raise ParameterError("outcome", self.outcome, f"one of {', '.join(OUTCOMES)}")
+        known = pd.concat([self.candidates, self.base])
+        if not self.title:
+            names, models = (", ".join(known[column].unique()) for column in ("family", "stands_for"))
+            object.__setattr__(self, "title", f"{names} (for {models})" if len(known) else self.family)
+
+    def run_scores(self, candidates: pd.DataFrame) -> pd.DataFrame:
+        """Return the score of each RL run of `candidates`, its best or last checkpoint: candidate, score."""
+        if self.runs is None:
+            return pd.DataFrame({"candidate": [], "score": []})
+        mine = self.runs["family"].isin(candidates["family"]) & self.runs["candidate"].isin(candidates["candidate"])
+        return self.runs[mine].assign(score=self.runs[OUTCOMES[self.outcome]])[["candidate", "score"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +84,11 @@ class Series:
     label: str
     marker: str
     colour: Any
-    rate: float | None  # learning rate where it isn't the usual one of the figure: a dot in the marker
+    rate: float | None  # learning rate if it is not the most common one of the figure: a dot in the marker
 
     @property
-    def line_colour(self) -> tuple[float, float, float]:
-        """The shade, darkened where white paper would swallow a line of it."""
+    def line_colour(self) -> tuple[float, ...]:
+        """The shade, darkened if a line of it would be hard to see on white paper."""
         from matplotlib.colors import to_rgb
 
         rgb = np.array(to_rgb(self.colour))
@@ -100,55 +96,71 @@ class Series:
 
 
 def series(candidates: pd.DataFrame, by: str, among: pd.DataFrame | None = None) -> list[Series]:
-    """Candidates grouped by `by` (selection, n_examples or epochs), and never across families or learning rates.
+    """Group candidates by `by` (selection, n_examples or epochs), never across families or learning rates.
 
-    Different epochs of one selection are different series, alike in looks. `among`: all candidates of the figure, which
-    decide the looks, so that its axes agree; by default `candidates`.
+    Different epochs of one selection are different series with the same looks. among: all candidates of the figure,
+    which decide the looks, so that its axes agree; by default `candidates`.
     """
     among = candidates if among is None else among
     if candidates.empty:
         return []
+    values = [*SELECTION_STYLE, *among[by].unique()] if by == "selection" else sorted(among[by].unique())
+    order = {value: i for i, value in enumerate(dict.fromkeys(values))}
     if by == "selection":
-        looks = {name: SELECTION_STYLE.get(name, OTHER_SELECTION) for name in among[by].unique()}
-        labels = {name: name for name in looks}
+        looks = {value: SELECTION_STYLE.get(value, OTHER_SELECTION) for value in order}
     else:
-        values = sorted(among[by].unique())
-        shades = _shades(values)
-        looks = {value: (MARKERS[i % len(MARKERS)], shades[value]) for i, value in enumerate(values)}
-        labels = {value: _counted(value, "example" if by == "n_examples" else "epoch") for value in values}
+        looks = {v: (MARKERS[i % len(MARKERS)], shade) for i, (v, shade) in enumerate(shades(values).items())}
     usual = among["learning_rate"].mode()[0]
-    order = {value: i for i, value in enumerate([*SELECTION_STYLE] if by == "selection" else sorted(looks))}
     keys = ["family", by, "learning_rate"] + (["epochs"] if by == "selection" else [])
     groups = []
-    for key, rows in candidates.groupby(keys, sort=True):
-        value, rate = key[1], float(key[2])
-        marker, colour = looks[value]
-        own = Series(rows, labels[value], marker, colour, None if rate == usual else rate)
-        groups.append((order.get(value, len(order)), len(groups), own))
-    return [own for _, _, own in sorted(groups, key=lambda group: group[:2])]
+    for (_, value, rate, *_), rows in candidates.groupby(keys, sort=True):
+        label = value if by == "selection" else counted(value, "example" if by == "n_examples" else "epoch")
+        groups.append((order[value], Series(rows, label, *looks[value], None if rate == usual else float(rate))))
+    return [one for _, one in sorted(groups, key=lambda group: group[0])]
 
 
 def half_widths(rows: pd.DataFrame, column: str, pool: pd.DataFrame | None = None) -> np.ndarray:
-    """Half the 95 % interval of pass1, gen_loss, outcome or outcome_last of each row; NaN where it is not known.
+    """Return half the 95 % interval of pass1, gen_loss, outcome or outcome_last of each row, NaN if unknown.
 
     pass1 and outcome: from the sampling of answers alone. outcome_last is a mean over RL runs: from the standard
     deviation between runs, pooled over the candidates of `pool` (default: the rows) because each has few runs, with
-    Student's t. Raises ParameterError for another column.
+    Student's t.
     """
-    if column in ("pass1", "outcome"):
-        return INTERVAL * rows[f"{column}_sampling_se"].to_numpy(np.float64)
-    if column == "gen_loss":
-        return INTERVAL * rows["gen_loss_se"].to_numpy(np.float64)
     if column != "outcome_last":
-        raise ParameterError(f"outcome must be one of {', '.join(OUTCOMES)}, not {column!r}")
+        return INTERVAL * rows["gen_loss_se" if column == "gen_loss" else f"{column}_sampling_se"].to_numpy(np.float64)
+    from scipy import stats
+
     repeated = (rows if pool is None else pool).query("n_runs > 1")
     freedom = (repeated["n_runs"] - 1).sum()
     if not freedom:
         return np.full(len(rows), np.nan)
     spread = np.sqrt(((repeated["n_runs"] - 1) * repeated["outcome_last_std"] ** 2).sum() / freedom)
-    width = stats.t.ppf(0.975, freedom) * spread / np.sqrt(rows["n_runs"].clip(lower=1))
-    return width.to_numpy(np.float64)
+    return (stats.t.ppf(0.975, freedom) * spread / np.sqrt(rows["n_runs"].clip(lower=1))).to_numpy(np.float64)
 
 
-def _counted(number: float, noun: str) -> str:
+def places(everything: Sequence[Series], x: str) -> list[np.ndarray]:
+    """Return the x of each series' candidates, moved a little if another marker is there.
+
+    Neighbours on the logarithmic axis keep `APART` of its width between them; those that would not are spread about
+    their mean, in order of x and then of series.
+    """
+    logs = [np.log2(one.rows[x].to_numpy(np.float64)) for one in everything]
+    flat = np.concatenate(logs)
+    order = np.argsort(flat, kind="stable")
+    step = APART * max(float(np.ptp(flat)), 1.0)
+    clusters: list[tuple[float, int]] = []  # mean, members
+    for value in flat[order]:
+        clusters.append((value, 1))
+        while len(clusters) > 1:
+            (low, few), (high, many) = clusters[-2:]
+            if high - low >= step * (few + many) / 2 - 1e-9:
+                break
+            clusters[-2:] = [((low * few + high * many) / (few + many), few + many)]
+    placed = np.empty(len(flat))
+    placed[order] = np.concatenate([mean + step * (np.arange(size) - (size - 1) / 2) for mean, size in clusters])
+    return np.split(2.0**placed, np.cumsum([len(values) for values in logs])[:-1])
+
+
+def counted(number: float, noun: str) -> str:
+    """Return "1 epoch" or "4 epochs"."""
     return f"{number:,g} {noun}" + ("" if number == 1 else "s")
