@@ -165,8 +165,6 @@ def execute(job: Job, progress: ProgressLog, log: TextIO, stop: threading.Event 
     import nbformat
     import papermill
 
-    from quagmire_utils.report.plots import compact_pictures
-
     def check(**_: Any) -> None:
         if stop is not None and stop.is_set():
             raise InterruptedError("interrupted")
@@ -205,7 +203,6 @@ def execute(job: Job, progress: ProgressLog, log: TextIO, stop: threading.Event 
     # Where the folders lie on this machine is nobody's business.
     notebook.metadata.papermill["input_path"] = os.path.relpath(job.source, job.root)
     notebook.metadata.papermill["output_path"] = os.path.relpath(job.final, job.root)
-    compact_pictures(notebook)
     temporary = job.final.with_name(f".{job.final.name}.tmp")
     nbformat.write(notebook, temporary)
     os.replace(temporary, job.final)

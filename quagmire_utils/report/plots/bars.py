@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.analysis.records import Records
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.records import Records
 from quagmire_utils.report.plots.look import (
     GREY,
     INK,

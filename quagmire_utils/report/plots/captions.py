@@ -23,8 +23,8 @@ FIGURES = {  # what is drawn; {examples}: which kinds of them
     3: "One marker per SFT candidate: shape for the number of unique examples, shade for the epochs, label examples × "
     "epochs.",
     4: f"SFT for more epochs on the same {{examples}} examples, then RL; a line for each number of examples. {STAGES}",
-    5: "A line for each number of unique examples; overlapping markers are moved apart. Left: Pass@1 after SFT and after "
-    "RL. Middle: loss on held-out traces. Right: that loss against what RL adds, with Pearson's and Spearman's "
+    5: "A line for each number of unique examples; overlapping markers are moved apart. Left: Pass@1 after SFT and "
+    "after RL. Middle: loss on held-out traces. Right: that loss against what RL adds, with Pearson's and Spearman's "
     "correlation (the paper calls it strong and prints no number).",
     6: f"SFT on {{examples}} examples of several sources (a panel each), unique ones for one epoch or fewer ones "
     f"repeated, at a lower or a higher learning rate (LR), then RL. {BARS}",

@@ -47,9 +47,10 @@ def rl_curve_grid(curves: pd.DataFrame, candidates: pd.DataFrame) -> Figure:
         return _crowded_grid(curves, candidates)
     groups = list(curves.groupby(["family", "candidate"], sort=False))
     fig, axes = small_multiples(len(groups), 4, 2.6, 1.9)
+    several = len(curves["family"].unique()) > 1
     for ax, ((family, candidate), part) in zip(axes, groups, strict=True):
         plot_rl_curve(part, ax)
-        ax.set_title(f"{family}\n{candidate}" if curves["family"].nunique() > 1 else candidate, fontsize=9, color=INK)
+        ax.set_title(f"{family}\n{candidate}" if several else candidate, fontsize=9, color=INK)
         ax.set_xlabel("RL step")
         ax.set_ylabel("mean reward")
         ax.label_outer(remove_inner_ticks=False)

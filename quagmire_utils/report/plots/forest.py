@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.report.plots.look import GREY, INK, LABEL_SIZE, legend_entry, new_figure, write_note
+from quagmire_utils.report.plots.look import GREY, INK, LABEL_SIZE, legend_entry, name_rows, new_figure, write_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +87,7 @@ def plot_claims(table: pd.DataFrame, ax: Axes, title: str = "") -> None:
     if printed.any():
         look = {"marker": "v", "facecolor": "white", "edgecolor": INK, "zorder": 3, "label": "paper"}
         ax.scatter(paper[printed], rows[printed] + 0.3, 22, **look)
-    _name_rows(ax, [_row_label(row) for row in table.itertuples()])
+    name_rows(ax, [_row_label(row) for row in table.itertuples()])
     ax.set_xlim(-limit * 1.04, limit * 1.04)
     ax.set_xlabel("← against the claim      as the paper claims →", fontsize=LABEL_SIZE)
 
@@ -105,12 +105,6 @@ def mark_verdicts(fig: Figure, table: pd.DataFrame) -> None:
 def _row_label(row: Any) -> str:
     claim = row.claim if len(row.claim) <= CLAIM_LENGTH else row.claim[: CLAIM_LENGTH - 1] + "…"
     return f"{row.where} · {row.family}:  {claim}"
-
-
-def _name_rows(ax: Axes, names: list[str]) -> None:
-    ax.set_yticks(np.arange(len(names))[::-1], names, fontsize=LABEL_SIZE)
-    ax.set_ylim(-0.8, len(names) - 0.2)
-    ax.grid(axis="y", visible=False)
 
 
 # --- the published tables ---------------------------------------------------------------------------------------------
@@ -156,6 +150,6 @@ def plot_rank_intervals(table: pd.DataFrame, ax: Axes, titles: Mapping[str, str]
         part = table[mine]
         ax.hlines(rows[mine], part["low"], part["high"], color=line, linewidth=1.8)
         ax.scatter(part["value"], rows[mine], 40, marker=marker, facecolor=face, edgecolor=INK, zorder=3)
-    _name_rows(ax, [f"Table {r.table} · {r.family}, n = {r.n}:  {titles[r.column]}" for r in table.itertuples()])
+    name_rows(ax, [f"Table {r.table} · {r.family}, n = {r.n}:  {titles[r.column]}" for r in table.itertuples()])
     ax.set_xlim(0, 1.02)
     ax.set_xlabel("rank correlation of prediction and outcome, 95 % interval")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,13 +88,19 @@ def small_multiples(count: int, columns: int, width: float, height: float) -> tu
 
 
 def save_figure(fig: Figure, path: str | Path) -> list[Path]:
-    """Write `path`.svg and `path`.png (200 dots an inch), each atomically; return the two paths."""
+    """Write `path`.svg and `path`.png (200 dots an inch, 256 colours), each atomically; return the two paths."""
+    from PIL import Image
+
     path = Path(path)
     written = []
     for kind in FORMATS:
         target = path.with_name(f"{path.name}.{kind}")
         with atomic_path(target) as temporary:
             fig.savefig(temporary, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+            if kind == "png":  # a palette makes a third of the size
+                with Image.open(temporary) as image:
+                    palette = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+                palette.save(temporary, format="png")
         written.append(target)
     return written
 
@@ -146,6 +152,14 @@ def log_ticks(ax: Axes, values: Iterable[float], base: int = 2) -> None:
     ax.minorticks_off()
 
 
+def name_rows(ax: Axes, names: Sequence[str]) -> None:
+    """Name the rows of an axis, the first on top."""
+    shown = [name.replace("$", r"\$") for name in names]  # a dollar sign would begin a formula
+    ax.set_yticks(np.arange(len(shown))[::-1], shown, fontsize=LABEL_SIZE)
+    ax.set_ylim(-0.8, len(shown) - 0.2)
+    ax.grid(axis="y", visible=False)
+
+
 def legend_entry(label: str, **looks: Any) -> Line2D:
     """Return a legend entry with the looks of a line, by default a marker without a line."""
     from matplotlib.lines import Line2D
@@ -166,6 +180,11 @@ def shared_legend(fig: Figure, axes: Iterable[Axes], order: Sequence[str] = (), 
 
 # --- labels beside points ---------------------------------------------------------------------------------------------
 
+MARKER_RADIUS = 5  # typographic points
+FAR = 14  # typographic points from which a line ties a label to its point
+ANGLES = np.radians([45, 0, 135, 315, 180, 225, 90, 270, 22, 68, 112, 158, 202, 248, 292, 338])
+# places of a label around its point: right, up, distance
+SPOTS = np.array([(r * np.cos(t), r * np.sin(t), r) for r in (8, 13, 20, 28, 38, 50) for t in ANGLES])
 PREFIX = {"none": "", "random": "", "shortest": "s", "longest": "l", "shortest+longest": "s+l "}
 
 
@@ -191,17 +210,36 @@ def halo() -> list[Any]:
 
 
 def label_points(ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], avoid: Any = ()) -> None:
-    """Write each name near its point, off the other names and points and off the points (x, y) in `avoid`."""
-    from adjustText import adjust_text
+    """Write each name near its point, off other names and markers and, if possible, off the points (x, y) in `avoid`.
 
+    Each name takes the best of 96 places around its point, given where the others are, in three rounds; a line ties a
+    distant name to its point. adjustText is slower and puts names nearer to other points than to their own.
+    """
     ax.figure.draw_without_rendering()  # lays the axes out
-    looks: Mapping[str, Any] = {"fontsize": LABEL_SIZE, "color": INK, "zorder": 6, "path_effects": halo()}
-    texts = [ax.text(left, low, name, **looks) for left, low, name in zip(x, y, names, strict=True)]
-    others = np.array([*zip(x, y, strict=True), *avoid], dtype=float)
-    tie = {"arrowstyle": "-", "color": GREY, "lw": 0.6}
-    adjust_text(
-        texts, others[:, 0], others[:, 1], ax=ax, iter_lim=400, expand=(1.15, 1.5), min_arrow_len=12, arrowprops=tie
-    )
+    scale = ax.figure.dpi / 72  # pixels in a typographic point
+    points = ax.transData.transform(np.column_stack([x, y])) / scale
+    thin = ax.transData.transform(np.array([*avoid], dtype=float).reshape(-1, 2)) / scale
+    frame = ax.get_window_extent().extents / scale
+    texts = [ax.text(0, 0, name, fontsize=LABEL_SIZE) for name in names]
+    sizes = np.array([text.get_window_extent().size for text in texts]) / scale
+    markers = np.hstack([points - MARKER_RADIUS, points + MARKER_RADIUS])
+    boxes = np.full((len(texts), 4), np.nan)  # left, low, right, high; NaN overlaps with nothing
+    for i in [*range(len(texts))] * 3:
+        lows = points[i] + SPOTS[:, :2] - sizes[i] * (0.5 - 0.5 * np.sign(np.round(SPOTS[:, :2])))
+        spots = np.hstack([lows, lows + sizes[i]])[:, None]
+        others = np.vstack([markers, np.delete(boxes, i, axis=0)])
+        sides = np.minimum(spots[..., 2:], others[:, 2:]) - np.maximum(spots[..., :2], others[:, :2])
+        covered = np.nansum(sides.clip(0).prod(axis=2), axis=1)
+        crossed = ((thin > spots[..., :2]) & (thin < spots[..., 2:])).all(axis=2).sum(axis=1)
+        outside = (frame[:2] - spots[:, 0, :2]).clip(0).sum(axis=1) + (spots[:, 0, 2:] - frame[2:]).clip(0).sum(axis=1)
+        boxes[i] = spots[np.argmin(20 * covered + 8 * crossed + 100 * outside + 5 * SPOTS[:, 2]), 0]
+    looks: dict[str, Any] = {"fontsize": LABEL_SIZE, "color": INK, "zorder": 6, "path_effects": halo()}
+    line = {"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0.5, 0.5)}
+    for text, at, point, box in zip(texts, zip(x, y, strict=True), points, boxes, strict=True):
+        text.remove()
+        gap = np.hypot(*(point.clip(box[:2], box[2:]) - point))
+        looks["arrowprops"] = line if gap > FAR else None
+        ax.annotate(text.get_text(), at, tuple(box[:2] - point), textcoords="offset points", **looks)
 
 
 def along_bars(x: Sequence[float], y: Sequence[float], right: Any, up: Any) -> list[tuple[float, float]]:

@@ -24,7 +24,6 @@ from quagmire_utils.report.plots.look import (
     shared_legend,
     write_note,
 )
-from quagmire_utils.report.plots.scatter import _epoch_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

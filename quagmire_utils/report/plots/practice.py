@@ -11,7 +11,7 @@ One row per candidate, best first, so that no name covers a point.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from quagmire_utils.report.plots.look import (
     LABEL_SIZE,
     ORANGE,
     log_ticks,
+    name_rows,
     new_figure,
     write_note,
 )
@@ -61,13 +62,13 @@ def plot_ranking(found: Ranking, ax: Axes) -> None:
     for mine, face in ((~out, BLUE), (out, "white")):
         if mine.any():
             ax.scatter(value[mine], rows[mine], 34, facecolor=face, edgecolor=INK, zorder=3)
-    _name_rows(ax, table["candidate"])
+    name_rows(ax, [short(name) for name in table["candidate"]])
     ax.set_xlabel(f"Pass@{found.k} before RL (%), 95 % intervals")
     ax.set_title("● in the running   ○ ruled out by score and loss", loc="left", fontsize=10)
 
 
 def plot_chances(found: Ranking, ax: Axes) -> None:
-    """Plot the chance of each candidate to be the rule's choice: a bar for all noise, a mark for these problems only."""
+    """Plot the chance of each candidate to be the rule's choice: a bar for all noise, a mark for these problems."""
     table = found.table
     rows = np.arange(len(table))[::-1]
     ax.set_title("Chance to be the rule's choice", loc="left", fontsize=10)
@@ -75,7 +76,7 @@ def plot_chances(found: Ranking, ax: Axes) -> None:
         write_note(ax, "not known: no standard errors, no counts")
         return
     ax.set_yticks(rows, [""] * len(rows))
-    ax.set_ylim(-0.7, len(rows) - 0.3)
+    ax.set_ylim(-0.8, len(rows) - 0.2)
     ax.barh(rows, 100 * table["chance"], height=0.6, color=BLUE, lw=0, label="other problems and traces of the kind")
     if found.samples is not None:
         here = table["chance_here"].to_numpy(float) * 100
@@ -123,7 +124,8 @@ def plot_forecast(found: RLForecast, ax: Axes, truth: Mapping[str, float] | None
         ax.plot(100 * one.predicted, row, "o", mfc="white", mec=colour, mew=1, ms=6, zorder=3)
         if truth is not None and one.candidate in truth:
             ax.plot(100 * truth[one.candidate], row, "x", color=INK, ms=6, mew=1.5, zorder=4)
-    _name_rows(ax, table["candidate"], found.advised_run)
+    names = [("next: " if name == found.advised_run else "") + short(name) for name in table["candidate"]]
+    name_rows(ax, names)
     withheld = "   × outcome, withheld" if truth else ""
     ax.set_title(f"● RL run   ○ forecast{withheld}", loc="left", fontsize=10)
     dashed = ", dashed: extrapolated" if (table["extrapolated"] & ~table["calibrated"]).any() else ""
@@ -154,7 +156,7 @@ def plot_left_out(found: RLForecast, ax: Axes) -> None:
         ax.plot(100 * one.outcome, row, "o", color=INK, ms=6, zorder=4)
     ax.locator_params(axis="x", nbins=6)
     ax.set_xlim(edges[0] - 0.03 * reach, edges[1] + 0.03 * reach)
-    _name_rows(ax, check["candidate"])
+    name_rows(ax, [short(name) for name in check["candidate"]])
     ax.set_xlabel("● outcome   ○ forecast by the others (%)")
 
 
@@ -162,14 +164,6 @@ def _interval(ax: Axes, row: float, low: float, high: float, extrapolated: bool)
     colour = ORANGE if extrapolated else BLUE
     ax.hlines(row, low, high, color=colour, linestyle="--" if extrapolated else "-", linewidth=1.6)
     return colour
-
-
-def _name_rows(ax: Axes, names: Iterable[str], next_run: str | None = None) -> None:
-    labels = [("next: " if name == next_run else "") + short(name) for name in names]
-    # a dollar sign would begin a formula
-    ax.set_yticks(np.arange(len(labels))[::-1], [text.replace("$", r"\$") for text in labels], fontsize=LABEL_SIZE)
-    ax.set_ylim(-0.7, len(labels) - 0.3)
-    ax.grid(axis="y", visible=False)
 
 
 def short(name: str) -> str:

@@ -128,7 +128,7 @@ def plot_loss_vs_gain(panel: Panel, ax: Axes, correlation: float, rank_correlati
 def _lines_by_epochs(candidates: pd.DataFrame, ax: Axes, column: str, *, style: str, filled: bool) -> None:
     """Draw a line for each number of examples and learning rate, overlapping markers moved apart."""
     everything = series(candidates.sort_values("epochs", kind="stable"), "n_examples")
-    for one, place in zip(everything, places(everything, "epochs"), strict=True):
+    for one, place in zip(everything, places(everything, "epochs", apart=0.012), strict=True):
         look = {"color": one.line_colour, "ls": style, "lw": 1.4, "marker": one.marker, "ms": 7, "mec": INK, "mew": 0.8}
         look["label"] = one.label if one.rate is None else None
         halves = half_widths(one.rows, column, candidates)

@@ -138,16 +138,16 @@ def half_widths(rows: pd.DataFrame, column: str, pool: pd.DataFrame | None = Non
     return (stats.t.ppf(0.975, freedom) * spread / np.sqrt(rows["n_runs"].clip(lower=1))).to_numpy(np.float64)
 
 
-def places(everything: Sequence[Series], x: str) -> list[np.ndarray]:
+def places(everything: Sequence[Series], x: str, apart: float = APART) -> list[np.ndarray]:
     """Return the x of each series' candidates, moved a little if another marker is there.
 
-    Neighbours on the logarithmic axis keep `APART` of its width between them; those that would not are spread about
+    Neighbours on the logarithmic axis keep `apart` of its width between them; those that would not are spread about
     their mean, in order of x and then of series.
     """
     logs = [np.log2(one.rows[x].to_numpy(np.float64)) for one in everything]
     flat = np.concatenate(logs)
     order = np.argsort(flat, kind="stable")
-    step = APART * max(float(np.ptp(flat)), 1.0)
+    step = apart * max(float(np.ptp(flat)), 1.0)
     clusters: list[tuple[float, int]] = []  # mean, members
     for value in flat[order]:
         clusters.append((value, 1))
