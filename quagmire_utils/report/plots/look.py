@@ -69,10 +69,12 @@ def new_figure(
     """
     import matplotlib as mpl
     import seaborn as sns
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     mpl.rcParams.update({**sns.axes_style("whitegrid"), **STYLE})
     fig = Figure(figsize=(width * columns, height * rows), layout="constrained")  # pyplot would keep it open
+    FigureCanvasAgg(fig)
     return fig, fig.subplots(rows, columns, **grid)
 
 
@@ -135,7 +137,8 @@ def shades(values: Sequence[Any]) -> dict[Any, Any]:
     """Return a colour of cividis for each value, dark for the first and light for the last."""
     import seaborn as sns
 
-    return dict(zip(values, sns.color_palette("cividis", len(values)), strict=True))
+    colours = sns.color_palette("cividis", as_cmap=True)(np.linspace(0.0, 0.9, len(values)))
+    return dict(zip(values, map(tuple, colours), strict=True))
 
 
 def per_cent(ax: Axes, which: str) -> None:
