@@ -19,7 +19,7 @@ from typing import Any
 
 from quagmire_utils.data.problems import Problem
 from quagmire_utils.data.prompts import STDIN_INSTRUCTION
-from quagmire_utils.grading.graders import find_grader
+from quagmire_utils.grading.registry import find_grader
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

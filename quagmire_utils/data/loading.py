@@ -21,7 +21,7 @@ from quagmire_utils.data.golds import _plain_number
 from quagmire_utils.data.problems import Benchmark, Problem, Row, Trace
 from quagmire_utils.data.recipes import RECIPES, Recipe, read_recipe, recipe_problem
 from quagmire_utils.data.table import BENCHMARKS, TRAINING_SETS
-from quagmire_utils.grading.graders import GRADERS
+from quagmire_utils.grading.registry import GRADERS
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _HUB_TIMEOUT = 5.0  # seconds until an unreachable hub is reported; the hub library alone would retry for half a minute

@@ -14,7 +14,7 @@ Gold = tuple[str, float | None]  # answer, absolute tolerance
 class Problem:
     """A question and its gold answer in bare LaTeX (several: comma-separated); `tolerance` is absolute, inclusive.
 
-    With another `grader` than math (see `grading.graders`) the answer is what that one judges by: the letter of a
+    With another `grader` than math (see `grading.registry`) the answer is what that one judges by: the letter of a
     choice, or the tests of a program as JSON. `instruction` is what the prompt says after the question; None: what
     `prompts.INSTRUCTIONS` has for the grader.
     """

@@ -33,7 +33,7 @@ from quagmire_utils.data.domains import checked_choices, checked_tolerance, doma
 from quagmire_utils.data.golds import _plain_number, _reduce
 from quagmire_utils.data.problems import Problem, Row
 from quagmire_utils.data.prompts import INSTRUCTIONS
-from quagmire_utils.grading.graders import MATH, find_grader
+from quagmire_utils.grading.registry import MATH, find_grader
 
 RECIPES = Path(__file__).parent / "catalogue"
 ANSWERS = ("letter", "index", "text", "label")

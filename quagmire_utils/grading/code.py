@@ -1,25 +1,24 @@
-"""Programs against unit tests: the last Python block of a response, run confined (`programs`), never believed.
+"""The grader of programs: the last Python block of a response runs against unit tests in a sandbox (`programs`).
 
-A gold is JSON, as `benchmarks` makes it: `{"tests": [...], "setup": "", "entry_point": ""}`. Tests are of one kind:
+A gold is JSON: `{"tests": [...], "setup": "", "entry_point": ""}`. Tests are of one kind:
 
-- pairs `{"input": ..., "output": ...}`: the program is run anew for each, as `__main__`, and must end by itself, with
-  exit status 0 and the expected standard output (white space at ends of lines, and blank lines at the end, aside; with
-  a tolerance, numbers may differ by that).
-- Python source with `assert`s. The tests run in the worker, the program in its own process, and the names that the
-  tests use and neither they nor the setup define (only `entry_point`, where that is given) stand for the program's;
-  Python's modules are Python's own, also where a test leaves their import to the program. A call sends arguments across
-  as plain data, and its result comes back as plain data: numbers, text, bytes, None, lists, tuples, dicts, sets; of an
-  iterator its elements; of anything else a reference, whose attributes can be read, set and called. What was changed in
-  place in an argument is changed in the test's too. A StopIteration, which would end a test's loop and so the test,
-  arrives as a RuntimeError.
+- Pairs `{"input": ..., "output": ...}`. The program runs anew for each, as `__main__`, and must end by itself with exit
+  status 0 and the expected standard output. White space at ends of lines and blank lines at the end do not count; with
+  a tolerance, numbers may differ by that.
+- Python source with `assert`s. The tests run in the worker and the program in its own process. Names that the tests use
+  and neither they nor the setup define (with `entry_point`: only that name) stand for the program's; Python's modules
+  are Python's own. Arguments and results cross as plain data: numbers, text, bytes, None, lists, tuples, dicts, sets;
+  of an iterator its elements; of anything else a reference, whose attributes can be read, set and called. What a call
+  changes in an argument is changed in the test's too. A StopIteration arrives as a RuntimeError, because it would end a
+  loop of the test and so the test.
 
 So nothing that a program prints, leaves in memory, returns or does to Python's own functions counts as success: the
-expected values are not in its process, an object that is equal to everything does not cross, and a program that ends
-early leaves calls unanswered. What the program's own objects say of themselves is believed, as only they know.
+expected values are not in its sandbox, an object that is equal to everything does not cross, and a program that ends
+early leaves calls unanswered. What the program's own objects say of themselves is believed.
 
-CORRECT: all tests passed. WRONG: one did not, or the program raised, ended early, is no Python, or was refused what it
-tried. TIMEOUT: the tests together took longer than the limit. ERROR: the memory did not suffice, the program crashed
-the interpreter, or the tests need what cannot cross (a function as an argument).
+CORRECT: all tests passed. WRONG: one failed, or the program raised, ended early, is not Python, or tried something that
+is refused. TIMEOUT: the tests together took longer than the limit. ERROR: the memory did not suffice, the program
+crashed the interpreter, or the tests need what cannot cross (a function as an argument).
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ import textwrap
 from functools import lru_cache
 from typing import Any
 
-from quagmire_utils.grading.hosting import MAX_OUTPUT
+from quagmire_utils.grading.program_host import MAX_OUTPUT
 from quagmire_utils.grading.programs import CannotCrossError, Programs, Running
 from quagmire_utils.grading.verdicts import Verdict
 
@@ -45,10 +44,10 @@ _DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def extract(response: str) -> tuple[int, int] | None:
-    """Start and end of the last block that is fenced as Python; if none is, of the last one that names no language.
+    """Return start and end of the last block fenced as Python; without one, of the last that names no language.
 
-    Blocks that could not run by themselves are passed over where an earlier one can: what a program printed, and the
-    example of its use, which calls what only an earlier block defines. Only what follows a closing `</think>` counts.
+    Blocks that could not run by themselves are skipped where an earlier one can: what a program printed, or an example
+    of its use, which calls what only an earlier block defines. Only what follows a closing `</think>` counts.
     """
     found: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
     fence, tagged, start = "", False, 0
@@ -70,28 +69,27 @@ def extract(response: str) -> tuple[int, int] | None:
 
 
 def _last_complete(blocks: list[str]) -> int:
-    """Which of the blocks is the last that needs no other; the last of all, if each does."""
+    """Return the index of the last block that needs no other; of the last block, if each does."""
     if len(blocks) == 1:
         return 0
-    defined: list[set[str]] = []  # what each block defines, and what all before it do
+    defined: set[str] = set()  # by the blocks before
     complete = -1
     for i, block in enumerate(blocks):
         try:
             nodes = list(ast.walk(ast.parse(show(block))))
         except (SyntaxError, ValueError, RecursionError):
-            defined.append(set())
             continue
         names = [node for node in nodes if isinstance(node, ast.Name)]
         here = {node.name for node in nodes if isinstance(node, _DEFINITION)}
         bound = here | {node.id for node in names if not isinstance(node.ctx, ast.Load)}
-        if not ({node.id for node in names} - bound) & set().union(*defined):
+        if not ({node.id for node in names} - bound) & defined:
             complete = i
-        defined.append(here)
+        defined |= here
     return complete if complete >= 0 else len(blocks) - 1
 
 
 def show(answer: str) -> str:
-    """The program as it is run."""
+    """Return the program as it is run."""
     return textwrap.dedent(answer).strip("\n")
 
 
@@ -104,24 +102,17 @@ def check(gold: str) -> None:
 
 
 def judge(answer: str, gold: str, tolerance: float | None, programs: Programs) -> Verdict | None:
-    """The verdict on a program; None where it used the limit of processor time up."""
+    """Return the verdict on a program; None where it used up the limit of processor time."""
     tests, setup, entry_point = _read_gold(gold)
     sources = [source for source in (setup, show(answer)) if source]
-    if isinstance(tests[0], dict):
-        return _judge_outputs(sources, tests, tolerance, programs)
-    with programs.start(sources) as running:
-        return _judge_calls(running, tests, setup, entry_point)
-
-
-def _judge_outputs(
-    sources: list[str], tests: list[dict[str, str]], tolerance: float | None, programs: Programs
-) -> Verdict | None:
+    if isinstance(tests[0], str):
+        with programs.start(sources) as running:
+            return _judge_calls(running, tests, setup, entry_point)
     for test in tests:
-        expected = test["output"]
-        end, output = programs.run(sources, test["input"])
-        if end.verdict != Verdict.CORRECT:
-            return end.verdict
-        if not _same_output(output, expected, tolerance):
+        verdict, output = programs.run(sources, test["input"])
+        if verdict != Verdict.CORRECT:
+            return verdict
+        if not _same_output(output, test["output"], tolerance):
             return Verdict.WRONG
     return Verdict.CORRECT
 
@@ -149,7 +140,7 @@ def _same_output(output: str, expected: str, tolerance: float | None) -> bool:
 def _judge_calls(running: Running, tests: list[str], setup: str, entry_point: str) -> Verdict | None:
     names: dict[str, Any] = {"__name__": "tests"}
     try:
-        if running.ended is None:  # what is run here is the benchmark's, not the model's; confined all the same
+        if not running.ended:  # this runs the benchmark's code, not the model's; confined all the same
             exec(_compiled(setup), names)
             for name in [entry_point] if entry_point else _names(tuple(tests)):
                 found = running.find(name) if name == entry_point or name not in names else None
@@ -157,25 +148,27 @@ def _judge_calls(running: Running, tests: list[str], setup: str, entry_point: st
                     names[name] = _own_module(name, tuple(tests)) or found[0]
             for test in tests:
                 exec(_compiled(test), names)
+        verdict = Verdict.CORRECT
     except MemoryError:
         raise
     except CannotCrossError:
-        return Verdict.ERROR if running.ended is None else running.ended.verdict
-    except BaseException:  # also SystemExit: the tests did not come to their end
-        return Verdict.WRONG if running.ended is None else running.ended.verdict
-    # Tests that swallow exceptions also swallow the end of the program.
-    return Verdict.CORRECT if running.ended is None else running.ended.verdict
+        verdict = Verdict.ERROR
+    except Exception:
+        verdict = Verdict.WRONG
+    except SystemExit:  # the tests did not come to their end
+        verdict = Verdict.WRONG
+    return running.verdict if running.ended else verdict  # tests that swallow exceptions swallow the program's end too
 
 
 @lru_cache(maxsize=512)
 def _names(tests: tuple[str, ...]) -> tuple[str, ...]:
-    """What the tests use, except for Python's own: a program's `sorted` or `abs` is not what a test means by it."""
+    """Return the names that tests use, except Python's own: a test does not mean a program's `sorted` or `abs`."""
     used = [node.id for test in tests for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)]
     return tuple(name for name in dict.fromkeys(used) if name not in _BUILTINS)
 
 
 def _defined(sources: list[str]) -> set[str]:
-    """The names of functions, classes, arguments and imports of some sources."""
+    """Return the names of functions, classes, arguments and imports in some sources."""
     defined = set()
     for node in (node for source in sources for node in ast.walk(ast.parse(source))):
         if isinstance(node, _DEFINITION):
@@ -189,7 +182,7 @@ def _defined(sources: list[str]) -> set[str]:
 
 @lru_cache(maxsize=512)
 def _own_module(name: str, tests: tuple[str, ...]) -> Any:
-    """Python's module of that name, where the tests mean it: a program's `math` may find everything close."""
+    """Return Python's module of that name if the tests mean it: in a program's `math`, everything may be close."""
     if name not in sys.stdlib_module_names:
         return None
     nodes = [node for test in tests for node in ast.walk(ast.parse(test))]
@@ -208,7 +201,7 @@ def _compiled(test: str) -> Any:
 
 @lru_cache(maxsize=512)
 def _read_gold(gold: str) -> tuple[list[Any], str, str]:
-    """Tests, setup and entry point. Raises ValueError."""
+    """Return tests, setup and entry point. Raises ValueError."""
     read = json.loads(gold)
     if not isinstance(read, dict) or not isinstance(read.get("tests"), list) or not read["tests"]:
         raise ValueError("the tests of a program must be a list of asserts, or of pairs of input and output")

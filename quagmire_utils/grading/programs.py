@@ -1,13 +1,7 @@
-"""Running programs that a model wrote, and talking to them, without believing them. Linux; used by `code`.
+"""Run programs that a model wrote, and call what they define, without trusting them. Linux, within bubblewrap.
 
-Three processes. The worker holds the tests and the expected values, and judges. Before it is confined it forks a host
-that never sees those: the host starts each program in a fork of itself, passes bytes on between program and worker,
-and stops the program when its processor time or output is used up, or when the worker is gone (which is how the limit
-of wall time ends it). The program's process is shut in by `program_sandbox` before it runs: no network, no
-other process, no file but Python's library, nothing written, limits of memory and processor time.
-
-Worker and host exchange frames, so that what a program says is always known to be the program's. Within them,
-worker and program exchange lines of JSON, one question and one answer at a time.
+The worker holds the tests and the expected values, and judges. Before it is confined it forks a host (`program_host`)
+that never sees those and forks a process for each program. Only arguments and results cross, as plain data.
 """
 
 from __future__ import annotations
@@ -18,124 +12,131 @@ import importlib
 import json
 import mmap
 import os
+import select
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from quagmire_utils.grading.hosting import host
+from quagmire_utils.grading.program_host import MAX_OUTPUT, NO_MEMORY, decode, encode, host
 from quagmire_utils.grading.verdicts import Verdict
-from quagmire_utils.grading.wire import END, INPUT, START, STOP, decode, encode, receive, send
 
 
 class CannotCrossError(Exception):
-    """A test hands the program something that is no plain data."""
+    """A test hands the program something that is not plain data."""
+
+
+class HostLostError(BaseException):
+    """The host has ended, so its worker must end. Not an Exception, because tests may catch those."""
 
 
 class _EndedError(Exception):
-    """The program is gone, or talks nonsense."""
-
-
-@dataclass(frozen=True)
-class End:
-    """How a program ended, as the verdict that this alone would give; None: its processor time was used up."""
-
-    verdict: Verdict | None
-
-
-_KINDS = {
-    "cpu": None,
-    "output": Verdict.WRONG,
-    "raised": Verdict.WRONG,
-    "memory": Verdict.ERROR,
-    "crash": Verdict.ERROR,
-    "exit": Verdict.CORRECT,
-}
+    """The program has ended, or does not answer as it should."""
 
 
 class Programs:
-    """The worker's end of a host of programs. To be made before the worker is confined.
+    """The worker's end of a host of programs. Make it before the worker is confined.
 
-    `shared`: memory that the worker shares with others, which host and programs let go of.
+    shared: memory that the worker shares with its server, which host and programs must not have.
     """
 
     def __init__(self, memory_limit: int, shared: mmap.mmap) -> None:
-        requests, self._requests = os.pipe()
-        self._replies, replies = os.pipe()
+        (requests, ours_out), (ours_in, ends) = os.pipe(), os.pipe()
+        (questions, self._questions), (self._answers, answers) = os.pipe(), os.pipe()
+        theirs = requests, ends, questions, answers
+        if not os.fork():
+            try:
+                shared.close()
+                for handle in set(range(3, 1024)) - set(theirs):
+                    with contextlib.suppress(OSError):
+                        os.close(handle)
+                host(*theirs, memory_limit)
+            finally:
+                os._exit(0)
+        for handle in theirs:
+            os.close(handle)
+        for handle in (self._questions, self._answers):
+            os.set_blocking(handle, False)
+        self._requests, self._ends = open(ours_out, "w"), open(ours_in)  # noqa: SIM115
+        self._number = 0
         self.processor_limit = 0.0  # seconds left to the programs of the job at hand
-        if os.fork():
-            os.close(requests)
-            os.close(replies)
-            return
-        try:
-            os.close(self._requests)
-            os.close(self._replies)
-            shared.close()
-            host(requests, replies, memory_limit)
-        finally:
-            os._exit(0)
 
-    def run(self, sources: Sequence[str], text: str) -> tuple[End, str]:
-        """Run a program on its standard input; how it ended, and its standard output."""
-        self._begin(sources, calls=False, text=text)
-        output = []
-        while True:
-            kind, payload = receive(self._replies)
-            if kind == END:
-                return self._ended(payload), b"".join(output).decode("utf-8", "replace")
-            output.append(payload)
+    def run(self, sources: Sequence[str], stdin: str) -> tuple[Verdict | None, str]:
+        """Run a program on its standard input; return what its end alone gives (see `_end`) and its standard output."""
+        self._begin(sources, stdin)
+        return self._end()
 
     @contextlib.contextmanager
     def start(self, sources: Sequence[str]) -> Iterator[Running]:
         """Run a program, and keep it for calls of what it defines."""
-        self._begin(sources, calls=True)
+        self._begin(sources, None)
         running = Running(self)
         try:
-            running._expect("ready")
+            running._receive("ready")
             yield running
         finally:
-            if running.ended is None:
-                send(self._requests, STOP, b"")
-                while receive(self._replies)[0] != END:
-                    pass
+            running._stop(Verdict.WRONG)
 
-    def _begin(self, sources: Sequence[str], *, calls: bool, text: str = "") -> None:
-        start = {
-            "sources": list(sources),
-            "calls": calls,
-            "text": text,
-            "processor_limit": self.processor_limit,
-        }
-        send(self._requests, START, json.dumps(start).encode())
+    def _begin(self, sources: Sequence[str], stdin: str | None) -> None:
+        self._number += 1
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._answers, 2**16):  # what an earlier program wrote last
+                pass
+        self._send({"number": self._number, "sources": sources, "stdin": stdin, "limit": self.processor_limit})
 
-    def _ended(self, payload: bytes) -> End:
-        kind, seconds = json.loads(payload)
+    def _send(self, message: Any) -> None:
+        try:
+            print(json.dumps(message), file=self._requests, flush=True)
+        except BrokenPipeError as error:
+            raise HostLostError from error
+
+    def _end(self) -> tuple[Verdict | None, str]:
+        """Wait for the program's end; return its verdict (None: it used up the processor time) and standard output."""
+        line = self._ends.readline()
+        if not line:
+            raise HostLostError
+        code, seconds, output = json.loads(line)
         self.processor_limit = max(self.processor_limit - seconds, 0.01)
-        if kind == "unconfined":
-            raise RuntimeError("this system cannot confine a program, so none is run")
-        return End(_KINDS[kind])
+        if code in (-signal.SIGPROF, -signal.SIGXCPU):
+            return None, output
+        if code == 0:
+            return Verdict.CORRECT, output
+        return Verdict.ERROR if code < 0 or code == NO_MEMORY else Verdict.WRONG, output
 
 
 class Running:
-    """A program that has run and waits for calls. `ended`: how, once it is gone; nothing can be asked of it then."""
+    """A program that has run and waits for calls.
+
+    `ended`: whether it has ended, so that nothing can be asked of it. `verdict`: what its end alone gives; None: it was
+    out of processor time.
+    """
 
     def __init__(self, programs: Programs) -> None:
-        self.ended: End | None = None
+        self.ended = False
+        self.verdict: Verdict | None = None
         self._programs = programs
-        self._pending = b""
+        self._pending = bytearray()
+        self._received = 0
 
     def find(self, name: str) -> tuple[Any] | None:
-        """What the program calls `name`, in a tuple of one; None if nothing."""
-        return None if self.ended is not None else self._ask(["find", name], ())
+        """Return what the program calls `name`, in a tuple of one; None if nothing, or if it has ended."""
+        return None if self.ended else self._ask(["find", name])
 
     def _object(self, handle: int) -> Remote:
         return Remote(self, int(handle))
 
-    def _ask(self, question: list[Any], arguments: Sequence[Any]) -> Any:
-        if self.ended is not None:
+    def _ask(self, question: list[Any], arguments: Sequence[Any] = ()) -> tuple[Any] | None:
+        if self.ended:
             raise _EndedError
-        send(self._programs._requests, INPUT, json.dumps(question).encode() + b"\n")
-        answer = self._expect("absent", "module", "value", "raised")
+        programs = self._programs
+        # It begins a line of its own: an earlier program may have left half a question in the pipe.
+        data = memoryview(b"\n" + json.dumps([programs._number, *question]).encode() + b"\n")
+        while data and not self.ended:
+            if programs._questions in self._wait(programs._questions, select.POLLOUT):
+                data = data[os.write(programs._questions, data) :]
+            else:
+                self._finish()
+        answer = self._receive("absent", "module", "value", "raised")
         if answer is None:
             raise _EndedError
         try:
@@ -144,28 +145,33 @@ class Running:
             if answer[0] == "module":  # one of Python's own, imported here: the program's copy may be tampered with
                 name = question[1]
                 return (importlib.import_module(name),) if name in sys.stdlib_module_names else None
-            if answer[0] == "raised":
-                error = _exception(answer[1], str(answer[2]))
-            else:
+            if answer[0] == "value":
                 for ours, theirs in zip(arguments, answer[2], strict=True):
                     _change(ours, decode(theirs, self._object))
                 return (decode(answer[1], self._object),)
+            error = _exception(answer[1], str(answer[2]))
         except (TypeError, ValueError, LookupError, AttributeError, RecursionError, ArithmeticError):
-            self._stop(Verdict.WRONG)  # not the language of programs: one that forges its answers
+            self._stop(Verdict.WRONG)  # the program forges its answers
             raise _EndedError from None
         if isinstance(error, MemoryError):
             self._stop(Verdict.ERROR)
             raise _EndedError
         raise error
 
-    def _expect(self, *kinds: str) -> list[Any] | None:
-        while b"\n" not in self._pending:
-            kind, payload = receive(self._programs._replies)
-            if kind == END:
-                end = self._programs._ended(payload)  # also one that ends well has left the call unanswered
-                self.ended = End(Verdict.WRONG) if end.verdict == Verdict.CORRECT else end
-                return None
-            self._pending += payload
+    def _receive(self, *kinds: str) -> list[Any] | None:
+        """Return the program's next answer, None once it has ended."""
+        answers = self._programs._answers
+        while b"\n" not in self._pending and not self.ended:
+            if answers not in self._wait(answers, select.POLLIN):
+                self._finish()
+                break
+            piece = os.read(answers, 2**16)
+            self._pending += piece
+            self._received += len(piece)
+            if not piece or self._received > MAX_OUTPUT:
+                self._stop(Verdict.WRONG)
+        if self.ended:
+            return None
         line, _, self._pending = self._pending.partition(b"\n")
         try:
             answer = json.loads(line)
@@ -177,43 +183,56 @@ class Running:
         return answer
 
     def _stop(self, verdict: Verdict) -> None:
-        send(self._programs._requests, STOP, b"")
-        while True:
-            kind, payload = receive(self._programs._replies)
-            if kind == END:
-                self._programs._ended(payload)
-                self.ended = End(verdict)
-                return
+        """End the program if it has not ended, with that verdict."""
+        if not self.ended:
+            self._programs._send("stop")
+            self._programs._end()
+            self.ended, self.verdict = True, verdict
+
+    def _finish(self) -> None:
+        """Note the end of a program that left a question unanswered, however well it ended."""
+        verdict, _ = self._programs._end()
+        self.ended, self.verdict = True, Verdict.WRONG if verdict == Verdict.CORRECT else verdict
+
+    def _wait(self, handle: int, event: int) -> dict[int, int]:
+        """Wait until a pipe is ready or the program has ended; return what is the case."""
+        poll = select.poll()
+        poll.register(handle, event)
+        poll.register(self._programs._ends.fileno(), select.POLLIN)
+        return dict(poll.poll())
 
 
 class Remote:
-    """Something in the program's process that is no plain data, seen from a test. Equal to itself alone."""
+    """Something in the program's process that is not plain data, as a test sees it. Equal to itself alone."""
 
     def __init__(self, running: Running, handle: int) -> None:
         self.__dict__["_remote"] = running, handle
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         running, handle = self.__dict__["_remote"]
-        sent = [encode(argument, _refuse_object) for argument in args]
-        named = {name: encode(argument, _refuse_object) for name, argument in kwargs.items()}
-        return running._ask(["call", handle, sent, named], args)[0]
+        named = {name: encode(argument, _reference) for name, argument in kwargs.items()}
+        return running._ask(["call", handle, [encode(argument, _reference) for argument in args], named], args)[0]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
         running, handle = self.__dict__["_remote"]
-        found = running._ask(["attribute", handle, name], ())
+        found = None if name.startswith("__") else running._ask(["attribute", handle, name])
         if found is None:
             raise AttributeError(name)
         return found[0]
 
     def __setattr__(self, name: str, value: Any) -> None:
         running, handle = self.__dict__["_remote"]
-        running._ask(["set", handle, name, encode(value, _refuse_object)], ())
+        running._ask(["set", handle, name, encode(value, _reference)])
+
+
+def _reference(value: Any) -> Any:
+    if isinstance(value, Remote):
+        return ["o", value.__dict__["_remote"][1]]
+    raise CannotCrossError(type(value).__name__)
 
 
 def _exception(name: str, text: str) -> Exception:
-    """Python's exception of that name, or the nearest that is made of a text alone; what is none is an Exception."""
+    """Return Python's exception of that name, or the closest that can be built from one string, else an Exception."""
     kind = getattr(builtins, name, None)
     if not isinstance(kind, type) or not issubclass(kind, Exception):
         kind = Exception
@@ -223,12 +242,6 @@ def _exception(name: str, text: str) -> Exception:
         with contextlib.suppress(TypeError):
             return base(text)
     return Exception(text)
-
-
-def _refuse_object(value: Any) -> Any:
-    if isinstance(value, Remote):
-        return ["o", value.__dict__["_remote"][1]]
-    raise CannotCrossError(type(value).__name__)
 
 
 def _change(ours: Any, theirs: Any) -> None:

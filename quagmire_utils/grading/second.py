@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.grading.arithmetic import BeyondError, Value, evaluate, is_number_word, same_value
-from quagmire_utils.grading.graders import MATH
-from quagmire_utils.grading.verdicts import UNDECIDED, Grade, Verdict, _printable
+from quagmire_utils.grading.verdicts import MATH, UNDECIDED, Grade, Verdict, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,7 +141,7 @@ def second_grade(response: str, gold: str | Problem) -> Grade:
         return Grade(Verdict.ERROR, "")
     if not answer:
         return Grade(Verdict.NO_ANSWER, "")
-    return Grade(_compare(answer, text, tolerance), _printable(answer))
+    return Grade(_compare(answer, text, tolerance), printable(answer))
 
 
 def read_answer(response: str) -> str:

@@ -1,4 +1,4 @@
-"""Verdicts, and what can be decided about a response without math-verify, and provably as it would."""
+"""The verdicts that all graders give, and what the caller and the grading workers pass each other."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+MATH = "math"  # the default grader
 _MAX_EXTRACTED = 500  # characters kept of an extracted answer
-_MAX_BOX = 1000  # characters within which a box is followed to its end
+_UNSAFE = re.compile("[\x00\ud800-\udfff]")
 
 
 class Verdict(StrEnum):
-    """What came of grading one response. Only CORRECT and WRONG are decisions about its answer."""
+    """Result of grading one response. Only CORRECT and WRONG are decisions about its answer."""
 
     CORRECT = "correct"
     WRONG = "wrong"
-    NO_ANSWER = "no_answer"  # the grader finds nothing to read in the response
-    TIMEOUT = "timeout"  # the response used up its time limit
+    NO_ANSWER = "no_answer"  # the response has no answer that the grader can read
+    TIMEOUT = "timeout"  # grading used up the response's time limit
     ERROR = "error"  # comparing raised, ran out of memory or crashed its worker, or the gold cannot be read
 
 
@@ -26,96 +27,34 @@ UNDECIDED = (Verdict.TIMEOUT, Verdict.ERROR)
 
 @dataclass(frozen=True)
 class Grade:
-    """A verdict and the answer it is about, as the grader extracts it: at most 500 characters, valid UTF-8, no NUL.
+    """A verdict and the answer it is about, as extracted: at most 500 characters, valid UTF-8, without NUL.
 
-    `extracted` is empty for NO_ANSWER, and for a TIMEOUT or ERROR whose worker died before it could tell.
+    `extracted` is empty for NO_ANSWER, and for a TIMEOUT or ERROR whose worker died before it could report the answer.
     """
 
     verdict: Verdict
     extracted: str
 
 
-class _Pair(NamedTuple):
-    gold: str
-    tolerance: float | None
-    response: str
+class Job(NamedTuple):
+    """A piece of work for a grading worker. Equal jobs of one call are done once."""
 
-
-class _Job(NamedTuple):
-    gold: str
+    grader: str
+    gold: str | None  # None: only find the answer in the text
     tolerance: float | None
     text: str
-    is_box: bool  # text is the content of a response's only box, not the response
+    is_answer: bool  # the text is an answer (for math: the content of a response's only box), not a response
     limit: float  # seconds
 
 
-class _DomainJob(NamedTuple):
-    """As a _Job, for another grader than math."""
+class Found(NamedTuple):
+    """Where a worker found the answer in a text; for math: the box is not LaTeX, so read the whole response."""
 
-    gold: str | None  # None: the answer is yet to be found in the text
-    tolerance: float | None
-    text: str  # the response, or its answer
-    grader: str
-    limit: float  # seconds
-
-    @property
-    def is_box(self) -> bool:
-        """Whether the text is the answer."""
-        return self.gold is not None
+    start: int
+    end: int
+    seconds: float  # that it took
 
 
-_BRACE = re.compile(r"[{}]")
-_CLOSER = re.compile(r"\$|\]|\\\)")
-_PERCENT = re.compile(r"%|[Pp]ercent|[Pp]ct")
-_FINAL_ANSWER = re.compile(r"final answer", re.IGNORECASE)
-_IS = re.compile(r"\sis", re.IGNORECASE)
-_READABLE = re.compile(r"[$\\\[\d]")
-_INTEGER = re.compile(r"-?[0-9]{1,15}")
-_UNSAFE = re.compile("[\x00\ud800-\udfff]")
-
-
-def _only_box(text: str) -> str | None:
-    """The content C of a text's only box if math-verify reads C and nothing else of the text; None if that is unsure.
-
-    Why it is sure. math-verify tries its patterns by priority. The first two priorities hold the patterns for "final
-    answer is ...", excluded here (they need `final answer` and later white space with `is`), and those for boxes. The
-    latter need `\\boxed{`, which occurs once, so each match holds this box; and all of C, since no LaTeX environment
-    can end within it: that takes a `$`, `]` or `\\)`. One of them, `\\boxed{.+}`, always matches. What is parsed of a
-    match is the content of the boxes in it, so C, and a percent sign behind the environment, excluded here, is the one
-    thing that could change its value. So all matches give the same, and unless C is not LaTeX, no lower priority is
-    looked at. (If it is not, the worker says so and the whole text is graded.) All tests are linear in the text.
-    """
-    start = text.find("\\boxed{")
-    if start < 0 or text.count("\\boxed") > 1 or "\\fbox" in text:
-        return None
-    start, depth, end = start + len("\\boxed{"), 1, -1
-    for brace in _BRACE.finditer(text, start, start + _MAX_BOX):
-        depth += 1 if brace[0] == "{" else -1
-        if depth == 0:
-            end = brace.start()
-            break
-    if end <= start or _CLOSER.search(text, start, end) or _PERCENT.search(text, end):
-        return None
-    # Lower-casing is the faster test; beyond ASCII a few more letters pass for one of these when case is ignored.
-    if not text.isascii() or "final answer" in text.lower():
-        final = _FINAL_ANSWER.search(text)
-        if final and _IS.search(text, final.end()):
-            return None
-    return text[start:end]
-
-
-def _decide(pair: _Pair, timeout: float) -> Grade | _Job:
-    """The grade, where it is certain without math-verify; otherwise the job for a worker."""
-    box = _only_box(pair.response)
-    if box is None:
-        if not _READABLE.search(pair.response):  # each of math-verify's patterns needs a digit, `$`, `[` or backslash
-            return Grade(Verdict.NO_ANSWER, "")
-        return _Job(*pair, False, timeout)
-    answer = box.strip()
-    if pair.tolerance is None and _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(pair.gold):
-        return Grade(Verdict.CORRECT if int(answer) == int(pair.gold) else Verdict.WRONG, answer)
-    return _Job(pair.gold, pair.tolerance, box, True, timeout)
-
-
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return an extracted answer in the form in which a Grade holds it."""
     return _UNSAFE.sub("\ufffd", text[:_MAX_EXTRACTED])

@@ -21,10 +21,9 @@ pytest.importorskip("math_verify", reason="math-verify is not installed")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quagmire_utils import grading
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
-from quagmire_utils.grading import Grade, Grader, Verdict, grade
+from quagmire_utils.grading import Grade, Grader, Verdict, grade, mathematics, pool
 
 REPO = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("QUAGMIRE_DATA_DIR") or REPO.parent / "shared" / "data")
@@ -36,8 +35,8 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="wo
 
 @pytest.fixture(scope="module")
 def grader():
-    with Grader(2) as pool:
-        yield pool
+    with Grader(2) as grader:
+        yield grader
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +70,7 @@ def verdicts(grades):
 
 def workers_of(grader):
     """Process ids of a Grader's workers."""
-    parent = grader._process.pid
+    parent = grader.pools["math"].process.pid
     return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
@@ -187,9 +186,9 @@ def test_an_only_box_is_all_that_math_verify_reads():
     @settings(max_examples=1000, deadline=None, derandomize=True)
     @given(texts())
     def check(text):
-        box = grading.verdicts._only_box(text)
+        box = mathematics.only_box(text)
         if box is not None:
-            found = grading.judge._read_box(box)
+            found = mathematics.read_box(box)
             if len(found) == 2:
                 assert same([part for part in found if part != ""], parse(text, parsing_timeout=None))
                 read.append(text)
@@ -205,7 +204,7 @@ def test_what_is_decided_without_math_verify_is_its_verdict():
     @settings(max_examples=1500, deadline=None, derandomize=True)
     @given(texts(), st.sampled_from(GOLDS))
     def check(text, gold):
-        found = grading.verdicts._decide(grading.verdicts._Pair(gold, None, text), 5.0)
+        found = mathematics.decide(gold, None, text, 5.0)
         if isinstance(found, Grade):
             assert found.verdict == {True: CORRECT, False: WRONG, None: NO_ANSWER}[plain(text, gold)]
             decided.append(found.verdict)
@@ -230,7 +229,7 @@ def test_what_is_decided_without_math_verify_is_its_verdict():
     ],
 )
 def test_only_box(text, box):
-    assert grading.verdicts._only_box(text) == box
+    assert mathematics.only_box(text) == box
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -245,7 +244,7 @@ def test_the_short_way_to_a_number_is_that_of_sympy(text):
             return type(error)
         return type(number), srepr(number), getattr(number, "_mpf_", None)
 
-    assert outcome(grading.judge._number) == outcome(Number)
+    assert outcome(mathematics.read_number) == outcome(Number)
 
 
 MUTATIONS = [
@@ -423,10 +422,10 @@ def test_a_crashed_worker_costs_one_error():
 @needs_proc
 @pytest.mark.parametrize("lost", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_pool_is_replaced(lost, monkeypatch):
-    monkeypatch.setattr(grading.pool, "_GRACE", 1.0)
+    monkeypatch.setattr(pool, "_GRACE", 1.0)
     with Grader(1) as grader:
         grader.grade(["\\boxed{x}"], ["y"])
-        later(0.5, lambda: os.killpg(grader._process.pid, lost))
+        later(0.5, lambda: os.killpg(grader.pools["math"].process.pid, lost))
         responses = [TOWER, "\\boxed{x+1}", "\\boxed{x+2}"]
         assert verdicts(grader.grade(responses, ["1+x"] * 3, timeout=1))[1:] == [CORRECT, WRONG]
 
@@ -457,7 +456,7 @@ def test_an_interrupt_leaves_the_grader_usable(grader):
 @pytest.mark.parametrize(
     ("responses", "golds", "options", "named"),
     [
-        (["a"], ["1", "2"], {}, "equally many"),
+        (["a"], ["1", "2"], {}, "golds"),
         ("5", ["5"], {}, "responses"),
         (["5"], "5", {}, "golds"),
         ([None], ["5"], {}, r"responses\[0\]"),
@@ -491,7 +490,7 @@ def test_no_processes_where_none_is_needed():
     with Grader(1) as grader:
         assert verdicts(grader.grade(["\\boxed{5}", "\\boxed{6}", "none"], ["5"] * 3)) == [CORRECT, WRONG, NO_ANSWER]
         assert grader.grade([], []) == []
-        assert grader._process is None
+        assert grader.pools == {}
 
 
 def test_a_pool_that_cannot_start_says_so(monkeypatch):
@@ -527,8 +526,8 @@ if "fork" in sys.argv:
     os.wait()
     print([str(g.verdict) for g in grade(["\\\\boxed{x+3}"], ["3+x"], workers=1)], flush=True)
 if "hang" in sys.argv:
-    from quagmire_utils.grading.pool import _shared
-    print(_shared[1]._process.pid, flush=True)
+    from quagmire_utils.grading.grader import _shared
+    print(_shared[1].pools["math"].process.pid, flush=True)
     grade(["\\\\boxed{9^{9^{9^9}}}"], ["5"], workers=1, timeout=1)
 """
 

@@ -32,6 +32,7 @@ from quagmire_utils.data import Problem
 from quagmire_utils.evaluation.sampling import grade_store
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grade, Grader, Verdict, audit, grade
+from quagmire_utils.grading.pool import Pool
 
 REPO = Path(__file__).resolve().parents[2]
 TOWER = "\\boxed{9^{9^{9^9}}}"
@@ -120,7 +121,7 @@ def verdicts(grades):
 
 
 def children(grader):
-    parent = grader._process.pid
+    parent = grader.pools["math"].process.pid
     return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
@@ -254,8 +255,8 @@ def test_the_end_of_a_worker_is_put_down_to_the_response_that_caused_it(end):
 
 def test_equal_answers_are_graded_once_and_never_across_golds(monkeypatch, real):
     sent = []
-    run = Grader._run
-    monkeypatch.setattr(Grader, "_run", lambda self, jobs, *rest: (sent.extend(jobs), run(self, jobs, *rest))[1])
+    run = Pool._run
+    monkeypatch.setattr(Pool, "_run", lambda self, jobs, *rest: (sent.extend(jobs), run(self, jobs, *rest))[1])
     texts = [f"Attempt {i}: it is \\boxed{{x + {i % 2 + 2}}}." for i in range(64)]
     found = real.grade(texts * 2, ["2+x"] * 64 + ["3+x"] * 64)
     assert verdicts(found) == [CORRECT, WRONG] * 32 + [WRONG, CORRECT] * 32
@@ -270,8 +271,8 @@ def test_tolerances_are_not_mixed_up_either(real):
 @pytest.mark.usefixtures("stand_in")
 def test_slow_responses_wait_for_the_others_and_then_share_the_processors(monkeypatch):
     turns = []
-    run = Grader._run
-    monkeypatch.setattr(Grader, "_run", lambda self, *how: (turns.append((how[0], *how[1:3])), run(self, *how))[1])
+    run = Pool._run
+    monkeypatch.setattr(Pool, "_run", lambda self, *how: (turns.append((how[0], *how[1:3])), run(self, *how))[1])
     texts = [f"1 spin {99 + i}" for i in range(5)] + [f"1 spin 0.00{i}" for i in range(5)]
     with Grader(2, timeout=120, processor_limit=0.6) as grader:
         assert verdicts(grader.grade(texts, ["g"] * 10)) == [TIMEOUT] * 5 + [CORRECT] * 5
@@ -314,8 +315,8 @@ def test_a_worker_killed_while_idle_costs_nothing():
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: gone(pid), "the worker lives")
         assert grader.grade(["1 one", "1 two"], ["g", "h"]) == [Grade(CORRECT, "one"), Grade(CORRECT, "two")]
-        os.killpg(grader._process.pid, signal.SIGKILL)
-        grader._process.wait()
+        os.killpg(grader.pools["math"].process.pid, signal.SIGKILL)
+        grader.pools["math"].process.wait()
         assert verdicts(grader.grade(["1 three"], ["g"])) == [CORRECT]
 
 
@@ -334,7 +335,7 @@ def test_a_worker_has_no_network_starts_nothing_and_writes_nothing(tmp_path):
         server.settimeout(0.2)
         with pytest.raises(TimeoutError):
             server.accept()
-        assert grader._process.poll() is None
+        assert grader.pools["math"].process.poll() is None
     refused = ["PermissionError"] * 6
     assert found.extracted.split() == ["python", *refused, "native", *["-1"] * 8, "reads", "as-it-was"]
     assert not (tmp_path / "made").exists()

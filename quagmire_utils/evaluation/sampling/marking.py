@@ -11,7 +11,7 @@ import pandas as pd
 
 from quagmire_utils.core.files import digest
 from quagmire_utils.evaluation.store import GRADED, KEYS, SampleStore
-from quagmire_utils.grading.graders import grader_version
+from quagmire_utils.grading.registry import grader_version
 
 if TYPE_CHECKING:
     from quagmire_utils.data import Problem

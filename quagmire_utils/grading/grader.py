@@ -1,0 +1,222 @@
+"""Grade responses against golds: `grade`, and `Grader` for callers that grade batch after batch."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.grading import mathematics
+from quagmire_utils.grading.pool import Pool
+from quagmire_utils.grading.registry import check_grader
+from quagmire_utils.grading.verdicts import MATH, Found, Grade, Job, Verdict
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from quagmire_utils.data import Problem
+
+_MAX_WORKERS = 32  # by default
+_MIN_MEMORY = 512 * 2**20
+
+
+class Grader:
+    """Pools of grading processes. Close it, or use it in a `with`.
+
+    workers: processes, by default one for each CPU open to this process, at most 32. They start when a response needs
+    one. timeout: seconds for one response, from when a worker begins it. processor_limit: seconds of processor time for
+    one response (default: the timeout). A response that reaches either is a TIMEOUT; on a busy machine a long timeout
+    with a short processor_limit gives verdicts that depend less on the other load. memory_limit: bytes of address space
+    of each worker; a response that needs more is an ERROR. For `code`, the limits are those of all tests of a response.
+
+    Slow responses do not delay the others: each is stopped after a short turn (at most a second of processor time) and
+    has its full limits once the others are graded, when up to three share the CPU of each worker. Threads may share a
+    Grader: their calls wait for each other, which counts towards no limit.
+
+    Raises ParameterError for bad parameters; math-verify alone may need a memory_limit of 512 MiB.
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        timeout: float = 5.0,
+        processor_limit: float | None = None,
+        memory_limit: int = 2**30,
+    ) -> None:
+        self.workers = _count_workers(workers)
+        self.timeout = _checked_seconds("timeout", timeout)
+        self.processor_limit = None if processor_limit is None else _checked_seconds("processor_limit", processor_limit)
+        if memory_limit < _MIN_MEMORY:
+            raise ParameterError("memory_limit", memory_limit, f"at least {_MIN_MEMORY} bytes (512 MiB)")
+        self.memory_limit = memory_limit
+        self.pools: dict[str, Pool] = {}  # by subject
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def grade(
+        self,
+        responses: Sequence[str],
+        golds: Sequence[str | Problem],
+        *,
+        timeout: float | None = None,
+        grader: str = MATH,
+        progress: bool = True,
+    ) -> list[Grade]:
+        """Grade `responses` (n texts) against `golds` (n answers in LaTeX, or Problems); return n grades, in order.
+
+        grader: for golds that are texts; Problems name theirs. timeout: for this call, instead of the Grader's.
+        progress: show a bar on stderr after ten seconds. A Problem's tolerance also admits a number that differs from
+        the gold by no more. A gold that cannot be read is an ERROR for every response, see `mathematics`.
+
+        Raises ParameterError for bad parameters, an empty gold, and a grader that this machine cannot run;
+        RuntimeError if the processes cannot be started.
+        """
+        timeout = self.timeout if timeout is None else _checked_seconds("timeout", timeout)
+        answers = _checked_answers(responses, golds, grader)
+        for name in {answer.grader for answer in answers}:
+            check_grader(name)
+        state: dict[_Answer, Grade | Job] = {}
+        for answer in dict.fromkeys(answers):
+            state[answer] = self._begin(answer, timeout)
+            if not self.pools and isinstance(state[answer], Job):  # the processes import while this goes on
+                with self._lock:
+                    self._pool(answer.grader).start()
+        jobs = [job for job in state.values() if isinstance(job, Job)]
+        if jobs:
+            from tqdm import tqdm
+
+            settings = {"desc": "grading", "unit": "answer", "delay": 10, "leave": False, "disable": not progress}
+            with self._lock, tqdm(total=len(set(jobs)), **settings) as bar:
+                self._settle(state, timeout, bar)
+        return [state[answer] for answer in answers]
+
+    def _begin(self, answer: _Answer, timeout: float) -> Grade | Job:
+        if len(answer.response) > self.memory_limit // 16:
+            return Grade(Verdict.ERROR, "")  # no worker could hold it
+        if answer.grader == MATH:
+            return mathematics.decide(answer.gold, answer.tolerance, answer.response, timeout)
+        return Job(answer.grader, None, None, answer.response, False, timeout)
+
+    def _settle(self, state: dict[_Answer, Grade | Job], timeout: float, bar: tqdm) -> None:
+        """Replace each job by its grade. An answer that was only found needs a second job, to judge it."""
+        while True:
+            waiting = {answer: job for answer, job in state.items() if isinstance(job, Job)}
+            if not waiting:
+                return
+            outcomes: dict[Job, Grade | Found] = {}
+            by_pool: dict[Pool, dict[Job, None]] = {}
+            for job in waiting.values():
+                by_pool.setdefault(self._pool(job.grader), {})[job] = None
+            for pool, jobs in by_pool.items():
+                outcomes |= pool.settle(jobs, timeout, self.processor_limit, bar.update)
+            for answer, job in waiting.items():
+                outcome = outcomes[job]
+                state[answer] = outcome if isinstance(outcome, Grade) else _judging(answer, job, outcome, timeout)
+            bar.total += len({state[answer] for answer in waiting if isinstance(state[answer], Job)})
+
+    def _pool(self, grader: str) -> Pool:
+        subject = {MATH: "math", "code": "programs"}.get(grader, "other")
+        if subject not in self.pools:
+            self.pools[subject] = Pool(subject, self.workers, self.memory_limit)
+        return self.pools[subject]
+
+    def confinement(self) -> tuple[str, ...]:
+        """Return the barriers around each worker: some of `namespace`, `seccomp`, `audit hook` (see `sandbox`)."""
+        with self._lock:
+            return self._pool(MATH).confinement()
+
+    def close(self) -> None:
+        """End the processes at once. A later `grade` starts new ones."""
+        for pool in self.pools.values():
+            pool.close()
+
+
+def grade(
+    responses: Sequence[str],
+    golds: Sequence[str | Problem],
+    *,
+    timeout: float = 5.0,
+    workers: int | None = None,
+    grader: str = MATH,
+) -> list[Grade]:
+    """Grade `responses` (n texts) against `golds` (n answers in LaTeX, or Problems); see `Grader.grade`.
+
+    The processes are kept for later calls with as many workers, and end with this process.
+    """
+    workers = _count_workers(workers)
+    with _shared_lock:
+        pool = _shared.setdefault(workers, Grader(workers))
+    return pool.grade(responses, golds, timeout=timeout, grader=grader)
+
+
+_shared: dict[int, Grader] = {}
+_shared_lock = threading.Lock()
+os.register_at_fork(after_in_child=_shared.clear)  # a forked copy of the caller makes its own
+
+
+@atexit.register
+def _close_shared() -> None:
+    for grader in _shared.values():
+        grader.close()
+
+
+class _Answer(NamedTuple):
+    """A response with what it is graded by."""
+
+    grader: str
+    gold: str
+    tolerance: float | None
+    response: str
+
+
+def _judging(answer: _Answer, job: Job, found: Found, timeout: float) -> Grade | Job:
+    """Return the job that judges what was found; for math: that reads the whole response, in the time that is left."""
+    gold, tolerance = answer.gold, answer.tolerance
+    if job.grader == MATH:
+        return Job(MATH, gold, tolerance, answer.response, False, timeout - found.seconds)
+    if not 0 <= found.start < found.end <= len(job.text):
+        return Grade(Verdict.ERROR, "")
+    return Job(job.grader, gold, tolerance, job.text[found.start : found.end], True, timeout)
+
+
+def _count_workers(workers: int | None) -> int:
+    if workers is None:
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cpus, _MAX_WORKERS)
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ParameterError("workers", workers, "a whole number of at least 1, or None")
+    return workers
+
+
+def _checked_seconds(name: str, seconds: float) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= 86400:
+        raise ParameterError(name, seconds, "a positive number of seconds, at most a day")
+    return float(seconds)
+
+
+def _checked_answers(responses: Iterable[str], golds: Iterable[str | Problem], grader: str) -> list[_Answer]:
+    for name, texts in (("responses", responses), ("golds", golds)):
+        if isinstance(texts, str):
+            raise ParameterError(name, texts[:40], "a sequence of texts")
+    responses, golds = list(responses), list(golds)
+    if len(responses) != len(golds):
+        raise ParameterError("golds", len(golds), f"as many as the responses ({len(responses)})")
+    answers = []
+    for i, (response, gold) in enumerate(zip(responses, golds, strict=True)):
+        text = gold if isinstance(gold, str) else getattr(gold, "answer", None)
+        if not isinstance(response, str):
+            raise ParameterError(f"responses[{i}]", response, "a text")
+        if not isinstance(text, str) or not text.strip():
+            raise ParameterError(f"golds[{i}]", text, "a text or a Problem with an answer")
+        tolerance = getattr(gold, "tolerance", None)
+        answers.append(_Answer(getattr(gold, "grader", grader), text.strip(), tolerance, response))
+    return answers

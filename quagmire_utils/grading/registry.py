@@ -1,0 +1,78 @@
+"""The graders by name, and the versions of their verdicts.
+
+A benchmark names its grader (`Problem.grader`):
+
+    math                  mathematics, the default (`mathematics`)
+    choice                one letter of several choices (`choice`)
+    code                  a Python program against unit tests, run in a sandbox (`code`)
+    package.module:NAME   an `AnswerGrader` of your own
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.grading import choice, code
+from quagmire_utils.grading.sandbox import check_bubblewrap
+from quagmire_utils.grading.verdicts import MATH, Verdict
+
+# Raise a version with every change that may change a verdict: a store then grades its answers of the older one again.
+VERSIONS = {MATH: "1", "choice": "2", "code": "3"}
+
+
+@dataclass(frozen=True)
+class AnswerGrader:
+    """A grader: how an answer is found in a response, and what makes it right.
+
+    All functions run in a worker, under its limits. Responses with equal answers to one gold are judged once per call.
+    """
+
+    version: str  # of the verdicts
+    extract: Callable[[str], tuple[int, int] | None]  # response -> start and end of its answer; None: NO_ANSWER
+    judge: Callable[..., Verdict | None]  # answer, gold, tolerance -> verdict (of `code`, also the worker's Programs)
+    check: Callable[[str], None] = lambda gold: None  # raises ValueError for a gold that it cannot judge by
+    show: Callable[[str], str] = str.strip  # the answer as it is stored, in at most 500 characters
+    instruction: str = ""  # what a prompt says after the question; "": the benchmark must say it
+
+
+GRADERS: dict[str, AnswerGrader] = {
+    "choice": AnswerGrader(VERSIONS["choice"], choice.extract, choice.judge, choice.check, choice.show),
+    "code": AnswerGrader(VERSIONS["code"], code.extract, code.judge, code.check, code.show),
+}
+
+
+@lru_cache(maxsize=64)
+def find_grader(name: str) -> AnswerGrader:
+    """Return the grader of that name other than math. Raises ParameterError where there is none."""
+    if name in GRADERS:
+        return GRADERS[name]
+    module, _, attribute = name.partition(":")
+    if not re.fullmatch(r"[\w.]+", module) or not attribute.isidentifier():
+        raise ParameterError("grader", name, f"one of {', '.join([MATH, *GRADERS])} or package.module:NAME")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # importing runs the module
+        reason = f"{name!r} cannot be imported: {type(error).__name__}: {error}"
+        raise ParameterError("grader", name, reason=reason) from error
+    if not isinstance(found, AnswerGrader):
+        raise ParameterError("grader", name, f"the name of a grading.AnswerGrader ({type(found).__name__} found)")
+    return found
+
+
+def check_grader(name: str) -> None:
+    """Raise ParameterError if there is no such grader, or this machine cannot run it."""
+    if name == "code":
+        check_bubblewrap()
+    elif name != MATH:
+        find_grader(name)
+
+
+def grader_version(name: str) -> str | None:
+    """Return what a store notes beside verdicts, such as `choice 2`. None for math 1, which stores do not note."""
+    version = VERSIONS[MATH] if name == MATH else find_grader(name).version
+    return None if (name, version) == (MATH, "1") else f"{name} {version}"

@@ -1,0 +1,181 @@
+"""The grading processes: a server that imports once and forks workers, which grade under limits of the kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import mmap
+import os
+import select
+import signal
+import struct
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+from quagmire_utils.grading import mathematics
+from quagmire_utils.grading.sandbox import confine
+from quagmire_utils.grading.verdicts import Found, Grade, Job, Verdict, printable
+
+SERVE = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from quagmire_utils.grading.worker import serve; serve(json.loads(sys.argv[2]), int(sys.argv[3]), sys.argv[4])"
+)
+_TELL_EVERY = 0.05  # seconds
+_COUNT = struct.Struct("=QI")  # number of the chunk that a worker is at, how many of its jobs are done
+
+
+def serve(handles: list[int], memory_limit: int, subject: str) -> None:
+    """Import what the subject (of `pool.SUBJECTS`) needs; fork a worker for each connection when it has work."""
+    connections = {handle: Connection(handle) for handle in handles}
+    finished = {handle: mmap.mmap(-1, mmap.PAGESIZE) for handle in handles}  # shared with the worker
+    gc.disable()  # a quarter of the time of the imports, which allocate much and free little
+    try:
+        if subject == "math":
+            mathematics.prepare()
+        else:
+            from quagmire_utils.grading import program_host, registry
+
+            assert registry.GRADERS
+            program_host.prepare()
+    except Exception as error:
+        _tell(connections[handles[0]], None, "failed", f"{type(error).__name__}: {error}")
+        return
+    gc.freeze()  # what is imported stays, and the workers share its memory
+    gc.enable()
+    waker, alarm = os.pipe()  # a worker's end wakes the poll below
+    os.set_blocking(alarm, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(alarm, warn_on_full_buffer=False)
+    poll = select.poll()
+    for handle in (*handles, waker):
+        poll.register(handle, select.POLLIN)
+    workers: dict[int, int] = {}
+
+    def start(handle: int) -> None:
+        poll.unregister(handle)
+        pid = os.fork()
+        if pid:
+            workers[pid] = handle
+            return
+        exit_code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for other, connection in connections.items():
+                if other != handle:
+                    connection.close()
+                    finished[other].close()
+            os.close(waker)
+            os.close(alarm)
+            _work(connections[handle], finished[handle], memory_limit, subject)
+            exit_code = 0
+        finally:
+            os._exit(exit_code)
+
+    while connections:
+        for handle, event in poll.poll():
+            if handle == waker:
+                os.read(waker, 4096)
+            elif event & select.POLLHUP:  # the caller is gone
+                poll.unregister(handle)
+                connections.pop(handle).close()
+            else:
+                start(handle)
+        while workers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            handle, exit_code = workers.pop(pid), os.waitstatus_to_exitcode(status)
+            if exit_code == 0:  # the worker found that the caller is gone
+                connections.pop(handle).close()
+                continue
+            with contextlib.suppress(OSError):
+                _tell(connections[handle], None, "died", exit_code, *_COUNT.unpack_from(finished[handle]))
+            _COUNT.pack_into(finished[handle], 0, 0, 0)
+            poll.register(handle, select.POLLIN)
+
+
+def _tell(connection: Connection, chunk: int | None, kind: str, *news: Any) -> None:
+    """Send JSON, not pickle, so that the caller reads nothing but lists, texts and numbers from a worker.
+
+    `chunk` is the number of the jobs that the news are about.
+    """
+    connection.send_bytes(json.dumps([chunk, kind, *news]).encode())
+
+
+def _work(connection: Connection, finished: mmap.mmap, memory_limit: int, subject: str) -> None:
+    """Answer chunks of jobs until the caller is gone; die on the first that exceeds its time or memory.
+
+    Timers of wall time and processor time start with each job, and nothing catches their signals, so the kernel ends
+    the worker whatever it is doing. Answers are sent a few at a time, because sending costs more than most take to
+    find. A worker that dies had not sent some; `finished` has the number of jobs done, so that the right one is blamed.
+    """
+    for expiry in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(expiry, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {expiry})
+    judge: Callable[[Job], Any] = _judge_math
+    programs = None
+    if subject == "programs":
+        from quagmire_utils.grading.programs import Programs
+
+        programs = Programs(memory_limit, finished)  # forks, which a confined process cannot
+    if subject != "math":
+        judge = partial(_judge_other, programs)
+    barriers = confine(memory_limit)
+    while True:
+        try:
+            chunk, processor_limit, jobs = connection.recv()
+        except EOFError:
+            return
+        if not jobs:
+            _tell(connection, chunk, "confined", barriers)
+        told, outcomes = time.monotonic(), []
+        for done, job in enumerate(map(Job._make, jobs)):
+            _COUNT.pack_into(finished, 0, chunk, done)
+            began = time.monotonic()
+            if outcomes and began - told > _TELL_EVERY:
+                _tell(connection, chunk, "graded", outcomes)
+                told, outcomes = began, []
+            signal.setitimer(signal.ITIMER_REAL, max(job.limit, 0.001))
+            signal.setitimer(signal.ITIMER_PROF, processor_limit)
+            if programs is not None:
+                programs.processor_limit = processor_limit
+            try:
+                outcome = judge(job)
+            except MemoryError:
+                raise
+            except Exception:
+                outcome = Grade(Verdict.ERROR, "")
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if isinstance(outcome, Grade):
+                outcomes.append([outcome.verdict.value, outcome.extracted])
+            else:
+                outcomes.append(outcome and Found(*outcome, time.monotonic() - began))
+        if outcomes:
+            _tell(connection, chunk, "graded", outcomes)
+
+
+def _judge_math(job: Job) -> Grade | tuple[int, int]:
+    """Return the grade; (0, 0) for a box that is not LaTeX."""
+    return mathematics.judge(job.gold, job.tolerance, job.text, job.is_answer) or (0, 0)
+
+
+def _judge_other(programs: Any, job: Job) -> Grade | tuple[int, int] | None:
+    """Return where the answer is in a response, or the grade of an answer; None: its programs used up the limit."""
+    from quagmire_utils.grading.registry import find_grader
+
+    grader = find_grader(job.grader)
+    if not job.is_answer:
+        return grader.extract(job.text) or Grade(Verdict.NO_ANSWER, "")
+    try:
+        grader.check(job.gold)
+    except ValueError:
+        return Grade(Verdict.ERROR, printable(grader.show(job.text)))
+    extras = () if programs is None else (programs,)
+    verdict = grader.judge(job.text, job.gold, job.tolerance, *extras)
+    return None if verdict is None else Grade(Verdict(verdict), printable(grader.show(job.text)))
