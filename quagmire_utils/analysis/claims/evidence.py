@@ -1,54 +1,92 @@
-"""What claims are tested on: the records of one family, and comparisons between candidates with their noise.
+"""Estimates with their intervals, and comparisons between the candidates of one family.
 
-Two kinds of claim need two kinds of interval.
+Two kinds of claims need two kinds of intervals.
 
-- A claim about how measurements go together ("the loss tracks the gain") is one about candidates: its interval is a
-  bootstrap over candidates (`over_candidates.py`, `predictors.py`).
-- A claim that some candidates do better than others compares given models on given problems. Its interval holds what
-  another measurement of them would change: the sampling of answers and, after RL, the noise between RL runs. That noise
-  is taken as the same for all candidates of a family, so that few runs of each add up to many degrees of freedom
-  (`RunNoise`). Not in it: other problems, and other SFT runs of the same candidate, of which there is one each.
+- A claim about how measurements vary together ("the loss tracks the gain") is about candidates. Its interval is a
+  bootstrap or a jackknife over candidates (`statistics`).
+- A claim that some candidates do better than others compares given models on given problems. Its interval covers what
+  another measurement would change: the sampling of answers and, after RL, the noise between RL runs. That noise is
+  pooled over all candidates of a family, so a few runs of each give many degrees of freedom (`RunNoise`). It does not
+  cover other problems, or other SFT runs of the same candidate, of which there is only one.
 
-Comparisons are linear in the scores (`contrast`), so that what two pairs share, such as the base model, is counted
-once. Candidates whose RL ran a different number of times than the family's others are left out: the best of four runs
-lies above the best of two for no other reason than the number.
+Comparisons are linear in the scores, so what two pairs share, such as the base model, is counted once. Candidates with
+another number of RL runs than most of their family are left out: the best of four runs is expected above the best of
+two.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import integrate, stats
 
-from quagmire_utils.analysis.claims.claim import Array, Estimate, Interval, student, too_few
-from quagmire_utils.analysis.records import base_models
+from quagmire_utils.analysis.records import base_models, select_candidates
 from quagmire_utils.core.records import Records
 from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 
-SIMULATED = 20_000  # draws for the quantile of a largest deviation among several
-MEASURED = {
-    "pass1": "Pass@1 after SFT",
-    "outcome": "Pass@1 after RL",
-    "gain": "what RL adds",
-}
+SIMULATED = 20_000  # draws for the quantile of the largest of several deviations
+MEASURED = {"pass1": "Pass@1 after SFT", "outcome": "Pass@1 after RL", "gain": "gain from RL"}
+
+Array = NDArray[np.float64]
+Interval = Callable[[float], tuple[float, float]]  # confidence -> (low, high)
 Pair = tuple[int, int]  # rows of Evidence.rows: the first minus the second
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """The value of a statistic on our records, with an interval at any confidence."""
+
+    value: float  # NaN if it could not be computed
+    statistic: str  # what was computed, and from what
+    n: int
+    interval: Interval = lambda _: (math.nan, math.nan)
+    noise: str = ""  # what the interval covers
+    counted: str = "candidates"  # what n counts
+
+
+def student(value: float, standard_error: float, degrees: float = math.inf) -> Interval:
+    """Return Student's t interval; infinite degrees of freedom give the normal distribution's."""
+
+    def interval(confidence: float) -> tuple[float, float]:
+        half = float(stats.t.ppf((1 + confidence) / 2, degrees)) * standard_error
+        return value - half, value + half
+
+    return interval
+
+
+def percentiles(replicates: Array) -> Interval:
+    """Return the percentile interval of bootstrap replicates; undefined replicates are left out."""
+    defined = replicates[~np.isnan(replicates)]
+
+    def interval(confidence: float) -> tuple[float, float]:
+        if not defined.size:
+            return math.nan, math.nan
+        tail = (1 - confidence) / 2
+        low, high = np.quantile(defined, [tail, 1 - tail])
+        return float(low), float(high)
+
+    return interval
+
+
+# --- the measurements of one family -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RunNoise:
-    """How far RL runs of the same candidate differ: one standard deviation for a family, from all its candidates."""
+    """Standard deviation between RL runs of one candidate, pooled over a family."""
 
-    deviation: float  # of one run's outcome; NaN where no candidate has two runs
+    deviation: float  # of one run's outcome; NaN if no candidate has two runs
     degrees: int  # of freedom: runs minus one, summed over candidates
     best_of: bool  # the outcome is the best of the runs, else their mean
 
     def standard_errors(self, n_runs: Array, sampling: Array) -> Array:
-        """Of the outcome of candidates with so many runs; where no noise is known, that of the sampled answers."""
+        """Return standard errors of outcomes from so many runs; those of the sampled answers if no noise is known."""
         if not self.degrees:
             return sampling
         shrink = [deviation_of_best(int(n)) if self.best_of else 1 / math.sqrt(n) for n in n_runs]
@@ -56,25 +94,24 @@ class RunNoise:
 
     @property
     def text(self) -> str:
+        """What an interval with this noise covers."""
         if not self.degrees:
             return "sampling of answers alone (one RL run each, so the noise between runs is unknown)"
-        return (
-            f"sampling of answers and noise between RL runs (standard deviation {100 * self.deviation:.1f} points, "
-            f"{self.degrees} degrees of freedom)"
-        )
+        points = f"standard deviation {100 * self.deviation:.1f} points, {self.degrees} degrees of freedom"
+        return f"sampling of answers and noise between RL runs ({points})"
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What one family offers: all its rows of the candidate frame, and those that comparisons may use."""
+    """The candidates of one family: all rows of its candidate frame, and those that comparisons may use."""
 
     family: str
     model: str  # the paper's
     outcome: str  # column of the frame
     frame: pd.DataFrame  # the family's rows of the candidate frame
-    rows: pd.DataFrame  # measured before and after RL, the same number of runs; the base first, if it is there
+    rows: pd.DataFrame  # measured before and after RL with the same number of runs; the base, if any, first
     noise: RunNoise
-    own_loss: pd.Series | None = None  # loss on traces selected as the candidate's own were, by candidate
+    own_loss: pd.Series | None = None  # by candidate: loss on held-out traces selected like its training examples
 
     @property
     def base(self) -> int | None:
@@ -82,10 +119,14 @@ class Evidence:
         found = np.flatnonzero(self.rows["selection"] == "none")
         return int(found[0]) if found.size else None
 
-    def select(self, selection: str | None = None, scenario: str | None = None, *, main: bool = True) -> pd.DataFrame:
-        """Trained candidates among the rows, by how their examples were selected; main: of the family's own settings.
+    def candidates(self, scenario: str, needed: Sequence[str] = ()) -> pd.DataFrame:
+        """Return the SFT candidates of a scenario that have an outcome and the `needed` columns."""
+        return select_candidates(self.frame, self.family, scenario).dropna(subset=[*needed, self.outcome])
 
-        Its own settings are the base's source and learning rate, or the most frequent ones.
+    def select(self, selection: str | None = None, scenario: str | None = None, *, main: bool = True) -> pd.DataFrame:
+        """Return trained candidates among `rows` by the selection of their examples.
+
+        main: only those with the source and learning rate of the base, or without a base the most frequent ones.
         """
         trained = self.rows[self.rows["selection"] != "none"]
         if main and len(trained):
@@ -102,28 +143,27 @@ class Evidence:
 def gather(
     frame: pd.DataFrame, family: str, records: Records | None = None, outcome: str = "outcome"
 ) -> Evidence | None:
-    """The evidence of a family in a candidate frame; None where no candidate of it has an outcome.
+    """Return the evidence of a family in a candidate frame, or None if no candidate of it has an outcome.
 
-    Without records the noise between runs comes from `outcome_last_std`, their last checkpoints', also for the best.
+    Without records, the noise between runs comes from `outcome_last_std`, even if the outcome is the best checkpoint.
     """
     mine = frame[frame["family"] == family].reset_index(drop=True)
     rows = mine.dropna(subset=["pass1", outcome])
     if not (rows["selection"] != "none").any():
         return None
     rows = rows[rows["n_runs"] == rows["n_runs"].mode().iloc[0]]
-    bases = base_models(rows, family)
-    rows = pd.concat([bases, rows[rows["selection"] != "none"]], ignore_index=True)
+    rows = pd.concat([base_models(rows, family), rows[rows["selection"] != "none"]], ignore_index=True)
     own = None
-    if records is not None:
+    if records is not None and len(records.generalization_loss):
         loss = records.generalization_loss
-        loss = loss[(loss["family"] == family) & (loss["validation_set"] == "own")] if len(loss) else loss
+        loss = loss[(loss["family"] == family) & (loss["validation_set"] == "own")]
         own = loss.set_index("candidate")["nll"] if len(loss) else None
     noise = run_noise(mine, records, outcome)
     return Evidence(family, str(mine["stands_for"].iloc[0]), outcome, mine, rows, noise, own)
 
 
 def run_noise(frame: pd.DataFrame, records: Records | None, outcome: str) -> RunNoise:
-    """The noise between RL runs of a family, pooled over its candidates."""
+    """Pool the noise between RL runs over the candidates of a family."""
     best_of = outcome != "outcome_last"
     if records is None:
         variance, degrees = frame["outcome_last_std"] ** 2, (frame["n_runs"] - 1).clip(lower=0)
@@ -144,7 +184,7 @@ def run_noise(frame: pd.DataFrame, records: Records | None, outcome: str) -> Run
 
 @cache
 def deviation_of_best(n: int) -> float:
-    """Standard deviation of the largest of n independent standard normal values."""
+    """Return the standard deviation of the largest of n independent standard normal values."""
     moments = [
         integrate.quad(lambda x, p=power: x**p * n * stats.norm.pdf(x) * stats.norm.cdf(x) ** (n - 1), -12, 12)[0]
         for power in (1, 2)
@@ -152,75 +192,47 @@ def deviation_of_best(n: int) -> float:
     return math.sqrt(moments[1] - moments[0] ** 2)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One claim of the paper."""
-
-    name: str
-    places: Mapping[str, tuple[str, ...]]  # where the paper makes it -> of which models
-    claim: str  # in our words
-    quote: str  # the paper's
-    test: Callable[[Evidence], Estimate]
-    below: bool = False  # the claim says: statistic < bound; else > bound
-    bound: float = 0.0
-    unit: str = "points"
-    published: Mapping[str, float] = field(default_factory=dict)  # by model, where a number is printed
-    scenario: str = ""  # the candidates that a figure shows and the claim goes for; "": the claim chooses them itself
-
-    def where(self, model: str) -> str:
-        """The places that make the claim of this model."""
-        return ", ".join(place for place, models in self.places.items() if model in models)
-
-
 # --- comparisons ------------------------------------------------------------------------------------------------------
 
 
 def contrast(evidence: Evidence, pairs: Sequence[Pair], what: str, counted: str = "pairs") -> Estimate:
-    """Mean over pairs of first minus second, of "pass1", "outcome", or "gain" (outcome minus pass1).
+    """Return the mean over pairs of first minus second, of "pass1", "outcome" or "gain" (outcome minus pass1).
 
-    Student's t interval; where the noise of RL runs and of answers before RL come together, Satterthwaite's degrees of
-    freedom.
+    The interval is Student's t, with Satterthwaite's degrees of freedom where the noise of RL runs and that of answers
+    before RL come together.
     """
     if not pairs:
-        return too_few(MEASURED[what], 0, counted)
-    weights = _weights(evidence, pairs)
-    differences = [_values(evidence, what) @ _weights(evidence, [pair]) for pair in pairs]
+        return Estimate(math.nan, MEASURED[what], 0, counted=counted)
+    values = _values(evidence, what)
+    differences = [values @ _weights(evidence, [pair]) for pair in pairs]
     value = float(np.mean(differences))
-    error, degrees = _error(evidence, weights, what)
+    error, degrees = _error(evidence, _weights(evidence, pairs), what)
     text = f"{MEASURED[what]}, {_named(evidence, pairs)}"
     if len(pairs) > 1:
         text += f" ({sum(one > 0 for one in differences)} of {len(pairs)} positive)"
-    return Estimate(value, text, len(pairs), student(value, error, degrees), _held(evidence, what), counted)
+    return Estimate(value, text, len(pairs), student(value, error, degrees), _covered(evidence, what), counted)
 
 
 def smallest_contrast(
-    evidence: Evidence,
-    alternatives: Sequence[Sequence[Pair]],
-    what: str,
-    label: str,
-    n: int,
-    counted: str = "candidates",
+    evidence: Evidence, alternatives: Sequence[Sequence[Pair]], what: str, label: str, n: int, counted: str
 ) -> Estimate:
-    """The smallest of several mean differences, such as one candidate minus the best of the others.
+    """Return the smallest of several mean differences, such as one candidate minus the best of the others.
 
-    n: how many are compared in all, which is one more than the differences where one stands against all others.
+    n: how many are compared in all; one more than the differences where one is compared with all others.
 
-    The estimate itself is biased, being an extreme; the interval is not misled by that. The true smallest difference
-    is above the lowest of the single lower ends as surely as each of these is below its difference. It is below the
-    lowest of the upper ends if all of them are above their differences at once, so these allow for the largest
-    deviation among them, as Dunnett's and Hsu's comparisons do. Together they hold the truth at least as often as they
-    say.
+    The estimate is an extreme and therefore biased, but the interval covers the true smallest difference at least as
+    often as it says. Its lower end is the lowest of the single lower ends. Its upper end is the lowest of the upper
+    ends, which allow for the largest deviation among all (as Dunnett's and Hsu's comparisons do).
     """
     if not alternatives:
-        return too_few(label, 0, counted)
+        return Estimate(math.nan, label, 0, counted=counted)
     weights = np.array([_weights(evidence, pairs) for pairs in alternatives])
     differences = weights @ _values(evidence, what)
     errors, degrees = np.array([_error(evidence, one, what) for one in weights]).T
-    scale = _scale(evidence, what)
-    value = float(differences.min())
+    scale = np.hypot(*_errors(evidence, what))
     text = f"{label} ({_named(evidence, alternatives[int(differences.argmin())])})"
     interval = _smallest_interval(differences, errors, degrees, weights * scale)
-    return Estimate(value, text, n, interval, _held(evidence, what), counted)
+    return Estimate(float(differences.min()), text, n, interval, _covered(evidence, what), counted)
 
 
 def _smallest_interval(differences: Array, errors: Array, degrees: Array, loadings: Array) -> Interval:
@@ -254,25 +266,21 @@ def _values(evidence: Evidence, what: str) -> Array:
     return {"pass1": before, "outcome": after, "gain": after - before}[what]
 
 
-def _errors(evidence: Evidence) -> tuple[Array, Array]:
-    """Standard errors of each row's Pass@1 before and after RL."""
+def _errors(evidence: Evidence, what: str) -> tuple[Array, Array]:
+    """Standard errors that `what` has in each row from before and from after RL."""
     rows = evidence.rows
-    sampling = rows["outcome_sampling_se"].to_numpy(np.float64)
     before = rows["pass1_sampling_se"].to_numpy(np.float64)
-    return before, evidence.noise.standard_errors(rows["n_runs"].to_numpy(), sampling)
-
-
-def _scale(evidence: Evidence, what: str) -> Array:
-    """Standard error of each row's value."""
-    before, after = _errors(evidence)
-    return {"pass1": before, "outcome": after, "gain": np.hypot(before, after)}[what]
+    sampling = rows["outcome_sampling_se"].to_numpy(np.float64)
+    after = evidence.noise.standard_errors(rows["n_runs"].to_numpy(), sampling)
+    nothing = np.zeros(len(rows))
+    return nothing if what == "outcome" else before, nothing if what == "pass1" else after
 
 
 def _error(evidence: Evidence, weights: Array, what: str) -> tuple[float, float]:
     """Standard error and degrees of freedom of a weighted sum of rows."""
-    before, after = ((weights * errors) ** 2 for errors in _errors(evidence))
-    variance = {"pass1": before, "outcome": after, "gain": before + after}[what].sum()
-    if what == "pass1" or not evidence.noise.degrees or not after.sum():
+    before, after = ((weights * errors) ** 2 for errors in _errors(evidence, what))
+    variance = (before + after).sum()
+    if not evidence.noise.degrees or not after.sum():
         return math.sqrt(variance), math.inf
     return math.sqrt(variance), evidence.noise.degrees * (variance / after.sum()) ** 2
 
@@ -285,5 +293,5 @@ def _named(evidence: Evidence, pairs: Sequence[Pair]) -> str:
     return ("mean of " if len(pairs) > 1 else "") + ", ".join(shown)
 
 
-def _held(evidence: Evidence, what: str) -> str:
+def _covered(evidence: Evidence, what: str) -> str:
     return "sampling of answers" if what == "pass1" else evidence.noise.text

@@ -1,52 +1,47 @@
 """The paper's tables: ours, computed from the records, beside the published values. Paper: Sec. 4, App. C.
 
-    frame = candidate_frame(load_records("results/smoke"))
-    table = compute_table(frame, 1)                     # tidy numbers, one row per cell of the paper's Table 1
-    show_table(table, "smoke")                          # as text, ours beside the paper's
-    print(describe_table(table))                        # what our scale says, and what differs from the paper
-    show_table(compute_supplement(frame, 3), "smoke")   # rows that complete it: within each SFT budget
-    show_sensitivity(compute_sensitivity(frame, 1))     # the same under other definitions
+    frame = candidate_frame(load_records("results/mini"))
+    table = compute_table(frame, 5)                            # numbers, one row per cell of the paper's Table 5
+    table = compute_table(frame, 5, Options(n_splits=1000))    # with other parameters
+    show_table(table, "mini"), compare_gains(table)            # as text, ours beside the paper's
+    compute_table(frame, 3, supplement=True)                   # rows that complete it: within each SFT budget
+    show_sensitivity(compute_sensitivity(frame, 1))            # the same under other definitions
 
-`compute_table` takes any of the paper's Tables 1-10: what a table's rows are (families, fit sizes, SFT budgets) and
-which predictors it has is read off the published one. Families that the paper has and we did not run say `not run`.
+`analysis/tables.yaml` says what each table shows. A model of the paper that was not run has the status `not run`.
 """
 
-from quagmire_utils.analysis.tables.layout import (
-    AVERAGED,
-    BUDGETS,
-    PREDICTORS,
-    TOGETHER,
-    Line,
-    printed_again,
-    supplement_lines,
-    table_lines,
-)
-from quagmire_utils.analysis.tables.published import (
+from quagmire_utils.analysis.tables.compute import (
     CEILING,
     MIN_CANDIDATES,
     MIN_RESAMPLED,
     NUMBERS,
     OUTCOMES,
-    VERDICTS,
-    Array,
-    compute_supplement,
+    R2_KINDS,
+    SPEARMAN_KINDS,
+    Options,
+    compute_sensitivity,
     compute_table,
+    verdict,
 )
-from quagmire_utils.analysis.tables.sensitivity import R2_KINDS, SPEARMAN_KINDS, compute_sensitivity
 from quagmire_utils.analysis.tables.show import (
+    compare_gains,
+    headline,
+    number_text,
     predictor_title,
     show_sensitivity,
     show_table,
-    table_caption,
-    table_title,
 )
-from quagmire_utils.analysis.tables.words import (
-    count_verdicts,
-    describe_printed,
-    describe_sensitivity,
-    describe_table,
-    differences,
-    headline,
+from quagmire_utils.analysis.tables.spec import (
+    AVERAGED,
+    BUDGETS,
+    PREDICTORS,
+    STATISTICS,
+    TABLES,
+    TOGETHER,
+    Line,
+    TableSpec,
+    table_lines,
+    table_spec,
 )
 
 __all__ = [
@@ -60,25 +55,21 @@ __all__ = [
     "PREDICTORS",
     "R2_KINDS",
     "SPEARMAN_KINDS",
+    "STATISTICS",
+    "TABLES",
     "TOGETHER",
-    "VERDICTS",
-    "Array",
     "Line",
+    "Options",
+    "TableSpec",
+    "compare_gains",
     "compute_sensitivity",
-    "compute_supplement",
     "compute_table",
-    "count_verdicts",
-    "describe_printed",
-    "describe_sensitivity",
-    "describe_table",
-    "differences",
     "headline",
+    "number_text",
     "predictor_title",
-    "printed_again",
     "show_sensitivity",
     "show_table",
-    "supplement_lines",
-    "table_caption",
     "table_lines",
-    "table_title",
+    "table_spec",
+    "verdict",
 ]

@@ -1,22 +1,21 @@
-"""Tables 1-10 as a person reads them."""
+"""The tables as a person reads them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import pandas as pd
 
-from quagmire_utils.analysis.tables.layout import AVERAGED
-from quagmire_utils.analysis.tables.sensitivity import R2_KINDS, SPEARMAN_KINDS
+from quagmire_utils.analysis.tables.compute import R2_KINDS, SPEARMAN_KINDS
+from quagmire_utils.analysis.tables.spec import STATISTICS
 from quagmire_utils.core import published as paper
 
-STATISTICS = {"spearman": "Spearman rank correlation", "r2": "R²"}
-LARGE = 1000  # from here on an R2 is given by its size: candidates almost alike were predicted
+LARGE = 1000  # a larger R2 is shown by its size alone: the predicted candidates are almost alike
 
 
 def predictor_title(column: str, k: int = 64) -> str:
-    """How a predictor is called in tables; the paper's large k is 64."""
+    """Return the name of a predictor in tables; the paper's large k is 64."""
     large = "Pass@64" if k == 64 else f"Pass@{k} (paper: 64)"
     titles = {
         "pass1": "Pass@1 (baseline)",
@@ -27,143 +26,143 @@ def predictor_title(column: str, k: int = 64) -> str:
     return titles[column]
 
 
-def table_title(table: pd.DataFrame) -> str:
-    """One line that says what the table shows."""
-    first = table.iloc[0]
-    cells = paper.published(first["table"])
-    models = cells["family"].unique()
-    whose = f", {models[0]}" if len(models) == 1 else ""
-    rows = ""
-    if cells["n_fit"].notna().all():
-        rows = ", by how many candidates are fitted and predicted"
-    elif cells["row"].eq("Average").any():
-        rows = ", by SFT budget"
-    about = f"{STATISTICS[first['statistic']]} of predicted and actual Pass@1 after RL, {first['scenario']} level"
-    return f"Table {first['table']}: {about}{whose}{rows}"
-
-
-def table_caption(table: pd.DataFrame, profile: str, n_benchmarks: int) -> str:
-    """The caption as Markdown: what is shown, how it was computed, and at which scale it was measured."""
-    first = table.iloc[0]
-    measured = table[table["status"] == "measured"]
-    if first["statistic"] == "r2":
-        splits = f"{measured['n_splits'].max():.0f} random splits" if len(measured) else "random splits"
-        how = (
-            "A line from the measurement after SFT to the outcome of RL is fitted on some candidates and predicts the "
-            f"others: mean R² ± standard deviation over {splits} (the paper's ±, which it calls a standard error), "
-            "then the standard error (SE); `every split` takes each possible split once, so it has no sampling noise."
-        )
-    else:
-        how = (
-            "The prediction is a line fitted on all candidates; in square brackets the "
-            f"{100 * first['confidence']:.0f} % interval of a bootstrap over candidates. Each resample fits its line "
-            "anew, so where a predictor is of no use the sign of its slope follows the resample: such correlations are "
-            "rarely below zero and their intervals one-sided."
-        )
-        if (table["basis"] == AVERAGED).any():
-            how += " Averages are over SFT budgets."
-    return (
-        f"**{table_title(table)}.** {how} In round brackets the gain over Pass@1, at the row's best predictor as the "
-        f"paper prints it. Pass@1 after RL is averaged over {n_benchmarks} benchmarks. Ours: profile {profile}, "
-        "measured; the paper's lines are as printed."
-    )
-
-
-def show_table(table: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """The table as text: for each row the paper's line with its source, ours (`measured`, stamped with the profile).
-
-    The gain over Pass@1 stands in brackets at the row's best predictor, as the paper prints it. R2 is followed by the
-    standard deviation over splits (what the paper calls a standard error) and the standard error; a Spearman
-    correlation by its 95 % interval. Where we measured nothing the line says `not run`, `too few candidates` or
-    `not chosen`.
-    """
-    lines: dict[tuple[str, str], dict[str, str]] = {}
-    for row, family, cells in rows_of(table):
-        first = cells.iloc[0]
-        label = _label(table, row, first["model"])
-        titles = [predictor_title(column, int(first["k"])) for column in cells["column"]]
-        if cells["paper"].notna().any():
-            texts = [_printed(cell) for _, cell in cells.iterrows()]
-            lines[label, f"paper: {first['source']}"] = dict(zip(titles, texts, strict=True))
-        name = f"{family}: " if family else ""
-        if first["status"] != "measured":
-            said = first["status"] + (f" ({first['n_candidates']})" if first["n_candidates"] else "")
-            lines[label, name + said] = dict.fromkeys(titles, said)
-            continue
-        notes = [first["sizes"]] if first["sizes"] else []
-        notes += [f"{first['left_out']} left out"] if first["left_out"] else []
-        shared = {"candidates": f"{first['n_candidates']}" + (f" ({'; '.join(notes)})" if notes else "")}
-        own = f"{name}measured ({profile})"
-        best = cells["value"].idxmax() if cells["value"].notna().any() else None
-        texts = [_own(cell, place == best) for place, cell in cells.iterrows()]
-        lines[label, own] = {**dict(zip(titles, texts, strict=True)), **shared}
-        if first["statistic"] == "spearman":
-            continue
-        ratio = "halves" if math.isnan(first["n_fit"]) else f"{first['n_fit']:.0f}:{first['n_validation']:.0f}"
-        lines[label, own] |= {"fitted: predicted": ratio, "splits": f"{cells['n_splits'].min():.0f} random"}
-        if first["all_splits"] > 0:
-            texts = [_every_split(cell) for _, cell in cells.iterrows()]
-            shared |= {"fitted: predicted": ratio, "splits": f"all {cells['all_splits'].min():.0f}"}
-            lines[label, f"{own}, every split"] = {**dict(zip(titles, texts, strict=True)), **shared}
-    return _text_frame(lines or {("no such row", ""): {"": ""}})
-
-
-def show_sensitivity(table: pd.DataFrame) -> pd.DataFrame:
-    """`compute_sensitivity` as text: one line per row and definition, the gain over Pass@1 in brackets."""
-    lines: dict[tuple[str, str], dict[str, str]] = {}
-    for (row, family, kind), cells in table.groupby(["row", "family", "kind"], sort=False):
-        first = cells.iloc[0]
-        texts = [_text(cell["value"], cell["std"], cell["gain"]) for _, cell in cells.iterrows()]
-        titles = [predictor_title(column, int(first["k"])) for column in cells["column"]]
-        line = dict(zip(titles, texts, strict=True))
-        if first["statistic"] == "r2":
-            shares = " / ".join(f"{100 * share:.0f} %" for share in cells["below_zero"])
-            line |= {"splits": f"{cells['splits'].min():,}", "below zero in": shares}
-        lines[_where(row, family, first["model"]), {**R2_KINDS, **SPEARMAN_KINDS}[kind]] = line
-    return _text_frame(lines or {("not run", ""): {"": ""}})
-
-
-# --- in words ---------------------------------------------------------------------------------------------------------
-
-
-def rows_of(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """(row, family, its cells) in the table's order; a row such as Average may occur once for each model."""
-    for (row, _, family), cells in table.groupby(["row", "model", "family"], sort=False):
-        yield row, family, cells
-
-
-def short_title(column: str, k: int = 64) -> str:
-    """How a predictor is called inside a sentence."""
-    return predictor_title(column, k).removesuffix(" (baseline)").replace(" (paper: 64)", "")
-
-
-def names(items: Iterable[str]) -> str:
-    """`a, b and c`."""
-    *head, last = list(items)
-    return f"{', '.join(head)} and {last}" if head else last
-
-
-def between(values: pd.Series, sign: str = "") -> str:
-    """Smallest to largest of some numbers."""
-    low, high = number_text(values.min(), sign), number_text(values.max(), sign)
-    return low if low == high else f"{low} to {high}"
-
-
 def number_text(value: float, sign: str = "") -> str:
-    """Two digits; the size alone of an R2 of minus thousands: -6e6."""
+    """Format a number with two digits; an R2 of minus thousands by its size alone: -6e6."""
     if math.isnan(value):
         return "undefined"
     return f"{value:{sign}.2f}" if abs(value) < LARGE else f"{value:{sign}.0e}".replace("e+0", "e").replace("e+", "e")
 
 
-def _where(row: str, family: str, model: str) -> str:
-    return family if row == model else f"{family}, {row}"
+def show_table(table: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """Return the table as text: for each row the paper's line, then ours, marked `measured (profile)`.
+
+    The gain over Pass@1 stands in brackets at the row's best predictor, as the paper prints it. R2 is followed by the
+    standard deviation over splits (which the paper calls a standard error) and the standard error; a rank correlation
+    by its interval. A line of ours that was not measured says why.
+    """
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row, family, cells in _rows(table):
+        first = cells.iloc[0]
+        several = len(table["model"].unique()) > 1 and row != first["model"]
+        label = f"{first['model']}, {row}" if several else row
+        titles = [predictor_title(column, int(first["k"])) for column in cells["column"]]
+        if cells["paper"].notna().any():
+            printed = [_printed(cell) for _, cell in cells.iterrows()]
+            lines[label, f"paper: {first['source']}"] = dict(zip(titles, printed, strict=True))
+        name = f"{family}: " if family else ""
+        if first["status"] != "measured":
+            said = first["status"] + (f" ({first['n_candidates']})" if first["n_candidates"] else "")
+            lines[label, name + said] = dict.fromkeys(titles, said)
+            continue
+        lines |= {(label, name + what): line for what, line in _own_lines(cells, titles, profile).items()}
+    return _text_frame(lines or {("no such row", ""): {"": ""}})
 
 
-def _label(table: pd.DataFrame, row: str, model: str) -> str:
-    """A row's name; the model is named where the table has several."""
-    several = len(table["model"].unique()) > 1
-    return f"{model}, {row}" if several and row != model else row
+def compare_gains(table: pd.DataFrame) -> pd.DataFrame:
+    """Return our gains over Pass@1 beside the paper's as text: one line per measured row and predictor.
+
+    `paper inside`: whether the paper's value lies in the interval of ours. `at ceiling`: candidates whose Pass@k is
+    0.99 or more, which it cannot tell apart.
+    """
+    lines = []
+    for row, family, cells in _rows(table[table["status"] == "measured"]):
+        base = cells.loc[cells["column"] == paper.BASELINE, "paper"].iloc[0]
+        for _, cell in cells[cells["column"] != paper.BASELINE].iterrows():
+            known, share = not math.isnan(cell["paper"]), cell["better_share"]
+            inside = "yes" if cell["low"] <= cell["paper"] <= cell["high"] else "no"
+            ceiling = f"{cell['n_ceiling']} of {cell['n_candidates']}"
+            line = {
+                "family": family,
+                "row": "" if row == cell["model"] else row,
+                "predictor": predictor_title(cell["column"], int(cell["k"])),
+                "candidates": str(cell["n_candidates"]),
+                "gain": number_text(cell["gain"], "+") + _interval(cell["gain_low"], cell["gain_high"], "+"),
+                "better in": "" if math.isnan(share) else f"{100 * share:.0f} % of splits",
+                "verdict": cell["verdict"],
+                "paper's gain": f"{cell['paper'] - base:+.2f}" if known else "",
+                "paper inside": inside if known and not math.isnan(cell["low"]) else "",
+                "at ceiling": ceiling if "pass_k" in cell["column"] else "",
+            }
+            lines.append(line)
+    return pd.DataFrame(lines or [{"family": "not run"}]).set_index("family")
+
+
+def show_sensitivity(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `compute_sensitivity` as text: one line per row and definition, the gain over Pass@1 in brackets."""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for (row, family, kind), cells in table.groupby(["row", "family", "kind"], sort=False):
+        first = cells.iloc[0]
+        texts = [_text(cell["value"], cell["std"], cell["gain"]) for _, cell in cells.iterrows()]
+        line = dict(zip([predictor_title(column, int(first["k"])) for column in cells["column"]], texts, strict=True))
+        if first["statistic"] == "r2":
+            shares = " / ".join(f"{100 * share:.0f} %" for share in cells["below_zero"])
+            line |= {"splits": f"{cells['splits'].min():,}", "below zero in": shares}
+        where = family if row == first["model"] else f"{family}, {row}"
+        lines[where, {**R2_KINDS, **SPEARMAN_KINDS}[kind]] = line
+    return _text_frame(lines or {("not run", ""): {"": ""}})
+
+
+def headline(table: pd.DataFrame) -> tuple[str, str, str]:
+    """Return the table in one line: the paper's numbers, ours, and the numbers of candidates.
+
+    Of a table by budget the average row, of one by fit size the row nearest to half of the candidates. Our R2 is the
+    median over every split, because a few splits into candidates almost alike can ruin the mean.
+    """
+    theirs = {"pass1": "Pass@1", "gen_loss": "loss", "pass_k": "Pass@64", "avg_genloss_pass_k": "both"}
+    ours = theirs | {"pass_k": f"Pass@{int(table['k'].iloc[0])}"}
+    printed, own, scale = {}, [], []
+    for model, cells in table.groupby("model", sort=False):
+        short = model.split("-")[0]
+        for family, mine in cells[cells["row"] == _headline_row(cells)].groupby("family", sort=False):
+            known = mine.dropna(subset="paper")
+            printed[short] = ", ".join(
+                f"{theirs[c]} {value:.2f}" for c, value in zip(known["column"], known["paper"], strict=True)
+            )
+            if mine["status"].iloc[0] != "measured":
+                own.append(f"{family or short}: {mine['status'].iloc[0]}")
+                continue
+            middle = mine["value"] if mine["all_median"].isna().any() else mine["all_median"]
+            values = [f"{ours[c]} {number_text(value)}" for c, value in zip(mine["column"], middle, strict=True)]
+            own.append(f"{family}: {', '.join(values)}")
+            scale.append(f"{family} n = {mine['n_candidates'].iloc[0]}")
+    name = STATISTICS[table["statistic"].iloc[0]].split()[0]
+    median = "median " if table["all_median"].notna().any() else ""
+    paper_says = "; ".join(f"{short}: {numbers}" for short, numbers in printed.items())
+    return f"{name} {paper_says}", f"{median}{name} {'; '.join(own)}", ", ".join(scale)
+
+
+def _headline_row(cells: pd.DataFrame) -> str:
+    rows = cells["row"].unique().tolist()
+    if "Average" in rows or len(rows) == 1:
+        return rows[-1]
+    return min(rows, key=lambda row: abs(int(row.split(":")[0]) - int(row.split(":")[1])))
+
+
+def _rows(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(row, family, its cells) in the table's order; a row such as Average may occur once for each model."""
+    for (row, _, family), cells in table.groupby(["row", "model", "family"], sort=False):
+        yield row, family, cells
+
+
+def _own_lines(cells: pd.DataFrame, titles: list[str], profile: str) -> dict[str, dict[str, str]]:
+    """Our line of a row; for R2 a second one over every split."""
+    first = cells.iloc[0]
+    notes = [first["sizes"]] if first["sizes"] else []
+    notes += [f"{first['left_out']} left out"] if first["left_out"] else []
+    shared = {"candidates": f"{first['n_candidates']}" + (f" ({'; '.join(notes)})" if notes else "")}
+    best = cells["value"].idxmax() if cells["value"].notna().any() else None
+    own = [_own(cell, place == best) for place, cell in cells.iterrows()]
+    name = f"measured ({profile})"
+    lines = {name: {**dict(zip(titles, own, strict=True)), **shared}}
+    if first["statistic"] == "r2":
+        halves = math.isnan(first["n_fit"])
+        shared["fitted: predicted"] = "halves" if halves else f"{first['n_fit']:.0f}:{first['n_validation']:.0f}"
+        lines[name] |= {**shared, "splits": f"{cells['n_splits'].min():.0f} random"}
+        if first["all_splits"] > 0:
+            texts = [_every_split(cell) for _, cell in cells.iterrows()]
+            shared["splits"] = f"all {cells['all_splits'].min():.0f}"
+            lines[f"{name}, every split"] = {**dict(zip(titles, texts, strict=True)), **shared}
+    return lines
 
 
 def _text_frame(lines: dict[tuple[str, str], dict[str, str]]) -> pd.DataFrame:
@@ -179,10 +178,10 @@ def _printed(cell: pd.Series) -> str:
 
 def _own(cell: pd.Series, best: bool) -> str:
     text = _text(cell["value"], cell["std"])
-    if not math.isnan(cell["standard_error"]):
+    if math.isnan(cell["standard_error"]):
+        text += _interval(cell["low"], cell["high"])
+    else:
         text += f", SE {number_text(cell['standard_error'])}"
-    elif not math.isnan(cell["low"]):
-        text += f" [{cell['low']:.2f}, {cell['high']:.2f}]"
     return text + (f" ({number_text(cell['gain'], '+')})" if best and not math.isnan(cell["gain"]) else "")
 
 
@@ -191,11 +190,11 @@ def _every_split(cell: pd.Series) -> str:
     return _text(cell["all_value"], cell["all_std"]) + median
 
 
+def _interval(low: float, high: float, sign: str = "") -> str:
+    return "" if math.isnan(low) else f" [{number_text(low, sign)}, {number_text(high, sign)}]"
+
+
 def _text(value: float, plus_minus: float = math.nan, gain: float = math.nan) -> str:
     text = number_text(value)
     text += "" if math.isnan(plus_minus) else f" ± {number_text(plus_minus)}"
     return text + ("" if math.isnan(gain) else f" ({number_text(gain, '+')})")
-
-
-def _averaged(basis: str, sizes: str) -> str:
-    return f" (mean of {sizes})" if basis == AVERAGED else ""
