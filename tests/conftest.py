@@ -9,6 +9,7 @@ import signal
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,3 +74,14 @@ def data_dir() -> Path:
     if folder is None:
         pytest.skip(REQUIREMENTS["requires_data"][1])
     return folder
+
+
+@pytest.fixture(scope="session")
+def mini() -> Any:
+    """Return the records of the miniature study; skip where they are not."""
+    from quagmire_utils.core.records import load_records
+
+    folder = Path(__file__).resolve().parents[1] / "results" / "mini"
+    if not (folder / "manifest.json").is_file():
+        pytest.skip(f"no records in {folder}")
+    return load_records(folder)

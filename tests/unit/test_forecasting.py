@@ -1,0 +1,335 @@
+"""Forecasts from a few RL runs: against closed forms, brute force, simulated worlds, and the shipped records."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from example_candidates import hidden, linear_world
+from scipy import stats
+
+from quagmire_utils.analysis.fits import predict, spearman
+from quagmire_utils.analysis.forecasting import (
+    check_forecasts,
+    choose_runs,
+    compare_predictors,
+    forecast_rl,
+    known_runs,
+)
+from quagmire_utils.analysis.lines import forecast
+from quagmire_utils.analysis.measurements import load_measurements
+from quagmire_utils.analysis.records import candidate_frame
+from quagmire_utils.core.errors import ParameterError
+
+# --- lines and intervals ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def records():
+    rows = [
+        ("a", 0.50, 0.60, 0.80, 0.55),
+        ("b", 0.45, 0.55, 0.90, 0.60),
+        ("c", 0.40, 0.70, 0.95, 0.50),
+        ("d", 0.60, 0.90, 0.70, 0.45),
+        ("e", 0.30, 0.50, 0.60, 0.40),
+    ]
+    columns = ["candidate", "pass1", "gen_loss", "pass_k", "outcome"]
+    return pd.DataFrame(rows, columns=columns).assign(family="llama", scenario="dataset")
+
+
+def test_forecast_with_one_predictor_is_the_textbook_interval(records):
+    known = ["a", "b", "d", "e"]
+    hidden = records.assign(outcome=records["outcome"].where(records["candidate"] != "c"))
+    result = forecast(hidden, known, ["pass_k"], confidence=0.9).set_index("candidate")
+    rows = records[records["candidate"] != "c"]
+    x, y = rows["pass_k"].to_numpy(), rows["outcome"].to_numpy()
+    line = stats.linregress(x, y)
+    sigma = math.sqrt(((y - line.intercept - line.slope * x) ** 2).sum() / 2)
+    for name, x0 in records.set_index("candidate")["pass_k"].items():
+        half = stats.t.ppf(0.95, 2) * sigma * math.sqrt(1 + 1 / 4 + (x0 - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum())
+        assert result.loc[name, "predicted"] == pytest.approx(line.intercept + line.slope * x0)
+        assert result.loc[name, "high"] - result.loc[name, "low"] == pytest.approx(2 * half)
+    assert result["calibrated"].to_dict() == {name: name != "c" for name in "abcde"}
+    assert result.index[result["extrapolated"]].tolist() == ["c"]
+    assert result["predicted"].is_monotonic_decreasing
+
+
+def test_averaged_forecast_is_the_averaged_prediction(records):
+    result = forecast(records, list("abcde")).set_index("candidate").loc[list("abcde")]
+    expected = predict(records[["gen_loss", "pass_k"]], records["outcome"])
+    np.testing.assert_allclose(result["predicted"], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+@pytest.mark.parametrize("predictors", [("pass_k",), ("gen_loss", "pass_k")])
+@pytest.mark.parametrize("runs", [3, 5, 10])
+def test_intervals_cover_from_three_to_ten_runs(runs, predictors, confidence):
+    """Both predictors show an ability with noise of their own. One line is exact; the mean of two is a bit too wide."""
+    inside = []
+    for seed in range(150):
+        random = np.random.default_rng(1000 * runs + seed)
+        ability = random.normal(size=runs + 4)
+        loss, pass_k = (ability + 0.3 * random.normal(size=runs + 4) for _ in range(2))
+        line = pass_k if len(predictors) == 1 else ability
+        table = pd.DataFrame({"gen_loss": loss, "pass_k": pass_k, "candidate": [f"c{i}" for i in range(runs + 4)]})
+        table["outcome"] = 0.5 + 0.1 * line + 0.03 * random.normal(size=runs + 4)
+        found = forecast(table, table["candidate"][:runs].tolist(), predictors, confidence).query("not calibrated")
+        truth = table.set_index("candidate").loc[found["candidate"], "outcome"].to_numpy()
+        inside.append(np.mean((found["low"] <= truth) & (truth <= found["high"])))
+    error = np.std(inside) / math.sqrt(len(inside))
+    spare = 0.03 if len(predictors) == 2 else 0.0
+    assert confidence - 3 * error < np.mean(inside) < confidence + spare + 3 * error
+
+
+@pytest.mark.parametrize("runs", [4, 7])
+def test_intervals_also_cover_when_the_runs_are_chosen(runs):
+    """Which runs are made follows from predictors and chances alone, so choosing them costs little coverage."""
+    inside = []
+    for seed in range(40):
+        table = linear_world(12, seed)
+        found = forecast_rl(table, choose_runs(table, runs), n_draws=300)
+        truth = table.set_index("candidate")["outcome"]
+        rest = found.table[~found.table["calibrated"]]
+        inside += [row.low <= truth[row.candidate] <= row.high for row in rest.itertuples()]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "call"),
+    [
+        ("calibrated", lambda r: forecast(r, ["a", "b"])),
+        ("calibrated", lambda r: forecast(r, ["a", "b", "z"])),
+        ("calibrated", lambda r: forecast(r, "abc")),
+        ("outcome", lambda r: forecast(r.assign(outcome=np.nan), ["a", "b", "c"])),
+        ("outcome", lambda r: forecast(r.assign(outcome=0.5), ["a", "b", "c"])),
+        ("pass_k", lambda r: forecast(r.assign(pass_k=0.5), ["a", "b", "c"])),
+        ("predictors", lambda r: forecast(r, ["a", "b", "c"], "pass_k")),
+        ("predictors", lambda r: forecast_rl(r, predictors=["pass_k", "pass_k"])),
+        ("predictors", lambda r: forecast_rl(r, predictors=["outcome"])),
+        ("pass8", lambda r: forecast(r, ["a", "b", "c"], ["pass8"])),
+        ("confidence", lambda r: forecast(r, ["a", "b", "c"], confidence=1)),
+        ("outcome", lambda r: forecast_rl(r.drop(columns="outcome"))),
+        ("outcome", lambda r: forecast_rl(hidden(r, ["a", "b"]))),
+        ("outcome", lambda r: known_runs(hidden(r, ["a", "b"]), 5)),
+        ("outcome", lambda r: known_runs(r.head(2), 5)),
+        ("n_runs", lambda r: choose_runs(r, 7)),
+    ],
+)
+def test_bad_input_is_refused(records, parameter, call):
+    with pytest.raises(ParameterError) as caught:
+        call(records)
+    assert caught.value.parameter == parameter
+
+
+# --- the check, chances and the next run ------------------------------------------------------------------------------
+
+
+def test_forecast_rl_forecasts_as_forecast_and_checks_by_leaving_out():
+    table = linear_world(9, 0)
+    runs = ["c0", "c1", "c2", "c3", "c4", "c5"]
+    found = forecast_rl(hidden(table, runs))
+    plain = forecast(table, runs)
+    pd.testing.assert_frame_equal(found.table[plain.columns], plain)
+    mine = table.iloc[:6]
+    left_out = predict(mine[["gen_loss", "pass_k"]], mine["outcome"], "leave_one_out")
+    np.testing.assert_allclose(found.check["predicted"], left_out, rtol=1e-10)
+    y = mine["outcome"]
+    assert found.r2 == pytest.approx(1 - ((y - left_out) ** 2).sum() / ((y - y.mean()) ** 2).sum())
+    assert found.rank_correlation == pytest.approx(spearman(left_out, y))
+    inside = []
+    for name in runs:
+        one = forecast(table, [run for run in runs if run != name]).set_index("candidate").loc[name]
+        inside.append(one["low"] <= table.set_index("candidate").loc[name, "outcome"] <= one["high"])
+    assert found.check["covered"].tolist() == inside
+    assert found.coverage == np.mean(inside)
+
+
+def test_chance_to_end_best_of_one_candidate_is_students():
+    table = linear_world(6, 3, noise=0.1)
+    runs = [f"c{i}" for i in range(5)]
+    found = forecast_rl(hidden(table, runs), predictors=["pass_k"], n_draws=40_000).table.set_index("candidate")
+    one = found.loc["c5"]
+    scale = (one["high"] - one["predicted"]) / stats.t.ppf(0.975, 3)
+    truth = stats.t.sf((table["outcome"][:5].max() - one["predicted"]) / scale, 3)
+    assert 0.05 < truth < 0.95
+    assert one["chance_best"] == pytest.approx(truth, abs=0.01)
+    assert found["chance_best"].sum() == pytest.approx(1)
+
+
+def test_gain_of_a_run_is_the_textbook_variance_of_a_line():
+    """One predictor: 1 + 1/n + (x - mean)^2 / Sxx for each contender, before and after the run."""
+    table = linear_world(8, 2, noise=0.1)
+    runs = ["c0", "c1", "c2", "c3"]
+    found = forecast_rl(hidden(table, runs), predictors=["pass_k"]).table.set_index("candidate")
+    x = table.set_index("candidate")["pass_k"]
+    contenders = [name for name in x.index if name not in runs and found.loc[name, "chance_best"] >= 0.05]
+    assert len(contenders) > 1
+
+    def total(ran: list[str]) -> float:
+        fitted = x[ran]
+        spread = ((fitted - fitted.mean()) ** 2).sum()
+        rest = [name for name in contenders if name not in ran]
+        return sum(1 + 1 / len(ran) + (x[name] - fitted.mean()) ** 2 / spread for name in rest)
+
+    gains = {name: 1 - total([*runs, name]) / total(runs) for name in x.index if name not in runs}
+    assert found["gain"].dropna().to_dict() == pytest.approx(gains)
+    assert forecast_rl(hidden(table, runs), predictors=["pass_k"]).next_run == max(gains, key=gains.get)
+
+
+def test_gain_is_the_variance_that_goes_away_by_brute_force():
+    """Two predictors: draw outcomes, run the candidate, and forecast again; without a formula."""
+    table = linear_world(7, 2, noise=0.1)
+    runs = ["c0", "c1", "c2", "c3"]
+    found = forecast_rl(hidden(table, runs)).table.set_index("candidate")
+    chance = found["chance_best"][~found["calibrated"]].sort_values()
+    contenders = chance.index[chance.cumsum() >= 0.05].tolist()
+    assert len(contenders) > 1
+    random = np.random.default_rng(0)
+    scatter = random.normal(size=(3000, 7))  # about a true line of zero: the error of a forecast does not depend on it
+
+    def variance(ran: list[str]) -> float:
+        rest = [name for name in contenders if name not in ran]
+        x, fitted = table.set_index("candidate")[["gen_loss", "pass_k"]], [int(name[1:]) for name in ran]
+        total = 0.0
+        for name in rest:
+            lines = [np.polyfit(x[c].iloc[fitted], scatter[:, fitted].T, 1) for c in x]
+            mean = sum(slope * x.loc[name, c] + start for c, (slope, start) in zip(x, lines, strict=True)) / 2
+            total += np.var(scatter[:, int(name[1:])] - mean)
+        return total
+
+    before = variance(runs)
+    gains = {name: 1 - variance([*runs, name]) / before for name in found.index[~found["calibrated"]]}
+    assert found["gain"].dropna().to_dict() == pytest.approx(gains, abs=0.03)
+
+
+def test_advised_runs_find_better_candidates_than_random_ones():
+    """Three runs at random, then three more: the gap between the best of the six and the best of all 14."""
+    advised, random_runs = [], []
+    for seed in range(40):
+        table, random = linear_world(14, seed), np.random.default_rng(seed)
+        order = random.permutation(table["candidate"]).tolist()
+        runs = order[:3]
+        for _ in range(3):
+            found = forecast_rl(hidden(table, runs), n_draws=300)
+            runs.append(found.next_run or found.table.loc[~found.table["calibrated"], "candidate"].iloc[0])
+        outcome = table.set_index("candidate")["outcome"]
+        advised.append(outcome.max() - outcome[runs].max())
+        random_runs.append(outcome.max() - outcome[order[:6]].max())
+    assert np.mean(advised) < 0.5 * np.mean(random_runs)
+
+
+def test_many_small_chances_are_no_reason_to_stop():
+    """Two hundred equal candidates: each has a chance of half a per cent, together all of it."""
+    table = linear_world(5, 0)
+    more = pd.DataFrame({"candidate": [f"m{i}" for i in range(200)], "pass1": 0.3, "outcome": np.nan})
+    more[["pass_k", "gen_loss"]] = table[["pass_k", "gen_loss"]].mean().to_numpy()
+    found = forecast_rl(pd.concat([table, more], ignore_index=True))
+    chance = found.table.set_index("candidate")["chance_best"][more["candidate"]]
+    assert chance.max() < 0.05 < chance.sum()
+    assert found.next_run is not None
+    sure = pd.concat([table.assign(outcome=table["outcome"] + (table.index == 0)), more], ignore_index=True)
+    stopped = forecast_rl(sure.assign(outcome=sure["outcome"].where(sure.index < 5)), predictors=["pass1"], n_draws=200)
+    rest = stopped.table.loc[~stopped.table["calibrated"], "chance_best"].sum()
+    assert (stopped.next_run is None) == (rest < 0.05)
+
+
+def test_when_every_candidate_was_run():
+    table = linear_world(6, 4)
+    everyone = forecast_rl(table)
+    assert everyone.next_run is None
+    assert "Every candidate was run" in everyone.advice
+    compared = compare_predictors(table.assign(pass_k=1.0)).set_index("predictors")
+    assert compared.loc["Pass@1", "r2"] == pytest.approx(forecast_rl(table, predictors=["pass1"]).r2)
+    assert compared["runs"].to_dict() == {"Pass@1": 6, "loss": 6, "Pass@k": 0, "loss and Pass@k": 0}
+
+
+def test_which_outcomes_are_used():
+    table = linear_world(8, 5)
+    assert known_runs(hidden(table, ["c1", "c2", "c5"]), 5) == ["c1", "c2", "c5"]
+    chosen = known_runs(table, 5)
+    assert len(set(chosen)) == 5
+    assert chosen[:3] == table.sort_values("pass_k")["candidate"].iloc[[0, 4, 7]].tolist()
+
+
+# --- advice and warnings ----------------------------------------------------------------------------------------------
+
+
+def warned(found, text):
+    return sum(text in warning for warning in found.warnings)
+
+
+def test_warnings():
+    table = linear_world(7, 3).sort_values("pass_k", ignore_index=True)
+    table["gen_loss"] = 1 - table["pass_k"]
+    names = table["candidate"].tolist()
+    middle = names[1:6]
+    found = forecast_rl(hidden(table, middle))
+    ends = found.table[found.table["extrapolated"]].set_index("candidate")
+    assert sorted(ends.index) == sorted([names[0], names[6]])
+    assert ends["outside"][names[6]] == "gen_loss below the runs', pass_k above the runs'"
+    assert warned(found, "2 of 2 forecasts extrapolate")
+    assert warned(found, "The highest forecast")
+    assert not warned(forecast_rl(hidden(table, [*names[:3], *names[4:]])), "extrapolate")
+    turned = table.assign(outcome=1 - table["outcome"])
+    assert warned(forecast_rl(hidden(turned, middle)), "against the paper's finding") == 2
+    assert warned(forecast_rl(hidden(table, middle[:3])), "3 RL runs give wide intervals")
+    steep = table.assign(outcome=0.9 + (table["pass_k"] - table["pass_k"].median()))
+    assert warned(forecast_rl(hidden(steep, middle), predictors=["pass_k"]), "above 100 %")
+    blank = hidden(table, middle).assign(gen_loss=table["gen_loss"].where(table.index != 6))
+    assert warned(forecast_rl(blank), f"Left out, without gen_loss or pass_k: {names[6]}.")
+
+
+def test_advice_follows_the_check():
+    table = linear_world(9, 0)
+    runs = [f"c{i}" for i in range(6)]
+    assert forecast_rl(hidden(table, runs)).advice.startswith(("Run ", "No further run"))
+    bad = forecast_rl(hidden(table.assign(outcome=[0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0, 0, 0], pass1=0.3), runs))
+    assert bad.r2 < 0
+    assert "do not choose by these forecasts" in bad.advice
+    assert (bad.better, bad.advised_run) == (None, bad.next_run)
+    assert "No other predictor does better" in bad.advice
+    few = forecast_rl(hidden(table, ["c0", "c1", "c2", "c3"]))
+    assert few.r2 < 0 or "too few runs to say much" in few.advice
+
+
+def test_worthless_forecasts_give_way_to_a_better_predictor():
+    """Outcomes follow Pass@1, and neither loss nor Pass@k: there is one recommendation, that of Pass@1."""
+    random = np.random.default_rng(1)
+    table = linear_world(9, 0)
+    table["outcome"] = 0.4 + 0.5 * table["pass1"] + 0.001 * random.normal(size=9)
+    runs = [f"c{i}" for i in range(5)]
+    found = forecast_rl(hidden(table, runs))
+    by_score = forecast_rl(hidden(table, runs), predictors=["pass1"])
+    assert found.r2 < 0 < 0.9 < by_score.r2
+    assert (found.better.predictors, found.better.r2) == (("pass1",), by_score.r2)
+    assert "By Pass@1" in found.advice
+    assert found.advised_run == by_score.next_run
+    wanted = f"Run {by_score.next_run} next" if by_score.next_run else "No further run is needed"
+    assert re.findall(r"Run c\d next|No further run is needed", found.advice) == [wanted]
+
+
+def test_named_runs_without_a_predictor_are_left_out():
+    table = linear_world(8, 1)
+    table.loc[1, "gen_loss"] = math.nan
+    runs = known_runs(hidden(table, ["c0", "c1", "c2", "c3", "c4"]), 5)
+    found = forecast_rl(hidden(table, runs), runs)
+    assert found.table.loc[found.table["calibrated"], "candidate"].sort_values().tolist() == ["c0", "c2", "c3", "c4"]
+    assert found.warnings[0] == "Left out, without gen_loss or pass_k: c1."
+    with pytest.raises(ParameterError, match="2 of 7"):
+        forecast_rl(hidden(table, ["c0", "c1", "c2"]))
+
+
+def test_forecasts_on_the_shipped_records(mini):
+    check = check_forecasts(candidate_frame(mini), n_runs=5)
+    assert set(check["predictors"]) == {"pass1", "gen_loss and pass_k", "pass_k"}
+    assert (check["regret"] < 0.005).all()
+    row = check[(check["family"] == "micro-llama") & (check["predictors"] == "pass_k")].iloc[0]
+    table = load_measurements(mini, family="micro-llama", scenario="instance").table
+    runs = choose_runs(table, 5)
+    found = forecast(table, runs, ["pass_k"]).query("not calibrated")
+    truth = table.set_index("candidate").loc[found["candidate"], "outcome"].to_numpy()
+    assert row["rmse"] == pytest.approx(math.sqrt(np.mean((found["predicted"] - truth) ** 2)))
+    assert row["coverage"] == pytest.approx(np.mean((found["low"] <= truth) & (truth <= found["high"])))

@@ -1,0 +1,221 @@
+"""Tables as people and spreadsheets write them, folders of answers, and records as measurements."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from quagmire_utils.analysis.forecasting import forecast_rl, known_runs
+from quagmire_utils.analysis.measurements import load_measurements, read_csv
+from quagmire_utils.analysis.ranking import rank_with_noise
+from quagmire_utils.analysis.records import candidate_frame
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.evaluation import store
+from quagmire_utils.evaluation.pass_at_k import pass_at_k
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAS = "candidate,pass1,gen_loss,pass_k,outcome\na,0.523,1.25,0.9,\nb,0.4,,0.8,0.61\n"
+WITH_ERROR = COMMAS.replace("outcome", "pass1_se")
+
+
+def refusal(*args, **options):
+    with pytest.raises(ParameterError) as caught:
+        load_measurements(*args, **options)
+    return caught.value
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        COMMAS,
+        COMMAS.replace(",", "\t"),
+        COMMAS.replace(",", ";").replace("0.", "0,").replace("1.25", "1,25"),
+        COMMAS.replace(",", ";").replace("0.523", "52,3%").replace("0.9", "90 %"),
+        COMMAS.replace("0.523", "52.3%").replace("0.8", "80%").replace("\n", "\r\n"),
+        "\ufeff# my runs, of May\n" + COMMAS + "\n,,,,\n",
+        COMMAS.replace("pass1", "Pass@1").replace("gen_loss", "Generalization loss").replace("pass_k", "pass64"),
+        COMMAS.replace("candidate", '"Checkpoint"').replace("outcome", "after RL").replace("\na", '\n"a"'),
+        COMMAS.replace(",,", ",n/a,").replace("0.9,\n", "0.9,-\n"),
+        "sep=;\n" + COMMAS.replace(",", ";"),
+        COMMAS.replace("pass_k", "pass_at_64").replace("pass1", "Pass at 1"),
+        COMMAS.replace("pass_k", "Pass@64 (%)").replace(",0.9,", ",90,").replace(",0.8,", ",80,"),
+        COMMAS.replace("pass1", "pass1 [%]").replace("0.523", "52.3%").replace("b,0.4", "b,40"),
+        COMMAS.replace("pass1", "pass1 %").replace("0.523", '"52,3"').replace("b,0.4", "b,40"),
+        COMMAS.replace("0.523", '"0,523"').replace("1.25", '"1,25"'),
+        COMMAS.replace("\n", "\r"),
+        COMMAS.replace("outcome", "outcome,# learning rate").replace("0.9,\n", "0.9,,1e-5\n"),
+        '# not measured: "c, and ,"d\n' + COMMAS,
+        COMMAS.replace("0.523", "52.3\u202f%"),
+        COMMAS.replace("outcome", "outcome,note").replace("0.9,\n", '0.9,,"two\nlines"\n'),
+    ],
+)
+def test_tables_as_people_and_spreadsheets_write_them(tmp_path, text):
+    (tmp_path / "mine.csv").write_bytes(text.encode())
+    measured = read_csv(tmp_path / "mine.csv")
+    assert measured.table["candidate"].tolist() == ["a", "b"]
+    np.testing.assert_allclose(measured.table[["pass1", "pass_k"]], [[0.523, 0.9], [0.4, 0.8]])
+    np.testing.assert_array_equal(measured.table["gen_loss"], [1.25, np.nan])
+    np.testing.assert_array_equal(measured.table["outcome"], [np.nan, 0.61])
+    assert (measured.k, measured.counts, measured.manifest) == (64, None, {})
+
+
+def test_another_large_k_and_errors_are_read_from_the_headings(tmp_path):
+    (tmp_path / "mine.csv").write_text(
+        "name,pass@1,Pass@256,pass@256 standard error,loss,loss se\na,50%,90%,2%,1,0.1\n"
+    )
+    measured = load_measurements(tmp_path / "mine.csv", scenario="instance")
+    assert measured.k == 256
+    row = measured.table.iloc[0]
+    assert (row["pass_k"], row["pass_k_se"], row["gen_loss_se"], row["scenario"]) == (0.9, 0.02, 0.1, "instance")
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "said"),
+    [
+        ("", "", "a line of headings"),
+        ("candidate,pass1\n", "", "a line of headings"),
+        ("a,0.5,1.2,0.9\nb,0.4,1.3,0.8\n", "", "unknown columns: 'a', '0.5', '1.2', '0.9'"),
+        ("pass1,gen_loss,pass_k\n0.5,1.2,0.9\n", "", "must name the columns"),
+        (COMMAS.replace("outcome", "outcom"), "", "'outcom'; known are candidate"),
+        (COMMAS.replace("outcome", "lr,epochs,outcome"), "", "'lr', 'epochs'"),
+        ("candidate," + ",".join(f"x{i}" for i in range(3000)) + "\na,1\n", "", "'x4' and 2995 more"),
+        (COMMAS.replace("outcome", "pass1"), "", "column pass1 twice"),
+        (COMMAS.replace("outcome", "pass@128").replace("pass_k", "pass@256"), "", "give one large k"),
+        (COMMAS.replace("0.523", "good"), ", line 2, column pass1", "a number, not 'good'"),
+        (COMMAS.replace("0.523", "52.3"), ", line 2, column pass1", "52.3%, not '52.3'"),
+        (COMMAS.replace("0.523", "-0.1"), ", line 2, column pass1", "not negative"),
+        (COMMAS.replace("1.25", "5%"), ", line 2, column gen_loss", "nats"),
+        (COMMAS.replace("0.8", "101%"), ", line 3, column pass_k", "at most 100 %"),
+        (COMMAS.replace("0.523", "0,523"), ", line 2", "decimal commas"),
+        (COMMAS.replace("\nb", "\n"), ", line 3, column candidate", "a name"),
+        (COMMAS.replace("pass_k", "Pass@64 (%)"), ", line 2", "Pass@1 (0.523) is above Pass@k (0.009)"),
+        (COMMAS.replace("0.8", "0.3"), ", line 3", "swapped columns"),
+        (COMMAS.replace("\na", '\n"a'), ", line 2", "is a quote open"),
+        (COMMAS.replace("\na", "\n" + "a" * 200_000), ", line 2", "not CSV"),
+        (COMMAS + "a,0.5,1.2,0.7,\n", ", line 4", "in line 2 already"),
+        (WITH_ERROR.replace("0.61", "0.9"), ", line 3, column pass1_se", "at most 0.5"),
+        (WITH_ERROR.replace("0.4", "40%").replace("0.61", "0.3"), ", line 3, column pass1_se", "in per cent as pass1"),
+        (COMMAS.replace("outcome", "scenario").replace("0.61", "Instance"), ", line 3, column scenario", "one of"),
+    ],
+)
+def test_a_bad_table_is_one_sentence_with_its_place(tmp_path, text, place, said):
+    (tmp_path / "mine.csv").write_text(text)
+    error = refusal(tmp_path / "mine.csv")
+    assert error.parameter == f"mine.csv{place}"
+    assert said in str(error)
+    assert "\n" not in str(error)
+    assert len(str(error)) < 400
+
+
+def test_selections_and_sources_that_do_not_exist(tmp_path, mini):
+    rows = "candidate,family,pass1,gen_loss,pass_k\na,f,0.5,1,0.9\nb,{},0.4,1,0.8\n"
+    (tmp_path / "two.csv").write_text(rows.format("g"))
+    assert load_measurements(tmp_path / "two.csv", family="f").table["candidate"].tolist() == ["a"]
+    for options in ({"family": ""}, {"family": "qwen"}, {"k": 0}, {"k": "64"}, {"scenario": "instnce"}):
+        assert refusal(tmp_path / "two.csv", **options).parameter == next(iter(options))
+    (tmp_path / "two.csv").write_text(rows.format(""))
+    assert refusal(tmp_path / "two.csv").parameter == "family"
+    assert refusal(tmp_path / "none.csv").parameter == "measurements"
+    (tmp_path / "latin.csv").write_bytes(COMMAS.replace("b", "\u00fc").encode("latin-1"))
+    assert "UTF-8" in refusal(tmp_path / "latin.csv").reason
+    assert refusal(mini).allowed == "one of micro-llama, micro-mistral, micro-qwen"
+    for options in ({"outcome": "gain"}, {"k": 4096}):
+        assert refusal(mini, **{"family": "micro-llama", **options}).parameter == next(iter(options))
+
+
+def test_the_shipped_table_is_what_was_measured(mini):
+    """Eight candidates of the miniature study, rounded; outcomes of the runs that were advised there, no others."""
+    shipped = load_measurements(ROOT / "notebooks" / "candidates.csv")
+    frame = load_measurements(mini, family="micro-llama").table.set_index("candidate")
+    table = shipped.table.set_index("candidate")
+    assert set(table.index[table["outcome"].notna()]) == set(known_runs(frame.reset_index(), 5))
+    assert len(table) == 8
+    for column in table:
+        known = table[column].dropna()
+        np.testing.assert_allclose(known, frame.loc[known.index, column], atol=0.5001e-4)
+    assert rank_with_noise(shipped).leader == "random-512x4"
+    assert forecast_rl(shipped.table).next_run is not None
+
+
+# --- folders of answers -----------------------------------------------------------------------------------------------
+
+
+def make_store(folder: Path, correct: list[int], n: int = 8, golds: dict | None = None, **origin: object) -> None:
+    rows = [
+        {"benchmark": "one", "problem": f"p{p}", "index": i, "text": "", "tokens": 1, "finish_reason": "stop"}
+        | {"extracted": "", "verdict": "correct" if i < c else "wrong"}
+        for p, c in enumerate(correct)
+        for i in range(n)
+    ]
+    samples = store.SampleStore(folder)
+    samples.bind({"model_digest": folder.name, "temperature": 1.0, **origin})
+    samples.append(pd.DataFrame(rows), golds=golds)
+
+
+def test_scores_are_counted_from_folders_of_answers(tmp_path):
+    make_store(tmp_path / "one", [0, 3, 8, 1])
+    make_store(tmp_path / "two", [2, 2, 5, 0])
+    (tmp_path / "mine.csv").write_text("candidate,samples,gen_loss,gen_loss_se\na,one,1.2,0.1\nb,two,1.1,0.1\n")
+    measured = load_measurements(tmp_path / "mine.csv", k=4)
+    expected = [pass_at_k(8, c, 4).mean() for c in (np.array([0, 3, 8, 1]), np.array([2, 2, 5, 0]))]
+    assert measured.table["pass_k"].tolist() == pytest.approx(expected)
+    assert measured.table["pass1"].tolist() == pytest.approx([12 / 32, 9 / 32])
+    found = rank_with_noise(measured)
+    assert found.samples == 8
+    assert found.table["chance"].sum() == pytest.approx(1)
+    (tmp_path / "part.csv").write_text("candidate,samples,pass1,gen_loss,pass_k\na,one,,1.2,\nb,,0.3,1.1,0.5\n")
+    assert load_measurements(tmp_path / "part.csv", k=4).counts is None
+
+
+def test_a_folder_of_evaluations_is_a_table_without_losses(tmp_path):
+    make_store(tmp_path / "runs" / "one", [0, 3, 8, 1])
+    make_store(tmp_path / "runs" / "two", [2, 2, 5, 0])
+    (tmp_path / "mine.csv").write_text("candidate,samples\none,runs/one\ntwo,runs/two\n")
+    measured, table = (load_measurements(tmp_path / name, k=4) for name in ("runs", "mine.csv"))
+    pd.testing.assert_frame_equal(measured.table, table.table, check_like=True)
+    pd.testing.assert_frame_equal(measured.counts, table.counts)
+    assert len(rank_with_noise(measured).without_loss) == 2
+    assert "name the folder above it" in refusal(tmp_path / "runs" / "one", k=4).reason
+    assert refusal(tmp_path / "runs").parameter == "k"
+
+
+def test_answers_that_do_not_compare_are_refused(tmp_path):
+    make_store(tmp_path / "one", [0, 3, 8, 1], golds={("one", "p0"): ["7", None]})
+    make_store(tmp_path / "gold", [2, 2, 5, 0], golds={("one", "p0"): ["8", None]})
+    make_store(tmp_path / "cold", [1, 1, 1, 1], temperature=0.5)
+    make_store(tmp_path / "few", [1, 1])
+    (tmp_path / "empty").mkdir()
+    for folder, k, said in (
+        ("gold", 4, "the gold of one/p0 is '8' for b and '7' for a"),
+        ("empty", 4, "holds no graded answers"),
+        ("./one", 4, "are those of a"),
+        ("cold", 4, "sampled with temperature 0.5, a with 1.0"),
+        ("few", 4, "different problems (2 and 4)"),
+        ("gone", 4, "no folder of samples gone"),
+        ("cold", 9, "at most 8, the graded answers to a problem"),
+    ):
+        (tmp_path / "bad.csv").write_text(f"candidate,samples,gen_loss\na,one,1.2\nb,{folder},1.1\n")
+        assert said in str(refusal(tmp_path / "bad.csv", k=k))
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def test_candidates_that_have_not_been_run_are_measured_too(mini):
+    """They are ranked and forecast before they go through RL."""
+    whole = load_measurements(mini, family="micro-mistral").table
+    run = set(whole["candidate"].iloc[[0, 2, 4, 6]])
+    counts = mini.counts[(mini.counts["stage"] != "rl") | mini.counts["candidate"].isin(run)]
+    partly = replace(mini, counts=counts, rl_curves=mini.rl_curves[mini.rl_curves["candidate"].isin(run)])
+    assert candidate_frame(partly)["outcome"].isna().any()
+    table = load_measurements(partly, family="micro-mistral").table
+    assert table["candidate"].tolist() == whole["candidate"].tolist()
+    assert set(known_runs(table, 5)) == run
+    assert len(forecast_rl(table).table) == len(whole)
