@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,16 @@ def mini() -> Any:
     if not (folder / "manifest.json").is_file():
         pytest.skip(f"no records in {folder}")
     return load_records(folder)
+
+
+@pytest.fixture(scope="session")
+def paper_file() -> Callable[[str], Path]:
+    """Return a file of the paper's folder, which lies beside the data; the test skips without it."""
+
+    def find(name: str) -> Path:
+        folder = data_folder()
+        if folder is None or not (folder.parent / "paper" / name).is_file():
+            pytest.skip(f"needs the paper's {name} beside QUAGMIRE_DATA_DIR")
+        return folder.parent / "paper" / name
+
+    return find

@@ -34,7 +34,7 @@ ATTRIBUTES = {
 }
 VERDICTS = {  # of a claim, as cells of a table show them: class of the cell
     "holds": "holds",
-    "does not hold": "fails",
+    "fails": "fails",
     "undecided": "open",
     "too few candidates": "open",
     "not run": "open",

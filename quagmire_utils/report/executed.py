@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quagmire_utils.analysis.tables import TABLES
 from quagmire_utils.report import clean, story
 
 HEADLINE = "application/vnd.quagmire.headline+json"
@@ -84,6 +85,11 @@ def read_study(copies: Path, sources: Path) -> dict[str, Executed]:
     study = {}
     for path in sorted(sources.glob("*.ipynb")):
         study[story.place_of(path.stem)] = _read(path, executed=False)
+    if study.pop("table", None):  # the source of all ten
+        for spec in TABLES.values():
+            place = story.place_of(spec.slug)
+            title = f"Table {spec.number}: {spec.title}"
+            study[place] = Executed(name=spec.slug, place=place, title=title, claim=spec.claim)
     for path in sorted(copies.glob("[!.]*.ipynb")):
         entry = _read(path, executed=True)
         if entry.executed:

@@ -45,16 +45,17 @@ class Job:
     logs: Path  # folder of the copy in progress and of what the notebook prints
     root: Path  # working directory of the kernel
     parameters: Mapping[str, Any]
+    heading: str = ""  # replaces the first cell of the executed copy; empty: it stays
 
     @property
     def name(self) -> str:
-        """The notebook's name."""
-        return self.source.stem
+        """Name of the executed copy."""
+        return self.final.stem
 
     @property
     def partial(self) -> Path:
         """The copy in progress; it stays when the notebook fails."""
-        return self.logs / self.source.name
+        return self.logs / self.final.name
 
     @property
     def log(self) -> Path:
@@ -203,6 +204,8 @@ def execute(job: Job, progress: ProgressLog, log: TextIO, stop: threading.Event 
     # Where the folders lie on this machine is nobody's business.
     notebook.metadata.papermill["input_path"] = os.path.relpath(job.source, job.root)
     notebook.metadata.papermill["output_path"] = os.path.relpath(job.final, job.root)
+    if job.heading:
+        notebook.cells[0].source = job.heading
     temporary = job.final.with_name(f".{job.final.name}.tmp")
     nbformat.write(notebook, temporary)
     os.replace(temporary, job.final)

@@ -30,6 +30,7 @@ from quagmire_utils.core.settings import load_profile
 from quagmire_utils.report.execution import Count, Job, NotebookError, Screen, execute_all
 
 SWEEP = "run_sweep"
+TABLE = "table"  # the source of the ten table notebooks
 REPORT = "report"  # the name of the page in `only`
 # These belong to every run, and only read records; other notebooks run if `only` names them.
 REGULAR = re.compile(r"(fig|table)\d+_?|claims$|paper_audit$")
@@ -88,7 +89,7 @@ def select_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Path]:
 
     `only` holds prefixes of names. Raises ParameterError where a prefix fits no notebook, or nothing is left to run.
     """
-    everything = sorted(folder.glob("*.ipynb"), key=_position)
+    everything = sorted(_named(folder), key=_position)
     if not only:
         regular = [path for path in everything if path.stem == SWEEP or REGULAR.match(path.stem)]
         if not regular:
@@ -99,6 +100,36 @@ def select_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Path]:
             names = ", ".join(path.stem for path in everything)
             raise ParameterError(f"no notebook's name begins with {prefix!r}; there are {names}")
     return [path for path in everything if path.stem.startswith(tuple(only))]
+
+
+def _named(folder: Path) -> list[Path]:
+    """Paths by the names of the executed copies: table.ipynb counts as the ten notebooks that it is executed as."""
+    found = list(folder.glob("*.ipynb"))
+    tables = folder / f"{TABLE}.ipynb"
+    if tables in found:
+        from quagmire_utils.analysis.tables import TABLES
+
+        found.remove(tables)
+        found += [folder / f"{spec.slug}.ipynb" for spec in TABLES.values()]
+    return found
+
+
+def _source(path: Path) -> tuple[Path, int | None]:
+    """The notebook that is executed under a name, and the number of its table, if it is table.ipynb."""
+    number = re.match(r"table(\d+)_", path.stem)
+    if path.exists() or not number:
+        return path, None
+    return path.with_name(f"{TABLE}.ipynb"), int(number[1])
+
+
+def _job(path: Path, run: Run, logs: Path, parameters: Mapping[str, Any]) -> Job:
+    source, number = _source(path)
+    heading = ""
+    if number:
+        from quagmire_utils.analysis.tables import TABLES
+
+        heading = TABLES[number].heading
+    return Job(source, run.folder / "notebooks" / path.name, logs, run.root, parameters, heading)
 
 
 def _position(path: Path) -> tuple[bool, bool, str]:
@@ -149,7 +180,11 @@ def assign_parameters(run: Run, paths: Sequence[Path]) -> dict[Path, dict[str, A
     """
     if "profile" in run.parameters:
         raise ParameterError("the profile is chosen with --profile, not with -p")
-    defaults = {path: notebook_parameters(path) for path in paths}
+    if TABLE in run.parameters:
+        raise ParameterError(TABLE, reason="--only table03 chooses the table, not -p")
+    sources = {path: _source(path) for path in paths}
+    read = {source: notebook_parameters(source) for source in {source for source, _ in sources.values()}}
+    defaults = {path: read[source] for path, (source, _) in sources.items()}
     for name in run.parameters:
         if not any(name in known for known in defaults.values()):
             known = sorted(set().union(*defaults.values()) - {"profile"})
@@ -158,6 +193,7 @@ def assign_parameters(run: Run, paths: Sequence[Path]) -> dict[Path, dict[str, A
     given = {**run.parameters, "profile": run.profile}
     return {
         path: {name: parse_value(name, given[name], default) for name, default in known.items() if name in given}
+        | ({TABLE: sources[path][1]} if sources[path][1] else {})
         for path, known in defaults.items()
     }
 
@@ -190,7 +226,7 @@ def run_notebooks(run: Run, terminal: TextIO | None = None) -> dict[str, float]:
         screen.line(f"Set aside what {folder.name} computed before: {os.path.relpath(keep, run.root)}")
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    jobs = [Job(path, folder / "notebooks" / path.name, logs, run.root, parameters[path]) for path in selected]
+    jobs = [_job(path, run, logs, parameters[path]) for path in selected]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     at_once = min(MOST_JOBS, cores) if run.jobs is None else run.jobs
     taken: dict[str, float] = {}

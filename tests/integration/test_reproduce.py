@@ -27,6 +27,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from quagmire_utils import cli
+from quagmire_utils.analysis.tables import TABLES
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.report import execution, reproduction
 from quagmire_utils.report.execution import NotebookError
@@ -214,6 +215,20 @@ def stdout(path: Path) -> str:
     return "".join(
         output.text for cell in cells for output in cell.get("outputs", []) if output.get("name") == "stdout"
     )
+
+
+def test_one_notebook_is_executed_as_the_ten_tables():
+    folder = ROOT / "notebooks"
+    chosen = reproduction.select_notebooks(folder, ["table0"])
+    assert [path.stem for path in chosen] == [TABLES[number].slug for number in range(1, 10)]
+    assert len(reproduction.select_notebooks(folder, ["table"])) == 10
+    assert "table" not in {path.stem for path in reproduction.select_notebooks(folder)}
+    given = reproduction.assign_parameters(Run(profile="smoke", parameters={"k": "16"}), chosen[2:4])
+    assert [values["table"] for values in given.values()] == [3, 4]
+    assert [values["k"] for values in given.values()] == [16, 16]
+    with pytest.raises(ParameterError) as refused:
+        reproduction.assign_parameters(Run(profile="smoke", parameters={"table": "3"}), chosen)
+    assert refused.value.parameter == "table"
 
 
 def test_the_order_is_sweep_figures_tables_and_workflows_wait_to_be_asked(study: Run):

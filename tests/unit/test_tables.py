@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import shutil
 from dataclasses import replace
 from fractions import Fraction
@@ -20,19 +21,12 @@ import statsmodels.api as sm
 from example_records import BENCHMARKS, make_records, write_records
 from scipy import stats
 
-from quagmire_utils.analysis import claims, tables
+from quagmire_utils.analysis import tables
 from quagmire_utils.analysis.records import base_models, candidate_frame, select_candidates
+from quagmire_utils.analysis.tables import TABLES, Options, compute_sensitivity, compute_table, show_table
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.records import CHECKPOINT, Records, load_records
-from quagmire_utils.evaluation.measured import (
-    evaluation_table,
-    pass_at_k_curves,
-    records_summary,
-    show_evaluation,
-    time_table,
-)
-from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
+from quagmire_utils.core.records import Records, load_records
 
 LLAMA, MISTRAL = paper.FAMILIES
 CLOSE = {"rel": 0, "abs": 1e-9}
@@ -48,167 +42,6 @@ def records(tmp_path_factory) -> Records:
 @pytest.fixture(scope="module")
 def frame(records) -> pd.DataFrame:
     return candidate_frame(records)
-
-
-def macro_pass_at_k(counts: pd.DataFrame, k: int) -> float:
-    """Eq. 1 in exact fractions, averaged over problems and then over benchmarks."""
-    means = []
-    for benchmark in BENCHMARKS:
-        rows = counts[counts["benchmark"] == benchmark]
-        values = [
-            1 - Fraction(math.comb(n - c, k), math.comb(n, k)) for n, c in zip(rows["n"], rows["correct"], strict=True)
-        ]
-        means.append(sum(values) / len(values))
-    return float(sum(means) / len(means))
-
-
-def by_hand(records: Records, scenario: str = "dataset", k: int = 64) -> pd.DataFrame:
-    """Predictors and outcome of each SFT candidate, by loops over the raw records."""
-    rows = []
-    chosen = records.candidates[
-        (records.candidates["scenario"] == scenario) & (records.candidates["selection"] != "none")
-    ]
-    for candidate in chosen["candidate"]:
-        counts = records.counts[records.counts["candidate"] == candidate]
-        before, after = counts[counts["stage"] == "sft"], counts[counts["stage"] == "rl"]
-        finals = [macro_pass_at_k(one, 1) for _, one in after.groupby(["rl_run", "checkpoint"])]
-        lasts = [
-            macro_pass_at_k(run[run["checkpoint"] == run["checkpoint"].max()], 1) for _, run in after.groupby("rl_run")
-        ]
-        loss = records.generalization_loss.set_index("candidate").loc[candidate, "nll"]
-        row = {"candidate": candidate, "pass1": macro_pass_at_k(before, 1), "pass_k": macro_pass_at_k(before, k)}
-        rows.append({**row, "gen_loss": loss, "outcome": max(finals), "outcome_last": np.mean(lasts)})
-    return pd.DataFrame(rows).set_index("candidate")
-
-
-def predictions(known: pd.DataFrame, column: str, fit: list[int], held: list[int], outcome: str) -> np.ndarray:
-    """The paper's prediction with numpy.polyfit: one line, or the mean of two separate lines."""
-    names = ["gen_loss", "pass_k"] if column == "avg_genloss_pass_k" else [column]
-    lines = []
-    for name in names:
-        slope, intercept = np.polyfit(known[name].to_numpy()[fit], known[outcome].to_numpy()[fit], 1)
-        lines.append(slope * known[name].to_numpy()[held] + intercept)
-    return np.mean(lines, axis=0)
-
-
-def r2_by_hand(known: pd.DataFrame, column: str, fit, outcome: str = "outcome") -> float:
-    held = [i for i in range(len(known)) if i not in set(fit)]
-    predicted, actual = predictions(known, column, list(fit), held, outcome), known[outcome].to_numpy()[held]
-    return 1 - ((actual - predicted) ** 2).sum() / ((actual - actual.mean()) ** 2).sum()
-
-
-# --- records ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("k", [1, 7, 64])
-def test_candidate_frame_against_exact_fractions(records, k):
-    ours = candidate_frame(records, k=k).set_index("candidate")
-    for scenario in ("dataset", "instance"):
-        expected = by_hand(records, scenario, k)
-        for column in expected:
-            assert ours.loc[expected.index, column].to_numpy() == pytest.approx(expected[column].to_numpy(), **CLOSE)
-        gain = (expected["outcome"] - expected["pass1"]).to_numpy()
-        assert ours.loc[expected.index, "gain"].to_numpy() == pytest.approx(gain, **CLOSE)
-
-
-def test_standard_errors_of_checkpoint_scores(records):
-    counts = records.counts[(records.counts["candidate"] == "random-250x4") & (records.counts["stage"] == "sft")]
-    score = checkpoint_scores(counts, [1]).iloc[0]
-    share = counts["correct"] / counts["n"]
-    groups = [share[counts["benchmark"] == b] for b in BENCHMARKS]
-    assert score["se@1"] == pytest.approx(math.sqrt(sum(stats.sem(g) ** 2 for g in groups)) / 3, **CLOSE)
-    noise = [(g * (1 - g) / 63).sum() / len(g) ** 2 for g in groups]
-    assert score["sampling_se"] == pytest.approx(math.sqrt(sum(noise)) / 3, **CLOSE)
-
-
-def test_sampling_error_is_the_spread_of_repeated_measurements():
-    """Drawn again and again from the same probabilities, Pass@1 spreads as sampling_se says, not as se@1 does."""
-    rng = np.random.default_rng(0)
-    ease = {(b, i): rng.uniform(0.05, 0.95) for b, size in BENCHMARKS.items() for i in range(size)}
-    parts = []
-    for repeat in range(400):
-        keys = dict(zip(CHECKPOINT, ("f", "c", "rl", 0, repeat), strict=True))
-        parts += [
-            {**keys, "benchmark": b, "problem": i, "n": 16, "correct": rng.binomial(16, p)}
-            for (b, i), p in ease.items()
-        ]
-    scores = checkpoint_scores(pd.DataFrame(parts), [1])
-    assert scores["pass@1"].std() == pytest.approx(scores["sampling_se"].mean(), rel=0.12)
-    assert scores["se@1"].mean() > 1.5 * scores["sampling_se"].mean()
-
-
-def test_unfinished_candidates_are_left_out_and_counted(records):
-    counts = records.counts
-    gone = (counts["candidate"] == "random-250x1") & (counts["stage"] == "rl")
-    loss = records.generalization_loss
-    partial = replace(
-        records, counts=counts[~gone], generalization_loss=loss[loss["candidate"] != "random-500x2"].copy()
-    )
-    frame = candidate_frame(partial)
-    assert math.isnan(frame.set_index("candidate").loc["random-250x1", "outcome"])
-    assert len(select_candidates(frame, LLAMA)) == 7
-    table = tables.compute_table(frame, 1)
-    mine = table[table["family"] == "micro-llama"]
-    assert set(mine["n_candidates"]) == {6}
-    assert set(mine["left_out"]) == {1}  # it has an outcome but no loss
-
-
-def test_base_model_takes_no_part(records, frame):
-    counts = records.counts.copy()
-    counts.loc[counts["candidate"] == "base", "correct"] = 0
-    changed = candidate_frame(replace(records, counts=counts))
-    for number in (1, 2):
-        pd.testing.assert_frame_equal(tables.compute_table(frame, number), tables.compute_table(changed, number))
-    assert list(base_models(frame, LLAMA)["candidate"]) == ["base"]
-    assert "base" not in set(select_candidates(frame, "micro-llama")["candidate"])
-
-
-def test_records_that_are_not_there(tmp_path, records):
-    with pytest.raises(ParameterError, match=r"candidates.parquet is missing\); `./reproduce.sh --profile mini"):
-        load_records(tmp_path / "mini")
-    frames = {name: getattr(records, name) for name in ("candidates", "generalization_loss", "rl_curves", "cells")}
-    empty = write_records(tmp_path / "empty", {**frames, "counts": records.counts.iloc[:0]})
-    with pytest.raises(ParameterError, match="no checkpoint has been measured"):
-        load_records(empty)
-    (empty / "manifest.json").unlink()
-    with pytest.raises(ParameterError, match=r"manifest\.json is missing"):
-        load_records(empty)
-
-
-def test_bad_records_are_refused(records, frame):
-    with pytest.raises(ParameterError, match=r"k must be at most 64, .*not 65"):
-        candidate_frame(records, k=65)
-    with pytest.raises(ParameterError, match="measured on 34 of the 35 problems"):
-        candidate_frame(replace(records, counts=records.counts.drop(index=100)))
-    with pytest.raises(ParameterError, match="more than once"):
-        candidate_frame(replace(records, counts=pd.concat([records.counts, records.counts.iloc[[3]]])))
-    with pytest.raises(ParameterError, match="lacks the column"):
-        candidate_frame(replace(records, counts=records.counts.drop(columns="correct")))
-    with pytest.raises(ParameterError, match="outcome must be one of"):
-        tables.compute_table(frame, 1, outcome="best")
-    with pytest.raises(ParameterError, match="table must be one of 1-10"):
-        tables.compute_table(frame, 11)
-    for compute in (tables.compute_table, tables.compute_supplement, tables.compute_sensitivity):
-        for wrong, said in (
-            (None, "frame must be a DataFrame from candidate_frame"),
-            (frame.iloc[:0], "frame: no candidate"),
-            (frame.drop(columns="pass_k"), r"frame: lacks the column\(s\) pass_k"),
-            (frame.drop(columns="stands_for"), r"frame: lacks the column\(s\) stands_for"),
-            (pd.concat([frame, frame.iloc[[2]]]), r"frame: .* more than once \(1 row"),
-        ):
-            with pytest.raises(ParameterError, match=said):
-                compute(wrong, 3)
-        for number in (1, 2):
-            for name, value in (("n_splits", 0), ("n_splits", -5), ("n_splits", True), ("seed", -1), ("seed", 2.5)):
-                with pytest.raises(ParameterError, match=f"{name} must be a whole number"):
-                    compute(frame, number, **{name: value})
-    with pytest.raises(ParameterError, match="confidence must lie between 0 and 1"):
-        tables.compute_table(frame, 2, confidence=95)
-    with pytest.raises(ParameterError, match="has 0 dataset-level candidates"):
-        select_candidates(frame, MISTRAL, at_least=2)
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +81,18 @@ def second_route(folder: Path, k: int = 64) -> pd.DataFrame:
         row["outcome_last"] = np.mean([score for (_, step), score in scores.items() if step == last])
         rows.append({**facts, **row})
     return pd.DataFrame(rows)
+
+
+def macro_pass_at_k(counts: pd.DataFrame, k: int) -> float:
+    """Eq. 1 in exact fractions, averaged over problems and then over benchmarks."""
+    means = []
+    for benchmark in BENCHMARKS:
+        rows = counts[counts["benchmark"] == benchmark]
+        values = [
+            1 - Fraction(math.comb(n - c, k), math.comb(n, k)) for n, c in zip(rows["n"], rows["correct"], strict=True)
+        ]
+        means.append(sum(values) / len(values))
+    return float(sum(means) / len(means))
 
 
 def groups_of(measured: pd.DataFrame, number: int, row: str, model: str, scenario: str) -> list[pd.DataFrame]:
@@ -345,7 +190,7 @@ def test_second_route_gives_the_candidate_frame(full_frame, measured):
 @pytest.mark.parametrize("number", [1, 3, 8, 10])
 @pytest.mark.parametrize("outcome", ["outcome", "outcome_last"])
 def test_tables_of_rank_correlations_by_a_second_route(full_frame, measured, number, outcome):
-    table = tables.compute_table(full_frame, number, outcome=outcome)
+    table = compute_table(full_frame, number, Options(outcome=outcome))
     assert (table["status"] == "measured").all()
     assert len(table) == len(paper.published(number))
     for _, _, cells, groups in cells_with_groups(table, measured, number):
@@ -363,7 +208,7 @@ def test_tables_of_rank_correlations_by_a_second_route(full_frame, measured, num
 
 @pytest.mark.parametrize("number", [2, 4, 5, 6, 7, 9])
 def test_tables_of_r2_by_a_second_route(full_frame, measured, number):
-    table = tables.compute_table(full_frame, number, n_splits=40, seed=5)
+    table = compute_table(full_frame, number, Options(n_splits=40, seed=5))
     assert (table["status"] == "measured").all()
     assert len(table) == len(paper.published(number))
     for row, _, cells, (group,) in cells_with_groups(table, measured, number):
@@ -397,7 +242,7 @@ def check_every_split(cell: pd.Series, r2: np.ndarray, baseline: np.ndarray) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 4, 5, 6, 7, 9])
 def test_every_split_by_a_second_route(full_frame, measured, number):
-    table = tables.compute_table(full_frame, number, n_splits=10)
+    table = compute_table(full_frame, number, Options(n_splits=10))
     for row, _, cells, (group,) in cells_with_groups(table, measured, number):
         n_fit = int(row.split(":")[0]) if ":" in row else len(group) // 2
         baseline = np.array(every_r2(group, "pass1", n_fit))
@@ -407,7 +252,7 @@ def test_every_split_by_a_second_route(full_frame, measured, number):
 
 @pytest.mark.parametrize("number", [3, 4, 7, 8, 9, 10])
 def test_within_each_budget_by_a_second_route(full_frame, measured, number):
-    table = tables.compute_supplement(full_frame, number, n_splits=30, seed=2)
+    table = compute_table(full_frame, number, Options(n_splits=30, seed=2), supplement=True)
     shown = {3: ["low", "medium", "high", "all candidates"], 8: ["all candidates"], 10: ["all candidates"]}
     expected_bases = shown.get(number, ["low", "medium", "high", "mean of budgets"])
     models = {3: 2, 4: 2}.get(number, 1)
@@ -425,7 +270,7 @@ def test_within_each_budget_by_a_second_route(full_frame, measured, number):
 
 
 def test_sensitivity_by_a_second_route(full_frame, measured):
-    table = tables.compute_sensitivity(full_frame, 6).set_index(["row", "column", "kind"])
+    table = compute_sensitivity(full_frame, 6).set_index(["row", "column", "kind"])
     group = groups_of(measured, 6, "3:7", MISTRAL, "dataset")[0]
     y = group["outcome"].to_numpy()
     for column in paper.COLUMNS:
@@ -440,7 +285,7 @@ def test_sensitivity_by_a_second_route(full_frame, measured):
             assert cell["splits"] == 120
         assert table.loc[("3:7", column, "r2"), "below_zero"] == pytest.approx((r2 < 0).mean(), **CLOSE)
 
-    table = tables.compute_sensitivity(full_frame, 1).set_index(["model", "column", "kind"])
+    table = compute_sensitivity(full_frame, 1).set_index(["model", "column", "kind"])
     for model in (LLAMA, MISTRAL):
         group = groups_of(measured, 1, model, model, "dataset")[0]
         everyone = list(range(len(group)))
@@ -456,169 +301,29 @@ def test_sensitivity_by_a_second_route(full_frame, measured):
                 assert gain == pytest.approx(truth["leave_one_out"] - base, **CLOSE)
 
 
-def test_sensitivity_in_words(full_frame):
-    table = tables.compute_sensitivity(full_frame, 9)
-    two = table[(table["row"] == "10:2") & (table["kind"] == "squared_correlation")]
-    assert two["value"].to_numpy() == pytest.approx(1)  # any two candidates lie on a line
-    compared = table[table["column"] == "pass_k"]
-    changing = [
-        cells for _, cells in compared.groupby("row") if cells["gain"].min() < -1e-9 and cells["gain"].max() > 1e-9
-    ]
-    text = tables.describe_sensitivity(table)
-    assert f"in {len(changing)} of 7 comparison(s)" in text
-    assert text.count("\n- ") == len(changing)
-    shown = tables.show_sensitivity(table)
-    assert len(shown) == 3 * 7
-    nothing = tables.compute_sensitivity(full_frame, 9, family="micro-llama")
-    assert nothing.empty
-    assert "no definitions to compare" in tables.describe_sensitivity(nothing)
-    assert tables.show_sensitivity(nothing).index[0][0] == "not run"
-
-
-def test_rows_printed_twice_are_found():
-    """Table 2's Llama row is not the half split, and Table 3 is the average of Tables 8 and 10."""
-    assert tables.printed_again(2, LLAMA) == ((5, "5:11"),)
-    assert tables.printed_again(2, MISTRAL) == ((6, "5:5"),)
-    assert tables.printed_again(3, LLAMA) == ((8, "Average"),)
-    assert tables.printed_again(3, MISTRAL) == ((10, "Average"),)
-    assert tables.printed_again(4, LLAMA) == ((7, "8:9"),)
-    assert tables.printed_again(4, MISTRAL) == ((9, "6:6"),)
-    assert tables.printed_again(5, "8:8") == ()
-    assert "5 of 16 candidates, not on the half that the caption names" in tables.describe_printed(2)
-    assert "5 of 10 candidates, the half" in tables.describe_printed(2)
-    assert "the difference is +0.15, printed is +0.25" in tables.describe_printed(10)
-
-
-def test_table_2_also_at_the_printed_fit_size(full_frame):
-    extra, sizes = tables.compute_supplement(full_frame, 2), tables.compute_table(full_frame, 5)
-    same = sizes[sizes["row"] == "5:11"]
-    columns = [*tables.NUMBERS, "row", "source", "paper", "paper_plus_minus", "n_fit"]
-    pd.testing.assert_frame_equal(extra[columns].reset_index(drop=True), same[columns].reset_index(drop=True))
-
-
-def test_choosing_a_family_and_predictors(full_frame):
-    table = tables.compute_table(full_frame, 1, family="micro-mistral", predictors="pass_k")
-    assert table["model"].tolist() == [MISTRAL, MISTRAL]
-    assert table["column"].tolist() == ["pass1", "pass_k"]
-    assert tables.compute_table(full_frame, 1, family=MISTRAL, predictors=["pass_k"]).equals(table)
-    whole = tables.compute_table(full_frame, 1).set_index(["model", "column"])
-    assert table.set_index("column").loc["pass_k", "value"] == whole.loc[(MISTRAL, "pass_k"), "value"]
-    # a table of another model stays as the paper printed it, and says so
-    other = tables.compute_table(full_frame, 5, family="micro-mistral")
-    assert set(other["status"]) == {"not chosen"}
-    assert other[list(tables.NUMBERS)].isna().all(axis=None)
-    assert "not chosen" in tables.describe_table(other)
-    assert len(tables.show_table(other, "full")) == 16
-    # a predictor that the paper leaves out of a table is measured, with nothing beside it
-    loss = tables.compute_table(full_frame, 3, predictors=["gen_loss"]).set_index(["model", "column"])
-    assert loss.loc[(LLAMA, "gen_loss"), "status"] == "measured"
-    assert math.isnan(loss.loc[(LLAMA, "gen_loss"), "paper"])
-    shown = tables.show_table(loss.reset_index(), "full")
-    assert shown.loc[(LLAMA, f"paper: Table 3, row {LLAMA}"), "Generalization loss"] == "not in the paper"
-    assert "(not in the paper)" in tables.describe_table(loss.reset_index())
-    for bad, message in (
-        ({"family": "Llama"}, "family must be all or one of"),
-        ({"predictors": "pass8"}, "not 'pass8'"),
-    ):
-        with pytest.raises(ParameterError, match=message):
-            tables.compute_table(full_frame, 1, **bad)
-
-
-def test_what_differs_from_the_paper_is_said():
-    rng = np.random.default_rng(1)
-    outcome, noise = rng.uniform(size=40), rng.uniform(size=40)
-    worse = ideal_frame(outcome, pass1=outcome, gen_loss=noise, pass_k=noise)
-    said = tables.describe_table(tables.compute_table(worse, 1))
-    assert "Other than in the paper" in said
-    assert "Generalization loss predicts worse than Pass@1" in said
-    assert "the best predictor is Pass@1; in the paper, Mean of both" in said
-    assert "lies outside of our 95 % interval" in said
-    ranks = np.arange(12.0)
-    swapped = ranks[[1, 0, 2, 3, 5, 4, 6, 7, 8, 10, 9, 11]]
-    like = ideal_frame(ranks, pass1=ranks[[3, 1, 4, 0, 6, 2, 9, 5, 7, 11, 8, 10]], gen_loss=-swapped, pass_k=swapped)
-    table = tables.compute_table(like, 1)
-    table.loc[table["column"] == "avg_genloss_pass_k", "value"] = 0.98
-    assert "no interval excludes a number of the paper" in tables.describe_table(table)
-
-
-def test_a_saturated_pass_at_k_is_said():
-    """Where most candidates solve everything within k answers, Pass@k cannot rank them, and the text says so."""
-    outcome = np.linspace(0.2, 0.8, 10)
-    full = np.array([0.9, 0.95, 0.98, *[0.995] * 3, *[1.0] * 4])
-    table = tables.compute_table(ideal_frame(outcome, pass1=outcome, gen_loss=-outcome, pass_k=full), 1)
-    assert set(table.loc[table["model"] == LLAMA, "n_ceiling"]) == {7}
-    assert "Pass@64 is 0.99 or more for 7 of 10 candidates" in tables.describe_table(table)
-    apart = tables.compute_table(ideal_frame(outcome, pass1=outcome, gen_loss=-outcome, pass_k=outcome), 1)
-    assert "ceiling" not in tables.describe_table(apart)
-
-
-def test_headline():
-    rng = np.random.default_rng(3)
-    outcome, noise = rng.uniform(size=12), rng.uniform(size=12)
-    frame = ideal_frame(outcome, pass1=noise, gen_loss=-outcome, pass_k=outcome)
-    printed, ours, scale = tables.headline(tables.compute_table(frame, 6))
-    assert (printed, ours, scale) == (
-        "R² Mistral: Pass@1 0.29, loss 0.79, Pass@64 0.57, both 0.72",
-        "R² Mistral: not run",
-        "",
-    )
-    table = tables.compute_table(frame, 2)
-    printed, ours, scale = tables.headline(table)
-    assert printed.startswith("R² Llama3: Pass@1 0.57, loss 0.88, Pass@64 0.87, both 0.94; Mistral: ")
-    median = table.set_index(["model", "column"]).loc[(LLAMA, "pass1"), "all_median"]
-    assert ours.startswith(f"median R² f: Pass@1 {median:.2f}, loss 1.00, Pass@64 1.00, both 1.00; Mistral: not run")
-    assert scale == "f n = 12"
-    assert tables.headline(tables.compute_table(frame, 8))[0] == "Spearman Llama3: Pass@1 0.69, Pass@64 0.94"
-
-
-def test_numbers_of_any_size_are_readable():
-    text = tables.show.number_text
-    assert [text(v) for v in (0.123, -12.3, -999.994, -6.1e6, -2e11, math.nan)] == [
-        *("0.12", "-12.30", "-999.99", "-6e6", "-2e11", "undefined")
-    ]
-    assert text(1234.0, "+") == "+1e3"
-
-
-def test_a_useless_predictor_has_a_one_sided_interval_and_the_caption_says_why():
-    rng = np.random.default_rng(3)
-    outcome, noise = rng.uniform(size=40), rng.uniform(size=40)
-    table = tables.compute_table(ideal_frame(outcome, pass1=noise, gen_loss=noise, pass_k=noise), 1)
-    low, high = table.loc[table["column"] == "pass1", ["low", "high"]].iloc[0]
-    assert -0.05 < low < 0.05 < high
-    assert "the sign of its slope follows the resample" in tables.table_caption(table, "example", 7)
-    fitted = tables.compute_table(ideal_frame(outcome, pass1=noise, gen_loss=noise, pass_k=noise), 2)
-    assert "sign of its slope" not in tables.table_caption(fitted, "example", 7)
-
-
-def test_too_few_for_an_interval():
-    """Four candidates in the same order are no certainty, and a perfect order has no spread to resample."""
-    ranks = np.arange(4.0)
-    few = tables.compute_table(ideal_frame(ranks, pass1=ranks, gen_loss=-ranks, pass_k=ranks), 1)
-    assert few.loc[few["model"] == LLAMA, "value"].tolist() == pytest.approx([1] * 4)
-    assert few[["low", "high", "gain_low", "gain_high"]].isna().all(axis=None)
-    assert set(few.loc[few["gain"].notna(), "verdict"]) == {"undecided"}
-    ranks = np.arange(9.0)
-    perfect = tables.compute_table(ideal_frame(ranks, pass1=ranks, gen_loss=-ranks, pass_k=ranks), 1)
-    assert perfect["low"].isna().all()
-
-
 def test_interval_of_a_gain_in_r2_is_the_jackknife(records, frame):
-    known = by_hand(records)
-    mine = tables.compute_table(frame, 2).set_index(["family", "column"]).loc["micro-llama"]
+    known = second_route(records.folder).query("scenario == 'dataset'").set_index("candidate")
+    mine = compute_table(frame, 2).set_index(["family", "column"]).loc["micro-llama"]
     gains = []
     for left_out in known.index:
         rest = known.drop(index=left_out)
-        fits = list(itertools.combinations(range(7), 4))
-        gains.append(np.mean([r2_by_hand(rest, "gen_loss", f) - r2_by_hand(rest, "pass1", f) for f in fits]))
+        gains.append(np.mean(every_r2(rest, "gen_loss", 4)) - np.mean(every_r2(rest, "pass1", 4)))
     width = stats.t.ppf(0.975, 7) * math.sqrt(7 / 8 * ((gains - np.mean(gains)) ** 2).sum())
     cell = mine.loc["gen_loss"]
     assert cell["gain_high"] - cell["gain"] == pytest.approx(width, rel=1e-9)
     assert cell["gain"] - cell["gain_low"] == pytest.approx(width, rel=1e-9)
 
 
+def test_table_2_also_at_the_printed_fit_size(full_frame):
+    extra, sizes = compute_table(full_frame, 2, supplement=True), compute_table(full_frame, 5)
+    same = sizes[sizes["row"] == "5:11"]
+    columns = [*tables.NUMBERS, "row", "source", "paper", "paper_plus_minus", "n_fit"]
+    pd.testing.assert_frame_equal(extra[columns].reset_index(drop=True), same[columns].reset_index(drop=True))
+
+
 def test_fit_sizes_are_the_same_table_with_other_rows(frame):
-    halves = tables.compute_table(frame, 2)
-    sizes = tables.compute_table(frame, 5)
+    halves = compute_table(frame, 2)
+    sizes = compute_table(frame, 5)
     half = sizes[sizes["row"] == "4:12"].set_index("column")
     same = halves[halves["family"] == "micro-llama"].set_index("column")
     numbers = list(tables.NUMBERS)
@@ -628,53 +333,14 @@ def test_fit_sizes_are_the_same_table_with_other_rows(frame):
 
 def test_an_average_needs_every_budget(full_frame):
     rows = ["Low (<2B tokens)", "Medium (2-5B tokens)", "High (5-20B tokens)"]
-    whole = tables.compute_table(full_frame, 8).set_index(["row", "column"])
+    whole = compute_table(full_frame, 8).set_index(["row", "column"])
     mean = np.mean([whole.loc[(row, "pass1"), "value"] for row in rows])
     assert whole.loc[("Average", "pass1"), "value"] == pytest.approx(mean, **CLOSE)
-    lost = tables.compute_table(full_frame[full_frame["budget"] != "high"], 8).set_index(["row", "column"])
+    lost = compute_table(full_frame[full_frame["budget"] != "high"], 8).set_index(["row", "column"])
     assert lost.loc[(rows[0], "pass1"), "value"] == whole.loc[(rows[0], "pass1"), "value"]
     assert lost.loc[(rows[2], "pass1"), "status"] == "not run"
     assert lost.loc[("Average", "pass1"), "status"] == "too few candidates"
     assert math.isnan(lost.loc[("Average", "pass1"), "value"])
-
-
-@pytest.mark.parametrize("number", range(1, 11))
-def test_families_that_were_not_run_are_never_filled_in(frame, number):
-    table = tables.compute_table(frame, number)
-    absent = table[table["model"] == MISTRAL]
-    assert (absent["status"] == "not run").all()
-    assert absent[list(tables.NUMBERS)].isna().all(axis=None)
-    assert len(table) == len(paper.published(number))
-    shown = tables.show_table(table, "example")
-    own = shown[shown.index.get_level_values(1) == "not run"]
-    titles = [tables.predictor_title(column) for column in table["column"].unique()]
-    assert len(own) == absent["row"].nunique()
-    assert own[titles].eq("not run").all(axis=None)
-    text = tables.describe_table(table)
-    if len(absent):
-        assert text.count(f"**{MISTRAL}**: not run") == 1
-
-
-def test_several_families(tmp_path):
-    families = {"one": LLAMA, "two": LLAMA, "three": MISTRAL, "four": "Qwen3-4B-base"}
-    records = load_records(write_records(tmp_path / "wide", make_records(families, runs=1, n=8, rl_n=4)))
-    table = tables.compute_table(candidate_frame(records, k=8), 1)
-    assert table.groupby("model")["family"].unique().map(list).to_dict() == {LLAMA: ["one", "two"], MISTRAL: ["three"]}
-    assert (table["status"] == "measured").all()
-    shown = tables.show_table(table, "wide")
-    assert "Pass@8 (paper: 64)" in shown.columns
-    assert len(shown) == 5  # two paper rows and three measured
-
-
-def test_paper_cells_are_shown_as_printed(frame):
-    shown = tables.show_table(tables.compute_table(frame, 2), "example")
-    line = shown.loc[(LLAMA, f"paper: Table 2, row {LLAMA}")]
-    assert line["Pass@1 (baseline)"] == "0.57 ± 0.29"
-    assert line["Mean of both: loss, Pass@64"] == "0.94 ± 0.04 (+0.37)"
-    own = shown.loc[(LLAMA, "micro-llama: measured (example)")]
-    assert own["splits"] == "100 random"
-    assert own["fitted: predicted"] == "4:4"
-    assert sum("(+" in text for text in own) <= 1  # a gain at the best predictor only
 
 
 @pytest.mark.parametrize("number", range(1, 11))
@@ -694,15 +360,15 @@ def test_changing_a_record_on_disk_moves_the_table(full_folder, full_frame, tmp_
         counts.loc[places if spearman else places[:1], "wrong"] += turned
     counts.to_parquet(changed / "counts.parquet")
     before, after = (
-        tables.compute_table(full_frame, number),
-        tables.compute_table(candidate_frame(load_records(changed)), number),
+        compute_table(full_frame, number),
+        compute_table(candidate_frame(load_records(changed)), number),
     )
     moved = (before["value"] != after["value"]).groupby([before["row"], before["model"]]).any()
     touched = [
         name for name in moved.index if name[0].split()[0] not in ("Low", "Medium")
     ]  # the candidate's budget is high
     assert moved[touched].all()
-    assert not tables.show_table(before, "full").equals(tables.show_table(after, "full"))
+    assert not show_table(before, "full").equals(show_table(after, "full"))
     untouched = [name for name in moved.index if name not in touched]
     assert not moved[untouched].any()
 
@@ -713,131 +379,242 @@ def ideal_frame(outcome: np.ndarray, **predictors: np.ndarray) -> pd.DataFrame:
     return frame.assign(candidate=[f"c{i}" for i in range(len(frame))])
 
 
+def test_too_few_for_an_interval():
+    """Four candidates in the same order are no certainty, and a perfect order has no spread to resample."""
+    ranks = np.arange(4.0)
+    few = compute_table(ideal_frame(ranks, pass1=ranks, gen_loss=-ranks, pass_k=ranks), 1)
+    assert few.loc[few["model"] == LLAMA, "value"].tolist() == pytest.approx([1] * 4)
+    assert few[["low", "high", "gain_low", "gain_high"]].isna().all(axis=None)
+    assert set(few.loc[few["gain"].notna(), "verdict"]) == {"undecided"}
+    ranks = np.arange(9.0)
+    perfect = compute_table(ideal_frame(ranks, pass1=ranks, gen_loss=-ranks, pass_k=ranks), 1)
+    assert perfect["low"].isna().all()
+
+
 def test_verdicts_follow_the_numbers():
     rng = np.random.default_rng(1)
     outcome, noise = rng.uniform(size=40), rng.uniform(size=40)
     good = ideal_frame(outcome, pass1=noise, gen_loss=-outcome, pass_k=outcome + 0.01 * noise)
     bad = ideal_frame(outcome, pass1=outcome, gen_loss=noise, pass_k=noise)
     for number in (1, 2):
-        better = tables.compute_table(good, number)
+        better = compute_table(good, number)
         assert set(better.loc[better["gain"].notna(), "verdict"]) == {"holds"}
-        assert "3 comparison(s): 3 hold." in tables.describe_table(better)
-        worse = tables.compute_table(bad, number).set_index("column")
-        assert set(worse.loc[["gen_loss", "pass_k"], "verdict"]) - {"", "undecided"} == {"does not hold"}
-    few = tables.compute_table(good.iloc[:3], 1)
+        worse = compute_table(bad, number).set_index("column")
+        assert set(worse.loc[["gen_loss", "pass_k"], "verdict"]) - {"", "undecided"} == {"fails"}
+    few = compute_table(good.iloc[:3], 1)
     assert set(few.loc[few["model"] == LLAMA, "status"]) == {"too few candidates"}
-    assert "not tested here" in tables.describe_table(few)
-    flat = tables.compute_table(ideal_frame(outcome, pass1=noise, gen_loss=outcome * 0 + 1, pass_k=outcome), 1)
-    assert "Generalization loss: undefined" in tables.describe_table(flat)
+    flat = compute_table(ideal_frame(outcome, pass1=noise, gen_loss=outcome * 0 + 1, pass_k=outcome), 1)
+    assert "undefined" in tables.compare_gains(flat)["gain"].tolist()
 
 
-# --- evaluation -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("interval", "below", "expected"),
+    [
+        ((0.1, 0.2, 0.0), False, "holds"),
+        ((-0.2, -0.1, 0.0), True, "holds"),
+        ((0.1, 0.2, 0.3), True, "holds"),
+        ((0.1, 0.2, 0.0), True, "fails"),
+        ((-0.2, -0.1, 0.0), False, "fails"),
+        ((-0.1, 0.1, 0.0), True, "undecided"),
+        ((math.nan, math.nan, 0.0), True, "undecided"),
+    ],
+)
+def test_a_verdict_follows_from_where_the_interval_lies(interval, below, expected):
+    assert tables.verdict(*interval, below=below) == expected
 
 
-def test_evaluation_table(records):
-    counts = records.counts[records.counts["stage"] == "base"].drop(columns=CHECKPOINT)
-    table = evaluation_table(counts, [1, 16]).set_index("benchmark")
-    assert list(table.index) == [*BENCHMARKS, "macro average"]
-    assert table.loc["macro average", "pass@16"] == pytest.approx(macro_pass_at_k(counts, 16), **CLOSE)
-    easy = counts[counts["benchmark"] == "easy"]
-    assert table.loc["easy", "truncated"] == pytest.approx(easy["truncated"].sum() / easy["n"].sum(), **CLOSE)
-    macro = table.loc[list(BENCHMARKS), "no_answer"].mean()
-    assert table.loc["macro average", "no_answer"] == pytest.approx(macro, **CLOSE)
-    assert (table["low@1"] <= table["pass@1"]).all()
-    assert (table["high@1"] >= table["pass@1"]).all()
-    assert table.loc["easy", "answers"] == 12 * 64
-    text = show_evaluation(table.reset_index(), "model")
-    assert text.loc["easy", "Pass@1 %"].startswith(f"{100 * table.loc['easy', 'pass@1']:.1f} ± ")
+# --- what the tables are made from ------------------------------------------------------------------------------------
 
 
-def test_zero_of_n_does_not_look_certain():
-    """Wilson's interval for 0 of m problems is 0 to t^2 / (m + t^2); elsewhere it is the least that is claimed."""
-    columns = {"n": 4, "correct": 0, "wrong": 4, "no_answer": 0, "truncated": 0, "timeout": 0, "error": 0}
-    counts = pd.DataFrame({"benchmark": "b", "problem": range(30), **columns, "mean_tokens": 5.0})
-    table = evaluation_table(counts, [1])
-    t2 = stats.t.ppf(0.975, 29) ** 2
-    assert table["low@1"].iloc[0] == 0
-    assert table["high@1"].iloc[0] == pytest.approx(t2 / (30 + t2), **CLOSE)
-    share = np.repeat([0, 4], [21, 9])  # problems are wholly right or wholly wrong: m - 1 independent trials
-    table = evaluation_table(counts.assign(correct=share, wrong=4 - share), [1])
-    exact = stats.binomtest(9, 30).proportion_ci(0.95, method="wilson")
-    assert exact.low - 0.05 < table["low@1"].iloc[0] < exact.low + 0.001
-    assert exact.high - 0.001 < table["high@1"].iloc[0] < exact.high + 0.05
+def test_tables_yaml_has_the_rows_and_columns_that_the_paper_prints():
+    for number, spec in TABLES.items():
+        cells = paper.published(number)
+        assert [row.row for row in spec.rows] == list(dict.fromkeys(cells["row"]))
+        assert spec.predictors == tuple(dict.fromkeys(cells["column"]))
+        assert (spec.statistic, spec.scenario) == tuple(cells[["statistic", "scenario"]].iloc[0])
+        assert spec.slug.startswith(f"table{number:02d}_")
+        for row in spec.rows:
+            own = cells[cells["row"] == row.row].iloc[0]
+            assert row.model == own["family"]
+            assert row.n_fit == (None if pd.isna(own["n_fit"]) else own["n_fit"])
+            assert row.basis == {"Low": "low", "Medium": "medium", "High": "high", "Average": "mean of budgets"}.get(
+                row.row.split()[0], "mean of budgets" if number == 3 else "all candidates"
+            )
+        for row in spec.supplement:
+            assert row.printed is None or row.row in set(paper.published(row.printed)["row"])
 
 
-def test_undecided_answers_bound_the_score_and_votes_stand_beside_it():
-    columns = {"n": 4, "wrong": 1, "no_answer": 0, "truncated": 2, "error": 0, "mean_tokens": 5.0}
-    counts = pd.DataFrame(
-        {"benchmark": "b", "problem": range(20), **columns, "correct": [2, 3] * 10, "timeout": [1, 0] * 10}
+@pytest.mark.parametrize("number", TABLES)
+def test_numbers_in_the_words_about_a_table_are_the_papers(number):
+    cells = paper.published(number)
+    numbers = [*cells["mean"], *cells["plus_minus"].dropna(), *cells["printed_gain"].dropna()]
+    assert set(re.findall(r"\d\.\d\d", TABLES[number].claim)) <= {f"{value:.2f}" for value in numbers}
+    assert TABLES[number].heading.startswith(f"# Table {number}: ")
+
+
+def test_unfinished_candidates_are_left_out_and_counted(records):
+    counts, loss = records.counts, records.generalization_loss
+    gone = (counts["candidate"] == "random-250x1") & (counts["stage"] == "rl")
+    loss = loss[loss["candidate"] != "random-500x2"].copy()
+    frame = candidate_frame(replace(records, counts=counts[~gone], generalization_loss=loss))
+    assert math.isnan(frame.set_index("candidate").loc["random-250x1", "outcome"])
+    assert len(select_candidates(frame, LLAMA)) == 7
+    table = compute_table(frame, 1)
+    mine = table[table["family"] == "micro-llama"]
+    assert set(mine["n_candidates"]) == {6}
+    assert set(mine["left_out"]) == {1}  # it has an outcome but no loss
+
+
+def test_base_model_takes_no_part(records, frame):
+    counts = records.counts.copy()
+    counts.loc[counts["candidate"] == "base", "correct"] = 0
+    changed = candidate_frame(replace(records, counts=counts))
+    for number in (1, 2):
+        pd.testing.assert_frame_equal(compute_table(frame, number), compute_table(changed, number))
+    assert list(base_models(frame, LLAMA)["candidate"]) == ["base"]
+    assert "base" not in set(select_candidates(frame, "micro-llama")["candidate"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("n_splits", value) for value in (0, -5, True)),
+        *(("seed", value) for value in (-1, 2.5)),
+        ("outcome", "best"),
+        ("confidence", 95),
+    ],
+)
+def test_options_that_cannot_work_are_refused(name, value):
+    with pytest.raises(ParameterError) as refused:
+        Options(**{name: value})
+    assert refused.value.parameter == name
+
+
+@pytest.mark.parametrize("compute", [compute_table, compute_sensitivity])
+def test_bad_frames_and_choices_are_refused(frame, compute):
+    twice = pd.concat([frame, frame.iloc[[2]]])
+    for wrong in (None, frame.iloc[:0], frame.drop(columns="pass_k"), frame.drop(columns="stands_for"), twice):
+        with pytest.raises(ParameterError) as refused:
+            compute(wrong, 3)
+        assert refused.value.parameter == "frame"
+    for name, arguments in (
+        ("table", (frame, 11)),
+        ("family", (frame, 1, Options(family="Llama"))),
+        ("predictors", (frame, 1, Options(predictors="pass8"))),
+    ):
+        with pytest.raises(ParameterError) as refused:
+            compute(*arguments)
+        assert refused.value.parameter == name
+
+
+def test_choosing_a_family_and_predictors(full_frame):
+    table = compute_table(full_frame, 1, Options(family="micro-mistral", predictors="pass_k"))
+    assert table["model"].tolist() == [MISTRAL, MISTRAL]
+    assert table["column"].tolist() == ["pass1", "pass_k"]
+    assert compute_table(full_frame, 1, Options(family=MISTRAL, predictors=["pass_k"])).equals(table)
+    whole = compute_table(full_frame, 1).set_index(["model", "column"])
+    assert table.set_index("column").loc["pass_k", "value"] == whole.loc[(MISTRAL, "pass_k"), "value"]
+    # a table of another model stays as the paper printed it, and says so
+    other = compute_table(full_frame, 5, Options(family="micro-mistral"))
+    assert set(other["status"]) == {"not chosen"}
+    assert other[list(tables.NUMBERS)].isna().all(axis=None)
+    assert len(show_table(other, "full")) == 16
+    assert compute_sensitivity(full_frame, 5, Options(family="micro-mistral")).empty
+    # a predictor that the paper leaves out of a table is measured, with nothing beside it
+    loss = compute_table(full_frame, 3, Options(predictors=["gen_loss"])).set_index(["model", "column"])
+    assert loss.loc[(LLAMA, "gen_loss"), "status"] == "measured"
+    assert math.isnan(loss.loc[(LLAMA, "gen_loss"), "paper"])
+    shown = show_table(loss.reset_index(), "full")
+    assert shown.loc[(LLAMA, f"paper: Table 3, row {LLAMA}"), "Generalization loss"] == "not in the paper"
+
+
+@pytest.mark.parametrize("number", TABLES)
+def test_families_that_were_not_run_are_never_filled_in(frame, number):
+    table = compute_table(frame, number)
+    absent = table[table["model"] == MISTRAL]
+    assert (absent["status"] == "not run").all()
+    assert absent[list(tables.NUMBERS)].isna().all(axis=None)
+    assert len(table) == len(paper.published(number))
+    shown = show_table(table, "example")
+    own = shown[shown.index.get_level_values(1) == "not run"]
+    titles = [tables.predictor_title(column) for column in table["column"].unique()]
+    assert len(own) == absent["row"].nunique()
+    assert own[titles].eq("not run").all(axis=None)
+
+
+def test_several_families(tmp_path):
+    families = {"one": LLAMA, "two": LLAMA, "three": MISTRAL, "four": "Qwen3-4B-base"}
+    records = load_records(write_records(tmp_path / "wide", make_records(families, runs=1, n=8, rl_n=4)))
+    table = compute_table(candidate_frame(records, k=8), 1)
+    assert table.groupby("model")["family"].unique().map(list).to_dict() == {LLAMA: ["one", "two"], MISTRAL: ["three"]}
+    assert (table["status"] == "measured").all()
+    shown = show_table(table, "wide")
+    assert "Pass@8 (paper: 64)" in shown.columns
+    assert len(shown) == 5  # two paper rows and three measured
+
+
+# --- as text ----------------------------------------------------------------------------------------------------------
+
+
+def test_paper_cells_are_shown_as_printed(frame):
+    shown = show_table(compute_table(frame, 2), "example")
+    line = shown.loc[(LLAMA, f"paper: Table 2, row {LLAMA}")]
+    assert line["Pass@1 (baseline)"] == "0.57 ± 0.29"
+    assert line["Mean of both: loss, Pass@64"] == "0.94 ± 0.04 (+0.37)"
+    own = shown.loc[(LLAMA, "micro-llama: measured (example)")]
+    assert own["splits"] == "100 random"
+    assert own["fitted: predicted"] == "4:4"
+    assert sum("(+" in text for text in own) <= 1  # a gain at the best predictor only
+
+
+def test_gains_are_compared_with_the_papers(full_frame):
+    table = compute_table(full_frame, 1)
+    shown = tables.compare_gains(table)
+    gains = table[table["gain"].notna()].reset_index(drop=True)
+    assert shown.index.tolist() == gains["family"].tolist()
+    assert shown["verdict"].tolist() == gains["verdict"].tolist()
+    inside = (gains["low"] <= gains["paper"]) & (gains["paper"] <= gains["high"])
+    assert (shown["paper inside"] == "yes").tolist() == inside.tolist()
+    assert shown["paper's gain"].iloc[-1] == "+0.12"  # Mistral: 0.90 from both, 0.78 from Pass@1
+    assert tables.compare_gains(table.assign(status="not run")).index.tolist() == ["not run"]
+
+
+def test_a_saturated_pass_at_k_is_counted():
+    outcome = np.linspace(0.2, 0.8, 10)
+    full = np.array([0.9, 0.95, 0.98, *[0.995] * 3, *[1.0] * 4])
+    table = compute_table(ideal_frame(outcome, pass1=outcome, gen_loss=-outcome, pass_k=full), 1)
+    assert tables.compare_gains(table)["at ceiling"].tolist() == ["", "7 of 10", "7 of 10"]
+
+
+def test_sensitivity_as_text(full_frame):
+    table = compute_sensitivity(full_frame, 9)
+    two = table[(table["row"] == "10:2") & (table["kind"] == "squared_correlation")]
+    assert two["value"].to_numpy() == pytest.approx(1)  # any two candidates lie on a line
+    assert len(tables.show_sensitivity(table)) == 3 * 7
+    assert tables.show_sensitivity(table.iloc[:0]).index[0][0] == "not run"
+
+
+def test_the_headline_of_a_table():
+    rng = np.random.default_rng(3)
+    outcome, noise = rng.uniform(size=12), rng.uniform(size=12)
+    frame = ideal_frame(outcome, pass1=noise, gen_loss=-outcome, pass_k=outcome)
+    assert tables.headline(compute_table(frame, 6)) == (
+        "R² Mistral: Pass@1 0.29, loss 0.79, Pass@64 0.57, both 0.72",
+        "R² Mistral: not run",
+        "",
     )
-    votes = pd.DataFrame({"benchmark": ["b", "macro average"], "k": 4, "maj_at_k": 0.75, "low": 0.6, "high": 0.9})
-    table = evaluation_table(counts, [1, 4], votes=votes)
-    assert table["pass@1"].tolist() == pytest.approx([50 / 80] * 2)
-    assert table["if_right@1"].tolist() == pytest.approx([60 / 80] * 2)
-    assert table["if_right@4"].tolist() == [1, 1]
-    shown = show_evaluation(table)
-    assert list(shown.index) == ["b"]  # of one benchmark, the macro average is that benchmark
-    assert shown.loc["b", "Pass@1 if undecided were right %"] == "75.0"
-    assert "Pass@4 if undecided were right %" not in shown  # it is 100 either way
-    assert shown.loc["b", "maj@4 %"].startswith("75.0 [60.0,")
-    assert shown.loc["b", "truncated %"] == "50.0"
-    assert shown.loc["b", "timeout %"] == "12.5"
+    table = compute_table(frame, 2)
+    printed, ours, scale = tables.headline(table)
+    assert printed.startswith("R² Llama3: Pass@1 0.57, loss 0.88, Pass@64 0.87, both 0.94; Mistral: ")
+    median = table.set_index(["model", "column"]).loc[(LLAMA, "pass1"), "all_median"]
+    assert ours.startswith(f"median R² f: Pass@1 {median:.2f}, loss 1.00, Pass@64 1.00, both 1.00; Mistral: not run")
+    assert scale == "f n = 12"
+    assert tables.headline(compute_table(frame, 8))[0] == "Spearman Llama3: Pass@1 0.69, Pass@64 0.94"
 
 
-def test_curves_have_every_k(records):
-    counts = records.counts[records.counts["stage"] == "base"].drop(columns=CHECKPOINT)
-    curves = pass_at_k_curves(counts)
-    assert len(curves) == 64 * 4
-    macro = curves[curves["benchmark"] == "macro average"].set_index("k")["pass_at_k"]
-    assert macro[13] == pytest.approx(macro_pass_at_k(counts, 13), **CLOSE)
-    assert (macro.diff().dropna() >= 0).all()
-
-
-def test_time_and_summary(records):
-    spent = time_table(records.cells)
-    assert spent.loc["total", "cells"] == len(records.cells)
-    assert spent.loc["total", "total"] == pytest.approx(records.cells["seconds_total"].sum() / 60, abs=0.01)
-    assert spent.loc["rl", "rest"] == pytest.approx(2 * (spent.loc["rl", "cells"]) / 60, abs=0.01)
-    summary = records_summary(records).loc["micro-llama"]
-    assert summary["SFT candidates"] == 16
-    assert summary["RL runs"] == 17 * 2
-    assert summary["checkpoints"] == 17 * 5
-    assert summary["answers graded"] == records.counts["n"].sum()
-
-
-# --- claims -----------------------------------------------------------------------------------------------------------
-
-
-def test_claim_of_fig_3(frame):
-    candidates = select_candidates(frame, LLAMA)
-    claim = claims.score_explains_part(candidates)
-    expected = stats.linregress(candidates["pass1"], candidates["outcome"]).rvalue ** 2
-    assert claim.value == pytest.approx(expected, **CLOSE)
-    assert claim.paper == 0.43
-    assert claims.score_explains_part(candidates.iloc[:3]).verdict == "too few candidates"
-    rng = np.random.default_rng(0)
-    x = rng.uniform(size=60)
-    line = pd.DataFrame({"pass1": x, "outcome": 0.3 + 0.5 * x + 0.01 * rng.standard_normal(60)})
-    assert claims.score_explains_part(line).verdict == "does not hold"
-    assert claims.score_explains_part(line.assign(outcome=rng.uniform(size=60))).verdict == "holds"
-
-
-def test_claims_of_fig_5(frame):
-    candidates = select_candidates(frame, LLAMA)
-    rise = claims.repeating_raises_loss(candidates)  # 250 examples, 16 epochs
-    series = candidates[candidates["n_examples"] == 250].set_index("epochs")["gen_loss"]
-    assert rise.value == pytest.approx(series[16] - min(series[1], series[4]), **CLOSE)
-    assert rise.verdict == "holds"
-    fallen = candidates.assign(gen_loss=2 - candidates["epochs"] / 16)
-    assert claims.repeating_raises_loss(fallen).verdict == "does not hold"
-    unsure = candidates.assign(gen_loss_se=10.0)
-    assert claims.repeating_raises_loss(unsure).verdict == "undecided"
-    assert claims.repeating_raises_loss(candidates[candidates["n_examples"] == 4000]).verdict == "too few candidates"
-
-    track = claims.loss_tracks_gain(candidates)
-    expected = stats.spearmanr(candidates["gen_loss"], candidates["gain"]).statistic
-    assert track.value == pytest.approx(expected, **CLOSE)
-    assert claims.loss_tracks_gain(candidates.assign(gain=-candidates["gen_loss"])).verdict == "holds"
-    assert claims.loss_tracks_gain(candidates.assign(gain=candidates["gen_loss"])).verdict == "does not hold"
-    assert f"n = {len(candidates)} candidates" in track.text
-    assert claims.correlation([1, 1, 1], [1, 2, 3]) != claims.correlation([1, 1, 1], [1, 2, 3])  # NaN
+def test_numbers_of_any_size_are_readable():
+    values = (0.123, -12.3, -999.994, -6.1e6, -2e11, math.nan)
+    assert [tables.number_text(value) for value in values] == [
+        *("0.12", "-12.30", "-999.99", "-6e6", "-2e11", "undefined")
+    ]
+    assert tables.number_text(1234.0, "+") == "+1e3"

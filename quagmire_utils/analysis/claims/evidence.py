@@ -214,7 +214,12 @@ def contrast(evidence: Evidence, pairs: Sequence[Pair], what: str, counted: str 
 
 
 def smallest_contrast(
-    evidence: Evidence, alternatives: Sequence[Sequence[Pair]], what: str, label: str, n: int, counted: str
+    evidence: Evidence,
+    alternatives: Sequence[Sequence[Pair]],
+    what: str,
+    label: str,
+    n: int,
+    counted: str = "candidates",
 ) -> Estimate:
     """Return the smallest of several mean differences, such as one candidate minus the best of the others.
 

@@ -178,7 +178,7 @@ def best_score_minus_best_other(evidence: Evidence, scenario: str, selections: S
         return _missing(label, len(rows))
     best = rows["pass1"].idxmax()
     pairs = [[(best, other)] for other in rows.index if other != best]
-    return smallest_contrast(evidence, pairs, "outcome", label, len(rows), "candidates")
+    return smallest_contrast(evidence, pairs, "outcome", label, len(rows))
 
 
 @statistic
@@ -214,7 +214,7 @@ def _once(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _smallest_over_base(evidence: Evidence, rows: pd.DataFrame, what: What, label: str) -> Estimate:
     pairs = [] if evidence.base is None else [[(row, evidence.base)] for row in rows.index]
-    return smallest_contrast(evidence, pairs, what, label, len(pairs), "candidates")
+    return smallest_contrast(evidence, pairs, what, label, len(pairs))
 
 
 # --- measurements that vary together over candidates ------------------------------------------------------------------

@@ -21,6 +21,7 @@ from quagmire_utils.analysis.tables.compute import (
     Options,
     compute_sensitivity,
     compute_table,
+    usable_groups,
     verdict,
 )
 from quagmire_utils.analysis.tables.show import (
@@ -71,5 +72,6 @@ __all__ = [
     "show_table",
     "table_lines",
     "table_spec",
+    "usable_groups",
     "verdict",
 ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DARK, ORANGE = "#0b3d6e", "#d9822b"
 VERDICT_MARKS = {  # marker, face, edge: verdicts differ by shape and by lightness
     "holds": ("o", DARK, DARK),
-    "does not hold": ("X", ORANGE, ORANGE),
+    "fails": ("X", ORANGE, ORANGE),
     "undecided": ("D", "white", "0.45"),
 }
 PANELS = {  # unit of a claim -> panel

@@ -1,0 +1,172 @@
+"""Candidate frames and score tables, against exact fractions and plain loops over the raw records."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+from example_records import BENCHMARKS, make_records, write_records
+from scipy import stats
+
+from quagmire_utils.analysis.records import candidate_frame
+from quagmire_utils.core.records import CHECKPOINT, Records, load_records
+from quagmire_utils.evaluation.measured import (
+    evaluation_table,
+    pass_at_k_curves,
+    records_summary,
+    show_evaluation,
+    time_table,
+)
+from quagmire_utils.evaluation.pass_at_k.checkpoints import checkpoint_scores
+
+CLOSE = {"rel": 0, "abs": 1e-9}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory) -> Records:
+    return load_records(write_records(tmp_path_factory.mktemp("records") / "example", make_records()))
+
+
+def macro_pass_at_k(counts: pd.DataFrame, k: int) -> float:
+    """Eq. 1 in exact fractions, averaged over problems and then over benchmarks."""
+    means = []
+    for benchmark in BENCHMARKS:
+        rows = counts[counts["benchmark"] == benchmark]
+        values = [
+            1 - Fraction(math.comb(n - c, k), math.comb(n, k)) for n, c in zip(rows["n"], rows["correct"], strict=True)
+        ]
+        means.append(sum(values) / len(values))
+    return float(sum(means) / len(means))
+
+
+def by_hand(records: Records, scenario: str = "dataset", k: int = 64) -> pd.DataFrame:
+    """Predictors and outcome of each SFT candidate, by loops over the raw records."""
+    rows = []
+    chosen = records.candidates[
+        (records.candidates["scenario"] == scenario) & (records.candidates["selection"] != "none")
+    ]
+    for candidate in chosen["candidate"]:
+        counts = records.counts[records.counts["candidate"] == candidate]
+        before, after = counts[counts["stage"] == "sft"], counts[counts["stage"] == "rl"]
+        finals = [macro_pass_at_k(one, 1) for _, one in after.groupby(["rl_run", "checkpoint"])]
+        lasts = [
+            macro_pass_at_k(run[run["checkpoint"] == run["checkpoint"].max()], 1) for _, run in after.groupby("rl_run")
+        ]
+        loss = records.generalization_loss.set_index("candidate").loc[candidate, "nll"]
+        row = {"candidate": candidate, "pass1": macro_pass_at_k(before, 1), "pass_k": macro_pass_at_k(before, k)}
+        rows.append({**row, "gen_loss": loss, "outcome": max(finals), "outcome_last": np.mean(lasts)})
+    return pd.DataFrame(rows).set_index("candidate")
+
+
+@pytest.mark.parametrize("k", [1, 7, 64])
+def test_candidate_frame_against_exact_fractions(records, k):
+    ours = candidate_frame(records, k=k).set_index("candidate")
+    for scenario in ("dataset", "instance"):
+        expected = by_hand(records, scenario, k)
+        for column in expected:
+            assert ours.loc[expected.index, column].to_numpy() == pytest.approx(expected[column].to_numpy(), **CLOSE)
+        gain = (expected["outcome"] - expected["pass1"]).to_numpy()
+        assert ours.loc[expected.index, "gain"].to_numpy() == pytest.approx(gain, **CLOSE)
+
+
+def test_standard_errors_of_checkpoint_scores(records):
+    counts = records.counts[(records.counts["candidate"] == "random-250x4") & (records.counts["stage"] == "sft")]
+    score = checkpoint_scores(counts, [1]).iloc[0]
+    share = counts["correct"] / counts["n"]
+    groups = [share[counts["benchmark"] == b] for b in BENCHMARKS]
+    assert score["se@1"] == pytest.approx(math.sqrt(sum(stats.sem(g) ** 2 for g in groups)) / 3, **CLOSE)
+    noise = [(g * (1 - g) / 63).sum() / len(g) ** 2 for g in groups]
+    assert score["sampling_se"] == pytest.approx(math.sqrt(sum(noise)) / 3, **CLOSE)
+
+
+def test_sampling_error_is_the_spread_of_repeated_measurements():
+    """Drawn again and again from the same probabilities, Pass@1 spreads as sampling_se says, not as se@1 does."""
+    rng = np.random.default_rng(0)
+    ease = {(b, i): rng.uniform(0.05, 0.95) for b, size in BENCHMARKS.items() for i in range(size)}
+    parts = []
+    for repeat in range(400):
+        keys = dict(zip(CHECKPOINT, ("f", "c", "rl", 0, repeat), strict=True))
+        parts += [
+            {**keys, "benchmark": b, "problem": i, "n": 16, "correct": rng.binomial(16, p)}
+            for (b, i), p in ease.items()
+        ]
+    scores = checkpoint_scores(pd.DataFrame(parts), [1])
+    assert scores["pass@1"].std() == pytest.approx(scores["sampling_se"].mean(), rel=0.12)
+    assert scores["se@1"].mean() > 1.5 * scores["sampling_se"].mean()
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_table(records):
+    counts = records.counts[records.counts["stage"] == "base"].drop(columns=CHECKPOINT)
+    table = evaluation_table(counts, [1, 16]).set_index("benchmark")
+    assert list(table.index) == [*BENCHMARKS, "macro average"]
+    assert table.loc["macro average", "pass@16"] == pytest.approx(macro_pass_at_k(counts, 16), **CLOSE)
+    easy = counts[counts["benchmark"] == "easy"]
+    assert table.loc["easy", "truncated"] == pytest.approx(easy["truncated"].sum() / easy["n"].sum(), **CLOSE)
+    macro = table.loc[list(BENCHMARKS), "no_answer"].mean()
+    assert table.loc["macro average", "no_answer"] == pytest.approx(macro, **CLOSE)
+    assert (table["low@1"] <= table["pass@1"]).all()
+    assert (table["high@1"] >= table["pass@1"]).all()
+    assert table.loc["easy", "answers"] == 12 * 64
+    text = show_evaluation(table.reset_index(), "model")
+    assert text.loc["easy", "Pass@1 %"].startswith(f"{100 * table.loc['easy', 'pass@1']:.1f} ± ")
+
+
+def test_zero_of_n_does_not_look_certain():
+    """Wilson's interval for 0 of m problems is 0 to t^2 / (m + t^2); elsewhere it is the least that is claimed."""
+    columns = {"n": 4, "correct": 0, "wrong": 4, "no_answer": 0, "truncated": 0, "timeout": 0, "error": 0}
+    counts = pd.DataFrame({"benchmark": "b", "problem": range(30), **columns, "mean_tokens": 5.0})
+    table = evaluation_table(counts, [1])
+    t2 = stats.t.ppf(0.975, 29) ** 2
+    assert table["low@1"].iloc[0] == 0
+    assert table["high@1"].iloc[0] == pytest.approx(t2 / (30 + t2), **CLOSE)
+    share = np.repeat([0, 4], [21, 9])  # problems are wholly right or wholly wrong: m - 1 independent trials
+    table = evaluation_table(counts.assign(correct=share, wrong=4 - share), [1])
+    exact = stats.binomtest(9, 30).proportion_ci(0.95, method="wilson")
+    assert exact.low - 0.05 < table["low@1"].iloc[0] < exact.low + 0.001
+    assert exact.high - 0.001 < table["high@1"].iloc[0] < exact.high + 0.05
+
+
+def test_undecided_answers_bound_the_score_and_votes_stand_beside_it():
+    columns = {"n": 4, "wrong": 1, "no_answer": 0, "truncated": 2, "error": 0, "mean_tokens": 5.0}
+    counts = pd.DataFrame(
+        {"benchmark": "b", "problem": range(20), **columns, "correct": [2, 3] * 10, "timeout": [1, 0] * 10}
+    )
+    votes = pd.DataFrame({"benchmark": ["b", "macro average"], "k": 4, "maj_at_k": 0.75, "low": 0.6, "high": 0.9})
+    table = evaluation_table(counts, [1, 4], votes=votes)
+    assert table["pass@1"].tolist() == pytest.approx([50 / 80] * 2)
+    assert table["if_right@1"].tolist() == pytest.approx([60 / 80] * 2)
+    assert table["if_right@4"].tolist() == [1, 1]
+    shown = show_evaluation(table)
+    assert list(shown.index) == ["b"]  # of one benchmark, the macro average is that benchmark
+    assert shown.loc["b", "Pass@1 if undecided were right %"] == "75.0"
+    assert "Pass@4 if undecided were right %" not in shown  # it is 100 either way
+    assert shown.loc["b", "maj@4 %"].startswith("75.0 [60.0,")
+    assert shown.loc["b", "truncated %"] == "50.0"
+    assert shown.loc["b", "timeout %"] == "12.5"
+
+
+def test_curves_have_every_k(records):
+    counts = records.counts[records.counts["stage"] == "base"].drop(columns=CHECKPOINT)
+    curves = pass_at_k_curves(counts)
+    assert len(curves) == 64 * 4
+    macro = curves[curves["benchmark"] == "macro average"].set_index("k")["pass_at_k"]
+    assert macro[13] == pytest.approx(macro_pass_at_k(counts, 13), **CLOSE)
+    assert (macro.diff().dropna() >= 0).all()
+
+
+def test_time_and_summary(records):
+    spent = time_table(records.cells)
+    assert spent.loc["total", "cells"] == len(records.cells)
+    assert spent.loc["total", "total"] == pytest.approx(records.cells["seconds_total"].sum() / 60, abs=0.01)
+    assert spent.loc["rl", "rest"] == pytest.approx(2 * (spent.loc["rl", "cells"]) / 60, abs=0.01)
+    summary = records_summary(records).loc["micro-llama"]
+    assert summary["SFT candidates"] == 16
+    assert summary["RL runs"] == 17 * 2
+    assert summary["checkpoints"] == 17 * 5
+    assert summary["answers graded"] == records.counts["n"].sum()
