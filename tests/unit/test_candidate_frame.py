@@ -20,7 +20,7 @@ from quagmire_utils.evaluation.measured import (
     show_evaluation,
     time_table,
 )
-from quagmire_utils.evaluation.pass_at_k.checkpoints import checkpoint_scores
+from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 
 CLOSE = {"rel": 0, "abs": 1e-9}
 

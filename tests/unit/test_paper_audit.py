@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,15 +20,9 @@ from quagmire_utils.report.plots.forest import mark_kinds, plot_rank_intervals, 
 LLAMA, MISTRAL = paper.FAMILIES
 
 
-@pytest.fixture(scope="module")
-def transcription() -> dict:
-    folders = [Path(__file__).resolve().parents[3] / "shared" / "paper"]
-    if data := os.environ.get("QUAGMIRE_DATA_DIR"):
-        folders.insert(0, Path(data).resolve().parent / "paper")
-    for folder in folders:
-        if (folder / "published_tables.json").is_file():
-            return json.loads((folder / "published_tables.json").read_text(encoding="utf-8"))
-    pytest.skip("published_tables.json is not at hand (neither beside QUAGMIRE_DATA_DIR nor in ../shared/paper)")
+@pytest.fixture
+def transcription(paper_file) -> dict:
+    return json.loads(paper_file("published_tables.json").read_text(encoding="utf-8").replace("pass64", "pass_k"))
 
 
 def means(row: list) -> list[float]:
