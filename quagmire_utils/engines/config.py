@@ -26,16 +26,14 @@ _OWN_FIELDS = frozenset({"model", "prompt", "n", "seed", "temperature", "top_p",
 
 
 class ServerSettings(Settings):
-    """What to know about a server besides its address. Waits between tries double, up to a limit."""
+    """What to know about a server besides its address."""
 
     model: str | None = None  # the name it serves the model under; None: the only one that it serves
     tokenizer: str | None = None  # the model's, a folder or hub id; None: where the server says the model is
     api_key_env: str = "QUAGMIRE_API_KEY"  # the environment variable that holds the key, if one is needed
     prompt_format: Literal["token_ids", "text"] = "token_ids"  # "text" for servers that take no token ids
     extra_body: dict[str, Any] = Field(default={})  # further fields of each call, such as {"top_k": -1}
-    tries: Count = 10  # of one call
-    first_wait: Positive = 0.5  # seconds
-    longest_wait: Positive = 60.0  # seconds
+    tries: Count = 25  # of one call: about three minutes
     timeout: Positive = 3600.0  # seconds for one call, from sending it to the end of its answer
 
     @field_validator("tokenizer", mode="before")
@@ -125,6 +123,6 @@ def check_engine(name: str) -> None:
     """Raise ParameterError for an engine that does not exist or whose library is not installed."""
     if name not in ENGINES:
         raise ParameterError("engine", name, f"one of {', '.join(ENGINES)}")
-    if not is_installed({"server": "httpx"}.get(name, name)):
+    if not is_installed({"server": "openai"}.get(name, name)):
         remedy = "`pip install -e '.[server]'`" if name == "server" else "`./reproduce.sh setup`"
         raise ParameterError("engine", name, reason=f"{name} is not installed; {remedy} installs it where possible")

@@ -5,21 +5,19 @@
     for index, completions in engine.stream(requests, params):          # each request once it is complete
         ...
 
-The completions endpoint is used, not the chat one, and gets the token ids of our own prompt (or their text, see
-`ServerSettings.prompt_format`), so no template of the server's comes in between; the number of prompt tokens that the
-server reports, or the tokens themselves where it tells, are compared with ours in every answer. Every sampling
-parameter is sent explicitly, because vLLM's server otherwise takes those of a model's `generation_config.json`.
+It calls the completions endpoint, not the chat endpoint, with the token ids of our own prompt (or their text, see
+`ServerSettings.prompt_format`), so the server's chat template plays no part. The prompt tokens that the server reports,
+or their number, are compared with ours in every answer. Every sampling parameter is sent explicitly, because vLLM's
+server otherwise takes those of a model's `generation_config.json`.
 
 vLLM gives child j of a request the seed `seed + j` and returns token ids, so a call draws several samples, and texts
-and counts are made here as in the other engines. Other servers promise neither: a call draws one sample with its own
+and counts are made here, as in the other engines. Other servers promise neither: a call draws one sample with its own
 seed, and the text is the server's.
 
-Calls that meet 429, a 5xx, a dropped connection or an answer that isn't one are repeated with growing, jittered pauses;
-a Retry-After holds back every call. What was complete before the engine gives up has been yielded by `stream`, and
-requests of at most `samples_per_call` are complete with one call. An answer that a content filter withholds is an empty
-one with that finish_reason, and no reason to try again: the same seed would meet the same filter. An API
-key is read from the environment when it is sent, never kept, shown or written; redirects, which would carry it
-elsewhere, are not followed. Nothing of an answer is ever interpreted as anything but JSON and text.
+`openai.AsyncOpenAI` repeats calls that meet 429, a 5xx or a lost connection, with growing pauses or the server's
+Retry-After; an answer of the wrong form is repeated here. Whatever was complete before the engine gives up has been
+yielded by `stream`. The API key is read from the environment for each call of `stream`, and never stored, shown or
+written; redirects, which would carry it elsewhere, are not followed.
 """
 
 from __future__ import annotations
@@ -28,15 +26,18 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import queue
+import random
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.engines.base import (
@@ -47,7 +48,6 @@ from quagmire_utils.engines.base import (
     check_requests,
     to_completions,
 )
-from quagmire_utils.engines.calls import Calls, MalformedError, in_thread, is_loopback, shown
 from quagmire_utils.engines.checkpoints import (
     check_base_url,
     end_tokens,
@@ -58,15 +58,25 @@ from quagmire_utils.engines.checkpoints import (
 )
 from quagmire_utils.engines.config import EngineConfig, SamplingParams, ServerSettings
 
-_SAMPLES_PER_CALL = 16  # where the server gives each its own seed: what a lost connection can cost
-_VLLM_SAMPLES, _CALLS = 256, 32  # in flight, unless batch_size says otherwise
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+_SAMPLES_PER_CALL = 16  # from vLLM; a lost connection costs so many
+_VLLM_SAMPLES, _CALLS = 256, 32  # in flight, unless batch_size sets them
+_PROBE_TRIES = 3  # to ask what is served
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds after an answer of the wrong form; as openai's after an error
+_NO_KEY = "none"  # openai wants one; it is not sent
 # What a model's generation_config.json would change on a vLLM server.
 _VLLM_NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
+class MalformedError(ValueError):
+    """An answer does not have the form that the endpoint promises; the call is worth another try."""
+
+
 @dataclass(frozen=True)
 class _Served:
-    """What a server says of the model."""
+    """What a server reports about the model."""
 
     model: str
     root: str | None  # vLLM: the folder or hub id that it was loaded from
@@ -76,7 +86,7 @@ class _Served:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _Call:
     """The samples of one call: `count` of request `index`, from sample `first` on."""
 
     index: int
@@ -88,164 +98,135 @@ class _Piece:
 
 
 class ServerEngine(StreamingEngine):
-    """A model behind an OpenAI-compatible endpoint. See `Engine` for the contract."""
+    """A model behind an OpenAI-compatible endpoint; see `Engine`."""
 
     name = "server"
-    dtype = "unknown"  # the server's business, and it doesn't tell
+    dtype = "unknown"  # the server doesn't report it
 
     def __init__(self, config: EngineConfig) -> None:
+        """Ask the server what it serves and load its tokenizer. Raises ParameterError if either fails."""
         self.config, self.base_url = config, check_base_url(config.model)
         self.settings = settings = config.server or ServerSettings()
-        revision, trust_remote_code = config.revision, config.trust_remote_code
-        self._served = served = in_thread(self._ask_what_it_serves())
-        self.model, self.version = served.model, served.version
+        [self._served] = _in_thread(self._ask_what_it_serves)
+        self.model, self.version = self._served.model, self._served.version
 
-        source = _tokenizer_source(settings.tokenizer, served)
-        self.tokenizer = load_tokenizer(source, revision, trust_remote_code)
+        source = _tokenizer_source(settings.tokenizer, self._served)
+        self.tokenizer = load_tokenizer(source, config.revision, config.trust_remote_code)
         try:
-            model_config = load_config(source, revision, trust_remote_code)
+            model_config = load_config(source, config.revision, config.trust_remote_code)
         except ParameterError:
             model_config = None  # a tokenizer without a model
-        self.ends = end_tokens(source, revision, model_config, self.tokenizer)
-        self.context_length = _context_length(served, model_config, config.max_model_len)
-        in_flight = config.batch_size or (_VLLM_SAMPLES if served.is_vllm else _CALLS)
-        self.samples_per_call = min(_SAMPLES_PER_CALL if served.is_vllm else 1, in_flight)
+        self.ends = end_tokens(source, config.revision, model_config, self.tokenizer)
+        self.context_length = _context_length(self._served, model_config, config.max_model_len)
+        in_flight = config.batch_size or (_VLLM_SAMPLES if self._served.is_vllm else _CALLS)
+        self.samples_per_call = min(_SAMPLES_PER_CALL if self._served.is_vllm else 1, in_flight)
         self._calls_at_once = in_flight // self.samples_per_call
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that stand for the model, as far as one can tell from here.
+        """Sixteen hexadecimal digits for the model: its name, where it came from, our tokenizer and `extra_body`.
 
-        That is its name, where the server says it came from, our tokenizer and `extra_body`; on this very machine the
-        content of its folder, so that weights replaced under the same name are noticed.
+        If the server runs on this machine, the content of its checkpoint folder too, so that weights replaced under
+        the same name are noticed.
         """
         root = self._served.root
-        if root and is_loopback(self.base_url) and Path(root).is_dir():
-            with contextlib.suppress(ParameterError):  # a folder of another kind, such as one of GGUF
+        if root and _is_loopback(self.base_url) and Path(root).is_dir():
+            with contextlib.suppress(ParameterError):  # a folder of another kind, such as GGUF
                 root = model_digest(root)
         facts = [self.model, root, sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template, self.ends]
         facts.append(sorted(self.settings.extra_body.items()))
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield (index of the request, its n completions) as requests are completed, in whatever order.
+        """Yield (index of the request, its n completions) as requests are completed; they are sent in order.
 
-        They are sent in the order given. Raises ParameterError at once for what can't work, and while iterating if the
-        server refuses a request; EngineError if it doesn't answer after all tries. Before either is raised, the calls
-        in flight are waited for and what they complete is yielded. Closing the iterator drops the calls in flight.
+        Raises ParameterError at once for requests that can't work, and while iterating if the server refuses one;
+        EngineError if it doesn't answer after all tries. Before either, calls in flight are waited for and what they
+        complete is yielded. Closing the iterator drops the calls in flight.
         """
         check_requests(requests, params, self.context_length)
-        return self._complete(requests, params)
+        return self._stream(requests, params)
 
     def close(self) -> None:
-        """Nothing is held between calls."""
+        """Do nothing: no connection is held between calls."""
 
     # --- from requests to calls and back ---------------------------------------------------------------------------
 
-    def _pieces(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[_Piece]:
-        """What to ask for in each call, in the order of the requests."""
+    def _stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
+        """Put the completions of calls together to those of requests."""
+        parts: dict[int, dict[int, list[Completion]]] = {}
+        withheld = 0
+        results = _in_thread(lambda put: self._run_calls(self._calls(requests, params), params, put))
+        try:
+            with contextlib.closing(results):
+                for call, completions in results:
+                    withheld += sum(completion.finish_reason == "content_filter" for completion in completions)
+                    held = parts.setdefault(call.index, {})
+                    held[call.first] = completions
+                    request = requests[call.index]
+                    if sum(map(len, held.values())) == (drawn := _drawn(request, params)):
+                        del parts[call.index]
+                        whole = [completion for first in sorted(held) for completion in held[first]]
+                        yield call.index, whole * (request.n // drawn)
+        finally:
+            if withheld:
+                warnings.warn(
+                    f"{self.base_url} withheld {withheld} answers (content_filter), which count as empty", stacklevel=2
+                )
+
+    def _calls(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[_Call]:
+        """Yield the calls to make, in the order of the requests."""
         ids: tuple[int, ...] = ()
         prompt: list[int] | str = ""
         for index, request in enumerate(requests):
-            if tuple(request.prompt_ids) != ids:  # several requests in a row may be for one prompt
+            if tuple(request.prompt_ids) != ids:  # several requests in a row may share a prompt
                 ids = tuple(request.prompt_ids)
                 prompt = list(ids) if self.settings.prompt_format == "token_ids" else self._as_text(ids)
             n = _drawn(request, params)
             for first in range(0, n, self.samples_per_call):
                 count = min(self.samples_per_call, n - first)
-                yield _Piece(index, first, count, prompt, ids, (request.seed + first) % 2**63)
+                yield _Call(index, first, count, prompt, ids, (request.seed + first) % 2**63)
 
     def _as_text(self, ids: tuple[int, ...]) -> str:
-        """The text that a server with our tokenizer turns into `ids`, with the special tokens that it adds itself."""
+        """Return the text that a server with our tokenizer turns into `ids`, adding its own special tokens."""
         bare = self.tokenizer.encode("0", add_special_tokens=False)
         full = self.tokenizer.encode("0", add_special_tokens=True)
         added = full[: len(full) - len(bare)] if full[-len(bare) :] == bare else []
         rest = ids[len(added) :] if list(ids[: len(added)]) == added else ids
         text = self.tokenizer.decode(rest, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if tuple(self.tokenizer.encode(text, add_special_tokens=True)) != ids:
-            raise ParameterError(
-                "prompt_format='text' can't carry this prompt, because its text is not tokenised into it again; "
-                "use a server that takes token ids"
-            )
+            reason = "this prompt changes when its text is tokenised again; use a server that takes token ids"
+            raise ParameterError("prompt_format", "text", reason=reason)
         return text
 
-    def _complete(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
-        """Run the calls in a thread of their own (a notebook has an event loop already) and put requests together."""
-        arrived: queue.SimpleQueue[tuple[_Piece, list[Completion]] | BaseException | None] = queue.SimpleQueue()
-        running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = []
-
-        async def run() -> None:
-            running.append((asyncio.get_running_loop(), asyncio.current_task()))
-            await self._run_calls(self._pieces(requests, params), params, arrived.put)
-
-        def work() -> None:
-            try:
-                asyncio.run(run())
-                arrived.put(None)
-            except BaseException as error:  # handed to the thread that waits for it
-                arrived.put(error)
-
-        thread = threading.Thread(target=work, name="server-engine", daemon=True)
-        thread.start()
-        parts: dict[int, dict[int, list[Completion]]] = {}
-        withheld = 0
-        try:
-            while (item := arrived.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                piece, completions = item
-                withheld += sum(completion.finish_reason == "content_filter" for completion in completions)
-                held = parts.setdefault(piece.index, {})
-                held[piece.first] = completions
-                request = requests[piece.index]
-                if sum(map(len, held.values())) == (drawn := _drawn(request, params)):
-                    del parts[piece.index]
-                    whole = [completion for first in sorted(held) for completion in held[first]]
-                    yield piece.index, whole * (request.n // drawn)
-        finally:
-            while thread.is_alive():
-                for loop, task in running:
-                    with contextlib.suppress(RuntimeError):  # the loop has ended by itself
-                        loop.call_soon_threadsafe(task.cancel)
-                thread.join(0.1)
-            if withheld:
-                warnings.warn(
-                    f"{self.base_url} withheld {withheld} answers (content_filter), which count as empty", stacklevel=2
-                )
-
     async def _run_calls(
-        self, pieces: Iterator[_Piece], params: SamplingParams, put: Callable[[tuple[_Piece, list[Completion]]], None]
+        self, calls: Iterator[_Call], params: SamplingParams, put: Callable[[tuple[_Call, list[Completion]]], None]
     ) -> None:
-        """Draw all pieces, a bounded number at a time. After a failure nothing new is sent, and what is out is kept."""
-        async with Calls(self.base_url, self.settings, self._calls_at_once) as calls:
+        """Make all calls, a bounded number at a time; after a failure, finish those in flight and raise it."""
+        failures: list[Exception] = []
 
-            async def work() -> None:
-                for piece in pieces:  # shared: each worker takes the next
-                    if calls.given_up:
-                        return
-                    body = self._body(piece, params)
-                    try:
-                        completions = await calls.call(
-                            "POST", "completions", body, lambda data, piece=piece: self._read(data, piece, params)
-                        )
-                    except Exception:
-                        calls.given_up = True
-                        raise
-                    if completions is not None:
-                        put((piece, completions))
+        async def work() -> None:
+            for call in calls:  # shared: each worker takes the next
+                if failures:
+                    return
+                try:
+                    body = self._body(call, params)
+                    read = self._reader(call, params)
+                    put((call, await self._ask(client, "completions", read, body)))
+                except Exception as error:
+                    failures.append(error)
 
-            workers = (work() for _ in range(self._calls_at_once))
-            results = await asyncio.gather(*workers, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        async with self._client(self.settings.tries) as client:
+            await asyncio.gather(*(work() for _ in range(self._calls_at_once)))
+        if failures:
+            raise failures[0]
 
-    def _body(self, piece: _Piece, params: SamplingParams) -> dict[str, Any]:
+    def _body(self, call: _Call, params: SamplingParams) -> dict[str, Any]:
         body = {
             "model": self.model,
-            "prompt": piece.prompt,
-            "n": piece.count,
-            "seed": piece.seed,
+            "prompt": call.prompt,
+            "n": call.count,
+            "seed": call.seed,
             "temperature": params.temperature,
             "top_p": params.top_p,
             "max_tokens": params.max_tokens,
@@ -256,40 +237,35 @@ class ServerEngine(StreamingEngine):
             body |= {**_VLLM_NEUTRAL, "stop_token_ids": self.ends, "return_token_ids": True}
         return body | dict(self.settings.extra_body)
 
-    def _read(self, data: Any, piece: _Piece, params: SamplingParams) -> list[Completion]:
-        """The completions of an answer; MalformedError for what is none, ParameterError for one to another prompt."""
-        choices = data.get("choices") if isinstance(data, dict) else None
-        if not isinstance(choices, list) or len(choices) != piece.count:
-            raise MalformedError(f"{piece.count} choices were asked for, and the answer holds others")
-        if not all(isinstance(choice, dict) for choice in choices):
-            raise MalformedError("a choice is not an object")
-        if all(isinstance(choice.get("index"), int) for choice in choices):
-            choices = sorted(choices, key=lambda choice: choice["index"])
-        usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
-        self._check_prompt(piece, choices[0].get("prompt_token_ids"), usage.get("prompt_tokens"))
-        return [self._completion(choice, usage, piece.count, params.max_tokens) for choice in choices]
+    def _reader(self, call: _Call, params: SamplingParams) -> Callable[[Any], list[Completion]]:
+        """Return what reads the completions of an answer to `call`.
 
-    def _check_prompt(self, piece: _Piece, seen: Any, count: Any) -> None:
-        ours = piece.prompt_tokens
-        if isinstance(seen, list):
-            same, theirs = tuple(seen) == ours, len(seen)
-        else:
-            same, theirs = not isinstance(count, int) or count in (0, len(ours)), count
-        if not same:
-            raise ParameterError(
-                f"tokenizer: the server read other prompt tokens ({theirs}) than the {len(ours)} of our tokenizer, so "
-                "it is not the tokenizer of the model that is served"
-            )
+        It raises MalformedError for an answer of the wrong form, ParameterError for one to another prompt.
+        """
 
-    def _completion(
-        self, choice: Mapping[str, Any], usage: Mapping[str, Any], choices: int, max_tokens: int
-    ) -> Completion:
+        def read(data: Any) -> list[Completion]:
+            choices = data.get("choices") if isinstance(data, dict) else None
+            if not isinstance(choices, list) or len(choices) != call.count:
+                raise MalformedError(f"{call.count} choices were asked for, and the answer holds others")
+            if not all(isinstance(choice, dict) for choice in choices):
+                raise MalformedError("a choice is not an object")
+            if all(isinstance(choice.get("index"), int) for choice in choices):
+                choices = sorted(choices, key=lambda choice: choice["index"])
+            usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
+            _check_prompt(call.prompt_tokens, choices[0].get("prompt_token_ids"), usage.get("prompt_tokens"))
+            total = usage.get("completion_tokens")
+            alone = total if call.count == 1 and type(total) is int and total > 0 else None
+            return [self._completion(choice, alone, params.max_tokens) for choice in choices]
+
+        return read
+
+    def _completion(self, choice: Mapping[str, Any], tokens: int | None, max_tokens: int) -> Completion:
+        """Return the completion in a choice; `tokens`: how many the server counted, if it is known."""
         ids, text, reason = choice.get("token_ids"), choice.get("text"), choice.get("finish_reason")
         if reason == "content_filter":  # trying again with the same seed gives the same
-            tokens = usage.get("completion_tokens")
-            return Completion("", tokens if choices == 1 and type(tokens) is int and tokens > 0 else 0, reason)
+            return Completion("", tokens or 0, reason)
         if reason not in ("stop", "length"):  # "abort": a server that shuts down
-            raise MalformedError(f"an answer ended for the reason {shown(str(reason))}")
+            raise MalformedError(f"an answer ended for the reason {_shown(str(reason))}")
         if isinstance(ids, list):
             if not ids or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
                 raise MalformedError("token_ids are not token ids")
@@ -297,87 +273,220 @@ class ServerEngine(StreamingEngine):
         else:
             if not isinstance(text, str):
                 raise MalformedError("a choice has no text")
-            text = text.encode("utf-8", "replace").decode()  # JSON can hold halves of characters, and no file can
-            tokens = usage.get("completion_tokens")
-            if choices > 1 or type(tokens) is not int or tokens < 1:  # the best that can be done: count them ourselves
+            text = text.encode("utf-8", "replace").decode()  # JSON can hold lone surrogates, which no file can
+            if tokens is None:  # count them ourselves, as well as that can be done from the text
                 tokens = len(self.tokenizer.encode(text, add_special_tokens=False)) + (reason == "stop")
                 return Completion(text, min(tokens, max_tokens), reason)
             completion = Completion(text, tokens, reason)
         if completion.tokens > max_tokens or (completion.finish_reason == "length" and completion.tokens < max_tokens):
-            raise ParameterError(
-                f"max_tokens: the server cuts answers off after {completion.tokens} tokens, not after {max_tokens}; "
-                "its own limit must not be smaller"
-            )
+            reason = f"the server cuts answers off after {completion.tokens} tokens; its own limit must not be smaller"
+            raise ParameterError("max_tokens", max_tokens, reason=reason)
         return completion
+
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    def _client(self, tries: int) -> AsyncOpenAI:
+        """Return a client; the key is read now, and nothing else of OpenAI's environment variables is used."""
+        import openai
+
+        variable = self.settings.api_key_env
+        key = os.environ.get(variable, "").strip()
+        if key and not (key.isascii() and key.isprintable()):
+            raise ParameterError("api_key_env", variable, reason=f"{variable} holds characters that no API key has")
+        return openai.AsyncOpenAI(
+            api_key=key or _NO_KEY,
+            base_url=self.base_url,
+            max_retries=tries - 1,
+            timeout=openai.Timeout(self.settings.timeout, connect=min(20.0, self.settings.timeout)),
+            http_client=openai.DefaultAsyncHttpxClient(
+                follow_redirects=False,
+                trust_env=not _is_loopback(self.base_url),  # proxies are for other machines
+            ),
+        )
+
+    async def _ask(self, client: AsyncOpenAI, path: str, read: Callable[[Any], Any], body: Any = None) -> Any:
+        """Return `read(answer)`; GET without a body, else POST.
+
+        `read` raises MalformedError for what is worth another try. Raises EngineError when the tries are used up,
+        ParameterError if another try can't help.
+        """
+        import openai
+
+        unsent = ["OpenAI-Organization", "OpenAI-Project", *(["Authorization"] if client.api_key == _NO_KEY else [])]
+        options = {"headers": {name: openai.Omit() for name in unsent}}
+        reason = ""
+        for attempt in range(client.max_retries + 1):
+            try:
+                if body is None:
+                    text = await client.get(path, cast_to=str, options=options)
+                else:
+                    text = await client.post(path, cast_to=str, body=body, options=options)
+            except openai.APIStatusError as error:
+                raise self._refusal(error, path) from None
+            except openai.APIConnectionError as error:
+                cause = error.__cause__ or error
+                reason = self._cleaned(str(cause) or type(cause).__name__)
+                if body is None and not isinstance(error, openai.APITimeoutError):
+                    raise ParameterError(
+                        "base_url", self.base_url, reason=f"nothing answers at {self.base_url} ({reason})"
+                    ) from None
+                raise EngineError(f"{self.base_url} does not answer ({reason})") from None
+            try:
+                return read(json.loads(text))
+            except ParameterError:
+                raise
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                if body is None:
+                    reason = f"{self.base_url} is not an OpenAI-compatible server; their addresses mostly end in /v1"
+                    raise ParameterError("base_url", self.base_url, reason=reason) from None
+                reason = self._cleaned(str(error)) if isinstance(error, MalformedError) else "not the JSON expected"
+            await asyncio.sleep(min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt) * random.uniform(0.75, 1))
+        raise EngineError(f"{self.base_url} gives answers of the wrong form ({reason})")
+
+    def _refusal(self, error: APIStatusError, path: str) -> ParameterError | EngineError:
+        """Return the error for a status: EngineError if a later run may succeed, else ParameterError."""
+        status, url, variable = error.status_code, self.base_url, self.settings.api_key_env
+        said: Any = error.body if error.body is not None else error.response.text
+        while isinstance(said, dict):  # {"error": {"message": ...}}, {"detail": ...} and such
+            said = next((said[name] for name in ("error", "message", "detail") if said.get(name)), json.dumps(said))
+        said = self._cleaned(str(said)) or error.response.reason_phrase
+        if status in (408, 409, 429) or status >= 500:
+            return EngineError(f"{url} does not answer ({status}, {said})")
+        if status in (401, 403):
+            remedy = f"{variable} holds another" if os.environ.get(variable) else f"put it into {variable}"
+            return ParameterError("api_key_env", variable, reason=f"{url} wants an API key ({status}); {remedy}")
+        if 300 <= status < 400:
+            target = self._cleaned(error.response.headers.get("location", "elsewhere"))
+            return ParameterError("base_url", url, reason=f"{url} redirects to {target}; give the address that answers")
+        if path == "models" or (status in (404, 405) and "model" not in said.lower()):
+            reason = (
+                f"{url} has no {path} endpoint ({status}); addresses of OpenAI-compatible servers mostly end in /v1"
+            )
+            return ParameterError("base_url", url, reason=reason)
+        if re.search(r"context|maximum.*length|too long|max_tokens", said, re.IGNORECASE):
+            return ParameterError("max_tokens", reason=f"prompt and answer do not fit the server's context ({said})")
+        return ParameterError("server", url, reason=f"{url} refuses the request ({status}, {said})")
+
+    def _cleaned(self, text: str) -> str:
+        """Return a server's text for a message of ours: short, printable, and without the key, which some repeat."""
+        key = os.environ.get(self.settings.api_key_env, "").strip()
+        return _shown(text.replace(key, "***") if key else text)
 
     # --- what is served --------------------------------------------------------------------------------------------
 
-    async def _ask_what_it_serves(self) -> _Served:
+    async def _ask_what_it_serves(self, put: Callable[[_Served], None]) -> None:
         wanted = self.settings.model
-        async with Calls(self.base_url, self.settings, 1, probing=True) as calls:
-            data = await calls.call("GET", "models", None, _model_list)
-            cards = {card["id"]: card for card in data}
+        async with self._client(min(_PROBE_TRIES, self.settings.tries)) as client:
+            cards = {card["id"]: card for card in await self._ask(client, "models", _model_list)}
             if wanted is None and len(cards) == 1:
-                wanted = next(iter(cards))
-            if wanted is None or wanted not in cards:
-                names = ", ".join(calls.cleaned(name) for name in list(cards)[:5]) + (", ..." if len(cards) > 5 else "")
-                what = "must be given" if wanted is None else f"is not {shown(wanted)}"
-                raise ParameterError(f"model: it {what}, because {self.base_url} serves {names or 'no model'}")
+                [wanted] = cards
+            if wanted not in cards:
+                names = ", ".join(map(_shown, list(cards)[:5])) + (", ..." if len(cards) > 5 else "")
+                raise ParameterError("server.model", wanted, f"a model that {self.base_url} serves ({names or 'none'})")
             card = cards[wanted]
-            is_vllm = card.get("owned_by") == "vllm"
-            version = "unknown"
+            is_vllm, version = card.get("owned_by") == "vllm", "unknown"
             if is_vllm:
                 with contextlib.suppress(ParameterError, EngineError):
-                    version = "vllm " + await calls.call(
-                        "GET", "../version", None, lambda found: shown(found["version"])
-                    )
+                    address = f"{self.base_url.removesuffix('/v1')}/version"
+                    version = "vllm " + await self._ask(client, address, lambda found: _shown(found["version"]))
         root = card.get("root")
         longest = card.get("max_model_len") or cards.get(card.get("parent"), {}).get("max_model_len")  # of an adapter
-        return _Served(
-            wanted,
-            root if isinstance(root, str) else None,
-            longest if isinstance(longest, int) and longest > 1 else None,
-            is_vllm,
-            version,
-        )
+        root = root if isinstance(root, str) else None
+        longest = longest if isinstance(longest, int) and longest > 1 else None
+        put(_Served(wanted, root, longest, is_vllm, version))
+
+
+def _in_thread(work: Callable[[Callable[[Any], None]], Coroutine[Any, Any, None]]) -> Iterator[Any]:
+    """Yield what the coroutine `work(put)` puts, and raise what it raises; closing the iterator cancels it.
+
+    It runs in a thread with an event loop of its own, because in a notebook this thread has one already.
+    """
+    items: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def run() -> None:
+        tasks.append(asyncio.current_task())
+        await work(lambda item: items.put(("item", item)))
+
+    def target() -> None:
+        try:
+            asyncio.run(run())
+            items.put(("end", None))
+        except BaseException as error:  # raised again in the thread that waits for it
+            items.put(("error", error))
+
+    thread = threading.Thread(target=target, name="server-engine", daemon=True)
+    thread.start()
+    try:
+        while (item := items.get())[0] == "item":
+            yield item[1]
+        if item[0] == "error":
+            raise item[1]
+    finally:
+        while thread.is_alive():
+            for task in tasks:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    task.get_loop().call_soon_threadsafe(task.cancel)
+            thread.join(0.1)
 
 
 def _drawn(request: Request, params: SamplingParams) -> int:
-    """How many samples to ask for: greedy ones are all the same."""
+    """Return how many samples to ask for: greedy ones are all the same."""
     return 1 if params.temperature == 0 else request.n
 
 
+def _check_prompt(ours: tuple[int, ...], seen: Any, count: Any) -> None:
+    """Raise ParameterError if the server read other prompt tokens than ours; seen: their ids, count: their number."""
+    if isinstance(seen, list):
+        same, theirs = tuple(seen) == ours, len(seen)
+    else:
+        same, theirs = not isinstance(count, int) or count in (0, len(ours)), count
+    if not same:
+        reason = f"the server read {theirs} prompt tokens where ours has {len(ours)}, or others; name its tokenizer"
+        raise ParameterError("server.tokenizer", reason=reason)
+
+
 def _model_list(data: Any) -> list[dict[str, Any]]:
-    """The model cards of an answer of the models endpoint."""
+    """Return the model cards in an answer of the models endpoint."""
     cards = data["data"]
     if not isinstance(cards, list) or not all(isinstance(c, dict) and isinstance(c.get("id"), str) for c in cards):
         raise MalformedError("no list of models")
     return cards
 
 
-def _tokenizer_source(given: str | Path | None, served: _Served) -> str:
-    """The folder or hub id to load the tokenizer from."""
+def _tokenizer_source(given: str | None, served: _Served) -> str:
+    """Return the folder or hub id to load the tokenizer from."""
     if given is not None:
-        return str(given)
+        return given
     root = served.root or served.model
     if not Path(root).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", root):
-        raise ParameterError(
-            f"tokenizer must be given, because the server only says that its model is {shown(root)}, "
-            "and that is neither a folder here nor a hub id"
-        )
+        reason = f"give it, because the server's model, {_shown(root)}, is neither a folder here nor a hub id"
+        raise ParameterError("server.tokenizer", reason=reason)
     return root
 
 
 def _context_length(served: _Served, config: Any, max_model_len: int | None) -> int:
-    """Tokens that prompt and answer may have together, of what the server and the configuration say."""
+    """Return how many tokens prompt and answer may have together, by what server and configuration report."""
     if served.max_model_len is None:
-        if config is None and max_model_len is None:
-            raise ParameterError(
-                "max_model_len must be given, because neither server nor tokenizer say the context length"
-            )
-        return max_model_len if config is None else resolve_context_length(config, max_model_len)
-    if max_model_len is not None and not 2 <= max_model_len <= served.max_model_len:
-        raise ParameterError(
-            f"max_model_len must be between 2 and the server's {served.max_model_len}, not {max_model_len}"
-        )
+        if config is not None:
+            return resolve_context_length(config, max_model_len)
+        if max_model_len is None:
+            raise ParameterError("max_model_len", reason="give it, because neither server nor tokenizer reports it")
+        return max_model_len
+    if max_model_len is not None and max_model_len > served.max_model_len:
+        raise ParameterError("max_model_len", max_model_len, f"at most the server's {served.max_model_len}")
     return max_model_len or served.max_model_len
+
+
+def _shown(text: str) -> str:
+    """Return at most 200 characters of foreign text on one line, without control characters."""
+    if not isinstance(text, str):
+        raise MalformedError("not a text")
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[:2000]).split()).rstrip(".")
+    return line if len(line) <= 200 else line[:197] + "..."
+
+
+def _is_loopback(base_url: str) -> bool:
+    """Whether the address is on this machine."""
+    host = urlsplit(base_url).hostname or ""
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
