@@ -22,7 +22,7 @@ from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import load_tokenizer
 from quagmire_utils.training.microlab import build_model, build_tokenizer
 
-LISTS = ROOT / "quagmire_utils" / "backends"
+LISTS = ROOT / "quagmire_utils" / "training" / "backends"
 CPU = Machines(nodes=1, devices=0)
 SFT = SFTSettings(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, max_length=512)
 RL = RLSettings(steps=8, checkpoints=4, prompts_per_step=4, rollouts=4, max_tokens=64)

@@ -39,7 +39,6 @@ from quagmire_utils.training.backends.environments import (
     Machines,
     backend_environment,
     count_gpus,
-    default_python,
     python_variable,
 )
 from quagmire_utils.training.backends.runs import (
@@ -47,9 +46,9 @@ from quagmire_utils.training.backends.runs import (
     copy_script,
     open_run,
     read_run,
+    render_template,
     resolve_model,
     run_script,
-    shell_value,
     short_digest,
 )
 
@@ -59,12 +58,6 @@ if TYPE_CHECKING:
 NAME = "llamafactory"
 SHARDINGS = ("auto", "none", "fsdp")
 DATASET = "traces"
-_SHARDED = [
-    "fsdp: full_shard auto_wrap",
-    "fsdp_config: {use_orig_params: true}",
-    "# each pass adds to sharded float32 gradients; otherwise every GPU would hold all of them, summed in bfloat16",
-    "accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}",
-]
 
 
 def write(
@@ -151,12 +144,24 @@ def write(
     write_json({"rows": rows}, folder / "tokens.json")
     # One more where a trace is as long as allowed: LLaMA-Factory's rounding could cut a token off it.
     cutoff = settings.max_length + (longest == settings.max_length)
-    write_text(
-        _configuration(str(model), settings, machines, sharding, steps, saves, micro_batch, cutoff),
-        folder / "train.yaml",
-    )
+    values = {
+        "model": model,
+        "settings": settings,
+        "cutoff": cutoff,
+        "steps": steps,
+        "micro_batch": micro_batch,
+        "accumulation": settings.batch_size // (micro_batch * machines.processes),
+        "warmup_steps": round(settings.warmup_fraction * steps),
+        "cpu": machines.devices == 0,
+        "sharded": sharding == "fsdp" or (sharding == "auto" and machines.processes > 1),
+        "save_steps": max(1, math.ceil(steps / saves)),
+        "logging_steps": max(1, steps // 200),
+        "machines": machines,
+    }
+    write_text(render_template("llamafactory_train.yaml.j2", NAME, **values), folder / "train.yaml")
     copy_script("tokenize_traces.py", folder, "tokenize_traces.py")
-    close_run(folder, facts, _script(machines), steps=steps, tokens=tokens)
+    script = render_template("llamafactory_run.sh.j2", NAME, machines=machines)
+    close_run(folder, facts, script, steps=steps, tokens=tokens)
     return folder
 
 
@@ -165,126 +170,6 @@ def _leading_text(tokenizer: PreTrainedTokenizerBase) -> str:
     empty = render("0", tokenizer, "plain")
     bare = tokenizer.encode(empty.text, add_special_tokens=False)
     return tokenizer.decode(empty.token_ids[: len(empty.token_ids) - len(bare)])
-
-
-def _configuration(
-    model: str,
-    settings: SFTSettings,
-    machines: Machines,
-    sharding: str,
-    steps: int,
-    saves: int,
-    micro_batch: int,
-    cutoff: int,
-) -> str:
-    """LLaMA-Factory's training YAML."""
-    accumulation = settings.batch_size // (micro_batch * machines.processes)
-    cpu = machines.devices == 0
-    sharded = sharding == "fsdp" or (sharding == "auto" and machines.processes > 1)
-    lines = [
-        "# SFT with LLaMA-Factory; run.sh runs it. Paths are relative to this folder.",
-        f"model_name_or_path: {json.dumps(model)}",
-        "stage: sft",
-        "do_train: true",
-        "finetuning_type: full",
-        "",
-        "# Data: prompts and responses hold their special tokens, so no template adds any.",
-        "dataset_dir: data",
-        f"dataset: {DATASET}",
-        "template: empty",
-        "tokenized_path: tokenized",
-        f"cutoff_len: {cutoff}  # paper, App. B: 8k tokens throughout",
-        "preprocessing_num_workers: 1",
-        "",
-        "# Optimisation",
-        f"learning_rate: {_number(settings.learning_rate)}  # paper, App. B.2: 1e-5",
-        f"num_train_epochs: {_number(settings.epochs)}  # {steps} steps",
-        f"per_device_train_batch_size: {micro_batch}",
-        f"gradient_accumulation_steps: {accumulation}  # x {micro_batch} x {machines.processes} devices = "
-        f"{settings.batch_size}; paper, App. B.2: 128",
-        "# ours, the paper does not say: schedule, warm-up, optimizer, clipping",
-        "lr_scheduler_type: cosine_with_min_lr",
-        f"lr_scheduler_kwargs: {{min_lr_rate: {_number(settings.final_lr_fraction)}}}",
-        f"warmup_steps: {round(settings.warmup_fraction * steps)}",
-        "optim: adamw_torch",
-        f"adam_beta2: {_number(settings.adam_beta2)}",
-        f"weight_decay: {_number(settings.weight_decay)}",
-        f"max_grad_norm: {_number(settings.max_grad_norm)}",
-        f"seed: {settings.seed}",
-        f"data_seed: {settings.seed}",
-        "",
-        "# Machine",
-        f"use_cpu: {str(cpu).lower()}",
-        f"bf16: {str(not cpu).lower()}  # matrix products; weights and optimizer stay in float32",
-        f"disable_gradient_checkpointing: {str(not settings.gradient_checkpointing).lower()}",
-        "flash_attn: sdpa",
-        *(_SHARDED if sharded else []),
-        f"dataloader_pin_memory: {str(not cpu).lower()}",
-        "ddp_timeout: 7200",
-        "",
-        "# Output",
-        "output_dir: checkpoints",
-        f"save_steps: {max(1, math.ceil(steps / saves))}",
-        "save_total_limit: 1",
-        f"logging_steps: {max(1, steps // 200)}",
-        "report_to: none",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _number(value: float) -> str:
-    """A number that every YAML reader takes for one: PyYAML reads 1e-05 as text, and 1.0e-05 as a number."""
-    text = repr(value)
-    return text if "e" not in text or "." in text else text.replace("e", ".0e")
-
-
-def _script(machines: Machines) -> str:
-    """run.sh: tokenise and compare, then train."""
-    cpu, several = machines.devices == 0, machines.nodes > 1
-    usage = "#   ./run.sh [NAME=VALUE ...]     (values, without spaces, that replace those of train.yaml)"
-    if several:
-        usage += (
-            f"\n# Once on each of {machines.nodes} nodes that share this folder, with NODE_RANK (0, 1, ...) and "
-            "MASTER_ADDR (the first node's):\n"
-            f'#   srun --nodes={machines.nodes} --ntasks-per-node=1 bash -c "NODE_RANK=\\$SLURM_PROCID ./run.sh"'
-        )
-    tokenise = '"$python" tokenize_traces.py train.yaml tokens.json'
-    clean = [
-        "for checkpoint in checkpoints/checkpoint-*; do # what a kill left half-written",
-        '    [ ! -d "$checkpoint" ] || [ -s "$checkpoint/trainer_state.json" ] || rm -r "$checkpoint"',
-        "done",
-    ]
-    lines = [
-        "#!/usr/bin/env bash",
-        "# SFT with LLaMA-Factory: the traces of data/, as train.yaml says. Goes on from the last whole checkpoint.",
-        usage,
-        "set -euo pipefail",
-        'cd "$(dirname "${BASH_SOURCE[0]}")"',
-        f"python=${{{python_variable(NAME)}:-{shell_value(default_python(NAME))}}}",
-        'export PATH="$(dirname "$python"):$PATH"',
-        "export HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false",
-        "unset PYTHONPATH PYTHONHOME # another environment's packages",
-    ]
-    if cpu:
-        lines += ["export CUDA_VISIBLE_DEVICES= # a CPU is enough for this one"]
-    else:
-        lines += [f"export FORCE_TORCHRUN=1 NPROC_PER_NODE={machines.devices}"]
-    if several:
-        lines += [
-            f"export NNODES={machines.nodes} MASTER_PORT=${{MASTER_PORT:-29500}}",
-            'export NODE_RANK=${NODE_RANK:?"is the number of this node, from 0"}',
-            'export MASTER_ADDR=${MASTER_ADDR:?"is the address of node 0"}',
-            'if [ "$NODE_RANK" = 0 ]; then',
-            f"    [ -d tokenized ] || {tokenise}",
-            *(f"    {line}" for line in clean),
-            "else",
-            "    until [ -d tokenized ]; do sleep 5; done",
-            "fi",
-        ]
-    else:
-        lines += [f"[ -d tokenized ] || {tokenise}", *clean]
-    lines += ['exec llamafactory-cli train train.yaml "$@"']
-    return "\n".join(lines) + "\n"
 
 
 def check(folder: str | Path) -> None:

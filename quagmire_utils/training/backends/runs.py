@@ -16,8 +16,10 @@ from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, read_json, write_json, write_text
+from quagmire_utils.training.backends.environments import default_python, python_variable
 
 SCRIPTS = Path(__file__).parent / "scripts"  # what runs inside the back-ends' environments
+TEMPLATES = Path(__file__).parent / "templates"  # configurations and run.sh
 RUN = "run.json"  # what the run is; written last, so a folder without it was not written whole
 LOG = "train.log"
 _LOCK = ".lock"
@@ -87,9 +89,27 @@ def copy_script(name: str, folder: Path, target: str) -> None:
     write_text((SCRIPTS / name).read_text(encoding="utf-8"), folder / target)
 
 
-def shell_value(value: object) -> str:
-    """`value` as one word of bash."""
-    return shlex.quote(str(value))
+def render_template(name: str, backend: str, **values: Any) -> str:
+    """Return a template of this package, filled in; `variable` and `python` are those of the back-end."""
+    import jinja2
+
+    place = {"variable": python_variable(backend), "python": shlex.quote(str(default_python(backend)))}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["number"] = _number
+    environment.policies["json.dumps_kwargs"] = {}
+    return environment.get_template(name).render(**place, **values)
+
+
+def _number(value: float) -> str:
+    """Return a number that every YAML reader takes for one: PyYAML reads 1e-05 as text, and 1.0e-05 as a number."""
+    text = repr(value)
+    return text if "e" not in text or "." in text else text.replace("e", ".0e")
 
 
 def short_digest(value: str) -> str:

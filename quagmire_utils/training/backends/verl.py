@@ -46,7 +46,6 @@ from quagmire_utils.training.backends.environments import (
     Machines,
     backend_environment,
     count_gpus,
-    default_python,
     python_variable,
 )
 from quagmire_utils.training.backends.runs import (
@@ -55,9 +54,9 @@ from quagmire_utils.training.backends.runs import (
     copy_script,
     open_run,
     read_run,
+    render_template,
     resolve_model,
     run_script,
-    shell_value,
     short_digest,
 )
 from quagmire_utils.training.backends.verl_curve import NAME, _entries, curve, latest_step
@@ -136,7 +135,17 @@ def write(
     write_text(reward.replace("ROOT OF THE REPOSITORY", str(ROOT)), folder / "reward.py")
     copy_script("check_run.py", folder, "check_run.py")
     longest = max(len(prompt.token_ids) for prompt in prompts)
-    close_run(folder, facts, _script(facts, settings, machines, longest), checkpoints=list(kept_steps(settings)))
+    script = render_template(
+        "verl_run.sh.j2",
+        NAME,
+        facts=facts,
+        settings=settings,
+        machines=machines,
+        prompt_tokens=longest,
+        epochs=math.ceil(settings.steps / (len(problems) // settings.prompts_per_step)),
+        save_freq=_save_frequency(settings),
+    )
+    close_run(folder, facts, script, checkpoints=list(kept_steps(settings)))
     return folder
 
 
@@ -214,117 +223,6 @@ def _frame(problems: Sequence[Problem], texts: Sequence[str], source: str) -> pd
             ],
         }
     )
-
-
-def _overrides(facts: dict[str, Any], settings: RLSettings, machines: Machines, prompt_tokens: int) -> list[str]:
-    """Lines of a bash array: overrides of verl's configuration, and comments."""
-    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
-    total = prompt_tokens + settings.max_tokens
-    sharing = [f"{actor}.use_dynamic_bsz=True", f"{actor}.ppo_max_token_len_per_gpu={2 * total}"]
-    if settings.micro_batch_size is not None:
-        sharing = [
-            f"{actor}.use_dynamic_bsz=False",
-            f"{actor}.ppo_micro_batch_size_per_gpu={settings.micro_batch_size}",
-            f"{rollout}.log_prob_micro_batch_size_per_gpu={settings.micro_batch_size}",
-            f"actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu={settings.micro_batch_size}",
-        ]
-    epochs = math.ceil(settings.steps / (facts["problems"] // settings.prompts_per_step))
-    kl = settings.kl_coefficient
-    return [
-        "# the algorithm; paper, App. B.2: GRPO, learning rate 1e-6, batch 128, 16 rollouts, KL 0, entropy 0.001",
-        "algorithm.adv_estimator=grpo",
-        "algorithm.use_kl_in_reward=False",
-        f"{actor}.use_kl_loss={kl > 0}",
-        *([f"{actor}.kl_loss_coef={kl!r}"] if kl else []),
-        f"{actor}.entropy_coeff={settings.entropy_coefficient!r}",
-        f"{actor}.optim.lr={settings.learning_rate!r}",
-        f"data.train_batch_size={settings.prompts_per_step}",
-        f"{rollout}.n={settings.rollouts}",
-        f"{rollout}.temperature={settings.temperature!r}",
-        f"data.max_response_length={settings.max_tokens} # paper, App. B: 8k tokens throughout",
-        f"trainer.total_training_steps={settings.steps} # of {facts['problems']} problems; paper, App. B.2: 3 epochs",
-        f"trainer.total_epochs={epochs}",
-        f"trainer.save_freq={_save_frequency(settings)} # paper, App. B: 4+ checkpoints",
-        "# ours, the paper does not say: one update a step, optimizer, clipping, warm-up",
-        f"{actor}.ppo_mini_batch_size={settings.prompts_per_step}",
-        f"{actor}.ppo_epochs=1",
-        f"{actor}.optim.weight_decay=0.0",
-        f"{actor}.optim.clip_grad={settings.max_grad_norm!r}",
-        f"{actor}.grad_clip={settings.max_grad_norm!r}",
-        f"{actor}.optim.lr_warmup_steps={settings.warmup_steps}",
-        f"data.seed={settings.seed}",
-        f"{actor}.data_loader_seed={settings.seed}",
-        f"{actor}.fsdp_config.seed={settings.seed}",
-        f"{rollout}.seed={settings.seed}",
-        "# data: prompts hold their special tokens, so the template adds none; they were counted, so none is left out",
-        "\"data.train_files='$PWD/train.parquet'\"",
-        "\"data.val_files='$PWD/train.parquet'\" # verl wants one; nothing is validated here",
-        "data.val_max_samples=1",
-        "trainer.val_before_train=False",
-        "trainer.test_freq=-1",
-        f"data.max_prompt_length={prompt_tokens}",
-        "data.filter_overlong_prompts=False",
-        "data.truncation=error",
-        f"\"actor_rollout_ref.model.path='{facts['model']}'\"",
-        "\"actor_rollout_ref.model.custom_chat_template='{{ messages[0].content }}'\"",
-        "# the reward: the grader of the benchmark scores",
-        "\"reward.custom_reward_function.path='$PWD/reward.py'\"",
-        "reward.custom_reward_function.name=compute_score",
-        f"+reward.custom_reward_function.reward_kwargs.timeout={facts['grading_timeout']!r} # seconds for one answer",
-        "reward.reward_manager.name=naive",
-        "reward.num_workers=8",
-        "# the machine",
-        f"trainer.nnodes={machines.nodes}",
-        f"trainer.n_gpus_per_node={machines.devices}",
-        f"{rollout}.name=vllm",
-        f"{rollout}.tensor_model_parallel_size={facts['tensor_parallel']}",
-        f"{rollout}.gpu_memory_utilization={facts['gpu_memory']!r}",
-        f"{rollout}.max_model_len={total}",
-        *sharing,
-        f"actor_rollout_ref.model.enable_gradient_checkpointing={settings.gradient_checkpointing}",
-        f"+actor_rollout_ref.model.override_config.attn_implementation={facts['attention']}",
-        f"{actor}.strategy=fsdp2",
-        "# answers are packed: padded ones would make a pass as large as its longest answer times their number",
-        "actor_rollout_ref.model.use_remove_padding=True",
-        "# no logits are kept: those of 16k tokens and 128k words, with their entropy's, are 40 GB",
-        "actor_rollout_ref.model.use_fused_kernels=True",
-        "actor_rollout_ref.model.fused_kernel_options.impl_backend=torch",
-        "# output; a run goes on from its last checkpoint",
-        "trainer.resume_mode=auto",
-        "\"trainer.default_local_dir='$PWD/checkpoints'\"",
-        "'trainer.logger=[console,file]'",
-        "\"++ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH='$PWD/metrics/$(date +%s).jsonl'\"",
-        "trainer.project_name=quagmire",
-        "trainer.experiment_name=grpo",
-        "\"hydra.run.dir='$PWD/hydra'\"",
-    ]
-
-
-def _script(facts: dict[str, Any], settings: RLSettings, machines: Machines, prompt_tokens: int) -> str:
-    """run.sh."""
-    several = machines.nodes > 1
-    lines = [
-        "#!/usr/bin/env bash",
-        "# GRPO with verl. Goes on from the last checkpoint.",
-        "#   ./run.sh [OVERRIDE ...]     (further overrides; after them, `--cfg job` prints the configuration only)",
-        *([f"# Once, on a node of a Ray cluster of {machines.nodes} nodes that share this folder."] if several else []),
-        "set -euo pipefail",
-        'cd "$(dirname "${BASH_SOURCE[0]}")"',
-        f"python=${{{python_variable(NAME)}:-{shell_value(default_python(NAME))}}}",
-        'export PATH="$(dirname "$python"):$PATH"',
-        "export HF_HUB_DISABLE_TELEMETRY=1 VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0",
-        "unset PYTHONPATH PYTHONHOME # another environment's packages",
-        "overrides=(",
-        *(f"    {line}" for line in _overrides(facts, settings, machines, prompt_tokens)),
-        ")",
-        f': "${{RAY_ADDRESS:?is the address of the Ray cluster of {machines.nodes} nodes}}"'
-        if several
-        # inside a cell on a Ray cluster verl would join that, and wait for the GPUs that the cell holds
-        else "export RAY_ADDRESS=local # a Ray of its own",
-        "mkdir -p metrics",
-        'exec "$python" -m verl.trainer.main_ppo "${overrides[@]}" "$@"',
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def check(folder: str | Path) -> None:
