@@ -14,6 +14,7 @@ from quagmire_utils.analysis import paper_audit
 from quagmire_utils.analysis.fits import fit_predict_r2
 from quagmire_utils.analysis.paper_audit import kinds, printed, simulation
 from quagmire_utils.core import published as paper
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.report.plots import new_figure
 from quagmire_utils.report.plots.forest import mark_kinds, plot_rank_intervals, plot_split_spread
 
@@ -42,7 +43,7 @@ def test_gains_are_those_of_the_transcription(transcription):
             count += 1
             if difference != number:
                 odd.append((int(name.removeprefix("table")), row, column, difference, number))
-    found = paper_audit.gains()
+    found = printed.gains()
     assert len(found) == count
     wrong = found[~found["agrees"]]
     assert list(wrong[["table", "row", "column", "difference", "printed"]].itertuples(index=False, name=None)) == odd
@@ -51,7 +52,7 @@ def test_gains_are_those_of_the_transcription(transcription):
 
 
 def test_averages_are_those_of_the_transcription(transcription):
-    found = paper_audit.averages().set_index(["table", "what"])
+    found = printed.averages().set_index(["table", "what"])
     for number in (8, 10):
         table = transcription[f"table{number}"]
         above = np.array([means(row) for name, row in table["rows"].items() if name != "Average"])
@@ -62,8 +63,8 @@ def test_averages_are_those_of_the_transcription(transcription):
     assert set(found.index.get_level_values(0)) == {8, 10}
 
 
-def test_rows_that_stand_twice():
-    found = paper_audit.rows_that_stand_twice().set_index(["table", "family"])
+def test_rows_that_are_printed_twice():
+    found = printed.repeated_rows().set_index(["table", "family"])
     assert found["elsewhere"].to_dict() == {
         (2, LLAMA): "Table 5, 5:11",
         (2, MISTRAL): "Table 6, 5:5",
@@ -81,7 +82,7 @@ def test_rows_that_stand_twice():
 
 
 def test_headlines():
-    found = paper_audit.headlines().set_index("name")
+    found = printed.headline_numbers().set_index("name")
     assert (
         "Table 3, Llama3-8B-Instruct, pass_k: 0.69 to 0.94, 36 %"
         in found.loc["instance_spearman_gain_up_to", "matches"]
@@ -106,16 +107,16 @@ def test_attainable_correlations_by_trying_every_order(n):
     ranks = np.arange(n)
     every = {round(stats.spearmanr(ranks, order).statistic, 2) for order in itertools.permutations(ranks)}
     grid = [value / 100 for value in range(-100, 101)]
-    assert {value for value in grid if paper_audit.attainable(value, n)} == every
+    assert {value for value in grid if printed.attainable(value, n)} == every
 
 
 def test_no_budgets_fit_the_printed_correlations():
     for number, total in ((8, 17), (10, 12)):
-        table = paper_audit.budget_sizes(number, total)
+        table = printed.budget_sizes(number, total)
         assert table.attrs["partitions"] == []
         for row in table.itertuples():
             for size in range(3, total - 5):
-                assert (size in row.sizes) == all(paper_audit.attainable(value, size) for value in row.printed)
+                assert (size in row.sizes) == all(printed.attainable(value, size) for value in row.printed)
     # and where there is a way, it is found
     assert printed.attainable(0.5, 3)
     assert printed.attainable(0.8, 4)
@@ -128,13 +129,13 @@ def test_no_budgets_fit_the_printed_correlations():
 def test_kinds_of_r2_by_hand():
     rng = np.random.default_rng(0)
     actual, predicted = rng.standard_normal((2, 5, 7))
-    found = paper_audit.r2_values(actual, predicted)
+    found = kinds.r2_values(actual, predicted)
     for i in range(5):
         r2 = 1 - ((actual[i] - predicted[i]) ** 2).sum() / ((actual[i] - actual[i].mean()) ** 2).sum()
         assert found["r2"][i] == pytest.approx(r2)
         assert found["clipped"][i] == pytest.approx(max(r2, 0))
         assert found["squared"][i] == pytest.approx(stats.pearsonr(actual[i], predicted[i]).statistic ** 2)
-    two = paper_audit.r2_values(actual[:, :2], predicted[:, :2])
+    two = kinds.r2_values(actual[:, :2], predicted[:, :2])
     assert two["squared"] == pytest.approx(1.0)
     assert two["r2"].min() < 0
 
@@ -143,13 +144,13 @@ def test_no_bounded_values_spread_more_than_the_bound():
     rng = np.random.default_rng(1)
     for floor in (0.0, -1.0):
         for values in rng.beta(0.3, 0.3, (200, 100)) * (1 - floor) + floor:
-            assert values.std(ddof=1) <= paper_audit.largest_deviation(values.mean(), floor) + 1e-12
+            assert values.std(ddof=1) <= kinds.largest_deviation(values.mean(), floor) + 1e-12
         ends = np.where(np.arange(100) < 53, floor, 1.0)  # attained with values at both ends alone
-        assert ends.std(ddof=1) == pytest.approx(paper_audit.largest_deviation(ends.mean(), floor))
+        assert ends.std(ddof=1) == pytest.approx(kinds.largest_deviation(ends.mean(), floor))
 
 
 def test_what_the_two_point_cell_rules_out():
-    found = paper_audit.feasibility()
+    found = kinds.feasibility()
     assert len(found) == sum(len(paper.published(number)) for number in paper_audit.RATIO_TABLES)
     cell = found[(found["table"] == 6) & (found["row"] == "8:2") & (found["column"] == "pass_k")].iloc[0]
     assert (cell["mean"], cell["plus_minus"]) == (0.47, 0.54)
@@ -157,7 +158,7 @@ def test_what_the_two_point_cell_rules_out():
     assert math.sqrt(0.475 * 0.525) < 0.535 / math.sqrt(100 / 99)  # even rounded to its favour
     assert -0.1 < cell["floor"] < 0
     # with values from that floor on, the printed +- is just possible
-    rounded = [paper_audit.largest_deviation(mean, cell["floor"]) for mean in np.linspace(0.465, 0.475, 101)]
+    rounded = [kinds.largest_deviation(mean, cell["floor"]) for mean in np.linspace(0.465, 0.475, 101)]
     assert max(rounded) == pytest.approx(0.535, abs=1e-6)
     assert not found.loc[found["n_validation"] == 2, "squared"].any()
     assert found["r2"].all()
@@ -166,7 +167,7 @@ def test_what_the_two_point_cell_rules_out():
 
 
 def test_smoothness_of_means_that_are_off_by_their_standard_errors():
-    found = paper_audit.smoothness()
+    found = kinds.smoothness()
     part = paper.published(7).query("column == 'pass_k'")
     weights = part["plus_minus"] ** -2
     centre = (part["mean"] * weights).sum() / weights.sum()
@@ -190,7 +191,7 @@ def test_drawn_candidates_have_exactly_the_correlation(even):
 
 def test_the_protocol_is_the_one_that_our_tables_use():
     """On the candidates of each draw, over all splits: what 2,000 random splits of the simulation come near to."""
-    found = paper_audit.protocol(8, (4,), (0.9,), draws=3, splits=2000, seed=5)
+    found = simulation.protocol(8, (4,), (0.9,), draws=3, splits=2000, seed=5)
     x, e = simulation.draw_candidates(3, 8, np.random.default_rng(5), even=False)
     y = 0.9 * x + math.sqrt(1 - 0.81) * e
     for kind, measure in (("r2", "r2"), ("clipped", "clipped_r2"), ("squared", "squared_correlation")):
@@ -210,12 +211,13 @@ def test_two_predicted_candidates_have_a_squared_correlation_of_one():
     assert (free["low"] > free["plus_minus"]).all()
     assert (found["low"] <= found["expected_std"]).all()
     assert found.groupby(["kind", "column"])["correlation"].nunique().eq(1).all()
-    with pytest.raises(ValueError, match="number must be one of"):
+    with pytest.raises(ParameterError) as refused:
         paper_audit.split_alone(8)
+    assert refused.value.parameter == "number"
 
 
 def test_a_line_that_explains_as_little_as_fig_3s_predicts_worse_than_table_5():
-    found = paper_audit.fit_explains(0.43, 16, (5, 8), draws=100)
+    found = simulation.fit_explains(0.43, 16, (5, 8), draws=100)
     r2 = found[found["kind"] == "r2"]
     assert (r2["high"] < 0.43).all()  # held-out candidates are predicted worse than fitted ones
     squared = found[found["kind"] == "squared"]
@@ -230,13 +232,13 @@ def test_intervals_of_rank_correlations_hold_the_truth():
     y = r * x + math.sqrt(1 - r * r) * rng.standard_normal((2000, 16))
     held = []
     for one, other in zip(x, y, strict=True):
-        low, high = paper_audit.rank_interval(stats.spearmanr(one, other).statistic, 16)
+        low, high = simulation.rank_interval(stats.spearmanr(one, other).statistic, 16)
         held.append(low <= rho <= high)
     assert np.mean(held) == pytest.approx(0.95, abs=0.02)
 
 
 def test_fewer_candidates_show_less():
-    wide, narrow = (paper_audit.rank_gain_range(0.75, 0.95, n) for n in (10, 100))
+    wide, narrow = (simulation.rank_gain_range(0.75, 0.95, n) for n in (10, 100))
     assert wide[0] < narrow[0] < 0.2 < narrow[1] < wide[1]
     assert wide[2] > narrow[2]
     found = paper_audit.what_candidates_show()
@@ -245,26 +247,20 @@ def test_fewer_candidates_show_less():
     assert (found["value"] < found["high"]).all()
 
 
-# --- in words and pictures --------------------------------------------------------------------------------------------
+# --- findings and pictures --------------------------------------------------------------------------------------------
 
 
-def test_sizes_of_budgets_are_looked_for_up_to_a_limit_that_is_said():
-    text = next(finding.text for finding in paper_audit.findings() if "budget holds" in finding.title)
+def test_findings_are_data():
+    found = paper_audit.findings()
+    assert found.columns.tolist() == ["kind", "place", "printed", "computed"]
+    assert found["kind"].nunique() == 10
+    assert not found.apply(lambda column: column.str.contains("nan")).any(axis=None)
+    said = {row.place: (row.printed, row.computed) for row in found.itertuples()}
+    assert said["Table 10, Low (<2B tokens), pass_k"] == ("+0.25", "0.95 - 0.80 = +0.15; no rounding explains it")
+    assert "Table 5, 5:11" in said[f"Table 2, {LLAMA}"][1]
     for number, total in ((8, 17), (10, 12)):
-        sizes = [n for row in paper_audit.budget_sizes(number, total)["sizes"] for n in row]
-        assert set(sizes) <= set(range(3, total - 5))
-        assert f"Table {number}: {total} candidates" in text
-        assert f"from 3 to {total - 6}, which leaves 3 to each of the others" in text
-
-
-def test_findings_in_words():
-    found = {finding.title: finding for finding in paper_audit.findings()}
-    assert len(found) == 10
-    text = " ".join(finding.text for finding in found.values())
-    assert "nan" not in text
-    for words in ("0.95 - 0.80 is +0.15 and is printed as +0.25", "Table 5, 5:11", "36 %", "59 %", "0.47 ± 0.54"):
-        assert words in text
-    assert all(len(finding.table) for finding in found.values())
+        assert f"{total} candidates" in said[f"Table {number}"][1]
+        assert f"from 3 to {total - 6} that" in said[f"Table {number}"][1]
 
 
 def test_a_corrected_table_has_no_odd_gain(monkeypatch):
@@ -272,8 +268,8 @@ def test_a_corrected_table_has_no_odd_gain(monkeypatch):
     wrong = (cells["table"] == 10) & (cells["printed_gain"] == 0.25)
     cells.loc[wrong, "printed_gain"] = 0.15
     monkeypatch.setattr(paper, "_read", lambda name: cells)
-    assert paper_audit.gains()["agrees"].all()
-    assert paper_audit.averages()["holds"].all()
+    assert printed.gains()["agrees"].all()
+    assert printed.averages()["holds"].all()
 
 
 def test_pictures():

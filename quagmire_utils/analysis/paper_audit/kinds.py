@@ -1,4 +1,4 @@
-"""Which kinds of R2 can have a printed mean and +- at all, and whether a +- can be a standard error."""
+"""Which kinds of R2 can have a printed mean and ±, and whether a ± can be a standard error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 
 def r2_values(actual: Array, predicted: Array) -> dict[str, Array]:
-    """Each kind of R2 over the last axis, the predicted candidates: NaN where it is undefined.
+    """Return each kind of R2 over the last axis, the predicted candidates; NaN where it is undefined.
 
     The squared correlation of two points is 1 whatever the prediction, if both sides vary.
     """
@@ -38,60 +38,55 @@ def r2_values(actual: Array, predicted: Array) -> dict[str, Array]:
 
 
 def largest_deviation(mean: float, floor: float, n: int = SPLITS) -> float:
-    """Largest standard deviation (divisor n - 1) of n values from `floor` to 1 with this mean (Bhatia and Davis)."""
+    """Return the largest standard deviation of n values from `floor` to 1 with this mean (Bhatia and Davis)."""
     return math.sqrt(max(0.0, (1 - mean) * (mean - floor)) * n / (n - 1))
 
 
 def feasibility() -> pd.DataFrame:
-    """Every printed R2 with its +-, and which kinds of R2 allow it over 100 splits: one row per cell of Tables 5-7, 9.
+    """Check which kinds of R2 allow each printed R2 with its ± over 100 splits: one row per cell of Tables 5-7 and 9.
 
-    Columns table, row, column, n_validation, mean, plus_minus; r2, clipped, squared: possible if the +- is a standard
-    deviation over splits, and the same with _se if it is a standard error of their mean; floor: the highest lower limit
-    of the values that leaves the +- possible. Printed numbers may be off by half a unit of the last digit. A squared
-    correlation lies between 0 and 1 and is 1 on two points.
+    Columns table, row, column, n_validation, mean, plus_minus; r2, clipped, squared: possible if the ± is a standard
+    deviation over splits, and with _se if it is a standard error of their mean; floor: the highest lower limit of the
+    values that leaves the ± possible. Printed numbers may be half a unit of the last digit off.
     """
     rows = []
-    for number in RATIO_TABLES:
-        for cell in paper.published(number).itertuples():
-            row = {"table": number, "row": cell.row, "column": cell.column, "n_validation": int(cell.n_validation)}
-            row |= {"mean": cell.mean, "plus_minus": cell.plus_minus}
-            for suffix, deviation in (("", cell.plus_minus), ("_se", cell.plus_minus * math.sqrt(SPLITS))):
-                slack = HALF_UNIT * (math.sqrt(SPLITS) if suffix else 1)
-                bounded = _possible(cell.mean, deviation - slack, 0.0)
-                row |= {f"r2{suffix}": True, f"clipped{suffix}": bounded}
-                row[f"squared{suffix}"] = bounded and cell.n_validation > 2
-            row["floor"] = _highest_floor(cell.mean, cell.plus_minus)
-            rows.append(row)
+    for cell in pd.concat([paper.published(number) for number in RATIO_TABLES]).itertuples():
+        row = {"table": cell.table, "row": cell.row, "column": cell.column, "n_validation": int(cell.n_validation)}
+        row |= {"mean": cell.mean, "plus_minus": cell.plus_minus}
+        for suffix, scale in (("", 1.0), ("_se", math.sqrt(SPLITS))):
+            bounded = _possible(cell.mean, (cell.plus_minus - HALF_UNIT) * scale)
+            row |= {f"r2{suffix}": True, f"clipped{suffix}": bounded}
+            row[f"squared{suffix}"] = bounded and cell.n_validation > 2
+        row["floor"] = _highest_floor(cell.mean, cell.plus_minus)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _possible(mean: float, deviation: float, floor: float) -> bool:
+def _possible(mean: float, deviation: float) -> bool:
     near = np.linspace(mean - HALF_UNIT, mean + HALF_UNIT, 11)
-    return bool(max(largest_deviation(min(one, 1.0), floor) for one in near) >= deviation)
+    return bool(max(largest_deviation(min(one, 1.0), 0.0) for one in near) >= deviation)
 
 
 def _highest_floor(mean: float, plus_minus: float) -> float:
-    """The floor at which `largest_deviation` is the printed +-, of all numbers that are rounded to what is printed."""
+    """The floor at which `largest_deviation` is the printed ±, over all numbers that round to what is printed."""
     variance = (plus_minus - HALF_UNIT) ** 2 * (SPLITS - 1) / SPLITS
     means = np.minimum(np.linspace(mean - HALF_UNIT, mean + HALF_UNIT, 101), 1 - 1e-6)
     return float((means - variance / (1 - means)).max())
 
 
 def smoothness() -> pd.DataFrame:
-    """If the +- were standard errors: how much the means of a column's rows should differ, and how much they do.
+    """Compare how much the means of a column's rows differ with how much they would if the ± were standard errors.
 
-    Each row's splits are drawn anew, so its mean would be off by its standard error; and the true means of the rows may
-    differ besides. Columns table, column, rows, chi2 (of the means about their weighted mean), degrees, p (chance of as
-    small a chi2); the last row is all columns together. If rows share their splits, as with one seed, they differ less.
+    If each row's splits are drawn anew, its mean is off by its standard error, and the true means may differ besides;
+    rows that share their splits differ less. Columns table, column, rows, chi2 (of the means about their weighted
+    mean), degrees, p (chance of as small a chi2); the last row is all columns together.
     """
     rows = []
     for number in RATIO_TABLES:
         for column, cells in paper.published(number).groupby("column", sort=False):
             means, errors = cells["mean"].to_numpy(), cells["plus_minus"].to_numpy()
-            centre = np.average(means, weights=errors**-2)
-            chi2 = float((((means - centre) / errors) ** 2).sum())
+            chi2 = float((((means - np.average(means, weights=errors**-2)) / errors) ** 2).sum())
             rows.append((number, column, len(cells), chi2, len(cells) - 1))
     rows.append(("all", "", *(sum(row[i] for row in rows) for i in (2, 3, 4))))
     table = pd.DataFrame(rows, columns=["table", "column", "rows", "chi2", "degrees"])
-    table["p"] = stats.chi2.cdf(table["chi2"], table["degrees"])
-    return table
+    return table.assign(p=stats.chi2.cdf(table["chi2"], table["degrees"]))

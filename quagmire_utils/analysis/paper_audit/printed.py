@@ -1,4 +1,4 @@
-"""The printed tables against each other: gains, averages, rows that stand twice, and what the headline numbers are."""
+"""The printed tables compared with each other: gains, averages, repeated rows, and what the headline numbers are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TABLES = range(1, 11)
 HALF_UNIT = 0.005  # of the last printed digit
 BUDGETS = ("Low", "Medium", "High")
 SMALLEST = 3  # candidates in a budget; two have a rank correlation of 1 or -1 alone
-HEADLINES = {  # name in results/paper/claims.csv -> the tables it speaks of, their statistic, and how it is reckoned
+HEADLINES = {  # name in results/paper/claims.csv -> the tables it is about, their statistic, and how it is computed
     "gain_up_to": (tuple(TABLES), ("spearman", "r2"), "difference"),
     "gain_factor_up_to": (tuple(TABLES), ("spearman", "r2"), "factor"),
     "dataset_spearman_at_least": ((1,), ("spearman",), "value"),
@@ -26,7 +26,7 @@ SAME = {"difference": 0.005, "factor": 0.05, "value": 0.005, "per cent": 0.5}  #
 
 
 def all_cells() -> pd.DataFrame:
-    """Every printed cell, with its table's Pass@1 cell of the same row as `baseline`."""
+    """Return every printed cell, with the Pass@1 cell of its row as `baseline`."""
     cells = pd.concat([paper.published(number) for number in TABLES], ignore_index=True)
     keys = ["table", "row"]
     baseline = cells[cells["column"] == paper.BASELINE].set_index(keys)["mean"]
@@ -34,101 +34,86 @@ def all_cells() -> pd.DataFrame:
 
 
 def gains() -> pd.DataFrame:
-    """Printed gains beside the differences of the printed cells.
+    """Compare the printed gains with the differences of the printed cells.
 
-    Columns table, row, column, mean, baseline, printed, difference; agrees: equal to the last digit; rounding: they
-    might still come from unrounded numbers (each cell and the gain may be half a unit off).
+    Columns table, row, column, mean, baseline, printed, difference; agrees: equal to the last digit; rounding: possible
+    with unrounded numbers (each cell and the gain may be half a unit off).
     """
     cells = all_cells().dropna(subset=["printed_gain"])
     table = cells[["table", "row", "column", "mean", "baseline"]].assign(printed=cells["printed_gain"])
     table["difference"] = (table["mean"] - table["baseline"]).round(2)
     off = (table["printed"] - table["difference"]).abs()
-    table["agrees"] = off < HALF_UNIT
-    table["rounding"] = off < 3 * HALF_UNIT
-    return table.reset_index(drop=True)
+    return table.assign(agrees=off < HALF_UNIT, rounding=off < 3 * HALF_UNIT).reset_index(drop=True)
 
 
 def averages() -> pd.DataFrame:
-    """Rows called Average beside the means of the rows above: of cells, of gains as printed, and of differences.
+    """Compare the rows called Average with the means of the rows above.
 
     Columns table, what (a column, "gain as printed" or "gain, differences"), printed, mean, holds.
     """
     rows = []
-    for number in TABLES:
-        cells = all_cells()[lambda c, n=number: c["table"] == n]
-        if "Average" not in set(cells["row"]):
-            continue
+    for number, cells in all_cells().groupby("table"):
         above, average = cells[cells["row"] != "Average"], cells[cells["row"] == "Average"]
-        for column in cells["column"].unique():
-            printed = average.loc[average["column"] == column, "mean"].item()
-            rows.append((number, column, printed, above.loc[above["column"] == column, "mean"].mean()))
-        printed = average["printed_gain"].dropna().item()
-        with_gain = above.dropna(subset=["printed_gain"])
-        rows.append((number, "gain as printed", printed, with_gain["printed_gain"].mean()))
-        rows.append((number, "gain, differences", printed, (with_gain["mean"] - with_gain["baseline"]).mean()))
+        for column, cell in average.set_index("column").iterrows():
+            rows.append((number, column, cell["mean"], above.loc[above["column"] == column, "mean"].mean()))
+        if len(average):
+            printed = average["printed_gain"].dropna().item()
+            with_gain = above.dropna(subset=["printed_gain"])
+            rows.append((number, "gain as printed", printed, with_gain["printed_gain"].mean()))
+            rows.append((number, "gain, differences", printed, (with_gain["mean"] - with_gain["baseline"]).mean()))
     table = pd.DataFrame(rows, columns=["table", "what", "printed", "mean"])
-    table["holds"] = (table["printed"] - table["mean"]).abs() < HALF_UNIT + 1e-9
-    return table
+    return table.assign(holds=(table["printed"] - table["mean"]).abs() < HALF_UNIT + 1e-9)
 
 
-def rows_that_stand_twice() -> pd.DataFrame:
-    """The rows of the main text's Tables 2, 3 and 4, and where the appendix prints the same numbers.
+def repeated_rows() -> pd.DataFrame:
+    """Find the rows of Tables 2, 3 and 4 that the appendix prints again, to the last digit.
 
-    Columns table, family, elsewhere (table and row), caption_split and split (fitted:predicted that the caption's 50 %
-    means, and that of the row found; "" for rank correlations), holds, and half_split: what the caption's split gives.
+    Columns table, family, elsewhere (table and row), split (fitted:predicted there; "" for rank correlations),
+    caption_split (the 50 % that the caption names), holds, half_split (what the caption's split gives).
     """
     rows = []
-    for number in (2, 3, 4):
-        for family, cells in paper.published(number).groupby("family", sort=False):
-            found = [(other, row) for other in range(5, 11) for row in _rows_equal_to(cells, other, family)]
-            for other, row in found:
-                split = row if ":" in row else ""
-                rows.append({"table": number, "family": family, "elsewhere": f"Table {other}, {row}", "split": split})
-                rows[-1]["caption_split"] = _half_split(other, family) if split else ""
-                half = paper.published(other)
-                half = half[half["row"] == rows[-1]["caption_split"]]
-                rows[-1]["half_split"] = ", ".join(
-                    f"{m:.2f} ± {p:.2f}" for m, p in half[["mean", "plus_minus"]].to_numpy()
+    for number, family in itertools.product((2, 3, 4), paper.FAMILIES):
+        mine = paper.published(number)
+        mine = mine[mine["family"] == family]
+        for other in range(5, 11):
+            cells = paper.published(other)
+            for name, part in cells[cells["family"] == family].groupby("row", sort=False):
+                if not _same_numbers(mine, part):
+                    continue
+                split = name if ":" in name else ""
+                total = int((part["n_fit"] + part["n_validation"]).iloc[0]) if split else 0
+                half = f"{total // 2}:{total - total // 2}" if split else ""
+                there = cells.loc[cells["row"] == half, ["mean", "plus_minus"]].to_numpy()
+                rows.append(
+                    {
+                        "table": number,
+                        "family": family,
+                        "elsewhere": f"Table {other}, {name}",
+                        "caption_split": half,
+                        "split": split,
+                        "holds": split in (half, ":".join(half.split(":")[::-1])),  # an odd half is rounded either way
+                        "half_split": ", ".join(f"{m:.2f} ± {p:.2f}" for m, p in there),
+                    }
                 )
-    table = pd.DataFrame(rows)
-    # of an odd number of candidates the half may be rounded either way
-    table["holds"] = [
-        a == b or a == ":".join(b.split(":")[::-1]) for a, b in table[["split", "caption_split"]].to_numpy()
-    ]
-    return table[["table", "family", "elsewhere", "caption_split", "split", "holds", "half_split"]]
+    return pd.DataFrame(rows)
 
 
-def _rows_equal_to(cells: pd.DataFrame, number: int, family: str) -> list[str]:
-    other = paper.published(number)
-    other = other[(other["family"] == family) & (other["statistic"] == cells["statistic"].iloc[0])]
-    wanted = cells.set_index("column")[["mean", "plus_minus"]].fillna(-1)
-    same = []
-    for row, part in other.groupby("row", sort=False):
-        mine = part.set_index("column")[["mean", "plus_minus"]].fillna(-1)
-        if mine.index.tolist() == wanted.index.tolist() and (mine == wanted).all(axis=None):
-            same.append(row)
-    return same
+def _same_numbers(first: pd.DataFrame, second: pd.DataFrame) -> bool:
+    numbers = ["statistic", "column", "mean", "plus_minus"]
+    return first[numbers].reset_index(drop=True).equals(second[numbers].reset_index(drop=True))
 
 
-def _half_split(number: int, family: str) -> str:
-    cells = paper.published(number)
-    total = int((cells["n_fit"] + cells["n_validation"])[cells["family"] == family].iloc[0])
-    return f"{total // 2}:{total - total // 2}"
+def headline_numbers() -> pd.DataFrame:
+    """Find what the numbers of the abstract and the takeaways refer to among the printed cells that they are about.
 
-
-def headlines() -> pd.DataFrame:
-    """What the numbers of the abstract and the takeaways refer to, among the printed cells they speak of.
-
-    Columns name, unit (how it is reckoned), where, says, matches (the cells that round to it), extreme (the cell with
+    Columns name, unit (how it is computed), where, says, matches (the cells that round to it), extreme (the cell with
     the most of it, for "at least" the least), is_extreme: whether that is what is said.
     """
     cells = all_cells()
     cells = cells[cells["column"] != paper.BASELINE]
+    claimed = paper.claims().set_index("name")
     rows = []
-    for claim in paper.claims().itertuples():
-        if claim.name not in HEADLINES:
-            continue
-        numbers, statistics, unit = HEADLINES[claim.name]
+    for name, (numbers, statistics, unit) in HEADLINES.items():
         some = cells[cells["table"].isin(numbers) & cells["statistic"].isin(statistics)]
         ratio = some["mean"] / some["baseline"]
         values = {
@@ -137,14 +122,14 @@ def headlines() -> pd.DataFrame:
             "value": some["mean"],
             "per cent": 100 * (ratio - 1),
         }[unit]
-        says = float(claim.value)
+        says = float(claimed.loc[name, "value"])
         extreme = values.idxmin() if unit == "value" else values.idxmax()
         same = values[(values - says).abs() <= SAME[unit] + 1e-9]
         rows.append(
             {
-                "name": claim.name,
+                "name": name,
                 "unit": unit,
-                "where": claim.where,
+                "where": claimed.loc[name, "where"],
                 "says": _number(says, unit),
                 "matches": "; ".join(_cell(cells.loc[i], values[i], unit) for i in same.index),
                 "extreme": _cell(cells.loc[extreme], values[extreme], unit),
@@ -155,39 +140,33 @@ def headlines() -> pd.DataFrame:
 
 
 def _cell(cell: pd.Series, value: float, unit: str) -> str:
-    row = cell["row"].split(" (")[0]
-    return f"Table {cell['table']}, {row}, {cell['column']}: {cell['baseline']:.2f} to {cell['mean']:.2f}, " + _number(
-        value, unit
-    )
+    place = f"Table {cell['table']}, {cell['row'].split(' (')[0]}, {cell['column']}"
+    return f"{place}: {cell['baseline']:.2f} to {cell['mean']:.2f}, {_number(value, unit)}"
 
 
 def _number(value: float, unit: str) -> str:
     return {"per cent": f"{value:.0f} %", "factor": f"{value:.2f}x"}.get(unit, f"{value:.2f}")
 
 
-# --- rank correlations that so many candidates can have ---------------------------------------------------------------
-
-
 def attainable(value: float, n: int) -> bool:
-    """Whether Spearman's correlation of n candidates without ties can be printed as `value` (two digits).
+    """Return whether Spearman's correlation of n candidates without ties can be printed as `value` (two digits).
 
-    It is 1 - 6 D / (n^3 - n), and D, the sum of squared differences of ranks, takes every even value that there is room
-    for, but for 4 among three candidates.
+    It is 1 - 6 D / (n^3 - n). D, the sum of squared differences of ranks, takes every even value up to its largest,
+    except 4 among three candidates.
     """
     cube = n**3 - n
-    near = round((1 - value) * cube / 6)
+    near, reach = round((1 - value) * cube / 6), math.ceil(cube * HALF_UNIT / 6) + 2
     return any(
-        d % 2 == 0 and (n, d) != (3, 4) and 0 <= d <= cube // 3 and abs(round(1 - 6 * d / cube, 2) - value) < 1e-9
-        for d in range(max(0, near - math.ceil(cube * HALF_UNIT / 6) - 2), near + math.ceil(cube * HALF_UNIT / 6) + 3)
+        d % 2 == 0 and (n, d) != (3, 4) and d <= cube // 3 and abs(round(1 - 6 * d / cube, 2) - value) < 1e-9
+        for d in range(max(0, near - reach), near + reach + 1)
     )
 
 
 def budget_sizes(number: int, total: int) -> pd.DataFrame:
-    """Which numbers of candidates in the three SFT budgets of Table 8 or 10 allow its rank correlations without ties.
+    """Find the numbers of candidates in the SFT budgets of Table 8 or 10 that allow its rank correlations without ties.
 
-    One row per budget: row, printed (its correlations), sizes (from SMALLEST up, leaving as many to each of the two
-    others, that allow all of them). The frame's attrs["partitions"] are the triples of such sizes that add up to
-    `total`.
+    One row per budget: row, printed (its correlations), sizes (from SMALLEST up, leaving as many to each of the other
+    two). The frame's attrs["partitions"] are the triples of such sizes that add up to `total`.
     """
     cells = paper.published(number)
     rows = []

@@ -1,8 +1,8 @@
-"""The paper's protocol on candidates drawn at random: how much of a +- is the split, and what so few candidates show.
+"""The paper's protocol on random candidates: how much of a ± is the split, and what so few candidates can show.
 
 Candidates are drawn so that predictor and outcome have exactly a given sample correlation (Pearson's), otherwise as
-normal variables: what then varies over splits is the split alone, and what varies between draws is how the same
-correlation can be spread over the candidates.
+normal variables. What then varies over splits is due to the split alone, and what varies between draws is due to how
+the same correlation is spread over the candidates.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from scipy import stats
 
 from quagmire_utils.analysis.paper_audit.kinds import KINDS, RATIO_TABLES, SPLITS, r2_values
 from quagmire_utils.core import published as paper
+from quagmire_utils.core.errors import ParameterError
 
 CORRELATIONS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995)
 DRAWS = 100  # of candidates
 SHOWN = (0.025, 0.975)
-SETTLED = 4  # candidates on either side of a split, for a mean R2 that does not hang on single splits
+SETTLED = 4  # candidates on either side of a split, for a mean R2 that does not depend on single splits
 
 Array = NDArray[np.float64]
 
 
 def draw_candidates(draws: int, total: int, rng: np.random.Generator, *, even: bool) -> tuple[Array, Array]:
-    """One side x and independent parts e, (draws, total): r x + sqrt(1 - r^2) e has sample correlation r with x.
+    """Draw one side x and independent parts e, (draws, total): r x + sqrt(1 - r^2) e has sample correlation r with x.
 
     even: x is evenly spaced, else normal.
     """
@@ -52,10 +53,10 @@ def protocol(
     seed: int = 0,
     outcomes: Literal["normal", "even"] = "normal",
 ) -> pd.DataFrame:
-    """Mean and standard deviation of R2 over random splits: one row per kind, n_fit, correlation and draw.
+    """Compute mean and standard deviation of R2 over random splits: one row per kind, n_fit, correlation and draw.
 
     total: candidates; fits: how many of them are fitted. The same candidates and splits serve every correlation.
-    outcomes: "even" spaces the outcomes evenly, which is kind to R2 since no two are close; then the predictor is the
+    outcomes: "even" spaces the outcomes evenly, which favours R2 because no two are close; then the predictor is the
     noisy side. Columns kind, n_fit, correlation, draw, mean, std.
     """
     rng = np.random.default_rng(seed)
@@ -64,8 +65,7 @@ def protocol(
     parts = []
     for n_fit in fits:
         order = rng.random((draws, splits, total)).argsort(axis=2)
-        fit, held = order[..., :n_fit], order[..., n_fit:]
-        sides = [(x[which, rows], e[which, rows]) for rows in (fit, held)]
+        sides = [(x[which, rows], e[which, rows]) for rows in (order[..., :n_fit], order[..., n_fit:])]
         for r in correlations:
             mixed = [r * one + math.sqrt(1 - r * r) * noise for one, noise in sides]
             (x_fit, x_held), (y_fit, y_held) = [one for one, _ in sides], mixed
@@ -76,82 +76,67 @@ def protocol(
             predicted = mean_y + slope[..., None] * (x_held - mean_x)
             for kind, values in r2_values(y_held, predicted).items():
                 summary = {"mean": values.mean(axis=1), "std": values.std(axis=1, ddof=1)}
-                parts.append(pd.DataFrame({"kind": kind, "n_fit": n_fit, "correlation": r, **summary}))
-    table = pd.concat(parts, ignore_index=True)
-    table.insert(3, "draw", np.tile(np.arange(draws), len(parts)))
-    return table
+                place = {"kind": kind, "n_fit": n_fit, "correlation": r, "draw": np.arange(draws)}
+                parts.append(pd.DataFrame({**place, **summary}))
+    return pd.concat(parts, ignore_index=True)
 
 
 @cache
-def _simulated(number: int) -> pd.DataFrame:
-    cells = paper.published(number)
-    fits = tuple(dict.fromkeys(cells["n_fit"].astype(int)))
-    total = int((cells["n_fit"] + cells["n_validation"]).iloc[0])
-    return protocol(total, fits)
-
-
 def split_alone(number: int) -> pd.DataFrame:
-    """A table's means and +- beside those of simulated candidates: one row per kind of R2 and printed cell.
+    """Compare a table's means and ± with those of simulated candidates: one row per kind of R2 and printed cell.
 
     A column's rows share their candidates, hence one correlation: the one whose median means come nearest to the
-    printed means (least absolute deviations) of the rows with four candidates or more on either side, since with fewer
-    the mean of an R2 hangs on single splits. The +- play no part in the choice. Columns kind, column, row,
-    n_fit, n_validation, correlation, mean, plus_minus (as printed), expected_mean, expected_std (medians over draws of
-    candidates), low, high (the range that holds 95 % of the draws' standard deviations), inside (the printed +- is in
-    it), ratio (expected_std / plus_minus).
+    printed means (least absolute deviations) of the rows with four candidates or more on either side. The ± play no
+    part in the choice. Columns table, kind, column, row, n_fit, n_validation, correlation, mean, plus_minus (printed),
+    expected_mean, expected_std (medians over draws), low, high (95 % of the draws' standard deviations), inside (the
+    printed ± is in that range), ratio (expected_std / plus_minus).
     """
     if number not in RATIO_TABLES:
-        raise ValueError(f"number must be one of {RATIO_TABLES}, not {number}")
-    simulated = _simulated(number)
+        raise ParameterError("number", number, f"one of {', '.join(map(str, RATIO_TABLES))}")
+    cells = paper.published(number)
+    simulated = protocol(total_candidates(number), tuple(dict.fromkeys(cells["n_fit"].astype(int))))
     grouped = simulated.groupby(["kind", "correlation", "n_fit"])
     medians = grouped[["mean", "std"]].median()
     lowest, highest = (grouped["std"].quantile(share) for share in SHOWN)
     rows = []
-    for column, cells in paper.published(number).groupby("column", sort=False):
-        printed = cells.set_index(cells["n_fit"].astype(int))
+    for column, printed in cells.groupby("column", sort=False):
+        settled = printed[(printed["n_fit"] >= SETTLED) & (printed["n_validation"] >= SETTLED)]
+        means = settled.set_index(settled["n_fit"].astype(int))["mean"]
         for kind in KINDS:
-            settled = printed[(printed["n_fit"] >= SETTLED) & (printed["n_validation"] >= SETTLED)]["mean"]
-            off = {r: (medians.loc[kind, r]["mean"][settled.index] - settled).abs().sum() for r in CORRELATIONS}
+            off = {r: (medians.loc[kind, r]["mean"][means.index] - means).abs().sum() for r in CORRELATIONS}
             r = min(off, key=off.get)
-            for n_fit, cell in printed.iterrows():
-                place = (kind, r, n_fit)
+            for cell in printed.itertuples():
+                place = (kind, r, int(cell.n_fit))
                 expected = medians.loc[place]
-                rows.append(
-                    {
-                        "kind": kind,
-                        "column": column,
-                        "row": cell["row"],
-                        "n_fit": n_fit,
-                        "n_validation": int(cell["n_validation"]),
-                        "correlation": r,
-                        "mean": cell["mean"],
-                        "plus_minus": cell["plus_minus"],
-                        "expected_mean": expected["mean"],
-                        "expected_std": expected["std"],
-                        "low": lowest[place],
-                        "high": highest[place],
-                    }
-                )
+                row = {"table": number, "kind": kind, "column": column, "row": cell.row, "n_fit": int(cell.n_fit)}
+                row |= {"n_validation": int(cell.n_validation), "correlation": r, "mean": cell.mean}
+                row |= {"plus_minus": cell.plus_minus, "expected_mean": expected["mean"]}
+                row |= {"expected_std": expected["std"], "low": lowest[place], "high": highest[place]}
+                rows.append(row)
     table = pd.DataFrame(rows)
-    table["inside"] = table["plus_minus"].between(table["low"] - 0.005, table["high"] + 0.005)
-    table["ratio"] = table["expected_std"] / table["plus_minus"]
-    return table
+    inside = table["plus_minus"].between(table["low"] - 0.005, table["high"] + 0.005)
+    return table.assign(inside=inside, ratio=table["expected_std"] / table["plus_minus"])
+
+
+def total_candidates(number: int) -> int:
+    """Return how many candidates a table of fit sizes has."""
+    first = paper.published(number).iloc[0]
+    return int(first["n_fit"] + first["n_validation"])
 
 
 def fit_explains(r2: float, total: int, fits: Sequence[int], draws: int = 400) -> pd.DataFrame:
-    """Mean R2 on predicted candidates where the line through all explains `r2`: kind, n_fit, median, low, high.
+    """Compute the mean R2 on predicted candidates where the line through all explains `r2`.
 
-    low and high hold 95 % of the draws of candidates.
+    Columns kind, n_fit, median, low, high (95 % of the draws of candidates).
     """
-    simulated = protocol(total, fits, (math.sqrt(r2),), draws)
-    means = simulated.groupby(["kind", "n_fit"])["mean"]
+    means = protocol(total, fits, (math.sqrt(r2),), draws).groupby(["kind", "n_fit"])["mean"]
     shares = {"median": 0.5, "low": SHOWN[0], "high": SHOWN[1]}
     table = pd.DataFrame({name: means.quantile(share) for name, share in shares.items()})
     return table.loc[list(KINDS)].reset_index()
 
 
 def rank_interval(value: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a rank correlation of n candidates: Fisher's transformation, Bonett and Wright's (2000) variance."""
+    """Return the interval of a rank correlation of n candidates (Fisher; Bonett and Wright's variance, 2000)."""
     if n < 4 or abs(value) >= 1:
         return math.nan, math.nan
     half = stats.norm.ppf((1 + confidence) / 2) * math.sqrt((1 + value**2 / 2) / (n - 3))
@@ -161,18 +146,18 @@ def rank_interval(value: float, n: int, confidence: float = 0.95) -> tuple[float
 def rank_gain_range(
     baseline: float, better: float, n: int, draws: int = 4000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """What n candidates show of a true gain in rank correlation: (low, high, share of draws without a gain).
+    """Return what n candidates show of a true gain in rank correlation: (low, high, share of draws without a gain).
 
     baseline, better: true rank correlations of two predictors with the outcome; normal variables, the two predictors
     independent given the outcome (what they share is not printed; sharing more narrows the range).
     """
-    r = [2 * math.sin(math.pi * rho / 6) for rho in (baseline, better)]  # Pearson's of normal variables
     rng = np.random.default_rng(seed)
     outcome = rng.standard_normal((draws, n))
     ranks = stats.rankdata(outcome, axis=1) - (n + 1) / 2
     found = []
-    for one in r:
-        x = one * outcome + math.sqrt(1 - one**2) * rng.standard_normal((draws, n))
+    for rho in (baseline, better):
+        r = 2 * math.sin(math.pi * rho / 6)  # Pearson's correlation of normal variables
+        x = r * outcome + math.sqrt(1 - r**2) * rng.standard_normal((draws, n))
         x = stats.rankdata(x, axis=1) - (n + 1) / 2
         found.append((x * ranks).sum(axis=1) / (ranks**2).sum(axis=1))
     gain = found[1] - found[0]
@@ -181,15 +166,15 @@ def rank_gain_range(
 
 
 def what_candidates_show() -> pd.DataFrame:
-    """Rank correlations of Tables 1 and 3 with the interval that their number of candidates allows.
+    """Return the rank correlations of Tables 1 and 3 with the interval that their number of candidates allows.
 
-    Columns table, family, column, n, value, low, high; gain and gain_low, gain_high, no_gain: the printed gain over
-    Pass@1 taken as true, and what as many candidates would show of it. n: candidates of the family's table of ratios.
+    Columns table, family, column, n (candidates of the family's table of fit sizes), value, low, high; gain and
+    gain_low, gain_high, no_gain: the printed gain over Pass@1 taken as true, and what as many candidates would show of
+    it.
     """
     totals = {
-        (scenario, family): int((cells["n_fit"] + cells["n_validation"]).iloc[0])
-        for number in RATIO_TABLES
-        for (scenario, family), cells in paper.published(number).groupby(["scenario", "family"])
+        (cells["scenario"].iloc[0], cells["family"].iloc[0]): total_candidates(number)
+        for number, cells in ((number, paper.published(number)) for number in RATIO_TABLES)
     }
     rows = []
     for number in (1, 3):
