@@ -3,33 +3,27 @@
     write_report("results/mini")                    # results/mini/report.html, from results/mini/notebooks/*.ipynb
     update_readme("README.md", "results/mini")      # the 20 rows between the marks
 
-    quagmire report page mini       # from the shell, as `./reproduce.sh --only report` does
+    quagmire report page mini                       # from the shell, as `./reproduce.sh --only report` does
     quagmire report readme mini
-    quagmire report screenshot mini # results/mini/report.png, taken by headless Chromium
+    quagmire report screenshot mini                 # results/mini/report.png, taken by headless Chromium
 
-The page is one file without scripts or requests. What notebooks show is all that it shows (`executed`), in the order of
-the paper (`story`), and everything passes a sanitizer (`clean`), because records hold text that models wrote.
+The page is one file without scripts or requests. It shows what the executed notebooks show (`study`), in the order of
+the paper, and everything passes a sanitizer (`clean`), because records hold text that models wrote.
 """
 
-from quagmire_utils.report.executed import HEADLINE, Executed, Headline, read_study
-from quagmire_utils.report.page import LARGEST, NAME, build, write_report
+from quagmire_utils.report.page import NAME, build, write_report
 from quagmire_utils.report.readme import update_readme
-from quagmire_utils.report.story import AUDIT, LEDGER, PLACES, STORY, Section, label_of, place_of
+from quagmire_utils.report.study import AUDIT, LEDGER, PLACES, STORY, Headline, label_of, read_study
 
 __all__ = [
     "AUDIT",
-    "HEADLINE",
-    "LARGEST",
     "LEDGER",
     "NAME",
     "PLACES",
     "STORY",
-    "Executed",
     "Headline",
-    "Section",
     "build",
     "label_of",
-    "place_of",
     "read_study",
     "update_readme",
     "write_report",

@@ -1,45 +1,84 @@
-"""Executed notebooks as the page and the README read them: title, claim, tagged outputs, headline, provenance, time.
+"""The study as executed notebooks: the order of the paper, and title, claim, outputs, headline and origin of each.
 
-What a notebook shows is what the page shows. A notebook says by the tags of its cells what belongs there:
+A notebook shows by the tags of its cells what belongs on the page:
 
     (first cell, Markdown)   # Title, and below it the paper's claim
     report                   the outputs of this cell, and the Markdown cell directly above it
-    headline                 the outputs of `display(headline(...))`: one row of the README
+    headline                 the output of `display(Headline(...))`: one row of the README
     provenance               one line of Markdown: where the numbers come from
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quagmire_utils.analysis.tables import TABLES
-from quagmire_utils.report import clean, story
+from quagmire_utils.report.clean import plain
 
 HEADLINE = "application/vnd.quagmire.headline+json"
 
 
 @dataclass(frozen=True)
+class Section:
+    """A section of the paper; `notebooks` are prefixes of notebook names (fig03, table01)."""
+
+    title: str
+    notebooks: tuple[str, ...]
+
+
+STORY = (
+    Section("Introduction", ("fig01", "fig02")),
+    Section("2.1 The SFT metric trap: dataset-level scenarios", ("fig03", "fig04")),
+    Section("3.1 Generalization loss on validation examples", ("fig05",)),
+    Section("4.2 Use case 1: dataset-level prediction", ("table01", "table02")),
+    Section("4.3 Use case 2: instance-level prediction", ("table03", "table04")),
+    Section("A.1 More examples: Llama3-8B-Instruct", ("fig06", "fig07")),
+    Section("A.2 More examples: Mistral-NeMo-12B-Instruct", ("fig08",)),
+    Section("A.3 More examples: Qwen3-4B-base", ("fig09", "fig10")),
+    Section("C.1 Additional results, dataset level", ("table05", "table06")),
+    Section("C.2 Additional results, instance level", ("table07", "table08", "table09", "table10")),
+)
+LEDGER = "claims"
+AUDIT = "paper_audit"
+PLACES = tuple(prefix for section in STORY for prefix in section.notebooks)  # in the paper's order
+
+
+def place_of(notebook: str) -> str:
+    """Return fig03 for fig03_sft_vs_rl; the name itself for a notebook that is no figure or table."""
+    found = re.match(r"((?:fig|table)\d+)(?:_|$)", notebook)
+    return found[1] if found else notebook
+
+
+def label_of(place: str) -> str:
+    """Return the paper's name for a place (Figure 3, Table 10), or the name of another notebook."""
+    found = re.fullmatch(r"(fig|table)(\d+)", place)
+    if not found:
+        return place.replace("_", " ")
+    return f"{'Figure' if found[1] == 'fig' else 'Table'} {int(found[2])}"
+
+
+@dataclass(frozen=True)
 class Headline:
-    """What a figure or table says in one value, the paper's and ours; shown in a notebook, and read by the README."""
+    """The result of a figure or table in one value, the paper's and ours; shown in a notebook, read by the README."""
 
     paper: str  # the published value, for example "R² = 0.43"
     ours: str  # ours, with its interval
     scale: str = ""  # what ours rests on: family, number of candidates
 
     def __post_init__(self) -> None:
-        """One line each, whatever a notebook gives."""
+        """Make each value one line."""
         for name in ("paper", "ours", "scale"):
-            object.__setattr__(self, name, " ".join(clean.plain(str(getattr(self, name))).split()))
+            object.__setattr__(self, name, " ".join(plain(getattr(self, name)).split()))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        values = {"paper": self.paper, "ours": self.ours, "scale": self.scale}
         rest = f" ({self.scale})" if self.scale else ""
         text = f"Paper: {self.paper}. Here: {self.ours}{rest}."
-        return {HEADLINE: values, "text/markdown": text, "text/plain": text}
+        return {HEADLINE: dict(vars(self)), "text/markdown": text, "text/plain": text}
 
 
 @dataclass(frozen=True)
@@ -73,59 +112,53 @@ class Executed:
     def short_title(self) -> str:
         """The title without the label that it begins with (`Figure 3: ...`)."""
         label, colon, rest = self.title.partition(":")
-        return rest.strip() if colon and label.strip() == story.label_of(self.place) else self.title
+        return rest.strip() if colon and label.strip() == label_of(self.place) else self.title
 
 
 def read_study(copies: Path, sources: Path) -> dict[str, Executed]:
-    """The notebooks of the study by place: executed copies from `copies`, otherwise titles from `sources`.
+    """Return the notebooks of the study by place: executed copies from `copies`, otherwise titles from `sources`.
 
-    Every figure and table of the paper is there even where no such notebook exists. A copy that cannot be read, for
-    example one that was cut short, counts as not executed.
+    Every figure and table of the paper is there even if it has no notebook. A copy that cannot be read, for example one
+    that was cut short, counts as not executed.
     """
-    study = {}
+    places = (*PLACES, LEDGER, AUDIT)
+    study = {place: Executed(name=place, place=place, title=label_of(place)) for place in places}
     for path in sorted(sources.glob("*.ipynb")):
-        study[story.place_of(path.stem)] = _read(path, executed=False)
-    if study.pop("table", None):  # the source of all ten
+        study[place_of(path.stem)] = _read(path, executed=False)
+    if study.pop("table", None):  # the source of all ten tables
         for spec in TABLES.values():
-            place = story.place_of(spec.slug)
-            title = f"Table {spec.number}: {spec.title}"
+            place, title = place_of(spec.slug), f"Table {spec.number}: {spec.title}"
             study[place] = Executed(name=spec.slug, place=place, title=title, claim=spec.claim)
     for path in sorted(copies.glob("[!.]*.ipynb")):
         entry = _read(path, executed=True)
         if entry.executed:
             study[entry.place] = entry
-    for place in (*story.PLACES, story.LEDGER, story.AUDIT):
-        study.setdefault(place, Executed(name=place, place=place, title=story.label_of(place)))
     return study
 
 
 def _read(path: Path, *, executed: bool) -> Executed:
-    place = story.place_of(path.stem)
-    entry = Executed(name=path.stem, place=place, title=story.label_of(place))
+    entry = Executed(name=path.stem, place=place_of(path.stem), title=label_of(place_of(path.stem)))
     try:
         book = json.loads(path.read_text(encoding="utf-8"))
         cells = [_cell(cell) for cell in book["cells"]]
         run = book["metadata"].get("papermill", {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return entry
-    title, claim = entry.title, ""
+    known: dict[str, Any] = {"name": entry.name, "place": entry.place, "title": entry.title}
     if cells and cells[0]["type"] == "markdown":
         first, _, claim = cells[0]["source"].strip().partition("\n")
-        title = clean.plain(first.lstrip("#").strip()) or title
+        known |= {"title": plain(first.lstrip("#").strip()) or entry.title, "claim": claim.strip()}
     if not executed or run.get("exception"):
-        return Executed(name=path.stem, place=place, title=title, claim=claim.strip())
-    given = {name: value for name, value in (run.get("parameters") or {}).items() if name != "profile"}
+        return Executed(**known)
+    duration = run.get("duration")
     return Executed(
-        name=path.stem,
-        place=place,
-        title=title,
-        claim=claim.strip(),
+        **known,
         executed=True,
         outputs=_outputs(cells),
         headline=next((_headline(cell) for cell in cells if "headline" in cell["tags"]), None),
         provenance=_provenance(cells),
-        parameters=given,
-        seconds=run.get("duration") if isinstance(run.get("duration"), int | float) else None,
+        parameters={name: value for name, value in (run.get("parameters") or {}).items() if name != "profile"},
+        seconds=duration if isinstance(duration, int | float) else None,
         end_time=str(run.get("end_time") or ""),
     )
 
@@ -144,7 +177,7 @@ def _text(value: Any) -> str:
 
 
 def _outputs(cells: Sequence[Mapping[str, Any]]) -> tuple[Output, ...]:
-    """What the tagged cells show, in order; a Markdown cell directly above a tagged cell belongs to it."""
+    """Return what the tagged cells show, in order, with the Markdown cell directly above each."""
     found: list[Output] = []
     for above, cell in zip([None, *cells], cells, strict=False):
         if "report" not in cell["tags"]:
@@ -166,7 +199,7 @@ def _outputs(cells: Sequence[Mapping[str, Any]]) -> tuple[Output, ...]:
 
 
 def _output(output: Mapping[str, Any]) -> Output | None:
-    """The richest form of an output that the page can show."""
+    """Return the richest form of an output that the page can show."""
     if output.get("output_type") == "stream":
         shown = _text(output.get("text", "")) if output.get("name") == "stdout" else ""
         return Output("text", shown, "text/plain") if shown.strip() else None
@@ -190,7 +223,7 @@ def _headline(cell: Mapping[str, Any]) -> Headline | None:
 
 
 def _provenance(cells: Sequence[Mapping[str, Any]]) -> str:
-    """The output of the cell tagged `provenance`; without one, the last output if it is such a line."""
+    """Return the output of the cell tagged `provenance`; without one, the last output if it is such a line."""
     tagged = [cell for cell in cells if "provenance" in cell["tags"]]
     shown = [output for cell in tagged or cells[-1:] for output in map(_output, cell["outputs"]) if output]
     text = shown[-1].content if shown and shown[-1].kind == "markdown" else ""
