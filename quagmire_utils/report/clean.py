@@ -23,10 +23,11 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-TAGS = frozenset(
-    "h1 h2 h3 h4 h5 h6 p br hr pre blockquote details summary ol ul li dl dt dd table caption thead tbody tfoot tr th td "
-    "a abbr b code del em i ins kbd s samp small strong sub sup u".split()
-)
+TAGS = {
+    *("h1", "h2", "h3", "h4", "h5", "h6", "p", "br", "hr", "pre", "blockquote", "details", "summary"),
+    *("ol", "ul", "li", "dl", "dt", "dd", "table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td"),
+    *("a", "abbr", "b", "code", "del", "em", "i", "ins", "kbd", "s", "samp", "small", "strong", "sub", "sup", "u"),
+}
 SPANS = ["colspan", "rowspan"]
 ATTRIBUTES = {"a": ["href"], "abbr": ["title"], "ol": ["start"], "td": SPANS, "th": SPANS}
 VERDICTS = {"holds": "holds", "fails": "fails"}  # of a claim -> class of its cell

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,7 @@ from markupsafe import Markup
 
 from quagmire_utils.core.files import read_json, write_text
 from quagmire_utils.core.paths import ROOT
-from quagmire_utils.report import clean
-from quagmire_utils.report.clean import COPIES, environment, render
+from quagmire_utils.report.clean import COPIES, environment, markdown, picture, plain, preformatted, render, sanitized
 from quagmire_utils.report.study import AUDIT, LEDGER, PLACES, STORY, Executed, Output, label_of, read_study
 
 if TYPE_CHECKING:
@@ -86,14 +85,14 @@ def _leave_out(shown: Mapping[str, list[Markup]], limit: int) -> None:
 
 def _output(entry: Executed, shown: Output) -> Markup:
     if shown.kind == "markdown":
-        return clean.markdown(shown.content)
+        return markdown(shown.content)
     if shown.kind == "html":
-        return clean.sanitized(shown.content)
+        return sanitized(shown.content)
     if shown.kind == "text":
-        return clean.preformatted(shown.content)
-    caption = clean.markdown(shown.caption) if shown.caption else Markup()
+        return preformatted(shown.content)
+    caption = markdown(shown.caption) if shown.caption else Markup()
     try:
-        image = clean.picture(shown.mime, shown.content, shown.metadata, _alt(caption.striptags() or entry.title))
+        image = picture(shown.mime, shown.content, shown.metadata, _alt(caption.striptags() or entry.title))
     except ValueError:
         text = '<p class="note">A picture of {} is damaged: execute the notebook again.</p>'
         return Markup(text).format(entry.name)
@@ -158,7 +157,7 @@ class EvaluationPage:
 
     def text(self) -> str:
         """Return the page as HTML."""
-        return render("evaluation.html.j2", title=clean.plain(self.title), sections=self._sections)
+        return render("evaluation.html.j2", title=plain(self.title), sections=self._sections)
 
     def write(self, folder: str | Path) -> Path:
         """Write `folder`/evaluation.html, atomically; return its path."""
@@ -170,13 +169,13 @@ def _kept(item: Any, alt: str) -> Markup:
     from IPython.display import HTML, Image, Markdown
 
     if isinstance(item, Markdown):
-        return clean.markdown(item.data)
+        return markdown(item.data)
     if isinstance(item, HTML):
         return Markup(item.data)
     if isinstance(item, Image):
         width = {} if item.width is None else {"width": item.width}
-        picture = clean.picture("image/png", base64.b64encode(item.data).decode(), width, alt)
-        return Markup('<figure><div class="card">{}</div></figure>').format(picture)
+        shown = picture("image/png", base64.b64encode(item.data).decode(), width, alt)
+        return Markup('<figure><div class="card">{}</div></figure>').format(shown)
     return Markup('<div class="scroll" tabindex="0">{}</div>').format(Markup(_table(item)))
 
 

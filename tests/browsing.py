@@ -1,0 +1,42 @@
+"""Looking at a page in a headless Chromium: what a script finds in it, and what the console says."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from quagmire_utils.report.browser import chromium
+
+# the page is a frame of this size; a script outside of it measures once all is loaded, so that the page's policy holds
+FRAME = """<!doctype html><meta charset="utf-8">
+<style>:root {{ color-scheme: light dark }} iframe {{ border: 0 }}</style>
+<iframe id="page" width="{width}" height="900" srcdoc="{page}"></iframe>
+<script id="result" type="application/json"></script>
+<script>
+const frame = document.getElementById("page");
+const measure = (page, view) => {{ {script} }};
+addEventListener("load", () => setTimeout(() => {{
+  const requests = frame.contentWindow.performance.getEntriesByType("resource").map(entry => entry.name);
+  const found = {{value: measure(frame.contentDocument, frame.contentWindow), requests: requests}};
+  document.getElementById("result").textContent = encodeURIComponent(JSON.stringify(found));
+}}, 500));
+</script>
+"""
+
+
+def look_at(page: str, folder: Path, script: str, *, width: int = 1280, scheme: str = "light") -> dict[str, Any]:
+    """Return `value`, what the script returns of `page` (document) and `view` (window); `requests`; `console`."""
+    file = folder / "frame.html"
+    file.write_text(FRAME.format(width=width, page=html.escape(page), script=script), encoding="utf-8")
+    colours = f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"
+    window = f"--window-size={max(width, 600) + 40},1000"
+    done = chromium(file, window, colours, "--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom")
+    found = re.search(r'<script id="result"[^>]*>(.+?)</script>', done.stdout, re.DOTALL)
+    assert found, done.stderr[-2000:]
+    seen = json.loads(unquote(found[1]))
+    seen["requests"] = [address for address in seen["requests"] if not address.startswith("data:")]
+    return seen | {"console": [line for line in done.stderr.splitlines() if "CONSOLE" in line]}
