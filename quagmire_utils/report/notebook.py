@@ -32,7 +32,7 @@ from quagmire_utils.evaluation.audit import audit_store
 from quagmire_utils.evaluation.measured import loss_table
 from quagmire_utils.evaluation.preflight import duration
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.report.browse import browse_answers, show_audit
+from quagmire_utils.report.answers import browse_answers, show_audit
 
 if TYPE_CHECKING:
     from IPython.display import HTML, Image, Markdown
@@ -203,7 +203,7 @@ def powers_of_two(largest: int) -> list[int]:
 
 
 def example_answers(store: SampleStore, problems: Mapping[str, Sequence[Problem]], each: int = 2) -> HTML:
-    """A few answers of each kind to leaf through; see `browse.browse_answers`."""
+    """A few answers of each kind to leaf through; see `answers.browse_answers`."""
     from IPython.display import HTML
 
     return HTML(browse_answers(store, problems, each))

@@ -1,24 +1,20 @@
-"""The browsable answers: whatever a model wrote stays text, in a real browser too; the right answers are shown."""
+"""The answers to browse: whatever a model wrote stays text, in a real browser too; the right answers are shown."""
 
 import base64
-import html
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from browsing import look_at
 
 from quagmire_utils.data import Problem
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.report.browse import browse_answers, plain, show_audit
-from quagmire_utils.report.evaluation_page import Page
+from quagmire_utils.report.answers import browse_answers, show_audit
+from quagmire_utils.report.clean import visible
 from quagmire_utils.report.notebook import words
+from quagmire_utils.report.page import EvaluationPage
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 PAYLOADS = [
     "<script>document.title='owned'</script>",
     "<img src=x onerror=\"document.title='owned'\">",
@@ -102,59 +98,60 @@ def test_no_payload_becomes_markup(page):
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", page)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome is installed to open the page in")
+SEEN = """
+page.querySelectorAll('details').forEach(e => { e.open = true; });
+const all = [...page.querySelectorAll('*')];
+return {
+  title: page.title, scripts: page.scripts.length, width: page.documentElement.scrollWidth,
+  tags: [...new Set([...page.body.querySelectorAll('*')].map(e => e.localName))],
+  acting: all.flatMap(e => e.getAttributeNames()).filter(name => name.startsWith('on')),
+};
+"""
+
+
+@pytest.mark.requires_chromium
 def test_no_payload_runs_in_a_real_browser(page, tmp_path):
-    """The same page with one payload left unescaped is the proof that this test would notice."""
-    titles = {}
-    for name, body in (("escaped", page), ("control", page + PAYLOADS[1])):
-        file = tmp_path / f"{name}.html"
-        opened = re.sub("<details", "<details open", body)
-        file.write_text(f"<!doctype html><meta charset=utf-8><title>safe</title><body>{opened}", encoding="utf-8")
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-        command += ["--virtual-time-budget=4000", "--dump-dom", file.as_uri()]
-        dom = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
-        titles[name] = re.search("<title>(.*?)</title>", dom)[1]
-        if name == "escaped":
-            found = Tags(
-                re.sub(
-                    r".*<body[^>]*>|</body>.*", "", dom.replace("<tbody>", "").replace("</tbody>", ""), flags=re.DOTALL
-                )
-            )
-            assert found.elements <= ALLOWED
-            assert not any(attribute.startswith("on") for attribute in found.attributes)
-    assert titles == {"escaped": "safe", "control": "owned"}
+    """The same page with one payload left unescaped shows that this test would notice."""
+    whole = "<!doctype html><meta charset=utf-8><title>safe</title><body>{}"
+    found = look_at(whole.format(page), tmp_path, SEEN)["value"]
+    assert found["title"] == "safe"
+    assert set(found["tags"]) <= ALLOWED | {"tbody"}
+    assert found["acting"] == []
+    assert look_at(whole.format(page + PAYLOADS[1]), tmp_path, SEEN)["value"]["title"] == "owned"
 
 
-def test_the_page_to_send_is_as_harmless_and_needs_nothing(page, tmp_path):
-    """Answers, a table and sentences that hold every payload, as one file in a real browser: nothing runs or loads."""
+@pytest.fixture(scope="module")
+def evaluation(page, tmp_path_factory) -> str:
+    """The page to send to a colleague: answers, a table and sentences that hold every payload."""
     from IPython.display import HTML, Image
 
-    from quagmire_utils.report.browser import Browser, find_chromium
-
     names = [payload.encode("utf-8", "replace").decode() for payload in PAYLOADS]
-    whole = Page(f"model {names[0]}")
+    whole = EvaluationPage(f"model {names[0]}")
     table = pd.DataFrame({"score": names, names[1]: 1}, index=pd.Index(names, name="benchmark"))
     whole.keep(f"Scores {names[0]}", words(" ".join(names)), table)
     whole.keep("Answers", HTML(page), Image(data=PIXEL, format="png", width=1))
-    file = whole.write(tmp_path / "evaluation.html")
-    text = file.read_text(encoding="utf-8")
-    assert "script-src" not in text
-    assert "default-src 'none'" in text
-    assert "<script" not in text.lower()
-    body = Tags(re.sub(r"(?s).*<body>|</body>.*|<(meta|link|img|input)\b[^>]*>", "", text))
+    return whole.write(tmp_path_factory.mktemp("page")).read_text(encoding="utf-8")
+
+
+def test_the_page_to_send_holds_no_element_that_acts(evaluation):
+    assert "script-src" not in evaluation
+    assert "default-src 'none'" in evaluation
+    assert "<script" not in evaluation.lower()
+    body = Tags(re.sub(r"(?s).*<body>|</body>.*|<(meta|link|img|input)\b[^>]*>", "", evaluation))
     assert body.elements <= ALLOWED | {"header", "main", "section", "h1", "h2", "thead", "tbody", "figure"} | {
         *("em", "strong", "a", "ul", "li", "blockquote")
     }
     assert not any(attribute.startswith("on") for attribute in body.attributes)
-    if find_chromium() is None:
-        pytest.skip("no Chromium or Chrome is installed to open the page in")
-    with Browser() as browser:
-        browser.open(file, width=1280)
-        assert browser.evaluate("document.title") == f"Evaluation of model {names[0]}"
-        assert browser.evaluate("document.scripts.length") == 0
-        assert browser.evaluate("document.documentElement.scrollWidth") <= 1280
-        assert [request for request in browser.requests if not request.startswith("data:")] == []
-        assert browser.problems == []
+
+
+@pytest.mark.requires_chromium
+def test_the_page_to_send_needs_nothing(evaluation, tmp_path):
+    seen = look_at(evaluation, tmp_path, SEEN)
+    assert seen["console"] == []
+    assert seen["requests"] == []
+    assert seen["value"]["title"] == f"Evaluation of model {PAYLOADS[0]}"
+    assert seen["value"]["scripts"] == 0
+    assert seen["value"]["width"] <= 1280
 
 
 def test_right_wrong_and_undecided_answers_of_every_benchmark(tmp_path):
@@ -176,7 +173,7 @@ def test_right_wrong_and_undecided_answers_of_every_benchmark(tmp_path):
     text = Tags(page).text
     assert "right: 12 of 36 answers, 4 shown" in text
     assert "wrong: 12 of 36 answers, 4 shown" in text
-    assert "undecided or silent: 12 of 36 answers, 4 shown" in text
+    assert "undecided or no answer: 12 of 36 answers, 4 shown" in text
     for name in problems:
         for i in (0, 3):  # spread over the benchmark
             for j in range(3):
@@ -189,22 +186,24 @@ def test_right_wrong_and_undecided_answers_of_every_benchmark(tmp_path):
 
 
 def test_long_answers_keep_their_beginning_and_their_end():
-    shown = plain("a" * 9000 + "THE END", 100)
+    shown = visible("a" * 9000 + "THE END", 100)
     assert shown.startswith("a" * 50)
     assert shown.endswith("THE END")
     assert "[... 8,907 characters ...]" in shown
-    assert plain(None) == plain(float("nan")) == plain(pd.NA) == ""
-    assert plain("<&\"'>") == html.escape("<&\"'>")
+    assert visible(None) == visible(float("nan")) == visible(pd.NA) == ""
+    assert visible("nan") == "nan"
 
 
 def test_an_audit_without_disagreements_is_a_sentence():
     empty = pd.DataFrame({"problem": []})
     empty.attrs = {"samples": 200, "disagreements": 0}
-    assert "0 of 200 answers otherwise (100.00 % agree)" in show_audit(empty)
-    empty.attrs = {"samples": 1200, "disagreements": 1, "undecided": 1000}
-    assert "1 of 200 answers otherwise (99.50 % agree). About 1,000 more it cannot tell." in show_audit(empty)
+    assert "disagrees on 0 of 200 answers (100.00 % agree)." in show_audit(empty)
+    empty.attrs = {"samples": 1200, "disagreements": 1, "undecided": 1000, "passed_over": 2}
+    said = show_audit(empty)
+    assert "disagrees on 1 of 200 answers (99.50 % agree). It cannot decide 1,000 more." in said
+    assert "It did not grade 2 answers of other domains" in said
     empty.attrs = {"samples": 3, "disagreements": 0, "undecided": 3}
-    assert "0 of 0 answers otherwise. About 3 more it cannot tell." in show_audit(empty)
+    assert "disagrees on 0 of 0 answers. It cannot decide 3 more." in show_audit(empty)
     many = pd.DataFrame({"problem": range(40), "gold": "<b>"})
-    assert "The first 30 of 40 distinct cases" in show_audit(many)
+    assert "40 disagreements. The first 30 of 40 distinct cases:" in show_audit(many)
     assert "&lt;b&gt;" in show_audit(many)
