@@ -1,0 +1,109 @@
+"""The data card of results/mini, and the executed copies of rank_candidates and forecast_rl."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+import nbformat
+import pytest
+from example_grid import write_grid_records
+
+from quagmire_utils.analysis.forecasting import forecast_rl, known_runs
+from quagmire_utils.analysis.measurements import load_measurements
+from quagmire_utils.analysis.ranking import rank_with_noise
+from quagmire_utils.core.files import read_json, read_parquet
+from quagmire_utils.core.records import RECORDS, load_records
+from quagmire_utils.core.settings import load_profile
+from quagmire_utils.report import card
+
+ROOT = Path(__file__).resolve().parents[2]
+MINI = ROOT / "results" / "mini"
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return load_profile("mini")
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory, profile):
+    """Records as large in candidates and runs as the whole grid, few problems each."""
+    return load_records(write_grid_records(tmp_path_factory.mktemp("grid") / "mini", profile))
+
+
+@pytest.mark.parametrize("name", ["rank_candidates", "forecast_rl"])
+def test_the_shipped_copies_are_of_these_notebooks_and_say_what_is_said_now(mini, name):
+    path = MINI / "notebooks" / f"{name}.ipynb"
+    source, copy = (nbformat.read(p, as_version=4) for p in (ROOT / "notebooks" / path.name, path))
+    cells = [c for c in copy.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    assert [c.source for c in cells] == [c.source for c in source.cells]
+    measured = load_measurements(mini, family="Llama3-8B-Instruct", scenario="dataset")
+    if name == "rank_candidates":
+        said = rank_with_noise(measured).advice
+    else:
+        said = forecast_rl(measured.table, known_runs(measured.table, 5)).advice
+    outputs = [o for c in cells if c.cell_type == "code" for o in c.outputs]
+    shown = [o["data"]["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {})]
+    assert html.escape(f"**{measured.source}.** {said}", quote=False) in shown
+    assert "profile mini, measured" in shown[-1]
+
+
+# --- the data card ----------------------------------------------------------------------------------------------------
+
+CARD = ROOT / "results" / "mini" / "README.md"
+
+
+@pytest.mark.parametrize("profile", ["mini", "mini-pilot", "smoke"])
+def test_the_card_documents_every_column_and_no_other(profile):
+    documented = card.documented_columns(CARD.read_text(encoding="utf-8"))
+    assert set(documented) == set(RECORDS)
+    folder = ROOT / "results" / profile
+    if not (folder / "manifest.json").is_file():
+        pytest.skip(f"results/{profile} holds no records")
+    for name, columns in documented.items():
+        assert len(columns) == len(set(columns))
+        found = set(read_parquet(folder / f"{name}.parquet").columns)
+        if name == "cells":  # what only cells that have not been run have
+            found |= {column for column in columns if column.startswith("seconds_")}
+        assert set(columns) == found
+
+
+def test_the_card_says_what_the_profile_and_the_records_say(grid, profile, tmp_path):
+    text = card.generated_part(grid.folder, profile)
+    assert "| all |  | 31 | 37 | 12 | 70 | 176 | 249 |" in text
+    assert "249 of 249 cells" in text
+    assert f"| `counts.parquet` | {len(grid.counts):,} |" in text
+    assert f"| rl | a CPU | 176 | {176 * 60 / 3600:.2f} | 60 | 60 |" in text
+    assert "No records yet" in card.generated_part(tmp_path, profile)
+
+
+def test_updating_the_card_keeps_its_words(grid, profile, tmp_path):
+    folder = tmp_path / "mini"
+    assert not card.update_card(folder, profile)
+    write_grid_records(folder, profile, finished=1, problems=2)
+    assert not card.update_card(folder, profile)  # no card
+    words = CARD.read_text(encoding="utf-8")
+    before, rest = words.split(card.BEGIN)
+    (folder / "README.md").write_text(words, encoding="utf-8")
+    assert card.update_card(folder, profile)
+    once = (folder / "README.md").read_text(encoding="utf-8")
+    assert once.startswith(before + card.BEGIN)
+    assert once.endswith(card.END + rest.split(card.END)[1])
+    assert "15 of 249 cells" in once
+    assert card.update_card(folder, profile)
+    assert (folder / "README.md").read_text(encoding="utf-8") == once
+    (folder / "README.md").write_text("# words alone")
+    assert not card.update_card(folder, profile)
+    assert (folder / "README.md").read_text() == "# words alone"
+
+
+def test_the_shipped_card_is_that_of_the_shipped_records(profile):
+    """What depends on the profile is up to date always; what depends on the run once the grid is complete."""
+    shipped = CARD.read_text(encoding="utf-8").split(card.BEGIN)[1].split(card.END)[0].strip()
+    expected = card.generated_part(CARD.parent, profile)
+    cut = "### What has been run"
+    assert shipped.split(cut)[0] == expected.split(cut)[0]
+    manifest = CARD.parent / "manifest.json"
+    if manifest.is_file() and read_json(manifest).get("complete"):
+        assert shipped == expected, "run `quagmire report card mini`"
