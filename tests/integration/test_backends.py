@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +47,15 @@ from quagmire_utils.data.prompts import INSTRUCTIONS, render, response_ids
 from quagmire_utils.engines import load_tokenizer
 
 # --- LLaMA-Factory's files ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def refused(parameter: str) -> Iterator[None]:
+    """A ParameterError about `parameter`, in one line."""
+    with pytest.raises(ParameterError) as raised:
+        yield
+    assert raised.value.parameter.partition("=")[0] == parameter
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -98,28 +109,28 @@ def test_writing_again_changes_nothing_and_another_run_is_refused_once_begun(pla
     llamafactory.write(plain, TRACES, folder, faster, machines=CPU)  # nothing has begun: written anew
     assert yaml.safe_load((folder / "train.yaml").read_text())["learning_rate"] == 1e-2
     (folder / "checkpoints").mkdir()
-    with pytest.raises(ParameterError, match="holds a run with other settings or data"):
+    with refused("folder"):
         llamafactory.write(plain, TRACES, folder, SFT, machines=CPU)
-    with pytest.raises(ParameterError, match="holds a run with other settings or data"):
+    with refused("folder"):
         llamafactory.write(plain, TRACES[:-1], folder, faster, machines=CPU)
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "parameter"),
     [
-        ({"traces": []}, "traces is empty"),
-        ({"settings": SFT.replace(max_length=40)}, "sft.max_length is 40, but trace t0 has"),
-        ({"machines": Machines(3, 1)}, r"sft.batch_size \(8\) must be a multiple of sft.micro_batch_size \(4\) x dev"),
-        ({"sharding": "zero"}, "sharding must be one of auto, none, fsdp, not 'zero'"),
-        ({"saves": 0}, "saves must be at least 1"),
-        ({"folder": "a$b"}, "must have no quotes, backslashes or"),
-        ({"model": "no/such/model/here"}, "there is no folder no/such/model/here"),
+        ({"traces": []}, "traces"),
+        ({"settings": SFT.replace(max_length=40)}, "sft.max_length"),
+        ({"machines": Machines(3, 1)}, "sft.batch_size"),
+        ({"sharding": "zero"}, "sharding"),
+        ({"saves": 0}, "saves"),
+        ({"folder": "a$b"}, "folder"),
+        ({"model": "no/such/model/here"}, "model"),
     ],
 )
-def test_what_cannot_train_is_refused_in_one_sentence(plain, tmp_path, change, sentence):
+def test_what_cannot_train_is_refused_before_anything_is_written(plain, tmp_path, change, parameter):
     arguments = {"model": plain, "traces": TRACES, "settings": SFT, "machines": CPU, **change}
     arguments["folder"] = tmp_path / change.get("folder", "run")
-    with pytest.raises(ParameterError, match=sentence):
+    with refused(parameter):
         llamafactory.write(**arguments)
     assert not (arguments["folder"] / "run.json").exists()
 
@@ -146,7 +157,7 @@ def test_run_sh_tokenises_once_then_trains_with_the_readers_own_values(plain, tm
     assert half.is_dir()  # one node clears up, or they would trip over each other
     arguments_of(nodes / "run.sh", tmp_path, NODE_RANK="0", **variables)
     assert not half.exists()
-    with pytest.raises(ParameterError, match="a run over 2 nodes"):
+    with refused("machines.nodes"):
         llamafactory.train(nodes)
 
 
@@ -237,22 +248,22 @@ def test_verl_asks_and_grades_as_the_problems_domain_does(plain, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "parameter"),
     [
-        ({"machines": CPU}, "verl trains on GPUs only"),
-        ({"problems": PROBLEMS[:3]}, "rl.prompts_per_step is 4, and there are only 3 problems"),
-        ({"machines": Machines(1, 3)}, r"\(16\) must be a multiple of the 3 GPUs"),
-        ({"tensor_parallel": 4}, r"tensor_parallel \(4\) must divide machines.devices \(2\)"),
-        ({"settings": RL.replace(checkpoints=8), "epochs": 1}, "1 epochs are only 3 steps"),
-        ({"settings": RL.replace(max_tokens=8192)}, "max_tokens=8192 does not fit"),
-        ({"attention": "eager"}, "attention must be one of sdpa, flash_attention_2"),
-        ({"gpu_memory": 1.5}, "gpu_memory must be between 0 and 1"),
-        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"machines": CPU}, "machines.devices"),
+        ({"problems": PROBLEMS[:3]}, "rl.prompts_per_step"),
+        ({"machines": Machines(1, 3)}, "rl.rollouts"),
+        ({"tensor_parallel": 4}, "tensor_parallel"),
+        ({"settings": RL.replace(checkpoints=8), "epochs": 1}, "rl.checkpoints"),
+        ({"settings": RL.replace(max_tokens=8192)}, "max_tokens"),
+        ({"attention": "eager"}, "attention"),
+        ({"gpu_memory": 1.5}, "gpu_memory"),
+        ({"epochs": 0}, "epochs"),
     ],
 )
-def test_what_verl_cannot_run_is_refused_in_one_sentence(plain, tmp_path, change, sentence):
+def test_what_verl_cannot_run_is_refused(plain, tmp_path, change, parameter):
     arguments = {"problems": PROBLEMS, "settings": RL, "machines": Machines(1, 2), **change}
-    with pytest.raises(ParameterError, match=sentence):
+    with refused(parameter):
         verl.write(plain, arguments.pop("problems"), tmp_path / "run", arguments.pop("settings"), **arguments)
 
 
@@ -292,9 +303,9 @@ def test_a_machine_without_gpus_is_told_before_verl_starts(plain, tmp_path, monk
     monkeypatch.setattr(verl, "count_gpus", lambda: 0)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     folder = verl.write(plain, PROBLEMS, tmp_path / "run", RL, machines=Machines(1, 2))
-    with pytest.raises(ParameterError, match=r"machines.devices is 2, and this machine has 0 GPUs"):
+    with refused("machines.devices"):
         verl.train(folder)
-    with pytest.raises(ParameterError, match="has no checkpoint of it; there are none"):
+    with refused("step"):
         verl.export(folder, 2)
 
 
@@ -304,19 +315,19 @@ def test_a_machine_without_gpus_is_told_before_verl_starts(plain, tmp_path, monk
 def test_a_back_end_that_is_not_there_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setattr("quagmire_utils.training.backends.environments.ROOT", tmp_path)
     monkeypatch.delenv("QUAGMIRE_VERL_PYTHON", raising=False)
-    with pytest.raises(ParameterError, match=r"verl is not installed: run ./reproduce.sh setup verl"):
+    with pytest.raises(ParameterError, match=r"run ./reproduce.sh setup verl"):
         environment_python("verl")
     python = tmp_path / ".venv-verl" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
-    with pytest.raises(ParameterError, match="is not installed"):  # set-up was interrupted
+    with refused("backend"):  # set-up was interrupted
         environment_python("verl")
     (tmp_path / ".venv-verl" / "quagmire-setup").touch()
     assert environment_python("verl") == python
     monkeypatch.setenv("QUAGMIRE_VERL_PYTHON", str(tmp_path / "nowhere"))
-    with pytest.raises(ParameterError, match=r"QUAGMIRE_VERL_PYTHON names .*nowhere, which is no program"):
+    with refused("QUAGMIRE_VERL_PYTHON"):
         environment_python("verl")
-    with pytest.raises(ParameterError, match="backend must be one of llamafactory, verl"):
+    with refused("backend"):
         environment_python("trl")
 
 
@@ -325,24 +336,15 @@ def test_a_python_that_cannot_run_a_back_end_is_refused_in_one_sentence(tmp_path
     python.write_text(f'#!/usr/bin/env bash\nsource "{answer}"\n')
     python.chmod(0o755)
     pinned = re.search(r"(?m)^verl==(.*)$", (LISTS / "verl.txt").read_text())[1]
-    for named, says, sentence in (
-        (
-            sys.executable,
-            "",
-            "has no verl: run ./reproduce.sh setup verl, or name another Python in QUAGMIRE_VERL_PYTH",
-        ),
-        (
-            python,
-            "echo 0.4.1",
-            f"has verl 0.4.1, and runs are written for verl {pinned}: run ./reproduce.sh setup verl",
-        ),
-        (python, "echo cannot open shared object >&2; exit 127", "does not run .cannot open shared object.: run ./rep"),
+    for named, says in (
+        (sys.executable, ""),  # it has no verl
+        (python, "echo 0.4.1"),
+        (python, "echo cannot open shared object >&2; exit 127"),
     ):
         answer.write_text(says)
         monkeypatch.setenv("QUAGMIRE_VERL_PYTHON", str(named))
-        with pytest.raises(ParameterError, match=sentence) as raised:
+        with refused("QUAGMIRE_VERL_PYTHON"):
             backend_environment("verl")
-        assert "\n" not in str(raised.value)
     answer.write_text(f"echo {pinned}")
     assert backend_environment("verl") == {"QUAGMIRE_VERL_PYTHON": str(python)}
 
@@ -427,7 +429,7 @@ def test_a_run_outlives_its_killed_caller_and_is_not_started_twice(tmp_path):
     caller.wait()
     pid = int((tmp_path / "pid").read_text())
     try:
-        with pytest.raises(ParameterError, match="a run is still at work in it"):
+        with refused("folder"):
             run_script(tmp_path, name="verl", environment={}, progress=False)
     finally:
         os.kill(pid, signal.SIGKILL)

@@ -341,7 +341,7 @@ def test_a_step_of_verl_is_the_one_computed_by_hand_and_our_engine_loads_its_che
     apart = torch.cat([(weights[name] - trained[name]).flatten() for name in trained])
     assert apart.norm() < 0.01 * moved.norm()
 
-    with pytest.raises(ParameterError, match=r"step 3: .* has no checkpoint of it; there are global_step_4"):
+    with pytest.raises(ParameterError, match="global_step_4"):
         verl.export(folder, 3)
     target = verl.export(folder, 4)
     assert target == folder / "checkpoint-4"

@@ -1,8 +1,8 @@
-"""Back-ends' checkpoints as our engines take them: the trained weights, everything else from the model they began as.
+"""Export back-ends' checkpoints for our engines: the trained weights, and everything else from the original model.
 
-What a back-end saves beside the weights is not what it was given. LLaMA-Factory writes a chat template into the
-tokenizer of a base model that has none, which would make `template="auto"` sample it with other prompts than it was
-trained on; it also saves the float32 copy that it trained, twice the size of the model.
+A back-end changes what it saves beside the weights. LLaMA-Factory writes a chat template into the tokenizer of a base
+model that has none, so `template="auto"` would sample it with other prompts than it was trained on. It also saves the
+float32 copy that it trained, twice the size of the model.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from quagmire_utils.core.files import write_json
 
 
 def export_checkpoint(weights: Path, model: str, target: Path, notes: Mapping[str, Any] | None = None) -> None:
-    """Make `target` of the safetensors files in `weights`, in the precision, and with the configuration, of `model`.
+    """Write the folder `target`: the safetensors of `weights` in the precision of `model`, and its configuration.
 
-    `notes` (file name -> content) are written beside them as JSON. The folder is complete or not there. Raises
-    ParameterError where `weights` has no weights.
+    `notes` (file name -> content) are added as JSON. The folder appears whole. Raises ParameterError if `weights` holds
+    no weights.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -31,7 +31,7 @@ def export_checkpoint(weights: Path, model: str, target: Path, notes: Mapping[st
 
     shards = sorted(weights.glob("model*.safetensors"))
     if not shards:
-        raise ParameterError(f"{weights} holds no checkpoint: there are no model*.safetensors files")
+        raise ParameterError("weights", str(weights), reason=f"{weights} has no model*.safetensors files")
     config = load_config(model)
     dtype = getattr(torch, resolve_dtype(config, "auto"))
     scratch = target.with_name(target.name + ".saving")

@@ -1,21 +1,20 @@
-"""SFT through LLaMA-Factory, the paper's trainer (App. B.2): files that a person can read, and the command that runs.
+"""Fine-tune with LLaMA-Factory, the paper's trainer (App. B.2): write the files of a run, check them, run it.
 
     llamafactory.write(model, traces, "runs/sft", SFTSettings(epochs=2), machines=Machines(nodes=1, devices=8))
-    llamafactory.train("runs/sft")     # resumes; the trained checkpoint, for our engines: runs/sft/model
+    llamafactory.train("runs/sft")     # resumes; the checkpoint for our engines: runs/sft/model
 
-The folder:
+The folder holds:
 
-    data/dataset_info.json, data/traces.jsonl    what is trained on
-    train.yaml                                   how, every value with its origin
-    tokenize_traces.py, tokens.json              LLaMA-Factory tokenises the traces; each token is compared with ours
-    run.sh                                       both steps; on several nodes, once on each
-    tokenized/, checkpoints/, train.log          what a run makes;  model/: the trained checkpoint
+    data/dataset_info.json, data/traces.jsonl    the training data
+    train.yaml                                   LLaMA-Factory's configuration, each value with its origin
+    tokenize_traces.py, tokens.json              the check of LLaMA-Factory's token ids against ours
+    run.sh                                       check and training; on several nodes, start it once on each
+    tokenized/, checkpoints/, train.log, model/  written by the run
 
-Prompts: LLaMA-Factory's own templates are rewritten by hand from each model's and may differ from it (a system message,
-a blank line, a thinking block), so none is used. The file holds the prompt as `prompts.render` renders it, special
-tokens included, and the response with the end-of-sequence token; `template: empty` tokenises the two apart and adds
-nothing, as `prompts` does. That this gives the same ids is not taken for granted: before training, LLaMA-Factory's own
-ids are compared with those of `prompts` (`tokenize_traces.py`), and training reads exactly the ones that were compared.
+LLaMA-Factory's own templates may differ from a model's (a system message, a blank line, a thinking block), so none is
+used. The data hold each prompt as `prompts.render` renders it, special tokens included, and the response with the
+end-of-sequence token; `template: empty` tokenises both apart and adds nothing. Before training, LLaMA-Factory's ids are
+compared with ours, and training reads exactly the ids that were compared.
 """
 
 from __future__ import annotations
@@ -72,12 +71,12 @@ def write(
     saves: int = 10,
     progress: bool = True,
 ) -> Path:
-    """Write everything that LLaMA-Factory needs to fine-tune `model` on `traces` to `folder`; returns the folder.
+    """Write everything that LLaMA-Factory needs to fine-tune `model` on `traces`; return the folder.
 
-    `settings.batch_size` is the global batch, `settings.micro_batch_size` the traces of one forward pass on one device
-    (None: 1); their ratio must be a multiple of the devices. `sharding`: `fsdp` spreads weights and optimizer over all
-    devices (an 8B model with AdamW needs 16 bytes a parameter), `none` repeats them on each, `auto` shards where there
-    is more than one. `saves`: checkpoints to resume from, evenly over the run; only the last one is kept.
+    `settings.batch_size` is the global batch; `settings.micro_batch_size` is the traces of one forward pass on one
+    device (None: 1). Their ratio must be a multiple of the devices. `sharding`: `fsdp` spreads weights and optimizer
+    over all devices (AdamW needs 16 bytes per parameter), `none` repeats them on each, `auto` shards over more than one
+    device. `saves` is the number of checkpoints to resume from; only the last is kept.
 
     Calling it again with the same arguments changes nothing. Raises ParameterError for no traces, traces longer than
     `settings.max_length`, a batch that does not divide, or a folder that holds another run.
@@ -88,17 +87,15 @@ def write(
 
     machines, folder = machines or Machines(), Path(folder)
     if not traces:
-        raise ParameterError("traces is empty: there is nothing to fine-tune on")
+        raise ParameterError("traces", traces, "at least one trace")
     if sharding not in SHARDINGS:
-        raise ParameterError(f"sharding must be one of {', '.join(SHARDINGS)}, not {sharding!r}")
+        raise ParameterError("sharding", sharding, f"one of {', '.join(SHARDINGS)}")
     if saves < 1:
-        raise ParameterError(f"saves must be at least 1, not {saves}")
+        raise ParameterError("saves", saves, "at least 1")
     micro_batch = settings.micro_batch_size or 1
     if settings.batch_size % (micro_batch * machines.processes):
-        raise ParameterError(
-            f"sft.batch_size ({settings.batch_size}) must be a multiple of sft.micro_batch_size ({micro_batch}) x "
-            f"devices ({machines.processes})"
-        )
+        allowed = f"a multiple of sft.micro_batch_size ({micro_batch}) x devices ({machines.processes})"
+        raise ParameterError("sft.batch_size", settings.batch_size, allowed)
     check_model(model)
     model = resolve_model(model)
     tokenizer = load_tokenizer(str(model))
@@ -122,27 +119,24 @@ def write(
         path.open("w", encoding="utf-8") as file,
         tqdm(traces, desc="tokenising traces", unit="trace", delay=10, disable=not progress) as bar,
     ):
-        prefix = ""
-        if facts["template"] == "plain":
-            prefix = _leading_text(tokenizer)
+        prefix = _leading_text(tokenizer) if facts["template"] == "plain" else ""
         for trace in bar:
             prompt = render(trace.question, tokenizer, template)
             response = response_ids(tokenizer, trace.response)
             length = len(prompt.token_ids) + len(response)
             if length > settings.max_length:
-                raise ParameterError(
-                    f"sft.max_length is {settings.max_length}, but trace {trace.id} has {length} tokens"
-                )
+                allowed = f"at least the {length} tokens of trace {trace.id}"
+                raise ParameterError("sft.max_length", settings.max_length, allowed)
             tokens, longest = tokens + length, max(longest, length)
             rows.append([trace.id, short_digest(json.dumps([prompt.token_ids, response]))])
             line = {"prompt": prefix + prompt.text, "response": trace.response + tokenizer.eos_token}
-            file.write(json.dumps(line) + "\n")  # ASCII: a lone surrogate of a damaged trace stays what it is
+            file.write(json.dumps(line) + "\n")  # ASCII keeps a lone surrogate of a damaged trace
     write_json(
         {DATASET: {"file_name": f"{DATASET}.jsonl", "columns": {"prompt": "prompt", "response": "response"}}},
         folder / "data" / "dataset_info.json",
     )
     write_json({"rows": rows}, folder / "tokens.json")
-    # One more where a trace is as long as allowed: LLaMA-Factory's rounding could cut a token off it.
+    # One more if a trace has the maximum length: LLaMA-Factory's rounding could cut a token off it.
     cutoff = settings.max_length + (longest == settings.max_length)
     values = {
         "model": model,
@@ -166,16 +160,16 @@ def write(
 
 
 def _leading_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of the special tokens that stand before a plain prompt (a BOS, or nothing)."""
+    """Return the text of the special tokens before a plain prompt (a BOS, or nothing)."""
     empty = render("0", tokenizer, "plain")
     bare = tokenizer.encode(empty.text, add_special_tokens=False)
     return tokenizer.decode(empty.token_ids[: len(empty.token_ids) - len(bare)])
 
 
 def check(folder: str | Path) -> None:
-    """Have LLaMA-Factory tokenise the traces; compare its ids, and what it would train on, with ours. Minutes at most.
+    """Let LLaMA-Factory tokenise the traces and compare its ids and labels with ours; takes minutes at most.
 
-    Raises BackendError with its words where a token differs, ParameterError where it is not installed.
+    Raises BackendError if a token differs, ParameterError if LLaMA-Factory is not installed.
     """
     folder = Path(folder)
     read_run(folder, NAME)
@@ -194,12 +188,12 @@ def check(folder: str | Path) -> None:
 def train(
     folder: str | Path, *, progress: bool = True, on_progress: Callable[[float], None] | None = None
 ) -> dict[str, Any]:
-    """Run what `write` wrote, from its last checkpoint if there is one; put the trained checkpoint into `model/`.
+    """Train from the last checkpoint, if there is one, and put the trained checkpoint into `model/`.
 
-    Returns what `sft.json` in it says: settings, traces, steps, tokens seen, final loss in nats per response token,
-    seconds of this call. `on_progress` is called with the fraction of steps done. Raises ParameterError where
-    LLaMA-Factory is not installed, the GPUs are not there, or a run is still at work in the folder; BackendError, with
-    the log's last lines, where it fails. A run over several nodes is started with run.sh on each, then collected here.
+    Returns the content of its `sft.json`: settings, traces, steps, tokens seen, final loss in nats per response token,
+    seconds of this call. `on_progress` is called with the fraction of steps done. Raises ParameterError if
+    LLaMA-Factory or the GPUs are missing or another run is active in the folder, BackendError if the run fails. A run
+    over several nodes is started with run.sh on each; then call this to export its checkpoint.
     """
     folder = Path(folder)
     run = read_run(folder, NAME)
@@ -211,9 +205,9 @@ def train(
     if not (checkpoints / "train_results.json").is_file():  # LLaMA-Factory writes it after the weights
         devices, nodes = run["machines"]["devices"], run["machines"]["nodes"]
         if nodes > 1:
-            raise ParameterError(f"{folder} is a run over {nodes} nodes: start {folder / 'run.sh'} on each of them")
+            raise ParameterError("machines.nodes", nodes, reason=f"start {folder / 'run.sh'} on each of {nodes} nodes")
         if count_gpus() < devices:
-            raise ParameterError(f"machines.devices is {devices}, and this machine has {count_gpus()} GPUs")
+            raise ParameterError("machines.devices", devices, f"at most the {count_gpus()} GPUs of this machine")
         run_script(
             folder,
             name=BACKENDS[NAME],
@@ -244,7 +238,7 @@ def train(
 
 
 def log_entries(folder: str | Path) -> list[dict[str, Any]]:
-    """What LLaMA-Factory logged so far: current_steps, total_steps, loss (nats per response token), lr, epoch."""
+    """Return what LLaMA-Factory has logged: current_steps, total_steps, loss (nats per response token), lr, epoch."""
     try:
         lines = (Path(folder) / "checkpoints" / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The folder of a run: files written once, a script that does the work, its log, its progress."""
+"""Handle the folder of a run: files written once, a script that does the work, its log, its progress."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class BackendError(RuntimeError):
 
 
 def open_run(folder: Path, facts: Mapping[str, Any], *outputs: str) -> bool:
-    """Whether the files of the run described by `facts` must still be written to `folder`.
+    """Return whether the files of the run described by `facts` must still be written to `folder`.
 
-    Not if they are there already. Raises ParameterError where the folder holds the beginnings (`outputs`) of another
-    run, which would be continued with other parameters or data. What must be written ends with `close_run`.
+    Raises ParameterError if the folder holds `outputs` of another run, which would resume with other parameters or
+    data. Call `close_run` after writing.
     """
     _check_path("folder", folder.resolve())
     if (folder / RUN).is_file():
@@ -44,16 +44,15 @@ def open_run(folder: Path, facts: Mapping[str, Any], *outputs: str) -> bool:
             return False
         started = [name for name in outputs if (folder / name).exists()]
         if started:
-            raise ParameterError(
-                f"folder {folder} holds a run with other settings or data ({', '.join(started)}); use another folder"
-            )
+            reason = f"{folder} holds a run with other settings or data ({', '.join(started)}); use another folder"
+            raise ParameterError("folder", str(folder), reason=reason)
         (folder / RUN).unlink()
     folder.mkdir(parents=True, exist_ok=True)
     return True
 
 
 def resolve_model(model: str | Path) -> str:
-    """The whole path of a model's folder, or its hub id. Raises ParameterError for a path that scripts cannot hold."""
+    """Return the full path of a model's folder, or its hub id; raise ParameterError for a path bash cannot hold."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return str(model)
@@ -63,29 +62,30 @@ def resolve_model(model: str | Path) -> str:
 
 def _check_path(name: str, path: Path) -> None:
     if any(character in str(path) for character in "'\"$`\\\n"):
-        raise ParameterError(f"{name} {path} must have no quotes, backslashes or $ in its path: run.sh names it")
+        raise ParameterError(name, str(path), "a path without quotes, backslashes and $, because run.sh names it")
 
 
 def close_run(folder: Path, facts: Mapping[str, Any], script: str, **more: Any) -> None:
-    """Write `run.sh` and, last of all, `run.json`: the facts, their digest, and `more`."""
+    """Write `run.sh` and, last, `run.json`: the facts, their digest, and `more`."""
     write_text(script, folder / "run.sh")
     (folder / "run.sh").chmod(0o755)
     write_json({**facts, **more, "digest": digest(facts)}, folder / RUN)
 
 
 def read_run(folder: Path, backend: str) -> dict[str, Any]:
-    """What `write` noted about a run. Raises ParameterError where the folder holds none of this back-end."""
+    """Return what `write` noted about a run; raise ParameterError if the folder holds no run of this back-end."""
     try:
         run = read_json(folder / RUN)
     except (OSError, ValueError):
-        raise ParameterError(f"folder {folder} holds no run: {backend}.write makes one") from None
+        run = {}
     if run.get("backend") != backend:
-        raise ParameterError(f"folder {folder} holds a run of {run.get('backend')}, not of {backend}")
+        found = f"a run of {run['backend']}" if "backend" in run else "no run"
+        raise ParameterError("folder", str(folder), f"a folder that {backend}.write made (it holds {found})")
     return run
 
 
 def copy_script(name: str, folder: Path, target: str) -> None:
-    """Put a script of this package into a run's folder, so that the folder holds everything that runs."""
+    """Copy a script of this package into a run's folder, so that the folder holds everything that runs."""
     write_text((SCRIPTS / name).read_text(encoding="utf-8"), folder / target)
 
 
@@ -113,7 +113,7 @@ def _number(value: float) -> str:
 
 
 def short_digest(value: str) -> str:
-    """Twelve hexadecimal digits for one trace's or prompt's tokens; the scripts compute the same."""
+    """Return twelve hexadecimal digits for the tokens of a trace or prompt; the scripts compute the same."""
     return hashlib.sha256(value.encode()).hexdigest()[:12]
 
 
@@ -128,11 +128,11 @@ def run_script(
     progress: bool = True,
     on_progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Run a script of the folder to its end: output to the log, a bar with the time left to stderr.
+    """Run a script of the folder to its end, with its output in the log and a progress bar on stderr.
 
-    `steps_done` counts the steps taken so far, of `steps`. An exception here (an interrupt, say) ends the script and
-    everything that it started. Raises BackendError where the script fails, and ParameterError where one that an
-    earlier process started is still at work in the folder.
+    `steps_done` returns the number of steps taken so far, of `steps`. An exception (an interrupt, say) ends the script
+    and everything that it started. Raises BackendError if the script fails, and ParameterError if a script that an
+    earlier process started still runs in the folder.
     """
     from tqdm import tqdm
 
@@ -141,9 +141,8 @@ def run_script(
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ParameterError(
-                f"folder {folder}: a run is still at work in it; wait for it, or end it (its output: {log})"
-            ) from None
+            reason = f"a run is still active in {folder}; wait for it, or end it (its output: {log})"
+            raise ParameterError("folder", str(folder), reason=reason) from None
         output.write(f"\n=== {script} {' '.join(arguments)} ({time.strftime('%Y-%m-%d %H:%M:%S')})\n".encode())
         output.flush()
         before = steps_done()
@@ -168,8 +167,8 @@ def run_script(
             _show(bar, steps_done(), steps, on_progress)
         if child.returncode != 0:
             raise BackendError(
-                f"{name} stopped with exit code {child.returncode} after {steps_done()} of {steps} steps; everything "
-                f"it said is in {log}; started again it goes on from its last checkpoint. Its last lines:\n"
+                f"{name} stopped with exit code {child.returncode} after {steps_done()} of {steps} steps; log: {log}; "
+                "start it again to resume from its last checkpoint. Its last lines:\n"
                 + "\n".join(f"    {line}" for line in last_lines(log))
             )
 
@@ -182,7 +181,7 @@ def _show(bar: Any, done: int, steps: int, on_progress: Callable[[float], None] 
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a script's processes, if they have not ended themselves: politely, then not."""
+    """End a script's processes that still run: first with SIGTERM, then with SIGKILL."""
     for wish, patience in ((signal.SIGTERM, _PATIENCE), (signal.SIGKILL, None)):
         if child.poll() is not None:
             return
@@ -193,7 +192,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def last_lines(log: Path, count: int = _TAIL) -> list[str]:
-    """The last lines of a log that say anything."""
+    """Return the last lines of a log that are not blank."""
     with log.open("rb") as handle:
         handle.seek(max(0, log.stat().st_size - 20_000))
         text = handle.read().decode(errors="replace")

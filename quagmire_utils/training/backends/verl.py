@@ -1,29 +1,29 @@
-"""GRPO through verl, the paper's trainer (App. B.2): files that a person can read, and the command that runs.
+"""Run GRPO with verl, the paper's trainer (App. B.2): write the files of a run, check them, run it.
 
     verl.write("runs/sft/model", problems, "runs/rl", RLSettings(), epochs=3, machines=Machines(nodes=1, devices=8))
     verl.check("runs/rl")     # without a GPU: verl's own code accepts configuration, prompts and reward
     verl.train("runs/rl")     # resumes; checkpoints for our engines: runs/rl/checkpoint-<step>
 
-The folder:
+The folder holds:
 
     train.parquet                  prompts and gold answers, in verl's columns
     reward.py                      the reward: a call of `quagmire_utils.grading`
-    run.sh                         every override of verl's Hydra configuration, with its origin; `./run.sh --cfg job`
-    check_run.py, prompts.json     verl's tokens of each prompt are compared with ours
-    checkpoints/, metrics/, train.log, then checkpoint-<step>/, curve.parquet, rl.json: what a run makes
+    run.sh                         every override of verl's configuration, with its origin; `./run.sh --cfg job`
+    check_run.py, prompts.json     the check of verl's token ids against ours
+    checkpoints/, metrics/, train.log, checkpoint-<step>/, curve.parquet, rl.json    written by the run
 
-Prompts: the parquet holds each prompt as `prompts.render` renders it, special tokens included, as the content of one
-message, and `custom_chat_template` is that content alone. So verl, whatever its version of a model's chat template,
-continues the same token ids as sampling; `check` compares them.
+The parquet holds each prompt as `prompts.render` renders it, special tokens included, as the content of one message;
+`custom_chat_template` is that content alone. So verl continues the same token ids as sampling, and `check` compares
+them.
 
-verl trains on GPUs only: its engines are registered for cuda and npu, and its rollouts come from the servers of vLLM,
-SGLang or TensorRT-LLM. All but the rollouts is tested without a GPU, with the real verl: `check`, the reward manager,
-and, its FSDP engine put on the CPU by a platform plugin of the test, a step of two ranks with these very overrides,
-against the same step computed by hand; then its checkpoint, merged and loaded by our engines.
+verl trains on GPUs only: its engines exist for cuda and npu, and its rollouts come from servers of vLLM, SGLang or
+TensorRT-LLM. The tests run everything but the rollouts on a CPU with the real verl: `check`, the reward manager, a step
+of two ranks with these overrides against the same step by hand, then its checkpoint, merged and loaded by our engines.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -59,12 +59,19 @@ from quagmire_utils.training.backends.runs import (
     run_script,
     short_digest,
 )
-from quagmire_utils.training.backends.verl_curve import NAME, _entries, curve, latest_step
 
 if TYPE_CHECKING:
     import pandas as pd
 
+NAME = "verl"
 ATTENTIONS = ("sdpa", "flash_attention_2")
+_CURVE = {  # our names and verl's
+    "reward": "critic/score/mean",
+    "entropy": "actor/entropy",
+    "length": "response_length/mean",
+    "truncated": "response_length/clip_ratio",
+    "seconds": "timing_s/step",
+}
 
 
 def write(
@@ -82,14 +89,13 @@ def write(
     gpu_memory: float = 0.6,
     grading_timeout: float = 5.0,
 ) -> Path:
-    """Write everything that verl needs to run GRPO from `model` on `problems` to `folder`; returns the folder.
+    """Write everything that verl needs to run GRPO from `model` on `problems`; return the folder.
 
-    `settings.steps` counts the steps; `epochs` over the problems (the paper: 3) may do so instead, where a step takes
-    `settings.prompts_per_step` problems and what is left at the end of an epoch is dropped. Checkpoints are kept at
-    `kept_steps`. `settings.micro_batch_size` is the rollouts of one forward pass on one GPU (None: as many as make 2
-    full-length answers). `tensor_parallel`: GPUs that share one vLLM. `attention`: `flash_attention_2` needs its
-    package installed, and then looks back within each answer only, not within all that share a pass. `gpu_memory`: the
-    fraction that vLLM takes while it samples. `source` names the problems in verl's metrics.
+    `settings.steps` counts the steps, or `epochs` over the problems does (the paper: 3); the problems left over at the
+    end of an epoch are dropped. Checkpoints are kept at `kept_steps`. `settings.micro_batch_size` is the rollouts of
+    one forward pass on one GPU (None: as many as fit 2 full-length answers). `tensor_parallel` GPUs share one vLLM.
+    `attention`: `flash_attention_2` needs its package. `gpu_memory` is the fraction that vLLM takes while it samples.
+    `source` names the problems in verl's metrics.
 
     Calling it again with the same arguments changes nothing. Raises ParameterError for a machine without GPUs, fewer
     problems than a step takes, prompts and answers beyond the model's context, or a folder that holds another run.
@@ -158,37 +164,34 @@ def _check(
     attention: str,
     gpu_memory: float,
 ) -> None:
+    gpus, rollouts = machines.nodes * machines.devices, settings.prompts_per_step * settings.rollouts
     if machines.devices == 0:
-        raise ParameterError("machines.devices is 0, and verl trains on GPUs only")
+        raise ParameterError("machines.devices", 0, "at least 1: verl trains on GPUs only")
     if len(problems) < settings.prompts_per_step:
-        raise ParameterError(
-            f"rl.prompts_per_step is {settings.prompts_per_step}, and there are only {len(problems)} problems"
-        )
+        allowed = f"at most the number of problems ({len(problems)})"
+        raise ParameterError("rl.prompts_per_step", settings.prompts_per_step, allowed)
     if epochs is not None and epochs < 1:
-        raise ParameterError(f"epochs must be at least 1, not {epochs}")
-    gpus = machines.nodes * machines.devices
-    if settings.prompts_per_step * settings.rollouts % gpus:
-        raise ParameterError(
-            f"rl.prompts_per_step x rl.rollouts ({settings.prompts_per_step * settings.rollouts}) must be a multiple "
-            f"of the {gpus} GPUs"
-        )
+        raise ParameterError("epochs", epochs, "at least 1")
+    if rollouts % gpus:
+        reason = f"rl.prompts_per_step x rl.rollouts ({rollouts}) must be a multiple of the {gpus} GPUs"
+        raise ParameterError("rl.rollouts", settings.rollouts, reason=reason)
     if tensor_parallel < 1 or machines.devices % tensor_parallel:
-        raise ParameterError(f"tensor_parallel ({tensor_parallel}) must divide machines.devices ({machines.devices})")
+        raise ParameterError("tensor_parallel", tensor_parallel, f"a divisor of machines.devices ({machines.devices})")
     if attention not in ATTENTIONS:
-        raise ParameterError(f"attention must be one of {', '.join(ATTENTIONS)}, not {attention!r}")
+        raise ParameterError("attention", attention, f"one of {', '.join(ATTENTIONS)}")
     if not 0 < gpu_memory < 1:
-        raise ParameterError(f"gpu_memory must be between 0 and 1, not {gpu_memory}")
+        raise ParameterError("gpu_memory", gpu_memory, "between 0 and 1")
 
 
 def _count_steps(problems: int, epochs: int, settings: RLSettings) -> int:
     steps = epochs * (problems // settings.prompts_per_step)
     if steps < settings.checkpoints:
-        raise ParameterError(f"rl.checkpoints is {settings.checkpoints}, and {epochs} epochs are only {steps} steps")
+        raise ParameterError("rl.checkpoints", settings.checkpoints, f"at most the {steps} steps of {epochs} epochs")
     return steps
 
 
 def kept_steps(settings: RLSettings) -> tuple[int, ...]:
-    """The steps at which verl keeps a checkpoint: every n-th and the last, at least `settings.checkpoints` in all."""
+    """Return the steps at which verl keeps a checkpoint: every n-th and the last, at least `settings.checkpoints`."""
     every = _save_frequency(settings)
     return (*range(every, settings.steps, every), settings.steps)
 
@@ -201,14 +204,14 @@ def _save_frequency(settings: RLSettings) -> int:
 
 
 def _text(prompt: Any, tokenizer: Any) -> str:
-    """A rendered prompt as text of which the tokenizer makes exactly its ids, a BOS before a plain prompt included."""
+    """Return a rendered prompt as text that tokenises to exactly its ids, a BOS before a plain prompt included."""
     bare = tokenizer.encode(prompt.text, add_special_tokens=False)
     leading = len(prompt.token_ids) - len(bare)
     return tokenizer.decode(prompt.token_ids[:leading]) + prompt.text if leading else prompt.text
 
 
 def _frame(problems: Sequence[Problem], texts: Sequence[str], source: str) -> pd.DataFrame:
-    """verl's columns."""
+    """Return the training data in verl's columns."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -226,10 +229,9 @@ def _frame(problems: Sequence[Problem], texts: Sequence[str], source: str) -> pd
 
 
 def check(folder: str | Path) -> None:
-    """Have verl's own code check the run, without a GPU: it accepts the configuration, its tokens of every prompt are
-    ours, and the reward gives 1 to a gold answer and 0 to none. A minute or two.
+    """Let verl's own code check the run without a GPU: configuration, token ids of every prompt, reward; 1-2 minutes.
 
-    Raises BackendError with verl's words where it does not, ParameterError where verl is not installed.
+    Raises BackendError with verl's message if something differs, ParameterError if verl is not installed.
     """
     folder = Path(folder)
     read_run(folder, NAME)
@@ -252,12 +254,12 @@ def train(
     on_progress: Callable[[float], None] | None = None,
     keep_sharded: bool = False,
 ) -> pd.DataFrame:
-    """Run what `write` wrote, from its last checkpoint if there is one; export the kept checkpoints for our engines.
+    """Train from the last checkpoint, if there is one, and export the kept checkpoints for our engines.
 
-    Returns the curve (see `curve`), also in `curve.parquet`; `rl.json` is written last. verl's own sharded checkpoints,
-    with the optimizer six times as large, are removed once exported unless `keep_sharded`. `on_progress` is called with
-    the fraction of steps done. Raises ParameterError where verl is not installed, the GPUs are not there, or a run is
-    still at work in the folder; BackendError, with the log's last lines, where it fails.
+    Returns the curve (see `curve`), also written to `curve.parquet`; `rl.json` is written last. verl's sharded
+    checkpoints, six times as large with the optimizer, are then removed unless `keep_sharded`. `on_progress` is called
+    with the fraction of steps done. Raises ParameterError if verl or the GPUs are missing or another run is active in
+    the folder, BackendError if the run fails.
     """
     folder = Path(folder)
     run = read_run(folder, NAME)
@@ -267,9 +269,7 @@ def train(
     steps, devices = run["settings"]["steps"], run["machines"]["devices"]
     if latest_step(folder) < steps:
         if (run["machines"]["nodes"] == 1 or "RAY_ADDRESS" not in os.environ) and count_gpus() < devices:
-            raise ParameterError(
-                f"machines.devices is {devices}, and this machine has {count_gpus()} GPUs (verl trains on GPUs only)"
-            )
+            raise ParameterError("machines.devices", devices, f"at most the {count_gpus()} GPUs of this machine")
         check(folder)
         run_script(
             folder,
@@ -299,9 +299,9 @@ def train(
 
 
 def export(folder: str | Path, step: int) -> Path:
-    """The checkpoint that verl kept at `step`, merged from its shards, as `checkpoint-<step>`, which our engines load.
+    """Merge the shards that verl kept at `step` into `checkpoint-<step>` for our engines; return it.
 
-    Does nothing where that is there already. Raises ParameterError where verl kept none at that step.
+    Does nothing if that folder exists. Raises ParameterError if verl kept no checkpoint at that step.
     """
     folder = Path(folder)
     run = read_run(folder, NAME)
@@ -310,7 +310,8 @@ def export(folder: str | Path, step: int) -> Path:
         return target
     shards = folder / "checkpoints" / f"global_step_{step}" / "actor"
     if not (shards / "fsdp_config.json").is_file():
-        raise ParameterError(f"step {step}: {folder} has no checkpoint of it; there are {_kept(folder)}")
+        kept = ", ".join(path.name for path in sorted(folder.glob("checkpoints/global_step_*"))) or "none"
+        raise ParameterError("step", step, f"one that {folder} keeps a checkpoint of ({kept})")
     merged = folder / f".merged-{step}"
     shutil.rmtree(merged, ignore_errors=True)
     command = (
@@ -334,10 +335,47 @@ def export(folder: str | Path, step: int) -> Path:
     return target
 
 
-def _kept(folder: Path) -> str:
-    return ", ".join(path.name for path in sorted(folder.glob("checkpoints/global_step_*"))) or "none"
-
-
 def _steps_done(folder: Path) -> int:
     newest = max(folder.glob("metrics/*.jsonl"), default=None)
     return max([latest_step(folder), *(_entries(newest) if newest else {})])
+
+
+def latest_step(folder: str | Path) -> int:
+    """Return the step of the last whole checkpoint that verl kept; 0 before the first."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((Path(folder) / "checkpoints" / "latest_checkpointed_iteration.txt").read_text())
+    return 0
+
+
+def curve(folder: str | Path) -> pd.DataFrame:
+    """Return one row per step with the columns of `grpo.train_rl`: step, reward (mean over rollouts), reward_std,
+    entropy (nats per token), length (mean tokens of a rollout), truncated (fraction), seconds. Of a step that was
+    repeated after a kill, only the last attempt counts.
+    """
+    import pandas as pd
+
+    settings = read_run(Path(folder), NAME)["settings"]
+    taken: dict[int, dict[str, float]] = {}
+    for file in sorted(Path(folder).glob("metrics/*.jsonl")):  # verl begins a new file at each start
+        taken |= _entries(file)
+    n = settings["prompts_per_step"] * settings["rollouts"]
+    rows = []
+    for step, values in sorted(taken.items()):
+        row = {"step": step, **{ours: values.get(theirs) for ours, theirs in _CURVE.items()}}
+        mean = row["reward"]
+        if mean is None:
+            continue  # logged before the first step
+        # rewards are 0 or 1, so their mean gives their spread
+        row["reward_std"] = math.sqrt(max(0.0, mean * (1 - mean)) * n / (n - 1))
+        rows.append(row)
+    columns = ["step", "reward", "reward_std", "entropy", "length", "truncated", "seconds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _entries(file: Path) -> dict[int, dict[str, float]]:
+    entries = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # cut off by a kill, or being written
+            entry = json.loads(line)
+            entries[int(entry["step"])] = entry["data"]
+    return entries

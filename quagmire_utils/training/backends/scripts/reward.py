@@ -15,7 +15,7 @@ _grader = Grader(workers=1)  # starts its process with the first answer that nee
 
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, *, timeout=5.0, **_):
-    """The score, and the verdict behind it (`timeout` in seconds; an undecided answer scores 0, and says so)."""
+    """Return the score and the verdict behind it (`timeout` in seconds; an undecided answer scores 0)."""
     info = extra_info or {}
     tolerance = info.get("tolerance")
     tolerance = None if tolerance is None else float(tolerance)
