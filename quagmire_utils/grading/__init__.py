@@ -26,7 +26,7 @@ from quagmire_utils.grading.registry import (
     find_grader,
     grader_version,
 )
-from quagmire_utils.grading.second import AUDIT_KINDS, audit, read_answer, second_grade, second_opinion
+from quagmire_utils.grading.second import AUDIT_KINDS, audit, second_grade
 from quagmire_utils.grading.verdicts import MATH, UNDECIDED, Grade, Verdict
 
 __all__ = [
@@ -44,7 +44,5 @@ __all__ = [
     "find_grader",
     "grade",
     "grader_version",
-    "read_answer",
     "second_grade",
-    "second_opinion",
 ]

@@ -1,7 +1,7 @@
-"""Values of LaTeX formulas in exact, bounded arithmetic, for the second grader: no sympy, no eval.
+"""Exact, bounded arithmetic on LaTeX formulas for the second grader, without sympy or eval.
 
-`evaluate` gives a Fraction as long as the value is one, otherwise a complex number. Variables stand for fixed numbers
-that differ from point to point. Whatever is unknown, too large or too deep raises `BeyondError`.
+`evaluate` returns a Fraction where the value is one, otherwise a complex number. Variables stand for fixed numbers that
+differ from point to point. Whatever is unknown, too large or too deep raises `BeyondError`.
 """
 
 from __future__ import annotations
@@ -27,43 +27,31 @@ _TOKEN = re.compile(r"\s*(?:(\d+\.?\d*|\.\d+)|(\\[a-zA-Z]+|\\%|\\\|)|([a-zA-Z])|
 _DECIMAL = re.compile(r"-?\d*\.\d+")
 _CONSTANTS: dict[str, Value] = {"\\pi": complex(math.pi), "e": complex(math.e), "i": 1j}
 _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
-    "\\sin": cmath.sin,
-    "\\cos": cmath.cos,
-    "\\tan": cmath.tan,
-    "\\cot": lambda x: 1 / cmath.tan(x),
-    "\\sec": lambda x: 1 / cmath.cos(x),
-    "\\csc": lambda x: 1 / cmath.sin(x),
-    "\\arcsin": cmath.asin,
-    "\\arccos": cmath.acos,
-    "\\arctan": cmath.atan,
-    "\\sinh": cmath.sinh,
-    "\\cosh": cmath.cosh,
-    "\\tanh": cmath.tanh,
-    "\\ln": cmath.log,
-    "\\log": cmath.log,
-    "\\exp": cmath.exp,
-}
+    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "arcsin": cmath.asin, "arccos": cmath.acos,
+    "arctan": cmath.atan, "sinh": cmath.sinh, "cosh": cmath.cosh, "tanh": cmath.tanh, "ln": cmath.log, "log": cmath.log,
+    "exp": cmath.exp, "cot": lambda x: 1 / cmath.tan(x), "sec": lambda x: 1 / cmath.cos(x),
+    "csc": lambda x: 1 / cmath.sin(x),
+}  # fmt: skip
 _GREEK = re.compile(
     r"\\(?:alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi|varphi|chi|"
     r"psi|omega|hbar|ell|Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega)"
 )
-_WORDS = {"sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "exp", "arcsin", "arccos", "arctan"}
 
 
 class BeyondError(Exception):
-    """The second grader cannot tell."""
+    """The second grader cannot judge this."""
 
 
 def is_number_word(word: str) -> bool:
-    """Whether a word set in upright type is part of the formula and no unit."""
-    return word in _WORDS
+    """Return whether a word in upright type belongs to the formula; it is a unit otherwise."""
+    return word in _FUNCTIONS and word not in ("sinh", "cosh", "tanh")
 
 
 def same_value(answer: str, gold: str, tolerance: float | None = None) -> bool:
-    """Whether two formulas have the same value, at each point where they have variables.
+    """Return whether two formulas have the same value, at each point if they have variables.
 
-    A per cent sign may be missing on either side. A decimal fraction of six or more significant digits may be the other
-    side rounded to its places. `tolerance` (absolute) holds between numbers.
+    A percent sign may be missing on either side. A decimal fraction of six or more significant digits may be the other
+    side rounded to its places. tolerance: absolute, between numbers.
     """
     if "\\infty" in answer or "\\infty" in gold:
         return re.sub(r"^\+|\s", "", answer) == re.sub(r"^\+|\s", "", gold)
@@ -99,7 +87,7 @@ def _same(answer: str, gold: str, tolerance: float | None) -> bool:
 
 
 def _may_round(text: str, gap: float) -> bool:
-    """Whether `text` is a decimal fraction of enough digits to be something `gap` away, rounded."""
+    """Return whether `text` has enough decimal digits to be a number `gap` away, rounded."""
     if not _DECIMAL.fullmatch(text.strip()):
         return False
     places = len(text.strip().partition(".")[2])
@@ -108,7 +96,7 @@ def _may_round(text: str, gap: float) -> bool:
 
 
 def evaluate(text: str, point: int) -> Value:
-    """The value of a formula where each variable has its number for `point`; BeyondError if it has none."""
+    """Return the value of a formula at a point. Raises BeyondError where it has none."""
     try:
         return _checked(_Reader(text, point).read())
     except (ArithmeticError, ValueError, RecursionError) as error:
@@ -116,7 +104,7 @@ def evaluate(text: str, point: int) -> Value:
 
 
 def _variable(name: str, point: int) -> Fraction:
-    """A number between 1/2 and 5/2 for a name, negative at the last point."""
+    """Return a number between 1/2 and 5/2 for a name; negative at the last point."""
     seed = int.from_bytes(hashlib.sha256(f"{name} {point}".encode("utf-8", "surrogatepass")).digest()[:4], "big")
     number = Fraction(1, 2) + Fraction(seed % 1999, 1000)
     return -number if point == POINTS - 1 else number
@@ -152,7 +140,7 @@ def _power(base: Value, exponent: Value) -> Value:
 
 
 def _exact_root(value: Fraction, degree: int) -> Fraction | None:
-    """The root of a non-negative fraction where it is one."""
+    """Return the root of a non-negative fraction if it is a fraction."""
     if value < 0 or degree > 64:
         return None
     parts = []
@@ -265,7 +253,7 @@ class _Reader:
         return self.argument()
 
     def argument(self) -> Value:
-        """What a command takes: a group in braces, or a single digit or letter, as in \\frac12."""
+        """Read the argument of a command: a group in braces, or one digit or letter, as in \\frac12."""
         token = self.peek()
         if re.fullmatch(r"\d{2,}", token):
             self.tokens[self.next : self.next + 1] = list(token)
@@ -298,8 +286,8 @@ class _Reader:
                 self.take()
                 degree = self.group("]")
             return _checked(_power(self.argument(), _operate("/", Fraction(1), degree)))
-        if token in _FUNCTIONS:
-            return self.function(token)
+        if token[1:] in _FUNCTIONS:
+            return self.function(token[1:])
         if token in _CONSTANTS and self.peek() != "_":
             return _CONSTANTS[token]
         if re.fullmatch("[a-zA-Z]", token) or _GREEK.fullmatch(token):
@@ -307,7 +295,7 @@ class _Reader:
         raise BeyondError(f"cannot read {token!r}")
 
     def subscript(self) -> str:
-        """The subscript that belongs to a variable's name, if any."""
+        """Read the subscript that belongs to the name of a variable, if any."""
         if self.peek() != "_":
             return ""
         self.take()
@@ -323,7 +311,7 @@ class _Reader:
     def function(self, name: str) -> Value:
         function = _FUNCTIONS[name]
         base = power = None
-        if name == "\\log" and self.peek() == "_":
+        if name == "log" and self.peek() == "_":
             self.take()
             base = self.argument()
         if self.peek() == "^":

@@ -1,13 +1,13 @@
-r"""Multiple choice: which letter a response settles on, and whether it is the gold's.
+r"""The grader of multiple choice: which letter a response chooses, and whether it is the gold's.
 
-Four places are looked at, and the first that names a letter decides. Boxes: `\boxed{C}`, `\boxed{\text{(C) 5 kg}}`.
-Lines that announce: `Answer: C`, `**Final answer:** (C)`. Sentences: "the answer is (C)", "option C is correct", the
-last of them. The last line, where it is a label: `(C)`, `C. 5 kg`, "... so (C)", "... hence C."
+The first of four places that names a letter decides. Boxes: `\boxed{C}`, `\boxed{\text{(C) 5 kg}}`. Announcing lines:
+`Answer: C`, `**Final answer:** (C)`. The last sentence such as "the answer is (C)" or "option C is correct". The last
+line, if it is a label: `(C)`, `C. 5 kg`, "... so (C)", "... hence C."
 
-Whoever names several letters has not chosen: different letters in boxes (one `\boxed{A, C}` or two boxes), in
-announcing lines, or in the deciding sentence are NO_ANSWER, never CORRECT. But a later paragraph takes back what boxes
-or lines of an earlier one chose. Only what follows a closing `</think>` counts. Wide letters and brackets (\uff22) are
-read as ASCII's, and tags (`<answer>`) not at all. All patterns are linear in the text.
+Several letters are no choice: different letters in boxes (one `\boxed{A, C}` or two boxes), in announcing lines, or in
+the deciding sentence are NO_ANSWER. But boxes and lines of a later paragraph replace those of an earlier one. Only what
+follows a closing `</think>` counts. Wide letters and brackets (\uff22) are read as ASCII, and tags (`<answer>`) are
+ignored. All patterns are linear in the text.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from collections import deque
 
 from quagmire_utils.grading.verdicts import Verdict
 
-_MAX_BOX = 1000  # characters in a box; one with more holds no choice
-_MAX_SENTENCES = 1000  # that are looked at, from the end
-_TAIL = 400  # characters at the end that are searched for them first
+_MAX_BOX = 1000  # characters in a box that may hold a choice
+_MAX_SENTENCES = 1000  # that are read, from the end
+_TAIL = 400  # characters at the end that are searched first
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s?\{|[{}]")
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|[A-Za-z]+|[0-9]+|[^\sA-Za-z0-9]")
 _COMMAND = re.compile(r"\\(?:text|math)?(?:bf|it|rm|sf|tt)|\\text|\\boldsymbol|\\left|\\right|\\q?quad|\\displaystyle")
@@ -59,7 +59,7 @@ Label = tuple[str, int]  # the letter, in upper case, and where it stands
 
 
 def extract(response: str) -> tuple[int, int] | None:
-    """Where the chosen letter stands (start, end); None where a response chooses none, or several."""
+    """Return start and end of the chosen letter; None where a response chooses none, or several."""
     start = response.rfind("</think>") + 1
     text = response if response.isascii() else response.translate(_NARROW)
     text = _TAG.sub(lambda tag: " " * len(tag[0]), text)  # positions stay
@@ -75,7 +75,7 @@ def extract(response: str) -> tuple[int, int] | None:
 
 
 def judge(answer: str, gold: str, tolerance: float | None) -> Verdict:
-    """Whether the letter is the gold's."""
+    """Return CORRECT if the letter is the gold's, else WRONG."""
     return Verdict.CORRECT if show(answer) == show(gold) else Verdict.WRONG
 
 
@@ -86,7 +86,7 @@ def check(gold: str) -> None:
 
 
 def show(answer: str) -> str:
-    """The letter in upper case."""
+    """Return the letter in upper case."""
     return unicodedata.normalize("NFKC", answer).strip().upper()
 
 
@@ -106,7 +106,7 @@ def _in_lines(text: str, start: int) -> list[Label]:
 
 
 def _in_sentences(text: str, start: int) -> list[Label]:
-    for first in dict.fromkeys((max(start, len(text) - _TAIL), start)):  # the last is looked for, and mostly near
+    for first in dict.fromkeys((max(start, len(text) - _TAIL), start)):  # the last one counts, and is mostly there
         for said in reversed(deque(_SAYING.finditer(text, first), _MAX_SENTENCES)):
             begin, end = said.span(said.lastindex or 0)
             stop = _SENTENCE_END.search(text, begin, end)
@@ -123,7 +123,7 @@ def _in_last_line(text: str, start: int) -> list[Label]:
         return []
     before = len(text[start:begin].rstrip()) + start
     labels = _read(text, begin, end)
-    if labels:  # the end of a list of the choices is no answer
+    if labels:  # the end of a list of all choices is no answer
         return labels + _read(text, max(text.rfind("\n", start, before) + 1, start, before - 300), before)
     closing = _LABEL_AT_END.search(text, begin, end)
     if closing is None:
@@ -137,7 +137,7 @@ def _is_style(token: str) -> bool:
 
 
 def _read(text: str, start: int, end: int, *, boxed: bool = False) -> list[Label]:
-    """The label or labels that a short piece of text consists of, or begins with; empty if it is something else."""
+    """Return the labels that a short text consists of, or begins with; none if it is something else."""
     tokens = [(token[0], token.start()) for token in _TOKEN.finditer(text, start, end) if not _is_style(token[0])]
     while tokens and tokens[0][0].lower() in _CHOICE:
         tokens = tokens[1:]

@@ -129,11 +129,6 @@ class Grader:
             self.pools[subject] = Pool(subject, self.workers, self.memory_limit)
         return self.pools[subject]
 
-    def confinement(self) -> tuple[str, ...]:
-        """Return the barriers around each worker: some of `namespace`, `seccomp`, `audit hook` (see `sandbox`)."""
-        with self._lock:
-            return self._pool(MATH).confinement()
-
     def close(self) -> None:
         """End the processes at once. A later `grade` starts new ones."""
         for pool in self.pools.values():

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _MAX_ANSWER = 1000  # characters of an answer that is looked at
 _TAIL = 4000  # characters at the end of a response where an answer without a box is looked for
 
-_BOXES = re.compile(r"\\(?:boxed|fbox)\s*\{(?!\s*\})")  # an empty one, as in a prompt that is repeated, is none
+_BOXES = re.compile(r"\\(?:boxed|fbox)\s*\{(?!\s*\})")  # an empty one, as in a repeated prompt, does not count
 _BOX_COMMAND = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 _BETWEEN_BOXES = re.compile(r"(?:[\s$,.]|and|or|\\[()\[\]]|\\text\{ ?(?:and|or) ?\})*")
 _ANNOUNCED = re.compile(r"(?:answer\s*(?:is|:|=)|^\s*A:|####)[\s:*]*", re.IGNORECASE | re.MULTILINE)
@@ -123,16 +123,11 @@ def _disagreement(first: Verdict, second: Verdict) -> str | None:
     return AUDIT_KINDS[1] if second == Verdict.CORRECT else None
 
 
-def second_opinion(response: str, gold: str | Problem) -> Verdict:
-    """Whether `response` ends in `gold` (LaTeX, or a Problem with its tolerance), by the second grader.
-
-    CORRECT, WRONG, NO_ANSWER (it finds nothing to read) or ERROR (it cannot tell).
-    """
-    return second_grade(response, gold).verdict
-
-
 def second_grade(response: str, gold: str | Problem) -> Grade:
-    """As `second_opinion`, with the answer that it read."""
+    """Return the second grader's verdict on whether a response ends in the gold (LaTeX, or a Problem), and the answer.
+
+    CORRECT, WRONG, NO_ANSWER (there is nothing to read) or ERROR (it cannot judge).
+    """
     text, tolerance = (gold, None) if isinstance(gold, str) else (gold.answer, gold.tolerance)
     try:
         answer = _read_answer(response)
@@ -144,16 +139,8 @@ def second_grade(response: str, gold: str | Problem) -> Grade:
     return Grade(_compare(answer, text, tolerance), printable(answer))
 
 
-def read_answer(response: str) -> str:
-    """The final answer as the second grader reads it; empty if there is none, or it is in a box that it can't read."""
-    try:
-        return _read_answer(response)
-    except BeyondError:
-        return ""
-
-
 def _read_answer(response: str) -> str:
-    """As `read_answer`; raises BeyondError for a box that can't be read."""
+    """Return the final answer, "" without one. Raises BeyondError for a box that cannot be read."""
     boxed = _boxed(response)
     if boxed:
         return boxed
@@ -170,19 +157,13 @@ def _read_answer(response: str) -> str:
     formulas = [match for match in _FORMULA.finditer(tail) if not match[0].isspace()]
     numbers = list(_NUMBERS.finditer(tail))
     if formulas and (not numbers or numbers[-1].end() <= formulas[-1].end()):
-        joined = _joined_formulas(tail, formulas)
-        return joined.strip()
-    if numbers:
-        return (
-            ", ".join(re.findall(_NUMBER, numbers[-1][0]))
-            if not _THOUSANDS.fullmatch(numbers[-1][0])
-            else numbers[-1][0]
-        )
-    return ""
+        return _joined_formulas(tail, formulas).strip()
+    last = numbers[-1][0] if numbers else ""
+    return last if _THOUSANDS.fullmatch(last) else ", ".join(re.findall(_NUMBER, last))
 
 
 def _joined_formulas(text: str, formulas: list[re.Match[str]]) -> str:
-    """The last formula, with those before it that only a comma, "and" or "or" separates from it."""
+    """Return the last formula, with those before it that only a comma, "and" or "or" separates from it."""
     parts, start = [], None
     for formula in reversed(formulas):
         if start is not None and not re.fullmatch(r"\s*(?:,|,?\s*and|,?\s*or)\s*", text[formula.end() : start]):
@@ -193,10 +174,10 @@ def _joined_formulas(text: str, formulas: list[re.Match[str]]) -> str:
 
 
 def _boxed(text: str) -> str:
-    """What is in the last box, and in those before it that only "and", "or" or a comma separates; empty boxes are none.
+    """Return the content of the last box, with those before it that only "and", "or" or a comma separates from it.
 
-    Of nested boxes it is the outermost. Raises BeyondError where boxes are opened and the last is too long, or none is
-    closed: what else the text holds, the end of that box above all, is not its answer.
+    Empty boxes do not count; of nested boxes the outermost does. Raises BeyondError if the last box is too long or none
+    is closed: what else the text holds is not its answer.
     """
     boxes: list[tuple[int, int, int | None]] = []  # where a box, and its content, begins and ends
     for match in deque(_BOXES.finditer(text), maxlen=20):
@@ -218,7 +199,7 @@ def _boxed(text: str) -> str:
 
 
 def _closing(text: str, start: int) -> int | None:
-    """Where the brace that was opened before `start` is closed; None if that is nowhere, or too far away."""
+    """Return where the brace opened before `start` is closed; None if nowhere, or too far away."""
     depth = 1
     for i in range(start, min(len(text), start + _MAX_ANSWER)):
         if text[i] == "{" and text[i - 1] != "\\":
@@ -234,7 +215,7 @@ def _closing(text: str, start: int) -> int | None:
 def _compare(answer: str, gold: str, tolerance: float | None) -> Verdict:
     if len(answer) > _MAX_ANSWER or len(gold) > _MAX_ANSWER:
         return Verdict.CORRECT if answer == gold else Verdict.ERROR
-    answer, gold = normalise(answer), normalise(gold)
+    answer, gold = _normalise(answer), _normalise(gold)
     if answer == gold:
         return Verdict.CORRECT if answer else Verdict.ERROR
     try:
@@ -243,8 +224,8 @@ def _compare(answer: str, gold: str, tolerance: float | None) -> Verdict:
         return Verdict.ERROR
 
 
-def normalise(text: str) -> str:
-    """LaTeX with its spacing, dressing, boxes, units and thousands separators taken off."""
+def _normalise(text: str) -> str:
+    """Return LaTeX without spacing, styles, boxes, units and thousands separators."""
     text = _BOX_COMMAND.sub("", text).strip()
     for _ in range(10):  # groups around all of it, say of a box within the box
         if not text.startswith("{") or _closing(text, 1) != len(text) - 1:
@@ -282,9 +263,10 @@ _OPENERS, _CLOSERS = {"(": ")", "[": "]", "{": "}"}, {")", "]", "}"}
 
 
 def _structure(text: str) -> _Structure:
-    """("words", text), ("list", items), ("sequence", open, close, items), ("equation", left, right), ("value", text).
+    """Return the structure of an answer: a kind and its parts.
 
-    A list has no order: `a, b`, also `\\{a, b\\}` and a union of intervals.
+    ("words", text), ("list", items), ("sequence", open, close, items), ("relation", text), ("equation", left, right),
+    ("value", text). A list has no order: `a, b`, also `\\{a, b\\}` and a union of intervals.
     """
     if not text:
         raise BeyondError("nothing there")
@@ -320,7 +302,7 @@ def _structure(text: str) -> _Structure:
 
 
 def _split(text: str, separators: tuple[str, ...]) -> list[str]:
-    """`text` cut at the separators that are within no bracket."""
+    """Split a text at the separators outside brackets."""
     parts, depth, start, i = [], 0, 0, 0
     while i < len(text):
         if text[i] == "\\" and text[i + 1 : i + 2] in ("{", "}"):
@@ -343,7 +325,7 @@ def _split(text: str, separators: tuple[str, ...]) -> list[str]:
 
 
 def _partner(text: str) -> int:
-    """The index of the bracket that closes the first one, whatever kind it is of: `[0,1)`."""
+    """Return the index of the bracket that closes the first one, of whatever kind: `[0,1)`."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
@@ -381,7 +363,7 @@ def _equal(answer: _Structure, gold: _Structure, tolerance: float | None) -> boo
 
 
 def _same_list(answer: list[_Structure], gold: list[_Structure], tolerance: float | None) -> bool:
-    """Whether each item of either is equal to one of the other; order and repetition don't matter."""
+    """Return whether each item of either is equal to one of the other; order and repetition do not matter."""
     if len(answer) > 64 or len(gold) > 64:
         raise BeyondError("a long list")
     pairs = [[_equal(mine, theirs, tolerance) for theirs in gold] for mine in answer]
@@ -389,9 +371,9 @@ def _same_list(answer: list[_Structure], gold: list[_Structure], tolerance: floa
 
 
 def _equal_kinds(answer: _Structure, gold: _Structure, tolerance: float | None) -> bool:
-    """Structures of different kinds are different, unless one of them could not be read."""
+    """Return False: structures of different kinds differ. Raises BeyondError if one of them could not be read."""
     for kind, *rest in (answer, gold):
-        if kind == "list" and len(rest[0]) == 1:  # `\\{5\\}` is no 5, but a union of one interval is that interval
+        if kind == "list" and len(rest[0]) == 1:  # `\\{5\\}` is not 5, but a union of one interval is it
             continue
         if kind == "relation":
             raise BeyondError("relations are compared with relations only")
@@ -401,7 +383,7 @@ def _equal_kinds(answer: _Structure, gold: _Structure, tolerance: float | None) 
 
 
 def _same_equation(answer: _Structure, gold: _Structure) -> bool:
-    """Whether left - right of the two are proportional to each other at the points."""
+    """Return whether left - right of the two are proportional to each other at the points."""
     ratios: list[tuple[Value, Value]] = []
     for point in range(3):
         mine, theirs = (evaluate(f"({side[1]})-({side[2]})", point) for side in (answer, gold))

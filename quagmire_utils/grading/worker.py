@@ -11,12 +11,13 @@ import select
 import signal
 import struct
 import time
-from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from quagmire_utils.grading import mathematics
+from quagmire_utils.grading import mathematics, program_host
+from quagmire_utils.grading.programs import Programs
+from quagmire_utils.grading.registry import find_grader
 from quagmire_utils.grading.sandbox import confine
 from quagmire_utils.grading.verdicts import Found, Grade, Job, Verdict, printable
 
@@ -33,19 +34,13 @@ def serve(handles: list[int], memory_limit: int, subject: str) -> None:
     connections = {handle: Connection(handle) for handle in handles}
     finished = {handle: mmap.mmap(-1, mmap.PAGESIZE) for handle in handles}  # shared with the worker
     gc.disable()  # a quarter of the time of the imports, which allocate much and free little
-    try:
-        if subject == "math":
-            mathematics.prepare()
-        else:
-            from quagmire_utils.grading import program_host, registry
-
-            assert registry.GRADERS
-            program_host.prepare()
-    except Exception as error:
-        _tell(connections[handles[0]], None, "failed", f"{type(error).__name__}: {error}")
-        return
+    if subject == "math":
+        mathematics.prepare()
+    else:
+        program_host.prepare()
     gc.freeze()  # what is imported stays, and the workers share its memory
     gc.enable()
+    _tell(connections[handles[0]], None, "ready")
     waker, alarm = os.pipe()  # a worker's end wakes the poll below
     os.set_blocking(alarm, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -117,22 +112,14 @@ def _work(connection: Connection, finished: mmap.mmap, memory_limit: int, subjec
     for expiry in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(expiry, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {expiry})
-    judge: Callable[[Job], Any] = _judge_math
-    programs = None
-    if subject == "programs":
-        from quagmire_utils.grading.programs import Programs
-
-        programs = Programs(memory_limit, finished)  # forks, which a confined process cannot
-    if subject != "math":
-        judge = partial(_judge_other, programs)
-    barriers = confine(memory_limit)
+    programs = Programs(memory_limit, finished) if subject == "programs" else None  # forks: a confined process cannot
+    judge = _judge_math if subject == "math" else partial(_judge_other, programs)
+    confine(memory_limit)
     while True:
         try:
             chunk, processor_limit, jobs = connection.recv()
         except EOFError:
             return
-        if not jobs:
-            _tell(connection, chunk, "confined", barriers)
         told, outcomes = time.monotonic(), []
         for done, job in enumerate(map(Job._make, jobs)):
             _COUNT.pack_into(finished, 0, chunk, done)
@@ -165,10 +152,8 @@ def _judge_math(job: Job) -> Grade | tuple[int, int]:
     return mathematics.judge(job.gold, job.tolerance, job.text, job.is_answer) or (0, 0)
 
 
-def _judge_other(programs: Any, job: Job) -> Grade | tuple[int, int] | None:
+def _judge_other(programs: Programs | None, job: Job) -> Grade | tuple[int, int] | None:
     """Return where the answer is in a response, or the grade of an answer; None: its programs used up the limit."""
-    from quagmire_utils.grading.registry import find_grader
-
     grader = find_grader(job.grader)
     if not job.is_answer:
         return grader.extract(job.text) or Grade(Verdict.NO_ANSWER, "")
