@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,24 @@ def paper_file() -> Callable[[str], Path]:
         return folder.parent / "paper" / name
 
     return find
+
+
+def labelled(data_dir: Path) -> Callable[[str], tuple[list[str], list[str], list[bool]]]:
+    """Return a function that reads real labelled responses: texts, golds, labels."""
+
+    def read(name: str) -> tuple[list[str], list[str], list[bool]]:
+        rows = [json.loads(line) for line in (data_dir / "responses" / f"{name}.jsonl").open(encoding="utf-8")]
+        golds = [row["gold"] for row in rows for _ in row["responses"]]
+        labels = [label for row in rows for label in row["correct"]]
+        return [text for row in rows for text in row["responses"]], golds, labels
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def grader() -> Iterator[Any]:
+    """Return a Grader with two workers."""
+    from quagmire_utils.grading import Grader
+
+    with Grader(2) as grader:
+        yield grader

@@ -1,17 +1,16 @@
-"""What users of other evaluation tools complain of in their graders, each shown to be answered; and the confinement.
+"""What users of other graders complain of, each shown to be answered, and the confinement of the workers.
 
-1. A time limit was set and the grader hangs all the same.     5. A hung worker is never reclaimed.
-2. Time limits fail in threads, and are whole seconds.         6. Wrong answers pass, and nobody sees which.
-3. An exception in the grader silently scores 0.               7. What was extracted from a response is not kept.
-4. Time spent waiting in a queue counts against the limit.     8. Gold and answer are easily exchanged.
+Time limits that do not hold or fail in threads; exceptions that score 0; time in a queue that counts; hung workers that
+stay; wrong answers that pass unseen; extracted answers that are not kept.
 
-Several tests put a stand-in for the math-verify library into real workers: it sleeps, spins, crashes or attacks on
-command, which no real response does reliably.
+Most tests put a stand-in for math-verify into real workers: it sleeps, spins, crashes or attacks on command, which no
+real response does reliably.
 """
 
 import logging
 import os
 import pickle
+import platform
 import signal
 import socket
 import subprocess
@@ -21,24 +20,22 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-pytest.importorskip("math_verify", reason="math-verify is not installed")
-
-import pandas as pd
-
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
 from quagmire_utils.evaluation.sampling import grade_store
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.grading import Grade, Grader, Verdict, audit, grade
+from quagmire_utils.grading import Grade, Grader, Verdict, audit
 from quagmire_utils.grading.pool import Pool
 
 REPO = Path(__file__).resolve().parents[2]
 TOWER = "\\boxed{9^{9^{9^9}}}"
 CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
 
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="these barriers are the Linux kernel's")
+on_linux = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"), reason="needs Linux's seccomp"
+)
 
 STAND_IN = r"""
 import ctypes, gc, os, socket, subprocess, sys, time
@@ -109,13 +106,6 @@ def stand_in(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(package.parent), *sys.path])
 
 
-@pytest.fixture(scope="module")
-def real():
-    """A Grader with the real math-verify."""
-    with Grader(2) as grader:
-        yield grader
-
-
 def verdicts(grades):
     return [grade.verdict for grade in grades]
 
@@ -142,13 +132,7 @@ def gone(pid):
 # ----------------------------------------------------------------------------------------------------- the eight pains
 
 
-def test_1_a_response_that_hangs_math_verify_is_stopped_and_the_others_are_graded(real):
-    # math-verify's own timer raises in Python, and a power of this size never comes back to Python.
-    found = real.grade([TOWER, "\\boxed{x+1}", "\\boxed{x+2}"], ["1+x"] * 3, timeout=1)
-    assert found == [Grade(TIMEOUT, "9^{9^{9^9}}"), Grade(CORRECT, "x+1"), Grade(WRONG, "x+2")]
-
-
-def test_2_time_limits_hold_in_threads_and_may_be_fractions_of_a_second(real):
+def test_time_limits_hold_in_threads_and_may_be_fractions_of_a_second(grader):
     from math_verify import parse
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -159,7 +143,7 @@ def test_2_time_limits_hold_in_threads_and_may_be_fractions_of_a_second(real):
             parse("\\boxed{1}", parsing_timeout=1)
         except ValueError as error:
             outcome["math-verify"] = str(error)
-        outcome["ours"] = verdicts(real.grade([TOWER, "\\boxed{x}"], ["5", "x"], timeout=0.7))
+        outcome["ours"] = verdicts(grader.grade([TOWER, "\\boxed{x}"], ["5", "x"], timeout=0.7))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -169,14 +153,14 @@ def test_2_time_limits_hold_in_threads_and_may_be_fractions_of_a_second(real):
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_3_an_exception_or_a_crash_is_an_error_and_never_a_wrong_answer():
+def test_an_exception_or_a_crash_is_an_error_and_never_a_wrong_answer():
     with Grader(2) as grader:
         found = grader.grade(["1 raise x", "1 crash", "1 fine"], ["g"] * 3, timeout=30)
     assert verdicts(found) == [ERROR, ERROR, CORRECT]
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_4_waiting_in_the_queue_counts_towards_no_time_limit():
+def test_waiting_in_the_queue_counts_towards_no_time_limit():
     with Grader(1, timeout=3) as grader:
         start = time.monotonic()
         found = grader.grade([f"1 sleep 0.4{i}" for i in range(8)], ["g"] * 8)
@@ -186,7 +170,7 @@ def test_4_waiting_in_the_queue_counts_towards_no_time_limit():
 
 @on_linux
 @pytest.mark.usefixtures("stand_in")
-def test_5_a_hung_worker_is_killed_and_another_takes_its_place():
+def test_a_hung_worker_is_killed_and_another_takes_its_place():
     with Grader(1, timeout=1) as grader:
         grader.grade(["1 fine"], ["g"])
         (before,) = children(grader)
@@ -197,7 +181,7 @@ def test_5_a_hung_worker_is_killed_and_another_takes_its_place():
     wait_until(lambda: all(map(gone, left)), "workers outlive their Grader")
 
 
-def test_6_answers_that_math_verify_wrongly_accepts_are_listed(real):
+def test_answers_that_math_verify_wrongly_accepts_are_listed(grader):
     from math_verify import parse, verify
 
     responses, golds = ["$1-1/\\mathrm e$", "1331 and 1728", "\\boxed{2,3}"], ["1+1/\\mathrm e", "1728", "(2,3)"]
@@ -207,35 +191,23 @@ def test_6_answers_that_math_verify_wrongly_accepts_are_listed(real):
     assert listed["kind"].tolist() == ["only the first grader says correct"] * 3
     assert listed["second_verdict"].tolist() == ["wrong"] * 3
     # `grade` reads the gold as a whole: the first answer is not accepted but undecided. All three are listed.
-    grades = real.grade(responses, golds)
+    grades = grader.grade(responses, golds)
     assert verdicts(grades) == [ERROR, CORRECT, CORRECT]
     listed = audit(responses, golds, grades)
     assert listed["kind"].tolist() == ["the first is undecided"] + ["only the first grader says correct"] * 2
     assert listed.loc[1, ["extracted", "second_extracted"]].tolist() == ["1728", "1331, 1728"]
 
 
-def test_7_what_was_extracted_is_kept_with_every_verdict(tmp_path, real):
+def test_what_was_extracted_is_kept_with_every_verdict(tmp_path, grader):
     store = SampleStore(tmp_path / "samples")
     store.bind({"model_digest": "none"})
     texts = ["so \\boxed{\\frac{1}{2}}", "A: 0.25", TOWER, "no idea"]
     samples = {"benchmark": "b", "problem": "p", "index": range(4), "text": texts, "tokens": 9, "finish_reason": "stop"}
     store.append(pd.DataFrame(samples))
-    grade_store(store, {"b": [Problem("p", "?", "0.5")]}, partial(real.grade, timeout=1), progress=False)
+    grade_store(store, {"b": [Problem("p", "?", "0.5")]}, partial(grader.grade, timeout=1), progress=False)
     kept = store.read(["verdict", "extracted"])
     assert kept["verdict"].tolist() == ["correct", "wrong", "timeout", "no_answer"]
     assert kept["extracted"].tolist() == ["\\frac{1}{2}", "0.25", "9^{9^{9^9}}", ""]
-
-
-def test_8_there_is_one_way_round_responses_first_and_gold_first_within(real):
-    from math_verify import parse, verify
-
-    inequality, interval = parse("$1 < x < 2$"), parse("$(1,2)$")
-    assert verify(inequality, interval) != verify(interval, inequality)  # why it matters
-    found = real.grade(responses=["\\boxed{(1,2)}", "\\boxed{1 < x < 2}"], golds=["1 < x < 2", "(1,2)"])
-    assert verdicts(found) == [CORRECT, WRONG]
-    # Exchanged, responses are no answers: a Problem in their place is refused.
-    with pytest.raises(ParameterError, match=r"responses\[0\]"):
-        grade([Problem("p", "?", "5")], ["\\boxed{5}"])
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -253,19 +225,14 @@ def test_the_end_of_a_worker_is_put_down_to_the_response_that_caused_it(end):
 # --------------------------------------------------------------------------------------------------- limits and turns
 
 
-def test_equal_answers_are_graded_once_and_never_across_golds(monkeypatch, real):
+def test_equal_answers_are_graded_once_and_never_across_golds(monkeypatch, grader):
     sent = []
     run = Pool._run
     monkeypatch.setattr(Pool, "_run", lambda self, jobs, *rest: (sent.extend(jobs), run(self, jobs, *rest))[1])
     texts = [f"Attempt {i}: it is \\boxed{{x + {i % 2 + 2}}}." for i in range(64)]
-    found = real.grade(texts * 2, ["2+x"] * 64 + ["3+x"] * 64)
+    found = grader.grade(texts * 2, ["2+x"] * 64 + ["3+x"] * 64)
     assert verdicts(found) == [CORRECT, WRONG] * 32 + [WRONG, CORRECT] * 32
     assert sorted((job.gold, job.text) for job in sent) == [(g, t) for g in ("2+x", "3+x") for t in ("x + 2", "x + 3")]
-
-
-def test_tolerances_are_not_mixed_up_either(real):
-    problems = [Problem("a", "?", "4.2", 0.1), Problem("b", "?", "4.2"), Problem("c", "?", "4.2", 0.001)]
-    assert verdicts(real.grade(["\\boxed{4.25}"] * 3, problems)) == [CORRECT, WRONG, WRONG]
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -294,8 +261,6 @@ def test_a_limit_of_processor_time_spares_those_who_wait():
         start = time.monotonic()
         assert verdicts(grader.grade(["1 sleep 1", "1 spin 9999"], ["g"] * 2)) == [CORRECT, TIMEOUT]
         assert time.monotonic() - start < 200
-    with pytest.raises(ParameterError, match="processor_limit"):
-        Grader(processor_limit=0)
 
 
 @on_linux
@@ -328,9 +293,6 @@ def test_a_worker_killed_while_idle_costs_nothing():
 def test_a_worker_has_no_network_starts_nothing_and_writes_nothing(tmp_path):
     (tmp_path / "kept").write_text("as-it-was")
     with socket.create_server(("127.0.0.1", 0)) as server, Grader(1, timeout=60) as grader:
-        barriers = grader.confinement()
-        if "seccomp" not in barriers:
-            pytest.skip(f"this kernel or machine allows no filter of system calls; only: {', '.join(barriers)}")
         (found,) = grader.grade([f"1 attack {server.getsockname()[1]} {tmp_path}"], ["g"])
         server.settimeout(0.2)
         with pytest.raises(TimeoutError):
@@ -393,19 +355,4 @@ def test_what_a_worker_says_is_never_unpickled_or_trusted(tmp_path):
         with Grader(1, timeout=60) as grader:
             assert verdicts(grader.grade([f"1 speak {payload.hex()}"], ["g"])) == [ERROR], payload
             assert verdicts(grader.grade(["1 fine"], ["g"])) == [CORRECT]
-    assert not marker.exists()
-
-
-def test_code_in_a_response_runs_nowhere(tmp_path, real):
-    marker = tmp_path / "ran"
-    code = f"__import__('os').system('touch {marker}')"
-    texts = [
-        code,
-        f"\\boxed{{{code}}}",
-        f"answer: 1+{code}",
-        f"\\boxed{{\\text{{{code}}}}}",
-        f"$(touch {marker})$",
-        f"`{code}`",
-    ]
-    assert CORRECT not in verdicts(real.grade(texts, ["5"] * len(texts)))
     assert not marker.exists()

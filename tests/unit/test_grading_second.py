@@ -1,49 +1,27 @@
-"""The second grader against truth, the audit on real responses, the score's bounds, and grading from the shell."""
+"""The second grader against truth, the audit of real responses, scores with their bounds, and `quagmire grade`."""
 
 import csv
-import json
 import math
-import os
 from fractions import Fraction
-from pathlib import Path
-
-import pytest
-
-pytest.importorskip("math_verify", reason="math-verify is not installed")
 
 import pandas as pd
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quagmire_utils import cli
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.spreadsheet import write_csv as _write
+from quagmire_utils.core.spreadsheet import write_csv
 from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
 from quagmire_utils.evaluation.audit import audit_store, score_table
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.grading import Grade, Grader, Verdict, audit, read_answer, second_opinion
+from quagmire_utils.grading import Grade, Verdict, audit, second_grade
 
-
-def main(arguments: list[str]) -> int:
-    """Run `quagmire grade`."""
-    return cli.main(["grade", *arguments])
-
-
-REPO = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("QUAGMIRE_DATA_DIR") or REPO.parent / "shared" / "data")
 CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
 
 
-def labelled(name):
-    path = DATA / "responses" / f"{name}.jsonl"
-    if not path.exists():
-        pytest.skip(f"no labelled responses at {path}; set QUAGMIRE_DATA_DIR")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [
-        (str(i), response, row["gold"], label)
-        for i, row in enumerate(rows)
-        for response, label in zip(row["responses"], row["correct"], strict=True)
-    ]
+def verdict(response, gold):
+    return second_grade(response, gold).verdict
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -75,8 +53,8 @@ def labelled(name):
         ("", ""),
     ],
 )
-def test_read_answer(response, answer):
-    assert read_answer(response) == answer
+def test_the_answer_is_found(response, answer):
+    assert second_grade(response, "1").extracted == answer
 
 
 @pytest.mark.parametrize(
@@ -91,23 +69,21 @@ def test_read_answer(response, answer):
         "\\boxed{6 \\boxed{" + "1" * 2000 + "5}}",
     ],
 )
-def test_of_a_box_that_cannot_be_read_no_other_number_is_taken(text):
-    assert read_answer(text) == ""
-    assert second_opinion(text, "5") == second_opinion(f"{text} 5", "5") == ERROR
-    assert second_opinion("\\boxed{5}", text) == ERROR
+def test_no_other_number_is_taken_for_a_box_that_cannot_be_read(text):
+    assert second_grade(text, "5") == second_grade(f"{text} 5", "5") == Grade(ERROR, "")
+    assert verdict("\\boxed{5}", text) == ERROR
 
 
 def test_golds_and_answers_in_boxes_within_boxes_or_prose_are_read():
     for gold in ("\\boxed{5}", "$\\boxed{ 5 }$", "So it is \\fbox{\\boxed{5}}.", "{5}"):
-        verdicts = [
-            second_opinion(text, gold) for text in ("\\boxed{5}", "A: 5", "\\boxed{\\boxed{10/2}}", "\\boxed{6}")
-        ]
-        assert verdicts == [CORRECT] * 3 + [WRONG]
-    assert second_opinion("\\boxed{1+\\boxed{5}}", "5") == WRONG
-    assert second_opinion("\\boxed{1+\\boxed{5}}", "6") == CORRECT
-    assert second_opinion("$3$ and $4$", "\\boxed{3} or \\boxed{4}") == CORRECT
-    assert second_opinion("\\boxed{evelyn}", Problem("a", "?", "\\boxed{\\text{Evelyn}}")) == CORRECT
+        answers = ("\\boxed{5}", "A: 5", "\\boxed{\\boxed{10/2}}", "\\boxed{6}")
+        assert [verdict(text, gold) for text in answers] == [CORRECT] * 3 + [WRONG]
+    assert [verdict("\\boxed{1+\\boxed{5}}", gold) for gold in "56"] == [WRONG, CORRECT]
+    assert verdict("$3$ and $4$", "\\boxed{3} or \\boxed{4}") == CORRECT
+    assert verdict("\\boxed{evelyn}", Problem("a", "?", "\\boxed{\\text{Evelyn}}")) == CORRECT
 
+
+# ----------------------------------------------------------------------------------------------------------- comparing
 
 # gold: (answers that are right, answers that are wrong, answers of which it cannot tell)
 CASES = {
@@ -145,24 +121,19 @@ CASES = {
 
 
 @pytest.mark.parametrize("gold", CASES)
-def test_second_opinion(gold):
+def test_answers_are_compared_by_value_and_structure(gold):
     for expected, answers in zip((CORRECT, WRONG, ERROR), CASES[gold], strict=True):
-        assert {answer: second_opinion(f"\\boxed{{{answer}}}", gold) for answer in answers} == dict.fromkeys(
-            answers, expected
-        )
-    assert second_opinion("I do not know.", gold) == NO_ANSWER
+        found = {answer: verdict(f"\\boxed{{{answer}}}", gold) for answer in answers}
+        assert found == dict.fromkeys(answers, expected)
+    assert verdict("I do not know.", gold) == NO_ANSWER
 
 
 def written(number):
-    """Some ways to write a fraction."""
+    """Return some ways to write a fraction."""
     n, d = number.numerator, number.denominator
     sign = "-" if n < 0 else ""
-    ways = [
-        f"{n}/{d}",
-        f"{sign}\\frac{{{abs(n)}}}{{{d}}}",
-        f"{sign}\\dfrac{{{3 * abs(n)}}}{{{3 * d}}}",
-        f"{n}\\cdot {d}^{{-1}}",
-    ]
+    ways = [f"{n}/{d}", f"{sign}\\frac{{{abs(n)}}}{{{d}}}", f"{sign}\\dfrac{{{3 * abs(n)}}}{{{3 * d}}}"]
+    ways.append(f"{n}\\cdot {d}^{{-1}}")
     if d == 1:
         ways += [f"{n}", f"{n}.0", f"{n:,}", f"{n}\\text{{ apples}}"]
     if 10**6 % d == 0:
@@ -177,14 +148,14 @@ fractions = st.builds(Fraction, st.integers(-3000, 3000), st.sampled_from([1, 1,
 @given(fractions, fractions, st.data())
 def test_rational_numbers_are_compared_exactly_however_they_are_written(one, other, data):
     answer, gold = data.draw(st.sampled_from(written(one))), data.draw(st.sampled_from(written(other)))
-    assert second_opinion(f"\\boxed{{{answer}}}", gold) == (CORRECT if one == other else WRONG)
-    assert second_opinion(f"\\boxed{{{data.draw(st.sampled_from(written(one)))}}}", written(one)[0]) == CORRECT
+    assert verdict(f"\\boxed{{{answer}}}", gold) == (CORRECT if one == other else WRONG)
+    assert verdict(f"\\boxed{{{data.draw(st.sampled_from(written(one)))}}}", written(one)[0]) == CORRECT
 
 
 def test_tolerance_is_that_of_the_problem():
-    answers = ["4.2", "4.1", "4.3", "4.31", "x"]
     problem = Problem("a", "?", "4.2", 0.1)
-    assert [second_opinion(f"\\boxed{{{a}}}", problem) for a in answers] == [CORRECT] * 3 + [WRONG] * 2
+    answers = ["4.2", "4.1", "4.3", "4.31", "x"]
+    assert [verdict(f"\\boxed{{{answer}}}", problem) for answer in answers] == [CORRECT] * 3 + [WRONG] * 2
 
 
 PIECES = [
@@ -197,11 +168,11 @@ PIECES = [
 
 @settings(max_examples=1500, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=14), st.sampled_from(list(CASES)))
-def test_no_text_upsets_it(pieces, gold):
+def test_every_text_gets_a_verdict(pieces, gold):
     text = "".join(pieces)
-    assert second_opinion(text, gold) in Verdict
-    assert second_opinion(f"\\boxed{{{text}}}", gold) in Verdict
-    assert second_opinion("\\boxed{5}", text or "0") in Verdict
+    assert verdict(text, gold) in Verdict
+    assert verdict(f"\\boxed{{{text}}}", gold) in Verdict
+    assert verdict("\\boxed{5}", text or "0") in Verdict
 
 
 @pytest.mark.parametrize(
@@ -218,19 +189,16 @@ def test_no_text_upsets_it(pieces, gold):
 )  # fmt: skip
 def test_hostile_answers_are_neither_evaluated_nor_accepted(text):
     for response in (f"\\boxed{{{text}}}", f"the answer is {text}", text * 300):
-        assert second_opinion(response, "7") in (WRONG, ERROR, NO_ANSWER)
+        assert verdict(response, "7") in (WRONG, ERROR, NO_ANSWER)
 
 
+@pytest.mark.requires_data
 @pytest.mark.parametrize("name", list(BENCHMARKS))
-def test_it_reads_the_golds_of_the_benchmarks(name):
-    try:
-        problems = load_benchmark(name)
-    except ParameterError as error:
-        pytest.skip(str(error))
+def test_it_reads_the_golds_of_the_benchmarks(name, data_dir):
     unreadable = 0
-    for problem in problems:
-        assert second_opinion(f"Hence \\boxed{{{problem.answer}}}.", problem) == CORRECT
-        other = second_opinion("\\boxed{-987654321}", problem)
+    for problem in load_benchmark(name, data_dir=data_dir):
+        assert verdict(f"Hence \\boxed{{{problem.answer}}}.", problem) == CORRECT
+        other = verdict("\\boxed{-987654321}", problem)
         assert other in (WRONG, ERROR)
         unreadable += other == ERROR
     assert unreadable <= {"math500": 6, "olympiad": 9, "minerva": 1}.get(name, 0)  # other bases, floors, factorials
@@ -239,25 +207,18 @@ def test_it_reads_the_golds_of_the_benchmarks(name):
 # --------------------------------------------------------------------------------------------------------------- audit
 
 
-@pytest.fixture(scope="module")
-def grader():
-    with Grader(2) as pool:
-        yield pool
-
-
 @pytest.mark.parametrize(("name", "samples"), [("math_cot", 400), ("gsm8k_gpt3", 1600)])
-def test_both_graders_meet_the_labels_of_real_responses(grader, name, samples):
-    rows = labelled(name)
-    grades = grader.grade([text for _, text, _, _ in rows], [gold for _, _, gold, _ in rows], timeout=60)
-    second = [second_opinion(text, gold) for _, text, gold, _ in rows]
-    labels = [label for *_, label in rows]
-    assert len(rows) == samples
+def test_both_graders_meet_the_labels_of_real_responses(grader, labelled, name, samples):
+    responses, golds, labels = labelled(name)
+    grades = grader.grade(responses, golds, timeout=60)
+    second = [verdict(response, gold) for response, gold in zip(responses, golds, strict=True)]
+    assert len(labels) == samples
     assert [grade.verdict == CORRECT for grade in grades] == labels
-    assert [verdict == CORRECT for verdict in second] == labels
-    # What neither can tell: math_cot's gold `4:30p..`, a ruin; and an endless decimal fraction for the second grader.
-    undecided = [row[2] for row, verdict in zip(rows, second, strict=True) if verdict == ERROR]
+    assert [found == CORRECT for found in second] == labels
+    # Neither can judge math_cot's gold `4:30p..`, which is corrupt; nor the second grader an endless decimal fraction.
+    undecided = [gold for gold, found in zip(golds, second, strict=True) if found == ERROR]
     assert undecided == (["4:30p.."] * 8 if name == "math_cot" else ["8"])
-    listed = audit([text for _, text, _, _ in rows], [gold for _, _, gold, _ in rows], grades)
+    listed = audit(responses, golds, grades)
     assert listed.attrs == {
         "samples": samples, "disagreements": 0, "undecided": len(undecided), "not_math": 0, "agreement": 1.0,
     }  # fmt: skip
@@ -273,17 +234,16 @@ SPOILT = {  # how a right response is spoilt so that its last words are no longe
 }
 
 
-def test_the_audit_finds_what_math_verify_lets_pass_on_spoilt_answers(grader):
-    """Integer golds of real problems, answers spoilt on purpose: whatever math-verify still accepts must be listed."""
-    golds = sorted({gold for _, _, gold, _ in labelled("math_cot") if gold.isdecimal() and gold != "0"})[:20]
+def test_the_audit_finds_what_math_verify_accepts_of_spoilt_answers(grader):
+    golds = ["2", "5", "9", "12", "31", "420", "1728"]
     samples = [(how, gold, spoil(gold, "")) for how, spoil in SPOILT.items() for gold in golds]
-    grades = grader.grade([text for *_, text in samples], [gold for _, gold, _ in samples], timeout=60)
-    accepted = {(how, gold) for (how, gold, _), grade in zip(samples, grades, strict=True) if grade.verdict == CORRECT}
-    assert {how for how, _ in accepted} >= {"a second answer", "base"}
-    listed = audit([text for *_, text in samples], [gold for _, gold, _ in samples], grades)
+    responses, golds = [text for *_, text in samples], [gold for _, gold, _ in samples]
+    grades = grader.grade(responses, golds, timeout=60)
+    accepted = [i for i, grade in enumerate(grades) if grade.verdict == CORRECT]
+    assert {samples[i][0] for i in accepted} >= {"a second answer", "base"}
+    listed = audit(responses, golds, grades)
     assert set(listed["kind"]) == {"only the first grader says correct"}
-    assert {(samples[i][0], samples[i][1]) for i in listed["index"]} == accepted
-    assert listed.attrs["disagreements"] == len(accepted)
+    assert listed["index"].tolist() == accepted
 
 
 def test_the_audit_of_a_store_groups_and_sorts(tmp_path):
@@ -333,7 +293,7 @@ def test_what_the_second_grader_cannot_judge_is_no_agreement():
         audit([text], ["5"], [])
 
 
-# -------------------------------------------------------------------------------------------------------------- scores
+# --------------------------------------------------------------------------------------------------- scores, the shell
 
 
 def test_the_bounds_of_counts_average_over_problems_and_then_over_benchmarks():
@@ -344,8 +304,8 @@ def test_the_bounds_of_counts_average_over_problems_and_then_over_benchmarks():
         ("a", "3", 0, 0, 0, 0, 0, 0),
         ("b", "1", 10, 5, 0, 0, 0, 5),
     ]
-    table = score_table(pd.DataFrame(rows, columns=names))
-    assert table.to_dict("list") == {
+    counts = pd.DataFrame(rows, columns=names)
+    assert score_table(counts).to_dict("list") == {
         "benchmark": ["a", "b", "macro average"],
         "problems": [2, 1, 3],
         "samples": [6, 10, 16],
@@ -353,13 +313,9 @@ def test_the_bounds_of_counts_average_over_problems_and_then_over_benchmarks():
         "high": [0.375, 1.0, 0.6875],
         "undecided": [1 / 6, 0.5, pytest.approx(1 / 3)],
     }
-    with pytest.raises(ParameterError, match="timeout"):
-        score_table(pd.DataFrame(rows, columns=names).drop(columns="timeout"))
-    with pytest.raises(ParameterError, match="counts"):
-        score_table(pd.DataFrame(rows[2:3], columns=names))
-
-
-# ----------------------------------------------------------------------------------------------------------- the shell
+    for bad in (counts.drop(columns="timeout"), counts[2:3]):
+        with pytest.raises(ParameterError, match="counts"):
+            score_table(bad)
 
 
 @pytest.fixture
@@ -377,18 +333,16 @@ def mine(tmp_path):
 
 def test_a_store_is_regraded_and_audited_from_the_shell(mine, capsys):
     store, path = mine
-    main(["score", str(store.path)])
+    golds = ["--benchmark", str(path)]
+    assert cli.main(["grade", "score", str(store.path)]) == 0
     assert capsys.readouterr().out.split("\n")[1].split() == ["mine", "2", "6", "0.0000", "1.0000", "1.0000"]
-    main(["regrade", str(store.path), "--benchmark", str(path), "--workers", "1", "--timeout", "60"])
-    assert store.read(["verdict"])["verdict"].tolist() == ["correct", "correct", "wrong"] * 1 + [
-        "correct",
-        "correct",
-        "no_answer",
-    ]
+    assert cli.main(["grade", "regrade", str(store.path), *golds, "--workers", "1", "--timeout", "60"]) == 0
+    graded = store.read(["verdict"])["verdict"].tolist()
+    assert graded == ["correct", "correct", "wrong", "correct", "correct", "no_answer"]
     assert capsys.readouterr().out.split("\n")[1].split() == ["mine", "2", "6", "0.6667", "0.6667", "0.0000"]
     output = path.with_name("audit.csv")
-    main(["audit", str(store.path), "--benchmark", str(path), "--output", str(output)])
-    assert capsys.readouterr().out.startswith("The second grader disagrees on 1 of 6 answers.")
+    assert cli.main(["grade", "audit", str(store.path), *golds, "--output", str(output)]) == 0
+    assert "1 of 6" in capsys.readouterr().out
     listed = pd.read_csv(output)
     assert listed[["gold", "extracted", "second_extracted"]].to_numpy().tolist() == [[1728, 1728, "1331, 1728"]]
 
@@ -397,63 +351,45 @@ def test_the_shell_refuses_in_a_sentence(mine, tmp_path, capsys):
     store, path = mine
     other = tmp_path / "other"
     other.mkdir()
+    golds = ["--benchmark", str(path)]
     for arguments, said in (
         (["audit", str(store.path)], "--benchmark"),
         (["score", str(tmp_path / "no")], "no folder"),
-        (
-            ["audit", str(store.path), "--benchmark", str(path), "--output", str(tmp_path / "no" / "x.csv")],
-            "cannot be written to",
-        ),
-        (["audit", str(store.path), "--benchmark", str(path), "--output", str(path / "x.csv")], "cannot be written to"),
-        (["audit", str(store.path), "--benchmark", str(path), "--output", str(other)], "not a file"),
-        *(([command, str(other), "--benchmark", str(path)], "no stored answers") for command in ("regrade", "audit")),
+        (["audit", str(store.path), *golds, "--output", str(tmp_path / "no" / "x.csv")], "cannot be written to"),
+        (["audit", str(store.path), *golds, "--output", str(path / "x.csv")], "cannot be written to"),
+        (["audit", str(store.path), *golds, "--output", str(other)], "not a file"),
+        (["regrade", str(other), *golds], "no stored answers"),
+        (["audit", str(other), *golds], "no stored answers"),
         (["score", str(other)], "no stored answers"),
     ):
-        assert main(arguments) == 2
+        assert cli.main(["grade", *arguments]) == 2
         assert said in capsys.readouterr().err
     assert list(other.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [
-        "=1",
-        "+1",
-        "-1",
-        "@A1",
-        "\n=1",
-        " =1",
-        "\u3000\xa0 +1",
-        "\uff1d1",
-        "\xa0\uff20A1",
-        "\ufeff\u200b=1",
-        "\t1",
-        "\r1",
-        "\r=1",
-    ],
-)
-def test_no_cell_is_a_formula_to_a_spreadsheet(cell, tmp_path):
-    _write(pd.DataFrame({"cell": [cell, "1", "x = 1", "", None, 3]}), tmp_path / "out.csv")
+FORMULAS = [
+    "=1", "+1", "-1", "@A1", "\n=1", " =1", "\u3000\xa0 +1", "\uff1d1", "\xa0\uff20A1", "\ufeff\u200b=1", "\t1", "\r1",
+    "\r=1",
+]  # fmt: skip
+
+
+def test_no_cell_is_a_formula_to_a_spreadsheet(tmp_path):
+    write_csv(pd.DataFrame({"cell": [*FORMULAS, "1", "x = 1", "", None, 3]}), tmp_path / "out.csv")
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
-        assert [row[0] for row in csv.reader(file)] == ["cell", f"'{cell}", "1", "x = 1", "", "", "3"]
+        cells = [row[0] for row in csv.reader(file)]
+    assert cells == ["cell", *(f"'{cell}" for cell in FORMULAS), "1", "x = 1", "", "", "3"]
     assert [file.name for file in tmp_path.iterdir()] == ["out.csv"]
 
 
 def test_what_a_model_wrote_commands_neither_a_spreadsheet_nor_a_terminal(mine, capsys):
     store, path = mine
-    extra = {
-        "benchmark": "mine",
-        "problem": "p",
-        "index": [7],
-        "text": "\\boxed{=1+1}",
-        "tokens": 9,
-        "finish_reason": "stop",
-    }
-    store.append(pd.DataFrame({**extra, "verdict": "correct", "extracted": "=cmd|'/c calc'!A0"}))
-    store.append(pd.DataFrame({**extra, "index": [8], "verdict": "correct", "extracted": "\x1b]0;title\x07"}))
-    main(["audit", str(store.path), "--benchmark", str(path)])
+    sample = {"benchmark": "mine", "problem": "p", "text": "\\boxed{=1+1}", "tokens": 9, "finish_reason": "stop"}
+    for index, extracted in enumerate(("=cmd|'/c calc'!A0", "\x1b]0;title\x07"), start=7):
+        store.append(pd.DataFrame({**sample, "index": [index], "verdict": "correct", "extracted": extracted}))
+    arguments = ["grade", "audit", str(store.path), "--benchmark", str(path)]
+    cli.main(arguments)
     assert "\x1b" not in capsys.readouterr().out
     output = path.with_name("audit.csv")
-    main(["audit", str(store.path), "--benchmark", str(path), "--output", str(output)])
+    cli.main([*arguments, "--output", str(output)])
     assert "'=cmd" in output.read_text()
     assert not pd.read_csv(output).map(lambda cell: str(cell).startswith("=")).any(axis=None)
