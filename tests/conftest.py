@@ -102,6 +102,7 @@ def paper_file() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture(scope="session")
 def labelled(data_dir: Path) -> Callable[[str], tuple[list[str], list[str], list[bool]]]:
     """Return a function that reads real labelled responses: texts, golds, labels."""
 
