@@ -50,11 +50,7 @@ class SplitR2:
     std: float  # over splits, printed after +- in the paper; divisor S - 1 for random splits, S for all
     standard_error: float  # of the mean, from the random choice of splits alone; 0 for all splits
     n_splits: int
-    n_fit: int
-    n_validation: int
-    exhaustive: bool  # every split was used
     n_undefined: int  # splits whose held-out candidates have one outcome (SS_tot = 0): NaN, left out of the mean
-    n_constant: int  # splits with a flat line, because a predictor did not vary among the fitted candidates
     r2: Array = field(repr=False)  # (n_splits,)
 
 
@@ -104,11 +100,9 @@ def fit_predict_r2(
         raise ParameterError("measure", measure, f"one of {', '.join(MEASURES)}")
     splits = _splits(total, n_fit, n_splits, seed)
     score = _squared_correlation if measure == "squared_correlation" else r2_score
-    values, constant = np.empty(splits[0].shape[1]), 0
+    values = np.empty(splits[0].shape[1])
     for part, fit, held in _chunks(splits):
-        prediction, flat = _line_predictions(predictors, outcome, fit, held)
-        values[part] = score(outcome[held], prediction)
-        constant += int(flat.sum())
+        values[part] = score(outcome[held], _line_predictions(predictors, outcome, fit, held))
     if measure == "clipped_r2":
         values = np.maximum(values, 0.0)  # NaN stays NaN
     defined = values[~np.isnan(values)]
@@ -121,11 +115,7 @@ def fit_predict_r2(
         std=std,
         standard_error=0.0 if exhaustive and defined.size else std / math.sqrt(max(defined.size, 1)),
         n_splits=values.size,
-        n_fit=n_fit,
-        n_validation=total - n_fit,
-        exhaustive=exhaustive,
         n_undefined=values.size - defined.size,
-        n_constant=constant,
         r2=values,
     )
 
@@ -142,7 +132,7 @@ def r2_without_each(x: Predictors, y: ArrayLike, n_fit: int, n_splits: Splits = 
     n_fit = _fit_size(n_fit, total, spare=1)
     summed, times = np.zeros(total), np.zeros(total)
     for _, fit, held in _chunks(_splits(total, n_fit, n_splits, seed)):
-        prediction, _ = _line_predictions(predictors, outcome, fit, held)
+        prediction = _line_predictions(predictors, outcome, fit, held)
         actual = outcome[held]
         for place in range(len(held)):
             kept = np.delete(np.arange(len(held)), place)
@@ -183,17 +173,17 @@ def predict(
     total = outcome.size
     everyone = np.arange(total)
     if method == "in_sample":
-        return _line_predictions(predictors, outcome, everyone[:, None], everyone[:, None])[0][:, 0]
+        return _line_predictions(predictors, outcome, everyone[:, None], everyone[:, None])[:, 0]
     if method not in ("leave_one_out", "leave_half_out"):
         raise ParameterError("method", method, "in_sample, leave_one_out or leave_half_out")
     if total < 4:
         raise ParameterError("method", reason=f"{method} needs at least 4 candidates, not {total}")
     if method == "leave_one_out":
         held = everyone[None]
-        return _line_predictions(predictors, outcome, _complement(held, total), held)[0][0]
+        return _line_predictions(predictors, outcome, _complement(held, total), held)[0]
     summed, times = np.zeros(total), np.zeros(total)
     for _, fit, held in _chunks(_splits(total, total // 2, n_splits, seed)):
-        prediction, _ = _line_predictions(predictors, outcome, fit, held)
+        prediction = _line_predictions(predictors, outcome, fit, held)
         summed += np.bincount(held.ravel(), prediction.ravel(), total)
         times += np.bincount(held.ravel(), minlength=total)
     if (times == 0).any():
@@ -248,7 +238,7 @@ def bootstrap_interval(
     drawn = np.random.default_rng(seed).integers(outcome.size, size=(n_resamples, outcome.size))
     values = []
     for rows in (everyone[:, None], drawn.T):
-        prediction, _ = _line_predictions(predictors, outcome, rows, rows)
+        prediction = _line_predictions(predictors, outcome, rows, rows)
         actual = outcome[rows]
         values.append(r2_score(actual, prediction) if statistic == "r2" else _rank_correlation(prediction.T, actual.T))
     (estimate,), replicates = values
@@ -302,14 +292,13 @@ def _lines(x: Array, y: Array, fit: Rows) -> tuple[Array, Array, Array, NDArray[
     return slope, mean_x, mean_y, flat
 
 
-def _line_predictions(predictors: Array, y: Array, fit: Rows, held: Rows) -> tuple[Array, NDArray[np.bool_]]:
-    """Return the mean prediction for held (v, S) from lines on fit (m, S), and where a predictor is flat, (S,)."""
-    prediction, any_flat = np.zeros(held.shape), np.zeros(fit.shape[1], dtype=bool)
+def _line_predictions(predictors: Array, y: Array, fit: Rows, held: Rows) -> Array:
+    """Return the mean prediction for held (v, S) from lines on fit (m, S)."""
+    prediction = np.zeros(held.shape)
     for x in predictors:
-        slope, mean_x, mean_y, flat = _lines(x, y, fit)
+        slope, mean_x, mean_y, _ = _lines(x, y, fit)
         prediction += mean_y + slope * (x[held] - mean_x)
-        any_flat |= flat
-    return prediction / len(predictors), any_flat
+    return prediction / len(predictors)
 
 
 def _squared_correlation(actual: Array, predicted: Array) -> Array:
@@ -356,8 +345,7 @@ def _splits(total: int, n_fit: int, n_splits: Splits, seed: int) -> tuple[Rows, 
 def _all_splits(total: int, n_fit: int) -> tuple[Rows, Rows]:
     count = math.comb(total, n_fit)
     if count > MAX_SPLITS:
-        reason = f'"all" would take {count:,} splits of {total} candidates; the limit is {MAX_SPLITS:,}'
-        raise ParameterError("n_splits", "all", reason=reason)
+        raise ParameterError("n_splits", "all", reason=f'"all" means {count:,} splits; the limit is {MAX_SPLITS:,}')
     chosen = itertools.chain.from_iterable(itertools.combinations(range(total), n_fit))
     fit = np.ascontiguousarray(np.fromiter(chosen, np.intp, count * n_fit).reshape(count, n_fit).T)
     held = _complement(fit, total)
