@@ -1,10 +1,10 @@
-"""Executing notebooks, one or several at a time, with progress that stays readable: what `cli` runs.
+"""Execute notebooks, one or several at a time, with readable progress; `reproduction` decides which.
 
     screen = Screen(sys.stderr)
     seconds = execute_all([Job(...), Job(...)], at_once=2, screen=screen, count=Count(2))
 
-Each notebook runs through papermill in a thread of this process and in a kernel of its own. An interrupt or a plain
-kill of this process ends the kernels and all they started; where it is killed at once, the kernels notice and end.
+Each notebook runs through papermill in a thread of this process. A kernel runs one notebook after another, with empty
+names, so that it imports its packages once. An interrupt or a plain kill ends the kernels and all they started.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from quagmire_utils.core.errors import ParameterError
 
-KERNEL_START_TIMEOUT = 300  # seconds; a loaded two-core machine takes over papermill's 60
-SILENCE = 10  # seconds without a sign of life after which a file gets one; a terminal gets one each second
+if TYPE_CHECKING:
+    from jupyter_client.manager import AsyncKernelManager
+
+PATIENCE = 300  # seconds for a kernel to start; a loaded two-core machine takes over papermill's 60
+SILENCE = 10  # seconds without news after which a file gets a line; a terminal is redrawn each second
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk
 GRACE = 10.0  # seconds that an interrupted notebook has to end what it started
 
@@ -38,7 +41,7 @@ class NotebookError(RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """A notebook to execute: where it is, what it gets, and where its copy goes."""
+    """A notebook to execute."""
 
     source: Path
     final: Path  # the executed copy, put in place when it is complete
@@ -59,7 +62,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What the notebook printed."""
+        """The file of what the notebook printed."""
         return self.logs / f"{self.name}.log"
 
 
@@ -72,58 +75,47 @@ class Count:
 
 
 class Screen:
-    """The terminal that the notebooks of a run share: lines that stay, and below them one that says what is running."""
+    """The terminal that the notebooks of a run share: lines that stay, and below them a line with what is running."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._states: dict[str, str] = {}
+        self._stream, self._states = stream, dict[str, str]()
         self._lock = threading.RLock()
         self.shown = time.monotonic()  # when something was last written
 
-    @property
-    def silence(self) -> float:
-        """Seconds without news after which there should be some."""
-        return 1.0 if self._stream.isatty() else SILENCE
+    def silent(self) -> bool:
+        """Return whether it is time for news."""
+        return time.monotonic() - self.shown >= (1.0 if self._stream.isatty() else SILENCE)
 
-    def line(self, text: str) -> None:
-        """Write a line that stays."""
-        self._write(text, final=True)
+    def line(self, text: str, forget: str = "") -> None:
+        """Write a line that stays; forget the state of a notebook that has ended."""
+        with self._lock:
+            self._states.pop(forget, None)
+            self._write(text, final=True)
 
     def state(self, states: Mapping[str, str]) -> None:
-        """What running notebooks are at: a terminal is redrawn, a file gets a line after ten silent seconds."""
+        """Show the state of running notebooks: a terminal is redrawn, a file gets a line after ten silent seconds."""
         with self._lock:
             self._states.update(states)
-            if self._stream.isatty() or time.monotonic() - self.shown >= SILENCE:
+            if self._stream.isatty() or self.silent():
                 self._write(" · ".join(self._states.values()), final=False)
 
-    def forget(self, name: str) -> None:
-        """A notebook is no longer running."""
-        with self._lock:
-            self._states.pop(name, None)
-
     def _write(self, text: str, *, final: bool) -> None:
-        with self._lock:
-            if self._stream.isatty():
-                width = shutil.get_terminal_size().columns - 1
-                self._stream.write("\r\x1b[K" + (text + "\n" if final else text[:width]))
-            else:
-                self._stream.write(text + "\n")
-            self._stream.flush()
-            self.shown = time.monotonic()
+        if self._stream.isatty():
+            text = "\r\x1b[K" + (text + "\n" if final else text[: shutil.get_terminal_size().columns - 1])
+        self._stream.write(text if self._stream.isatty() else text + "\n")
+        self._stream.flush()
+        self.shown = time.monotonic()
 
 
 class ProgressLog:
-    """Takes what a running notebook writes to its streams: all lines go to a log, stderr also to the screen.
+    """Take what a running notebook writes to a stream: whole lines go to a log, and to the screen if there is one.
 
-    A progress bar redraws itself after a carriage return. A terminal shows each redraw, a file one in ten seconds, and
-    the log gets a bar's last state.
+    A progress bar redraws itself after a carriage return: the screen shows each redraw, the log its last state.
     """
 
     def __init__(self, log: TextIO, screen: Screen | None, name: str = "", prefix: str = "") -> None:
-        self._log, self._screen = log, screen
-        self._name, self._prefix = name, prefix
-        self._line = ""
-        self._lock = threading.Lock()
+        self._log, self._screen, self._name, self._prefix = log, screen, name, prefix
+        self._line, self._lock = "", threading.Lock()
         self.redraws = False  # whether the notebook has shown a progress bar
 
     def write(self, text: str) -> None:
@@ -134,16 +126,13 @@ class ProgressLog:
                     self._log.write(self._line + "\n")
                     if self._line.strip() and self._screen is not None:
                         self._screen.line(self._prefix + self._line)
-                    self._line = ""
-                elif piece == "\r":
-                    self._line, self.redraws = "", True
-                else:
-                    self._line += piece
+                self.redraws |= piece == "\r"
+                self._line = "" if piece in ("\r", "\n") else self._line + piece
             if self._line.strip() and self._screen is not None:
                 self._screen.state({self._name: self._prefix + self._line})
 
     def flush(self) -> None:
-        """Papermill asks for it after each piece."""
+        """Flush the log; papermill asks for it after each piece."""
         self._log.flush()
 
     def close(self) -> None:
@@ -153,57 +142,61 @@ class ProgressLog:
 
     @property
     def bar(self) -> str:
-        """The line that the notebook has open: its progress bar, as a rule."""
+        """The line that the notebook has open, usually its progress bar."""
         return self._line.strip()
 
 
-def execute(job: Job, progress: ProgressLog, log: TextIO, stop: threading.Event | None = None) -> float:
-    """Execute one notebook and put its executed copy in place; seconds taken. No cell is begun once `stop` is set.
+def execute(
+    job: Job, progress: ProgressLog, log: TextIO, stop: threading.Event, kernels: list[AsyncKernelManager]
+) -> float:
+    """Execute one notebook in one of `kernels`, put its executed copy in place, and return the seconds it took.
 
-    Raises ParameterError with the sentence of one that a cell raised, NotebookError with any other error of a cell, the
-    partial copy then staying in the log folder, and OSError where the disk is full.
+    Starts a kernel if none is idle; no cell is begun once `stop` is set. Raises ParameterError with the sentence of one
+    that a cell raised, NotebookError with any other error of a cell (the partial copy stays), OSError for a full disk.
     """
     import nbformat
     import papermill
 
     def check(**_: Any) -> None:
-        if stop is not None and stop.is_set():
+        if stop.is_set():
             raise InterruptedError("interrupted")
 
     job.final.parent.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    printed = ProgressLog(log, None)
+    started, printed, kernel = time.monotonic(), ProgressLog(log, None), None
     try:
+        kernel = kernels.pop() if kernels else _start_kernel(job.root)
         notebook = papermill.execute_notebook(
             str(job.source),
             str(job.partial),
             parameters=dict(job.parameters),
             kernel_name="python3",
-            resources={"metadata": {"path": str(job.root)}},  # papermill's cwd would move the other notebooks too
+            km=kernel,
             progress_bar=False,
             stdout_file=printed,
             stderr_file=progress,
-            start_timeout=KERNEL_START_TIMEOUT,
+            start_timeout=PATIENCE,
             coalesce_streams=True,  # a progress bar leaves its last state in the copy, not a thousand
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # no line per kernel on how it starts and ends
             on_cell_start=check,
         )
-    except papermill.PapermillExecutionError as error:
-        if error.ename == ParameterError.__name__:  # its sentence says all
-            raise ParameterError(error.evalue) from None
-        log.write("\n".join(error.traceback) + "\n")
-        raise NotebookError(f"In [{error.exec_count}] raised {error.ename}: {error.evalue}") from None
-    except Exception as error:  # a kernel that does not start, or dies
+        _reset(kernel)
+        kernels.append(kernel)
+    except BaseException as error:
+        if kernel is not None:
+            _shut_down([kernel])
+        if isinstance(error, papermill.PapermillExecutionError):
+            if error.ename == ParameterError.__name__:  # its sentence is enough
+                raise ParameterError(error.evalue) from None
+            log.write("\n".join(error.traceback) + "\n")
+            raise NotebookError(f"In [{error.exec_count}] raised {error.ename}: {error.evalue}") from None
         if isinstance(error, OSError) and error.errno in FULL:
             raise
-        log.write(f"{type(error).__name__}: {error}\n")
+        log.write(f"{type(error).__name__}: {error}\n")  # a kernel that does not start, or dies
         raise NotebookError(f"{type(error).__name__}: {error} (a kernel that dies is often out of memory)") from None
     finally:
         printed.close()
         progress.close()
-    # Where the folders lie on this machine is nobody's business.
-    notebook.metadata.papermill["input_path"] = os.path.relpath(job.source, job.root)
-    notebook.metadata.papermill["output_path"] = os.path.relpath(job.final, job.root)
+    for name, path in (("input_path", job.source), ("output_path", job.final)):  # not where they are on this machine
+        notebook.metadata.papermill[name] = os.path.relpath(path, job.root)
     if job.heading:
         notebook.cells[0].source = job.heading
     temporary = job.final.with_name(f".{job.final.name}.tmp")
@@ -211,6 +204,31 @@ def execute(job: Job, progress: ProgressLog, log: TextIO, stop: threading.Event 
     os.replace(temporary, job.final)
     job.partial.unlink()
     return time.monotonic() - started
+
+
+def _start_kernel(folder: Path) -> AsyncKernelManager:
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient.util import run_sync
+
+    kernel = AsyncKernelManager(kernel_name="python3")
+    quiet = ["--IPKernelApp.log_level=CRITICAL"]  # no line on how a kernel starts and ends
+    run_sync(kernel.start_kernel)(cwd=str(folder), extra_arguments=quiet)
+    return kernel
+
+
+def _reset(kernel: AsyncKernelManager) -> None:
+    """Forget the names of the notebook, and count cells from 1 again."""
+    client = kernel.blocking_client()
+    client.start_channels()
+    client.execute("get_ipython().reset(new_session=True)", store_history=False, reply=True, timeout=PATIENCE)
+    client.stop_channels()
+
+
+def _shut_down(kernels: Collection[AsyncKernelManager]) -> None:
+    from nbclient.util import run_sync
+
+    for kernel in kernels:
+        run_sync(kernel.shutdown_kernel)(now=True)
 
 
 @dataclass
@@ -225,27 +243,26 @@ class _Running:
         return time.monotonic() - self.started
 
     def state(self, usual: float | None) -> str:
-        """Its progress bar, or else its cells; with `usual`, what it should take, the time left."""
+        """Return its progress bar, or else its cells and, with its `usual` seconds, the time left."""
         if bar := self.progress.bar:
             return f"{clock(self.seconds)} {bar}"
-        # between its bars, which know better, there is no other estimate
-        return progress_line(self.job.name, self.job.partial, self.seconds, None if self.progress.redraws else usual)
+        usual = None if self.progress.redraws else usual  # its bars know better
+        return progress_line(self.job.name, self.job.partial, self.seconds, usual)
 
 
 def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen, count: Count) -> dict[str, float]:
-    """Execute notebooks that do not depend on each other, `at_once` at a time; seconds by name.
+    """Execute notebooks that do not depend on each other, `at_once` at a time; return the seconds by name.
 
     After a failure no further notebook is begun; those that are running are finished. Raises NotebookError for what
-    failed, or ParameterError where nothing but a parameter was wrong, its sentence once. Ends the kernels before it
-    raises OSError, for a full disk, or KeyboardInterrupt with the names of the notebooks that it cut short.
+    failed, or ParameterError if only parameters were wrong, its sentence once. Ends the kernels before it raises
+    OSError, for a full disk, or KeyboardInterrupt with the names of the interrupted notebooks.
     """
     before = {job.name: usual_seconds(job.final, job.parameters) for job in jobs}
     several = len(jobs) > 1
     if several:
         screen.line(f"{len(jobs)} notebooks, {min(at_once, len(jobs))} at a time")
-    waiting, running, failures = list(jobs), dict[Future, _Running](), list[str]()
-    wrong: dict[str, None] = {}  # sentences about parameters, each once
-    taken: dict[str, float] = {}
+    waiting, running, kernels = list(jobs), dict[Future, _Running](), list["AsyncKernelManager"]()
+    failures, wrong, taken = list[str](), dict[str, None](), dict[str, float]()
     stop = threading.Event()
     with ThreadPoolExecutor(at_once) as pool:
         try:
@@ -256,44 +273,38 @@ def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen, count: Cou
                         screen.line(f"[{count.done + 1}/{count.total}] {job.name}")
                     log = job.log.open("w")
                     progress = ProgressLog(log, screen, job.name, f"{job.name}: " if several else "")
-                    running[pool.submit(execute, job, progress, log, stop)] = _Running(job, progress, log)
-                ended = wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done
-                for future in ended:
+                    running[pool.submit(execute, job, progress, log, stop, kernels)] = _Running(job, progress, log)
+                for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
                     run = running.pop(future)
                     run.log.close()
-                    screen.forget(run.job.name)
                     count.done += 1
                     name, title = run.job.name, f"[{count.done}/{count.total}] {run.job.name}"
                     try:
                         taken[name] = future.result()
+                        busy = {other.job.name: other.seconds for other in running.values()}
+                        left = time_left([job.name for job in waiting], busy, before, taken, at_once)
+                        left = left if several and (waiting or running) else ""
+                        screen.line(f"{title}: done in {clock(taken[name])}{left}", forget=name)
                     except ParameterError as error:
                         wrong[str(error)] = None
-                        continue
                     except NotebookError as error:
-                        failures.append(
-                            f"notebook {name} failed: {error}\n"
-                            f"  partial copy: {run.job.partial}\n"
-                            f"  log:          {run.job.log}"
-                        )
-                        screen.line(f"{title}: failed after {clock(run.seconds)}")
-                        continue
-                    at_work = {run.job.name: run.seconds for run in running.values()}
-                    left = time_left([job.name for job in waiting], at_work, before, taken, at_once)
-                    screen.line(
-                        f"{title}: done in {clock(taken[name])}{left if several and (waiting or running) else ''}"
-                    )
-                if running and time.monotonic() - screen.shown >= screen.silence:
+                        screen.line(f"{title}: failed after {clock(run.seconds)}", forget=name)
+                        places = f"  partial copy: {run.job.partial}\n  log:          {run.job.log}"
+                        failures.append(f"notebook {name} failed: {error}\n{places}")
+                if running and screen.silent():
                     usual = expected_seconds(before, taken)
                     screen.state({run.job.name: run.state(usual[run.job.name]) for run in running.values()})
         except (KeyboardInterrupt, OSError) as error:
             stop.set()
             _end_kernels(running)
-            for run in running.values():
-                with contextlib.suppress(OSError):
-                    run.log.close()
             if isinstance(error, OSError):
                 raise
             raise KeyboardInterrupt(", ".join(run.job.name for run in running.values())) from None
+        finally:
+            _shut_down(kernels)
+            for run in running.values():
+                with contextlib.suppress(OSError):
+                    run.log.close()
     if failures:
         raise NotebookError("\n".join([*failures, *wrong]))
     if wrong:
@@ -302,7 +313,7 @@ def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen, count: Cou
 
 
 def _end_kernels(running: Collection[Future]) -> None:
-    """Interrupt the cell that each kernel is in; one that goes on is killed with all it started."""
+    """Interrupt the cell that each kernel runs; after `GRACE`, kill the kernel with all it started."""
     import psutil
 
     told, deadline = set(), time.monotonic() + GRACE
@@ -318,7 +329,7 @@ def _end_kernels(running: Collection[Future]) -> None:
 
 
 def usual_seconds(previous: Path, parameters: Mapping[str, Any]) -> float | None:
-    """What a notebook took in the run that left this executed copy; None where that had other parameters."""
+    """Return what a notebook took in the run that left this executed copy, None if that had other parameters."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         facts = json.loads(previous.read_text(encoding="utf-8"))["metadata"]["papermill"]
         if facts["parameters"] == json.loads(json.dumps(dict(parameters))):
@@ -327,7 +338,7 @@ def usual_seconds(previous: Path, parameters: Mapping[str, Any]) -> float | None
 
 
 def expected_seconds(before: Mapping[str, float | None], taken: Mapping[str, float]) -> dict[str, float | None]:
-    """What each notebook should take: what it took `before`, times how much slower those `taken` were than before."""
+    """Return what each notebook should take: its seconds `before`, times how much slower those `taken` were."""
     both = [(taken[name], seconds) for name, seconds in before.items() if seconds and name in taken]
     pace = sum(now for now, _ in both) / sum(then for _, then in both) if both else 1.0
     return {name: seconds and pace * seconds for name, seconds in before.items()}
@@ -340,10 +351,9 @@ def time_left(
     taken: Mapping[str, float],
     at_once: int,
 ) -> str:
-    """`, about 1:20 left`; empty where it is not known. All in seconds by notebook name.
+    """Return ", about 1:20 left", "" if unknown; running, before, taken: seconds by notebook.
 
-    Judged by `expected_seconds` (the machine may be busier than before); a notebook without a run before is expected to
-    take as long as the mean of the others.
+    A notebook without a run before is expected to take as long as the mean of the others.
     """
     expected = expected_seconds(before, taken)
     known = [seconds for seconds in (taken.get(name, expected[name]) for name in before) if seconds is not None]
@@ -352,14 +362,11 @@ def time_left(
     likely = {name: sum(known) / len(known) if seconds is None else seconds for name, seconds in expected.items()}
     left = sum(likely[name] for name in waiting)
     left += sum(max(0.0, likely[name] - seconds) for name, seconds in running.items())
-    return f", about {clock(left / at_once)} left" if left >= 1 else ""  # what still runs takes longer than known
+    return f", about {clock(left / at_once)} left" if left >= 1 else ""  # else what still runs takes longer than known
 
 
 def progress_line(name: str, partial: Path, seconds: float, usual: float | None) -> str:
-    """How far a running notebook is: cells done so far, time gone, and time left of what it should take, if known.
-
-    The share of cells done says nothing of the time left: one cell may do all the work.
-    """
+    """Return how far a running notebook is: cells done, time gone and, from its `usual` seconds, time left."""
     cells = "starting"
     with contextlib.suppress(OSError, ValueError, KeyError):  # papermill may be writing the file just now
         code = [cell for cell in json.loads(partial.read_text())["cells"] if cell["cell_type"] == "code"]
@@ -370,5 +377,5 @@ def progress_line(name: str, partial: Path, seconds: float, usual: float | None)
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, for example 12:05."""
+    """Return minutes and seconds, for example 12:05."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
