@@ -1,63 +1,302 @@
-"""A Ray cluster: connecting to it, and whether its nodes compute with what this machine has.
+"""A Ray cluster: connecting to it, and copies of a model on its nodes that share jobs.
 
     ray start --head --disable-usage-stats --include-dashboard=false    # on one node
-    ray start --address=THAT_NODE:6379 --disable-usage-stats            # on each other one
+    ray start --address=THAT_NODE:6379 --disable-usage-stats            # on each other node
 
-`sampling` and `generalization_loss` take `ray="auto"` on any of them.
+`sampling` and `generalization_loss` take `ray="auto"` on any of them, and each put a model into a `Replica`, an actor
+that does one job at a time; the calling process keeps the answers. A checkpoint folder that a node lacks, or has with
+other content, is sent there. Every node needs the same package versions. The job of a node that dies is done again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import shutil
 import socket
-from collections.abc import Sequence
+import tempfile
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.provenance import package_versions
+from quagmire_utils.engines.checkpoints import model_digest
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
 
 CONNECT_TIMEOUT = 5.0  # seconds; Ray itself tries for minutes
 REMEDY = "start one with `ray start --head --disable-usage-stats --include-dashboard=false`"
+ATTEMPTS = 4  # how often a job is done, or a replica started, that keeps losing its node or process
+NO_NODE_TIMEOUT = 60.0  # seconds without room for any replica after which a pool gives up
+_PIECE = 32 << 20  # bytes of a checkpoint that are sent at a time
+
+Job = TypeVar("Job", bound=Hashable)
+
+
+class ReplicaLostError(RuntimeError):
+    """Replicas keep dying, or there is no node for one."""
 
 
 def connect(address: str) -> bool:
-    """Connect this process to the cluster at `address` ("auto": this machine's); False where it already was connected.
+    """Connect this process to the cluster at `address` ("auto": this machine's); return False if it already was.
 
-    Raises ParameterError, within seconds, where ray is not installed or no cluster answers.
+    Raises ParameterError, within seconds, if ray is not installed or no cluster answers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
         from ray._private.services import canonicalize_bootstrap_address_or_die
     except ImportError as error:
-        raise ParameterError(
-            "ray: it is not installed; `pip install -e '.[ray]' -c constraints.txt` does it"
-        ) from error
+        reason = "it is not installed; `pip install -e '.[ray]' -c constraints.txt` does it"
+        raise ParameterError("ray", address, reason=reason) from error
     if ray.is_initialized():
         return False
     if "://" in address:
-        raise ParameterError(f"ray: {address} is no address; run this on a node of the cluster, with ray=auto")
+        reason = f"{address} is not the address of a node; run this on a node of the cluster, with ray=auto"
+        raise ParameterError("ray", address, reason=reason)
     try:
         place = canonicalize_bootstrap_address_or_die(address)
         host, port = place.rsplit(":", 1)
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
         ray.init(address=place, log_to_driver=False, logging_level="warning")
     except (OSError, ValueError) as error:  # ConnectionError is an OSError
-        raise ParameterError(f"ray: no cluster answers at {address}; {REMEDY}") from error
+        raise ParameterError("ray", address, reason=f"no cluster answers at {address}; {REMEDY}") from error
     except RuntimeError as error:  # other versions of Ray or Python
-        raise ParameterError(f"ray: {' '.join(str(error).split())}") from error
+        raise ParameterError("ray", address, reason=" ".join(str(error).split())) from error
     return True
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Versions of Python and of those of `packages` that are installed here."""
+    """Return the versions of Python and of those of `packages` that are installed here."""
     return {"python": platform.python_version(), **package_versions(packages)}
 
 
 def different_versions(here: dict[str, str], there: dict[str, str]) -> str:
-    """What `there` has in another version than `here`, in words; empty if nothing."""
-    return ", ".join(
-        f"{name} {there.get(name)}, not {here.get(name)}"
-        for name in sorted({*here, *there})
-        if here.get(name) != there.get(name)
-    )
+    """Describe what `there` has in another version than `here`; empty if nothing."""
+    names = [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]
+    return ", ".join(f"{name} {there.get(name)}, not {here.get(name)}" for name in names)
+
+
+class Replica(ABC):
+    """An actor that holds a model on some node. Subclasses open it, and add the methods that do the jobs."""
+
+    packages: tuple[str, ...] = ()  # a node needs them in the versions of the calling machine
+
+    def __init__(self, model: str, versions: dict[str, str], settings: Any) -> None:
+        """`model`: folder or hub id; `versions`: of packages on the calling machine; `settings`: for the subclass."""
+        self.model, self.versions, self.settings = model, versions, settings
+        self.folder: str | None = None  # of a checkpoint that was sent here
+
+    def lacks(self, digest: str | None) -> bool:
+        """Whether the checkpoint folder with this digest must be sent (None: the model is no folder).
+
+        Raises ParameterError if this node has other package versions.
+        """
+        if other := different_versions(self.versions, versions(self.packages)):
+            reason = f"node {socket.gethostname()} has {other}; give it the environment of the calling machine"
+            raise ParameterError("ray", reason=reason)
+        try:
+            return digest is not None and model_digest(self.model) != digest
+        except ParameterError:  # no such folder, or an incomplete one
+            return True
+
+    def receive(self, name: str, piece: bytes) -> None:
+        """Append a piece to a file of the checkpoint."""
+        self.folder = self.folder or tempfile.mkdtemp(prefix="quagmire-model-")
+        with (Path(self.folder) / name).open("ab") as file:
+            file.write(piece)
+
+    def load(self) -> Any:
+        """Return what `open` returns. A checkpoint that was sent here is then in memory, and deleted from disk."""
+        try:
+            return self.open(self.folder or self.model)
+        finally:
+            if self.folder is not None:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    @abstractmethod
+    def open(self, model: str) -> Any:
+        """Load `model`, a folder or hub id; return what the pool's owner wants to know about it."""
+
+    def close(self) -> None:  # noqa: B027 (not every model has anything to free)
+        """Free what the model holds."""
+
+
+@dataclass(frozen=True)
+class Ended(Generic[Job]):
+    """A job or the loading of a replica that has ended."""
+
+    job: Job | None  # None: a replica was loaded, and `answer` describes it
+    answer: Any = None
+    lost: bool = False  # the node died; give the job again
+
+
+@dataclass(frozen=True)
+class _Task(Generic[Job]):
+    """What a replica is doing: "ask" (whether it has the checkpoint), "load", or "job"."""
+
+    actor: ActorHandle
+    kind: str
+    job: Job | None = None
+    note: str = ""
+
+
+class ReplicaPool(Generic[Job]):
+    """The replicas of a model on a cluster; a context manager."""
+
+    def __init__(
+        self, replica: type[Replica], model: str, settings: Any, *, address: str, count: int | None, gpus: int
+    ) -> None:
+        """Connect to the cluster at `address`; `start` starts the replicas.
+
+        `count`: replicas; None: as many as the cluster has room for, later nodes included. `gpus`: of each replica if
+        the cluster has any; otherwise it takes a core. Raises ParameterError if no cluster answers, or none of its
+        nodes could ever hold a replica.
+        """
+        self.model, self.count = model, count
+        self._arguments = (model, versions(replica.packages), settings)
+        self._digest = model_digest(model) if Path(model).expanduser().is_dir() else None
+        self._tasks: dict[ObjectRef, _Task[Job]] = {}
+        self._idle: list[ActorHandle] = []
+        self._losses: dict[Job | None, int] = {}  # by job; None counts replicas lost while loading
+        self._room_seen = time.monotonic()
+        self._owns_connection = connect(address)
+        import ray
+
+        self._actor = ray.remote(max_restarts=0, max_task_retries=0)(replica)
+        self._gpus = gpus if ray.cluster_resources().get("GPU", 0) > 0 else 0
+        if self._room() == 0:
+            self.stop()
+            needed = f"{self._gpus} GPU(s)" if self._gpus else "a CPU core"
+            raise ParameterError("ray", address, reason=f"no node of the cluster has {needed} for a replica")
+
+    def __enter__(self) -> ReplicaPool[Job]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def idle(self) -> bool:
+        """Whether a replica waits for a job."""
+        return bool(self._idle)
+
+    @property
+    def loading(self) -> bool:
+        """Whether a replica is being started."""
+        return any(task.kind != "job" for task in self._tasks.values())
+
+    @property
+    def working(self) -> bool:
+        """Whether a job is being done."""
+        return any(task.kind == "job" for task in self._tasks.values())
+
+    def start(self) -> None:
+        """Start as many replicas as there is room for, or `count`; one without a node yet waits for it.
+
+        Raises ReplicaLostError if the cluster has had no node for `NO_NODE_TIMEOUT`.
+        """
+        room = self._room()
+        if room:
+            self._room_seen = time.monotonic()
+        elif time.monotonic() - self._room_seen > NO_NODE_TIMEOUT:
+            raise ReplicaLostError("ray: the cluster has no node for a replica any more; what was done is kept")
+        wanted = room if self.count is None else self.count
+        for _ in range(wanted - len(self._tasks) - len(self._idle)):
+            options = {"num_cpus": 1, "num_gpus": self._gpus, "scheduling_strategy": "SPREAD"}
+            actor = self._actor.options(**options).remote(*self._arguments)
+            self._tasks[actor.lacks.remote(self._digest)] = _Task(actor, "ask")
+
+    def give(self, job: Job, method: str, *arguments: Any, note: str = "") -> None:
+        """Have an idle replica do a job by calling its `method`; `note` is added to the warning if its node dies."""
+        actor = self._idle.pop()
+        self._tasks[getattr(actor, method).remote(*arguments)] = _Task(actor, "job", job, note)
+
+    def ended(self, seconds: float = 0.5) -> Iterator[Ended[Job]]:
+        """Yield what has ended, after waiting at most so long for the first.
+
+        Raises ParameterError if a replica does; RuntimeError for its other errors; ReplicaLostError if a job, or the
+        loading, has lost `ATTEMPTS` replicas.
+        """
+        import ray
+
+        for reference in ray.wait(list(self._tasks), timeout=seconds)[0] if self._tasks else ():
+            task = self._tasks.pop(reference)
+            try:
+                answer = ray.get(reference)
+                if task.kind == "ask":
+                    self._load(task.actor, send=answer)
+                    continue
+            except ray.exceptions.RayTaskError as failed:
+                if isinstance(failed.cause, ParameterError):
+                    raise failed.cause from None
+                what = f"{type(failed.cause).__name__}: {failed.cause}"
+                raise RuntimeError(f"ray: a replica failed ({what})") from failed
+            except ray.exceptions.RayError as lost:
+                self._lose(task, str(lost).strip().splitlines()[0])
+                if task.kind == "job":
+                    yield Ended(task.job, lost=True)
+                continue
+            self._idle.append(task.actor)
+            if task.kind == "load":
+                self._losses.pop(None, None)  # loading works
+            yield Ended(task.job, answer)
+
+    def stop(self) -> None:
+        """End all replicas."""
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            closing = [actor.close.remote() for actor in self._idle]
+            if closing:
+                ray.wait(closing, num_returns=len(closing), timeout=10)
+            for actor in [*self._idle, *(task.actor for task in self._tasks.values())]:
+                ray.kill(actor)
+        self._idle, self._tasks = [], {}
+        if self._owns_connection:
+            ray.shutdown()
+
+    def _room(self) -> int:
+        """Return how many replicas the living nodes would have room for if nothing else ran."""
+        import ray
+
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if self._gpus:
+            return sum(min(int(has.get("CPU", 0)), int(has.get("GPU", 0)) // self._gpus) for has in alive)
+        return sum(int(has.get("CPU", 0)) for has in alive)
+
+    def _load(self, actor: ActorHandle, *, send: bool) -> None:
+        """Have a replica load the model; `send` it the checkpoint first."""
+        import ray
+
+        for file in checkpoint_files(self.model) if send else ():
+            with file.open("rb") as handle:
+                while piece := handle.read(_PIECE):
+                    ray.get(actor.receive.remote(file.name, piece))  # one at a time: object stores are small
+        self._tasks[actor.load.remote()] = _Task(actor, "load")
+
+    def _lose(self, task: _Task[Job], reason: str) -> None:
+        """Count a replica whose node or process died; warn, or raise ReplicaLostError after `ATTEMPTS`."""
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(task.actor)
+        self._losses[task.job] = self._losses.get(task.job, 0) + 1
+        if self._losses[task.job] >= ATTEMPTS:
+            what = "over the same job" if task.kind == "job" else "while they were loading"
+            raise ReplicaLostError(f"ray: {ATTEMPTS} replicas were lost {what}, the last one because: {reason}")
+        note = f", and {task.note}" if task.note else ""
+        warnings.warn(f"ray: a replica was lost{note} ({reason})", stacklevel=2)
+
+
+def checkpoint_files(model: str) -> list[Path]:
+    """Return the files of a checkpoint folder that an engine may read: no hidden ones, no folders."""
+    return sorted(file for file in Path(model).expanduser().iterdir() if file.is_file() and file.name[0] != ".")

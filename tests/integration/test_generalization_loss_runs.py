@@ -21,7 +21,7 @@ from quagmire_utils.core.files import read_parquet
 from quagmire_utils.data import Trace, save_traces
 from quagmire_utils.engines import cluster as clusters
 from quagmire_utils.engines import model_digest
-from quagmire_utils.engines.ray_replicas import checkpoint_files
+from quagmire_utils.engines.cluster import checkpoint_files
 from quagmire_utils.evaluation.generalization_loss import actors as replicas
 from quagmire_utils.evaluation.generalization_loss import generalization_loss, partial
 from quagmire_utils.evaluation.generalization_loss.scoring import Checkpoint, Scorer
@@ -182,7 +182,7 @@ def test_partial_losses_are_written_now_and_then(tmp_path, monkeypatch):
     ("address", "sentence"),
     [
         ("127.0.0.1:9", "ray: no cluster answers at 127.0.0.1:9; start one with `ray start --head"),
-        ("ray://127.0.0.1:10001", "ray: ray://127.0.0.1:10001 is no address"),
+        ("ray://127.0.0.1:10001", "ray: ray://127.0.0.1:10001 is not the address"),
     ],
 )
 def test_a_cluster_that_is_not_there_is_one_sentence(checkpoint, address, sentence):

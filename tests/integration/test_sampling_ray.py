@@ -16,7 +16,7 @@ from ray_nodes import add_node, start_cluster
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.engines import EngineConfig, Request, model_digest
 from quagmire_utils.engines import cluster as clusters
-from quagmire_utils.engines.ray_replicas import checkpoint_files
+from quagmire_utils.engines.cluster import checkpoint_files
 from quagmire_utils.evaluation.sampling import ReplicaLostError, sample
 from quagmire_utils.evaluation.sampling import actors as replicas
 from quagmire_utils.evaluation.sampling.actors import EngineReplica
@@ -161,7 +161,7 @@ def test_what_no_replica_can_do_is_one_sentence(spec, cluster, tmp_path):
     ("address", "sentence"),
     [
         ("127.0.0.1:9", "ray: no cluster answers at 127.0.0.1:9; start one with `ray start --head"),
-        ("ray://127.0.0.1:10001", "ray: ray://127.0.0.1:10001 is no address"),
+        ("ray://127.0.0.1:10001", "ray: ray://127.0.0.1:10001 is not the address"),
     ],
 )
 def test_a_cluster_that_is_not_there_is_one_sentence(spec, tmp_path, address, sentence):

@@ -283,7 +283,7 @@ def test_a_cluster_without_so_many_gpus_in_a_node_is_told(shared_profile, gpu_cl
     [
         ("127.0.0.1:9", "ray: no cluster answers at 127.0.0.1:9; start one with `ray start --head"),
         ("nowhere", "ray: no cluster answers at nowhere"),
-        ("ray://127.0.0.1:10001", "ray: ray://127.0.0.1:10001 is no address"),
+        ("ray://127.0.0.1:10001", "ray: ray://127.0.0.1:10001 is not the address"),
     ],
 )
 def test_a_cluster_that_is_not_there_is_one_sentence_within_seconds(tiny, tmp_path, address, sentence):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines.ray_replicas import Replica, ReplicaPool
+from quagmire_utils.engines.cluster import Replica, ReplicaPool
 from quagmire_utils.evaluation.generalization_loss.scoring import Checkpoint, Scorer
 from quagmire_utils.evaluation.generalization_loss.sequences import TokenSequence
 

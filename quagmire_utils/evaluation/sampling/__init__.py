@@ -16,7 +16,7 @@ On a Ray cluster, one engine per GPU (or per core):
     sample(EngineConfig(model="path/to/checkpoint"), problems, 64, params, store, benchmark="math500", ray="auto")
 """
 
-from quagmire_utils.engines.ray_replicas import ReplicaLostError
+from quagmire_utils.engines.cluster import ReplicaLostError
 from quagmire_utils.evaluation.sampling.actors import tokenizer_and_context
 from quagmire_utils.evaluation.sampling.drawing import Samples, sample
 from quagmire_utils.evaluation.sampling.marking import grade_store

@@ -1,4 +1,4 @@
-"""Copies of an engine on the nodes of a Ray cluster: `sample(..., ray=...)`; see `quagmire_utils.engines.ray_replicas`.
+"""Copies of an engine on the nodes of a Ray cluster: `sample(..., ray=...)`; see `quagmire_utils.engines.cluster`.
 
 A replica draws one chunk at a time and sends the answers back; the process that asked for them writes the store.
 """
@@ -22,7 +22,7 @@ from quagmire_utils.engines import (
     load_tokenizer,
     resolve_context_length,
 )
-from quagmire_utils.engines.ray_replicas import Replica, ReplicaPool
+from quagmire_utils.engines.cluster import Replica, ReplicaPool
 from quagmire_utils.evaluation.sampling.work import Chunk, Run, Work
 
 if TYPE_CHECKING:
