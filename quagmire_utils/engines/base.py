@@ -20,11 +20,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines.checkpoints import model_digest
+from quagmire_utils.engines.checkpoints import (
+    end_tokens,
+    load_config,
+    load_tokenizer,
+    model_digest,
+    resolve_context_length,
+    resolve_dtype,
+)
 from quagmire_utils.engines.config import EngineConfig, SamplingParams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 class EngineError(RuntimeError):
@@ -67,6 +74,17 @@ class Engine(ABC):
     context_length: int  # prompt and answer together, in tokens
     tokenizer: PreTrainedTokenizerBase
     ends: list[int]  # token ids that end an answer
+
+    def _read_checkpoint(self, config: EngineConfig) -> PreTrainedConfig:
+        """Set what the checkpoint's files tell before any weight is read; return the model's configuration."""
+        where = config.model, config.revision, config.trust_remote_code
+        model_config = load_config(*where)
+        self.config, self.model = config, config.model
+        self.context_length = resolve_context_length(model_config, config.max_model_len)
+        self.tokenizer = load_tokenizer(*where)
+        self.dtype = resolve_dtype(model_config, config.dtype)
+        self.ends = end_tokens(config.model, config.revision, model_config, self.tokenizer)
+        return model_config
 
     @property
     def revision(self) -> str | None:

@@ -1,15 +1,16 @@
 """Decode loops of the transformers engine: from prompts and seeds to sampled token ids.
 
 Two loops draw the same answers. `decode_each` keeps one row per answer. `decode_shared` keeps one row per distinct text
-so far: the answers to one prompt begin alike, and a model that is sure of itself writes only a few different ones, so
-most rows would compute the same thing many times over (of 128 answers by a trained micro model, 2-11 % of the tokens
-are distinct). It asks the device at every token which rows that are, which a CPU does for nothing and a GPU waits for.
+so far: answers to one prompt begin alike, and a confident model writes few different ones (of 128 answers by a trained
+micro model, 2-11 % of the tokens are distinct), so most rows would repeat the same computation. It asks the device at
+every token which rows those are, which is free on a CPU, but makes a GPU wait.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache as cached
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,13 +39,13 @@ class NotFiniteError(ValueError):
 
 
 class _Chances:
-    """The random numbers of a batch, a block of positions at a time."""
+    """Draws the random numbers of a batch, a block of positions at a time."""
 
     def __init__(self, seeds: np.ndarray, params: SamplingParams, device: torch.device) -> None:
         self.seeds, self.params, self.device = seeds, params, device
 
     def at(self, position: int) -> torch.Tensor:
-        """The chances of every answer at this position, (answers,) float32; ask for positions in order."""
+        """Return the random number of each answer at this position, (answers,) float32; positions in order."""
         import torch
 
         if position % _UNIFORM_BLOCK == 0:
@@ -56,7 +57,7 @@ class _Chances:
 def decode_each(
     module: Any, batch: Batch, params: SamplingParams, ends: Sequence[int], decode_attention: str
 ) -> list[list[int]]:
-    """The token ids of each answer, up to and including its first end token.
+    """Return the token ids of each answer, up to and including its first end token.
 
     Answers that have ended leave the batch as soon as a quarter of it has. Raises NotFiniteError.
     """
@@ -105,7 +106,7 @@ def decode_each(
 def decode_shared(
     module: Any, batch: Batch, params: SamplingParams, ends: Sequence[int], decode_attention: str
 ) -> list[list[int]]:
-    """As `decode_each`, with the tokens that answers share computed once, for a module that `can_share`."""
+    """Do as `decode_each`, computing tokens that answers share once, for a module that `can_share`."""
     import torch
 
     with torch.inference_mode():
@@ -141,7 +142,7 @@ def decode_shared(
             slots = parents.clone()
             rows = len(logits)
             if is_new.any():
-                left = torch.ones(rows, dtype=torch.bool, device=device)  # rows that no living answer is in
+                left = torch.ones(rows, dtype=torch.bool, device=device)  # rows without a living answer
                 left[parents] = False
                 free = left.nonzero()[:, 0]
                 needed = int(is_new.sum())
@@ -150,7 +151,7 @@ def decode_shared(
                 for layer in cache.layers:
                     layer.copy_rows(parents[is_new], targets, grown)
                 slots[is_new], rows = targets, grown
-            if 4 * (rows - len(branches)) >= rows:  # a quarter of the rows is in nobody's use
+            if 4 * (rows - len(branches)) >= rows:  # a quarter of the rows is unused
                 kept, order = slots.sort()
                 cache.reorder_cache(kept)
                 slots[order] = torch.arange(len(kept), device=device)
@@ -163,7 +164,7 @@ def decode_shared(
 
 
 def _read_prompts(module: Any, batch: Batch, cache: Cache) -> torch.Tensor:
-    """Fill the cache with the prompts; the logits after each, (prompts, vocabulary)."""
+    """Fill the cache with the prompts; return the logits after each, (prompts, vocabulary)."""
     import torch
 
     prompts = torch.tensor(batch.prompts, device=module.device)
@@ -171,19 +172,19 @@ def _read_prompts(module: Any, batch: Batch, cache: Cache) -> torch.Tensor:
 
 
 def _next(module: Any, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
-    """The logits after one more token in each row, (rows, vocabulary)."""
+    """Return the logits after one more token in each row, (rows, vocabulary)."""
     return module(tokens[:, None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
 
 def _cut(tokens: np.ndarray, ends: Sequence[int]) -> list[list[int]]:
-    """Rows up to their first end token; what a finished row drew before it left the batch is dropped."""
+    """Return rows up to their first end token, without what a finished row drew before it left the batch."""
     is_end = np.isin(tokens, list(ends))
     lengths = np.where(is_end.any(1), is_end.argmax(1) + 1, tokens.shape[1])
     return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
 
 
 def draw(logits: torch.Tensor, chances: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """One token per row by inverting the distribution function at `chances`.
+    """Draw one token per row by inverting the distribution function at `chances`.
 
     logits (rows, vocabulary) in any float type, chances (rows,) float32 in [0, 1), temperature > 0. Computed in
     float32.
@@ -212,7 +213,7 @@ def _invert(cumulative: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
 
 
 def uniforms(seeds: np.ndarray, start: int, count: int) -> np.ndarray:
-    """Random numbers in [0, 1) for positions start .. start + count - 1 of each seed, (len(seeds), count) float32.
+    """Return random numbers in [0, 1) for positions start .. start + count - 1 of each seed, (seeds, count) float32.
 
     Counter-based (two rounds of the SplitMix64 finaliser), so any position of any stream costs the same and
     neighbouring seeds are unrelated.
@@ -239,7 +240,7 @@ def can_share(model: Any) -> bool:
 
 
 def new_cache(model: Any) -> Cache:
-    """An empty cache: ours where every layer attends to all tokens, transformers' own for sliding windows and such."""
+    """Return an empty cache: ours if every layer attends to all tokens, else transformers' own (sliding windows)."""
     from transformers import Cache, DynamicCache
 
     if not can_share(model):
@@ -247,22 +248,17 @@ def new_cache(model: Any) -> Cache:
     return Cache(layer_class_to_replicate=_growing_layer())
 
 
-_GROWING_LAYER: Any = None
-
-
+@cached
 def _growing_layer() -> Any:
-    """The class of a cache layer that grows in place (made on first use, because its base needs transformers)."""
-    global _GROWING_LAYER
-    if _GROWING_LAYER is not None:
-        return _GROWING_LAYER
+    """Return the class of a cache layer that grows in place; its base needs transformers."""
     from transformers.cache_utils import DynamicLayer
 
     class GrowingLayer(DynamicLayer):
         """A DynamicLayer whose keys and values are the filled part of larger buffers, (rows, heads, tokens, head_dim).
 
-        DynamicLayer copies the whole cache for each new token; here a token is written behind the others, and a copy
-        is made only when the buffer is full. Buffers are kept just a little larger than their content: with a wide
-        gap after each head, a CPU reads the cache at half the speed (measured; its prefetcher loses the stream).
+        DynamicLayer copies the whole cache for each new token. Here a token is written after the others, and the cache
+        is copied only when the buffer is full. Buffers are only slightly larger than their content: with a wide gap
+        after each head, a CPU reads the cache at half the speed (measured).
         """
 
         def update(self, key_states, value_states, *args, **kwargs):
@@ -309,5 +305,4 @@ def _growing_layer() -> Any:
             length = self.get_seq_length()
             self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
 
-    _GROWING_LAYER = GrowingLayer
     return GrowingLayer

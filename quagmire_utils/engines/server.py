@@ -34,7 +34,7 @@ import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -75,17 +75,6 @@ class MalformedError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Served:
-    """What a server reports about the model."""
-
-    model: str
-    root: str | None  # vLLM: the folder or hub id that it was loaded from
-    max_model_len: int | None
-    is_vllm: bool
-    version: str
-
-
-@dataclass(frozen=True)
 class _Call:
     """The samples of one call: `count` of request `index`, from sample `first` on."""
 
@@ -107,19 +96,20 @@ class ServerEngine(StreamingEngine):
         """Ask the server what it serves and load its tokenizer. Raises ParameterError if either fails."""
         self.config, self.base_url = config, check_base_url(config.model)
         self.settings = settings = config.server or ServerSettings()
-        [self._served] = _in_thread(self._ask_what_it_serves)
-        self.model, self.version = self._served.model, self._served.version
+        [(card, self.version)] = _in_thread(self._ask_what_it_serves)
+        self.model, self._root = card["id"], card["root"]
+        self._is_vllm = card.get("owned_by") == "vllm"
 
-        source = _tokenizer_source(settings.tokenizer, self._served)
+        source = settings.tokenizer or _tokenizer_source(self._root or self.model)
         self.tokenizer = load_tokenizer(source, config.revision, config.trust_remote_code)
         try:
             model_config = load_config(source, config.revision, config.trust_remote_code)
         except ParameterError:
             model_config = None  # a tokenizer without a model
         self.ends = end_tokens(source, config.revision, model_config, self.tokenizer)
-        self.context_length = _context_length(self._served, model_config, config.max_model_len)
-        in_flight = config.batch_size or (_VLLM_SAMPLES if self._served.is_vllm else _CALLS)
-        self.samples_per_call = min(_SAMPLES_PER_CALL if self._served.is_vllm else 1, in_flight)
+        self.context_length = _context_length(card["max_model_len"], model_config, config.max_model_len)
+        in_flight = config.batch_size or (_VLLM_SAMPLES if self._is_vllm else _CALLS)
+        self.samples_per_call = min(_SAMPLES_PER_CALL if self._is_vllm else 1, in_flight)
         self._calls_at_once = in_flight // self.samples_per_call
 
     @cached_property
@@ -129,7 +119,7 @@ class ServerEngine(StreamingEngine):
         If the server runs on this machine, the content of its checkpoint folder too, so that weights replaced under
         the same name are noticed.
         """
-        root = self._served.root
+        root = self._root
         if root and _is_loopback(self.base_url) and Path(root).is_dir():
             with contextlib.suppress(ParameterError):  # a folder of another kind, such as GGUF
                 root = model_digest(root)
@@ -210,9 +200,8 @@ class ServerEngine(StreamingEngine):
                 if failures:
                     return
                 try:
-                    body = self._body(call, params)
-                    read = self._reader(call, params)
-                    put((call, await self._ask(client, "completions", read, body)))
+                    read = partial(self._read, call, params)
+                    put((call, await self._ask(client, "completions", read, self._body(call, params))))
                 except Exception as error:
                     failures.append(error)
 
@@ -233,31 +222,24 @@ class ServerEngine(StreamingEngine):
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
         }
-        if self._served.is_vllm:
+        if self._is_vllm:
             body |= {**_VLLM_NEUTRAL, "stop_token_ids": self.ends, "return_token_ids": True}
         return body | dict(self.settings.extra_body)
 
-    def _reader(self, call: _Call, params: SamplingParams) -> Callable[[Any], list[Completion]]:
-        """Return what reads the completions of an answer to `call`.
-
-        It raises MalformedError for an answer of the wrong form, ParameterError for one to another prompt.
-        """
-
-        def read(data: Any) -> list[Completion]:
-            choices = data.get("choices") if isinstance(data, dict) else None
-            if not isinstance(choices, list) or len(choices) != call.count:
-                raise MalformedError(f"{call.count} choices were asked for, and the answer holds others")
-            if not all(isinstance(choice, dict) for choice in choices):
-                raise MalformedError("a choice is not an object")
-            if all(isinstance(choice.get("index"), int) for choice in choices):
-                choices = sorted(choices, key=lambda choice: choice["index"])
-            usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
-            _check_prompt(call.prompt_tokens, choices[0].get("prompt_token_ids"), usage.get("prompt_tokens"))
-            total = usage.get("completion_tokens")
-            alone = total if call.count == 1 and type(total) is int and total > 0 else None
-            return [self._completion(choice, alone, params.max_tokens) for choice in choices]
-
-        return read
+    def _read(self, call: _Call, params: SamplingParams, data: Any) -> list[Completion]:
+        """Return the completions in an answer; MalformedError: try again, ParameterError: it is to another prompt."""
+        choices = data.get("choices") if isinstance(data, dict) else None
+        if not isinstance(choices, list) or len(choices) != call.count:
+            raise MalformedError(f"{call.count} choices were asked for, and the answer holds others")
+        if not all(isinstance(choice, dict) for choice in choices):
+            raise MalformedError("a choice is not an object")
+        if all(isinstance(choice.get("index"), int) for choice in choices):
+            choices = sorted(choices, key=lambda choice: choice["index"])
+        usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
+        _check_prompt(call.prompt_tokens, choices[0].get("prompt_token_ids"), usage.get("prompt_tokens"))
+        total = usage.get("completion_tokens")
+        alone = total if call.count == 1 and type(total) is int and total > 0 else None
+        return [self._completion(choice, alone, params.max_tokens) for choice in choices]
 
     def _completion(self, choice: Mapping[str, Any], tokens: int | None, max_tokens: int) -> Completion:
         """Return the completion in a choice; `tokens`: how many the server counted, if it is known."""
@@ -374,8 +356,9 @@ class ServerEngine(StreamingEngine):
 
     # --- what is served --------------------------------------------------------------------------------------------
 
-    async def _ask_what_it_serves(self, put: Callable[[_Served], None]) -> None:
-        wanted = self.settings.model
+    async def _ask_what_it_serves(self, put: Callable[[tuple[dict[str, Any], str]], None]) -> None:
+        """Put the card of the model to use, with "root" (the folder or hub id it came from), and the version."""
+        wanted, version = self.settings.model, "unknown"
         async with self._client(min(_PROBE_TRIES, self.settings.tries)) as client:
             cards = {card["id"]: card for card in await self._ask(client, "models", _model_list)}
             if wanted is None and len(cards) == 1:
@@ -384,16 +367,15 @@ class ServerEngine(StreamingEngine):
                 names = ", ".join(map(_shown, list(cards)[:5])) + (", ..." if len(cards) > 5 else "")
                 raise ParameterError("server.model", wanted, f"a model that {self.base_url} serves ({names or 'none'})")
             card = cards[wanted]
-            is_vllm, version = card.get("owned_by") == "vllm", "unknown"
-            if is_vllm:
+            if card.get("owned_by") == "vllm":
                 with contextlib.suppress(ParameterError, EngineError):
                     address = f"{self.base_url.removesuffix('/v1')}/version"
                     version = "vllm " + await self._ask(client, address, lambda found: _shown(found["version"]))
         root = card.get("root")
         longest = card.get("max_model_len") or cards.get(card.get("parent"), {}).get("max_model_len")  # of an adapter
-        root = root if isinstance(root, str) else None
-        longest = longest if isinstance(longest, int) and longest > 1 else None
-        put(_Served(wanted, root, longest, is_vllm, version))
+        card["root"] = root if isinstance(root, str) else None
+        card["max_model_len"] = longest if isinstance(longest, int) and longest > 1 else None
+        put((card, version))
 
 
 def _in_thread(work: Callable[[Callable[[Any], None]], Coroutine[Any, Any, None]]) -> Iterator[Any]:
@@ -454,28 +436,23 @@ def _model_list(data: Any) -> list[dict[str, Any]]:
     return cards
 
 
-def _tokenizer_source(given: str | None, served: _Served) -> str:
-    """Return the folder or hub id to load the tokenizer from."""
-    if given is not None:
-        return given
-    root = served.root or served.model
+def _tokenizer_source(root: str) -> str:
+    """Return the folder or hub id to load the tokenizer from, if the model's `root` is one."""
     if not Path(root).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", root):
         reason = f"give it, because the server's model, {_shown(root)}, is neither a folder here nor a hub id"
         raise ParameterError("server.tokenizer", reason=reason)
     return root
 
 
-def _context_length(served: _Served, config: Any, max_model_len: int | None) -> int:
-    """Return how many tokens prompt and answer may have together, by what server and configuration report."""
-    if served.max_model_len is None:
-        if config is not None:
-            return resolve_context_length(config, max_model_len)
-        if max_model_len is None:
-            raise ParameterError("max_model_len", reason="give it, because neither server nor tokenizer reports it")
-        return max_model_len
-    if max_model_len is not None and max_model_len > served.max_model_len:
-        raise ParameterError("max_model_len", max_model_len, f"at most the server's {served.max_model_len}")
-    return max_model_len or served.max_model_len
+def _context_length(served: int | None, config: Any, wanted: int | None) -> int:
+    """Return how many tokens prompt and answer may have: `wanted`, or what the server or the configuration allows."""
+    if served is None and config is not None:
+        return resolve_context_length(config, wanted)
+    if served is None and wanted is None:
+        raise ParameterError("max_model_len", reason="give it, because neither server nor tokenizer reports it")
+    if served is not None and wanted is not None and wanted > served:
+        raise ParameterError("max_model_len", wanted, f"at most the server's {served}")
+    return wanted or served
 
 
 def _shown(text: str) -> str:

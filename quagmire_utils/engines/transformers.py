@@ -1,16 +1,16 @@
-"""The transformers engine: sampling with nothing but PyTorch (the paper's App. B.3 used vLLM).
+"""The transformers engine: sampling with PyTorch alone (the paper's App. B.3 used vLLM).
 
     engine = load_engine(EngineConfig(engine="transformers", model="path/to/checkpoint"))
 
-Made for many samples of few prompts, the regime of pass@k, and for micro models on one CPU core:
+Made for many samples of few prompts, as Pass@k needs, and for micro models on one CPU core:
 
 - prompts of equal length share a batch, so nothing is padded;
 - each prompt is read once, and its key-value cache repeated for its samples;
-- on a CPU, the answers' common beginnings are computed once, not once for each answer (`decoding`);
+- on a CPU, the common beginnings of answers are computed once, not once for each answer (`decoding`);
 - answers that have ended leave the batch as soon as a quarter of it has;
 - the cache writes into preallocated memory instead of copying itself at every token;
-- randomness is a hash of (seed, position): an answer depends on its own seed alone, not on n or on its
-  neighbours in the batch (up to rounding in the model, which batch shapes can change in the last bit).
+- randomness is a hash of (seed, position): an answer depends on its own seed alone, not on n or on its neighbours in
+  the batch (up to rounding in the model, where batch shapes can change the last bit).
 """
 
 from __future__ import annotations
@@ -23,13 +23,6 @@ import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.engines.base import Completion, Engine, Request, check_requests, to_completions
-from quagmire_utils.engines.checkpoints import (
-    end_tokens,
-    load_config,
-    load_tokenizer,
-    resolve_context_length,
-    resolve_dtype,
-)
 from quagmire_utils.engines.config import EngineConfig, SamplingParams
 from quagmire_utils.engines.decoding import Batch, NotFiniteError, can_share, decode_each, decode_shared
 
@@ -43,16 +36,14 @@ _CPU_CACHE_BYTES = 512 << 20
 
 
 class TransformersEngine(Engine):
-    """A causal LM of transformers, sampled by a decode loop of our own. See `Engine` for the contract."""
+    """A causal LM of transformers, sampled by our own decode loop; see `Engine`."""
 
     name = "transformers"
 
     def __init__(self, config: EngineConfig) -> None:
-        self.config, self.model = config, config.model
-        model, revision, trust, device = config.model, config.revision, config.trust_remote_code, config.device
-        model_config = load_config(model, revision, trust)
-        self.context_length = resolve_context_length(model_config, config.max_model_len)
-        self.tokenizer = load_tokenizer(model, revision, trust)
+        """Load the model. Raises ParameterError if its files are damaged, or there is no GPU for device "cuda"."""
+        self._read_checkpoint(config)
+        device = config.device
 
         import torch
         import transformers
@@ -60,13 +51,10 @@ class TransformersEngine(Engine):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ParameterError(f"device: {device} was asked for, and torch sees no GPU")
+            raise ParameterError("device", device, reason=f"{device} was asked for, and torch sees no GPU")
         self.version = transformers.__version__
-        self.dtype = resolve_dtype(model_config, config.dtype)
         self.device = torch.device(device)
-        self.ends = end_tokens(model, revision, model_config, self.tokenizer)
-        module: PreTrainedModel = _load_quietly(model, revision, getattr(torch, self.dtype), trust)
-        self.module = module.to(self.device).eval()
+        self.module: PreTrainedModel = _load_quietly(config, getattr(torch, self.dtype)).to(self.device).eval()
         # On a CPU, plain matrix products beat the fused kernel for one query at a time, unless heads share their keys.
         self._attention = self.module.config._attn_implementation
         heads, key_heads = _heads(self.module.config)
@@ -74,16 +62,16 @@ class TransformersEngine(Engine):
         self._decode_attention = "eager" if self.device.type == "cpu" and heads == key_heads else self._attention
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
-        """The n completions of each request. See `Engine`."""
+        """Return the n completions of each request, in order; see `Engine`."""
         answers = self.generate_ids(requests, params)
         flat = iter(to_completions([ids for rows in answers for ids in rows], self.tokenizer, self.ends))
         return [[next(flat) for _ in rows] for rows in answers]
 
     def generate_ids(self, requests: Sequence[Request], params: SamplingParams) -> list[list[list[int]]]:
-        """The token ids of the n answers to each request, each with its end-of-sequence token if it has one.
+        """Return the token ids of the n answers to each request, with the end-of-sequence token if there is one.
 
-        Uses `module` as it is, so weights that are being trained sample their own rollouts (in eval mode, if the model
-        has dropout).
+        `module` is used as it is, so weights that are being trained sample their own rollouts (in eval mode, if the
+        model has dropout).
         """
         check_requests(requests, params, self.context_length)
         answers: list[list[list[int]]] = [[[]] * request.n for request in requests]
@@ -92,9 +80,8 @@ class TransformersEngine(Engine):
             try:
                 rows = decode(self.module, batch, params, self.ends, self._decode_attention)
             except NotFiniteError:
-                raise ParameterError(
-                    f"dtype: {self.model} gives probabilities that are not numbers in {self.dtype}"
-                ) from None
+                reason = f"the probabilities of {self.model} are not numbers in {self.dtype}"
+                raise ParameterError("dtype", self.dtype, reason=reason) from None
             finally:
                 self.module.set_attn_implementation(self._attention)
             for (request, sample), ids in zip(batch.owners, rows, strict=True):
@@ -102,7 +89,7 @@ class TransformersEngine(Engine):
         return answers
 
     def close(self) -> None:
-        """Drop the weights."""
+        """Drop the weights and free their memory."""
         import torch
 
         self.module = None
@@ -111,7 +98,7 @@ class TransformersEngine(Engine):
             torch.cuda.empty_cache()
 
     def _plan(self, requests: Sequence[Request], params: SamplingParams) -> list[Batch]:
-        """Batches of rows whose prompts have equal length, longest first, none with too many rows or prompts."""
+        """Return batches of rows whose prompts have equal length, longest first, of bounded rows and prompts."""
         by_length: dict[int, dict[tuple[int, ...], list[tuple[int, int]]]] = {}
         for r, request in enumerate(requests):
             ids = tuple(request.prompt_ids)
@@ -136,7 +123,7 @@ class TransformersEngine(Engine):
         return batches
 
     def _rows(self, length: int) -> int:
-        """How many sequences of `length` tokens to decode at once."""
+        """Return how many sequences of `length` tokens to decode at once."""
         if self.config.batch_size is not None:
             return self.config.batch_size
         import torch
@@ -148,20 +135,19 @@ class TransformersEngine(Engine):
         row = per_token * length + 5 * 4 * config.vocab_size  # and float32 logits, with their copies while drawing
         if self.device.type == "cuda":
             free = torch.cuda.mem_get_info(self.device)[0]
-            return max(
-                1, min(_CUDA_ROWS, int(0.4 * free) // row)
-            )  # 0.4: the cache is there twice while it is compacted
+            # 0.4: while the cache is compacted, there are two of it
+            return max(1, min(_CUDA_ROWS, int(0.4 * free) // row))
         return max(1, min(_CPU_ROWS, _CPU_CACHE_BYTES // row))
 
 
 def _heads(config: Any) -> tuple[int, int]:
-    """Attention heads, and those of keys and values."""
+    """Return the number of attention heads, and of those of keys and values."""
     config = config.get_text_config()
     return config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
-def _load_quietly(model: str, revision: str | None, dtype: torch.dtype, trust_remote_code: bool) -> Any:
-    """The model, without transformers' progress bar, which is noise for the hundreds of small models of a sweep."""
+def _load_quietly(config: EngineConfig, dtype: torch.dtype) -> Any:
+    """Return the model, loaded without a progress bar: a sweep loads hundreds of small models."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -169,11 +155,12 @@ def _load_quietly(model: str, revision: str | None, dtype: torch.dtype, trust_re
     logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(
-            model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
+            config.model, revision=config.revision, dtype=dtype, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ParameterError(f"model: the weights of {model} can't be loaded ({reason})") from error
+        reason = f"the weights of {config.model} can't be loaded ({reason})"
+        raise ParameterError("model", config.model, reason=reason) from error
     finally:
         if shown:
             logging.enable_progress_bar()

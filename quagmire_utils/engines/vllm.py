@@ -4,12 +4,10 @@
     load_engine(EngineConfig(model="path/to/checkpoint", tensor_parallel_size=4))     # one copy over four GPUs
     load_engine(EngineConfig(model="path/to/checkpoint", data_parallel_size=8))       # eight copies: `vllm_replicas`
 
-Where memory doesn't suffice to start, a second attempt is made with a quarter of the sequences in flight; if that fails
-too, one sentence says so.
+If memory doesn't suffice to start, a second attempt is made with a quarter of the sequences in flight.
 
-vLLM gives child j of a request with a seed the seed `seed + j` (vllm/v1/engine/parallel_sampling.py), which is the
-contract of `Engine`. Prompts go in as token ids and answers come out as token ids, so that prompts, end tokens and
-decoded texts are this package's, the same for every engine.
+vLLM gives child j of a seeded request the seed `seed + j` (vllm/v1/engine/parallel_sampling.py), as `Engine` promises.
+Prompts go in and answers come out as token ids, so that prompts, end tokens and decoded texts are this package's.
 """
 
 from __future__ import annotations
@@ -26,78 +24,61 @@ from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.engines.base import Completion, Request, StreamingEngine, check_requests, to_completions
-from quagmire_utils.engines.checkpoints import (
-    end_tokens,
-    load_config,
-    load_tokenizer,
-    resolve_context_length,
-    resolve_dtype,
-)
 from quagmire_utils.engines.config import EngineConfig, SamplingParams
 
 _CPU_CACHE_GIB = 2
 _CPU_ROWS = 256
-_GPU_RETRY_ROWS = 64  # where the first attempt had vLLM's own number, which is 256 to 1024
+_GPU_RETRY_ROWS = 64  # if the first attempt had vLLM's own number, which is 256 to 1024
 _NO_MEMORY = re.compile(
     r"out of memory|not enough memory|can't allocate memory|cannot allocate memory|unable to allocate|MemoryError"
     r"|available memory for the cache|larger than the available KV cache|is less than desired .* memory utilization",
     re.IGNORECASE,
 )
-# Of a child process vLLM only says that it failed, not why.
+# If a child process fails, vLLM doesn't say why.
 _CHILD_FAILED = re.compile(r"initialization failed", re.IGNORECASE)
 
 
 class VLLMEngine(StreamingEngine):
-    """A causal LM in vLLM, without server; without child processes too, unless a model is shared by several GPUs.
-
-    See `Engine` for the contract.
-    """
+    """A causal LM in vLLM, without a server and, unless several GPUs share it, without child processes."""
 
     name = "vllm"
 
     def __init__(self, config: EngineConfig) -> None:
-        self.config, self.model = config, config.model
-        model, revision, trust = config.model, config.revision, config.trust_remote_code
-        model_config = load_config(model, revision, trust)
-        self.context_length = resolve_context_length(model_config, config.max_model_len)
-        heads, size = model_config.get_text_config().num_attention_heads, config.tensor_parallel_size
-        if heads % size:
-            raise ParameterError("tensor_parallel_size", size, f"a divisor of the model's {heads} attention heads")
-        self.tokenizer = load_tokenizer(model, revision, trust)
-        self.dtype = resolve_dtype(model_config, config.dtype)
+        """Load the model. Raises ParameterError if vLLM can't run it, here or in the memory there is."""
+        heads = self._read_checkpoint(config).get_text_config().num_attention_heads
+        if heads % config.tensor_parallel_size:
+            allowed = f"a divisor of the model's {heads} attention heads"
+            raise ParameterError("tensor_parallel_size", config.tensor_parallel_size, allowed)
         self.version = _version()
-        self.ends = end_tokens(model, revision, model_config, self.tokenizer)
         self._llm: Any = None
-
         with _contained():
             from vllm.platforms import current_platform
 
             on_cpu, kind = current_platform.is_cpu(), current_platform.device_type
             if config.device != "auto" and (config.device == "cpu") != on_cpu:
-                raise ParameterError(f"device: {config.device} was asked for, and the installed vLLM runs on {kind}")
+                raise ParameterError("device", config.device, f"auto or {kind}, on which the installed vLLM runs")
             check_devices(config.tensor_parallel_size, on_cpu)
             rows = config.batch_size or (_CPU_ROWS if on_cpu else None)
             failure = self._start(rows, on_cpu)
             if failure is not None:
-                fewer = max(1, rows // 4) if rows else _GPU_RETRY_ROWS
-                print(f"vLLM did not start ({failure}); once more with {fewer} sequences at a time", file=sys.stderr)
+                rows = max(1, rows // 4) if rows else _GPU_RETRY_ROWS
+                print(f"vLLM did not start ({failure}); once more with {rows} sequences at a time", file=sys.stderr)
                 self._free()
-                failure = self._start(fewer, on_cpu)
-                if failure is not None:
-                    self._free()
-                    raise ParameterError(
-                        f"vLLM can't start {model} with {fewer} sequences at a time either ({failure}); a smaller "
-                        "max_model_len or a larger tensor_parallel_size needs less memory on each device"
-                    )
+                failure = self._start(rows, on_cpu)
+            if failure is not None:
+                self._free()
+                reason = f"vLLM can't start {self.model} with {rows} sequences at a time either ({failure}); a smaller"
+                reason += " max_model_len or a larger tensor_parallel_size needs less memory on each device"
+                raise ParameterError("max_model_len", config.max_model_len, reason=reason)
 
     def _start(self, rows: int | None, on_cpu: bool) -> str | None:
-        """Load the model for `rows` sequences at a time; the reason if memory doesn't suffice, or may not."""
+        """Load the model for `rows` sequences at a time; return why if memory doesn't suffice, or may not."""
         from vllm import LLM
 
         options: dict[str, Any] = {} if rows is None else {"max_num_seqs": rows}
         if on_cpu:
-            # On a CPU vLLM 0.32 rewinds the generator of a seeded request whose prompt it has read in part, and a
-            # CPU generator cannot be rewound: so no prompt is ever read in part.
+            # vLLM 0.32 rewinds the generator of a seeded request whose prompt it has read in part, which a CPU
+            # generator can't do, so no prompt is read in part.
             options |= {
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(self.context_length, 4096, rows or 0),
@@ -127,23 +108,23 @@ class VLLMEngine(StreamingEngine):
         return None
 
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield (index of the request, its n completions) as they are complete. See `Engine`."""
+        """Yield (index of the request, its n completions) as requests are completed; see `Engine`."""
         for index, rows in self.stream_ids(requests, params):
             yield index, to_completions(rows, self.tokenizer, self.ends)
 
     def generate_ids(self, requests: Sequence[Request], params: SamplingParams) -> list[list[list[int]]]:
-        """The token ids of the n answers to each request, each with its end-of-sequence token if it has one."""
+        """Return the token ids of the n answers to each request, with the end-of-sequence token if there is one."""
         answers = dict(self.stream_ids(requests, params))
         return [answers[index] for index in range(len(requests))]
 
     def stream_ids(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[list[int]]]]:
-        """As `stream`, with token ids as of `generate_ids`; any number of requests may be handed in at once."""
+        """Do as `stream`, with token ids as of `generate_ids`."""
         check_requests(requests, params, self.context_length)
         return self._stream_ids(requests, params)
 
     def _stream_ids(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[list[int]]]]:
-        # What earlier calls left in the prefix cache would change the rounding of this one; within the call, the n
-        # answers to a prompt still share it.
+        # What earlier calls left in the prefix cache would change the rounding of this one. Within the call, the n
+        # answers to a prompt share it.
         self._llm.reset_prefix_cache()
         engine = self._llm.llm_engine
         # vLLM copies every request for each sample, so only as many wait in it as keep it busy.
@@ -168,7 +149,7 @@ class VLLMEngine(StreamingEngine):
                     ]
                     yield index, rows * requests[index].n if greedy else rows
         finally:
-            if drawing:  # the caller wants no more
+            if drawing:  # the caller stopped
                 engine.abort_request(sorted(drawing))
 
     def _submit(self, name: str, request: Request, params: SamplingParams) -> None:
@@ -189,7 +170,7 @@ class VLLMEngine(StreamingEngine):
         self._llm.llm_engine.add_request(name, tokens_input(list(request.prompt_ids)), how)
 
     def close(self) -> None:
-        """Shut the engine down and give its memory back."""
+        """Shut the engine down and free its memory."""
         if self._llm is None:
             return
         self._llm.llm_engine.engine_core.shutdown()
@@ -198,7 +179,7 @@ class VLLMEngine(StreamingEngine):
 
     @staticmethod
     def _free() -> None:
-        """Give back what vLLM holds; after a failed start too, when the error and its frames are gone."""
+        """Free what vLLM holds, also after a failed start."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         gc.collect()
@@ -206,12 +187,12 @@ class VLLMEngine(StreamingEngine):
 
 
 def check_devices(wanted: int, on_cpu: bool) -> None:
-    """Raise ParameterError where there are fewer GPUs than `wanted`."""
+    """Raise ParameterError if there are fewer GPUs than `wanted`."""
     import torch
 
     # Unlike torch.accelerator's, this count leaves CUDA untouched, so that vLLM can still fork.
     if not on_cpu and 1 < wanted > (there := torch.cuda.device_count()):
-        raise ParameterError(f"tensor_parallel_size x data_parallel_size needs {wanted} GPUs, and there are {there}")
+        raise ParameterError("tensor_parallel_size x data_parallel_size", wanted, f"at most the {there} GPUs here")
 
 
 def _in_shards(model: str) -> bool:
@@ -233,10 +214,9 @@ def _version() -> str:
 def _contained() -> Iterator[None]:
     """Let vLLM start with our settings, and keep what it changes in this process from leaking out.
 
-    It takes its settings from environment variables, and only while it starts. Whatever the caller has set wins.
-    Afterwards the environment is as before, so child processes inherit nothing of ours or of the dozen variables that
-    vLLM sets; so are the global random states, which it seeds, and torch.set_num_threads, which it replaces. Of its log
-    only errors are shown, and none of the notes on deprecated names in the libraries it uses.
+    vLLM reads environment variables while it starts; those that the caller has set win. Afterwards the environment is
+    as before, so child processes inherit nothing; so are the global random states, which vLLM seeds, and
+    torch.set_num_threads, which it replaces. Of its log only errors are shown, and no deprecation warnings.
     """
     import logging
     import random
@@ -248,7 +228,7 @@ def _contained() -> Iterator[None]:
     settings = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: starts faster, and ends with it
         "VLLM_CPU_KVCACHE_SPACE": str(_CPU_CACHE_GIB),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinning would take the caller's cores away from it
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # don't pin threads to the caller's cores
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
     }
@@ -258,7 +238,7 @@ def _contained() -> Iterator[None]:
     try:
         for name, value in settings.items():
             os.environ.setdefault(name, value)
-        logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # it has messages before it reads that
+        logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # it logs before it reads that
         with warnings.catch_warnings():
             for category in (DeprecationWarning, FutureWarning):
                 warnings.simplefilter("ignore", category)

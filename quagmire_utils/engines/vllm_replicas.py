@@ -3,10 +3,12 @@
     load_engine(EngineConfig(model="path/to/checkpoint", data_parallel_size=8))       # eight copies on eight GPUs
     load_engine(EngineConfig(model="path/to/checkpoint", tensor_parallel_size=2, data_parallel_size=4))
 
-Each copy draws its share of the samples of every request, not its share of the requests: hard problems, whose answers
-are long, so burden all copies alike, and none idles at the end. Which copy draws which sample is fixed, so a chunk is
-drawn again as it was. (vLLM's own data parallelism is for servers, or for programs that start their processes
-themselves.)
+Each copy draws its share of the samples of every request, not its share of the requests, so that hard problems, whose
+answers are long, burden all copies alike. Which copy draws which sample is fixed, so a chunk is reproducible.
+
+This is not vLLM's own data parallelism because that leaves its processes, with the GPU memory they hold, behind when
+this process is killed (measured with vLLM 0.32: `AsyncLLM` with data_parallel_size=2, SIGKILL, a minute later its
+coordinator and both engine processes were still alive). A copy here ends when its pipe is closed, also by a kill.
 
     python -m quagmire_utils.engines.vllm_replicas FD        # what this module starts: a copy that obeys the pipe FD
 """
@@ -39,19 +41,18 @@ _STOP_SECONDS = 30
 
 
 class ReplicatedVLLMEngine(StreamingEngine):
-    """`replicas` copies of a model in vLLM. See `Engine` for the contract."""
+    """`data_parallel_size` copies of a model in vLLM; see `Engine`."""
 
     name = VLLMEngine.name
 
     def __init__(self, config: EngineConfig) -> None:
-        replicas = config.data_parallel_size
+        """Start the copies. Raises ParameterError for fewer GPUs than they need, and what `VLLMEngine` raises."""
         self._processes: list[subprocess.Popen] = []
         self._pipes: list[Connection] = []
-        groups = _device_groups(config.tensor_parallel_size, replicas)
         try:
-            for devices in groups:
-                self._launch(config, devices)
-            facts = [self._receive(replica) for replica in range(replicas)]
+            for devices in _device_groups(config.tensor_parallel_size, config.data_parallel_size):
+                self._launch(config.replace(data_parallel_size=1), devices)
+            facts = [self._receive(replica) for replica in range(config.data_parallel_size)]
         except BaseException:
             self.close()
             raise
@@ -60,9 +61,10 @@ class ReplicatedVLLMEngine(StreamingEngine):
         self.ends, self.dtype, self.version, self.context_length = facts[0]
 
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield (index of the request, its n completions) as they are complete. See `Engine`.
+        """Yield (index of the request, its n completions) as requests are completed; see `Engine`.
 
-        After an error, and where the iterator is closed early, the copies are stopped and the engine can't be used.
+        After an error (EngineError if a copy dies), and if the iterator is closed early, the copies are stopped and the
+        engine can't be used.
         """
         check_requests(requests, params, self.context_length)
         if not self._pipes:
@@ -94,7 +96,7 @@ class ReplicatedVLLMEngine(StreamingEngine):
             raise
 
     def close(self) -> None:
-        """Stop the processes, which gives their memory back."""
+        """Stop the processes, which frees their memory."""
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.close()  # a copy that waits for work stops now
@@ -109,17 +111,13 @@ class ReplicatedVLLMEngine(StreamingEngine):
     def _launch(self, config: EngineConfig, devices: str | None) -> None:
         ours, theirs = Pipe()
         environment = dict(os.environ) if devices is None else {**os.environ, "CUDA_VISIBLE_DEVICES": devices}
-        # The package may not be installed, but only lie on this process's path.
+        # The package may not be installed, but only be on this process's path.
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         self._pipes.append(ours)
         with theirs:
+            command = [sys.executable, "-m", "quagmire_utils.engines.vllm_replicas", str(theirs.fileno())]
             self._processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "quagmire_utils.engines.vllm_replicas", str(theirs.fileno())],
-                    env=environment,
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                )
+                subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
             )
         self._send(len(self._pipes) - 1, config)
 
@@ -131,12 +129,12 @@ class ReplicatedVLLMEngine(StreamingEngine):
 
     def _receive(self, replica: int) -> Any:
         try:
-            problem, value = self._pipes[replica].recv()
+            message = self._pipes[replica].recv()
         except (EOFError, OSError):
             raise self._death(replica) from None
-        if problem is not None:
-            raise (ParameterError if problem == "parameter" else EngineError)(value)
-        return value
+        if isinstance(message, Exception):
+            raise message
+        return message
 
     def _death(self, replica: int) -> EngineError:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -147,27 +145,26 @@ class ReplicatedVLLMEngine(StreamingEngine):
 
 
 def share_out(requests: Sequence[Request], replicas: int) -> list[list[tuple[int, int, Request]]]:
-    """For each replica its pieces: (index of the request, its first sample, the samples as a request of their own).
+    """Return for each replica its pieces: (index of the request, its first sample, the samples as a request).
 
-    Every request is cut into pieces that differ by one sample at most; what can't be divided goes round in turn.
+    The pieces of a request differ by one sample at most; remainders go to the replicas in turn.
     """
     shares: list[list[tuple[int, int, Request]]] = [[] for _ in range(replicas)]
     turn = 0
     for index, request in enumerate(requests):
         whole, extra = divmod(request.n, replicas)
         first = 0
-        for place in range(replicas):
+        for place in range(min(replicas, request.n)):
             count = whole + (place < extra)
-            if count:
-                piece = Request(request.prompt_ids, count, request.seed + first)
-                shares[(turn + place) % replicas].append((index, first, piece))
-                first += count
+            piece = Request(request.prompt_ids, count, request.seed + first)
+            shares[(turn + place) % replicas].append((index, first, piece))
+            first += count
         turn += extra
     return shares
 
 
 def _device_groups(per_replica: int, replicas: int) -> list[str | None]:
-    """CUDA_VISIBLE_DEVICES of each replica; None each on a machine without GPUs."""
+    """Return CUDA_VISIBLE_DEVICES of each replica; None on a machine without GPUs."""
     import torch
 
     on_cpu = not torch.cuda.is_available()
@@ -185,24 +182,21 @@ def _obey(pipe: Connection) -> None:
     try:
         engine = VLLMEngine(pipe.recv())
     except ParameterError as error:
-        pipe.send(("parameter", str(error)))
+        pipe.send(error)
         return
-    pipe.send((None, (engine.ends, engine.dtype, engine.version, engine.context_length)))
+    pipe.send((engine.ends, engine.dtype, engine.version, engine.context_length))
     while True:
-        try:
-            requests, params = pipe.recv()
-        except EOFError:
-            break
+        requests, params = pipe.recv()
+        message = None
         try:
             for answer in engine.stream_ids(requests, params):
-                pipe.send((None, answer))
-            message = (None, None)
+                pipe.send(answer)
         except (BrokenPipeError, ConnectionResetError):
-            break  # who asked wants no more
+            break  # the caller stopped
         except ParameterError as error:
-            message = ("parameter", str(error))
+            message = error
         except Exception as error:
-            message = ("engine", f"vLLM failed in a process of its own ({type(error).__name__}: {error})")
+            message = EngineError(f"vLLM failed in a process of its own ({type(error).__name__}: {error})")
         pipe.send(message)
     engine.close()
 
