@@ -1,30 +1,40 @@
-"""What a benchmark is made of: problems, traces, and the description of where they come from."""
+"""Problems and traces, and the files that hold them.
+
+traces = load_traces("traces.jsonl")          # columns id, problem_id, question, response, answer, source
+save_traces("copy.jsonl", traces)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
+from quagmire_utils.core.errors import ParameterError
+
 Row = Mapping[str, Any]
-Gold = tuple[str, float | None]  # answer, absolute tolerance
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question and its gold answer in bare LaTeX (several: comma-separated); `tolerance` is absolute, inclusive.
+    """A question and its gold answer.
 
-    With another `grader` than math (see `grading.registry`) the answer is what that one judges by: the letter of a
-    choice, or the tests of a program as JSON. `instruction` is what the prompt says after the question; None: what
-    `prompts.INSTRUCTIONS` has for the grader.
+    For the grader `math` the answer is bare LaTeX (several answers: comma-separated), for `choice` a letter, for `code`
+    the tests as JSON, see `rows.code_gold`.
     """
 
     id: str
     question: str
     answer: str
-    tolerance: float | None = None
+    tolerance: float | None = None  # absolute, inclusive
     grader: str = "math"
-    instruction: str | None = None
+    instruction: str | None = None  # after the question; None: what `prompts.INSTRUCTIONS` has for the grader
 
 
 @dataclass(frozen=True)
@@ -39,24 +49,83 @@ class Trace:
     source: str = ""
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """Where a set of problems comes from and how its rows are read."""
-
-    name: str
-    title: str
-    count: int  # problems in the mirror
-    hub_count: int  # problems at the pinned hub revision
-    hub_id: str  # "" where the set is read from a mirror only
-    config: str | None
-    split: str
-    revision: str  # commit of the hub's repository
-    file: str  # inside a mirror
-    id_column: str | None  # None: the row's number
-    question_columns: tuple[str, ...]  # the first that a row has (mirrors and hubs name it differently)
-    gold: Callable[[Row], Gold | None]  # None: a row without an answer, left out
-    licence: str
-    digest: str  # of the mirror's problems, see `digest`
+def digest(problems: Iterable[Problem]) -> str:
+    """Return the sha256 of the problems in order: ids, questions, answers, tolerances, graders, instructions."""
+    sha = hashlib.sha256()
+    for problem in problems:
+        row = [problem.id, problem.question, problem.answer, problem.tolerance]
+        if problem.grader != "math" or problem.instruction is not None:
+            row += [problem.grader, problem.instruction]
+        sha.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
+    return sha.hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------- golds
+def load_traces(path: str | Path) -> list[Trace]:
+    """Load traces from a .jsonl file with the fields of Trace. Raises ParameterError with the line of a bad row."""
+    known = {field.name for field in fields(Trace)}
+    traces = []
+    for number, row in read_jsonl(path):
+        missing = [name for name in ("id", "problem_id", "question", "response") if row.get(name) in (None, "")]
+        unknown = sorted(set(row) - known)
+        if missing or unknown:
+            what = f"no {missing[0]!r}" if missing else f"the unknown column {unknown[0]!r}"
+            raise ParameterError(str(path), reason=f"line {number} has {what}")
+        traces.append(Trace(**{column: str(value) for column, value in row.items() if value is not None}))
+    check_ids(traces, str(path))
+    return traces
+
+
+def save_traces(path: str | Path, traces: Iterable[Trace]) -> None:
+    """Write traces as .jsonl, atomically. Raises ParameterError for a lone surrogate, which `load_traces` refuses."""
+    from quagmire_utils.core.files import write_text
+
+    lines = [json.dumps(asdict(trace)) for trace in traces]
+    for number, line in enumerate(lines, start=1):
+        _parse(line, path, number)
+    write_text("".join(line + "\n" for line in lines), path)
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, Row]]:
+    """Yield (line number, row) of each line that is not blank. Raises ParameterError with the line of a bad row."""
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file:  # with or without a byte order mark
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, _parse(line, path, number)
+    except OSError as error:
+        raise ParameterError(str(path), reason=f"cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ParameterError(str(path), reason=f"not UTF-8 ({error})") from error
+
+
+def read_csv(path: str | Path) -> Iterator[tuple[int, Row]]:
+    """Yield (number of the row, row) of a CSV file in UTF-8 with a header."""
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            yield from enumerate(csv.DictReader(file), start=1)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ParameterError(str(path), reason=f"cannot be read as CSV in UTF-8 ({error})") from error
+
+
+def check_ids(rows: Iterable[Problem | Trace], where: str) -> None:
+    """Raise ParameterError if two rows have one id."""
+    seen: set[str] = set()
+    for row in rows:
+        if row.id in seen:
+            raise ParameterError(where, row.id, reason=f"the id {row.id!r} occurs twice")
+        seen.add(row.id)
+
+
+def _parse(line: str, path: str | Path, number: int) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # also for numbers of too many digits, and too many brackets
+        reason = str(error).split(";")[0]
+        raise ParameterError(str(path), reason=f"line {number} is not JSON ({reason})") from error
+    if not isinstance(row, dict):
+        raise ParameterError(str(path), reason=f"line {number} is not a JSON object")
+    for column, value in row.items():
+        if isinstance(value, str) and _LONE_SURROGATE.search(value):
+            reason = f"line {number} has half of a character (a lone surrogate) in {column!r}: no tokenizer reads it"
+            raise ParameterError(str(path), reason=reason)
+    return row

@@ -2,13 +2,13 @@
 
 Implements the prompt of App. B: the question, a line break, and the instruction below. A tokenizer with a chat template
 gets them as one user turn with the assistant's turn opened; a base model gets them plain. The rendered prompt is stored
-with the samples, because a template that changes silently changes results.
+with the samples, because a changed template would change results unnoticed.
 
-    prompt = render(problem.question, tokenizer)      # chat where the tokenizer has a template, else plain
+    prompt = render(problem.question, tokenizer)      # chat if the tokenizer has a template, else plain
     target = response_ids(tokenizer, trace.response)  # prompt.token_ids + target: one training sequence
 
-Prompt and response are tokenised apart and joined as ids, never as text: while sampling, the model continues from the
-prompt's ids, so a training sequence in which a token straddles the border would be one that it can never produce.
+Prompt and response are tokenised separately and joined as ids: while sampling, the model continues from the prompt's
+ids, so it could never produce a sequence in which one token spans the border.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from quagmire_utils.core.errors import ParameterError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from quagmire_utils.data import Problem
+    from quagmire_utils.data.problems import Problem
 
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
 INSTRUCTIONS = {  # by grader; those of other domains than the paper's are ours, kept close to its own
@@ -46,46 +46,47 @@ class RenderedPrompt:
 
 
 def resolve_template(tokenizer: PreTrainedTokenizerBase, template: str = "auto") -> str:
-    """`chat` or `plain`: what `template` means for this tokenizer.
+    """Return `chat` or `plain`: what `template` means for this tokenizer.
 
     Raises ParameterError for an unknown name, and for `chat` with a tokenizer that has no chat template.
     """
     if template not in TEMPLATES:
-        raise ParameterError(f"template must be one of {', '.join(TEMPLATES)}, not {template!r}")
+        raise ParameterError("template", template, f"one of {', '.join(TEMPLATES)}")
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if template == "chat" and not has_template:
         name = getattr(tokenizer, "name_or_path", "") or "this tokenizer"
-        raise ParameterError(f"template='chat' needs a chat template and {name} has none; use 'plain' or 'auto'")
+        raise ParameterError("template", template, reason=f"{name} has no chat template; use 'plain' or 'auto'")
     if template == "auto":
         return "chat" if has_template else "plain"
     return template
 
 
 def instruction_of(problem: Problem) -> str:
-    """What a problem's prompt says after the question: its own instruction, or that of its grader."""
+    """Return what a problem's prompt says after the question: its own instruction, or that of its grader."""
     instruction = problem.instruction if problem.instruction is not None else INSTRUCTIONS.get(problem.grader)
     if instruction is None:
-        raise ParameterError(f"problem {problem.id!r}: its grader, {problem.grader}, needs an instruction of its own")
+        reason = f"problem {problem.id} needs one, as its grader {problem.grader} has none"
+        raise ParameterError("instruction", reason=reason)
     return instruction
 
 
 def render_problem(problem: Problem, tokenizer: PreTrainedTokenizerBase, template: str = "auto") -> RenderedPrompt:
-    """The prompt of a problem of any domain, see `render`."""
+    """Return the prompt of a problem of any domain, see `render`."""
     return render(problem.question, tokenizer, template, instruction=instruction_of(problem))
 
 
 def render(
     question: str, tokenizer: PreTrainedTokenizerBase, template: str = "auto", *, instruction: str = INSTRUCTION
 ) -> RenderedPrompt:
-    """The paper's prompt for one question, or one with another instruction.
+    """Return the paper's prompt for one question, or one with another instruction.
 
     `chat`: one user turn `"{question}\\n{INSTRUCTION}"` through the tokenizer's chat template, assistant turn opened;
     the template writes every special token itself, so none is added. `plain`: `"{question}\\n{INSTRUCTION}\\n"` with
-    the special tokens that the tokenizer puts in front of a text (a BOS, or nothing), without those it puts behind.
-    Raises ParameterError as `resolve_template` does, and where the question is blank.
+    the special tokens that the tokenizer puts before a text (a BOS, or nothing), without those that it puts after it.
+    Raises ParameterError as `resolve_template` does, and for a blank question.
     """
     if not question.strip():
-        raise ParameterError("question must not be blank")
+        raise ParameterError("question", question, reason="it is blank")
     if resolve_template(tokenizer, template) == "chat":
         turn = [{"role": "user", "content": f"{question}\n{instruction}"}]
         text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
@@ -96,7 +97,7 @@ def render(
 
 
 def _leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """What a tokenizer puts in front of a text. Some append an EOS too, which would end a prompt before its answer."""
+    """Return the ids that a tokenizer puts before a text. Some append an EOS too, which would end a prompt early."""
     bare = tokenizer.encode("0", add_special_tokens=False)
     full = tokenizer.encode("0", add_special_tokens=True)
     for start in range(len(full) - len(bare) + 1):
@@ -106,24 +107,25 @@ def _leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def response_ids(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[int, ...]:
-    """Token ids of a training target: the response without special tokens, then EOS, the token that stops sampling.
+    """Return the ids of a training target: the response without special tokens, then EOS, which stops sampling.
 
-    For the loss and for SFT alike: `render(...).token_ids + response_ids(...)` is the sequence a model is trained on,
-    and the one it samples. Raises ParameterError where the tokenizer has no EOS token.
+    `render(...).token_ids + response_ids(...)` is the sequence that SFT trains on and the loss scores, and the one that
+    a model samples. Raises ParameterError if the tokenizer has no EOS token.
     """
     if tokenizer.eos_token_id is None:
-        raise ParameterError("tokenizer has no EOS token, so a response has no end to learn")
+        raise ParameterError("tokenizer", reason="it has no EOS token, so a response has no end to learn")
     return (*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id)
 
 
 def check_fits(prompts: Sequence[RenderedPrompt], max_tokens: int, context_length: int) -> None:
-    """Raise ParameterError where prompt plus `max_tokens` exceed the context, with the count and the longest prompt."""
+    """Raise ParameterError if a prompt and `max_tokens` exceed the context, with the count and the longest prompt."""
     if max_tokens < 1:
-        raise ParameterError(f"max_tokens must be at least 1, not {max_tokens}")
+        raise ParameterError("max_tokens", max_tokens, "at least 1")
     lengths = [len(prompt.token_ids) for prompt in prompts]
     too_long = sum(length + max_tokens > context_length for length in lengths)
     if too_long:
-        raise ParameterError(
-            f"max_tokens={max_tokens} does not fit: {too_long} of {len(lengths)} prompts (the longest has "
-            f"{max(lengths)} tokens) leave less than that in the context of {context_length} tokens"
+        reason = (
+            f"{max_tokens} does not fit: {too_long} of {len(lengths)} prompts (the longest has {max(lengths)} tokens) "
+            f"leave less than that in the context of {context_length} tokens"
         )
+        raise ParameterError("max_tokens", max_tokens, reason=reason)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.data import Problem, Trace, digest
+from quagmire_utils.data.problems import Problem, Trace, digest
 
 NGRAM = 13  # words in a row; what GPT-3's decontamination used (Brown et al. 2020, App. C), and many since
 FEWEST = 8  # words of a question that is looked for inside others; the least that the same appendix allows
@@ -62,7 +62,7 @@ class BenchmarkIndex:
 
     def __init__(self, problems: Iterable[Problem], ngram: int = NGRAM) -> None:
         if ngram < 2:
-            raise ParameterError(f"ngram must be at least 2, not {ngram}")
+            raise ParameterError("ngram", ngram, "at least 2")
         problems = list(problems)
         self.ngram = ngram
         self.digest = f"{RULE}-{ngram}-{digest(problems)}"  # stands for the questions and the rule

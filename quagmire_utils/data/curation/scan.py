@@ -1,15 +1,14 @@
-"""The first reading of a source: every trace becomes a line of numbers, and its text is let go.
+"""The first reading of a dataset: each trace becomes a line of numbers, and its text is dropped.
 
-Sets of hundreds of thousands of traces (Fig. 7: the 500,000 shortest) are chosen from millions of long texts. What the
-choice needs of a text is its length in tokens and a few hashes, some fifty bytes; so a source is read twice, once for
-these and once for the texts that were chosen, and memory holds a table, never the texts.
+Sets of hundreds of thousands of traces (Fig. 7: the 500,000 shortest) are chosen from millions of long texts. To choose
+takes a text's length in tokens and a few hashes, some fifty bytes; so a dataset is read twice, once for these and once
+for the texts that were chosen, and memory holds a table, never the texts.
 
-    counting = tokenizer_json("Qwen/Qwen3-4B-Base")
-    table = scan(source, units(source), index, counting, cache="scratch/curation", workers=2)
+    table = scan(dataset, units(dataset), index, tokenizer_json("Qwen/Qwen3-4B-Base"), cache="scratch/curation")
     table.tokens, table.problem, table.hit        # one entry a trace, in the order of the files
 
-Each unit's line numbers are cached in two parquet files, hashes and lengths, as soon as it is read: a scan that was
-killed goes on, another set of the same source costs seconds, and another tokenizer only the lengths.
+Each unit's lines are cached in two parquet files, hashes and lengths, as soon as it is read: a scan that was killed
+resumes, another set of the same dataset costs seconds, and another tokenizer only the lengths.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -31,19 +30,19 @@ import numpy as np
 
 from quagmire_utils.core import files
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import atomic_path
 from quagmire_utils.data.curation.contamination import RULE, BenchmarkIndex, normalise, same_question
 from quagmire_utils.data.curation.counting import TokenCounter
 from quagmire_utils.data.curation.files import Unit, read_unit
-from quagmire_utils.data.curation.sources import Dropped, Record, Source
+from quagmire_utils.data.dataset import Dataset
+from quagmire_utils.data.rows import Dropped, Record
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from transformers import PreTrainedTokenizerBase
 
-_VERSION = 2  # of the tables: raise it when what they hold changes
+_VERSION = 3  # of the tables: raise it when what they hold changes
 _BATCH, _BATCH_CHARACTERS = 1000, 2**23  # texts that are tokenised together
 _REASONS = 1000  # for which a unit's rows were left out; a filter may be on a column without repeats
+_QUESTIONS = 50_000  # that are remembered: a problem's traces mostly stand together
 _COLUMNS = {
     "position": np.int64,
     "part": np.int32,
@@ -54,11 +53,13 @@ _COLUMNS = {
     "generator": np.int32,
     "hit": np.int32,
 }
+_Job = tuple[Unit, Path, Path | None]  # and the files of its hashes and lengths
+_Counts = Iterator[tuple[Unit, int]]
 
 
 @dataclass(frozen=True, order=True)
 class Hit:
-    """A question that meets a benchmark's: its text, the benchmark problem's id, the words shared ("" if equal)."""
+    """A question that matches a benchmark: its text, the benchmark problem's id, the words shared ("" if equal)."""
 
     question: str
     problem_id: str
@@ -67,8 +68,10 @@ class Hit:
 
 @dataclass(frozen=True)
 class Table:
-    """One entry a trace: arrays of equal length. Hashes have 64 bits: among 22 million traces, two of different text
-    share one with a probability of 1 in 75,000."""
+    """One entry a trace: arrays of equal length.
+
+    Hashes have 64 bits: among 22 million traces, two of different text share one with a probability of 1 in 75,000.
+    """
 
     units: list[Unit]
     unit: np.ndarray  # index into units
@@ -79,44 +82,19 @@ class Table:
     near: np.ndarray  # of that and the normalised response
     bytes: np.ndarray  # of question and response
     generator: np.ndarray  # index into generators
-    hit: np.ndarray  # index into hits; -1: the question meets no benchmark
-    tokens: np.ndarray  # of the response and its EOS (of the question, where there are no responses); -1: not counted
+    hit: np.ndarray  # index into hits; -1: the question matches no benchmark
+    tokens: np.ndarray  # of the response and its EOS (of the question, if there are no responses); -1: not counted
     generators: list[str]
     hits: list[Hit]
-    dropped: Counter[str]  # rows and responses that were not taken, by reason
+    dropped: Counter[str]  # rows and responses that were left out, by reason
 
     def __len__(self) -> int:
+        """Return the number of traces."""
         return len(self.id)
 
 
-def tokenizer_json(tokenizer: str | Path | PreTrainedTokenizerBase) -> str:
-    """The tokenizer as its library saves it, without truncation and padding.
-
-    `tokenizer` is a path, a hub id or a loaded tokenizer. Raises ParameterError for one that is not there, and for one
-    without a fast version.
-    """
-    if isinstance(tokenizer, str | Path):
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        except (OSError, ValueError) as error:
-            raise ParameterError(
-                f"tokenizer={str(tokenizer)!r} cannot be loaded: {str(error).splitlines()[0]}"
-            ) from error
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ParameterError(f"tokenizer: {type(tokenizer).__name__} has no fast version, and counting would take days")
-    from tokenizers import Tokenizer
-
-    fast = Tokenizer.from_str(backend.to_str())
-    fast.no_truncation()
-    fast.no_padding()
-    return fast.to_str()
-
-
 def scan(
-    source: Source,
+    dataset: Dataset,
     pieces: Sequence[Unit],
     index: BenchmarkIndex,
     tokenizer: str | None,
@@ -125,108 +103,91 @@ def scan(
     workers: int = 1,
     progress: bool = True,
 ) -> Table:
-    """Read a source's `pieces` (its `units`) once and return their table; what `cache` has is not read again.
+    """Read a dataset's `pieces` (its `units`) once and return their table; what `cache` has is not read again.
 
     `tokenizer` is what `tokenizer_json` gives, or None to count no tokens. With several workers (processes, one core
     each) the table is the same.
     """
+    from tqdm import tqdm
+
     if workers < 1:
-        raise ParameterError(f"workers must be at least 1, not {workers}")
+        raise ParameterError("workers", workers, "at least 1")
     if Path(cache).exists() and not Path(cache).is_dir():
-        raise ParameterError(f"cache: {cache} is no folder")
-    reading = {k: v for k, v in asdict(source).items() if k not in ("title", "files", "mirror", "licence", "name")}
-    jobs: list[tuple[Unit, Path, Path | None]] = []
+        raise ParameterError("cache", str(cache), "the path of a folder")
+    reading = dataset.model_dump(exclude={"name", "folder", "title", "files", "licence"})
+    jobs: list[_Job] = []
     for unit in pieces:
         key = [_VERSION, RULE, reading, asdict(unit)]
         lengths = None
         if tokenizer is not None:
             lengths = Path(cache) / f"lengths-{files.digest([key, tokenizer])}.parquet"
         jobs.append((unit, Path(cache) / f"rows-{files.digest([key, index.digest])}.parquet", lengths))
-    todo = [job for job in jobs if not job[1].is_file() or (job[2] is not None and not job[2].is_file())]
-    _run(todo, source, index, tokenizer, workers, progress, sum(job[0].size for job in jobs))
-    return _collect(jobs)
-
-
-def _run(
-    todo: list[tuple[Unit, Path, Path | None]],
-    source: Source,
-    index: BenchmarkIndex,
-    tokenizer: str | None,
-    workers: int,
-    progress: bool,
-    total: int,
-) -> None:
-    from tqdm import tqdm
-
+    todo = [job for job in jobs if not all(path is None or path.is_file() for path in job[1:])]
+    total, traces = sum(unit.size for unit in pieces), 0
     with tqdm(
         total=total,
         initial=total - sum(unit.size for unit, _, _ in todo),
-        desc=f"reading {source.name}",
+        desc=f"reading {dataset.name}",
         unit="B",
         unit_scale=True,
         disable=not progress or not todo,
         smoothing=0.05,
     ) as bar:
-        traces = 0
-
-        def done(unit: Unit, count: int) -> None:
-            nonlocal traces
+        for unit, count in _scanned(todo, (dataset, index, tokenizer), min(workers, len(todo))):
             traces += count
             bar.set_postfix_str(f"{traces:,} traces", refresh=False)
             bar.update(unit.size)
-
-        if workers == 1 or len(todo) < 2:
-            _start_worker(source, index, tokenizer, parallel=True)
-            for job in todo:
-                done(job[0], _scan_unit(*job))
-            return
-        with ProcessPoolExecutor(
-            min(workers, len(todo)),
-            mp_context=get_context("spawn"),  # a fork would copy the parent's threads half-way
-            initializer=_start_worker,
-            initargs=(source, index, tokenizer, False),
-        ) as pool:
-            try:
-                waiting: dict[Future[int], Unit] = {pool.submit(_scan_unit, *job): job[0] for job in todo}
-                while waiting:
-                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                        done(waiting.pop(future), future.result())
-            except BrokenProcessPool as error:
-                raise ParameterError(
-                    f"workers={workers}: a process that reads was killed, most likely for memory; start again with "
-                    "fewer, what was read is kept"
-                ) from error
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    return _collect(jobs)
 
 
-def _collect(jobs: Sequence[tuple[Unit, Path, Path | None]]) -> Table:
-    """One table of all units' files."""
-    arrays: dict[str, list[np.ndarray]] = {name: [] for name in (*_COLUMNS, "unit", "tokens")}
-    generators: dict[str, int] = {}
-    hits: list[Hit] = []
-    dropped: Counter[str] = Counter()
+def _scanned(todo: list[_Job], common: tuple[Dataset, BenchmarkIndex, str | None], workers: int) -> _Counts:
+    """Scan the units of `todo`, in this process or in several; yield each with its number of traces."""
+    if workers <= 1:
+        _start_worker(*common, alone=True)
+        yield from ((job[0], _scan_unit(*job)) for job in todo)
+        return
+    spawn = get_context("spawn")  # a fork would copy the parent's threads in an undefined state
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=common) as pool:
+        try:
+            started: dict[Future[int], Unit] = {pool.submit(_scan_unit, *job): job[0] for job in todo}
+            yield from ((started[future], future.result()) for future in as_completed(started))
+        except BrokenProcessPool as error:
+            reason = "a process that reads was killed, most likely for memory; start again with fewer, it resumes"
+            raise ParameterError("workers", workers, reason=reason) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _collect(jobs: Sequence[_Job]) -> Table:
+    """Return one table of all units' files."""
+    import pyarrow as pa
+
+    tables, dropped = [], Counter()
     for number, (unit, rows_path, lengths_path) in enumerate(jobs):
         rows = _read_cached(rows_path)
-        facts = json.loads(rows.schema.metadata[b"facts"])
-        columns = {name: rows.column(name).to_numpy() for name in _COLUMNS}
-        mapping = np.array([generators.setdefault(g, len(generators)) for g in facts["generators"]] or [0], np.int32)
-        columns["generator"] = mapping[columns["generator"]]
-        columns["hit"] = np.where(columns["hit"] < 0, -1, columns["hit"] + len(hits)).astype(np.int32)
-        hits += [Hit(*hit) for hit in facts["hits"]]
-        dropped.update(facts["dropped"])
-        columns["unit"] = np.full(len(rows), number, np.int32)
-        columns["tokens"] = np.full(len(rows), -1, np.int32)
+        dropped.update(json.loads(rows.schema.metadata[b"dropped"]))
+        tokens = pa.array(np.full(len(rows), -1, np.int32))
         if lengths_path is not None:
-            columns["tokens"] = _read_cached(lengths_path).column("tokens").to_numpy()
-            if len(columns["tokens"]) != len(rows):
-                raise ParameterError(f"{unit.name} changed while it was read; start again")
-        for name, values in columns.items():
-            arrays[name].append(values)
-    empty = {name: [np.empty(0, _COLUMNS.get(name, np.int32))] for name in arrays}
-    joined = {name: np.concatenate(parts or empty[name]) for name, parts in arrays.items()}
-    return Table([unit for unit, _, _ in jobs], **joined, generators=list(generators), hits=hits, dropped=dropped)
+            tokens = _read_cached(lengths_path).column("tokens")
+            if len(tokens) != len(rows):
+                raise changed(unit.name)
+        rows = rows.append_column("tokens", tokens).append_column(
+            "unit", pa.array(np.full(len(rows), number, np.int32))
+        )
+        tables.append(rows.replace_schema_metadata(None))
+    joined = pa.concat_tables(tables).unify_dictionaries()
+    columns = {name: joined.column(name) for name in joined.column_names}
+    generators, hits = (columns.pop(name).combine_chunks() for name in ("generator", "hit"))
+    return Table(
+        [unit for unit, _, _ in jobs],
+        **{name: column.to_numpy() for name, column in columns.items()},
+        generator=generators.indices.to_numpy(),
+        hit=hits.indices.fill_null(-1).to_numpy(),
+        generators=generators.dictionary.to_pylist(),
+        hits=[Hit(*json.loads(hit)) for hit in hits.dictionary.to_pylist()],
+        dropped=dropped,
+    )
 
 
 def _read_cached(path: Path) -> pa.Table:
@@ -236,7 +197,12 @@ def _read_cached(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except pa.ArrowException as error:
-        raise ParameterError(f"cache: {path} is damaged; remove it, and its unit is read again") from error
+        raise ParameterError("cache", str(path), reason=f"{path} is damaged; remove it and start again") from error
+
+
+def changed(name: str) -> ParameterError:
+    """Build the error for a file that changed between the two readings."""
+    return ParameterError("files", name, reason=f"{name} changed while it was read; start again")
 
 
 # --- what a worker does -----------------------------------------------------------------------------------------------
@@ -244,7 +210,7 @@ def _read_cached(path: Path) -> pa.Table:
 
 @dataclass
 class _Worker:
-    source: Source
+    dataset: Dataset
     index: BenchmarkIndex
     count: TokenCounter | None
 
@@ -252,11 +218,11 @@ class _Worker:
 _worker: _Worker | None = None
 
 
-def _start_worker(source: Source, index: BenchmarkIndex, tokenizer: str | None, parallel: bool) -> None:
+def _start_worker(dataset: Dataset, index: BenchmarkIndex, tokenizer: str | None, alone: bool = False) -> None:
     global _worker
-    if not parallel:  # one process a core already
+    if not alone:  # one process a core already
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker = _Worker(source, index, None if tokenizer is None else TokenCounter(tokenizer))
+    _worker = _Worker(dataset, index, None if tokenizer is None else TokenCounter(tokenizer))
 
 
 def _scan_unit(unit: Unit, rows_path: Path, lengths_path: Path | None) -> int:
@@ -264,25 +230,23 @@ def _scan_unit(unit: Unit, rows_path: Path, lengths_path: Path | None) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    reader = _Reader(_worker, want_rows=not rows_path.is_file(), want_lengths=lengths_path is not None)
-    if lengths_path is not None and lengths_path.is_file():
-        reader.want_lengths = False
-    for position, part, record in read_unit(_worker.source, unit):
+    want_lengths = lengths_path is not None and not lengths_path.is_file()
+    reader = _Reader(_worker, want_rows=not rows_path.is_file(), want_lengths=want_lengths)
+    for position, part, record in read_unit(_worker.dataset, unit):
         reader.add(position, part, record)
     reader.flush()
+    made = {}
     if reader.want_rows:
-        arrays = {
-            name: pa.array(np.array(values, dtype=_COLUMNS[name]))
-            for name, values in zip(_COLUMNS, reader.columns, strict=True)
-        }
-        facts = {"generators": list(reader.generators), "hits": reader.hits, "dropped": reader.dropped}
-        table = pa.table(arrays).replace_schema_metadata({b"facts": json.dumps(facts).encode()})
-        with atomic_path(rows_path) as temporary:
+        arrays = {name: pa.array(np.array(values, dtype=_COLUMNS[name])) for name, values in reader.columns.items()}
+        for name, known in (("generator", reader.generators), ("hit", reader.hits)):
+            codes = pa.array(arrays[name], mask=np.asarray(arrays[name]) < 0)
+            arrays[name] = pa.DictionaryArray.from_arrays(codes, pa.array(known, pa.string()))
+        made[rows_path] = pa.table(arrays).replace_schema_metadata({b"dropped": json.dumps(reader.dropped).encode()})
+    if want_lengths:
+        made[lengths_path] = pa.table({"tokens": np.array(reader.tokens, dtype=np.int32)})
+    for path, table in made.items():
+        with files.atomic_path(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
-    if reader.want_lengths:
-        with atomic_path(lengths_path) as temporary:
-            tokens = pa.array(np.array(reader.tokens, dtype=np.int32))
-            pq.write_table(pa.table({"tokens": tokens}), temporary, compression="zstd")
     return reader.count
 
 
@@ -292,24 +256,21 @@ class _Reader:
     def __init__(self, worker: _Worker, want_rows: bool, want_lengths: bool) -> None:
         self.worker, self.want_rows, self.want_lengths = worker, want_rows, want_lengths
         # eight bytes a number, not forty: a unit may be a file of millions of rows
-        self.columns = tuple(array(np.dtype(kind).char) for kind in _COLUMNS.values())
+        self.columns = {name: array(np.dtype(kind).char) for name, kind in _COLUMNS.items()}
         self.tokens = array("i")
         self.generators: dict[str, int] = {}
-        self.hits: list[tuple[str, str, str]] = []
+        self.hits: list[str] = []
         self.dropped: Counter[str] = Counter()
         self.count = 0
         self._texts: list[str] = []
         self._characters = 0
-        self._questions: dict[str, tuple[int, bytes, int]] = {}  # a problem's traces mostly stand together
+        self._questions: dict[str, tuple[int, bytes, int]] = {}
 
     def add(self, position: int, part: int, record: Record | Dropped) -> None:
+        """Add one trace, or count why there is none."""
         if isinstance(record, Dropped):
-            reason = record.reason
-            if reason == "generator":
-                reason = f"generator is {record.generator or 'not named'}"
-            if reason not in self.dropped and len(self.dropped) >= _REASONS:
-                reason = "other"
-            self.dropped[reason] += 1
+            known = record.reason in self.dropped or len(self.dropped) < _REASONS
+            self.dropped[record.reason if known else "other"] += 1
             return
         self.count += 1
         if self.want_lengths:
@@ -321,40 +282,38 @@ class _Reader:
             return
         known = self._questions.get(record.question)
         if known is None:
-            if len(self._questions) >= 50_000:
+            if len(self._questions) >= _QUESTIONS:
                 self._questions.clear()
             known = self._questions[record.question] = self._look_up(record.question)
         problem, seed, hit = known
         near = blake2b(seed, digest_size=8)
         near.update(normalise(record.response).encode())
-        question, response = record.question.encode(), record.response.encode()
-        size = len(question) + len(response)
+        size = len(record.question.encode()) + len(record.response.encode())
         generator = self.generators.setdefault(record.generator, len(self.generators))
         line = (position, part, trace_id(record), problem, int.from_bytes(near.digest()), size, generator, hit)
-        for column, value in zip(self.columns, line, strict=True):
+        for column, value in zip(self.columns.values(), line, strict=True):
             column.append(value)
 
     def flush(self) -> None:
+        """Count the tokens of the texts that wait for it."""
         if self._texts:
             self.tokens.extend(count + 1 for count in self.worker.count(self._texts))
             self._texts, self._characters = [], 0
 
     def _look_up(self, question: str) -> tuple[int, bytes, int]:
         met = self.worker.index.meets(question)
-        hit = -1
         if met:
-            hit = len(self.hits)
-            self.hits.append((question, *met))
+            self.hits.append(json.dumps((question, *met)))
         digest = problem_digest(question)
-        return int.from_bytes(digest), digest, hit
+        return int.from_bytes(digest), digest, len(self.hits) - 1 if met else -1
 
 
 def trace_id(record: Record) -> int:
-    """64 bits that stand for a trace's texts, whatever file they came from."""
+    """Return 64 bits that stand for a trace's texts, whatever file they came from."""
     fields = "\0".join((record.question, record.answer, record.generator, record.response))
     return int.from_bytes(blake2b(fields.encode(), digest_size=8).digest())
 
 
 def problem_digest(question: str) -> bytes:
-    """Eight bytes that stand for a question, however its LaTeX is set."""
+    """Return eight bytes that stand for a question, however its LaTeX is set."""
     return blake2b(same_question(question).encode(), digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""Which traces of a pool to train on and which to hold out, for pools that fit in memory.
+"""Which traces of a pool to train on and which to hold out.
 
 Implements the selections of Sec. 2 and App. D: random, the shortest, the longest, or several of these; length is the
 response's, in tokens of the model's own tokenizer.
@@ -13,12 +13,14 @@ of a larger one at the same seed, so that candidates of different size differ in
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import SELECTIONS
-from quagmire_utils.data import Trace
+from quagmire_utils.data.problems import Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,38 +34,45 @@ def select(
     tokenizer: PreTrainedTokenizerBase | None,
     seed: int,
 ) -> list[Trace]:
-    """`n` of the traces, each at most once.
+    """Return `n` of the traces, each at most once.
 
     `how` is `shortest`, `longest` or `random`; several joined by `+` share `n` evenly (`"shortest+longest"`); a
     mapping such as `{"longest": 1000, "shortest": 1000}` gives each its own count, and `n` may be left out. Parts are
-    filled in the order named, each from what the ones before left. Random comes in seeded order (its prefixes are the
-    smaller sets), shortest and longest by length, ties in seeded order. `tokenizer` may be None where only `random`
-    is asked for.
+    filled in the order named, each from what the earlier ones left. Random comes in seeded order (its prefixes are the
+    smaller sets), shortest and longest by length, ties in seeded order. `tokenizer` may be None if only `random` is
+    asked for.
 
     Raises ParameterError for an unknown selection, a count below 1, and more than there are.
     """
-    counts = _counts(how, n)
-    total = sum(counts.values())
-    if total > len(traces):
-        raise ParameterError(f"n={total} traces were asked for, but there are only {len(traces)}")
-    _check_unique(traces)
-    seeded = sorted(range(len(traces)), key=lambda index: _order(seed, traces[index].id))
-    by_length: list[int] = []
-    if set(counts) & {"shortest", "longest"}:
+    parts = shares(how, n)
+    if sum(parts.values()) > len(traces):
+        raise ParameterError("n", sum(parts.values()), f"at most {len(traces)}, the number of traces")
+    ids = [trace.id for trace in traces]
+    if len(set(ids)) < len(ids):
+        raise ParameterError("traces", reason="an id occurs twice, so a selection would not be reproducible")
+    lengths = np.zeros(len(traces), int)
+    if set(parts) & {"shortest", "longest"}:
         if tokenizer is None:
-            raise ParameterError("tokenizer is needed to select by length")
-        lengths = response_lengths(traces, tokenizer)
-        by_length = sorted(seeded, key=lengths.__getitem__)
-    orders = {"shortest": by_length, "longest": by_length[::-1], "random": seeded}
-    taken: dict[int, None] = {}
-    for part, count in counts.items():
-        free = (index for index in orders[part] if index not in taken)
-        taken.update(dict.fromkeys([index for index, _ in zip(free, range(count), strict=False)]))
-    return [traces[index] for index in taken]
+            raise ParameterError("tokenizer", reason="it is needed to select by length")
+        lengths = np.array(response_lengths(traces, tokenizer))
+    seeded = seeded_order(ids, seed)
+    chosen: list[int] = []
+    for part, count in parts.items():
+        chosen += free_rows(part, lengths, seeded, chosen)[:count].tolist()
+    return [traces[index] for index in chosen]
+
+
+def free_rows(part: str, lengths: np.ndarray, seeded: np.ndarray, taken: Sequence[int]) -> np.ndarray:
+    """Return the rows that are not `taken`, in the order in which this part of a selection takes them."""
+    free = seeded[~np.isin(seeded, taken)]
+    if part == "random":
+        return free
+    by_length = free[np.argsort(lengths[free], kind="stable")]
+    return by_length if part == "shortest" else by_length[::-1]
 
 
 def response_lengths(traces: Sequence[Trace], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens of each response, its EOS included."""
+    """Return the tokens of each response, its EOS included."""
     from tqdm import tqdm
 
     lengths: list[int] = []
@@ -83,58 +92,52 @@ def split_by_problem(
     n_validation: int | None = None,
     seed: int,
 ) -> tuple[list[Trace], list[Trace]]:
-    """(training, validation) traces, in their order, with no problem on both sides.
+    """Return (training, validation) traces, in their order, with no problem on both sides.
 
     What is drawn are problems: `n_validation` of them, or `validation_fraction` of them rounded to at least one.
     Splitting by trace would leave other solutions of a held-out problem in training, and the validation loss would
     measure memory. Raises ParameterError unless exactly one of the two is given and both sides get at least one
     problem.
     """
-    problems = sorted({trace.problem_id for trace in traces}, key=lambda problem: _order(seed, problem))
+    problems = list({trace.problem_id for trace in traces})
     if (validation_fraction is None) == (n_validation is None):
-        raise ParameterError("exactly one of validation_fraction and n_validation must be given")
+        raise ParameterError("n_validation", n_validation, "given exactly if validation_fraction is not")
     if n_validation is None:
         if not 0 < validation_fraction < 1:
-            raise ParameterError(f"validation_fraction must be between 0 and 1, not {validation_fraction}")
+            raise ParameterError("validation_fraction", validation_fraction, "between 0 and 1")
         n_validation = max(1, round(validation_fraction * len(problems)))
     if not 1 <= n_validation < len(problems):
-        raise ParameterError(
-            f"n_validation={n_validation} must leave at least one of the {len(problems)} problems on either side"
-        )
-    held_out = set(problems[:n_validation])
+        raise ParameterError("n_validation", n_validation, f"from 1 to {len(problems) - 1}: each side needs a problem")
+    held_out = {problems[i] for i in seeded_order(problems, seed)[:n_validation]}
     return (
         [trace for trace in traces if trace.problem_id not in held_out],
         [trace for trace in traces if trace.problem_id in held_out],
     )
 
 
-def _counts(how: str | Mapping[str, int], n: int | None) -> dict[str, int]:
+def shares(how: str | Mapping[str, int], n: int | None, name: str = "selection") -> dict[str, int]:
+    """Return the count (or budget of tokens) of each part, in the order named, see `select`."""
     if isinstance(how, str):
-        parts = how.split("+")
+        names = how.split("+")
         if n is None:
-            raise ParameterError(f"n must be given with how={how!r}")
+            raise ParameterError("n", reason=f"it must be given with {how!r}")
         # An odd count gives the parts named first one more.
-        counts = {part: n // len(parts) + (i < n % len(parts)) for i, part in enumerate(parts)}
-        if len(counts) < len(parts):
-            raise ParameterError(f"how={how!r} names a selection twice")
+        counts = {part: n // len(names) + (i < n % len(names)) for i, part in enumerate(names)}
+        if len(counts) < len(names):
+            raise ParameterError(name, how, "several different selections")
     else:
         counts = dict(how)
         if n is not None and n != sum(counts.values()):
-            raise ParameterError(f"n={n} is not the sum of how={counts}")
-    unknown = [part for part in counts if part not in SELECTIONS]
-    if unknown or not counts:
-        raise ParameterError(f"how must be of {', '.join(SELECTIONS)}, joined by + or with counts, not {how!r}")
+            raise ParameterError("n", n, f"the sum of {counts}")
+    if not counts or set(counts) - set(SELECTIONS):
+        raise ParameterError(name, how, f"of {', '.join(SELECTIONS)}, joined by + or with counts")
     for part, count in counts.items():
         if count < 1:
-            raise ParameterError(f"n must give every selection at least one trace, but {part} gets {count}")
+            raise ParameterError("n", n, f"large enough for each part, but {part} gets {count}")
     return counts
 
 
-def _order(seed: int, name: str) -> bytes:
-    """A random-looking, reproducible sort key for one id, whatever else the pool holds."""
-    return hashlib.sha256(f"{seed}\n{name}".encode("utf-8", "surrogatepass")).digest()
-
-
-def _check_unique(traces: Sequence[Trace]) -> None:
-    if len({trace.id for trace in traces}) < len(traces):
-        raise ParameterError("traces holds an id twice, so a selection would not be reproducible")
+def seeded_order(names: Iterable[str], seed: int) -> np.ndarray:
+    """Return the indices of names in an order that depends on the seed and each name alone, not on the other names."""
+    hashed = (hashlib.sha256(f"{seed}\n{name}".encode("utf-8", "surrogatepass")).digest()[:8] for name in names)
+    return np.argsort(np.array([int.from_bytes(key) for key in hashed], np.uint64), kind="stable")

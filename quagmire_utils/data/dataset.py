@@ -1,0 +1,240 @@
+"""Datasets: each benchmark and training set is one YAML file in `catalogue/`, whatever it is used for.
+
+find_dataset("gsm8k_train").revision      # evaluation, curation, SFT and RL all look datasets up here
+find_dataset("my_benchmark.yaml")         # a file of your own in the same form
+
+# catalogue/arc_challenge.yaml, and so the benchmark `arc_challenge`; the fields are those of `Dataset`
+title: ARC-Challenge
+hub_id: allenai/ai2_arc
+configs: ARC-Challenge
+split: test
+revision: 210d026faf9955653af8916fad021475a3f00453
+files: benchmarks/arc_challenge.jsonl
+count: 1172
+licence: CC-BY-SA-4.0
+grader: choice
+id: id
+question: question
+choices: choices
+answer: answerKey
+answer_as: label
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.validation import Count, Flag, Settings, read_yaml
+from quagmire_utils.data.prompts import INSTRUCTIONS
+
+CATALOGUE = Path(__file__).parent / "catalogue"
+BENCHMARKS = ("math500", "aime", "gsm8k", "aime2025", "amc", "olympiad", "minerva")  # Sec. 4, in the paper's order
+ENDINGS = (".parquet", ".arrow", ".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv")
+_NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # written beside the rows
+_COLUMN = re.compile(r"\{([^{}\s]+)\}")
+
+
+def _as_list(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]  # YAML may give one text instead of a list
+
+
+class Dataset(Settings):
+    """Where the rows of a benchmark or training set are, and what their columns mean.
+
+    A field called a "column or template" names a column, or is a text in which each `{column}` is filled in.
+    """
+
+    name: str = ""  # of the YAML file, without its ending
+    folder: str = ""  # of the YAML file
+    kind: Literal["benchmark", "training"] = "training"
+    title: str = ""
+    licence: str = ""
+
+    # where the rows are
+    hub_id: str = ""
+    revision: str | None = None  # commit of the hub's repository; None: the newest, which a manifest then names
+    configs: Texts = ()
+    split: str = ""
+    hub_files: Texts = ()  # only these files of the repository
+    files: Texts = ()  # local copies, which come first: paths or globs beside the YAML file or in the data folder
+    count: Count | None = None  # problems
+    hub_count: Count | None = None  # problems on the hub, if another number
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # of a local copy, see `problems.digest`
+
+    # a question and its answer
+    id: str | None = None  # column; None: the row's number
+    question: Texts = Field(min_length=1)  # column (a text, or chat messages) or template; or the first column there is
+    strip: Texts = ()  # instructions around the question that are cut off: prompts get their own
+    answer: Texts = ()  # column; or several, of which the first that a row has is taken
+    answer_format: Literal["plain", "boxed", "gsm8k"] = "plain"  # boxed: the last \boxed{}; gsm8k: what follows ####
+    tolerance: str | None = None  # column
+    grader: str = "math"  # math, choice, code, or module:NAME of an AnswerGrader, also in a module beside the YAML file
+    instruction: str | None = None  # text or template after the question; None: the grader's
+
+    # multiple choice
+    choices: str | tuple[str, ...] | None = None  # column (a list, or {text, label}); or a list of one column a choice
+    answer_as: Literal["letter", "index", "text", "label"] = "letter"  # what the answer's column says of the right one
+    shuffle: Flag = False  # the choices, by the problem's id: for hubs that put the right one first
+
+    # programs
+    tests: str | None = None  # column (a list, or the text of a script) or template of a script
+    test_call: str = ""  # template of a line after a script of tests, as check({entry_point})
+    setup: str = ""  # column or template
+    entry_point: str | None = None  # column
+
+    # worked solutions
+    response: str | None = None  # column: a text, a list of texts (one trace each) or a chat; None: problems alone
+    generator: str = ""  # the model that wrote the responses
+    generator_column: str | None = None  # where each row says so itself
+    generators: Texts = ()  # only traces of these models; a row may name several, separated by commas
+    where: dict[str, Texts] = Field(default_factory=dict)  # column: values; only rows with one of these
+    keep: Texts = ()  # columns with a list of booleans beside the list of responses: all must be true
+
+    @model_validator(mode="after")
+    def _check(self) -> Dataset:
+        if not self.hub_id and not self.files:
+            raise ParameterError("hub_id", reason="give hub_id or files, where the rows are")
+        if self.hub_id and not self.split and not self.hub_files:
+            raise ParameterError("split", reason="give the split of the hub's dataset")
+        if self.grader == "code" and not self.tests:
+            raise ParameterError("tests", reason="give the column with the tests")
+        if self.grader not in INSTRUCTIONS and not re.fullmatch(r"[\w.]+:\w+", self.grader):
+            raise ParameterError("grader", self.grader, f"one of {', '.join(INSTRUCTIONS)} or module:NAME")
+        if self.grader != "code" and not self.answer and not self.response:
+            raise ParameterError("answer", reason="give the column with the answer")
+        if (self.shuffle or self.answer_as != "letter") and not self.choices:
+            raise ParameterError("choices", reason="shuffle and answer_as need the column with the choices")
+        return self
+
+    @property
+    def required_columns(self) -> list[str]:
+        """Columns that every row must have for `rows.records`."""
+        question = self.question[0]
+        asked = _COLUMN.findall(question) or [question]
+        if len(self.question) > 1:
+            asked = []
+        named = [*asked, self.response, self.generator_column if self.generators else None, *self.where, *self.keep]
+        return list(dict.fromkeys(column for column in named if column))
+
+    @property
+    def optional_columns(self) -> list[str]:
+        """Columns that `rows.records` reads where a row has them."""
+        named = [*(self.question if len(self.question) > 1 else ()), *self.answer, self.generator_column]
+        return [column for column in named if column and column not in self.required_columns]
+
+    def from_files(self, files: Sequence[str]) -> Dataset:
+        """Return the dataset read from these local files (paths, folders or globs) and nowhere else."""
+        paths = tuple(str(Path(file).expanduser().absolute()) for file in files)
+        return self.replace(files=paths, folder="", hub_id="", revision=None)
+
+
+def load_datasets(own: Mapping[str, Any] | None = None, folder: str | Path = "") -> dict[str, Dataset]:
+    """Return the datasets of the catalogue and those described in `own`, which replace namesakes.
+
+    `folder`: where the files of `own` are looked for first. Raises ParameterError with the dotted name of a bad field.
+    """
+    described = {} if own is None else own
+    if not isinstance(described, Mapping):
+        raise ParameterError("datasets", described, "a mapping of names to descriptions")
+    made = {}
+    for name, values in described.items():
+        if isinstance(values, Mapping):
+            values = {**values, "name": str(name), "folder": str(folder)}
+        made[str(name)] = Dataset.load(values, f"datasets.{name}")
+    return {**_catalogue(), **made}
+
+
+def find_dataset(name: str | Path) -> Dataset:
+    """Return the dataset of this name in the catalogue, or the one that a .yaml file describes."""
+    if str(name) in _catalogue():
+        return _catalogue()[str(name)]
+    if str(name).endswith((".yaml", ".yml")):
+        return _read(Path(name))
+    raise ParameterError("dataset", str(name), f"one of {', '.join(_catalogue())}, or the path of a .yaml file")
+
+
+def benchmark_names() -> list[str]:
+    """Return the names of the paper's seven benchmarks, then those of the others in the catalogue."""
+    others = [name for name, dataset in _catalogue().items() if dataset.kind == "benchmark"]
+    return [*BENCHMARKS, *sorted(set(others) - set(BENCHMARKS))]
+
+
+@lru_cache(maxsize=1)
+def _catalogue() -> dict[str, Dataset]:
+    return {path.stem: _read(path) for path in sorted(CATALOGUE.glob("*.yaml"))}
+
+
+def _read(path: Path) -> Dataset:
+    values = {**read_yaml(path, str(path)), "name": path.stem, "folder": str(path.resolve().parent)}
+    return Dataset.load(values, str(path) if path.parent != CATALOGUE else path.stem)
+
+
+# --- local copies -----------------------------------------------------------------------------------------------------
+
+
+def data_folder(data_dir: str | Path | None = None) -> Path | None:
+    """Return the folder with local copies: `data_dir`, else `$QUAGMIRE_DATA_DIR`, else None. It must exist if given."""
+    for name, value in (("data_dir", data_dir), ("QUAGMIRE_DATA_DIR", os.environ.get("QUAGMIRE_DATA_DIR"))):
+        if value:
+            folder = Path(value).expanduser()
+            if not folder.is_dir():
+                raise ParameterError(name, str(value), "the path of a folder")
+            return folder
+    return None
+
+
+def local_files(dataset: Dataset, data_dir: str | Path | None = None) -> list[Path]:
+    """Return the local files of a dataset, sorted; none if it has to be read from its hub.
+
+    Each pattern is looked for beside the dataset's YAML file, then in the data folder, then in the working folder.
+    Raises ParameterError if there are none and the dataset names no hub.
+    """
+    folders = [Path(dataset.folder) if dataset.folder else None, data_folder(data_dir), Path()]
+    found: set[Path] = set()
+    for pattern in dataset.files:
+        for folder in folders:
+            matches = [] if folder is None else _matches(folder / Path(pattern).expanduser(), bool(dataset.hub_id))
+            if matches:
+                found.update(matches)
+                break
+        else:
+            if not dataset.hub_id:
+                places = ", ".join(str(folder) for folder in folders[:2] if folder is not None)
+                reason = f"no {pattern} in {places or 'the working folder'}; QUAGMIRE_DATA_DIR names the data folder"
+                raise ParameterError(_field(dataset, "files"), pattern, reason=reason)
+    return sorted(found)
+
+
+def _matches(pattern: Path, only_data: bool) -> list[Path]:
+    """Return the files with rows at a path, in a folder, or of a glob; refuse other files unless `only_data`."""
+    found = []
+    for match in [pattern] if pattern.exists() else map(Path, glob.glob(str(pattern), recursive=True)):
+        if match.is_dir():
+            inside = [path for path in match.rglob("*") if path.is_file() and has_rows(path.name)]
+            found += [p for p in inside if not any(part.startswith(".") for part in p.relative_to(match).parts)]
+        elif has_rows(match.name):
+            found.append(match)
+        elif not only_data:
+            raise ParameterError("files", str(match), f"one of {', '.join(ENDINGS)}")
+    return found
+
+
+def has_rows(name: str) -> bool:
+    """Tell whether a file of this name holds rows of a dataset."""
+    return name.endswith(ENDINGS) and Path(name).name not in _NO_ROWS
+
+
+def _field(dataset: Dataset, name: str) -> str:
+    return f"{dataset.name}.{name}" if dataset.name else name
