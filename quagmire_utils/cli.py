@@ -258,6 +258,7 @@ def _print_scores(store: SampleStore) -> None:
 def _problems(store: SampleStore, named: Sequence[str], data_dir: str | None) -> dict[str, list[Problem]]:
     """Load the golds of the benchmarks in a store: those named, else those that it holds by name."""
     from quagmire_utils.data import benchmark_names, load_benchmark
+    from quagmire_utils.grading import prepare_problems
 
     known = benchmark_names()
     held = list(dict.fromkeys(store.counts()["benchmark"]))
@@ -268,7 +269,7 @@ def _problems(store: SampleStore, named: Sequence[str], data_dir: str | None) ->
         raise ParameterError("--benchmark", reason=f"give a file with the golds of {', '.join(held) or 'the store'}")
     if missing:
         print(f"Left unchanged, because no golds were given: {', '.join(missing)}", file=sys.stderr)
-    return {name: load_benchmark(source, data_dir=data_dir) for name, source in sources.items()}
+    return prepare_problems({name: load_benchmark(source, data_dir=data_dir) for name, source in sources.items()})
 
 
 # --- curate -----------------------------------------------------------------------------------------------------------
@@ -276,10 +277,10 @@ def _problems(store: SampleStore, named: Sequence[str], data_dir: str | None) ->
 
 @app.command(rich_help_panel=DATA)
 def curate(
-    recipes: Annotated[str | None, typer.Argument(help="A YAML file with sets (and defaults, sources).")] = None,
+    recipes: Annotated[str | None, typer.Argument(help="A YAML file with sets (and defaults, datasets).")] = None,
     names: Annotated[list[str] | None, typer.Argument(help="Which of its sets. Default: all.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the set, or of the sets' folders.")] = None,
-    source: Annotated[str | None, typer.Option(help="A source of traces; see --list.")] = None,
+    source: Annotated[str | None, typer.Option(help="A dataset; see --list.")] = None,
     selection: Annotated[str | None, typer.Option(help="shortest, longest, random, or several joined by +.")] = None,
     n: Annotated[int | None, typer.Option(help="Traces.")] = None,
     token_budget: Annotated[int | None, typer.Option(help="Tokens at most, instead of --n.")] = None,
@@ -290,45 +291,49 @@ def curate(
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Where hashes and lengths are kept.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read. Default: one per core.")] = None,
-    show: Annotated[bool, typer.Option("--list", help="List the sources.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the training sets.")] = False,
 ) -> None:
     """Make SFT and RL sets from hub datasets (streamed) or local files: select, deduplicate, decontaminate."""
     import yaml
 
+    from quagmire_utils.data import load_datasets
+    from quagmire_utils.data.curation import load_sets
     from quagmire_utils.data.curation.build import CACHE, build, prepare, summary
-    from quagmire_utils.data.curation.sources import load_sources
 
+    sets, datasets = ({}, load_datasets()) if recipes is None else load_sets(recipes)
     if show:
-        for item in load_sources(recipes).values():
-            print(f"{item.name:<20}{item.hub_id or ', '.join(item.files):<46}{item.title}")
+        for item in datasets.values():
+            if item.kind == "training":
+                print(f"{item.name:<20}{item.hub_id or ', '.join(item.files):<46}{item.title}")
         return
     if output is None:
         raise ParameterError("--output", reason="give the folder for the set")
     own = {name: yaml.safe_load(value) for name, value in _assignments(parameters).items()}
     named = {"source": source, "selection": selection, "n": n, "token_budget": token_budget, "tokenizer": tokenizer}
     own |= {name: value for name, value in {**named, "files": files or None}.items() if value is not None}
-    asked = _sets(recipes, names or [], output, own)
+    asked = _sets(recipes, sets, names or [], output, own)
     for recipe, folder in asked if len(asked) > 1 else ():  # not after the hours that the first may take
-        prepare(recipe, folder, registry=recipes)
+        prepare(recipe, folder, datasets=datasets)
     for recipe, folder in asked:
-        manifest = build(recipe, folder, cache=cache or CACHE, registry=recipes, workers=workers or cores())
+        manifest = build(recipe, folder, cache=cache or CACHE, datasets=datasets, workers=workers or cores())
         print(summary(folder, manifest))
 
 
-def _sets(recipes: str | None, names: Sequence[str], output: Path, own: dict[str, Any]) -> list[tuple[Recipe, Path]]:
-    """The sets to make, with their folders."""
-    from quagmire_utils.data.curation.recipes import load_recipes, to_recipe
+def _sets(
+    path: str | None, known: dict[str, Recipe], names: Sequence[str], output: Path, own: dict[str, Any]
+) -> list[tuple[Recipe, Path]]:
+    """Return the sets to make, with their folders: the one described by options, or those `known` from a file."""
+    from quagmire_utils.data.curation import Recipe
 
-    if recipes is None:
+    if path is None:
         if "source" not in own:
             raise ParameterError("--source", reason="name a source, or give a YAML file with sets")
-        return [(to_recipe(own), output)]
+        return [(Recipe.load(own), output)]
     if own:
-        raise ParameterError(next(iter(own)), reason=f"write it into {recipes}, not on the command line")
-    known = load_recipes(recipes)
+        raise ParameterError(next(iter(own)), reason=f"write it into {path}, not on the command line")
     for name in names:
         if name not in known:
-            raise ParameterError("names", name, f"of the sets in {recipes} ({', '.join(known)})")
+            raise ParameterError("names", name, f"of the sets in {path} ({', '.join(known)})")
     return [(known[name], output / name) for name in names or known]
 
 

@@ -150,8 +150,8 @@ def _answer(dataset: Dataset, row: Row) -> Any:
     if dataset.answer and not there:
         raise NoColumn(dataset.answer[0], row)
     answer = next((row[column] for column in there if row[column] not in (None, "")), None)
-    if isinstance(answer, list | tuple) and answer and all(isinstance(part, str) for part in answer):
-        answer = ",".join(answer) if dataset.grader == "math" else answer
+    if dataset.answer_format == "list" and isinstance(answer, list):
+        return ",".join(answer)
     if not isinstance(answer, str):
         return answer
     if dataset.answer_format == "boxed":

@@ -32,7 +32,7 @@ from quagmire_utils.evaluation.pass_at_k import compare
 from quagmire_utils.evaluation.preflight import check, check_numbers, check_prompts
 from quagmire_utils.evaluation.sampling import grade_store, sample, tokenizer_and_context
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.grading import Grader
+from quagmire_utils.grading import Grader, prepare_problems
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +71,7 @@ def evaluate(
     loaded; for prompts that do not fit the context, or are others than the store's, before anything is sampled.
     """
     check_numbers(benchmarks, num_samples, k, max_model_len)
+    benchmarks = prepare_problems(benchmarks)
     clock = clock or (lambda _: nullcontext())
     with ExitStack() as stack:
         named = isinstance(model, (str, Path))

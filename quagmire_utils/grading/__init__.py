@@ -25,6 +25,7 @@ from quagmire_utils.grading.registry import (
     check_grader,
     find_grader,
     grader_version,
+    prepare_problems,
 )
 from quagmire_utils.grading.second import AUDIT_KINDS, audit, second_grade
 from quagmire_utils.grading.verdicts import MATH, UNDECIDED, Grade, Verdict
@@ -44,5 +45,6 @@ __all__ = [
     "find_grader",
     "grade",
     "grader_version",
+    "prepare_problems",
     "second_grade",
 ]

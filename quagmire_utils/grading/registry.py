@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.grading import choice, code
 from quagmire_utils.grading.sandbox import check_bubblewrap
 from quagmire_utils.grading.verdicts import MATH, Verdict
+
+if TYPE_CHECKING:
+    from quagmire_utils.data import Problem
 
 # Raise a version with every change that may change a verdict: a store then grades its answers of the older one again.
 VERSIONS = {MATH: "1", "choice": "2", "code": "3"}
@@ -70,6 +74,27 @@ def check_grader(name: str) -> None:
         check_bubblewrap()
     elif name != MATH:
         find_grader(name)
+
+
+def prepare_problems(benchmarks: Mapping[str, Sequence[Problem]]) -> dict[str, list[Problem]]:
+    """Return the problems with their graders' instructions, if they have none of their own.
+
+    Raises ParameterError for an unknown grader, and for a gold that its grader could not judge by.
+    """
+    return {name: [_prepared(name, problem) for problem in problems] for name, problems in benchmarks.items()}
+
+
+def _prepared(benchmark: str, problem: Problem) -> Problem:
+    if problem.grader == MATH:
+        return problem
+    grader = find_grader(problem.grader)
+    try:
+        grader.check(problem.answer)
+    except ValueError as error:
+        raise ParameterError(benchmark, problem.id, reason=f"problem {problem.id}: {error}") from error
+    if problem.instruction is None and grader.instruction:
+        return replace(problem, instruction=grader.instruction)
+    return problem
 
 
 def grader_version(name: str) -> str | None:

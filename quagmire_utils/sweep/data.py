@@ -11,22 +11,20 @@ import contextlib
 import fcntl
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import digest, write_text
+from quagmire_utils.core.files import digest
 from quagmire_utils.core.settings import CandidateSettings, FamilySettings, ModelSettings, Profile
-from quagmire_utils.data import BENCHMARKS, Problem, Trace, load_benchmark
+from quagmire_utils.data import BENCHMARKS, Dataset, Problem, Trace, load_benchmark, load_datasets
+from quagmire_utils.data.dataset import local_files
 from quagmire_utils.sweep.grid import derive_seed, rl_problems, source_traces
 
 if TYPE_CHECKING:
-    from quagmire_utils.data.curation import Recipe, Source
+    from quagmire_utils.data.curation import Recipe
 
 PROMPT_ROOM = 1024  # tokens of sft.max_length that are kept for question and template
 MOST_LEFT_OUT = 0.02  # share of a candidate's traces that may be too long with their prompts
@@ -55,9 +53,8 @@ def candidate_traces(
         pool, held_out = source_traces(profile, family, candidate.source)
         traces = curation.select(pool, candidate.selection, candidate.n_examples, tokenizer=tokenizer, seed=seed)
     else:
-        recipe = replace(
-            _recipe(profile, family, candidate.source, base), selection=candidate.selection, n=candidate.n_examples
-        )
+        recipe = _recipe(profile, family, candidate.source, base)
+        recipe = recipe.replace(selection=candidate.selection, n=candidate.n_examples)
         traces, held_out = _sft_set(profile, folder, family, candidate.source, recipe, base)
         if candidate.source != next(iter(family.sources)):
             traces = without_problems(traces, validation_traces(profile, folder, family, base))
@@ -73,7 +70,7 @@ def validation_traces(profile: Profile, folder: Path, family: FamilySettings, ba
     main = next(iter(family.sources))
     if family.model is None:
         return source_traces(profile, family, main)[1]
-    recipe = replace(_recipe(profile, family, main, base), n=1)  # of the training side, one trace: there must be one
+    recipe = _recipe(profile, family, main, base).replace(n=1)  # of the training side, one trace: there must be one
     return _sft_set(profile, folder, family, main, recipe, base)[1]
 
 
@@ -93,20 +90,10 @@ def rl_problems_of(profile: Profile, folder: Path, family: FamilySettings) -> li
     return [replace(problem, id=f"{family.rl_set}/{problem.id}") for problem in problems]
 
 
-def dataset_sources(profile: Profile) -> dict[str, Source]:
-    """All the datasets that a profile can name: curation's and its own. Raises ParameterError for a malformed one."""
-    from quagmire_utils.data.curation import load_sources
-
-    with tempfile.TemporaryDirectory() as name:
-        return load_sources(_registry(profile, Path(name)))
-
-
-def find_source(profile: Profile, name: str) -> Source:
-    """A dataset that a profile names, with its local copy where there is one. Raises ParameterError for lost files."""
-    from quagmire_utils.data.curation import load_source
-
-    with tempfile.TemporaryDirectory() as folder:
-        return load_source(name, registry=_registry(profile, Path(folder)))
+def training_sets(profile: Profile) -> dict[str, Dataset]:
+    """Return the datasets that a profile can train on: the catalogue's and its own."""
+    known = load_datasets(profile.datasets)
+    return {name: dataset for name, dataset in known.items() if dataset.kind == "training"}
 
 
 def rows_asked(profile: Profile) -> dict[str, int]:
@@ -133,29 +120,31 @@ def unusable_files(profile: Profile, folder: Path | None = None) -> list[str]:
         if folder is not None and any((folder / "scratch" / "data").glob(f"{name}-*/manifest.json")):
             continue
         try:
-            source = find_source(profile, name)
-            if source.files:
-                _check_rows(source, rows)
+            dataset = training_sets(profile)[name]
+            if files := local_files(dataset):
+                _check_rows(dataset, files, rows)
         except ParameterError as error:
-            found.append(f"dataset {name}: {str(error).removeprefix(f'source {name}: ')}")
+            found.append(f"dataset {name}: {str(error).removeprefix(f'{name}: ')}")
     return found
 
 
-def _check_rows(source: Source, asked: int) -> None:
-    """Raise ParameterError unless the local files of a source can be read and, if small, have as many rows as asked."""
+def _check_rows(dataset: Dataset, files: Sequence[Path], asked: int) -> None:
+    """Raise ParameterError unless local files can be read and, if small, have as many rows as asked."""
     from quagmire_utils.data.curation.files import read_unit, units
-    from quagmire_utils.data.curation.sources import Record
+    from quagmire_utils.data.rows import Record
 
-    pieces = units(source)
-    records: Iterator[object] = (record for piece in pieces[:1] for _, _, record in read_unit(source, piece))
+    pieces = units(dataset, files)
+    records: Iterator[object] = (record for piece in pieces[:1] for _, _, record in read_unit(dataset, piece))
     usable = (record for record in records if isinstance(record, Record))
     if len(pieces) > 1:
         if next(usable, None) is None:
-            raise ParameterError(f"none of the first rows of {source.files[0]} is as described")
+            raise ParameterError(dataset.name, reason=f"none of the first rows of {files[0]} is as described")
         return
     count = sum(1 for _ in usable)
     if count < asked:
-        raise ParameterError(f"{count:,} rows of {source.files[0]} can be used, and {asked:,} are asked for")
+        raise ParameterError(
+            dataset.name, count, reason=f"{count:,} rows of {files[0]} can be used, {asked:,} are needed"
+        )
 
 
 def fetch_model(model: ModelSettings, target: Path) -> None:
@@ -259,17 +248,6 @@ def boxed(trace: Trace) -> Trace:
     return replace(trace, response=f"{text}\nThe answer is $\\boxed{{{trace.answer}}}$.")
 
 
-def _registry(profile: Profile, folder: Path) -> Path | None:
-    """A file with the profile's own datasets in curation's form."""
-    if not profile.datasets:
-        return None
-    path = folder / "sources.yaml"
-    text = yaml.safe_dump({"sources": profile.datasets}, sort_keys=True)
-    if not path.is_file() or path.read_text() != text:
-        write_text(text, path)
-    return path
-
-
 def _build(profile: Profile, folder: Path, recipe: Recipe) -> Path:
     """The folder of the recipe's set, made unless it is there; one process at a time reads a dataset."""
     from quagmire_utils.data.curation import build
@@ -277,14 +255,14 @@ def _build(profile: Profile, folder: Path, recipe: Recipe) -> Path:
     place = folder / "scratch" / "data"
     place.mkdir(parents=True, exist_ok=True)
     # the tokenizer is that of a cell of this folder, which may be moved
-    portable = replace(recipe, tokenizer=None if recipe.tokenizer is None else Path(recipe.tokenizer).name)
+    portable = recipe if recipe.tokenizer is None else recipe.replace(tokenizer=Path(recipe.tokenizer).name)
     key = digest([repr(portable), profile.datasets.get(recipe.source)])
     target = place / f"{recipe.source}-{recipe.selection}-{recipe.n}-{key}"
     if (target / "manifest.json").is_file():
         return target
     with _locked(place / f"{recipe.source}.lock"):
-        registry = _registry(profile, place)
-        build(recipe, target, cache=place / "cache", registry=registry, workers=profile.workers, progress=False)
+        datasets = load_datasets(profile.datasets)
+        build(recipe, target, cache=place / "cache", datasets=datasets, workers=profile.workers, progress=False)
     return target
 
 

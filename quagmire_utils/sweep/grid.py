@@ -156,9 +156,9 @@ def _check_benchmark(profile: Profile, name: str) -> None:
 
 
 def _check_pretrained(profile: Profile, family: FamilySettings, where: str) -> None:
-    from quagmire_utils.sweep.data import dataset_sources
+    from quagmire_utils.sweep.data import training_sets
 
-    known = dataset_sources(profile)
+    known = training_sets(profile)
     asked = {f"sources.{name}.dataset": source.dataset for name, source in family.sources.items()}
     for parameter, name in {**asked, "rl_set": family.rl_set}.items():
         if name not in known:

@@ -16,6 +16,8 @@ from pathlib import Path
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import FamilySettings, ModelSettings, Profile
 from quagmire_utils.data import load_benchmark
+from quagmire_utils.data.dataset import local_files
+from quagmire_utils.grading import prepare_problems
 from quagmire_utils.sweep import cost
 from quagmire_utils.sweep.estimate import CellCost, gpu_memory, model_shape
 from quagmire_utils.sweep.grid import plan
@@ -124,14 +126,14 @@ def _model_reason(model: ModelSettings) -> str:
 
 
 def _datasets(profile: Profile) -> list[str]:
-    from quagmire_utils.sweep.data import find_source, rows_asked, unusable_files
+    from quagmire_utils.sweep.data import rows_asked, training_sets, unusable_files
 
     found = unusable_files(profile)
     for name in rows_asked(profile):
         with contextlib.suppress(ParameterError):  # told above
-            source = find_source(profile, name)
-            if not source.files and not hub_answers():
-                found.append(f"dataset {name}: there is no local copy, and the hub of {source.hub_id} does not answer")
+            dataset = training_sets(profile)[name]
+            if not local_files(dataset) and not hub_answers():
+                found.append(f"dataset {name}: there is no local copy, and the hub of {dataset.hub_id} does not answer")
     return sorted(found)
 
 
@@ -139,7 +141,7 @@ def _benchmarks(profile: Profile) -> list[str]:
     found = []
     for name, count in profile.benchmarks.items():
         try:
-            problems = load_benchmark(name, limit=count)
+            problems = prepare_problems({name: load_benchmark(name, limit=count)})[name]
         except ParameterError as error:
             found.append(str(error))
         else:

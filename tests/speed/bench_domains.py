@@ -19,7 +19,7 @@ import sys
 
 from bench_grading import timed
 
-from quagmire_utils.data.domains import code_gold
+from quagmire_utils.data.rows import code_gold
 from quagmire_utils.grading import Grader, Verdict
 from quagmire_utils.grading.choice import extract
 

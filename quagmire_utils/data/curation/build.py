@@ -148,7 +148,7 @@ def prepare(
         },
         "source": dataset.model_dump(exclude={"files", "folder"}),
         # the time at which a file changed is no part of what a set is
-        "inputs": [[u.kind, Path(u.name).name, u.start, u.stop, u.stamp.split("-")[0]] for u in pieces],
+        "inputs": [[u.kind, Path(u.name).name, u.number, u.count, u.stamp.split("-")[0]] for u in pieces],
         "benchmarks": index.digest,
         "tokenizer": None if tokenizer is None else files.digest(tokenizer),
     }
@@ -189,7 +189,7 @@ def load_set(folder: str | Path) -> tuple[list[Trace], list[Trace]]:
 
 
 def summary(folder: Path, manifest: Mapping[str, Any]) -> str:
-    """Return a few lines on a set: its sizes, and what was left out."""
+    """Return what a set holds and why traces were left out, in lines for the terminal."""
     lines = [f"{folder}:"]
     for name, facts in manifest["sets"].items():
         tokens = "" if facts["tokens"] is None else f", {facts['tokens']:,} tokens"
@@ -311,19 +311,3 @@ def _write_removed(path: Path, choice: Choice, table: Table) -> None:
 
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines())
-
-
-def summary(folder: Path, manifest: dict[str, Any]) -> str:
-    """Return what a set holds and why traces were left out, in lines for the terminal."""
-    lines = [f"{folder}:"]
-    for name, facts in manifest["sets"].items():
-        tokens = "" if facts["tokens"] is None else f", {facts['tokens']:,} tokens"
-        lines.append(
-            f"  {name}: {facts['traces']:,} traces of {facts['problems']:,} problems{tokens} ({facts['file']}, "
-            f"digest {facts['digest'][:12]})"
-        )
-    counts = sorted(manifest["counts"].items(), key=lambda item: -item[1])
-    lines.append("  on the way: " + ", ".join(f"{reason} {count:,}" for reason, count in counts))
-    if manifest["not_taken"]:
-        lines.append("  not taken: " + ", ".join(f"{k} {v:,}" for k, v in list(manifest["not_taken"].items())[:8]))
-    return "\n".join(lines)

@@ -237,9 +237,9 @@ def _scan_unit(unit: Unit, rows_path: Path, lengths_path: Path | None) -> int:
     reader.flush()
     made = {}
     if reader.want_rows:
-        arrays = {name: pa.array(np.array(values, dtype=_COLUMNS[name])) for name, values in reader.columns.items()}
+        arrays = {name: np.array(values, dtype=_COLUMNS[name]) for name, values in reader.columns.items()}
         for name, known in (("generator", reader.generators), ("hit", reader.hits)):
-            codes = pa.array(arrays[name], mask=np.asarray(arrays[name]) < 0)
+            codes = pa.array(arrays[name], mask=arrays[name] < 0)
             arrays[name] = pa.DictionaryArray.from_arrays(codes, pa.array(known, pa.string()))
         made[rows_path] = pa.table(arrays).replace_schema_metadata({b"dropped": json.dumps(reader.dropped).encode()})
     if want_lengths:

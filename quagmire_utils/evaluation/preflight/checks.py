@@ -30,7 +30,7 @@ from quagmire_utils.engines import (
 )
 from quagmire_utils.evaluation.preflight.plan import Plan, bytes_in_words
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.grading import Grader, Verdict
+from quagmire_utils.grading import Grader, Verdict, prepare_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,6 +69,7 @@ def check(
     that it can't read.
     """
     check_numbers(benchmarks, num_samples, k, max_model_len)
+    benchmarks = prepare_problems(benchmarks)
     check_engine(engine)
     context = resolved = lengths = None
     check_base_url(str(model)) if engine == "server" else check_model(model)
