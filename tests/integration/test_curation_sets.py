@@ -1,55 +1,38 @@
-"""Sets from the hub's schemas: against in-memory truth, in any order of files, through kills; small files made here."""
+"""Sets from the hubs' schemas: against in-memory truth, in any order of files; refusals, counting, command line."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
+import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
+from curation_files import make, pool_rows, read, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 
-from quagmire_utils import cli
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import read_json
-from quagmire_utils.data import Problem, Trace, load_benchmark
-from quagmire_utils.data.curation import (
-    Recipe,
-    build,
-    decontaminate,
-    load_recipes,
-    load_set,
-    load_source,
-    load_sources,
-    response_lengths,
-    select,
-    split_by_problem,
-)
-from quagmire_utils.data.curation import build as build_function
+from quagmire_utils.data import Problem, Trace, load_benchmark, load_datasets
+from quagmire_utils.data.curation import Recipe, decontaminate, load_set, response_lengths, select, split_by_problem
 from quagmire_utils.data.curation.contamination import normalise
-from quagmire_utils.data.curation.counting import QWEN, TokenCounter
-from quagmire_utils.data.curation.files import read_unit, units
-from quagmire_utils.data.curation.scan import problem_digest, tokenizer_json, trace_id
-from quagmire_utils.data.curation.sources import Dropped, Record, made_by
+from quagmire_utils.data.curation.counting import QWEN, TokenCounter, tokenizer_json
+from quagmire_utils.data.curation.files import units
+from quagmire_utils.data.curation.scan import problem_digest, trace_id
+from quagmire_utils.data.dataset import find_dataset
+from quagmire_utils.data.rows import Dropped, Record, made_by
 from quagmire_utils.training.microlab import build_tokenizer
-
-
-def main(arguments: list[str]) -> int:
-    """Run `quagmire curate`."""
-    return cli.main(["curate", *arguments])
-
 
 REPO = Path(__file__).resolve().parents[2]
 TOKENIZER = build_tokenizer()
-PROMPT = "Solve the following math problem. Make sure to put the answer (and only answer) inside \\boxed{}."
 RIGHT = "<think>\nAdd them.\n</think>\n\nIt is \\boxed{%d}."
+
+
+def curate(*arguments: object) -> int:
+    """Run `quagmire curate`; return its exit status."""
+    from quagmire_utils import cli
+
+    return cli.main(["curate", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -59,119 +42,103 @@ def tokenizer(tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("pool") / "a.jsonl", pool_rows(300))
+
+
 @pytest.fixture(autouse=True)
-def _no_mirror(monkeypatch):
+def _no_hub(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def write_jsonl(path: Path, rows: list[dict]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+# --- the hubs' schemas ------------------------------------------------------------------------------------------------
 
 
-def write_parquet(path: Path, rows: list[dict], row_group_size: int = 50) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_parquet(path, row_group_size=row_group_size)
-    return path
+def nemotron(question: str, output: str, generator: str = "DeepSeek-R1", **other) -> dict:
+    prompt = f"{find_dataset('llama_nemotron').strip[0]}\n\n{question}"
+    row = {"input": [{"role": "user", "content": prompt}], "output": output, "generator": generator}
+    return {**row, "category": "math", "reasoning": "on", "version": "v1.1", **other}
 
 
-def nemotron_row(question: str, output: str, generator: str = "DeepSeek-R1", **other) -> dict:
-    return {
-        "input": [{"role": "user", "content": f"{PROMPT}\n\n{question}"}],
-        "output": output,
-        "category": "math",
-        "license": "cc-by-4.0",
-        "reasoning": "on",
-        "generator": generator,
-        "used_in_training": "Ultra, Super, Nano",
-        "version": "v1.1",
-        "system_prompt": "detailed thinking on",
-        **other,
-    }
+OPENR1 = {
+    "problem": "What is 2+2?",
+    "answer": "4",
+    "source": "olympiads",
+    "is_reasoning_complete": [True, True, False, True],
+    "generations": ["four", "five", "fo", "IV"],
+    "correctness_math_verify": [True, False, True, None],
+    "correctness_llama": None,
+    "messages": [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "four"}],
+}
+UNKEPT = Dropped("not correctness_math_verify and is_reasoning_complete")
+SCHEMAS = {
+    ("llama_nemotron", "a.jsonl"): [
+        (
+            nemotron("What is 1+1?", RIGHT % 2, "Qwen-2.5-32B-Instruct, DeepSeek-R1"),
+            Record("What is 1+1?", RIGHT % 2, "", "Qwen-2.5-32B-Instruct, DeepSeek-R1"),
+        ),
+        (nemotron("What is 1+2?", RIGHT % 3, "QwQ-32B"), Record("What is 1+2?", RIGHT % 3, "", "QwQ-32B")),
+        (nemotron("1+3?", "4", "Llama-3.3-70B-Instruct"), Dropped("generator is Llama-3.3-70B-Instruct")),
+        (nemotron("Sort.", "def sort", category="code"), Dropped("category is code")),
+        (nemotron("What is 1+4?", "  "), Dropped("empty")),
+        # version 1 had text here
+        ({**nemotron("", RIGHT % 6), "input": "1+5?"}, Record("1+5?", RIGHT % 6, "", "DeepSeek-R1")),
+        (nemotron("What is 1+6?", "\ud800"), Dropped("not Unicode text")),
+    ],
+    ("acereason", "a.parquet"): [
+        (
+            {"category": "math", "source": "numina", "input": "A train\npasses.", "output": "<think>Okay</think> 27"},
+            Record("A train\npasses.", "<think>Okay</think> 27", "", "DeepSeek-R1"),
+        ),
+        ({"category": "code", "source": "taco", "input": "Sort.", "output": "def sort"}, Dropped("category is code")),
+    ],
+    ("openr1_math", "a.parquet"): [
+        (OPENR1, Record("What is 2+2?", "four", "4", "DeepSeek-R1"), *[UNKEPT] * 3),
+        (
+            {**OPENR1, "problem": "3+3?", "generations": ["six", "seven"], "correctness_math_verify": [True]},
+            *(Record("3+3?", "six", "4", "DeepSeek-R1"), UNKEPT),
+        ),
+    ],
+    ("deepscaler", "list.json"): [
+        ({"problem": "p", "answer": "-\\frac{2}{3}", "solution": "..."}, Record("p", "", "-\\frac{2}{3}", "")),
+        ({"problem": "q", "answer": "", "solution": ""}, Dropped("empty")),
+    ],
+    ("math_train", "a.parquet"): [
+        ({"problem": "p", "level": "Level 1", "solution": "So $\\boxed{\\frac12}$."}, Record("p", "", "\\frac12", ""))
+    ],
+    ("gsm8k_train", "a.jsonl"): [
+        (
+            {"question": "q", "answer": "1 + 1,000 = 1001\n#### 1,001"},
+            Record("q", "1 + 1,000 = 1001\n#### 1,001", "1001", "human"),
+        )
+    ],
+}
 
 
-def read(source) -> list[Record | Dropped]:
-    return [record for unit in units(source) for _, _, record in read_unit(source, unit)]
+@pytest.mark.parametrize(("name", "file"), SCHEMAS)
+def test_every_hubs_schema_is_read(tmp_path, name, file):
+    rows = SCHEMAS[name, file]
+    found = read(name, write(tmp_path / file, [row for row, *_ in rows]))
+    assert found == [record for _, *expected in rows for record in expected]
 
 
-# --- the hub's schemas ------------------------------------------------------------------------------------------------
+def test_chats_in_either_spelling(tmp_path):
+    def chat(role, content, *turns):
+        return {"c": [{role: who, content: text} for who, text in turns]}
 
-
-def test_llama_nemotron_rows(tmp_path):
     rows = [
-        nemotron_row("What is 1+1?", RIGHT % 2, "Qwen-2.5-32B-Instruct, DeepSeek-R1"),
-        nemotron_row("What is 1+2?", RIGHT % 3, "QwQ-32B"),
-        nemotron_row("What is 1+3?", "4", "Llama-3.3-70B-Instruct"),
-        nemotron_row("Write a sort.", "def sort", category="code"),
-        nemotron_row("What is 1+4?", "  "),
-        {**nemotron_row("", RIGHT % 6), "input": "What is 1+5?"},  # version 1 had text here
-        nemotron_row("What is 1+6?", "\ud800"),
+        chat("role", "content", ("system", "Be brief."), ("user", "1+1?"), ("assistant", "2")),
+        chat("from", "value", ("system", "Be brief."), ("human", "1+1?"), ("gpt", "2")),
+        chat("role", "content", ("user", "1+1?"), ("assistant", "3"), ("user", "Sure?"), ("assistant", "2")),
+        chat("role", "content", ("user", "1+1?")),
+        {"c": [None, {"role": "user", "content": None}, {"role": "assistant", "content": "2"}]},
+        {"c": None},
     ]
-    source = load_source("llama_nemotron", files=[str(write_jsonl(tmp_path / "math.jsonl", rows))])
-    assert read(source) == [
-        Record("What is 1+1?", RIGHT % 2, "", "Qwen-2.5-32B-Instruct, DeepSeek-R1"),
-        Record("What is 1+2?", RIGHT % 3, "", "QwQ-32B"),
-        Dropped("generator", "Llama-3.3-70B-Instruct"),
-        Dropped("category is code"),
-        Dropped("empty"),
-        Record("What is 1+5?", RIGHT % 6, "", "DeepSeek-R1"),
-        Dropped("not Unicode text"),
-    ]
-
-
-def test_acereason_rows(tmp_path):
-    rows = [
-        {"category": "math", "source": "numina", "input": "A train\npasses.", "output": "<think>Okay</think> 27"},
-        {"category": "code", "source": "taco", "input": "Sort.", "output": "def sort"},
-    ]
-    source = load_source("acereason", files=[str(write_parquet(tmp_path / "a.parquet", rows))])
-    assert read(source) == [
-        Record("A train\npasses.", "<think>Okay</think> 27", "", "DeepSeek-R1"),
-        Dropped("category is code"),
-    ]
-
-
-def test_openr1_has_several_traces_a_row(tmp_path):
-    row = {
-        "problem": "What is 2+2?",
-        "solution": "4",
-        "answer": "4",
-        "problem_type": "Algebra",
-        "question_type": "math-word-problem",
-        "source": "olympiads",
-        "uuid": "c2d9",
-        "is_reasoning_complete": [True, True, False, True],
-        "generations": ["four", "five", "fo", "IV"],
-        "correctness_math_verify": [True, False, True, None],
-        "correctness_llama": None,
-        "finish_reasons": None,
-        "correctness_count": 1,
-        "messages": [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "four"}],
-    }
-    shorter = {**row, "problem": "What is 3+3?", "generations": ["six", "seven"], "correctness_math_verify": [True]}
-    source = load_source("openr1_math", files=[str(write_parquet(tmp_path / "o.parquet", [row, shorter]))])
-    wrong = Dropped("not correctness_math_verify and is_reasoning_complete")
-    assert read(source) == [
-        Record("What is 2+2?", "four", "4", "DeepSeek-R1"),
-        *[wrong] * 3,
-        Record("What is 3+3?", "six", "4", "DeepSeek-R1"),
-        wrong,
-    ]
-
-
-def test_problems_for_rl(tmp_path):
-    (tmp_path / "deepscaler.json").write_text(
-        json.dumps([{"problem": "p", "answer": "-\\frac{2}{3}", "solution": "..."}, {"problem": "q", "answer": ""}])
-    )
-    deepscaler = load_source("deepscaler", files=[str(tmp_path / "deepscaler.json")])
-    assert read(deepscaler) == [Record("p", "", "-\\frac{2}{3}", ""), Dropped("empty")]
-    rows = [{"problem": "p", "level": "Level 1", "type": "Algebra", "solution": "So $\\boxed{\\frac12}$."}]
-    math = load_source("math_train", files=[str(write_parquet(tmp_path / "m.parquet", rows))])
-    assert read(math) == [Record("p", "", "\\frac12", "")]
-    rows = [{"question": "q", "answer": "1 + 1,000 = 1001\n#### 1,001"}]
-    gsm8k = load_source("gsm8k_train", files=[str(write_jsonl(tmp_path / "g.jsonl", rows))])
-    assert read(gsm8k) == [Record("q", "1 + 1,000 = 1001\n#### 1,001", "1001", "human")]
+    entry = {"files": str(write(tmp_path / "a.jsonl", rows)), "question": "c", "response": "c"}
+    found = read(load_datasets({"mine": entry})["mine"])
+    assert found[:3] == [*[Record("1+1?", "2", "", "")] * 2, Dropped("a chat of several answers")]
+    assert found[3:] == [Dropped("empty")] * 3
 
 
 @pytest.mark.parametrize(
@@ -189,97 +156,33 @@ def test_generators_are_told_apart(generator, wanted, yes):
     assert made_by(generator, [wanted]) == yes
 
 
-def test_every_source_names_its_dataset_and_a_pinned_commit():
-    for source in load_sources().values():
-        assert source.hub_id.count("/") == 1
-        assert source.licence
-        assert source.revision is None or len(source.revision) == 40
-    assert [s.name for s in load_sources().values() if s.revision is None] == ["acereason"]
-
-
-def test_a_hub_dataset_is_streamed_like_its_files(tmp_path, tokenizer):
-    # A folder laid out as the hub's repository, read by `datasets` itself: configurations, splits, several files.
-    rows = [nemotron_row(f"What is {i}+{i}?", RIGHT % (2 * i) + "x" * (i % 7)) for i in range(300)]
-    hub = tmp_path / "hub"
-    files = [write_jsonl(hub / f"SFT/math/math_v{k}.jsonl", rows[k::3]) for k in range(3)]
-    named = {"hub_id": str(hub), "hub_files": ["SFT/math/math_v0.jsonl"]}
-    write_jsonl(hub / "SFT/code/code_v1.jsonl", [nemotron_row("Sort.", "def", category="code")])
-    splits = [{"split": name, "path": f"SFT/{name}/*.jsonl"} for name in ("code", "math")]
-    card = yaml.safe_dump({"configs": [{"config_name": "SFT", "data_files": splits}]})
-    (hub / "README.md").write_text(f"---\n{card}---\n")
-    entry = yaml.safe_load((REPO / "quagmire_utils/data/curation/sources.yaml").read_text())["sources"][
-        "llama_nemotron"
-    ]
-    registry = tmp_path / "mine.yaml"
-    registry.write_text(
-        yaml.safe_dump(
-            {
-                "sources": {
-                    "llama_nemotron": {**entry, **named},
-                    "whole": {**entry, "hub_id": str(hub), "configs": ["SFT"], "split": "math", "hub_files": []},
-                }
-            }
-        )
-    )
-    recipe = Recipe("llama_nemotron", tokenizer, "shortest", n=40, validation_problems=5, benchmarks=())
-    streamed = build(recipe, tmp_path / "a", registry=registry, cache=tmp_path / "cache", progress=False)
-    assert [unit[1] for unit in streamed["configuration"]["inputs"]] == ["math_v0.jsonl"]  # the source's file alone
-    local = Recipe(**{**vars(recipe), "files": (str(files[0]),)})
-    from_files = build(local, tmp_path / "b", cache=tmp_path / "cache", progress=False)
-    assert streamed["sets"] == from_files["sets"]
-    assert load_set(tmp_path / "a") == load_set(tmp_path / "b")
-    # all files of a configuration and split; an unknown one is named
-    assert sorted(unit.name for unit in units(load_source("whole", registry=registry))) == sorted(map(str, files))
-    registry.write_text(
-        yaml.safe_dump({"sources": {"whole": {"hub_id": str(hub), "configs": ["SFT"], "split": "mth"}}})
-    )
-    with pytest.raises(ParameterError, match=r"split 'mth' \(its splits: code, math\)"):
-        units(load_source("whole", registry=registry))
-
-
 # --- the sets ---------------------------------------------------------------------------------------------------------
-
-
-def pool_rows(n: int, seed: int = 0) -> list[dict]:
-    """Problems with one to four traces, some repeated, some spaced differently, some that a benchmark has."""
-    rng = random.Random(seed)
-    rows = []
-    for _ in range(n):
-        problem = rng.randrange(n // 3)
-        question = f"Find the sum of {problem} and {problem + 1}."
-        if rng.random() < 0.1:
-            question = question.replace(" ", "  ")
-        response = f"The sum is \\boxed{{{2 * problem + 1}}}" + "!" * rng.randrange(40)
-        rows.append({"category": "math", "source": "s", "input": question, "output": response})
-    rows += [{**row, "output": row["output"].replace(" ", "\n")} for row in rows[: n // 20]]  # near duplicates
-    rows += rows[: n // 10]  # exact ones
-    return rows
 
 
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("benchmark") / "b.jsonl"
     rows = [{"id": f"b/{i}", "question": f"find the SUM of ${i}$ and {i + 1}.", "answer": "1"} for i in range(0, 90, 9)]
-    return str(write_jsonl(path, rows))
+    return str(write(tmp_path_factory.mktemp("benchmark") / "b.jsonl", rows))
 
 
-def in_memory(rows: list[dict], recipe: Recipe) -> tuple[list[Trace], list[Trace]]:
-    """The same set by the plain functions on lists of traces."""
+def in_memory(rows: list[dict], benchmark: str, asked: dict) -> tuple[list[Trace], list[Trace]]:
+    """Make the same set by the plain functions on lists of traces."""
     traces = {}
     for row in rows:
         record = Record(row["input"], row["output"], "", "DeepSeek-R1")
         problem = problem_digest(record.question).hex()
         trace = Trace(f"{trace_id(record):016x}", problem, record.question, record.response, source="acereason")
         traces[trace.id] = trace
-    clean, _ = decontaminate(list(traces.values()), load_benchmark(recipe.benchmarks[0]))
+    clean, _ = decontaminate(list(traces.values()), load_benchmark(benchmark))
     lengths = dict(zip([t.id for t in clean], response_lengths(clean, TOKENIZER), strict=True))
-    clean = [t for t in clean if lengths[t.id] <= (recipe.max_tokens or 10**9)]
+    clean = [t for t in clean if lengths[t.id] <= asked.get("max_tokens", 10**9)]
     kept: dict[str, Trace] = {}
     for trace in sorted(clean, key=lambda t: t.id):
         kept.setdefault(normalise(trace.question) + "\n" + normalise(trace.response), trace)
-    train, validation = split_by_problem(list(kept.values()), n_validation=recipe.validation_problems, seed=recipe.seed)
-    how = dict(recipe.mixture) or recipe.selection
-    return select(train, how, recipe.n, tokenizer=TOKENIZER, seed=recipe.seed), validation
+    seed = asked.get("seed", 0)
+    train, validation = split_by_problem(list(kept.values()), n_validation=20, seed=seed)
+    how = asked.get("mixture") or asked["selection"]
+    return select(train, how, asked.get("n"), tokenizer=TOKENIZER, seed=seed), validation
 
 
 @pytest.mark.parametrize(
@@ -291,21 +194,12 @@ def in_memory(rows: list[dict], recipe: Recipe) -> tuple[list[Trace], list[Trace
         {"mixture": {"longest": 30, "random": 50, "shortest": 20}, "seed": 7},
     ],
 )
-@pytest.mark.parametrize("format", ["jsonl", "parquet"])
-def test_a_set_is_what_the_plain_functions_choose(tmp_path, tokenizer, benchmark, asked, format):
+def test_a_set_is_what_the_plain_functions_choose(tmp_path, tokenizer, benchmark, asked):
     rows = pool_rows(600)
-    recipe = Recipe(
-        "acereason",
-        tokenizer,
-        **asked,
-        files=(str(write_parquet(tmp_path / "in/a.parquet", rows)),),
-        benchmarks=(benchmark,),
-        validation_problems=20,
-        format=format,
-    )
-    manifest = build(recipe, tmp_path / "out", cache=tmp_path / "cache", progress=False)
+    asked = {"tokenizer": tokenizer, "benchmarks": benchmark, "validation_problems": 20, **asked}
+    manifest = make(tmp_path / "out", write(tmp_path / "in/a.parquet", rows), **asked)
     train, validation = load_set(tmp_path / "out")
-    expected, held_out = in_memory(rows, recipe)
+    expected, held_out = in_memory(rows, benchmark, asked)
     assert train == expected
     assert sorted(validation, key=lambda t: t.id) == sorted(held_out, key=lambda t: t.id)
     assert manifest["sets"]["train"]["tokens"] == sum(response_lengths(train, TOKENIZER))
@@ -313,28 +207,18 @@ def test_a_set_is_what_the_plain_functions_choose(tmp_path, tokenizer, benchmark
     assert not {t.problem_id for t in train} & {t.problem_id for t in validation}
 
 
-@pytest.mark.parametrize("shards", [1, 4, 13])
+@pytest.mark.parametrize("shards", [1, 13])
 def test_the_same_set_from_any_shards_in_any_order(tmp_path, tokenizer, benchmark, shards, monkeypatch):
     rows = pool_rows(500)
+    asked = {"tokenizer": tokenizer, "selection": "shortest+random", "n": 120, "benchmarks": benchmark}
+    asked["validation_problems"] = 10
+    expected = make(tmp_path / "expected", write(tmp_path / "one.jsonl", rows), **asked)
     random.Random(shards).shuffle(rows)
-    files = []
     for k in range(shards):
-        write = write_jsonl if k % 2 or shards == 1 else write_parquet
-        files.append(write(tmp_path / f"in/{(k * 7) % shards:02d}.{write.__name__[6:]}", rows[k::shards]))
-    recipe = Recipe(
-        "acereason",
-        tokenizer,
-        "shortest+random",
-        n=120,
-        files=(str(tmp_path / "in"),),
-        benchmarks=(benchmark,),
-        validation_problems=10,
-    )
-    one_file = Recipe(**{**vars(recipe), "files": (str(write_jsonl(tmp_path / "one.jsonl", pool_rows(500))),)})
-    expected = build(one_file, tmp_path / "expected", cache=tmp_path / "cache", progress=False)
+        ending = "jsonl" if k % 2 or shards == 1 else "parquet"
+        write(tmp_path / f"in/{(k * 7) % shards:02d}.{ending}", rows[k::shards])
     monkeypatch.setattr("quagmire_utils.data.curation.files.UNIT_BYTES", 4000)
-    monkeypatch.setattr(sys.modules[build_function.__module__], "_PIECE_BYTES", 3000)
-    manifest = build(recipe, tmp_path / "out", cache=tmp_path / "cache", progress=False)
+    manifest = make(tmp_path / "out", tmp_path / "in", **asked)
     assert len(manifest["configuration"]["inputs"]) > 5 * len(expected["configuration"]["inputs"])
     for key in ("sets", "counts", "not_taken", "problems", "generators"):
         assert manifest[key] == expected[key]
@@ -344,27 +228,33 @@ def test_the_same_set_from_any_shards_in_any_order(tmp_path, tokenizer, benchmar
     assert manifest["counts"]["duplicates"] > 50
 
 
-def test_workers_and_tokenizer_threads_change_nothing(tmp_path, tokenizer):
-    rows = pool_rows(300)
+def test_workers_change_nothing(tmp_path, tokenizer, benchmark):
     for k in range(4):
-        write_jsonl(tmp_path / f"in/{k}.jsonl", rows[k::4])
-    recipe = Recipe("acereason", tokenizer, "longest", n=50, files=(str(tmp_path / "in"),), benchmarks=())
-    sets = [
-        build(recipe, tmp_path / f"out{w}", cache=tmp_path / f"cache{w}", workers=w, progress=False)["sets"]
-        for w in (1, 2)
+        write(tmp_path / f"in/{k}.jsonl", pool_rows(300)[k::4])
+    asked = {"tokenizer": tokenizer, "selection": "longest", "n": 50, "benchmarks": benchmark}
+    here = make(tmp_path / "here", tmp_path / "in", tmp_path / "cache0", **asked)
+    arguments = [
+        "--source",
+        "acereason",
+        "--files",
+        tmp_path / "in",
+        "--tokenizer",
+        tokenizer,
+        "--selection",
+        "longest",
     ]
-    assert sets[0] == sets[1]
+    arguments += ["--n", 50, "-p", f"benchmarks={benchmark}", "--workers", 2, "--cache", tmp_path / "cache2"]
+    assert curate(*arguments, "--output", tmp_path / "two") == 0
+    assert (tmp_path / "two/train.jsonl").read_bytes() == (tmp_path / "here/train.jsonl").read_bytes()
+    assert here["counts"]["met a benchmark"] > 5
 
 
-@pytest.mark.parametrize("asked", [{"selection": "shortest"}, {"selection": "longest+random"}])
-def test_a_token_budget_is_filled_and_never_exceeded(tmp_path, tokenizer, asked):
-    files = (str(write_jsonl(tmp_path / "a.jsonl", pool_rows(300))),)
-    recipe = Recipe("acereason", tokenizer, **asked, token_budget=3001, files=files, benchmarks=())
-    whole = Recipe("acereason", files=files, benchmarks=())
-    build(recipe, tmp_path / "out", cache=tmp_path / "cache", progress=False)
-    build(whole, tmp_path / "all", cache=tmp_path / "cache", progress=False)
+@pytest.mark.parametrize("selection", ["shortest", "longest+random"])
+def test_a_token_budget_is_filled_and_never_exceeded(tmp_path, tokenizer, pool, selection):
+    make(tmp_path / "out", pool, tokenizer=tokenizer, selection=selection, token_budget=3001)
+    make(tmp_path / "all", pool)
     train, rest = load_set(tmp_path / "out")[0], load_set(tmp_path / "all")[0]
-    parts = asked["selection"].split("+")
+    parts = selection.split("+")
     start = 0
     for part, budget in zip(parts, [3001] if len(parts) == 1 else [1501, 1500], strict=True):
         order = select(rest, part, len(rest), tokenizer=TOKENIZER, seed=0)
@@ -379,78 +269,72 @@ def test_a_token_budget_is_filled_and_never_exceeded(tmp_path, tokenizer, asked)
     assert start == len(train)
 
 
-def test_smaller_sets_are_part_of_larger_ones_and_hold_out_the_same_problems(tmp_path):
-    files = (str(write_jsonl(tmp_path / "a.jsonl", pool_rows(300))),)
-    small, large = (
-        build(
-            Recipe("acereason", n=n, files=files, benchmarks=(), validation_fraction=0.1),
-            tmp_path / f"{n}",
-            cache=tmp_path / "cache",
-            progress=False,
-        )
-        for n in (20, 100)
-    )
+def test_smaller_sets_are_part_of_larger_ones_and_hold_out_the_same_problems(tmp_path, pool):
+    small, large = (make(tmp_path / f"{n}", pool, n=n, validation_fraction=0.1) for n in (20, 100))
     assert load_set(tmp_path / "100")[0][:20] == load_set(tmp_path / "20")[0]
     assert small["sets"]["validation"] == large["sets"]["validation"]
     assert small["sets"]["train"]["tokens"] is None  # no tokenizer was named
 
 
 def test_what_was_removed_is_listed(tmp_path, benchmark):
+    questions = ["9 and 10", "9  and 10", "1 and 10", "1 and 10", "1 and 10"]
+    answers = ["19", "19!", "It is 11", "it is  11", "It is 11"]
     rows = [
-        {"category": "math", "source": "s", "input": "Find the sum of 9 and 10.", "output": "19"},
-        {"category": "math", "source": "s", "input": "Find  the sum of 9 and 10.", "output": "19!"},
-        {"category": "math", "source": "s", "input": "Find the sum of 1 and 10.", "output": "It is 11"},
-        {"category": "math", "source": "s", "input": "Find the sum of 1 and 10.", "output": "it is  11"},
-        {"category": "math", "source": "s", "input": "Find the sum of 1 and 10.", "output": "It is 11"},
-        {"category": "code", "source": "s", "input": "Sort.", "output": "def"},
+        {"category": "math", "source": "s", "input": f"Find the sum of {question}.", "output": answer}
+        for question, answer in zip(questions, answers, strict=True)
     ]
-    files = (str(write_jsonl(tmp_path / "a.jsonl", rows)),)
-    recipe = Recipe("acereason", files=files, benchmarks=(benchmark,))
-    manifest = build(recipe, tmp_path / "out", cache=tmp_path / "cache", progress=False)
+    path = write(tmp_path / "a.jsonl", [*rows, {"category": "code", "source": "s", "input": "Sort.", "output": "def"}])
+    manifest = make(tmp_path / "out", path, benchmarks=benchmark)
     removed = [json.loads(line) for line in (tmp_path / "out/removed.jsonl").read_text().splitlines()]
     assert removed[0]["reason"] == "equals a benchmark's question"
     assert (removed[0]["benchmark_problem"], removed[0]["traces"]) == ("b/9", 2)
     assert sorted(r["reason"] for r in removed[1:]) in (
         ["repeats a trace", "repeats a trace up to spacing and case"],
-        ["repeats a trace up to spacing and case"] * 2,  # where the spelling that stands twice has the larger id
+        ["repeats a trace up to spacing and case"] * 2,  # if the spelling that stands twice has the larger id
     )
     assert manifest["counts"] == {"read": 5, "met a benchmark": 2, "duplicates": 2, "pool": 1, "held out": 0}
     assert manifest["not_taken"] == {"category is code": 1}
-    exact = Recipe("acereason", files=files, benchmarks=(benchmark,), deduplicate="exact")
-    assert build(exact, tmp_path / "exact", cache=tmp_path / "cache", progress=False)["counts"]["pool"] == 2
+    assert make(tmp_path / "exact", path, benchmarks=benchmark, deduplicate="exact")["counts"]["pool"] == 2
 
 
 def test_a_problem_goes_with_all_its_spellings(tmp_path):
     # The first spelling shares 13 words with the benchmark, the second glues them together; it is the same problem.
     words = "find how many of the ten red marbles are left over in her box"
-    path = write_jsonl(tmp_path / "b.jsonl", [{"id": "b/1", "question": f"Ann: {words}", "answer": "1"}])
-    rows = [
-        {"category": "math", "source": "s", "input": question, "output": f"answer {i}"}
-        for i, question in enumerate([f"Bob: {words}?", f"Bob: {words}?".replace(" ", ""), "Another?"])
-    ]
-    files = (str(write_jsonl(tmp_path / "a.jsonl", rows)),)
-    build(Recipe("acereason", files=files, benchmarks=(str(path),)), tmp_path / "out", cache=tmp_path / "c")
+    path = write(tmp_path / "b.jsonl", [{"id": "b/1", "question": f"Ann: {words}", "answer": "1"}])
+    questions = [f"Bob: {words}?", f"Bob: {words}?".replace(" ", ""), "Another?"]
+    rows = [{"category": "math", "input": question, "output": f"answer {i}"} for i, question in enumerate(questions)]
+    make(tmp_path / "out", write(tmp_path / "a.jsonl", rows), benchmarks=str(path))
     assert [trace.question for trace in load_set(tmp_path / "out")[0]] == ["Another?"]
+
+
+def test_a_problem_in_two_spellings_is_never_on_both_sides(tmp_path):
+    spellings = (r"Simplify $\dfrac{%d}{7}$.", r"  simplify $ \left.\frac{%d}{7}\right. $")
+    rows = [
+        {"category": "math", "input": text % i, "output": f"trace {k}"}
+        for i in range(40)
+        for k, text in enumerate(spellings)
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    for seed in range(5):
+        manifest = make(tmp_path / f"{seed}", path, validation_problems=13, seed=seed)
+        train, validation = load_set(tmp_path / f"{seed}")
+        numbers = [{re.search(r"\d+", trace.question)[0] for trace in side} for side in (train, validation)]
+        assert not numbers[0] & numbers[1]
+        assert (len(train), len(validation), manifest["problems"]["pool"]) == (54, 26, 40)
 
 
 def test_an_rl_set_is_a_benchmark_file(tmp_path):
     rows = [{"problem": f"p{i}", "answer": str(i), "solution": ""} for i in range(20)]
-    (tmp_path / "d.json").write_text(json.dumps(rows))
-    recipe = Recipe("deepscaler", n=5, files=(str(tmp_path / "d.json"),), benchmarks=())
-    build(recipe, tmp_path / "out", cache=tmp_path / "cache", progress=False)
+    make(tmp_path / "out", write(tmp_path / "list.json", rows), source="deepscaler", n=5)
     problems = load_benchmark(tmp_path / "out/train.jsonl")
     assert len(problems) == 5
     assert all(isinstance(p, Problem) and p.question == f"p{p.answer}" for p in problems)
 
 
-def test_math_training_problems_that_are_benchmark_questions(tmp_path):
-    try:
-        load_benchmark("aime")
-        source = load_source("math_train", data_dir=os.environ.get("QUAGMIRE_DATA_DIR") or REPO.parent / "shared/data")
-        recipe = Recipe("math_train", files=source.files)
-        manifest = build(recipe, tmp_path / "out", cache=tmp_path / "cache", progress=False)
-    except ParameterError as error:
-        pytest.skip(str(error))
+def test_math_training_problems_that_are_benchmark_questions(tmp_path, data_dir):
+    from quagmire_utils.data.curation import build
+
+    manifest = build(Recipe(source="math_train"), tmp_path / "out", cache=tmp_path / "c", data_dir=data_dir)
     assert manifest["counts"] == {"read": 7470, "met a benchmark": 573, "duplicates": 4, "pool": 6893, "held out": 0}
     removed = [json.loads(line) for line in (tmp_path / "out/removed.jsonl").read_text().splitlines()]
     equal = [r for r in removed if r["reason"].startswith("equals")]
@@ -458,163 +342,94 @@ def test_math_training_problems_that_are_benchmark_questions(tmp_path):
     assert {r["benchmark_problem"].split("/")[0] for r in equal} == {"aime", "olympiad"}
 
 
-# --- going on, refusing -----------------------------------------------------------------------------------------------
+# --- what is left alone, what is refused ------------------------------------------------------------------------------
 
 
-def test_a_killed_scan_goes_on_and_ends_in_the_same_set(tmp_path):
-    rows = pool_rows(20_000)
-    for k in range(40):
-        write_jsonl(tmp_path / f"in/{k:02d}.jsonl", rows[k::40])
-    arguments = ["--source", "acereason", "--files", str(tmp_path / "in")]
-    arguments += ["--n", "500", "-p", "benchmarks=[]", "--workers", "1"]
-    command = [sys.executable, "-m", "quagmire_utils", "curate", *arguments, "--cache", str(tmp_path / "cache")]
-    command += ["--output", str(tmp_path / "out")]
-    environment = {**os.environ, "PYTHONPATH": str(REPO)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "cache").glob("rows-*"))) < 3 and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (tmp_path / "out/manifest.json").exists()
-    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.parquet")}
-    assert 3 <= len(done) < 40
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "500 traces" in output.stdout
-    assert {path: path.stat().st_mtime_ns for path in done} == done
-    again = ["--cache", str(tmp_path / "other"), "--output", str(tmp_path / "unbroken")]
-    assert main([*arguments, *again]) == 0
-    unbroken, resumed = (read_json(tmp_path / name / "manifest.json")["sets"] for name in ("unbroken", "out"))
-    assert unbroken == resumed
-
-
-def test_a_finished_set_is_left_alone_and_another_is_not_overwritten(tmp_path):
-    files = (str(write_jsonl(tmp_path / "a.jsonl", pool_rows(60))),)
-    recipe = Recipe("acereason", n=10, files=files, benchmarks=())
-    first = build(recipe, tmp_path / "out", cache=tmp_path / "cache", progress=False)
+def test_a_finished_set_is_left_alone_and_another_is_not_overwritten(tmp_path, pool):
+    first = make(tmp_path / "out", pool, n=10)
     written = (tmp_path / "out/train.jsonl").stat().st_mtime_ns
-    assert build(recipe, tmp_path / "out", cache=tmp_path / "empty", progress=False) == first
+    assert make(tmp_path / "out", pool, tmp_path / "empty", n=10) == first
     assert (tmp_path / "out/train.jsonl").stat().st_mtime_ns == written
     assert not (tmp_path / "empty").exists()
     with pytest.raises(ParameterError, match="holds another set"):
-        build(Recipe("acereason", n=11, files=files, benchmarks=()), tmp_path / "out", cache=tmp_path / "cache")
+        make(tmp_path / "out", pool, n=11)
 
 
-def test_nothing_of_an_unfinished_set_is_left_in_the_next(tmp_path, monkeypatch):
-    files = (str(write_jsonl(tmp_path / "a.jsonl", pool_rows(60))),)
-    module = sys.modules[build_function.__module__]
-    first = Recipe("acereason", n=10, files=files, benchmarks=(), validation_problems=3)
-    monkeypatch.setattr(module, "_write_removed", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    if (child := os.fork()) == 0:
-        build(first, tmp_path / "out", cache=tmp_path / "cache", progress=False)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    monkeypatch.undo()
-    assert (tmp_path / "out/validation.jsonl").is_file()
-    second = Recipe("acereason", n=12, files=files, benchmarks=(), format="parquet")
-    build(second, tmp_path / "out", cache=tmp_path / "cache", progress=False)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["manifest.json", "removed.jsonl", "train.parquet"]
-    assert [len(side) for side in load_set(tmp_path / "out")] == [12, 0]
+def test_another_tokenizer_only_counts_again(tmp_path, tokenizer, pool):
+    make(tmp_path / "a", pool)
+    (rows,) = (tmp_path / "cache").glob("*.parquet")
+    read_at = rows.stat().st_mtime_ns
+    make(tmp_path / "b", pool, tokenizer=tokenizer, selection="longest", n=5)
+    assert sorted(p.name[:4] for p in (tmp_path / "cache").glob("*.parquet")) == ["leng", "rows"]
+    assert rows.stat().st_mtime_ns == read_at
 
 
-def test_another_tokenizer_only_counts_again(tmp_path, tokenizer):
-    files = (str(write_jsonl(tmp_path / "a.jsonl", pool_rows(60))),)
-    build(Recipe("acereason", files=files, benchmarks=()), tmp_path / "a", cache=tmp_path / "cache", progress=False)
-    assert [p.name[:4] for p in (tmp_path / "cache").iterdir()] == ["rows"]
-    recipe = Recipe("acereason", tokenizer, "longest", n=5, files=files, benchmarks=())
-    build(recipe, tmp_path / "b", cache=tmp_path / "cache", progress=False)
-    assert sorted(p.name[:4] for p in (tmp_path / "cache").iterdir()) == ["leng", "rows"]
+def test_what_is_in_the_folder_already_is_not_touched(tmp_path, pool):
+    for name, text in {"mine/train.jsonl": "mine", "other/manifest.json": "{}", "file": "a file"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for folder in ("mine", "other", "file", "file/x"):
+        with pytest.raises(ParameterError) as error:
+            make(tmp_path / folder, pool, tmp_path / "cache")
+        assert error.value.parameter == "output"
+    assert (tmp_path / "mine/train.jsonl").read_text() == "mine"
+    assert not (tmp_path / "cache").exists()  # nothing was read before it was said
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "parquet", "json"])
-def test_a_missing_column_names_those_that_there_are(tmp_path, ending):
-    path, row = tmp_path / f"a.{ending}", {"prompt": "q", "output": "r", "category": "math"}
-    if ending == "json":
-        path.write_text(json.dumps([row]))
-    else:
-        {"jsonl": write_jsonl, "parquet": write_parquet}[ending](path, [row])
-    with pytest.raises(ParameterError, match="has no column 'input'; it has category, output, prompt"):
-        read(load_source("acereason", files=[str(path)]))
-
-
-def test_a_missing_column_on_the_hub(tmp_path):
-    hub = tmp_path / "hub"
-    write_jsonl(hub / "train.jsonl", [{"prompt": "q", "output": "r", "category": "math"}])
-    registry = tmp_path / "mine.yaml"
-    registry.write_text(yaml.safe_dump({"sources": {"mine": {"hub_id": str(hub), "question": "input"}}}))
-    with pytest.raises(ParameterError, match=r"mine.*no column 'input'; it has category, output, prompt"):
-        read(load_source("mine", registry=registry))
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "list.json"])
+def test_a_missing_column_names_those_that_there_are(tmp_path, name):
+    path = write(tmp_path / name, [{"prompt": "q", "output": "r", "category": "math"}])
+    with pytest.raises(ParameterError, match="no column 'input', but 'category', 'output', 'prompt'"):
+        read("acereason", path)
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("asked", "parameter", "message"),
     [
-        ({"n": 10_000}, r"random: 10,000 traces were asked for, but there are only 60 traces.*duplicates"),
-        ({"token_budget": 10**9, "tokenizer": True}, "tokens were asked for, but there are only"),
-        ({"selection": "shortest", "n": 5}, "tokenizer is needed"),
-        ({"selection": "shortest", "tokenizer": True}, "n or token_budget must be given"),
-        ({"selection": "middle", "n": 5}, "must be of shortest, longest, random"),
-        ({"n": 5, "token_budget": 5}, "n and token_budget cannot both be given"),
-        ({"n": 0}, "n must be at least 1"),
-        ({"max_tokens": 3, "min_tokens": 4, "tokenizer": True}, "max_tokens"),
-        ({"validation_problems": 10_000}, "validation_problems=10000 must leave at least one"),
-        ({"validation_fraction": 1.5}, "between 0 and 1"),
-        ({"generators": ("QwQ-32B",)}, r"no trace passes its filters \(generator is DeepSeek-R1: 60"),
-        ({"where": {"category": ("physics",)}}, r"no trace passes its filters \(category is math: 60"),
-        ({"format": "csv"}, "format must be one of"),
-        ({"deduplicate": "minhash"}, "deduplicate must be one of"),
-        ({"tokenizer": "/no/such", "selection": "longest", "n": 1}, "tokenizer='/no/such' cannot be loaded"),
-        ({"source": "no_such"}, "unknown source 'no_such'"),
-        ({"files": ("no/such/*.jsonl",)}, "there is nothing at no/such"),
-        ({"files": (__file__,)}, "is none of .parquet, .arrow, .jsonl, .json"),
-        ({"benchmarks": ("no_such",)}, "unknown benchmark"),
+        ({"n": 10_000}, "random", "10,000 traces were asked for, but there are only 2.*duplicates"),
+        ({"token_budget": 10**9, "tokenizer": True}, "random", "tokens were asked for, but there are only"),
+        ({"token_budget": 3, "selection": "longest", "tokenizer": True}, "longest", "the 56 tokens of its first trace"),
+        ({"budgets": {"longest": 3, "shortest": 300}, "tokenizer": True}, "longest", "of its first trace"),
+        ({"mixture": {"middle": 3}}, "mixture", "shortest, longest, random"),
+        ({"selection": "shortest", "n": 5}, "tokenizer", "select by length"),
+        ({"selection": "shortest", "tokenizer": True}, "n", "n or token_budget"),
+        ({"selection": "middle", "n": 5}, "selection", "shortest, longest, random"),
+        ({"n": 5, "token_budget": 5}, "token_budget", "with n"),
+        ({"n": 0}, "n", "at least 1"),
+        ({"max_tokens": 3, "min_tokens": 4, "tokenizer": True}, "max_tokens", "min_tokens"),
+        ({"validation_problems": 10_000}, "validation_problems", "less than the number of problems"),
+        ({"validation_fraction": 1.5}, "validation_fraction", "less than 1"),
+        ({"generators": "QwQ-32B"}, "source", r"generator is DeepSeek-R1: 3"),
+        ({"where": {"category": "physics"}}, "source", r"category is math: 3"),
+        ({"deduplicate": "minhash"}, "deduplicate", "'near' or 'exact'"),
+        ({"tokenizer": "/no/such", "selection": "longest", "n": 1}, "tokenizer", "cannot be loaded"),
+        ({"source": "no_such"}, "source", "one of acereason"),
+        ({"files": "no/such/*.jsonl"}, "acereason.files", "no/such"),
+        ({"files": __file__}, "files", "one of .parquet, .arrow, .jsonl, .json"),
+        ({"benchmarks": "no_such"}, "benchmark", "no_such"),
     ],
 )
-def test_what_cannot_work_is_said_in_a_sentence(tmp_path, tokenizer, asked, message):
-    files = (str(write_jsonl(tmp_path / "a.jsonl", pool_rows(600)[:60])),)
-    asked = {"source": "acereason", "files": files, "benchmarks": (), **asked}
+def test_what_cannot_work_is_said_in_a_sentence(tmp_path, tokenizer, pool, asked, parameter, message):
+    asked = {"files": pool, **asked}
     if asked.get("tokenizer") is True:
         asked["tokenizer"] = tokenizer
-    with pytest.raises(ParameterError, match=message):
-        build(Recipe(**asked), tmp_path / "out", cache=tmp_path / "cache", progress=False)
+    with pytest.raises(ParameterError, match=message) as error:
+        make(tmp_path / "out", asked.pop("files"), **asked)
+    assert error.value.parameter == parameter
     assert not (tmp_path / "out").exists()
 
 
-def test_files_that_are_broken_or_change(tmp_path, monkeypatch):
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"category": "math", "input": "q", "output": "r"}\n{"category": \n')
-    with pytest.raises(ParameterError, match="the line at byte 50 is no JSON"):
-        read(load_source("acereason", files=[str(path)]))
-    (tmp_path / "b.parquet").write_text("no parquet")
-    with pytest.raises(ParameterError, match="cannot be read as parquet"):
-        read(load_source("acereason", files=[str(tmp_path / "b.parquet")]))
-    rows = [{"category": "math", "input": f"q{i}", "output": "r"} for i in range(9)]
-    recipe = Recipe("acereason", files=(str(write_jsonl(path, rows)),), benchmarks=())
-    module = sys.modules[build_function.__module__]
-    choose = module.choose
-
-    def edit(*arguments):
-        write_jsonl(path, [{**row, "output": "s"} for row in rows])
-        return choose(*arguments)
-
-    monkeypatch.setattr(module, "choose", edit)
-    with pytest.raises(ParameterError, match="changed while it was read"):
-        build(recipe, tmp_path / "out", cache=tmp_path / "cache", progress=False)
-    assert not (tmp_path / "out/manifest.json").exists()
-
-
 def test_an_unreachable_hub_says_what_to_do(monkeypatch):
-    monkeypatch.delenv("QUAGMIRE_DATA_DIR", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(ParameterError, match=r"openr1_math: open-r1/OpenR1-Math-220k gave no answer.*local copy"):
-        units(load_source("openr1_math"))
+    with pytest.raises(ParameterError, match=r"openr1_math: .*open-r1/OpenR1-Math-220k gave no answer.*QUAGMIRE_DATA"):
+        units(find_dataset("openr1_math"))
 
 
 # --- counting tokens --------------------------------------------------------------------------------------------------
 
 
-def byte_level(expression: str | None, corpus: list[str], added: tuple = (), normalizer=None) -> str:
+def byte_level(expression: str | None, added: tuple = (), normalizer=None) -> str:
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
@@ -626,7 +441,7 @@ def byte_level(expression: str | None, corpus: list[str], added: tuple = (), nor
     if normalizer:
         bpe.normalizer = normalizer
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=700, show_progress=False, initial_alphabet=alphabet))
+    bpe.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=700, show_progress=False, initial_alphabet=alphabet))
     bpe.add_tokens(list(added))
     return bpe.to_str()
 
@@ -643,31 +458,11 @@ REAL_EXPRESSIONS = {  # as the tokenizer.json files of these models have them
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
     r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + SPACES,
 }
-COUNTERS = {name: TokenCounter(byte_level(e, CORPUS, ("<think>",))) for name, e in REAL_EXPRESSIONS.items()}
-PIECES = st.sampled_from(
-    [
-        *"  \n\t\r.,'$\\{}1a",
-        *("  ", " \n", "\n ", "the", " The", "12345", "'s", "'LL", "<think>", "\u00a0", "\u3000", " \u0301"),
-        *(
-            "/",
-            "//\n",
-            ".\n\n",
-            "\n/",
-            "\r\n",
-            "e\u0301",
-            "\u2028 ",
-            "\x1f ",
-            "\x85",
-            "\x00",
-            "²",
-            "ǅ",
-            "\u4e2d",
-            "🙂",
-            "isn't",
-            "\\frac{1}{2}",
-        ),
-    ]
+COUNTERS = {name: TokenCounter(byte_level(e, ("<think>",))) for name, e in REAL_EXPRESSIONS.items()}
+LONG_PIECES = (
+    "  | \n|\n |the| The|12345|'s|'LL|<think>| \u0301|//\n|.\n\n|\n/|\r\n|e\u0301|\u2028 |\x1f |isn't|\\frac{1}{2}"
 )
+PIECES = st.sampled_from([*"  \n\t\r.,'$\\{}1a/\u00a0\u3000\x85\x00²ǅ\u4e2d🙂", *LONG_PIECES.split("|")])
 
 
 @pytest.mark.parametrize("name", REAL_EXPRESSIONS)
@@ -675,26 +470,25 @@ PIECES = st.sampled_from(
 @given(texts=st.lists(st.lists(PIECES, max_size=25).map("".join), max_size=4))
 def test_counting_by_words_is_counting(name, texts):
     counter = COUNTERS[name]
-    assert counter(texts) == counter._whole(texts)
+    assert counter(texts) == counter.whole(texts)
     assert counter.by_words
 
 
 @pytest.mark.parametrize(
-    "make",
+    "arguments",
     [
-        lambda: tokenizer_json(TOKENIZER),
-        lambda: byte_level(r"\p{L}+ \p{L}+|.", CORPUS),  # matches across a space
-        lambda: byte_level(None, CORPUS),  # GPT-2
-        lambda: byte_level(QWEN, CORPUS, (AddedToken("<a b>"),)),
-        lambda: byte_level(QWEN, CORPUS, (AddedToken("<a>", rstrip=True),)),
-        lambda: byte_level(QWEN, CORPUS, normalizer=normalizers.Strip()),
+        (r"\p{L}+ \p{L}+|.",),  # matches across a space
+        (None,),  # GPT-2
+        (QWEN, (AddedToken("<a b>"),)),
+        (QWEN, (AddedToken("<a>", rstrip=True),)),
+        (QWEN, (), normalizers.Strip()),
     ],
 )
-def test_other_tokenizers_count_whole_texts(make):
-    counter = TokenCounter(make())
+def test_other_tokenizers_count_whole_texts(arguments):
+    counter = TokenCounter(byte_level(*arguments))
     assert not counter.by_words
     texts = ["the sum of two <a b> c <a>  x", " two of  the sum ", ""]
-    assert counter(texts) == counter._whole(texts)
+    assert counter(texts) == counter.whole(texts)
 
 
 def test_lengths_are_those_of_select():
@@ -707,53 +501,70 @@ def test_lengths_are_those_of_select():
 # --- command line -----------------------------------------------------------------------------------------------------
 
 
-def test_sets_from_a_yaml_file(tmp_path, capsys):
-    files = str(write_jsonl(tmp_path / "a.jsonl", [{"q": f"q{i}", "r": "x" * i} for i in range(1, 40)]))
+@pytest.mark.parametrize(
+    ("content", "parameter"),
+    [
+        ({"sets": [1]}, "sets"),
+        ({"sets": {"a": [1]}}, "sets.a"),
+        ({"sets": {"a": {"source": "acereason"}}, "defaults": [1]}, "defaults"),
+        ({"sets": {"a": {"source": "acereason"}}, "datasets": [1]}, "datasets"),
+        ({"sets": {"a": {"source": "acereason"}}, "sources": {}}, "sources"),
+        ({"sets": {"a": {"source": 5}}}, "sets.a.source"),
+        ({"sets": {"a": {"m": 5}}}, "sets.a.m"),
+        ({"sets": {"a": {}}}, "sets.a.source"),
+        ({"sets": {"a": {"source": "acereason", "n": "five"}}}, "sets.a.n"),
+        ({"sets": {"a": {"source": "acereason", "selection": 5}}}, "sets.a.selection"),
+        ({"sets": {"a": {"source": "acereason", "validation_fraction": "x"}}}, "sets.a.validation_fraction"),
+        ({"sets": {"../a": {"source": "acereason"}}}, "sets"),
+        ({"sets": {"a": {"source": "m"}}, "datasets": {"m": {"question": 5}}}, "datasets.m.question"),
+        ({"sets": {"a": {"source": "m"}}, "datasets": {"m": {"question": "q", "where": ["x"]}}}, "datasets.m.where"),
+        ({"sets": {"a": {"source": "m"}}, "datasets": {"m": {"files": "x", "question": "q"}}}, "datasets.m.answer"),
+        # the second set is wrong, and the first is not made before that is said
+        ({"sets": {"a": {"source": "acereason", "n": 3}, "b": {"source": "nope"}}}, "source"),
+    ],
+)
+def test_a_bad_yaml_file_is_a_sentence(tmp_path, pool, capsys, content, parameter):
     path = tmp_path / "sets.yaml"
+    common = content.get("defaults", {"files": str(pool), "benchmarks": []})
+    path.write_text(yaml.safe_dump({**content, "defaults": common}))
+    assert curate(path, "--output", tmp_path / "out", "--cache", tmp_path / "cache") == 2
+    assert re.search(rf"(^|: ){re.escape(parameter)}( must be|:)", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sets_from_a_yaml_file_and_from_options(tmp_path, capsys, tokenizer, pool):
+    write(tmp_path / "a.jsonl", [{"q": f"q{i}", "r": "x" * i} for i in range(1, 40)])
     content = {
-        "sources": {"mine": {"files": files, "question": "q", "response": "r"}},
+        "datasets": {"mine": {"files": "a.jsonl", "question": "q", "response": "r"}},  # beside the YAML file
         "defaults": {"source": "mine", "benchmarks": []},
         "sets": {"r5": {"n": 5}, "r9": {"n": 9, "seed": 1}},
     }
-    path.write_text(yaml.safe_dump(content))
-    assert load_recipes(path)["r9"] == Recipe("mine", n=9, seed=1, benchmarks=())
-    common = ["--output", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--workers", "1"]
-    assert main([str(path), "r9", *common]) == 0
+    (tmp_path / "sets.yaml").write_text(yaml.safe_dump(content))
+    common = ["--output", tmp_path / "out", "--cache", tmp_path / "cache", "--workers", 1]
+    assert curate(tmp_path / "sets.yaml", "r9", *common) == 0
     assert "train: 9 traces of 9 problems" in capsys.readouterr().out
-    assert main([str(path), *common]) == 0
+    assert curate(tmp_path / "sets.yaml", *common) == 0
     assert [len(load_set(tmp_path / "out" / name)[0]) for name in ("r5", "r9")] == [5, 9]
-    assert main([str(path), "r7", *common]) == 2
-    assert "has no set 'r7'; it has r5, r9" in capsys.readouterr().err
-    for entry, message in (({"m": 5}, "unknown key 'm'"), ({"n": "five"}, "n must be a whole number")):
-        path.write_text(yaml.safe_dump({**content, "sets": {"bad": entry}}))
-        assert main([str(path), *common]) == 2
-        assert message in capsys.readouterr().err
-
-
-def test_command_line_options(tmp_path, capsys, tokenizer):
-    files = str(write_jsonl(tmp_path / "a.jsonl", pool_rows(100)))
-    common = ["--output", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--workers", "1"]
-    arguments = ["--source", "acereason", "--files", files, "--tokenizer", tokenizer, "-p", "benchmarks=[]"]
-    assert (
-        main([*arguments, "-p", "mixture={longest: 7, shortest: 5}", "-p", "where={category: [math, code]}", *common])
-        == 0
-    )
+    assert curate(tmp_path / "sets.yaml", "r7", *common) == 2
+    assert "r5, r9" in capsys.readouterr().err
+    options = ["--source", "acereason", "--files", pool, "--tokenizer", tokenizer, "-p", "benchmarks=[]"]
+    common[1] = tmp_path / "mixed"
+    options += ["-p", "mixture={longest: 7, shortest: 5}", "-p", "where={category: [math, code]}"]
+    assert curate(*options, *common) == 0
     assert "train: 12 traces" in capsys.readouterr().out
-    assert main(["--list"]) == 0
-    assert "open-r1/OpenR1-Math-220k" in capsys.readouterr().out
-    assert main(["--source", "acereason"]) == 2
-    assert "--output must be given" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as end:
-        main(["--help"])
-    assert end.value.code == 0
-    assert "examples:" in capsys.readouterr().out
+    assert curate("--list") == 0
+    shown = capsys.readouterr().out
+    assert "open-r1/OpenR1-Math-220k" in shown
+    assert "HuggingFaceH4/MATH-500" not in shown
+    assert curate("--source", "acereason") == 2
+    assert "--output" in capsys.readouterr().err
 
 
-def test_the_sets_of_the_page_on_curation_are_made(tmp_path, tokenizer, monkeypatch, capsys):
-    """With fewer traces: the numbers are a hundredth of the page's."""
+def test_the_sets_of_the_page_on_curation_are_made(tmp_path, tokenizer, monkeypatch):
+    """With fewer traces (the numbers are a hundredth of the page's), and without the benchmarks' files."""
     page = (REPO / "docs" / "curation.md").read_text(encoding="utf-8")
     recipes = yaml.safe_load(page.split("```yaml")[1].split("```")[0])
-    recipes["defaults"]["validation_problems"] //= 100
+    recipes["defaults"] |= {"benchmarks": [], "validation_problems": recipes["defaults"]["validation_problems"] // 100}
     for recipe in recipes["sets"].values():
         recipe["tokenizer"] = tokenizer
         recipe |= {"n": recipe["n"] // 100} if "n" in recipe else {}
@@ -762,19 +573,16 @@ def test_the_sets_of_the_page_on_curation_are_made(tmp_path, tokenizer, monkeypa
     monkeypatch.chdir(tmp_path)
     Path("sets.yaml").write_text(yaml.safe_dump(recipes))
     rows = [{"prompt": f"What is {i} times {i + 7}?", "completion": f"{'1' * i} = {i * (i + 7)}"} for i in range(1, 61)]
-    Path("my_traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["sets.yaml", "--output", "data"]) in (0, None)
-    lengths = {
-        name: [len(TOKENIZER(trace["response"])["input_ids"]) + 1 for trace in map(json.loads, path.open())]
-        for name in recipes["sets"]
-        for path in [Path("data", name, "train.jsonl")]
-    }
+    write(Path("my_traces.jsonl"), rows)
+    assert curate("sets.yaml", "--output", "data") == 0
+    sets = {name: load_set(Path("data", name)) for name in recipes["sets"]}
+    lengths = {name: response_lengths(train, TOKENIZER) for name, (train, _) in sets.items()}
     files = {"manifest.json", "removed.jsonl", "train.jsonl", "validation.jsonl"}
-    assert all({file.name for file in Path("data", name).iterdir()} == files for name in lengths)
+    assert all({file.name for file in Path("data", name).iterdir()} == files for name in sets)
     assert len(lengths["s1k"]) == len(lengths["mixed"]) == 10
     assert 400 < sum(lengths["r50M"]) <= 500
     assert max(lengths["s1k"]) < 20
     assert max(lengths["mixed"]) > 60
-    validation = {Path("data", name, "validation.jsonl").read_text() for name in lengths}
-    assert len(validation) == 1
-    assert len(validation.pop().splitlines()) == 5
+    held_out = [validation for _, validation in sets.values()]
+    assert held_out[0] == held_out[1] == held_out[2]
+    assert len(held_out[0]) == 5

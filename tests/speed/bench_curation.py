@@ -84,11 +84,13 @@ def ours(folder: Path, traces: Path, n: int, selection: str, workers: int) -> No
 
     lengths = selection != "random"
     recipe = Recipe(
-        *("acereason", str(folder / "tokenizer") if lengths else None, selection, n),
+        source="acereason",
+        tokenizer=str(folder / "tokenizer") if lengths else None,
+        selection=selection,
+        n=n,
         files=(str(traces),),
         benchmarks=(),
         validation_problems=100,
-        format="parquet",
         seed=int(time.time()),  # a new set every time
     )
     build(recipe, folder / "sets" / str(time.time_ns()), cache=folder / "cache", workers=workers, progress=False)
@@ -188,7 +190,7 @@ def main() -> None:
         taken: dict[tuple[str, str], float] = {}
         for label, who, selection in rows:
             if label.startswith("shortest:"):
-                for path in (folder / "cache").glob("*"):
+                for path in (folder / "cache").glob("*.parquet"):
                     path.unlink()
             side = {"who": who, "folder": name, "traces": str(traces), "n": options.traces // 100}
             side |= {"selection": selection, "workers": options.workers}

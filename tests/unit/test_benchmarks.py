@@ -1,7 +1,6 @@
-"""Every problem of every benchmark, where a mirror is at hand; hostile and changed files, where it is not."""
+"""Every problem of every benchmark if there is a data folder; hostile and changed files always."""
 
 import csv
-import dataclasses
 import json
 import re
 import shutil
@@ -12,30 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from quagmire_utils import data as benchmarks
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import (
     BENCHMARKS,
-    TRAINING_SETS,
     Problem,
     Trace,
+    benchmark_names,
+    find_dataset,
     last_boxed,
     load_benchmark,
+    load_datasets,
     load_traces,
-    load_training_problems,
     save_traces,
 )
+from quagmire_utils.data.rows import to_problem
 
 ROOT = Path(__file__).resolve().parents[2]
-PAPER_ORDER = ["math500", "aime", "gsm8k", "aime2025", "amc", "olympiad", "minerva"]
-
-
-def mirror_file(benchmark) -> Path:
-    """The benchmark's file in the mirror; skips the test where there is none."""
-    folder = benchmarks.mirror_folder(None)
-    if folder is None or not (folder / benchmark.file).is_file():
-        pytest.skip(f"needs {benchmark.file} in a local mirror (QUAGMIRE_DATA_DIR)")
-    return folder / benchmark.file
+HEAVY = "{'torch', 'transformers', 'datasets', 'math_verify', 'vllm', 'pandas'}"
 
 
 def write_jsonl(path: Path, rows: list) -> Path:
@@ -45,40 +37,58 @@ def write_jsonl(path: Path, rows: list) -> Path:
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """No mirror beside the repo and no hub: a process that may reach nothing."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(benchmarks.loading, "_REPO", tmp_path / "elsewhere" / "repo")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    """Neither a data folder nor a hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.delenv("QUAGMIRE_DATA_DIR", raising=False)
 
 
-def test_table_is_the_papers():
-    assert list(BENCHMARKS) == PAPER_ORDER
-    assert sum(benchmark.count for benchmark in BENCHMARKS.values()) == 3812
-    for benchmark in [*BENCHMARKS.values(), *TRAINING_SETS.values()]:
-        assert re.fullmatch(r"[0-9a-f]{64}", benchmark.digest)
-        assert re.fullmatch(r"[0-9a-f]{40}", benchmark.revision) or not benchmark.hub_id
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            benchmark.count = 1
+def test_the_catalogue_names_every_dataset_and_pins_it():
+    assert BENCHMARKS == ("math500", "aime", "gsm8k", "aime2025", "amc", "olympiad", "minerva")  # the paper's order
+    assert benchmark_names()[:7] == list(BENCHMARKS)
+    assert sum(find_dataset(name).count for name in BENCHMARKS) == 3812
+    for name, dataset in load_datasets().items():
+        assert (dataset.name, dataset.hub_id.count("/")) == (name, 1)
+        assert dataset.licence
+        assert dataset.files
+        assert name == "acereason" or re.fullmatch(r"[0-9a-f]{40}", dataset.revision)
+        assert dataset.digest or name not in (*BENCHMARKS, "gsm8k_train", "math_train")
+        with pytest.raises(ValueError, match="frozen"):
+            dataset.count = 1
+
+
+def test_adding_a_benchmark_is_adding_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("quagmire_utils.data.dataset.CATALOGUE", tmp_path)
+    from quagmire_utils.data import dataset
+
+    (tmp_path / "mine.yaml").write_text("files: rows.jsonl\nquestion: q\nanswer: a\n")
+    write_jsonl(tmp_path / "rows.jsonl", [{"q": "1+1?", "a": 2.0}])
+    dataset._catalogue.cache_clear()
+    try:
+        assert load_benchmark("mine") == [Problem("mine/0", "1+1?", "2")]
+    finally:
+        monkeypatch.undo()
+        dataset._catalogue.cache_clear()
 
 
 def test_import_is_cheap():
-    heavy = "{'torch', 'transformers', 'datasets', 'math_verify', 'vllm', 'pandas'}"
-    code = f"import sys, quagmire_utils.data, quagmire_utils.data.prompts; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import sys, quagmire_utils.data, quagmire_utils.data.prompts; sys.exit(bool({HEAVY} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", PAPER_ORDER)
-def test_counts_ids_and_questions(name):
-    mirror_file(BENCHMARKS[name])
-    problems = load_benchmark(name)
-    assert len(problems) == BENCHMARKS[name].count
+@pytest.mark.parametrize("name", [*BENCHMARKS, "gsm8k_train", "math_train"])
+def test_counts_ids_and_questions(name, data_dir):
+    problems = load_benchmark(name, data_dir=data_dir)
+    assert len(problems) == find_dataset(name).count
     assert len({problem.id for problem in problems}) == len(problems)
     assert all(problem.id.startswith(f"{name}/") and problem.question.strip() for problem in problems)
-    assert load_benchmark(name, limit=3) == problems[:3]
+    assert load_benchmark(name, data_dir=data_dir, limit=3) == problems[:3]
+    if name == "gsm8k_train":
+        assert all(re.fullmatch(r"-?\d+(\.\d+)?", problem.answer) for problem in problems)
+    if name == "math_train":  # four rows have no answer; the others keep the row's number as their id
+        numbers = {int(problem.id.partition("/")[2]) for problem in problems}
+        assert set(range(7474)) - numbers == {886, 1009, 5328, 5330}
 
 
 # One problem of each benchmark and each kind of gold, read off the published rows by hand.
@@ -107,23 +117,21 @@ GOLDS = {
 }
 
 
-def test_golds_read_by_hand():
-    for benchmark in BENCHMARKS.values():
-        mirror_file(benchmark)
-    problems = {problem.id: problem for name in BENCHMARKS for problem in load_benchmark(name)}
+def test_golds_read_by_hand(data_dir):
+    problems = {problem.id: problem for name in BENCHMARKS for problem in load_benchmark(name, data_dir=data_dir)}
     assert {key: (problems[key].answer, problems[key].tolerance) for key in GOLDS} == GOLDS
     assert sum(problem.tolerance is not None for problem in problems.values()) == 2
 
 
-def test_every_gold_of_a_competition_is_the_integer_that_was_published():
-    for name, column in (("aime", "Answer"), ("amc", "answer"), ("aime2025", "answer")):
-        path = mirror_file(BENCHMARKS[name])
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file]
-        for row, problem in zip(rows, load_benchmark(name), strict=True):
-            if problem.tolerance is None:
-                assert float(problem.answer) == float(row[column])
-                assert problem.answer.isdigit() or problem.answer.lstrip("-").isdigit()
+@pytest.mark.parametrize(("name", "column"), [("aime", "Answer"), ("amc", "answer"), ("aime2025", "answer")])
+def test_every_gold_of_a_competition_is_the_integer_that_was_published(name, column, data_dir):
+    path = data_dir / find_dataset(name).files[0]
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file]
+    for row, problem in zip(rows, load_benchmark(name, data_dir=data_dir), strict=True):
+        if problem.tolerance is None:
+            assert float(problem.answer) == float(row[column])
+            assert problem.answer.lstrip("-").isdigit()
 
 
 # math-verify reads these two as text alone, so only an answer in the same spelling will be found right.
@@ -133,13 +141,12 @@ TEXT_ONLY = {
 }
 
 
-@pytest.mark.parametrize("name", PAPER_ORDER)
-def test_math_verify_reads_every_gold_and_finds_it_right(name):
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_math_verify_reads_every_gold_and_finds_it_right(name, data_dir):
     from math_verify import parse, verify
 
-    mirror_file(BENCHMARKS[name])
     unread = set()
-    for problem in load_benchmark(name):
+    for problem in load_benchmark(name, data_dir=data_dir):
         gold = parse(f"\\boxed{{{problem.answer}}}", parsing_timeout=None)
         assert gold, problem
         if all(isinstance(reading, str) for reading in gold):
@@ -151,14 +158,13 @@ def test_math_verify_reads_every_gold_and_finds_it_right(name):
     assert unread == {problem_id for problem_id in TEXT_ONLY if problem_id.startswith(f"{name}/")}
 
 
-def test_several_answers_are_read_as_that_many():
+def test_several_answers_are_read_as_that_many(data_dir):
     from math_verify import parse
 
-    path = mirror_file(BENCHMARKS["olympiad"])
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    by_id = {problem.id: problem.answer for problem in load_benchmark("olympiad")}
+    by_id = {problem.id: problem.answer for problem in load_benchmark("olympiad", data_dir=data_dir)}
     checked = 0
-    for row in rows:
+    for line in (data_dir / find_dataset("olympiad").files[0]).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
         # Plain integers separated by commas can be counted without a parser.
         published = re.sub(r"[$\s]", "", row["final_answer"][0])
         if row["is_multiple_answer"] and re.fullmatch(r"-?\d+(,-?\d+)+", published):
@@ -169,30 +175,36 @@ def test_several_answers_are_read_as_that_many():
     assert checked > 40
 
 
-def test_context_stands_before_the_question():
-    row = {"id": 1, "context": "Let $x=2$.", "question": "Find $x$.", "final_answer": ["$2$"], "error": None}
-    problem = benchmarks.loading._to_problems(BENCHMARKS["olympiad"], [(0, row)], "here")[0]
-    assert problem == Problem("olympiad/1", "Let $x=2$.\n\nFind $x$.", "2")
+OLYMPIAD = {"id": 1, "context": None, "question": "?", "final_answer": ["$2 n$"], "error": None}
 
 
-def test_several_final_answers_are_joined():
-    row = {"id": 1, "context": None, "question": "?", "final_answer": ["$2$", "$-\\frac{1}{2}$."], "error": "1e-2"}
-    problem = benchmarks.loading._to_problems(BENCHMARKS["olympiad"], [(0, row)], "here")[0]
-    assert (problem.answer, problem.tolerance) == ("2,-\\frac{1}{2}", 0.01)
-
-
-# Columns of the hub that differ from the mirror's.
 @pytest.mark.parametrize(
     ("name", "row", "expected"),
     [
-        ("minerva", {"question": "q", "answer": "7e37"}, ("minerva/0", "q", "7 \\times 10^{37}")),
-        ("aime2025", {"id": "3", "problem": "q", "answer": "588"}, ("aime2025/3", "q", "588")),
-        ("olympiad", {"id": 9, "question": "q", "final_answer": ["$2 n$"]}, ("olympiad/9", "q", "2 n")),
+        ("olympiad", OLYMPIAD, Problem("olympiad/1", "?", "2 n")),
+        ("olympiad", {**OLYMPIAD, "context": "Let $x=2$."}, Problem("olympiad/1", "Let $x=2$.\n\n?", "2 n")),
+        (
+            "olympiad",
+            {**OLYMPIAD, "final_answer": ["$2$", "$-\\frac{1}{2}$."], "error": "1e-2"},
+            Problem("olympiad/1", "?", "2,-\\frac{1}{2}", 0.01),
+        ),
+        # columns of the hub that differ from those of the local copy
+        ("minerva", {"question": "q", "answer": "7e37"}, Problem("minerva/0", "q", "7 \\times 10^{37}")),
+        ("aime2025", {"id": "3", "problem": "q", "answer": "588"}, Problem("aime2025/3", "q", "588")),
+        (
+            "math_train",
+            {"problem": "p", "level": "Level 1", "solution": "So $\\boxed{\\frac12}$."},
+            Problem("math_train/0", "p", "\\frac12"),
+        ),
+        (
+            "aime",
+            {"ID": "2022-II-8", "Question": "q", "Answer": "080 or 081 (both were accepted)"},
+            Problem("aime/2022-II-8", "q", "80.5", 0.5),
+        ),
     ],
 )
-def test_hub_columns_are_read_too(name, row, expected):
-    problem = benchmarks.loading._to_problems(BENCHMARKS[name], [(0, row)], "hub")[0]
-    assert (problem.id, problem.question, problem.answer) == expected
+def test_rows_of_the_catalogue(name, row, expected):
+    assert to_problem(find_dataset(name), 0, row) == expected
 
 
 @pytest.mark.parametrize(
@@ -211,24 +223,10 @@ def test_last_boxed_balances_braces(text, boxed):
     assert last_boxed(text) == boxed
 
 
-def test_training_sets():
-    for benchmark in TRAINING_SETS.values():
-        mirror_file(benchmark)
-    gsm8k, mathematics = load_training_problems("gsm8k_train"), load_training_problems("math_train")
-    assert (len(gsm8k), len(mathematics)) == (7473, 7470)
-    assert all(re.fullmatch(r"-?\d+(\.\d+)?", problem.answer) for problem in gsm8k)
-    # Four rows of MATH have no answer; the others keep the row's number as their id.
-    numbers = {int(problem.id.partition("/")[2]) for problem in mathematics}
-    assert set(range(7474)) - numbers == {886, 1009, 5328, 5330}
-    assert load_training_problems("math_train", limit=2) == mathematics[:2]
-
-
-def copy_mirror(name: str, tmp_path: Path) -> Path:
-    source = mirror_file(BENCHMARKS[name])
-    target = tmp_path / BENCHMARKS[name].file
+def copied(name: str, data_dir: Path, folder: Path) -> Path:
+    target = folder / find_dataset(name).files[0]
     target.parent.mkdir(parents=True)
-    shutil.copy(source, target)
-    target.chmod(0o644)
+    shutil.copyfile(data_dir / find_dataset(name).files[0], target)
     return target
 
 
@@ -239,14 +237,14 @@ def copy_mirror(name: str, tmp_path: Path) -> Path:
         (lambda text: "", "0 problems, expected 83"),
         (lambda text: text.replace("142.0", "143.0"), "changed text"),
         (lambda text: text.replace("Irreducible", "irreducible"), "changed text"),
-        (lambda text: text.replace('"problem"', '"prompt"'), "row 1 of .* lacks the columns"),
-        (lambda text: text[: len(text) // 2], "not JSON lines"),
+        (lambda text: text.replace('"problem"', '"prompt"'), "row 1 of .*no column 'problem'"),
+        (lambda text: text[: len(text) // 2], "is not JSON"),
         (lambda text: "[1]\n" + text, "line 1 is not a JSON object"),
-        (lambda text: text.replace('"id": 1,', '"id": 0,'), "'amc/0' twice"),
+        (lambda text: text.replace('"id": 1,', '"id": 0,'), "'amc/0' occurs twice"),
     ],
 )
-def test_changed_mirror_is_one_clear_sentence(tmp_path, change, found):
-    path = copy_mirror("amc", tmp_path)
+def test_a_changed_copy_is_one_clear_sentence(tmp_path, data_dir, change, found):
+    path = copied("amc", data_dir, tmp_path)
     assert len(load_benchmark("amc", data_dir=tmp_path)) == 83
     path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(ParameterError, match=found) as error:
@@ -255,25 +253,24 @@ def test_changed_mirror_is_one_clear_sentence(tmp_path, change, found):
     assert "\n" not in str(error.value)
 
 
-def test_formatting_of_a_mirror_does_not_matter(tmp_path):
-    path = copy_mirror("amc", tmp_path)
+def test_formatting_of_a_copy_does_not_matter(tmp_path, data_dir):
+    path = copied("amc", data_dir, tmp_path)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     lines = [json.dumps({**dict(reversed(row.items())), "answer": str(int(row["answer"]))}) for row in rows]
     path.write_text("\n\n".join(lines), encoding="utf-8")
-    assert load_benchmark("amc", data_dir=tmp_path) == load_benchmark("amc")
+    assert load_benchmark("amc", data_dir=tmp_path) == load_benchmark("amc", data_dir=data_dir)
 
 
 @pytest.mark.usefixtures("offline")
 def test_missing_everywhere_fails_fast_with_both_remedies(tmp_path):
     start = time.monotonic()
-    with pytest.raises(ParameterError, match=r"math500: .*QUAGMIRE_DATA_DIR.*math500.jsonl.*hub") as error:
+    with pytest.raises(ParameterError, match=r"gave no answer.*QUAGMIRE_DATA_DIR.*math500.jsonl.*hub") as error:
         load_benchmark("math500", data_dir=tmp_path)
     assert time.monotonic() - start < 10
+    assert (error.value.parameter, error.value.value) == ("math500", "HuggingFaceH4/MATH-500")
     assert "\n" not in str(error.value)
-    with pytest.raises(ParameterError, match="no local mirror"):
+    with pytest.raises(ParameterError):
         load_benchmark("aime")
-    with pytest.raises(ParameterError, match="no hub of its own"):
-        load_training_problems("math_train")
 
 
 def test_hub_is_asked_for_the_pinned_revision_and_counted(monkeypatch, tmp_path):
@@ -288,7 +285,7 @@ def test_hub_is_asked_for_the_pinned_revision_and_counted(monkeypatch, tmp_path)
     rows = 83
     problems = load_benchmark("amc", data_dir=tmp_path)
     assert (len(problems), problems[3]) == (83, Problem("amc/3", "q3", "3"))
-    revision = BENCHMARKS["amc"].revision
+    revision = find_dataset("amc").revision
     assert asked == [(("AI-MO/aimo-validation-amc", None), {"split": "train", "revision": revision})]
     rows = 82
     with pytest.raises(ParameterError, match="82 problems, expected 83"):
@@ -296,15 +293,16 @@ def test_hub_is_asked_for_the_pinned_revision_and_counted(monkeypatch, tmp_path)
 
 
 def test_unknown_names_and_limits():
-    with pytest.raises(ParameterError, match=r"unknown benchmark 'math'.*math500, aime"):
+    with pytest.raises(ParameterError, match=r"math500, aime") as error:
         load_benchmark("math")
-    with pytest.raises(ParameterError, match="unknown training set"):
-        load_training_problems("math500")
+    assert (error.value.parameter, error.value.value) == ("benchmark", "math")
     for limit in (0, 1.5, "3", True):
-        with pytest.raises(ParameterError, match="limit must be a whole number"):
+        with pytest.raises(ParameterError) as error:
             load_benchmark("math500", limit=limit)
-    with pytest.raises(ParameterError, match=r"data_dir=.* is not a folder"):
+        assert (error.value.parameter, error.value.value) == ("limit", limit)
+    with pytest.raises(ParameterError) as error:
         load_benchmark("math500", data_dir="/no/such/folder")
+    assert error.value.parameter == "data_dir"
 
 
 def test_own_jsonl_file(tmp_path):
@@ -330,10 +328,10 @@ GOOD = {"id": 1, "question": "1+1?", "answer": "2"}
     ("rows", "message"),
     [
         ([], "has no problems"),
-        ([GOOD, {"id": 2, "question": "?"}], "line 2 has no 'answer'"),
-        ([{**GOOD, "question": "  "}], "line 1 has no 'question'"),
-        ([GOOD, "", GOOD], "'1' twice"),
-        ([GOOD, "{"], "not JSON lines"),
+        ([GOOD, {"id": 2, "question": "?"}], "line 2: it has no answer"),
+        ([{**GOOD, "question": "  "}], "line 1: it has no 'question'"),
+        ([GOOD, "", GOOD], "'1' occurs twice"),
+        ([GOOD, "{"], "line 2 is not JSON"),
         ([GOOD, "[" * 200_000], "line 2 is not JSON"),
         ([GOOD, '{"id": 2, "question": "?", "answer": ' + "1" * 5000 + "}"], r"line 2 is not JSON.*4300 digits"),
         ([GOOD, {**GOOD, "question": "1+1? \ud83c"}], "line 2 has half of a character .* in 'question'"),
@@ -355,7 +353,7 @@ def test_a_byte_order_mark_is_skipped(tmp_path):
 
 
 def test_jsonl_file_that_is_not_there_or_not_text(tmp_path):
-    with pytest.raises(ParameterError, match="cannot read"):
+    with pytest.raises(ParameterError, match="cannot be read"):
         load_benchmark(tmp_path / "missing.jsonl")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00{}")
     with pytest.raises(ParameterError, match="UTF-8"):

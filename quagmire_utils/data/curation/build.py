@@ -78,10 +78,11 @@ def build(
         raise ParameterError("source", recipe.source, reason=f"no trace of {recipe.source} passes ({dropped})")
     choice = choose(table, recipe)
     output = plan.output
-    with exclusive(output / _UNFINISHED):
+    with exclusive(Path(cache) / "locks" / files.digest(str(output.absolute()))):
         made = _made(output, plan.configuration)  # by a process that was asked for the same at the same time
         if made is not None:
             return made
+        (output / _UNFINISHED).mkdir(parents=True, exist_ok=True)
         for name in _FILES:
             (output / name).unlink(missing_ok=True)
         sets = {
@@ -103,7 +104,7 @@ def build(
             licence=plan.dataset.licence,
         )
         write_json(manifest, output / "manifest.json")
-    shutil.rmtree(output / _UNFINISHED, ignore_errors=True)
+        shutil.rmtree(output / _UNFINISHED, ignore_errors=True)
     return read_json(output / "manifest.json")
 
 

@@ -90,7 +90,7 @@ def read_unit(
 
 
 def _unreadable(dataset: Dataset, name: str, error: Exception) -> ParameterError:
-    cause = error.__cause__ or error.__context__ or error  # `datasets` wraps what it was told
+    cause = error.__cause__ or error  # `datasets` wraps the errors of what it reads
     reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
     return ParameterError(dataset.name, name, reason=f"{name} cannot be read: {reason}")
 
