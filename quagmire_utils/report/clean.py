@@ -125,7 +125,7 @@ def environment() -> Environment:
 
     made = Environment(
         loader=PackageLoader("quagmire_utils.report"),
-        autoescape=True,
+        autoescape=lambda name: name is None or ".html" in name,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
