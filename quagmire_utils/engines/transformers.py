@@ -54,7 +54,7 @@ class TransformersEngine(Engine):
             raise ParameterError("device", device, reason=f"{device} was asked for, and torch sees no GPU")
         self.version = transformers.__version__
         self.device = torch.device(device)
-        self.module: PreTrainedModel = _load_quietly(config, getattr(torch, self.dtype)).to(self.device).eval()
+        self.module: PreTrainedModel = load_weights(config, getattr(torch, self.dtype)).to(self.device).eval()
         # On a CPU, plain matrix products beat the fused kernel for one query at a time, unless heads share their keys.
         self._attention = self.module.config._attn_implementation
         heads, key_heads = _heads(self.module.config)
@@ -146,7 +146,7 @@ def _heads(config: Any) -> tuple[int, int]:
     return config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
-def _load_quietly(config: EngineConfig, dtype: torch.dtype) -> Any:
+def load_weights(config: EngineConfig, dtype: torch.dtype | str) -> Any:
     """Return the model, loaded without a progress bar: a sweep loads hundreds of small models."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

@@ -30,16 +30,16 @@ from quagmire_utils.data import BENCHMARKS, Problem, Trace, load_benchmark, load
 from quagmire_utils.engines import model_digest
 from quagmire_utils.evaluation.audit import audit_store
 from quagmire_utils.evaluation.measured import loss_table
-from quagmire_utils.evaluation.preflight import duration
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.report.answers import browse_answers, show_audit
+from quagmire_utils.report.page import duration
 
 if TYPE_CHECKING:
     from IPython.display import HTML, Image, Markdown
 
     from quagmire_utils.analysis.measurements import Measurements
     from quagmire_utils.core.settings import Profile
-    from quagmire_utils.engines import SamplingParams, ServerSettings
+    from quagmire_utils.engines import EngineConfig, SamplingParams, ServerSettings
     from quagmire_utils.evaluation.generalization_loss import GeneralizationLoss
     from quagmire_utils.evaluation.preflight import Plan
 
@@ -146,20 +146,19 @@ def load_benchmarks(benchmarks: str | Sequence[str], limit: int | None = None) -
     return chosen
 
 
-def evaluation_folder(
-    model: str, revision: str | None, engine: str, template: str, params: SamplingParams, output: str | None = None
-) -> Path:
-    """Where an evaluation's samples go: `output`, or a folder of results/evaluations named by what determines them.
+def evaluation_folder(config: EngineConfig, params: SamplingParams, output: str | None = None) -> Path:
+    """Return the folder of an evaluation's samples: `output`, or one in results/evaluations named after its settings.
 
-    The number of samples and the benchmarks are no part of it: a later run with more of either adds to what is there.
+    The number of samples and the benchmarks are not part of the name: a later run with more of either adds to it.
     """
     if output:
         path = Path(output).expanduser()
         return path if path.is_absolute() else ROOT / path
-    # a checkpoint counts by its content: trained again, it is another model in the same place
-    identity = model_digest(model) if Path(model).is_dir() else model
-    settings = [identity, revision, engine, template, params.temperature, params.top_p, params.max_tokens, params.seed]
-    name = "server" if engine == "server" else Path(model).name
+    # a folder counts by its content: a checkpoint that was trained again is another model in the same place
+    identity = model_digest(config.model) if Path(config.model).is_dir() else config.model
+    settings = [identity, config.revision, config.engine, config.template]
+    settings += [params.temperature, params.top_p, params.max_tokens, params.seed]
+    name = "server" if config.engine == "server" else Path(config.model).name
     return ROOT / "results" / "evaluations" / f"{name}-{digest(settings)[:8]}"
 
 
@@ -232,31 +231,20 @@ def load_validation(validation_traces: str | Sequence[str] | None) -> dict[str, 
 
 
 def validation_losses(
-    model: str,
-    traces: Mapping[str, Sequence[Trace]],
-    folder: Path,
-    *,
-    revision: str | None = None,
-    engine: str = "transformers",
-    template: str = "auto",
-    trust_remote_code: bool = False,
-    ray: str | None = None,
+    config: EngineConfig, traces: Mapping[str, Sequence[Trace]], folder: Path
 ) -> dict[str, GeneralizationLoss]:
-    """Generalization loss on each set of held-out traces; none for a server, which gives no such likelihoods.
+    """Return the generalization loss on each set of held-out traces; empty for a server, which cannot give it.
 
-    Traces longer than the context are left out, and counted. What was computed is kept in `folder`/loss, so that a
-    second run does not compute it again.
+    Traces longer than the context are left out and counted. Finished losses are kept in `folder`/loss, and not computed
+    again.
     """
-    if not traces or engine == "server":
+    if not traces or config.engine == "server":
         return {}
     from quagmire_utils.evaluation.generalization_loss import generalization_loss
 
     (folder / "loss").mkdir(parents=True, exist_ok=True)
-    options = {"revision": revision, "template": template, "trust_remote_code": trust_remote_code, "ray": ray}
     return {
-        name: generalization_loss(
-            model, None, some, too_long="drop", partial=folder / "loss" / f"{name}.parquet", **options
-        )
+        name: generalization_loss(config, None, some, too_long="drop", partial=folder / "loss" / f"{name}.parquet")
         for name, some in traces.items()
     }
 
@@ -280,7 +268,7 @@ def loss_items(losses: Mapping[str, GeneralizationLoss], engine: str, folder: Pa
 def plan_list(plan: Plan, place: str, seconds: float | None = None) -> Markdown:
     """What an evaluation is about to do, as a list; what it took in the end, with `seconds`. place: of its samples."""
     lines = [*plan.text.splitlines(), f"Samples, figures and page go to {place}."]
-    lines += [] if seconds is None else [f"It took {duration(seconds)}, loading, probe and grading included."]
+    lines += [] if seconds is None else [f"It took {duration(seconds)}, loading and grading included."]
     return words("\n".join(f"- {line}" for line in lines))
 
 

@@ -289,7 +289,7 @@ def _run_rl(profile, family, folder, cell, clock, grader):
 
 def _measure(profile, folder, cell, model, keys, n, clock, grader) -> pd.DataFrame:
     """Sample, grade and count one checkpoint on all benchmarks."""
-    from quagmire_utils.engines import SamplingParams
+    from quagmire_utils.engines import EngineConfig, SamplingParams
     from quagmire_utils.evaluation.evaluate import evaluate
 
     samples = store.SampleStore(samples_folder(folder, cell) / str(keys["checkpoint"]))
@@ -298,20 +298,15 @@ def _measure(profile, folder, cell, model, keys, n, clock, grader) -> pd.DataFra
         max_tokens=profile.evaluation.max_tokens,
         seed=derive_seed(profile.seed, *keys.values()),
     )
-    counts = evaluate(
-        model,
-        benchmark_problems(profile),
-        n,
-        params,
-        samples,
+    config = EngineConfig(
         engine=profile.evaluation.engine,
+        model=model,
         max_model_len=profile.evaluation.max_model_len,
         template=profile.evaluation.template,
         data_parallel_size=max(1, profile.compute.gpus) if profile.evaluation.engine == "vllm" else 1,
-        grader=grader,
-        progress=False,
-        clock=clock,
     )
+    problems = benchmark_problems(profile)
+    counts = evaluate(config, problems, n, params, samples, grader=grader, progress=False, clock=clock)
     for position, (name, value) in enumerate(keys.items()):
         counts.insert(position, name, value)
     return counts

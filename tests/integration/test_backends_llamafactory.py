@@ -39,7 +39,7 @@ from back_ends import (  # noqa: F401
 )
 
 from quagmire_utils.data.prompts import render, response_ids
-from quagmire_utils.engines import load_tokenizer
+from quagmire_utils.engines import EngineConfig, load_tokenizer
 
 # --- the real LLaMA-Factory ---------------------------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ def test_llamafactory_trains_and_its_checkpoint_keeps_the_tokenizer_of_its_base(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformers", "vllm"])
 def test_our_engines_sample_what_llamafactory_trained(name, unbroken):
-    from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine
+    from quagmire_utils.engines import Request, SamplingParams, load_engine
 
     if name == "vllm":
         if importlib.util.find_spec("vllm") is None:
@@ -177,7 +177,7 @@ def test_llamafactory_by_hand_on_two_processes_and_trl_train_the_same_model(plai
     assert theirs["steps"] == ours["steps"] == 12
     assert theirs["final_loss"] == pytest.approx(ours["final_loss"], rel=1e-3)
     first = next(entry["loss"] for entry in llamafactory.log_entries(folder) if "loss" in entry)
-    assert first == pytest.approx(generalization_loss(plain, None, TRACES).nll, rel=1e-4)
+    assert first == pytest.approx(generalization_loss(EngineConfig(model=plain), None, TRACES).nll, rel=1e-4)
     start, a, b = (weights_of(folder) for folder in (plain, tmp_path / "trl", tmp_path / "lf" / "model"))
     moved = torch.cat([(a[name] - start[name]).flatten() for name in start])
     apart = torch.cat([(a[name] - b[name]).flatten() for name in start])

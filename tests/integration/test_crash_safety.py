@@ -279,13 +279,13 @@ def test_a_torn_part_is_drawn_and_graded_again(model, workers, unbroken, tmp_pat
 
 
 def test_an_error_of_the_engine_keeps_what_was_stored(model, unbroken, tmp_path):
-    """And what an engine that streams had finished when it failed: a server that goes away, say."""
+    """What a streaming engine had finished when it failed (a server that goes away) is stored."""
     engine = crash_worker.load(model)
 
     class Failing:
         """The engine as one that streams, and stops working now and then."""
 
-        answered = 0
+        answered, streams = 0, True
 
         def __getattr__(self, name):
             return getattr(engine, name)
@@ -297,17 +297,16 @@ def test_an_error_of_the_engine_keeps_what_was_stored(model, unbroken, tmp_path)
                     raise ConnectionError("the server has gone away")
                 yield i, engine.generate([request], params)[0]
 
-    for name, continuous in (("by chunk", False), ("all at once", True)):
-        folder, failing, held = tmp_path / name, Failing(), 0
-        for _ in range(100):
-            with suppress(ConnectionError):
-                live(failing, folder, continuous=continuous, chunk_samples=256)
-                break
-            now = len(SampleStore(folder).existing())
-            assert now > held, "an answer that was finished is lost"
-            held = now
-        frame = SampleStore(folder).read()
-        keys = ["benchmark", "problem", "index"]
-        pd.testing.assert_frame_equal(frame[keys], unbroken[0][keys])
-        # the batches were others: the texts are the same but for rounding
-        assert (frame["text"] == unbroken[0]["text"]).mean() > 0.99
+    failing, held = Failing(), 0
+    for _ in range(100):
+        with suppress(ConnectionError):
+            live(failing, tmp_path, chunk_samples=256)
+            break
+        now = len(SampleStore(tmp_path).existing())
+        assert now > held, "an answer that was finished is lost"
+        held = now
+    frame = SampleStore(tmp_path).read()
+    keys = ["benchmark", "problem", "index"]
+    pd.testing.assert_frame_equal(frame[keys], unbroken[0][keys])
+    # the batches were others: the texts are the same but for rounding
+    assert (frame["text"] == unbroken[0]["text"]).mean() > 0.99

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,9 @@ import torch
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import render, response_ids
+from quagmire_utils.engines import EngineConfig
 from quagmire_utils.evaluation.generalization_loss import generalization_loss
-from quagmire_utils.evaluation.generalization_loss.scoring import Checkpoint, Scorer
+from quagmire_utils.evaluation.generalization_loss.scoring import load_model
 from quagmire_utils.evaluation.generalization_loss.sequences import encode, plan_batches
 from quagmire_utils.training.microlab import build_model, build_tokenizer
 
@@ -52,17 +52,15 @@ def naive(model, traces, tokenizer=TOKENIZER, template="auto"):
 
 
 def build(name: str):
-    """A sharpened micro model; "window" is a mistral that sees 16 tokens back, "eager" one without fused attention."""
+    """A sharpened micro model; "window" is a mistral that sees 16 tokens back."""
     from transformers import AutoModelForCausalLM
 
-    model = build_model({"window": "mistral", "eager": "llama"}.get(name, name), TOKENIZER, layers=2, seed=1)
+    model = build_model({"window": "mistral"}.get(name, name), TOKENIZER, layers=2, seed=1)
     if name == "window":
         weights, config = model.state_dict(), model.config
         config.sliding_window = 16
         model = AutoModelForCausalLM.from_config(config).eval()
         model.load_state_dict(weights)
-    if name == "eager":
-        model.set_attn_implementation("eager")
     return sharpen(model)
 
 
@@ -100,9 +98,8 @@ def test_equals_the_naive_reference(model, batch_tokens, chunk_tokens):
     assert list(loss.per_trace["tokens"]) == list(tokens)
 
 
-@pytest.mark.parametrize("packing", [False, True])
-def test_each_trace_has_the_loss_that_transformers_gives_its_labels(model, packing):
-    losses = generalization_loss(model, TOKENIZER, TRACES, packing=packing, progress=False).per_trace["nll"]
+def test_each_trace_has_the_loss_that_transformers_gives_its_labels(model):
+    losses = generalization_loss(model, TOKENIZER, TRACES, progress=False).per_trace["nll"]
     for trace, loss in zip(TRACES, losses, strict=True):
         prompt, response = render(trace.question, TOKENIZER).token_ids, response_ids(TOKENIZER, trace.response)
         labels = torch.tensor([[-100] * len(prompt) + list(response)])
@@ -250,11 +247,10 @@ def ratio(s, n):
     return loss, math.sqrt(m / (m - 1) * ((s - loss * n) ** 2).sum()) / n.sum() if m > 1 else math.nan
 
 
-@pytest.mark.parametrize("packing", [False, True])
-def test_tables_by_position_and_by_length(llama, packing):
+def test_tables_by_position_and_by_length(llama):
     """Against every token's own loss, grouped by pandas."""
     traces = [*TRACES, Trace("long", "p-long", "2+2?", "ab " * 50)]
-    loss = generalization_loss(llama, TOKENIZER, traces, packing=packing, progress=False)
+    loss = generalization_loss(llama, TOKENIZER, traces, progress=False)
     tokens = []
     for i, trace in enumerate(traces):
         prompt, response = render(trace.question, TOKENIZER).token_ids, response_ids(TOKENIZER, trace.response)
@@ -303,8 +299,8 @@ def test_path_and_training_mode(tmp_path):
     model.train()
     direct = generalization_loss(model, TOKENIZER, TRACES, progress=False)
     assert model.training
-    assert generalization_loss(str(tmp_path), None, TRACES, progress=False).nll == pytest.approx(direct.nll, abs=1e-6)
-    assert generalization_loss(tmp_path, None, TRACES, progress=False).nll == pytest.approx(direct.nll, abs=1e-6)
+    loss = generalization_loss(EngineConfig(model=tmp_path, device="cpu"), None, TRACES, progress=False)
+    assert loss.nll == pytest.approx(direct.nll, abs=1e-6)
 
 
 def test_lower_after_training_on_the_traces():
@@ -321,73 +317,16 @@ def test_lower_after_training_on_the_traces():
     assert generalization_loss(model, TOKENIZER, TRACES[:4], progress=False).nll < before / 2
 
 
-# --- packing ----------------------------------------------------------------------------------------------------------
+# --- batches ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "window", "eager"])
-@pytest.mark.parametrize("batch_tokens", [16384, 150])
-def test_packing_changes_nothing(name, batch_tokens):
-    """Several traces in a row against one trace at a time."""
-    model = build(name)
-    alone = generalization_loss(model, TOKENIZER, TRACES, batch_tokens=1, progress=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        packed = generalization_loss(
-            model, TOKENIZER, TRACES, packing=True, batch_tokens=batch_tokens, chunk_tokens=50, progress=False
-        )
-    np.testing.assert_allclose(packed.per_trace["nll"], alone.per_trace["nll"], atol=1e-5)
-    assert packed.standard_error == pytest.approx(alone.standard_error, abs=1e-5)
-
-
-@pytest.mark.parametrize("packing", ["none", "rows", "one"])
 @pytest.mark.parametrize("batch_tokens", [1, 60, 100, 700])
-def test_batches_hold_every_trace_once_and_stay_below_their_size(packing, batch_tokens):
+def test_batches_hold_every_trace_once_and_stay_below_their_size(batch_tokens):
     sequences = encode(TRACES, TOKENIZER, "auto", False)
-    batches = plan_batches(sequences, range(len(sequences)), batch_tokens, packing)
-    assert sorted(i for batch in batches for row in batch for i in row) == list(range(len(sequences)))
+    batches = plan_batches(sequences, range(len(sequences)), batch_tokens)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(sequences)))
     for batch in batches:
-        assert cells(batch, sequences) <= batch_tokens or sum(map(len, batch)) == 1
-        assert packing != "none" or all(len(row) == 1 for row in batch)
-        assert packing != "one" or len(batch) == 1
-
-
-def cells(batch, sequences) -> int:
-    """What a batch takes, padding included."""
-    return len(batch) * max(sum(len(sequences[i]) for i in row) for row in batch)
-
-
-def test_packing_saves_padding():
-    sequences = encode(TRACES, TOKENIZER, "auto", False)
-    padded, rows, one = (
-        sum(cells(batch, sequences) for batch in plan_batches(sequences, range(len(sequences)), 700, packing))
-        for packing in ("none", "rows", "one")
-    )
-    assert padded > 1.05 * rows
-    assert one == sum(map(len, sequences))
-
-
-def test_one_row_of_many_traces_gives_the_same(llama):
-    """The layout for flash attention, which takes packed sequences in a batch of one alone."""
-    sequences = encode(TRACES, TOKENIZER, "auto", False)
-    alone = generalization_loss(llama, TOKENIZER, TRACES, batch_tokens=1, progress=False).per_trace
-    scorer = Scorer(llama, 1024, False, sequences)
-    (batch,) = plan_batches(sequences, range(len(sequences)), 10**6, "one")
-    sums = scorer.score([[sequences[i] for i in row] for row in batch])[:, 0]
-    order = [i for row in batch for i in row]
-    np.testing.assert_allclose(sums / alone["tokens"][order], alone["nll"][order], atol=1e-5)
-
-
-def test_a_model_that_mixes_the_traces_of_a_row_is_not_packed():
-    """BLOOM takes no positions, so nothing tells it where a trace begins."""
-    from transformers import BloomConfig, BloomForCausalLM
-
-    torch.manual_seed(0)
-    config = BloomConfig(vocab_size=len(TOKENIZER), hidden_size=64, n_layer=2, n_head=2)
-    model = sharpen(BloomForCausalLM(config).eval())
-    with pytest.warns(UserWarning, match="BloomForCausalLM cannot keep traces of one row apart; they are batched"):
-        packed = generalization_loss(model, TOKENIZER, TRACES, packing=True, progress=False)
-    plain = generalization_loss(model, TOKENIZER, TRACES, progress=False)
-    pd.testing.assert_frame_equal(packed.per_trace, plain.per_trace, check_exact=True)
+        assert len(batch) * max(len(sequences[i]) for i in batch) <= batch_tokens or len(batch) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -403,93 +342,65 @@ def test_a_head_that_is_more_than_a_matrix_is_called(dtype):
 
 
 def test_the_same_call_gives_the_same_bits(llama):
-    for packing in (False, True):
-        first, second = (
-            generalization_loss(llama, TOKENIZER, TRACES, packing=packing, progress=False) for _ in range(2)
-        )
-        for name in ("per_trace", "by_decile", "by_position", "by_length"):
-            pd.testing.assert_frame_equal(getattr(first, name), getattr(second, name), check_exact=True)
-        assert (first.nll, first.standard_error) == (second.nll, second.standard_error)
+    first, second = (generalization_loss(llama, TOKENIZER, TRACES, progress=False) for _ in range(2))
+    for name in ("per_trace", "by_decile", "by_position", "by_length"):
+        pd.testing.assert_frame_equal(getattr(first, name), getattr(second, name), check_exact=True)
+    assert (first.nll, first.standard_error) == (second.nll, second.standard_error)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
+def refused(*arguments, **options):
+    """Return the parameter that a ParameterError names."""
+    with pytest.raises(ParameterError) as error:
+        generalization_loss(*arguments, **{"progress": False, **options})
+    assert "\n" not in str(error.value)
+    return error.value.parameter
+
+
 def test_traces_longer_than_the_context_are_refused_or_dropped_and_counted(llama):
     long = [Trace(f"long{i}", "p", "q", "x" * (8192 + i)) for i in range(2)]
-    sentence = (
-        r"traces: 2 of 27 are longer than the model's context of 8192 tokens \(the longest, long1, has 8199\); "
-        "leave them out"
-    )
-    with pytest.raises(ParameterError, match=sentence):
+    with pytest.raises(ParameterError, match=r"2 of 27 .* context of 8192 tokens \(the longest, long1, has 8199\)"):
         generalization_loss(llama, TOKENIZER, TRACES + long, progress=False)
     loss = generalization_loss(llama, TOKENIZER, long + TRACES, too_long="drop", progress=False)
     assert (loss.dropped, loss.traces) == (2, len(TRACES))
     expected = generalization_loss(llama, TOKENIZER, TRACES, progress=False)
     pd.testing.assert_frame_equal(loss.per_trace, expected.per_trace)
     assert expected.dropped == 0
-    with pytest.raises(ParameterError, match="2 of 2 are longer"):
-        generalization_loss(llama, TOKENIZER, long, too_long="drop", progress=False)
+    assert refused(llama, TOKENIZER, long, too_long="drop") == "traces"
 
 
 @pytest.mark.parametrize("part", ["question", "response"])
 @pytest.mark.parametrize("text", ["", " \n"])
 def test_blank_texts_are_refused_with_their_trace(llama, part, text):
     bad = dataclasses.replace(TRACES[3], **{part: text})
-    with pytest.raises(ParameterError, match=f"traces: t3 has an empty {part}"):
+    with pytest.raises(ParameterError, match=f"t3 has an empty {part}") as error:
         generalization_loss(llama, TOKENIZER, [*TRACES[:3], bad], progress=False)
+    assert (error.value.parameter, error.value.value) == ("traces", "t3")
 
 
 def test_bad_parameters_are_refused(llama, checkpoint, tmp_path):
-    with pytest.raises(ParameterError, match="traces is empty"):
-        generalization_loss(llama, TOKENIZER, [])
-    for name in ("batch_tokens", "chunk_tokens"):
-        with pytest.raises(ParameterError, match=f"{name} must be at least 1, not 0"):
-            generalization_loss(llama, TOKENIZER, TRACES, **{name: 0})
-    with pytest.raises(ParameterError, match="too_long must be one of refuse, drop, not 'cut'"):
-        generalization_loss(llama, TOKENIZER, TRACES, too_long="cut")
-    with pytest.raises(ParameterError, match="replicas must be at least 1, and needs ray"):
-        generalization_loss(checkpoint, None, TRACES, replicas=2)
-    with pytest.raises(ParameterError, match="template='chat' needs a chat template"):
+    assert refused(llama, TOKENIZER, []) == "traces"
+    assert refused(llama, None, TRACES) == "tokenizer"
+    for name, value in (("batch_tokens", 0), ("chunk_tokens", 0), ("too_long", "cut"), ("partial", "x")):
+        assert refused(llama, TOKENIZER, TRACES, **{name: value}) == name
+    with pytest.raises(ParameterError, match="needs a chat template"):
         generalization_loss(llama, build_tokenizer(chat_template=False), TRACES, template="chat", progress=False)
-    with pytest.raises(ParameterError, match="dtype must be one of auto, float32"):
-        generalization_loss(checkpoint, None, TRACES, dtype="int4")
     if not torch.cuda.is_available():
-        with pytest.raises(ParameterError, match="device: cuda was asked for, and torch sees no GPU"):
-            generalization_loss(checkpoint, None, TRACES, device="cuda")
+        assert refused(EngineConfig(model=checkpoint, device="cuda"), None, TRACES) == "device"
     small = build_model("llama", TOKENIZER, layers=1)
     small.resize_token_embeddings(50)
-    with pytest.raises(ParameterError, match="the model has 50 embeddings"):
-        generalization_loss(small, TOKENIZER, TRACES)
     small.save_pretrained(tmp_path / "small")
-    with pytest.raises(ParameterError, match="the model has 50 embeddings"):
-        generalization_loss(tmp_path / "small", TOKENIZER, TRACES)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"revision": "main"},
-        {"dtype": "bfloat16"},
-        {"device": "cpu"},
-        {"trust_remote_code": True},
-        {"partial": "x"},
-        {"ray": "auto"},
-    ],
-)
-def test_a_loaded_model_takes_no_parameters_of_loading(llama, arguments):
-    with pytest.raises(ParameterError, match=f"{next(iter(arguments))} needs model as a path or hub id, not a loaded"):
-        generalization_loss(llama, TOKENIZER, TRACES, **arguments)
-    with pytest.raises(ParameterError, match="tokenizer may be None only"):
-        generalization_loss(llama, None, TRACES)
+    for model in (small, EngineConfig(model=tmp_path / "small")):
+        with pytest.raises(ParameterError, match="the model has 50 embeddings"):
+            generalization_loss(model, TOKENIZER, TRACES)
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_one_sentence(checkpoint, tmp_path):
-    with pytest.raises(ParameterError, match="can't be loaded"):
-        generalization_loss(str(tmp_path), TOKENIZER, TRACES)
+    assert refused(EngineConfig(model=tmp_path), TOKENIZER, TRACES) == "model"
     (tmp_path / "config.json").write_text((Path(checkpoint) / "config.json").read_text())
-    with pytest.raises(ParameterError, match="cannot be loaded"):
-        generalization_loss(str(tmp_path), TOKENIZER, TRACES, progress=False)
+    assert refused(EngineConfig(model=tmp_path), TOKENIZER, TRACES).startswith("model")
 
 
 def test_code_that_comes_with_a_model_does_not_run(checkpoint, tmp_path):
@@ -500,15 +411,15 @@ def test_code_that_comes_with_a_model_does_not_run(checkpoint, tmp_path):
     config |= {"model_type": "unheard_of", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text(f"open({str(trace)!r}, 'w')\n")
-    with pytest.raises(ParameterError, match=r"trust_remote_code: .* comes with Python code of its own"):
-        generalization_loss(folder, None, TRACES, progress=False)
+    assert refused(EngineConfig(model=folder), None, TRACES) == "trust_remote_code"
     assert not trace.exists()
 
 
 def test_dtype_is_that_of_the_weights(checkpoint):
-    full = generalization_loss(checkpoint, None, TRACES, device="cpu", progress=False)
-    half = generalization_loss(checkpoint, None, TRACES, device="cpu", dtype="bfloat16", progress=False)
-    loaded = Checkpoint(checkpoint, dtype="bfloat16", device="cpu").load()
+    config = EngineConfig(model=checkpoint, device="cpu")
+    full = generalization_loss(config, None, TRACES, progress=False)
+    half = generalization_loss(config.replace(dtype="bfloat16"), None, TRACES, progress=False)
+    loaded = load_model(config.replace(dtype="bfloat16"))
     assert loaded.dtype == torch.bfloat16
     assert generalization_loss(loaded, TOKENIZER, TRACES, progress=False).nll == half.nll != full.nll
     assert half.nll == pytest.approx(full.nll, rel=1e-2)
@@ -538,7 +449,7 @@ def test_model_that_caps_its_logits_is_refused():
         pad_token_id=TOKENIZER.pad_token_id,
         eos_token_id=TOKENIZER.eos_token_id,
     )
-    with pytest.raises(ParameterError, match="Gemma2ForCausalLM changes its logits"):
+    with pytest.raises(ParameterError, match="Gemma2ForCausalLM scales or caps its logits"):
         generalization_loss(Gemma2ForCausalLM(config).eval(), TOKENIZER, TRACES, progress=False)
 
 

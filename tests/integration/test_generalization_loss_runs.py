@@ -19,34 +19,37 @@ from test_generalization_loss import TOKENIZER, TRACES, build
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_parquet
 from quagmire_utils.data import Trace, save_traces
+from quagmire_utils.engines import EngineConfig, model_digest
 from quagmire_utils.engines import cluster as clusters
-from quagmire_utils.engines import model_digest
 from quagmire_utils.engines.cluster import checkpoint_files
+from quagmire_utils.evaluation import generalization_loss as package
 from quagmire_utils.evaluation.generalization_loss import actors as replicas
 from quagmire_utils.evaluation.generalization_loss import generalization_loss, partial
-from quagmire_utils.evaluation.generalization_loss.scoring import Checkpoint, Scorer
+from quagmire_utils.evaluation.generalization_loss.scoring import Scorer, load_model
 from quagmire_utils.evaluation.generalization_loss.sequences import encode
 from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A folder with a micro Llama and its tokenizer."""
+    """A micro Llama and its tokenizer, on the CPU."""
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
     build("llama").save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
-    return str(folder)
+    return EngineConfig(model=folder, device="cpu")
 
 
 # --- a computation that is interrupted --------------------------------------------------------------------------------
 
 WORKER = """
 import sys
-from quagmire_utils.benchmarks import load_traces
-from quagmire_utils.generalization_loss import generalization_loss, partial
+from quagmire_utils.data import load_traces
+from quagmire_utils.engines import EngineConfig
+from quagmire_utils.evaluation.generalization_loss import generalization_loss, partial
 partial.WRITE_SECONDS = 0
 model, traces, file = sys.argv[1:]
-generalization_loss(model, None, load_traces(traces), device="cpu", batch_tokens=1, partial=file, progress=False)
+config = EngineConfig(model=model, device="cpu")
+generalization_loss(config, None, load_traces(traces), batch_tokens=1, partial=file, progress=False)
 """
 
 
@@ -56,9 +59,9 @@ def scored(monkeypatch):
     batches: list[int] = []
     score = Scorer.score
 
-    def counting(self, rows):
-        sums = score(self, rows)
-        batches.append(sum(map(len, rows)))
+    def counting(self, batch):
+        sums = score(self, batch)
+        batches.append(len(batch))
         return sums
 
     monkeypatch.setattr(Scorer, "score", counting)
@@ -76,7 +79,7 @@ def test_a_killed_computation_goes_on_where_it_stopped(checkpoint, scored, tmp_p
     file = tmp_path / "losses.parquet"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     worker = subprocess.Popen(
-        [sys.executable, "-c", WORKER, checkpoint, str(tmp_path / "traces.jsonl"), str(file)], env=environment
+        [sys.executable, "-c", WORKER, checkpoint.model, str(tmp_path / "traces.jsonl"), str(file)], env=environment
     )
     try:
         deadline = time.monotonic() + 300
@@ -90,7 +93,7 @@ def test_a_killed_computation_goes_on_where_it_stopped(checkpoint, scored, tmp_p
     done = len(read_parquet(file))
     assert 0 < done < len(traces), "the worker ended too early for the test to mean anything"
 
-    arguments = {"device": "cpu", "batch_tokens": 1, "progress": False}
+    arguments = {"batch_tokens": 1, "progress": False}
     resumed = generalization_loss(checkpoint, None, traces, partial=file, **arguments)
     assert sum(scored) == len(traces) - done
     unbroken = generalization_loss(checkpoint, None, traces, **arguments)
@@ -100,16 +103,16 @@ def test_a_killed_computation_goes_on_where_it_stopped(checkpoint, scored, tmp_p
 
 def test_resuming_gives_the_bits_of_an_unbroken_run(checkpoint, scored, tmp_path):
     """Stopped in the middle; whole batches are kept, so the others are the same batches as before."""
-    arguments = {"device": "cpu", "batch_tokens": 200, "progress": False}
+    arguments = {"batch_tokens": 200, "progress": False}
     unbroken = generalization_loss(checkpoint, None, TRACES, **arguments)
     assert len(scored) > 4
     scored.clear()
     original = Scorer.score
 
-    def stopping(self, rows):
+    def stopping(self, batch):
         if len(scored) == 3:
             raise KeyboardInterrupt
-        return original(self, rows)
+        return original(self, batch)
 
     file = tmp_path / "new folder" / "losses.parquet"
     with pytest.MonkeyPatch.context() as patch:
@@ -128,7 +131,7 @@ def test_resuming_gives_the_bits_of_an_unbroken_run(checkpoint, scored, tmp_path
     # where all is known no model is loaded; of a larger set only the new traces are scored
     scored.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoint, "load", lambda self: pytest.fail("loaded a model for nothing"))
+        patch.setattr(package, "load_model", lambda config: pytest.fail("loaded a model for nothing"))
         again = generalization_loss(checkpoint, None, TRACES[::-1], partial=file, **arguments)
     assert list(again.per_trace["nll"]) == list(unbroken.per_trace["nll"])[::-1]
     more = [*TRACES, Trace("new", "p", "3+3?", "6"), Trace("twice", "p", "3+3?", "6")]
@@ -140,20 +143,20 @@ def test_resuming_gives_the_bits_of_an_unbroken_run(checkpoint, scored, tmp_path
 
 def test_partial_losses_are_never_mixed(checkpoint, tmp_path):
     file = tmp_path / "losses.parquet"
-    arguments = {"device": "cpu", "progress": False, "partial": file}
-    plain = generalization_loss(checkpoint, None, TRACES[:5], template="plain", **arguments)
-    chat = generalization_loss(checkpoint, None, TRACES[:5], template="chat", **arguments)
+    arguments = {"progress": False, "partial": file}
+    plain = generalization_loss(checkpoint.replace(template="plain"), None, TRACES[:5], **arguments)
+    chat = generalization_loss(checkpoint.replace(template="chat"), None, TRACES[:5], **arguments)
     assert plain.nll != chat.nll  # another prompt makes another trace
     with pytest.raises(ParameterError, match=r"losses\.parquet are of another dtype; name another file"):
-        generalization_loss(checkpoint, None, TRACES[:5], dtype="bfloat16", **arguments)
+        generalization_loss(checkpoint.replace(dtype="bfloat16"), None, TRACES[:5], **arguments)
     other = tmp_path / "other"
     build("qwen3").save_pretrained(other)
     TOKENIZER.save_pretrained(other)
     with pytest.raises(ParameterError, match=r"losses\.parquet are of another model; name another file"):
-        generalization_loss(other, None, TRACES[:5], **arguments)
+        generalization_loss(checkpoint.replace(model=str(other)), None, TRACES[:5], **arguments)
     for content in (b"", b"not parquet"):
         (tmp_path / "text").write_bytes(content)
-        with pytest.raises(ParameterError, match=r"partial: .*text is no file of losses that this wrote"):
+        with pytest.raises(ParameterError, match=r"text is not a file of losses; name another"):
             generalization_loss(checkpoint, None, TRACES[:5], **{**arguments, "partial": tmp_path / "text"})
     whole = bytearray(file.read_bytes())
     whole[100] ^= 255  # in the first column's page
@@ -188,28 +191,27 @@ def test_partial_losses_are_written_now_and_then(tmp_path, monkeypatch):
 def test_a_cluster_that_is_not_there_is_one_sentence(checkpoint, address, sentence):
     pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]' -c constraints.txt")
     with pytest.raises(ParameterError, match=re.escape(sentence)):
-        generalization_loss(checkpoint, None, TRACES, ray=address, progress=False)
+        generalization_loss(checkpoint.replace(ray=address), None, TRACES, progress=False)
 
 
 def test_a_replica_scores_with_a_checkpoint_that_it_was_sent(checkpoint, tmp_path):
     """What the actor does, in this process: it has no such folder, gets the files in pieces, and loads those."""
     versions = clusters.versions(replicas.PACKAGES)
     sequences = encode(TRACES, TOKENIZER, "auto", False)
-    here = Checkpoint(checkpoint, device="cpu")
-    settings = replicas.ScorerSettings(here, 1024, True, sequences)
+    settings = replicas.ScorerSettings(checkpoint, 1024, sequences[0])
     replica = replicas.ScorerReplica(str(tmp_path / "not here"), versions, settings)
-    assert replica.lacks(model_digest(checkpoint))
-    assert not replicas.ScorerReplica(checkpoint, versions, settings).lacks(model_digest(checkpoint))
-    for file in checkpoint_files(checkpoint):
+    assert replica.lacks(model_digest(checkpoint.model))
+    assert not replicas.ScorerReplica(checkpoint.model, versions, settings).lacks(model_digest(checkpoint.model))
+    for file in checkpoint_files(checkpoint.model):
         content = file.read_bytes()
         for start in range(0, max(1, len(content)), 100_000):
             replica.receive(file.name, content[start : start + 100_000])
-    assert replica.load() == "rows"
-    rows = [sequences[:3], sequences[3:5]]
-    np.testing.assert_array_equal(replica.score(rows), Scorer(here.load(), 1024, False, sequences).score(rows))
+    replica.load()
+    own = Scorer(load_model(checkpoint), 1024, sequences[0])
+    np.testing.assert_array_equal(replica.score(sequences[:5]), own.score(sequences[:5]))
     assert not Path(replica.folder).exists()  # what was sent is in memory: a kill leaves no copy behind
     with pytest.raises(ParameterError, match=r"has torch .*, not 1\.0; give it the environment"):
-        replicas.ScorerReplica(checkpoint, {**versions, "torch": "1.0"}, settings).lacks(None)
+        replicas.ScorerReplica(checkpoint.model, {**versions, "torch": "1.0"}, settings).lacks(None)
 
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
@@ -244,7 +246,7 @@ def test_a_node_that_dies_loses_only_its_batch(checkpoint, cluster, tmp_path, mo
         for k in range(20)
         for trace in TRACES
     ]
-    arguments = {"device": "cpu", "batch_tokens": 2048, "progress": False}
+    arguments = {"batch_tokens": 2048, "progress": False}
     monkeypatch.setattr(partial, "WRITE_SECONDS", 0)
     file = tmp_path / "losses.parquet"
     known: list[int] = []  # traces, when the node died
@@ -261,11 +263,12 @@ def test_a_node_that_dies_loses_only_its_batch(checkpoint, cluster, tmp_path, mo
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     with pytest.warns(UserWarning, match="ray: a replica was lost"):
-        broken = generalization_loss(checkpoint, None, traces, ray=cluster.address, partial=file, **arguments)
+        broken = generalization_loss(checkpoint.replace(ray=cluster.address), None, traces, partial=file, **arguments)
     thread.join(timeout=60)
     assert 0 < known[0] < len(traces), "the node died too late for the test to mean anything"
-    monkeypatch.chdir(Path(checkpoint).parent)  # means nothing to the node, so the files travel there
-    one = generalization_loss("model", None, traces, ray=cluster.address, replicas=1, **arguments)
+    monkeypatch.chdir(Path(checkpoint.model).parent)  # means nothing to the node, so the files travel there
+    there = checkpoint.replace(model="model", ray=cluster.address, replicas=1)
+    one = generalization_loss(there, None, traces, **arguments)
     for name in ("per_trace", "by_decile", "by_position", "by_length"):
         pd.testing.assert_frame_equal(getattr(broken, name), getattr(one, name), check_exact=True)
     here = generalization_loss(checkpoint, None, traces, **arguments)

@@ -57,14 +57,14 @@ def _sample(engine, n, store, **changes):
 
 def test_lost_and_damaged_parts_are_drawn_again(engine, tmp_path):
     samples = _sample(engine, 12, tmp_path, chunk_samples=24)
-    whole = samples.frame()
-    parts = samples.store.parts()
+    whole = samples.read()
+    parts = samples.parts()
     assert len(parts) == 5
     parts[0].unlink()
     parts[2].write_bytes(parts[2].read_bytes()[:-9])
     with pytest.warns(UserWarning, match="set aside"):
         _sample(engine, 12, tmp_path, chunk_samples=24)
-    pd.testing.assert_frame_equal(samples.frame(), whole)
+    pd.testing.assert_frame_equal(samples.read(), whole)
 
 
 def test_a_part_with_the_content_of_another_hides_no_sample(engine, tmp_path):
@@ -73,8 +73,8 @@ def test_a_part_with_the_content_of_another_hides_no_sample(engine, tmp_path):
     parts = SampleStore(tmp_path / "mixed").parts()
     shutil.copy(parts[0], parts[1])
     with pytest.warns(UserWarning, match="24 samples are there twice"):
-        mixed = _sample(engine, 12, tmp_path / "mixed", chunk_samples=24).frame()
-    pd.testing.assert_frame_equal(mixed, whole.frame())
+        mixed = _sample(engine, 12, tmp_path / "mixed", chunk_samples=24).read()
+    pd.testing.assert_frame_equal(mixed, whole.read())
 
 
 def test_samples_that_vanish_meanwhile_are_noticed(engine, tmp_path, monkeypatch):
@@ -86,23 +86,23 @@ def test_samples_that_vanish_meanwhile_are_noticed(engine, tmp_path, monkeypatch
         return generate(requests, params)
 
     monkeypatch.setattr(engine, "generate", loses_the_first)
-    with pytest.raises(ParameterError, match=r"lacks \d+ samples of b that were drawn .*; sample again"):
+    with pytest.raises(ParameterError, match=r"has lost \d+ samples of b .*; sample again"):
         _sample(engine, 12, tmp_path, chunk_samples=24)
     monkeypatch.undo()
-    assert len(_sample(engine, 12, tmp_path, chunk_samples=24).frame()) == 120
+    assert len(_sample(engine, 12, tmp_path, chunk_samples=24).read()) == 120
 
 
 # --- what a sample depends on -----------------------------------------------------------------------------------------
 
 
 def test_top_up_leaves_the_first_samples_alone(engine, tmp_path):
-    first = _sample(engine, 8, tmp_path / "grown").frame()
+    first = _sample(engine, 8, tmp_path / "grown").read()
     stamps = {part: part.stat().st_mtime_ns for part in SampleStore(tmp_path / "grown").parts()}
-    grown = _sample(engine, 16, tmp_path / "grown").frame()
+    grown = _sample(engine, 16, tmp_path / "grown").read()
     assert {part: part.stat().st_mtime_ns for part in stamps} == stamps
     pd.testing.assert_frame_equal(grown[grown["index"] < 8].reset_index(drop=True), first)
-    pd.testing.assert_frame_equal(grown, _sample(engine, 16, tmp_path / "at once").frame())
-    assert _sample(engine, 4, tmp_path / "grown").frame().shape == grown.shape  # fewer than there are: nothing to do
+    pd.testing.assert_frame_equal(grown, _sample(engine, 16, tmp_path / "at once").read())
+    assert _sample(engine, 4, tmp_path / "grown").read().shape == grown.shape  # fewer than there are: nothing to do
 
 
 class Recorded:
@@ -128,7 +128,7 @@ def test_a_top_up_from_64_to_256_is_exact(engine, tmp_path, size):
 
     def run(n, folder, engine):
         arguments = {"benchmark": "b", "chunk_samples": size, "progress": False}
-        return sample(engine, problems, n, PARAMS, folder, **arguments).frame()
+        return sample(engine, problems, n, PARAMS, folder, **arguments).read()
 
     grown, at_once = Recorded(engine), Recorded(engine)
     first = run(64, tmp_path / "grown", grown)
@@ -216,10 +216,10 @@ def test_lengths_of_new_problems_follow_from_their_prompts(engine, tmp_path):
 
 
 def test_a_sample_depends_on_its_own_seed_alone(engine, tmp_path):
-    together = _sample(engine, 6, tmp_path / "all").frame().set_index(KEYS)
-    alone = sample(engine, PROBLEMS[4:5], 6, PARAMS, tmp_path / "one", benchmark="b", progress=False).frame()
+    together = _sample(engine, 6, tmp_path / "all").read().set_index(KEYS)
+    alone = sample(engine, PROBLEMS[4:5], 6, PARAMS, tmp_path / "one", benchmark="b", progress=False).read()
     pd.testing.assert_frame_equal(alone.set_index(KEYS), together[together.index.get_level_values("problem") == "p4"])
-    elsewhere = sample(engine, PROBLEMS[4:5], 6, PARAMS, tmp_path / "two", benchmark="c", progress=False).frame()
+    elsewhere = sample(engine, PROBLEMS[4:5], 6, PARAMS, tmp_path / "two", benchmark="c", progress=False).read()
     assert elsewhere["text"].tolist() != alone["text"].tolist()
     # and it is what the engine draws for that seed
     request = Request(render(PROBLEMS[4].question, engine.tokenizer).token_ids, 1, problem_seed(3, "b", "p4") + 5)
@@ -275,7 +275,7 @@ def test_hostile_texts_reach_the_store(engine, tmp_path, monkeypatch):
     texts = ["\0", "\ud800", "", "{" * 100_000]
     drawn = [Completion(text, 3, "stop") for text in texts]
     monkeypatch.setattr(engine, "generate", lambda requests, params: [drawn for _ in requests])
-    frame = sample(engine, PROBLEMS[:2], 4, PARAMS, tmp_path, benchmark="b", progress=False).frame()
+    frame = sample(engine, PROBLEMS[:2], 4, PARAMS, tmp_path, benchmark="b", progress=False).read()
     assert frame["text"].tolist() == texts * 2
 
 
@@ -287,15 +287,16 @@ def test_samples_of_different_origins_are_refused(engine, tmp_path):
     _sample(engine, 2, store)
     held = store.read()
 
-    def refused(message, engine=engine, problems=PROBLEMS, params=PARAMS, template="auto"):
-        with pytest.raises(ParameterError, match=message):
-            sample(engine, problems, 4, params, store, benchmark="b", template=template, progress=False)
+    def refused(message, engine=engine, problems=PROBLEMS, params=PARAMS):
+        with pytest.raises(ParameterError, match=message) as error:
+            sample(engine, problems, 4, params, store, benchmark="b", progress=False)
+        assert error.value.parameter == "store"
         pd.testing.assert_frame_equal(store.read(), held)
 
     refused("temperature is 1.0 there and 0.5 here", params=SamplingParams(temperature=0.5, max_tokens=12, seed=3))
     refused("max_tokens is 12 there and 13 here", params=SamplingParams(max_tokens=13, seed=3))
     refused("seed is 3 there and 4 here", params=SamplingParams(max_tokens=12, seed=4))
-    refused("template is 'chat' there and 'plain' here", template="plain")
+    refused("template is 'chat' there and 'plain' here", engine=engine.config.replace(template="plain"))
     refused("drawn with another prompt", problems=[Problem(id="p1", question="other", answer="1")])
     other = load_engine(EngineConfig(engine="transformers", model=_save(tmp_path / "other", seed=1), device="cpu"))
     refused("model_digest is", engine=other)
@@ -305,46 +306,23 @@ def test_samples_of_different_origins_are_refused(engine, tmp_path):
     )
 
 
-def test_bad_parameters_are_refused_before_anything_is_written(engine, tmp_path):
-    store = tmp_path / "s"
-    with pytest.raises(ParameterError, match="n must be at least 1"):
-        _sample(engine, 0, store)
-    for n in (64.0, "64", True):
-        with pytest.raises(ParameterError, match=f"n must be a whole number, not {n!r}"):
-            _sample(engine, n, store)
-    with pytest.raises(ParameterError, match="chunk_samples must be a whole number"):
-        _sample(engine, 1, store, chunk_samples=1.5)
-    with pytest.raises(ParameterError, match="problems: b has none"):
-        sample(engine, [], 1, PARAMS, store, benchmark="b")
-    with pytest.raises(ParameterError, match=r"an id occurs twice in b \(p0\)"):
-        sample(engine, [*PROBLEMS, PROBLEMS[0]], 1, PARAMS, store, benchmark="b")
-    with pytest.raises(ParameterError, match="chunk_samples must be at least 1"):
-        _sample(engine, 1, store, chunk_samples=0)
-    with pytest.raises(ParameterError, match="max_tokens=8190 does not fit"):
-        sample(engine, PROBLEMS, 1, SamplingParams(max_tokens=8190), store, benchmark="b")
-    with pytest.raises(ParameterError, match="max_tokens=12 does not fit: 1 of 1 prompts"):
-        sample(engine, [Problem("long", "1" * 9000, "1")], 1, PARAMS, store, benchmark="b")
-    with pytest.raises(ParameterError, match="template must be one of"):
-        _sample(engine, 1, store, template="alpaca")
-    assert not store.exists()
-
-
 @pytest.mark.parametrize(
-    "wrong",
+    ("parameter", "changes"),
     [
-        {"max_tokens": 10.5},
-        {"max_tokens": "10"},
-        {"seed": 1.5},
-        {"temperature": float("inf")},
-        {"temperature": float("nan")},
-        {"temperature": "1"},
-        {"temperature": True},
-        {"top_p": None},
+        *(("num_samples", {"num_samples": n}) for n in (0, 64.0, "64", True)),
+        *(("chunk_samples", {"chunk_samples": n}) for n in (0, 1.5)),
+        ("problems", {"problems": []}),
+        ("problems", {"problems": [*PROBLEMS, PROBLEMS[0]]}),
+        ("max_tokens", {"params": SamplingParams(max_tokens=8190)}),
+        ("max_tokens", {"problems": [Problem("long", "1" * 9000, "1")]}),
     ],
 )
-def test_sampling_parameters_are_numbers(wrong):
-    with pytest.raises(ParameterError, match=f"{next(iter(wrong))} must be "):
-        SamplingParams(**wrong)
+def test_bad_parameters_are_refused_before_anything_is_written(engine, tmp_path, parameter, changes):
+    arguments = {"problems": PROBLEMS, "num_samples": 1, "params": PARAMS, "benchmark": "b", **changes}
+    with pytest.raises(ParameterError) as refused:
+        sample(engine, store=tmp_path / "s", **arguments)
+    assert refused.value.parameter.startswith(parameter)
+    assert not (tmp_path / "s").exists()
 
 
 # --- grading a store --------------------------------------------------------------------------------------------------
@@ -364,7 +342,7 @@ def _last_digit(responses, problems):
 def test_a_store_is_graded_part_by_part(engine, tmp_path):
     samples = _sample(engine, 16, tmp_path, chunk_samples=32)
     assert (samples.counts()["n"] == 0).all()
-    drawn = samples.frame()
+    drawn = samples.read()
     calls = []
 
     def stops_halfway(responses, problems):
@@ -374,14 +352,14 @@ def test_a_store_is_graded_part_by_part(engine, tmp_path):
         return _last_digit(responses, problems)
 
     with pytest.raises(KeyboardInterrupt):
-        grade_store(samples.store, {"b": PROBLEMS}, stops_halfway, progress=False)
+        grade_store(samples, {"b": PROBLEMS}, stops_halfway, progress=False)
     assert samples.counts()["n"].sum() == sum(calls) == 64
     calls.clear()
     handed = []
-    grade_store(samples.store, {"b": PROBLEMS}, lambda r, p: handed.append(len(r)) or _last_digit(r, p), progress=False)
+    grade_store(samples, {"b": PROBLEMS}, lambda r, p: handed.append(len(r)) or _last_digit(r, p), progress=False)
     assert sum(handed) == 160 - 64  # what had a verdict was not graded again
 
-    graded = samples.frame()
+    graded = samples.read()
     unchanged = ["benchmark", "problem", "index", "text", "tokens", "finish_reason"]
     pd.testing.assert_frame_equal(graded[unchanged], drawn[unchanged])
     expected = _last_digit(graded["text"], [PROBLEMS[0]] * len(graded))
@@ -396,17 +374,17 @@ def test_a_store_is_graded_part_by_part(engine, tmp_path):
     ).all()
 
     all_wrong = [Grade(Verdict.WRONG, "x")]
-    grade_store(samples.store, {"b": PROBLEMS}, lambda r, p: all_wrong * len(r), progress=False)
-    pd.testing.assert_frame_equal(samples.frame(), graded)
-    grade_store(samples.store, {"b": PROBLEMS}, lambda r, p: all_wrong * len(r), regrade=True, progress=False)
+    grade_store(samples, {"b": PROBLEMS}, lambda r, p: all_wrong * len(r), progress=False)
+    pd.testing.assert_frame_equal(samples.read(), graded)
+    grade_store(samples, {"b": PROBLEMS}, lambda r, p: all_wrong * len(r), regrade=True, progress=False)
     assert (samples.counts()["wrong"] == 16).all()
 
 
 def test_problems_that_are_not_given_stay_ungraded(engine, tmp_path):
     samples = _sample(engine, 3, tmp_path)
-    grade_store(samples.store, {"b": PROBLEMS[:4], "other": PROBLEMS}, _last_digit, progress=False)
+    grade_store(samples, {"b": PROBLEMS[:4], "other": PROBLEMS}, _last_digit, progress=False)
     assert samples.counts()["n"].tolist() == [3] * 4 + [0] * 6
-    grade_store(samples.store, {"b": PROBLEMS}, _last_digit, progress=False)
+    grade_store(samples, {"b": PROBLEMS}, _last_digit, progress=False)
     assert samples.counts()["n"].tolist() == [3] * 10
 
 

@@ -406,7 +406,7 @@ def test_partial_results_are_kept_when_the_engine_gives_up(endpoint, load):
 def test_samples_of_an_unfinished_request_are_stored_when_the_engine_gives_up(endpoint, load, tmp_path):
     """One sample of a problem never comes: all others of it that were answered are kept, and not asked for again."""
     problems = [Problem("p", "1+1", "2")]
-    arguments = {"benchmark": "b", "template": "plain", "progress": False}
+    arguments = {"benchmark": "b", "progress": False}
     bad = problem_seed(0, "b", "p") + 2
     endpoint.trouble = lambda number, body: (503, b"over") if body["seed"] == bad else None
     with pytest.raises(EngineError, match="does not answer"):
@@ -414,7 +414,7 @@ def test_samples_of_an_unfinished_request_are_stored_when_the_engine_gives_up(en
     assert SampleStore(tmp_path).read()["index"].tolist() == [0, 1, 3, 4, 5, 6, 7]
     asked = len(endpoint.calls)
     endpoint.trouble = lambda number, body: None
-    frame = sample(load(), problems, 8, PARAMS, tmp_path, **arguments).frame()
+    frame = sample(load(), problems, 8, PARAMS, tmp_path, **arguments).read()
     assert frame["text"].tolist() == [f"<{bad - 2 + j}>" for j in range(8)]
     assert [body["seed"] for _, _, body in endpoint.calls[asked:]] == [bad]
 

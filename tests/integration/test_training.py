@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, Tra
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import RLSettings, SFTSettings
+from quagmire_utils.engines import EngineConfig
 from quagmire_utils.evaluation.generalization_loss import generalization_loss
 from quagmire_utils.grading import Grade, Grader, Verdict
 from quagmire_utils.training import microlab
@@ -49,13 +50,13 @@ def equal(one, other):
 
 def test_training_loss_is_the_measured_loss(base, tmp_path):
     """One step over all traces at once: TRL's loss before the update is our nats per response token."""
-    before = generalization_loss(str(base), None, TRACES, progress=False).nll
+    before = generalization_loss(EngineConfig(model=base), None, TRACES, progress=False).nll
     summary = train_sft(
         base, TRACES, tmp_path / "out", SFTSettings(batch_size=24, learning_rate=1e-3, epochs=1), progress=False
     )
     assert summary["steps"] == 1
     assert summary["final_loss"] == pytest.approx(before, rel=1e-5)
-    assert generalization_loss(str(tmp_path / "out"), None, TRACES, progress=False).nll < before
+    assert generalization_loss(EngineConfig(model=tmp_path / "out"), None, TRACES, progress=False).nll < before
 
 
 def test_micro_batches_give_the_same_checkpoint(base, tmp_path):

@@ -58,15 +58,11 @@ def _model(tokenizer, dtype: str):
     return LlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
 
 
-def _ours(model, tokenizer, traces, packing: bool = False) -> tuple[float, int]:
+def _ours(model, tokenizer, traces) -> tuple[float, int]:
     from quagmire_utils.evaluation.generalization_loss import generalization_loss
 
-    loss = generalization_loss(model, tokenizer, traces, packing=packing, progress=False)
+    loss = generalization_loss(model, tokenizer, traces, progress=False)
     return loss.nll, loss.tokens
-
-
-def _packed(model, tokenizer, traces) -> tuple[float, int]:
-    return _ours(model, tokenizer, traces, packing=True)
 
 
 def _trainers(model, tokenizer, traces) -> tuple[float, int]:
@@ -107,7 +103,7 @@ def _trainers(model, tokenizer, traces) -> tuple[float, int]:
     return result["eval_loss"], sum(sum(label != -100 for label in row["labels"]) for row in rows)
 
 
-SIDES = {"ours": _ours, "ours, packed": _packed, "Trainer": _trainers}
+SIDES = {"ours": _ours, "Trainer": _trainers}
 
 
 def _run(side: str, options: argparse.Namespace, results: multiprocessing.Queue) -> None:

@@ -1,6 +1,6 @@
-"""Copies of a model on the nodes of a Ray cluster: `generalization_loss(..., ray=...)`.
+"""Copies of a model on the nodes of a Ray cluster that share the batches of a generalization loss.
 
-The process that asks cuts the traces into batches, whatever the number of replicas; a replica gets one batch of token
+The process that asks cuts the traces into batches, whatever the number of replicas. A replica gets one batch of token
 ids at a time and sends back a row of sums for each trace.
 """
 
@@ -8,104 +8,77 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.engines import EngineConfig
 from quagmire_utils.engines.cluster import Replica, ReplicaPool
-from quagmire_utils.evaluation.generalization_loss.scoring import Checkpoint, Scorer
+from quagmire_utils.evaluation.generalization_loss.scoring import Scorer, load_model
 from quagmire_utils.evaluation.generalization_loss.sequences import TokenSequence
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from quagmire_utils.evaluation.generalization_loss.scoring import Rows
 
 PACKAGES = ("quagmire-utils", "numpy", "torch", "transformers")  # what the losses are computed with
 
 
 @dataclass(frozen=True)
 class ScorerSettings:
-    """What makes a `Scorer` of a checkpoint."""
+    """What makes a `Scorer`."""
 
-    checkpoint: Checkpoint
+    config: EngineConfig
     chunk_tokens: int
-    packing: bool
-    probe: Sequence[TokenSequence]
+    probe: TokenSequence
 
 
 class ScorerReplica(Replica):
-    """The actor: a model on some node."""
+    """The actor: a model on some node. Its settings are `ScorerSettings`."""
 
     packages = PACKAGES
     scorer: Scorer | None = None
 
-    def open(self, model: str) -> str:
-        """Load the model and try it out; how it packs, see `Scorer`."""
+    def open(self, model: str) -> None:
+        """Load the model and try it out."""
         settings: ScorerSettings = self.settings
-        loaded = replace(settings.checkpoint, model=model).load()
-        self.scorer = Scorer(loaded, settings.chunk_tokens, settings.packing, settings.probe)
-        return self.scorer.packing
+        loaded = load_model(settings.config.replace(model=model))
+        self.scorer = Scorer(loaded, settings.chunk_tokens, settings.probe)
 
-    def score(self, rows: Rows) -> np.ndarray:
-        """See `Scorer.score`."""
-        return self.scorer.score(rows)
+    def score(self, batch: Sequence[TokenSequence]) -> np.ndarray:
+        """Return what `Scorer.score` returns."""
+        return self.scorer.score(batch)
 
 
 class ClusterScorer:
-    """The replicas of a model on a cluster, and the batches that they share; a context manager, as `Scorer` is."""
+    """The replicas of a model on a cluster, which share the batches; a context manager, as `Scorer` is."""
 
-    def __init__(self, settings: ScorerSettings, address: str, count: int | None) -> None:
-        """Connect, and wait for the first replica. `count`: replicas; None: as many as the cluster has room for.
+    def __init__(self, config: EngineConfig, chunk_tokens: int, probe: TokenSequence) -> None:
+        """Connect to the cluster `config.ray`.
 
-        Raises ParameterError where no cluster answers, none of its nodes could hold a replica, or the model can't be
-        loaded there; ReplicaLostError where replicas keep dying.
+        Raise ParameterError if no cluster answers, no node could hold a replica, or the model cannot be loaded there;
+        ReplicaLostError if replicas keep dying.
         """
-        checkpoint = settings.checkpoint
-        self.packing: str | None = None
-        with ExitStack() as stack:
-            self._pool: ReplicaPool[int] = stack.enter_context(
-                ReplicaPool(
-                    ScorerReplica,
-                    checkpoint.model,
-                    settings,
-                    address=address,
-                    count=count,
-                    gpus=0 if checkpoint.device == "cpu" else 1,
-                )
-            )
-            while self.packing is None:
-                self._pool.start()
-                for ended in self._pool.ended():
-                    self._loaded(ended.answer)
-            self._open = stack.pop_all()
+        settings = ScorerSettings(config, chunk_tokens, probe)
+        where = {"address": config.ray, "count": config.replicas, "gpus": 0 if config.device == "cpu" else 1}
+        self._pool: ReplicaPool[int] = ReplicaPool(ScorerReplica, config.model, settings, **where)
 
     def __enter__(self) -> ClusterScorer:
+        self._pool.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
+    def __exit__(self, *error: object) -> None:
+        self._pool.__exit__(*error)
 
-    def score_all(self, batches: Sequence[Rows]) -> Iterator[tuple[int, np.ndarray]]:
-        """The number of each batch with its `Scorer.score`, as they are finished."""
+    def score_all(self, batches: Sequence[Sequence[TokenSequence]]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the number of each batch and its `Scorer.score`, as they are finished."""
         pool, todo = self._pool, deque(range(len(batches)))
         while todo or pool.working:
             if todo:
                 pool.start()
             while todo and pool.idle:
                 batch = todo.popleft()
-                pool.give(batch, "score", batches[batch], note="its batch is done again")
+                pool.give(batch, "score", batches[batch], note="its batch is computed again")
             for ended in pool.ended():
-                if ended.job is None:
-                    self._loaded(ended.answer)
-                elif ended.lost:
+                if ended.lost and ended.job is not None:
                     todo.appendleft(ended.job)
-                else:
+                elif ended.job is not None:  # else a replica was loaded
                     yield ended.job, ended.answer
-
-    def _loaded(self, packing: str) -> None:
-        """All replicas compute alike."""
-        self.packing = self.packing or packing
-        if packing != self.packing:
-            raise ParameterError("ray: nodes differ in what attention they have; give all of them one environment")

@@ -1,4 +1,4 @@
-"""The losses of single traces in a file, so that an interrupted computation goes on where it stopped."""
+"""The losses of single traces in a file, so that a killed computation can be resumed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from quagmire_utils.core.files import read_parquet, write_parquet
 from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS
 
 WRITE_SECONDS = 30.0  # between two writes: the most that a kill loses
-WRITE_SHARE = 0.02  # of the time, at most, goes into writing
+WRITE_SHARE = 0.02  # largest share of the time that goes into writing
 _MARK = b"quagmire_utils.evaluation.generalization_loss"
 _COLUMNS = ["total", *(f"decile_{i}" for i in range(1, 11)), *(f"range_{i}" for i in range(1, COLUMNS - 10))]
 
 
 class PartialLosses:
-    """What is known of the traces so far, by the digest of their tokens, and the file that holds it (None: no file)."""
+    """The losses computed so far, by the digest of the trace's tokens, and the file that holds them (None: no file)."""
 
     def __init__(self, path: str | Path | None, origin: dict[str, str]) -> None:
-        """`origin` is what the losses depend on besides the tokens.
+        """Read the file, if it exists; `origin` is what the losses depend on besides the tokens.
 
-        Raises ParameterError where the file is something else, or of another origin.
+        Raise ParameterError if the file is something else, or of another origin.
         """
         self.path = None if path is None else Path(path)
         self.origin = origin
@@ -39,11 +39,11 @@ class PartialLosses:
         return key in self._known
 
     def get(self, keys: Sequence[str]) -> np.ndarray:
-        """Summed losses (keys, COLUMNS), in nats."""
+        """Return summed losses (keys, COLUMNS), in nats."""
         return np.stack([self._known[key] for key in keys])
 
     def add(self, keys: Sequence[str], sums: np.ndarray) -> None:
-        """Keep summed losses (keys, COLUMNS); now and then, write the file."""
+        """Add summed losses (keys, COLUMNS), and write the file if the last write is long ago."""
         self._known.update(zip(keys, np.array(sums), strict=True))  # a copy: Ray's arrays pin its memory
         self._unwritten = True
         if self.path is not None and time.monotonic() >= self._next_write:
@@ -53,7 +53,7 @@ class PartialLosses:
             self._next_write = end + max(WRITE_SECONDS, (end - start) / WRITE_SHARE)
 
     def write(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, atomically."""
         import pandas as pd
 
         if self.path is None or not self._unwritten:
@@ -72,15 +72,15 @@ class PartialLosses:
         except (OSError, pa.ArrowInvalid):
             mark = None
         if mark is None:
-            raise ParameterError(f"partial: {self.path} is no file of losses that this wrote; name another one")
+            raise ParameterError("partial", self.path, reason=f"{self.path} is not a file of losses; name another one")
         origin = json.loads(mark)
         other = sorted(name for name in {*origin, *self.origin} if origin.get(name) != self.origin.get(name))
         if other:
-            raise ParameterError(
-                f"partial: the losses in {self.path} are of another {' and '.join(other)}; name another file"
-            )
+            reason = f"the losses in {self.path} are of another {' and '.join(other)}; name another file"
+            raise ParameterError("partial", self.path, reason=reason)
         try:
             frame = read_parquet(self.path)
         except (OSError, pa.ArrowException) as error:
-            raise ParameterError(f"partial: {self.path} is damaged; delete it, and start again") from error
+            reason = f"{self.path} is damaged; delete it and start again"
+            raise ParameterError("partial", self.path, reason=reason) from error
         self._known = dict(zip(frame["trace"], frame[_COLUMNS].to_numpy(dtype=np.float64), strict=True))

@@ -1,92 +1,52 @@
-"""The loss of whole batches of token sequences, on one device.
+"""The loss of batches of token sequences, on one device.
 
-A language model's memory at evaluation goes into logits: length x vocabulary, 1.2 GB in float32 for one trace of
-2,000 tokens over 150,000 entries. So the body of the model runs on whole traces, and its head on `chunk_tokens`
-response positions at a time, whose logits are reduced, in float32, before the next chunk.
+At evaluation, a language model needs most memory for its logits, length x vocabulary: 1.2 GB in float32 for a trace of
+2,000 tokens and 150,000 entries. So the body of the model runs on whole traces, and its head on `chunk_tokens` response
+positions at a time, whose logits are reduced, in float32, before the next chunk.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.engines import EngineConfig
 from quagmire_utils.evaluation.generalization_loss.sequences import TokenSequence
 from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS, decile_of, position_bin_of
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
-
-    Rows = list[list[TokenSequence]]  # what goes through the model at once
-
-_PROBE_TOKENS = 64  # of each of two sequences, to see whether they can share a row
+    from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A causal language model to be loaded where it is needed."""
+def load_model(config: EngineConfig) -> PreTrainedModel:
+    """Return the model of a configuration, on its device."""
+    import torch
 
-    model: str  # folder or hub id
-    revision: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    trust_remote_code: bool = False
+    from quagmire_utils.engines.transformers import load_weights
 
-    def config(self) -> PreTrainedConfig:
-        """Its configuration; ParameterError if there is none, or only together with code that isn't trusted."""
-        from quagmire_utils.engines import load_config
-
-        return load_config(self.model, self.revision, self.trust_remote_code)
-
-    def load(self) -> PreTrainedModel:
-        """The model, on its device."""
-        import torch
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ParameterError(f"device: {device} was asked for, and torch sees no GPU")
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.model, revision=self.revision, dtype=self.dtype, trust_remote_code=self.trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ParameterError(f"model={self.model!r} cannot be loaded: {reason}") from error
-        finally:
-            if shown:
-                logging.enable_progress_bar()
-        return model.to(device)
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ParameterError("device", device, reason=f"{device} was asked for, and torch sees no GPU")
+    return load_weights(config, config.dtype).to(device)
 
 
 class Scorer:
-    """A model in evaluation mode that gives the losses of batches; a context manager, which restores the mode."""
+    """A model in evaluation mode that scores batches; a context manager, which restores the mode."""
 
-    def __init__(
-        self, model: PreTrainedModel, chunk_tokens: int, packing: bool, probe: Sequence[TokenSequence]
-    ) -> None:
-        """`probe`: some of the sequences, on which the model is tried out.
-
-        Raises ParameterError for a model whose logits are not simply its head's output; warns, and does not pack, where
-        a model lets sequences of one row see each other.
-        """
+    def __init__(self, model: PreTrainedModel, chunk_tokens: int, probe: TokenSequence) -> None:
+        """Try the model on `probe`; raise ParameterError if its logits are not simply the output of its head."""
         self.model, self.chunk_tokens = model, chunk_tokens
         self.body, self.head = model.get_decoder(), model.get_output_embeddings()
         self._was_training = model.training
         model.eval()
         try:
-            self._check_head(probe[0])
-            self.packing = self._packing(probe) if packing else "none"
+            self._check_head(probe)
         except BaseException:
             model.train(self._was_training)
             raise
@@ -97,53 +57,48 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.model.train(self._was_training)
 
-    def score_all(self, batches: Sequence[Rows]) -> Iterator[tuple[int, np.ndarray]]:
-        """The number of each batch with its `score`."""
-        for number, rows in enumerate(batches):
-            yield number, self.score(rows)
+    def score_all(self, batches: Sequence[Sequence[TokenSequence]]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the number of each batch and its `score`."""
+        for number, batch in enumerate(batches):
+            yield number, self.score(batch)
 
-    def score(self, rows: Rows) -> np.ndarray:
-        """Summed losses in nats, float64 (sequences, COLUMNS): of the response, its tenths, its ranges of positions."""
+    def score(self, batch: Sequence[TokenSequence]) -> np.ndarray:
+        """Return summed losses in nats, float64 (sequences, COLUMNS): of the response, its tenths, its positions."""
         import torch
 
         try:
             with torch.inference_mode():
-                return self._score(rows)
+                return self._score(batch)
         except torch.OutOfMemoryError as error:
-            raise ParameterError(
-                f"batch_tokens: a batch of {sum(len(s) for row in rows for s in row)} tokens does not fit into the "
-                "device's memory; lower it, or chunk_tokens"
-            ) from error
+            reason = f"a batch of {sum(map(len, batch))} tokens does not fit into memory; lower it, or chunk_tokens"
+            raise ParameterError("batch_tokens", reason=reason) from error
 
-    def _score(self, rows: Rows) -> np.ndarray:
+    def _score(self, batch: Sequence[TokenSequence]) -> np.ndarray:
         import torch
 
-        members = [member for row in rows for member in row]
-        hidden, input_ids, starts = self._hidden(rows)
-        lengths = [member.response for member in members]
-        owner = torch.repeat_interleave(torch.arange(len(members)), torch.tensor(lengths))
-        row_of = torch.tensor([r for r, row in enumerate(rows) for _ in row])[owner]
-        # The position before a response token predicts it.
-        columns = torch.cat(
-            [
-                torch.arange(start + member.prompt - 1, start + len(member) - 1, dtype=torch.long)
-                for start, member in zip(starts, members, strict=True)
-            ]
-        )
+        # Padding is on the right, where a causal model's earlier positions cannot see it, so no mask is needed and
+        # attention takes its fastest kernel.
+        input_ids = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.long)
+        for row, sequence in enumerate(batch):
+            input_ids[row, : len(sequence)] = torch.from_numpy(sequence.ids)
         device = self.model.device
-        targets = input_ids[row_of, columns + 1].to(device)
-        hidden = hidden[row_of.to(device), columns.to(device)]
-        losses = self._token_losses(hidden, targets)
+        hidden = self.body(input_ids=input_ids.to(device), use_cache=False).last_hidden_state
+        lengths = [sequence.response for sequence in batch]
+        owner = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(lengths))
+        # the position before a response token predicts it
+        columns = torch.cat([torch.arange(s.prompt - 1, len(s) - 1, dtype=torch.long) for s in batch])
+        targets = input_ids[owner, columns + 1].to(device)
+        losses = self._token_losses(hidden[owner.to(device), columns.to(device)], targets)
         return _by_part(losses.double().cpu().numpy(), owner.numpy(), np.array(lengths))
 
     def _token_losses(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Float32 (tokens,) from the hidden states that predict `targets`, chunk by chunk."""
+        """Return float32 (tokens,) from the hidden states that predict `targets`, chunk by chunk."""
         import torch
 
         chunks = zip(hidden.split(self.chunk_tokens), targets.split(self.chunk_tokens), strict=True)
         if not self._plain_head_on_cpu():
             return torch.cat([token_losses(self.head(chunk), target) for chunk, target in chunks])
-        # The same product into memory that is used again: fresh pages for each chunk would take a third of the time.
+        # the same product into reused memory: allocating pages for each chunk would take a third of the time
         weight = self.head.weight
         logits = hidden.new_empty(min(self.chunk_tokens, len(hidden)), len(weight))
         floats = logits if logits.dtype == torch.float32 else logits.float()
@@ -157,7 +112,7 @@ class Scorer:
         return torch.cat(losses)
 
     def _plain_head_on_cpu(self) -> bool:
-        """Whether the head is a matrix and nothing more (a quantised, adapted or offloaded one is not)."""
+        """Return whether the head is only a matrix (not quantised, adapted or offloaded)."""
         import torch
 
         head = self.head
@@ -169,31 +124,8 @@ class Scorer:
             and not (head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
         )
 
-    def _hidden(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """Last hidden states and ids (rows, longest row, ...), and the column at which each sequence starts."""
-        import torch
-
-        width = max(sum(map(len, row)) for row in rows)
-        input_ids = torch.zeros(len(rows), width, dtype=torch.long)
-        positions = torch.zeros(len(rows), width, dtype=torch.long)
-        starts = []
-        for r, row in enumerate(rows):
-            end = 0
-            for member in row:
-                starts.append(end)
-                end += len(member)
-                input_ids[r, starts[-1] : end] = torch.from_numpy(member.ids)
-                positions[r, starts[-1] : end] = torch.arange(len(member))
-            positions[r, end:] = torch.arange(width - end)
-        # Padding stands on the right, where a causal model's earlier positions cannot see it: no mask is needed,
-        # and without one attention takes its fastest kernel. Positions that start again are how transformers is told
-        # that a row holds several sequences, none of which sees another.
-        packed = {} if all(len(row) == 1 for row in rows) else {"position_ids": positions.to(self.model.device)}
-        output = self.body(input_ids=input_ids.to(self.model.device), use_cache=False, **packed)
-        return output.last_hidden_state, input_ids, starts
-
     def _check_head(self, sequence: TokenSequence) -> None:
-        """Some models scale or cap their logits after the head; those would get a wrong loss here: they are refused."""
+        """Raise ParameterError for a model that scales or caps its logits, whose loss would be wrong here."""
         import torch
 
         with torch.inference_mode():
@@ -201,40 +133,12 @@ class Scorer:
             own = self.model(input_ids=ids, use_cache=False).logits.float()
             ours = self.head(self.body(input_ids=ids, use_cache=False).last_hidden_state).float()
         if own.shape != ours.shape or (own - ours).abs().max() > 1e-3 * own.abs().max():
-            raise ParameterError(
-                f"model: {type(self.model).__name__} changes its logits after the head (it scales or caps them), "
-                "which the chunked loss does not reproduce"
-            )
-
-    def _packing(self, probe: Sequence[TokenSequence]) -> str:
-        """How sequences can share a row: see `plan_batches`. Tried out, since any architecture takes position ids."""
-        import torch
-
-        first, second = (TokenSequence(s.ids[:_PROBE_TOKENS], 1) for s in (probe[0], probe[-1]))
-        flash = "flash" in str(self.model.config._attn_implementation)
-        try:
-            with torch.inference_mode():
-                # flash attention takes packed sequences in a batch of one alone
-                rows = [[first, second]] if flash else [[first, second], [second, first]]
-                together = self._hidden(rows)[0][0, len(first) : len(first) + len(second)].float()
-                alone = self._hidden([[second]])[0][0].float()
-        except (TypeError, ValueError, RuntimeError):
-            separate = False
-        else:
-            # Another's tokens in sight change hidden states by tens of percent, another order of additions by far less.
-            noise = 1e-3 if self.model.dtype == torch.float32 else 0.05
-            separate = bool((together - alone).abs().mean() <= noise * alone.abs().mean())
-        if separate:
-            return "one" if flash else "rows"
-        warnings.warn(
-            f"packing: {type(self.model).__name__} cannot keep traces of one row apart; they are batched by length",
-            stacklevel=5,
-        )
-        return "none"
+            name = type(self.model).__name__
+            raise ParameterError("model", name, reason=f"{name} scales or caps its logits, which this loss cannot do")
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """-log softmax(logits)[target] in float32; float32 logits (tokens, vocabulary) are overwritten, not copied."""
+    """Return -log softmax(logits)[target] in float32; float32 logits (tokens, vocabulary) are overwritten."""
     logits = logits.float()
     chosen = logits.gather(1, targets[:, None])[:, 0]
     peak = logits.amax(1)
@@ -242,7 +146,7 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def _by_part(losses: np.ndarray, owner: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Token losses (tokens,) of the sequences `owner` (tokens,), summed by sequence and part: (sequences, COLUMNS)."""
+    """Sum token losses (tokens,) of the sequences `owner` (tokens,) by sequence and part: (sequences, COLUMNS)."""
     position = np.concatenate([np.arange(length) for length in lengths])
     sums = [np.bincount(owner, weights=losses, minlength=len(lengths))[:, None]]
     parts = (decile_of(position, lengths[owner]), 10), (position_bin_of(position), COLUMNS - 11)

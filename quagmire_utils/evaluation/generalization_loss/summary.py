@@ -1,4 +1,4 @@
-"""What a set of traces' summed losses says: the loss, its standard errors, and how it changes along a response."""
+"""From summed losses of traces to the loss, its standard errors, and its course along a response."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FIRST = 16  # tokens in the first range of positions; each further range ends at twice the position
-_RANGES = 18  # the last one holds everything from 2^20 on
+_RANGES = 18  # the last one holds all positions from 2^20 on
 COLUMNS = 1 + 10 + _RANGES  # of summed losses: the whole response, its tenths, its ranges of positions
-_LENGTH_GROUPS = 10  # most groups of traces by length, and
-_GROUP_TRACES = 5  # fewest traces in each
+_LENGTH_GROUPS = 10  # most groups of traces by length
+_GROUP_TRACES = 5  # fewest traces in a group
 
 
 @dataclass(frozen=True, eq=False)
 class GeneralizationLoss:
     """Loss over a set of traces; `per_trace` has one row per trace, in the order given: id, problem_id, tokens, nll.
 
-    The other tables have the columns traces, tokens, nll, standard_error (over traces) behind those that say what a row
-    is: `by_decile` (decile: 1 to 10, each a tenth of every response), `by_position` (first, last: positions in the
-    response, counted from 1), `by_length` (shortest, longest: tokens of the responses in groups of about equal size).
+    The other tables have the columns traces, tokens, nll, standard_error (over traces) after their keys: `by_decile`
+    (decile: 1 to 10, each a tenth of every response), `by_position` (first, last: positions in the response, from 1),
+    `by_length` (shortest, longest: tokens of the responses, in groups of about equal size).
     """
 
     nll: float  # nats per response token, mean over all response tokens
     standard_error: float  # of `nll`, over traces; NaN for a single trace
-    mean_over_traces: float  # mean of the traces' own nats per token: every trace weighs the same, however long
+    mean_over_traces: float  # mean of the traces' nats per token: every trace weighs the same, however long
     tokens: int  # response tokens, EOS included
     traces: int
     per_trace: pd.DataFrame
-    standard_error_over_problems: float  # of `nll`, where traces of one problem are alike; NaN for a single problem
-    dropped: int  # traces left out because they are longer than the model's context
+    standard_error_over_problems: float  # of `nll`, if traces of one problem are alike; NaN for a single problem
+    dropped: int  # traces left out, because they are longer than the model's context
     by_decile: pd.DataFrame
     by_position: pd.DataFrame
     by_length: pd.DataFrame
 
 
 def decile_of(position: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """0 to 9: the tenth of a response of `length` tokens in which the token at `position`, from 0, stands."""
+    """Return the tenth, 0 to 9, of a response of `length` tokens that holds the token at `position`, from 0."""
     return 10 * position // length
 
 
 def position_bin_of(position: np.ndarray) -> np.ndarray:
-    """Number of the range of positions, each from 0, that holds `position`: 0-15, 16-31, 32-63, 64-127, ..."""
+    """Return the number of the range that holds `position`, both from 0: 0-15, 16-31, 32-63, 64-127, ..."""
     return np.searchsorted(_starts(), position, side="right") - 1
 
 
@@ -59,16 +59,16 @@ def _starts() -> np.ndarray:
 
 
 def summarise(traces: Sequence[Trace], sums: np.ndarray, tokens: np.ndarray, *, dropped: int = 0) -> GeneralizationLoss:
-    """The loss from summed losses in nats (traces, COLUMNS) and response tokens (traces,).
+    """Return the loss from summed losses in nats (traces, COLUMNS) and response tokens (traces,).
 
-    Raises ParameterError where a loss is not a number.
+    Raise ParameterError if a loss is not a number.
     """
     import pandas as pd
 
     total = sums[:, 0].copy()
     undefined = int(np.isnan(total).sum())
     if undefined:
-        raise ParameterError(f"model gives {undefined} of {len(total)} traces a loss that is not a number")
+        raise ParameterError("model", reason=f"the loss of {undefined} of {len(total)} traces is not a number")
     nll, error = _ratio(total, tokens)
     frame = pd.DataFrame(
         {
@@ -105,7 +105,7 @@ def summarise(traces: Sequence[Trace], sums: np.ndarray, tokens: np.ndarray, *, 
 
 
 def _ratio(sums: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
-    """Nats per token over traces (traces,), and its standard error; NaN for what is not defined."""
+    """Return nats per token over traces (traces,), and its standard error; NaN for what is undefined."""
     count, total = len(sums), int(tokens.sum())
     if total == 0:
         return math.nan, math.nan
@@ -116,12 +116,12 @@ def _ratio(sums: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
 
 
 def _clustered_error(sums: np.ndarray, tokens: np.ndarray, problem: np.ndarray) -> float:
-    """The standard error over problems, numbered from 0 for each trace: that of their traces taken together."""
+    """Return the standard error over problems; `problem` is the number, from 0, of each trace's problem."""
     return _ratio(np.bincount(problem, weights=sums), np.bincount(problem, weights=tokens))[1]
 
 
 def _table(keys: dict[str, np.ndarray], sums: np.ndarray, tokens: np.ndarray) -> pd.DataFrame:
-    """A row for each column of `sums` and `tokens` (traces, parts), over the traces that have tokens there."""
+    """Return a row per column of `sums` and `tokens` (traces, parts), over the traces that have tokens there."""
     import pandas as pd
 
     ratios = [_ratio(s[n > 0], n[n > 0]) for s, n in zip(sums.T, tokens.T, strict=True)]
@@ -137,7 +137,7 @@ def _table(keys: dict[str, np.ndarray], sums: np.ndarray, tokens: np.ndarray) ->
 
 
 def _by_length(sums: np.ndarray, tokens: np.ndarray) -> pd.DataFrame:
-    """Groups of about equally many traces, by length; traces of one length are in one group."""
+    """Return groups of about equally many traces, by length; traces of one length share a group."""
     groups = min(_LENGTH_GROUPS, max(1, len(tokens) // _GROUP_TRACES))
     ends = np.unique(np.quantile(tokens, np.arange(1, groups + 1) / groups, method="lower"))
     group = np.searchsorted(ends, tokens, side="left")

@@ -1,4 +1,4 @@
-"""Copies of an engine on the nodes of a Ray cluster: `sample(..., ray=...)`; see `quagmire_utils.engines.cluster`.
+"""Copies of an engine on the nodes of a Ray cluster; see `quagmire_utils.engines.cluster`.
 
 A replica draws one chunk at a time and sends the answers back; the process that asked for them writes the store.
 """
@@ -32,13 +32,10 @@ PACKAGES = ("quagmire-utils", "numpy", "torch", "transformers", "tokenizers", "v
 
 
 def tokenizer_and_context(config: EngineConfig) -> tuple[PreTrainedTokenizerBase, int]:
-    """Tokenizer and context length, without loading any weight."""
-    if config.engine == "server":
-        raise ParameterError("ray", config.ray, reason="a server spreads its own work; ask it without ray")
+    """Return tokenizer and context length, without loading any weight."""
     config.check()
-    trust = config.trust_remote_code
-    context = resolve_context_length(load_config(config.model, config.revision, trust), config.max_model_len)
-    return load_tokenizer(config.model, config.revision, trust), context
+    how = (config.model, config.revision, config.trust_remote_code)
+    return load_tokenizer(*how), resolve_context_length(load_config(*how), config.max_model_len)
 
 
 @dataclass(frozen=True)
@@ -60,37 +57,30 @@ class EngineReplica(Replica):
 
     def open(self, model: str) -> EngineFacts:
         """Load the engine."""
-        self.engine = load_engine(self.settings.replace(model=model))
-        engine = self.engine
+        self.engine = engine = load_engine(self.settings.replace(model=model))
         return EngineFacts(engine.digest, engine.name, engine.version, engine.dtype, self.model)
 
     def draw(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
-        """The completions of each request."""
+        """Return the completions of each request."""
         return self.engine.generate(requests, params)
 
     def close(self) -> None:
-        """Free what the node lent."""
+        """Free the node's memory."""
         if self.engine is not None:
             self.engine.close()
 
 
-def draw_on_cluster(
-    spec: EngineConfig,
-    params: SamplingParams,
-    address: str,
-    count: int | None,
-    open_store: Callable[[EngineFacts], Work],
-) -> Work:
-    """Draw all the work; `open_store` is asked for it when the first replica says what it computes with.
+def draw_on_cluster(config: EngineConfig, params: SamplingParams, open_store: Callable[[EngineFacts], Work]) -> Work:
+    """Draw all the work; `open_store` returns it when the first replica says what it computes with.
 
-    count: replicas; None: as many as the cluster has room for, also on nodes that join later. Raises what
-    `ReplicaPool` raises, and ParameterError where replicas differ.
+    Raise what `ReplicaPool` raises, and ParameterError if replicas differ.
     """
-    gpus = 0 if spec.device == "cpu" else spec.tensor_parallel_size
+    gpus = 0 if config.device == "cpu" else config.tensor_parallel_size
     known: EngineFacts | None = None
     work: Work | None = None
     drawing: dict[Chunk, list[Run]] = {}
-    with ReplicaPool(EngineReplica, spec.model, spec, address=address, count=count, gpus=gpus) as pool:
+    where = {"address": config.ray, "count": config.replicas, "gpus": gpus}
+    with ReplicaPool(EngineReplica, config.model, config, **where) as pool:
         while work is None or work.todo or drawing:
             if work is None or work.todo:
                 pool.start()
@@ -98,15 +88,14 @@ def draw_on_cluster(
                 drawing[chunk] = runs = work.missing(chunk)
                 note = f"{sum(run.count for run in runs)} samples are drawn again"
                 pool.give(chunk, "draw", [work.request(run) for run in runs], params, note=note)
-            if not (pool.loading or pool.working):  # others are drawing what is left
+            if not (pool.loading or pool.working):  # other processes are drawing what is left
                 time.sleep(0.2)
             for ended in pool.ended():
                 if ended.job is None:
                     known = known or ended.answer
                     if ended.answer != known:
-                        raise ParameterError(
-                            f"ray: replicas differ ({ended.answer} and {known}); give all nodes one environment"
-                        )
+                        reason = f"replicas differ ({ended.answer} and {known}); give all nodes one environment"
+                        raise ParameterError("ray", config.ray, reason=reason)
                     work = work or open_store(known)
                     continue
                 runs = drawing.pop(ended.job)

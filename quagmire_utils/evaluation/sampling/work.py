@@ -1,4 +1,4 @@
-"""What is to be drawn: chunks of problems and sample indices, which of them are missing, and which comes next."""
+"""The work of a sampling run: its chunks, which samples are missing, and which chunk comes next."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from quagmire_utils.evaluation.store import KEYS, SampleStore
 if TYPE_CHECKING:
     from quagmire_utils.data.prompts import RenderedPrompt
 
-_BLOCK = 64  # of a run of many samples: a chunk's sample indices begin and end at multiples of this
-_WHOLE = 128  # up to so many, a problem's samples stay together: the shipped records of the miniature are drawn so
-_FEW = 8  # problems from whose answers the length of the others' is not yet told
+_BLOCK = 64  # in a run of many samples, a chunk's sample indices begin and end at multiples of this
+_WHOLE = 128  # up to so many, a problem's samples stay together; the shipped records were drawn this way
+_FEW = 8  # problems; with fewer, answer lengths are not extrapolated from prompt lengths
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What is drawn in one call of the engine and stored as one file: some problems, the same indices of each."""
+    """Samples drawn in one call and stored as one file: some problems, the same indices of each."""
 
     problems: tuple[str, ...]
     indices: range
 
     @property
     def name(self) -> str:
-        """What a run knows the chunk by: the same for every n that cuts the work alike."""
+        """Name of the chunk; the same for every number of samples that cuts the work in the same way."""
         return digest([self.problems, self.indices.start])
 
 
@@ -47,16 +47,16 @@ class Run:
 
 
 def problem_seed(seed: int, benchmark: str, problem_id: str) -> int:
-    """The seed of a problem's sample 0 (sample i has this plus i): 48 bits, the same on every machine and for ever."""
+    """Return the seed of a problem's sample 0 (sample i has this plus i): 48 bits, the same on every machine."""
     name = f"{seed}\x1f{benchmark}\x1f{problem_id}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(name).digest()[:6], "big")
 
 
 def block_of(n: int, chunk_samples: int) -> int:
-    """The multiples of a sample index at which the chunks of a run begin.
+    """Return the multiple of a sample index at which the chunks of a run begin.
 
-    128 samples or fewer of a problem stay together. Of more, 64 do, so that a run of 64 that becomes one of 256 is made
-    of the chunks of a run of 256; or, where a chunk has no room for 64, the power of two that fits.
+    Up to 128 samples of a problem stay together. Of more, 64 do, so that a run of 64 that grows to 256 consists of the
+    chunks of a run of 256; if a chunk has no room for 64, the largest power of two that fits.
     """
     if n <= min(_WHOLE, chunk_samples):
         return n
@@ -64,11 +64,10 @@ def block_of(n: int, chunk_samples: int) -> int:
 
 
 def chunks_of(prompts: Mapping[str, RenderedPrompt], n: int, chunk_samples: int) -> Iterator[Chunk]:
-    """All chunks of a run: at most `chunk_samples` samples each, whatever the store holds.
+    """Yield all chunks of a run, of at most `chunk_samples` samples each, whatever the store holds.
 
-    The engine is handed one chunk at a time, so equal chunks are equal batches, and rounded alike: a run that goes on
-    after a kill cuts the work as before. Long prompts come first: memory that doesn't suffice shows at once, and
-    prompts of equal length meet in one batch.
+    Equal chunks are equal batches with equal rounding, so a resumed run cuts the work as before. Long prompts come
+    first: a lack of memory shows at once, and prompts of equal length share a batch.
     """
     longest_first = sorted(prompts, key=lambda problem: (-len(prompts[problem].token_ids), problem))
     block = block_of(n, chunk_samples)
@@ -79,10 +78,7 @@ def chunks_of(prompts: Mapping[str, RenderedPrompt], n: int, chunk_samples: int)
 
 
 class Work:
-    """The chunks of a run that are still to be drawn into a store; other processes may be drawing some of them.
-
-    `take` and `keep` or `give_back` are called for one chunk after the other, or for several at a time.
-    """
+    """The chunks of a run that are not yet in a store; other processes may be drawing some of them."""
 
     def __init__(
         self,
@@ -96,26 +92,36 @@ class Work:
         self.store, self.benchmark, self.prompts, self.params = store, benchmark, prompts, params
         self.todo = list(chunks)
         self.tokens = 0  # generated for this process
-        self.bar: Any = None  # of tqdm; set by who shows one
+        self._bar: Any = None  # of tqdm
         self._block = block
         self._ranges = {(problem, chunk.indices.start): chunk.indices for chunk in chunks for problem in chunk.problems}
-        self._open = {key: len(indices) for key, indices in self._ranges.items()}  # samples that the store lacks
+        self._open = {key: len(indices) for key, indices in self._ranges.items()}  # samples missing in the store
         self.wanted = self.left = sum(self._open.values())
         self._held: dict[str, set[int]] = {problem: set() for problem in prompts}
-        self._lengths: dict[str, tuple[int, int]] = {}  # answers whose length is known, and their tokens
-        self._seen: set[str] = set()  # parts of the store
+        self._lengths: dict[str, tuple[int, int]] = {}  # known answers, and their tokens, by problem
+        self._seen: set[str] = set()  # names of parts that were read
         self._claims = Claims(store.path)
         self._refresh()
 
     def close(self) -> None:
-        """Leave what is not drawn to others."""
+        """Leave what is not drawn to other processes."""
         self._claims.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def show_progress(self, shown: bool) -> None:
+        """Show a progress bar from now on."""
+        from tqdm import tqdm
+
+        done = self.wanted - self.left
+        how = {"desc": f"sampling {self.benchmark}", "unit": "sample", "disable": not shown, "delay": 2}
+        self._bar = tqdm(total=self.wanted, initial=done, **how)
 
     def take(self) -> Chunk | None:
-        """The next chunk, claimed: the one with the longest answers to be expected, so that no machine ends alone.
+        """Claim and return the next chunk: the one with the longest expected answers, so that no machine ends alone.
 
-        First of all come the first samples of every problem, which tell how long its others will be. None if nothing
-        is left, or only what other processes have claimed (then `todo` is not empty, and asking again later helps).
+        The first samples of every problem come first, because they tell how long the others will be. None if nothing is
+        left, or other processes have claimed the rest (then `todo` is not empty; ask again later).
         """
         self._refresh()
         self.todo = [chunk for chunk in self.todo if self._lacks(chunk)]
@@ -131,7 +137,7 @@ class Work:
         return None
 
     def missing(self, chunk: Chunk) -> list[Run]:
-        """The samples of a chunk that the store lacks; consecutive ones are one request."""
+        """Return the samples of a chunk that the store lacks; consecutive ones are one run."""
         runs: list[Run] = []
         for problem in chunk.problems:
             held = self._held[problem]
@@ -146,12 +152,12 @@ class Work:
         return runs
 
     def request(self, run: Run) -> Request:
-        """What the engine is asked."""
+        """Return the request of a run."""
         seed = problem_seed(self.params.seed, self.benchmark, run.problem)
         return Request(self.prompts[run.problem].token_ids, run.count, seed + run.first)
 
     def keep(self, answers: Iterable[tuple[Run, Sequence[Completion]]]) -> None:
-        """Store answers as one file, those left out that another process has stored meanwhile."""
+        """Store answers as one file, without those that another process has stored meanwhile."""
         rows = [
             (run.problem, run.first + j, completion)
             for run, completions in answers
@@ -175,12 +181,12 @@ class Work:
         part = self.store.append(frame)
         self._seen.add(part.name)
         self._add(frame["problem"].tolist(), frame["index"].tolist(), frame["tokens"].tolist())
-        if self.bar is not None:
-            seconds = self.bar.format_dict["elapsed"]
-            self.bar.set_postfix_str(f"{self.tokens / seconds:,.0f} tokens/s" if seconds else "", refresh=False)
+        if self._bar is not None:
+            seconds = self._bar.format_dict["elapsed"]
+            self._bar.set_postfix_str(f"{self.tokens / seconds:,.0f} tokens/s" if seconds else "", refresh=False)
 
     def check_complete(self) -> None:
-        """Raise ParameterError where the store, read once more, lacks any of the chunks' samples."""
+        """Raise ParameterError if the store, read once more, lacks any of the chunks' samples."""
         held = self.store.read(KEYS, benchmark=self.benchmark)
         there = held.groupby("problem")["index"].agg(set).to_dict()
         lacking = [
@@ -190,25 +196,24 @@ class Work:
             if index not in there.get(problem, ())
         ]
         if lacking:
-            raise ParameterError(
-                f"store: {self.store.path} lacks {len(lacking)} samples of {self.benchmark} that were drawn (index "
-                f"{lacking[0][1]} of problem {lacking[0][0]} is one), so its files were changed meanwhile; sample again"
-            )
+            reason = f"{self.store.path} has lost {len(lacking)} samples of {self.benchmark} (such as index "
+            reason += f"{lacking[0][1]} of problem {lacking[0][0]}), because its files were changed; sample again"
+            raise ParameterError("store", self.store.path, reason=reason)
 
     def finish(self, chunk: Chunk) -> None:
-        """Let go of a chunk that is stored."""
+        """Release a chunk that is stored."""
         self._claims.release(self._claim(chunk))
 
     def give_back(self, chunk: Chunk) -> None:
-        """Put a chunk back that was not drawn, or not all of it."""
+        """Put back a chunk that was not drawn completely."""
         self._claims.release(self._claim(chunk))
         self.todo.append(chunk)
 
     def expected_lengths(self) -> dict[str, float]:
-        """Tokens to expect of one answer to each problem.
+        """Return the expected tokens of an answer to each problem.
 
-        The mean of those that are known, drawn towards the mean of all problems as if that were one more answer; for
-        a problem without any, what a straight line from the length of the prompt to that of the answer says.
+        The mean of the known answers, with the mean of all problems as one more answer; for a problem without answers,
+        a linear fit of answer length to prompt length.
         """
         prompt = {problem: float(len(rendered.token_ids)) for problem, rendered in self.prompts.items()}
         if not self._lengths:
@@ -223,7 +228,6 @@ class Work:
         return {problem: slope * length + level for problem, length in prompt.items()} | known
 
     def _claim(self, chunk: Chunk) -> str:
-        """What the processes that share a store know a chunk by."""
         return f"{self.benchmark} {chunk.name}"
 
     def _lacks(self, chunk: Chunk) -> bool:
@@ -233,7 +237,7 @@ class Work:
         return sum(self._open[problem, chunk.indices.start] * expected[problem] for problem in chunk.problems)
 
     def _refresh(self) -> None:
-        """Look for parts that are new in the store, from an earlier run or another process."""
+        """Read the parts that are new in the store, from an earlier run or another process."""
         there = {part.name for part in self.store.parts()}
         for part, table in self.store.verified(self.benchmark, without=self._seen):
             self._seen.add(part.name)
@@ -252,5 +256,5 @@ class Work:
             if index in self._ranges.get(key, ()):
                 self._open[key] -= 1
                 self.left -= 1
-        if self.bar is not None:
-            self.bar.update(self.wanted - self.left - self.bar.n)
+        if self._bar is not None:
+            self._bar.update(self.wanted - self.left - self._bar.n)

@@ -1,0 +1,277 @@
+"""Before an evaluation: say what it will do, and refuse in one sentence what cannot work.
+
+    config = EngineConfig(engine="vllm", model="path/to/checkpoint")
+    plan = check(config, problems, 64, SamplingParams(max_tokens=2048), "samples/mine", k=64)
+    print(plan.text)                        # problems, answers, tokens, disk
+
+`check` reads configuration and tokenizer, no weights. The paper's evaluations (App. B.3) draw 256 answers of up to
+8,192 tokens to 3,812 problems for hundreds of checkpoints, so a mistake should be found before the first answer.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.provenance import hardware
+from quagmire_utils.data import Problem
+from quagmire_utils.data.prompts import check_fits, render_problem, resolve_template
+from quagmire_utils.engines import (
+    EngineConfig,
+    SamplingParams,
+    load_config,
+    load_tokenizer,
+    model_digest,
+    resolve_context_length,
+)
+from quagmire_utils.evaluation.store import SampleStore
+from quagmire_utils.grading import Grader, Verdict, prepare_problems
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BYTES_PER_TOKEN = 3.0  # on disk: a token is about four characters, and zstd at least halves English and LaTeX
+BYTES_PER_SAMPLE = 64.0  # keys, verdict, extracted answer
+_UNLIKE_ANY_GOLD = r"\boxed{\text{preflight}}"  # text is compared with no gold at length
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")  # golds that any grader can read
+_LENGTH_WARNING = "sequence-length-is-longer-than-the-specified-maximum"  # the tokenizers' name for it
+_WEIGHTS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")  # the first that fits: some repositories
+# hold their weights twice
+
+Benchmarks = Mapping[str, Sequence[Problem]]  # problems by name of the benchmark
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What an evaluation will do. `table`: problems, answers, already drawn, to draw, by benchmark and in total."""
+
+    config: EngineConfig
+    max_tokens: int
+    folder: Path
+    table: pd.DataFrame
+    template: str  # chat or plain; "" if only the server knows
+    context_length: int | None  # prompt and answer together; None if only the server knows
+    longest_prompt: int | None  # tokens
+    disk_at_most: float  # bytes, if every answer reaches max_tokens
+    disk_free: float  # bytes
+    unreadable: tuple[str, ...]  # golds that the grader cannot read, each as benchmark/problem (answer)
+
+    @property
+    def to_draw(self) -> int:
+        """Answers that are not in the store yet."""
+        return int(self.table.loc["total", "to draw"])
+
+    @property
+    def tokens_at_most(self) -> int:
+        """Generated tokens if every answer reaches max_tokens."""
+        return self.to_draw * self.max_tokens
+
+    @property
+    def text(self) -> str:
+        """The plan in a few sentences, one per line."""
+        total = self.table.loc["total"]
+        names = [str(name) for name in self.table.index if name != "total"]
+        held = f", {total['already drawn']:,} of them already drawn" if total["already drawn"] else ""
+        lines = [
+            f"{total['problems']:,} problems of {len(names)} benchmark{'s' * (len(names) > 1)} ({_listed(names)}); "
+            f"{total['answers']:,} answers{held}; {self.to_draw:,} to draw with {self.config.engine}."
+        ]
+        if self.context_length is not None:
+            lines.append(
+                f"Template {self.template}; the longest prompt has {self.longest_prompt:,} tokens, which fit with "
+                f"{self.max_tokens:,} for the answer into the context of {self.context_length:,}."
+            )
+        lines += [self.warning] if self.unreadable else []
+        if not self.to_draw:
+            return "\n".join([*lines, "Nothing is left to draw."])
+        disk, free = size(self.disk_at_most), size(self.disk_free)
+        lines.append(f"At most {self.tokens_at_most:,} generated tokens and {disk} of disk, of which {free} are free.")
+        return "\n".join(lines)
+
+    @property
+    def warning(self) -> str:
+        """A sentence on golds that the grader cannot read; empty if there are none."""
+        if not self.unreadable:
+            return ""
+        return (
+            f"The grader cannot read the gold answer of {_listed(self.unreadable)}: only an answer with the same "
+            "spelling will count as correct, and any other as an error."
+        )
+
+
+def check(
+    config: EngineConfig,
+    benchmarks: Benchmarks,
+    num_samples: int,
+    params: SamplingParams,
+    folder: str | os.PathLike[str],
+    *,
+    k: int = 1,
+    grader: Grader | None = None,
+) -> Plan:
+    """Return what evaluating a model on `benchmarks` will do, with the samples in `folder`.
+
+    Raise ParameterError for: k above num_samples; problems without gold answer or with the same id; an engine, model or
+    chat template that is not there; a prompt that leaves no room for max_tokens in the context; more GPUs or memory
+    than this machine has; a store whose samples were drawn from another model, with other parameters or other prompts;
+    a disk too full for the answers. What only a server knows is checked when it is asked, and the memory of a Ray
+    cluster's nodes is not checked. `grader` reads the golds (default: a new one).
+    """
+    check_numbers(benchmarks, num_samples, k)
+    benchmarks = prepare_problems(benchmarks)
+    config.check()
+    store = SampleStore(folder)
+    store.check_origin({"engine": config.engine, **params.model_dump()})
+    template, context, longest = "", None, None
+    if config.engine != "server":
+        how = (config.model, config.revision, config.trust_remote_code)
+        context = resolve_context_length(load_config(*how), config.max_model_len)
+        tokenizer = load_tokenizer(*how)
+        template = resolve_template(tokenizer, config.template)
+        store.check_origin({"template": template})
+        if "model_digest" in store.origin:  # all weights are read for it
+            store.check_origin({"model_digest": model_digest(config.model, config.revision)})
+        longest = check_prompts(benchmarks, tokenizer, template, params.max_tokens, context, store)
+        if config.ray is None:
+            _check_memory(config)
+    table = _what_is_left(benchmarks, num_samples, store)
+    total = int(table.loc["total", "to draw"])
+    needed, free = total * (params.max_tokens * BYTES_PER_TOKEN + BYTES_PER_SAMPLE), free_bytes(store.path)
+    if needed > free:
+        reason = f"{total:,} answers of up to {params.max_tokens:,} tokens may need {size(needed)}, and {store.path} "
+        reason += f"has {size(free)} free; name another folder, or fewer samples or tokens"
+        raise ParameterError("store", store.path, reason=reason)
+    unreadable = tuple(_unreadable_golds(benchmarks, grader))
+    where = (params.max_tokens, store.path, table, template, context, longest)
+    return Plan(config, *where, needed, free, unreadable)
+
+
+def check_numbers(benchmarks: Benchmarks, num_samples: int, k: int) -> None:
+    """Raise ParameterError for numbers that are not integers, k outside 1 .. num_samples, and unusable problems."""
+    if not isinstance(benchmarks, Mapping):
+        raise ParameterError("benchmarks", type(benchmarks).__name__, "a mapping of names to lists of problems")
+    if not benchmarks or not all(benchmarks.values()):
+        raise ParameterError("benchmarks", reason="name at least one benchmark with at least one problem")
+    for name, value in (("num_samples", num_samples), ("k", k)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ParameterError(name, value, "an integer")
+    if not 1 <= k <= num_samples:
+        raise ParameterError("k", k, f"between 1 and num_samples ({num_samples})")
+    for name, problems in benchmarks.items():
+        without = [problem.id for problem in problems if not str(problem.answer or "").strip()]
+        repeated = [key for key, count in Counter(problem.id for problem in problems).items() if count > 1]
+        for ids, what in ((without, "no gold answer to"), (repeated, "more than one problem with the id")):
+            if ids:
+                raise ParameterError("benchmarks", ids, reason=f"{name} has {what} {_listed(ids)}")
+
+
+def check_prompts(
+    benchmarks: Benchmarks,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    max_tokens: int,
+    context_length: int,
+    store: SampleStore,
+) -> int:
+    """Return the tokens of the longest prompt.
+
+    Raise ParameterError if a prompt leaves less than max_tokens of the context, or if the store holds samples of a
+    problem that were drawn with another prompt.
+    """
+    if hasattr(tokenizer, "deprecation_warnings"):
+        tokenizer.deprecation_warnings[_LENGTH_WARNING] = True  # the error below says it
+    longest, texts = 0, {}
+    for name, problems in benchmarks.items():
+        prompts = [render_problem(problem, tokenizer, template) for problem in problems]
+        try:
+            check_fits(prompts, max_tokens, context_length)
+        except ParameterError as error:
+            raise ParameterError("max_tokens", max_tokens, reason=f"benchmark {name}: {error}") from None
+        longest = max(longest, *(len(prompt.token_ids) for prompt in prompts))
+        texts |= {(name, problem.id): prompt.text for problem, prompt in zip(problems, prompts, strict=True)}
+    store.check_prompts(texts)
+    return longest
+
+
+def _unreadable_golds(benchmarks: Benchmarks, grader: Grader | None) -> list[str]:
+    """Return the gold answers that the grader cannot read, each as "benchmark/problem (answer)"."""
+    named = [
+        (f"{name}/{problem.id} ({problem.answer})", problem)
+        for name, problems in benchmarks.items()
+        for problem in problems
+        if not _NUMBER.fullmatch(problem.answer.strip())
+    ]
+    if not named:
+        return []
+    with nullcontext(grader) if grader is not None else Grader() as using:
+        grades = using.grade([_UNLIKE_ANY_GOLD] * len(named), [problem for _, problem in named], progress=True)
+    return [name for (name, _), grade in zip(named, grades, strict=True) if grade.verdict == Verdict.ERROR]
+
+
+def _what_is_left(benchmarks: Benchmarks, num_samples: int, store: SampleStore) -> pd.DataFrame:
+    """Return `Plan.table`."""
+    held = store.existing()
+    drawn = held[held["index"] < num_samples].groupby(["benchmark", "problem"]).size().to_dict()
+    rows = {
+        name: {
+            "problems": len(problems),
+            "answers": len(problems) * num_samples,
+            "already drawn": sum(drawn.get((name, problem.id), 0) for problem in problems),
+        }
+        for name, problems in benchmarks.items()
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")
+    table["to draw"] = table["answers"] - table["already drawn"]
+    table.loc["total"] = table.sum()
+    return table
+
+
+def _check_memory(config: EngineConfig) -> None:
+    """Raise ParameterError if the engine needs more GPUs, or the weights more memory, than this machine has."""
+    folder = Path(config.model).expanduser()
+    found = next((files for pattern in _WEIGHTS if (files := list(folder.glob(pattern)))), [])
+    weights = sum(file.stat().st_size for file in found) / 2**30
+    machine = hardware()
+    gpus = [float(gpu.rsplit(",", 1)[1].split()[0]) / 1024 for gpu in machine["gpus"]]  # "NAME, 81559 MiB"
+    shared, copies = config.tensor_parallel_size, config.data_parallel_size
+    if gpus and shared * copies > len(gpus):
+        reason = f"with data_parallel_size {copies} it needs {shared * copies} GPUs, and this machine has {len(gpus)}"
+        raise ParameterError("tensor_parallel_size", shared, reason=reason)
+    if gpus and weights > shared * min(gpus):
+        reason = f"a copy takes {weights:.1f} GiB, and {shared} GPU(s) have {min(gpus):.1f} GiB each; raise it"
+        raise ParameterError("tensor_parallel_size", shared, reason=reason)
+    memory = machine["memory_gib"]
+    if not gpus and memory and copies * weights > memory:
+        reason = f"its weights take {weights:.1f} GiB, and this machine has {memory:.1f} GiB of memory"
+        raise ParameterError("model", config.model, reason=reason)
+
+
+def free_bytes(path: str | os.PathLike[str]) -> int:
+    """Return the free bytes of the disk that holds `path`, which need not exist yet."""
+    place = Path(path).expanduser().absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def size(value: float) -> str:
+    """Return a number of bytes in words: 1.5 GiB."""
+    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
+        if value >= unit:
+            return f"{value / unit:,.1f} {name}"
+    return f"{value / 1024:,.1f} KiB"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:7])
+    return shown if len(names) <= 7 else f"{shown} and {len(names) - 7} more"
