@@ -385,7 +385,7 @@ def test_bad_parameters_are_refused(llama, checkpoint, tmp_path):
     assert refused(llama, None, TRACES) == "tokenizer"
     for name, value in (("batch_tokens", 0), ("chunk_tokens", 0), ("too_long", "cut"), ("partial", "x")):
         assert refused(llama, TOKENIZER, TRACES, **{name: value}) == name
-    with pytest.raises(ParameterError, match="needs a chat template"):
+    with pytest.raises(ParameterError, match="has no chat template"):
         generalization_loss(llama, build_tokenizer(chat_template=False), TRACES, template="chat", progress=False)
     if not torch.cuda.is_available():
         assert refused(EngineConfig(model=checkpoint, device="cuda"), None, TRACES) == "device"

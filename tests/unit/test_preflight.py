@@ -107,7 +107,7 @@ def test_what_cannot_work_is_one_sentence(config, tmp_path, caplog, changes, par
 
 def test_a_chat_template_that_is_not_there_is_refused_and_not_replaced(tmp_path):
     base = save_model(tmp_path / "base", chat=False)
-    with pytest.raises(ParameterError, match="needs a chat template"):
+    with pytest.raises(ParameterError, match="has no chat template"):
         plan_of(base, tmp_path, template="chat")
     assert plan_of(base, tmp_path, template="auto").template == "plain"
 
