@@ -49,3 +49,14 @@ def linear_world(total: int, seed: int, noise: float = 0.03) -> pd.DataFrame:
 
 def hidden(table: pd.DataFrame, shown: list[str]) -> pd.DataFrame:
     return table.assign(outcome=table["outcome"].where(table["candidate"].isin(shown)))
+
+
+def five_candidates() -> pd.DataFrame:
+    """Return candidates of one family: b and a beat c in score and loss; d has the worst loss and the best score."""
+    table = {
+        "pass1": [0.50, 0.45, 0.40, 0.60, 0.30],
+        "gen_loss": [0.60, 0.55, 0.70, 0.90, 0.50],
+        "pass_k": [0.80, 0.90, 0.95, 0.70, 0.60],
+        "outcome": [0.55, 0.60, 0.50, 0.45, 0.40],
+    }
+    return pd.DataFrame({"candidate": list("abcde"), **table, "family": "llama", "scenario": "dataset"})

@@ -1,12 +1,12 @@
 """Small records folders drawn from known probabilities, for tests of tables, plots and notebooks; never a result.
 
-make_records() gives 8 candidates a scenario. make_records(full=True) gives three families with the paper's grid, as the
-mini profile has it: 16 and 10 candidates at dataset level, 17 and 12 at instance level (shortest, longest, both,
-random; 4 to 7 of them in each SFT budget), learning rates, sources, and candidates that belong to several scenarios.
+make_records() gives 8 candidates per scenario. make_records(full=True) gives three families with the grid of the mini
+profile: 16 and 10 candidates at dataset level, 17 and 12 at instance level, learning rates, and sources.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from quagmire_utils.core.files import write_json, write_parquet
 from quagmire_utils.core.provenance import manifest
 
 BENCHMARKS = {"easy": 12, "middle": 9, "hard": 14}
-GRID = [(250, 1), (250, 4), (250, 16), (500, 2), (1000, 1), (1000, 4), (2000, 2), (4000, 1)]
+GRID = "250x1 250x4 250x16 500x2 1000x1 1000x4 2000x2 4000x1"
 BUDGETS = ("low", "medium", "high")
 FAMILIES = {
     "micro-llama": "Llama3-8B-Instruct",
@@ -63,44 +63,53 @@ class Candidate:
         return next((name for name, limit in LIMITS.items() if self.sft_tokens < limit), "high")
 
 
-def small_grid() -> list[Candidate]:
-    """8 candidates at dataset level, 8 at instance level."""
-    grid = [Candidate("random", m, e, "dataset") for m, e in GRID]
-    return grid + [Candidate("shortest", m, e, "instance") for m, e in GRID]
+SMALL = [f"random dataset {GRID}", f"shortest instance {GRID}"]
+FULL = {  # selection, scenario, source and learning rate (other than usual), examples x epochs: as in the mini profile
+    "Llama3-8B-Instruct": [
+        "random dataset 8x4 8x16 8x64 8x256 32x4 32x16 32x64 128x16",
+        "random dataset+instance 128x1",
+        "random dataset+instance+source 512x1",
+        "random dataset+instance 512x4",
+        "random dataset 5e-4 8x64 32x16",
+        "random dataset+source 128x4 5e-4 128x4 512x1",
+        "shortest instance 64x4 256x1 256x4 1024x1 1024x4",
+        "longest instance 20x4 80x1 80x4 320x1 320x4",
+        "shortest+longest instance 120x1 480x1 480x4",
+        "random instance 2048x1",
+        "random source acereason 512x1 128x4 5e-4 512x1 128x4",
+        "random source openr1 512x1 128x4 5e-4 512x1 128x4",
+    ],
+    "Mistral-NeMo-12B-Instruct": [
+        "random dataset 8x16 8x128 32x4 32x16 32x64 128x4 128x16",
+        "random dataset+instance 128x1 512x1 512x4",
+        "shortest instance 256x1 1024x1 1024x4",
+        "longest instance 80x1 320x1 320x4",
+        "shortest+longest instance 120x1 480x1 480x4",
+    ],
+    "Qwen3-4B-base": [
+        "random dataset 32x4 128x1 128x4 512x1 512x4",
+        "shortest instance 64x1 256x1 1024x1 1024x4",
+        "longest instance 80x1 320x1",
+        "shortest+longest instance 120x1 480x1",
+    ],
+}
 
 
-def full_grid(model: str) -> list[Candidate]:
-    """The grid of the paper's model, as in the mini profile."""
-    both = [Candidate("random", m, e, "dataset+instance") for m, e in ((128, 1), (512, 1), (512, 4))]
-    if model == FAMILIES["micro-qwen"]:
-        grid = [Candidate("random", m, e, "dataset") for m, e in ((32, 4), (128, 1), (128, 4), (512, 1), (512, 4))]
-        grid += _mixtures("shortest", ((64, 1), (256, 1), (1024, 1), (1024, 4)))
-        return grid + _mixtures("longest", ((80, 1), (320, 1))) + _mixtures("shortest+longest", ((120, 1), (480, 1)))
-    if model == FAMILIES["micro-mistral"]:
-        pairs = ((8, 16), (8, 128), (32, 4), (32, 16), (32, 64), (128, 4), (128, 16))
-        grid = [Candidate("random", m, e, "dataset") for m, e in pairs] + both
-        grid += _mixtures("shortest", ((256, 1), (1024, 1), (1024, 4))) + _mixtures(
-            "longest", ((80, 1), (320, 1), (320, 4))
-        )
-        return grid + _mixtures("shortest+longest", ((120, 1), (480, 1), (480, 4)))
-    pairs = ((8, 4), (8, 16), (8, 64), (8, 256), (32, 4), (32, 16), (32, 64), (128, 16))
-    grid = [Candidate("random", m, e, "dataset") for m, e in pairs]
-    grid += [both[0], Candidate("random", 512, 1, "dataset+instance+source"), both[2]]
-    grid += [Candidate("random", m, e, "dataset", 5e-4) for m, e in ((8, 64), (32, 16))]
-    grid += [Candidate("random", 128, 4, "dataset+source")]
-    grid += [Candidate("random", m, e, "dataset+source", 5e-4) for m, e in ((128, 4), (512, 1))]
-    grid += _mixtures("shortest", ((64, 4), (256, 1), (256, 4), (1024, 1), (1024, 4)))
-    grid += _mixtures("longest", ((20, 4), (80, 1), (80, 4), (320, 1), (320, 4)))
-    grid += _mixtures("shortest+longest", ((120, 1), (480, 1), (480, 4)))
-    grid += [Candidate("random", 2048, 1, "instance")]
-    for source in ("acereason", "openr1"):
-        for rate in (LEARNING_RATE, 5e-4):
-            grid += [Candidate("random", m, e, "source", rate, source) for m, e in ((512, 1), (128, 4))]
-    return grid
-
-
-def _mixtures(selection: str, pairs: Sequence[tuple[int, int]]) -> list[Candidate]:
-    return [Candidate(selection, m, e, "instance") for m, e in pairs]
+def grid_of(lines: Sequence[str]) -> list[Candidate]:
+    """Return the candidates that lines such as those of FULL describe."""
+    found = []
+    for line in lines:
+        selection, scenario, *words = line.split()
+        rate, source = LEARNING_RATE, "main"
+        for word in words:
+            if re.fullmatch(r"\d+x\d+", word):
+                examples, epochs = map(int, word.split("x"))
+                found.append(Candidate(selection, examples, epochs, scenario, rate, source))
+            elif word[0].isdigit():
+                rate = float(word)
+            else:
+                source = word
+    return found
 
 
 def make_records(
@@ -117,42 +126,26 @@ def make_records(
     cells = []
     families = families or (FAMILIES if full else {"micro-llama": FAMILIES["micro-llama"]})
     for family, stands_for in families.items():
-        grid = full_grid(stands_for) if full else small_grid()
+        grid = grid_of(FULL[stands_for] if full else SMALL)
         for i, one in enumerate([Candidate("none", 0, 1, "dataset"), *grid]):
             names = {"family": family, "candidate": one.name}
             # longer examples teach more than they show before RL, shorter ones less; the small grid has none of this
             hidden = {"longest": 0.04, "shortest+longest": 0.05, "shortest": -0.04}.get(one.selection, 0.0) * full
             strength = np.log1p(one.n_examples * one.epochs**0.5) / 12 + 0.05 * rng.standard_normal()
-            rows["candidates"].append(
-                {
-                    **names,
-                    "stands_for": stands_for,
-                    "scenario": one.scenario,
-                    "source": one.source,
-                    "selection": one.selection,
-                    "n_examples": one.n_examples,
-                    "epochs": float(one.epochs),
-                    "learning_rate": one.learning_rate if full else 5e-4,
-                    "sft_tokens": one.sft_tokens if full else 50.0 * one.n_examples * one.epochs,
-                    "budget": one.budget if full else BUDGETS[i % 3],
-                }
-            )
+            row = names | {"stands_for": stands_for, "scenario": one.scenario, "source": one.source}
+            row |= {"selection": one.selection, "n_examples": one.n_examples, "epochs": float(one.epochs)}
+            row |= {"learning_rate": one.learning_rate, "sft_tokens": one.sft_tokens, "budget": one.budget}
+            if not full:
+                tokens = 50.0 * one.n_examples * one.epochs
+                row |= {"learning_rate": 5e-4, "sft_tokens": tokens, "budget": BUDGETS[i % 3]}
+            rows["candidates"].append(row)
             stage = "base" if one.selection == "none" else "sft"
             keys = {**names, "stage": stage, "rl_run": -1, "checkpoint": 0}
             rows["counts"] += _counts(rng, keys, strength, n)
             worn = 0.03 * one.epochs if not full else 0.05 * np.log2(one.epochs)
             loss = 1.2 - strength + worn + 0.03 * rng.standard_normal()
-            rows["generalization_loss"].append(
-                {
-                    **names,
-                    "stage": stage,
-                    "validation_set": "validation",
-                    "nll": loss,
-                    "standard_error": 0.01,
-                    "tokens": 9000,
-                    "traces": 300,
-                }
-            )
+            row = names | {"stage": stage, "validation_set": "validation", "nll": loss}
+            rows["generalization_loss"].append(row | {"standard_error": 0.01, "tokens": 9000, "traces": 300})
             cells.append(_cell(names, stage, None))
             for run in range(runs):
                 for step in (12, 24):
@@ -182,21 +175,9 @@ def _counts(rng: np.random.Generator, keys: dict, strength: float, n: int) -> li
         for problem in range(problems):
             correct = int(rng.binomial(n, 1 / (1 + np.exp(-(5 * (strength - 0.5) + EASE[level, problem])))))
             undecided = (n - correct) // 4
-            rows.append(
-                {
-                    **keys,
-                    "benchmark": benchmark,
-                    "problem": f"{benchmark}/{problem}",
-                    "n": n,
-                    "correct": correct,
-                    "wrong": n - correct - undecided,
-                    "no_answer": undecided,
-                    "truncated": undecided // 2,
-                    "timeout": 0,
-                    "error": 0,
-                    "mean_tokens": 40.0 + 10 * level,
-                }
-            )
+            row = keys | {"benchmark": benchmark, "problem": f"{benchmark}/{problem}", "n": n, "correct": correct}
+            row |= {"wrong": n - correct - undecided, "no_answer": undecided, "truncated": undecided // 2}
+            rows.append(row | {"timeout": 0, "error": 0, "mean_tokens": 40.0 + 10 * level})
     return rows
 
 

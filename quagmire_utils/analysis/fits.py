@@ -61,7 +61,6 @@ class LinearFit:
     slope: float
     intercept: float
     r2: float  # on the fitted candidates; NaN if the outcome does not vary
-    slope_standard_error: float  # NaN below three candidates or for a constant predictor
     n: int
 
 
@@ -72,8 +71,6 @@ class Interval:
     estimate: float
     low: float
     high: float
-    confidence: float
-    n_resamples: int
     n_undefined: int  # resamples without a value, as all drawn candidates are equal; left out
     replicates: Array = field(repr=False)  # (n_resamples,); equal seeds draw equal candidates
 
@@ -205,12 +202,9 @@ def linear_fit(x: ArrayLike, y: ArrayLike) -> LinearFit:
     if len(predictors) != 1:
         raise ParameterError("x", reason=f"one predictor is needed, not {len(predictors)}")
     predictor, everyone = predictors[0], np.arange(outcome.size)[:, None]
-    slope, mean_x, mean_y, flat = (values[0] for values in _lines(predictor, outcome, everyone))
-    fitted = mean_y + slope * (predictor - mean_x)
-    free, spread = outcome.size - 2, ((predictor - mean_x) ** 2).sum()
-    error = math.nan if free < 1 or flat else math.sqrt(((outcome - fitted) ** 2).sum() / free / spread)
-    intercept = float(mean_y - slope * mean_x)
-    return LinearFit(float(slope), intercept, float(r2_score(outcome, fitted)), error, outcome.size)
+    slope, mean_x, mean_y = (float(values[0]) for values in _lines(predictor, outcome, everyone))
+    intercept = mean_y - slope * mean_x
+    return LinearFit(slope, intercept, float(r2_score(outcome, mean_y + slope * (predictor - mean_x))), outcome.size)
 
 
 def bootstrap_interval(
@@ -245,8 +239,7 @@ def bootstrap_interval(
     defined = replicates[~np.isnan(replicates)]
     tail = (1 - confidence) / 2
     low, high = np.quantile(defined, [tail, 1 - tail]) if defined.size else (math.nan, math.nan)
-    undefined = n_resamples - defined.size
-    return Interval(float(estimate), float(low), float(high), confidence, n_resamples, undefined, replicates)
+    return Interval(float(estimate), float(low), float(high), n_resamples - defined.size, replicates)
 
 
 def r2_score(actual: ArrayLike, predicted: ArrayLike) -> Array:
@@ -278,8 +271,8 @@ def _is_whole(value: object) -> bool:
 # Splits are columns in what follows, so that sums over the few candidates of a split run along whole rows: 3x faster.
 
 
-def _lines(x: Array, y: Array, fit: Rows) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
-    """Fit lines to the candidates fit (m, S); return slope, mean x, mean y and whether x is constant, (S,) each."""
+def _lines(x: Array, y: Array, fit: Rows) -> tuple[Array, Array, Array]:
+    """Fit lines to the candidates fit (m, S); return slope, mean x and mean y, (S,) each."""
     part_x, part_y = x[fit], y[fit]
     mean_x, mean_y = part_x.mean(axis=0), part_y.mean(axis=0)
     flat = is_constant(part_x)
@@ -289,14 +282,14 @@ def _lines(x: Array, y: Array, fit: Rows) -> tuple[Array, Array, Array, NDArray[
     spread[flat] = 1.0
     slope = np.einsum("ms,ms->s", part_x, part_y) / spread
     slope[flat] = 0.0
-    return slope, mean_x, mean_y, flat
+    return slope, mean_x, mean_y
 
 
 def _line_predictions(predictors: Array, y: Array, fit: Rows, held: Rows) -> Array:
     """Return the mean prediction for held (v, S) from lines on fit (m, S)."""
     prediction = np.zeros(held.shape)
     for x in predictors:
-        slope, mean_x, mean_y, _ = _lines(x, y, fit)
+        slope, mean_x, mean_y = _lines(x, y, fit)
         prediction += mean_y + slope * (x[held] - mean_x)
     return prediction / len(predictors)
 

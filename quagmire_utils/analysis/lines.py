@@ -1,4 +1,4 @@
-"""Averaged lines on a few calibrated candidates, with the interval of each forecast (Sec. 4, App. "use in practice").
+"""Averaged lines on a few calibrated candidates, with the interval of each forecast (Sec. 4).
 
 forecast(table, calibrated=["a", "b", "c"])     # candidate, predicted, low, high, ... of every candidate
 """

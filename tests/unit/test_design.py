@@ -6,7 +6,6 @@ import html
 import itertools
 import math
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -201,10 +200,12 @@ def test_the_interval_of_the_ratio_covers_what_it_should():
     assert 0.84 <= hits / 200 <= 0.98
 
 
-def test_candidates_that_differ_by_run_noise_alone_have_no_large_ratio():
-    spread = design.spread(*simulated(np.random.default_rng(1), 400, 4, 0.0), n_resamples=1000, seed=0)
-    assert spread["ratio"] == pytest.approx(0.5, abs=0.05)  # the mean of four runs
-    assert spread["ratio_high"] < 0.6
+def test_the_ratio_of_run_noise_alone_is_small_and_of_equal_runs_infinite():
+    noise = design.spread(*simulated(np.random.default_rng(1), 400, 4, 0.0), n_resamples=1000, seed=0)
+    assert noise["ratio"] == pytest.approx(0.5, abs=0.05)  # the mean of four runs
+    assert noise["ratio_high"] < 0.6
+    equal = design.spread(np.array([0.1, 0.2, 0.4, 0.5]), np.zeros(4), np.ones(4), 100, 0)
+    assert (equal["ratio"], equal["ratio_high"]) == (math.inf, math.inf)
 
 
 def test_spread_is_seeded_and_handles_what_is_not_there(grid, partial):
@@ -216,12 +217,6 @@ def test_spread_is_seeded_and_handles_what_is_not_there(grid, partial):
     planned = design.spread_table(partial).set_index(["family", "scenario"])["planned"]
     assert {key: planned.loc[key].unique().tolist() for key in expected} == {k: [v] for k, v in expected.items()}
     assert design.spread_table(partial)["ratio"].isna().all()
-
-
-def test_equal_runs_give_an_infinite_ratio_without_a_warning():
-    spread = design.spread(np.array([0.1, 0.2, 0.4, 0.5]), np.zeros(4), np.ones(4), 100, 0)
-    assert spread["ratio"] == math.inf
-    assert spread["ratio_high"] == math.inf
 
 
 # --- overtraining, length, cost ---------------------------------------------------------------------------------------
@@ -385,29 +380,6 @@ def test_figures_of_nothing_say_so(grid):
         assert "yet" in fig.axes[0].texts[0].get_text()
 
 
-def test_rl_curves_of_a_large_grid_are_one_panel_per_family_and_scenario(grid):
-    fig = plots.rl_curve_grid(grid.rl_curves, candidates=grid.candidates)
-    panels = {ax.get_title(loc="left"): ax for ax in fig.axes[:-1] if ax.get_visible()}
-    assert "mean reward of its first 6 steps" in fig.axes[-1].get_xlabel()  # what the colours mean
-    assert set(panels) == {
-        *("micro-llama, dataset level: 16 candidates", "micro-llama, instance level: 17 candidates"),
-        *("micro-llama, source level: 12 candidates", "micro-mistral, dataset level: 10 candidates"),
-        *("micro-mistral, instance level: 12 candidates", "micro-qwen, dataset level: 5 candidates"),
-        "micro-qwen, instance level: 8 candidates",
-    }
-    assert len(panels["micro-llama, source level: 12 candidates"].lines) == 13  # and the base
-    width, height = fig.get_size_inches()
-    assert width < 16
-    assert height < 12
-    for ax in panels.values():
-        (base,) = (line for line in ax.lines if line.get_label() == "base")
-        assert base.get_linestyle() == "--"
-        ends = {line.get_label(): line.get_ydata()[-1] for line in ax.lines if line is not base}
-        named = sorted((label for label in ends if label.startswith("ends ")), reverse=True)
-        assert [label.partition(":")[0] for label in named] == ["ends lowest", "ends highest"]
-        assert [ends[label] for label in named] == [min(ends.values()), max(ends.values())]
-
-
 def test_no_text_lies_on_a_curve_of_the_shipped_records():
     records = load_records(ROOT / "results" / "mini")
     fig = plots.rl_curve_grid(records.rl_curves, candidates=records.candidates)
@@ -454,9 +426,3 @@ def test_the_notebook_shows_what_was_computed(tmp_path, request, name):
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 2
     for figure in ("design_outcomes", "design_overtraining"):
         assert (records.folder / "figures" / f"{figure}.png").is_file()
-
-
-def test_the_notebook_has_no_verdict_written_by_hand():
-    book = nbformat.read(ROOT / "notebooks" / "design_microlab.ipynb", as_version=4)
-    words = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
-    assert not re.search(r"\b(not met|is met|are met|met:)", words)

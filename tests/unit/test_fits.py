@@ -221,11 +221,9 @@ def test_linear_fit_equals_scipy():
     fit, truth = linear_fit(x, y), stats.linregress(x, y)
     assert (fit.slope, fit.intercept) == pytest.approx((truth.slope, truth.intercept))
     assert fit.r2 == pytest.approx(truth.rvalue**2)
-    assert fit.slope_standard_error == pytest.approx(truth.stderr)
     assert fit.n == 11
     flat = linear_fit(np.ones(4), [1, 2, 3, 6])
     assert (flat.slope, flat.intercept, flat.r2) == (0, 3, 0)
-    assert math.isnan(flat.slope_standard_error)
     assert math.isnan(linear_fit([1, 2, 3], [1, 1, 1]).r2)
 
 

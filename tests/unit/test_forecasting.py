@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from example_candidates import hidden, linear_world
+from example_candidates import five_candidates, hidden, linear_world
 from scipy import stats
 
 from quagmire_utils.analysis.fits import predict, spearman
@@ -29,15 +29,7 @@ from quagmire_utils.core.errors import ParameterError
 
 @pytest.fixture
 def records():
-    rows = [
-        ("a", 0.50, 0.60, 0.80, 0.55),
-        ("b", 0.45, 0.55, 0.90, 0.60),
-        ("c", 0.40, 0.70, 0.95, 0.50),
-        ("d", 0.60, 0.90, 0.70, 0.45),
-        ("e", 0.30, 0.50, 0.60, 0.40),
-    ]
-    columns = ["candidate", "pass1", "gen_loss", "pass_k", "outcome"]
-    return pd.DataFrame(rows, columns=columns).assign(family="llama", scenario="dataset")
+    return five_candidates()
 
 
 def test_forecast_with_one_predictor_is_the_textbook_interval(records):
@@ -159,26 +151,6 @@ def test_chance_to_end_best_of_one_candidate_is_students():
     assert found["chance_best"].sum() == pytest.approx(1)
 
 
-def test_gain_of_a_run_is_the_textbook_variance_of_a_line():
-    """One predictor: 1 + 1/n + (x - mean)^2 / Sxx for each contender, before and after the run."""
-    table = linear_world(8, 2, noise=0.1)
-    runs = ["c0", "c1", "c2", "c3"]
-    found = forecast_rl(hidden(table, runs), predictors=["pass_k"]).table.set_index("candidate")
-    x = table.set_index("candidate")["pass_k"]
-    contenders = [name for name in x.index if name not in runs and found.loc[name, "chance_best"] >= 0.05]
-    assert len(contenders) > 1
-
-    def total(ran: list[str]) -> float:
-        fitted = x[ran]
-        spread = ((fitted - fitted.mean()) ** 2).sum()
-        rest = [name for name in contenders if name not in ran]
-        return sum(1 + 1 / len(ran) + (x[name] - fitted.mean()) ** 2 / spread for name in rest)
-
-    gains = {name: 1 - total([*runs, name]) / total(runs) for name in x.index if name not in runs}
-    assert found["gain"].dropna().to_dict() == pytest.approx(gains)
-    assert forecast_rl(hidden(table, runs), predictors=["pass_k"]).next_run == max(gains, key=gains.get)
-
-
 def test_gain_is_the_variance_that_goes_away_by_brute_force():
     """Two predictors: draw outcomes, run the candidate, and forecast again; without a formula."""
     table = linear_world(7, 2, noise=0.1)
@@ -244,14 +216,6 @@ def test_when_every_candidate_was_run():
     compared = compare_predictors(table.assign(pass_k=1.0)).set_index("predictors")
     assert compared.loc["Pass@1", "r2"] == pytest.approx(forecast_rl(table, predictors=["pass1"]).r2)
     assert compared["runs"].to_dict() == {"Pass@1": 6, "loss": 6, "Pass@k": 0, "loss and Pass@k": 0}
-
-
-def test_which_outcomes_are_used():
-    table = linear_world(8, 5)
-    assert known_runs(hidden(table, ["c1", "c2", "c5"]), 5) == ["c1", "c2", "c5"]
-    chosen = known_runs(table, 5)
-    assert len(set(chosen)) == 5
-    assert chosen[:3] == table.sort_values("pass_k")["candidate"].iloc[[0, 4, 7]].tolist()
 
 
 # --- advice and warnings ----------------------------------------------------------------------------------------------

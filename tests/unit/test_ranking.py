@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 import pytest
-from example_candidates import with_errors, world
+from example_candidates import five_candidates, with_errors, world
 from scipy import integrate, stats
 
 from quagmire_utils.analysis.measurements import Measurements
@@ -24,16 +24,7 @@ from quagmire_utils.evaluation.pass_at_k import benchmark_average, pass_at_k
 
 @pytest.fixture
 def records():
-    """c: lower score and higher loss than b and a; d: the worst loss, but the best score."""
-    rows = [
-        ("a", 0.50, 0.60, 0.80, 0.55),
-        ("b", 0.45, 0.55, 0.90, 0.60),
-        ("c", 0.40, 0.70, 0.95, 0.50),
-        ("d", 0.60, 0.90, 0.70, 0.45),
-        ("e", 0.30, 0.50, 0.60, 0.40),
-    ]
-    columns = ["candidate", "pass1", "gen_loss", "pass_k", "outcome"]
-    return pd.DataFrame(rows, columns=columns).assign(family="llama", scenario="dataset")
+    return five_candidates()
 
 
 def test_ranking_rules_out_what_is_worse_on_both_counts(records):
@@ -188,55 +179,6 @@ def test_answers_needed_are_those_of_the_closed_form():
     ends = found.curve.set_index("n")["chance_here"]
     assert ends.loc[math.inf] == 1
     assert ends.loc[128.0] == pytest.approx(chance(128), abs=0.02)
-
-
-def test_chances_agree_with_a_bootstrap_over_problems():
-    """All noise at once: resampled problems, then Bayes' rule for the true differences on a grid of tau."""
-    random = np.random.default_rng(5)
-    ease = random.normal(-1.5, 1.5, 150)
-    strength = np.array([0.0, 0.1, 0.25])
-    measured = world(1 / (1 + np.exp(-(ease + strength[:, None] + 0.7 * random.normal(size=(3, 150))))), 64, 16, 6)
-    found = rank_with_noise(measured, n_draws=20_000).table.set_index("candidate").loc[["c0", "c1", "c2"]]
-    correct = measured.counts["correct"].to_numpy().reshape(3, 150)
-    values = pass_at_k(np.full(450, 64), correct.ravel(), 16).reshape(3, 150)
-    draws = values[:, random.integers(150, size=(4000, 150))].mean(axis=2)
-    ahead = values.mean(axis=1)[:2] - values.mean(axis=1)[2]  # differences to the last
-    noise = np.cov(draws[:2] - draws[2])
-    unit = np.eye(2) + 1  # covariance of such differences of candidates whose true values have variance 1
-    centred = draws - draws.mean(axis=0)
-    typical = math.sqrt(np.trace(np.cov(centred)) / 2)
-    taus = np.geomspace(typical / 50, typical * 200, 300)
-    density = [
-        stats.multivariate_normal.pdf(ahead, cov=t**2 * unit + noise) * t / (1 + (t / typical) ** 2) for t in taus
-    ]
-    chance = np.zeros(3)
-    for tau, weight in zip(taus, np.array(density) / np.sum(density), strict=True):
-        kept = tau**2 * unit @ np.linalg.inv(tau**2 * unit + noise)
-        true = random.multivariate_normal(kept @ ahead, tau**2 * unit - kept @ unit * tau**2, 2000)
-        best = np.concatenate([true, np.zeros((2000, 1))], axis=1).argmax(axis=1)
-        chance += weight * np.bincount(best, minlength=3) / 2000
-    assert found["chance"].tolist() == pytest.approx(chance.tolist(), abs=0.02)
-    assert found["chance_here"].max() > found["chance"].max(), "problems are part of the noise"
-
-
-def test_stated_chances_come_true():
-    """Worlds with many problems of a kind: how often the leader is truly ahead, against the chance it was given."""
-    stated, true, here = [], [], []
-    for seed in range(120):
-        random = np.random.default_rng(seed)
-        strength = random.normal(0, 0.25, 3)  # about as far apart as the noise
-        offset = 0.5 * random.normal(size=(3, 60))  # that a candidate is good at one problem and bad at another
-        ease = random.normal(-2.0, 1.5, 60)
-        chances = 1 / (1 + np.exp(-(ease + strength[:, None] + offset)))
-        found = rank_with_noise(world(chances, 32, 16, seed), n_draws=400, seed=seed)
-        stated.append(found.chance)
-        true.append(np.argmax(strength) == int(found.leader[1:]))
-        exact = (1 - (1 - chances) ** 16).mean(axis=1)  # on these problems, with endless answers
-        by_name = found.table.set_index("candidate")["chance_here"]
-        here.append((by_name.max(), by_name.index[by_name.argmax()] == f"c{exact.argmax()}"))
-    assert np.mean(true) == pytest.approx(np.mean(stated), abs=0.1)  # two standard errors of 120 worlds: 0.09
-    chance, came = np.array(here, dtype=float).T
-    assert came.mean() == pytest.approx(chance.mean(), abs=0.1)
 
 
 @pytest.mark.parametrize(("ratio", "flat"), [(0.3, 0.43), (3.0, 0.74)])
@@ -415,13 +357,6 @@ def test_losses_without_an_error_are_noted():
     exact = rank_with_noise(measured)
     noisy = rank_with_noise(replace(measured, table=measured.table.assign(gen_loss_se=0.01)))
     assert [any("count as exact" in note for note in found.notes) for found in (exact, noisy)] == [True, False]
-
-
-def test_two_hundred_candidates():
-    random = np.random.default_rng(0)
-    values = np.stack([random.uniform(0, 0.5, 200), random.normal(1, 0.1, 200), random.uniform(0.5, 1, 200)], axis=1)
-    found = rank_with_noise(with_errors([tuple(row) for row in values], (0.01, 0.01, 0.01)), n_draws=500)
-    assert found.table["chance"].sum() == pytest.approx(1)
 
 
 def test_advice_on_the_shipped_records(mini):
