@@ -1,19 +1,17 @@
 """Lines from predictors to the outcome, and how well they predict candidates that were held out (Sec. 4.1-4.3).
 
-A line is fitted between a predictor and the outcome on a random part of the candidates and predicts the others;
-R2 = 1 - SS_res / SS_tot is computed on those others, over 100 random splits. The paper's averaged prediction is the
-mean of the predictions of separately fitted lines, not one fit on two predictors.
+A line is fitted on a random part of the candidates and predicts the others; R2 = 1 - SS_res / SS_tot is computed on
+those others, over 100 random splits. The paper's averaged prediction is the mean of separately fitted lines.
 
     fit_predict_r2(frame["pass_k"], frame["outcome"], n_fit=8)                   # 100 random splits, as in the paper
     fit_predict_r2(frame["pass_k"], frame["outcome"], n_fit=8, n_splits="all")   # every split
     both = (frame["gen_loss"], frame["pass_k"])                                  # the averaged prediction
     spearman(predict(both, frame["outcome"]), frame["outcome"])
 
-Conventions: a predictor x is an array (candidates,). Several predictors are a tuple or list of such arrays, or a
-two-dimensional array or DataFrame with one column each. y is the outcome, (candidates,). Calls with the same number of
-candidates, n_fit, n_splits and seed use the same splits, so differences between predictors are paired. If x does not
-vary among the fitted candidates, the line is flat and predicts their mean. R2 can be far below zero: a line through
-three close candidates may miss the others by much more than their mean would.
+A predictor x is an array (candidates,); several are a tuple or list of such arrays, or a two-dimensional array or
+DataFrame with one column each. y is the outcome, (candidates,). Equal numbers of candidates, n_fit, n_splits and seed
+give equal splits, so differences between predictors are paired. If x does not vary among the fitted candidates, the
+line is flat. R2 can be far below zero: a line through three close candidates may miss the others by a lot.
 """
 
 from __future__ import annotations
@@ -86,13 +84,13 @@ def fit_predict_r2(
     """Fit lines to n_fit random candidates, predict the others, and compute R2 on those (Sec. 4.2).
 
     SS_tot is about the mean of the predicted candidates. n_splits="all" takes each of the C(N, n_fit) splits once.
-    measure: r2 is the paper's definition. squared_correlation (Pearson, of predicted and actual outcomes) accepts any
-    line, also with the wrong sign; clipped_r2 replaces negative R2 by zero. Both show how much the definition matters.
-    Raises ParameterError for fewer than two candidates on either side, missing values, or more than a million splits.
+    measure: r2 is the paper's; squared_correlation (Pearson, of predicted and actual outcomes) and clipped_r2 (negative
+    values are zero) show how much the definition matters. Raises ParameterError for fewer than two candidates on either
+    side, missing values, or more than a million splits.
     """
     predictors, outcome = _inputs(x, y)
     total = outcome.size
-    n_fit = _fit_size(n_fit, total)
+    check_whole("n_fit", n_fit, 2, total - 2)  # a line needs two candidates, and so does R2
     if measure not in MEASURES:
         raise ParameterError("measure", measure, f"one of {', '.join(MEASURES)}")
     splits = _splits(total, n_fit, n_splits, seed)
@@ -121,12 +119,11 @@ def r2_without_each(x: Predictors, y: ArrayLike, n_fit: int, n_splits: Splits = 
     """Return the mean of `fit_predict_r2` with each candidate in turn left out, (candidates,), for a jackknife.
 
     n_fit stays, and one candidate fewer is predicted. A split that predicts candidate i becomes, without i, a split of
-    the others, and each of those arises once, so one pass over the splits serves every candidate. NaN if R2 is defined
-    in no split. Raises ParameterError as `fit_predict_r2` does for one candidate fewer.
+    the others, and each of those arises once, so one pass over the splits serves every candidate. NaN if undefined.
     """
     predictors, outcome = _inputs(x, y)
     total = outcome.size
-    n_fit = _fit_size(n_fit, total, spare=1)
+    check_whole("n_fit", n_fit, 2, total - 3)
     summed, times = np.zeros(total), np.zeros(total)
     for _, fit, held in _chunks(_splits(total, n_fit, n_splits, seed)):
         prediction = _line_predictions(predictors, outcome, fit, held)
@@ -155,16 +152,11 @@ def predict(
 ) -> Array:
     """Return the predicted outcome of each candidate, (candidates,): the mean of the lines of the given predictors.
 
-    The paper's Tables 1, 3, 8 and 10 rank "performance predicted from post-SFT models" without saying what the line was
-    fitted on. For one predictor the ranks do not depend on it: a line is monotone, and only the sign of its slope
-    matters. For the averaged prediction they do, through the weights of the two predictors.
-
-    - in_sample (used by our tables): fitted to all candidates;
-    - leave_one_out: to all but the predicted one;
-    - leave_half_out: to a random half (rounded down), averaged over the splits that held the candidate out.
-
-    The last two never see the candidate's own outcome. This has a price: leaving out a high outcome lowers the mean of
-    the rest, so a useless predictor gets a negative rank correlation instead of none.
+    method: in_sample fits all candidates, leave_one_out all but the predicted one, leave_half_out random halves that hold
+    the candidate out (averaged). Tables 1, 3, 8 and 10 rank "performance predicted from post-SFT models" without saying
+    what was fitted; ours use in_sample. One predictor's ranks do not depend on it; those of the averaged prediction do.
+    Without the own outcome a useless predictor gets a negative rank correlation, as leaving out a high outcome lowers
+    the mean of the rest.
     """
     predictors, outcome = _inputs(x, y)
     total = outcome.size
@@ -217,9 +209,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Bootstrap the Spearman correlation or R2 between in-sample prediction and outcome over candidates.
 
-    Each resample draws N candidates with replacement and fits its own lines: what if other candidates of this kind had
-    been trained? The noise of each measurement is already part of the spread between candidates. R2 is that of the fit
-    (Fig. 3), as a resample would put copies of one candidate on both sides of a split.
+    Each resample draws N candidates with replacement and fits its own lines. R2 is that of the fit (Fig. 3), as a
+    resample would put copies of one candidate on both sides of a split.
     """
     if statistic not in ("spearman", "r2"):
         raise ParameterError("statistic", statistic, "spearman or r2")
@@ -228,14 +219,11 @@ def bootstrap_interval(
     check_whole("n_resamples", n_resamples, 1)
     check_whole("seed", seed, 0)
     predictors, outcome = _inputs(x, y)
-    everyone = np.arange(outcome.size)
     drawn = np.random.default_rng(seed).integers(outcome.size, size=(n_resamples, outcome.size))
-    values = []
-    for rows in (everyone[:, None], drawn.T):
-        prediction = _line_predictions(predictors, outcome, rows, rows)
-        actual = outcome[rows]
-        values.append(r2_score(actual, prediction) if statistic == "r2" else _rank_correlation(prediction.T, actual.T))
-    (estimate,), replicates = values
+    rows = np.vstack([np.arange(outcome.size), drawn]).T
+    prediction, actual = _line_predictions(predictors, outcome, rows, rows), outcome[rows]
+    values = r2_score(actual, prediction) if statistic == "r2" else _rank_correlation(prediction.T, actual.T)
+    estimate, replicates = values[0], values[1:]
     defined = replicates[~np.isnan(replicates)]
     tail = (1 - confidence) / 2
     low, high = np.quantile(defined, [tail, 1 - tail]) if defined.size else (math.nan, math.nan)
@@ -259,13 +247,10 @@ def is_constant(values: Array) -> NDArray[np.bool_]:
 
 def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
     """Raise ParameterError unless `value` is a whole number in this range; True and 2.0 are not."""
-    if not _is_whole(value) or value < least or (most is not None and value > most):
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))
+    if not whole or value < least or (most is not None and value > most):
         limit = f"at least {least}" if most is None else f"from {least} to {most}"
         raise ParameterError(name, value, f"a whole number {limit}")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))
 
 
 # Splits are columns in what follows, so that sums over the few candidates of a split run along whole rows: 3x faster.
@@ -314,20 +299,11 @@ def _rank_correlation(first: Array, second: Array) -> Array:
     return np.clip((first * second).sum(axis=1) / scale, -1.0, 1.0)
 
 
-def _fit_size(n_fit: int, total: int, spare: int = 0) -> int:
-    """Check n_fit: a line needs two candidates, and so does R2 after `spare` more are left out."""
-    largest = total - 2 - spare
-    if not isinstance(n_fit, numbers.Integral) or not 2 <= n_fit <= largest:
-        raise ParameterError("n_fit", n_fit, f"a whole number from 2 to {largest} of the {total} candidates")
-    return int(n_fit)
-
-
 def _splits(total: int, n_fit: int, n_splits: Splits, seed: int) -> tuple[Rows, Rows]:
     """Return fitted (n_fit, S) and predicted (total - n_fit, S) candidates of each split, the latter ascending."""
     if n_splits == "all":
         return _all_splits(total, n_fit)
-    if not _is_whole(n_splits) or not 1 <= n_splits <= MAX_SPLITS:
-        raise ParameterError("n_splits", n_splits, f'"all" or a whole number from 1 to {MAX_SPLITS}')
+    check_whole("n_splits", n_splits, 1, MAX_SPLITS)
     check_whole("seed", seed, 0)
     order = np.random.default_rng(seed).random((int(n_splits), total)).argsort(axis=1)
     fit = np.ascontiguousarray(order[:, :n_fit].T)
