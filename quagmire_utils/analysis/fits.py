@@ -152,8 +152,8 @@ def predict(
 ) -> Array:
     """Return the predicted outcome of each candidate, (candidates,): the mean of the lines of the given predictors.
 
-    method: in_sample fits all candidates, leave_one_out all but the predicted one, leave_half_out random halves that hold
-    the candidate out (averaged). Tables 1, 3, 8 and 10 rank "performance predicted from post-SFT models" without saying
+    method: in_sample fits all candidates, leave_one_out all but the predicted one, leave_half_out random halves holding
+    the candidate out, averaged. Tables 1, 3, 8 and 10 rank "performance predicted from post-SFT models" without saying
     what was fitted; ours use in_sample. One predictor's ranks do not depend on it; those of the averaged prediction do.
     Without the own outcome a useless predictor gets a negative rank correlation, as leaving out a high outcome lowers
     the mean of the rest.
