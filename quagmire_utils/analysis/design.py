@@ -40,14 +40,10 @@ Array = NDArray[np.float64]
 def base_table(records: Records) -> pd.DataFrame:
     """Return what each family's base can do, and what RL straight from it adds: one row per family.
 
-    family, stands_for
-      n, k                               answers to a problem before RL; the profile's k
-      pass1, pass1_se, pass_k, pass_k_se   of the base; errors cover the choice of problems and sampling
-      chance                             Pass@k of guessing, all 10^digits answers equally likely
-      chance_informed                    the same for guesses that know how often each answer occurs
-      n_runs                             RL runs from the base
-      outcome, outcome_last              Pass@1 after RL: best checkpoint of all runs; last checkpoint, mean over runs
-      lift, lift_last, lift_last_se      those minus pass1; lift_last is judged, as the best of many is biased upward
+    Columns of the candidate frame (n is n_samples), and
+      chance, chance_informed            Pass@k of guessing: 10^digits answers, equally likely or as often as they occur
+      lift, lift_last, lift_last_se      outcome and outcome_last minus pass1; lift_last is judged, as the best of many
+                                         is biased upward
       k_after                            largest power of two within the answers to a problem after RL
       before_k_after, after_k_after      Pass@k_after of the base, and after RL (last checkpoint, mean over runs)
       possible                           share of problems that the base solved at least once

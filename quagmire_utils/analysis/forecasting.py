@@ -142,13 +142,10 @@ def forecast_rl(
     without a value of a predictor are left out, with a warning.
 
     Further columns of the table: outcome (of calibrated candidates); chance_best, the share of joint draws from the
-    forecasts in which the candidate has the highest outcome (calibrated ones keep their outcome); and gain, by which
-    next_run is chosen: the share of the summed variance of the contenders' forecasts that a run of this candidate
-    removes. For lines it is known before the run. A run has two effects: the lines are better known, and the candidate
-    needs no forecast any more. Contenders are all candidates not run yet, except the least likely winners that have
-    less than 5 % together.
-
-    Raises ParameterError for fewer than three calibrated candidates and as `forecast` does.
+    forecasts in which the candidate has the highest outcome (calibrated ones keep theirs); and gain, by which next_run
+    is chosen: the share of the summed variance of the contenders' forecasts that a run of this candidate removes (the
+    lines are better known, and it needs no forecast any more). Contenders are all candidates not run yet, except the
+    least likely winners that have less than 5 % together. Raises ParameterError as `forecast` does.
     """
     options = {"confidence": confidence, "n_draws": n_draws, "seed": seed}
     found = _forecast_rl(records, calibrated, predictors, **options)

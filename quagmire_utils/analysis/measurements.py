@@ -333,7 +333,10 @@ def _measured(table: pd.DataFrame, path: Path, k: int, title: str) -> Measuremen
         name, place = row.candidate, f"{path.name}, candidate {row.candidate}"
         if name in stores:
             raise ParameterError(place, reason="it is there twice; select one family and scenario")
-        store = _find_store(path, row.samples, place)
+        found = [one for one in (path.parent / row.samples, Path(row.samples), ROOT / row.samples) if one.is_dir()]
+        if not found:
+            raise ParameterError(place, reason=f"there is no folder of samples {row.samples}")
+        store = SampleStore(found[0])
         same = [other for other, held in stores.items() if held.path.resolve() == store.path.resolve()]
         if same:
             raise ParameterError(place, reason=f"its samples {row.samples} are those of {same[0]}")
@@ -356,13 +359,6 @@ def _measured(table: pd.DataFrame, path: Path, k: int, title: str) -> Measuremen
     for name, usual in (("family", ""), ("scenario", "dataset"), ("outcome", math.nan)):
         frame[name] = table[name].fillna(usual) if name in table else usual
     return Measurements(table, counts, frame, k, title)
-
-
-def _find_store(path: Path, folder: str, place: str) -> SampleStore:
-    for found in (path.parent / folder, Path(folder), ROOT / folder):
-        if found.is_dir():
-            return SampleStore(found)
-    raise ParameterError(place, reason=f"there is no folder of samples {folder}")
 
 
 def _check_alike(file: str, parts: dict[str, pd.DataFrame], stores: dict[str, SampleStore]) -> None:
