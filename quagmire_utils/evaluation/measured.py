@@ -1,4 +1,4 @@
-"""Tables of one model's evaluation and of a sweep: scores, candidates, where the time went."""
+"""Tables of one model's evaluation, of its losses, and of the comparison of two evaluations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.records import CHECKPOINT, Records
+from quagmire_utils.core.records import check_columns
 from quagmire_utils.evaluation.pass_at_k import MACRO, bootstrap_intervals, score_bounds
 
 if TYPE_CHECKING:
@@ -23,18 +22,16 @@ def evaluation_table(
     *,
     votes: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Scores of one model: one row per benchmark, then the macro average in which each benchmark weighs the same.
+    """Return the scores of one model: one row per benchmark, then the macro average.
 
-    counts: one row per problem (benchmark, problem, n, correct, wrong, no_answer, truncated, timeout, error,
-    mean_tokens). votes: of `pass_at_k.benchmark_maj_at_k`, if maj@k shall be shown. Returns benchmark, problems,
-    answers, n (fewest answers to a problem); for each k pass@k, se@k, low@k, high@k (`bootstrap_intervals`) and
-    if_right@k, the score if all undecided answers were right (pass@k takes them as wrong); for each k of votes maj@k,
-    maj_low@k, maj_high@k; truncated, no_answer, timeout, error (shares of all answers) and mean_tokens.
+    counts: as `SampleStore.counts` returns them. votes: of `pass_at_k.benchmark_maj_at_k`, to include maj@k. Columns:
+    benchmark, problems, answers, n (fewest answers to a problem); for each k pass@k, se@k, low@k, high@k
+    (`bootstrap_intervals`) and if_right@k, the score if all undecided answers were right (pass@k counts them as wrong);
+    for each k of votes maj@k, maj_low@k, maj_high@k; truncated, no_answer, timeout, error (shares of all answers) and
+    mean_tokens.
     """
     rates = ("truncated", "no_answer", "timeout", "error")
-    missing = [name for name in ("n", *rates, "mean_tokens") if name not in counts.columns]
-    if missing:
-        raise ParameterError(f"counts lacks the column(s) {', '.join(missing)}")
+    check_columns(counts, ["n", *rates, "mean_tokens"], "counts")
     scores = bootstrap_intervals(counts, ks, confidence=confidence)
     bounds = score_bounds(counts, ks).set_index(["benchmark", "k"])["as_right"]
     rows = []
@@ -57,28 +54,10 @@ def evaluation_table(
     return table
 
 
-def pass_at_k_curves(counts: pd.DataFrame) -> pd.DataFrame:
-    """Pass@k for every k that all problems have answers for, with intervals.
-
-    Returns benchmark, k, pass_at_k, low, high, standard_error, problems; see `pass_at_k.bootstrap_intervals`. The mean
-    of the benchmarks is the benchmark called "macro average".
-    """
-    return bootstrap_intervals(counts)[["benchmark", "k", "pass_at_k", "low", "high", "standard_error", "problems"]]
-
-
-def show_candidates(frame: pd.DataFrame) -> pd.DataFrame:
-    """The numbers behind a figure or table, one row per candidate, rounded to be read."""
-    columns = ["family", "candidate", *(["budget"] if "budget" in frame else [])]
-    columns += ["pass1", "pass_k", "gen_loss", "outcome", "outcome_last", "gain"]
-    columns += ["n_runs", "n_samples", "rl_n_samples", "truncation_rate", "no_answer_rate"]
-    shown = frame[columns].rename(columns={"pass_k": f"pass{frame['k'].iloc[0]}"} if len(frame) else {})
-    return shown.set_index(["family", "candidate"]).round(3)
-
-
 def show_evaluation(table: pd.DataFrame, profile: str = "") -> pd.DataFrame:
-    """`evaluation_table` as text, in per cent: score ± standard error [interval], and the rates.
+    """Return `evaluation_table` as text, in per cent: score ± standard error [interval], and the rates.
 
-    With one benchmark the macro average is that benchmark, and left out.
+    The macro average of a single benchmark is left out.
     """
     table = table if len(table) > 2 else table[table["benchmark"] != MACRO]
     shown = pd.DataFrame(index=pd.Index(table["benchmark"], name=profile or None))
@@ -91,7 +70,7 @@ def show_evaluation(table: pd.DataFrame, profile: str = "") -> pd.DataFrame:
             for v, e, a, b in cells
         ]
         right = 100 * table[f"if_right@{k}"].to_numpy()
-        if (right > cells[:, 0] + 1e-9).any():  # two sums of the same numbers may differ in the last bit
+        if (right > cells[:, 0] + 1e-9).any():  # equal sums may differ in the last bit
             shown[f"Pass@{k} if undecided were right %"] = [f"{value:.1f}" for value in right]
     for k in [int(name.removeprefix("maj@")) for name in table if name.startswith("maj@")]:
         cells = table[[f"maj@{k}", f"maj_low@{k}", f"maj_high@{k}"]].to_numpy() * 100
@@ -103,7 +82,7 @@ def show_evaluation(table: pd.DataFrame, profile: str = "") -> pd.DataFrame:
 
 
 def describe_evaluation(table: pd.DataFrame) -> str:
-    """`evaluation_table` in a sentence: the scores of the macro average (or of the one benchmark), and what to mind."""
+    """Return the scores of the macro average (or of the one benchmark) in a sentence, with the share of cut answers."""
     alone = len(table) == 2
     row = table.iloc[-1]
     what = str(table["benchmark"].iloc[0]) if alone else f"Macro average of {len(table) - 1} benchmarks"
@@ -118,7 +97,7 @@ def describe_evaluation(table: pd.DataFrame) -> str:
     text = f"{what}: {', '.join(scores)}, from {row['answers']:,} answers to {row['problems']:,} problems."
     mind = [
         f"{100 * row[name]:.1f} % {words}"
-        for name, words in (("truncated", "met the token limit"), ("no_answer", "hold no answer"))
+        for name, words in (("truncated", "reached the token limit"), ("no_answer", "hold no answer"))
         if row[name] >= 0.0005
     ]
     undecided = row["timeout"] + row["error"]
@@ -127,7 +106,7 @@ def describe_evaluation(table: pd.DataFrame) -> str:
 
 
 def loss_table(losses: Mapping[str, GeneralizationLoss]) -> pd.DataFrame:
-    """Generalization losses by set of held-out traces, in nats per response token, with their standard errors."""
+    """Return the losses by set of held-out traces, in nats per response token, with their standard errors."""
     rows = [
         {
             "validation traces": name,
@@ -143,8 +122,8 @@ def loss_table(losses: Mapping[str, GeneralizationLoss]) -> pd.DataFrame:
 
 
 def show_comparison(table: pd.DataFrame) -> pd.DataFrame:
-    """`pass_at_k.compare` as text: scores in per cent, their difference in points with its interval, and p."""
-    if table["benchmark"].nunique() == 2:  # of one benchmark, the macro average is that benchmark
+    """Return `pass_at_k.compare` as text: scores in per cent, their difference in points with its interval, and p."""
+    if table["benchmark"].nunique() == 2:  # the macro average of one benchmark is that benchmark
         table = table[table["benchmark"] != MACRO]
     shown = table[["benchmark", "k", "problems"]].copy()
     for name in ("a", "b"):
@@ -161,14 +140,14 @@ def show_comparison(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_comparison(table: pd.DataFrame, a: str, b: str) -> str:
-    """What `evaluation.compare_outputs` compared, in plain sentences."""
+    """Return in sentences what `evaluate.compare_outputs` compared."""
     common = int(table.loc[table["benchmark"] == MACRO, "problems"].iloc[0])
     lines = [f"a: {a}", f"b: {b}", f"Pass@k of a minus that of b on the {common:,} problems that both answered."]
     alone = [(name, table.attrs[f"problems_{name}"] - common) for name in ("a", "b")]
-    lines += [f"{count:,} problems of {name} alone are left out." for name, count in alone if count]
+    lines += [f"{count:,} problems only in {name} are left out." for name, count in alone if count]
     short = table[(table["benchmark"] == MACRO) & table["difference"].isna()]
     lines += [
-        f"Pass@{k} is NaN: it takes {k} graded answers to every problem of both, and some have only "
+        f"Pass@{k} is NaN: it needs {k} graded answers to every problem of both, and some have only "
         f"{min(table.attrs['answers'])}."
         for k in short["k"]
     ]
@@ -177,13 +156,13 @@ def describe_comparison(table: pd.DataFrame, a: str, b: str) -> str:
     ]
     if not table.attrs["settings"]:
         lines.append(
-            "Both were drawn from the same model with the same settings and seed: their answers are the same ones."
+            "Both were drawn from the same model with the same settings and seed, so their answers are the same."
         )
     return "\n".join(lines)
 
 
 def _share(share: float) -> str:
-    """A share in per cent, with one decimal."""
+    """Return a share in per cent, with one decimal."""
     return f"{100 * share:.1f}" if share >= 0.0005 else "less than 0.1"
 
 
@@ -193,38 +172,3 @@ def _number(value: float) -> str:
 
 def _interval(low: float, high: float) -> str:
     return f"[{low:.1f},\N{NO-BREAK SPACE}{high:.1f}]"
-
-
-def records_summary(records: Records) -> pd.DataFrame:
-    """One row per family: candidates, checkpoints measured, answers graded, and the shares of undecided ones."""
-    rows = []
-    for family, counts in records.counts.groupby("family", sort=False):
-        candidates = records.candidates[records.candidates["family"] == family]
-        stages = counts.groupby(CHECKPOINT, sort=False).size().reset_index()
-        answers = int(counts["n"].sum())
-        row = {
-            "family": family,
-            "stands for": candidates["stands_for"].iloc[0],
-            "SFT candidates": int((candidates["selection"] != "none").sum()),
-            "measured before RL": int((stages["stage"] != "rl").sum()),
-            "RL runs": len(stages.loc[stages["stage"] == "rl", ["candidate", "rl_run"]].drop_duplicates()),
-            "checkpoints": len(stages),
-            "benchmarks": counts["benchmark"].nunique(),
-            "answers graded": answers,
-        }
-        row |= {f"{name} %": round(100 * counts[name].sum() / answers, 2) for name in ("no_answer", "truncated")}
-        row["timeout or error %"] = round(100 * (counts["timeout"].sum() + counts["error"].sum()) / answers, 3)
-        rows.append(row)
-    return pd.DataFrame(rows).set_index("family")
-
-
-def time_table(cells: pd.DataFrame) -> pd.DataFrame:
-    """Minutes of a sweep by kind of cell and what they went into; wall time of the cells, which run side by side."""
-    columns = [name for name in cells if name.startswith("seconds_") and name != "seconds_total"]
-    spent = cells.groupby("kind", sort=False)[[*columns, "seconds_total"]].sum()
-    spent["seconds_rest"] = spent["seconds_total"] - spent[columns].sum(axis=1)
-    minutes = (spent / 60).rename(columns=lambda name: name.removeprefix("seconds_").replace("_", " "))
-    minutes.insert(0, "cells", cells.groupby("kind", sort=False).size())
-    minutes.loc["total"] = minutes.sum()
-    minutes["cells"] = minutes["cells"].astype(int)
-    return minutes[[c for c in minutes if c not in ("rest", "total")] + ["rest", "total"]].round(2)

@@ -184,7 +184,7 @@ def test_two_outputs_are_compared_on_the_problems_of_both(tmp_path, capsys):
     assert cli.main(["compare", str(after), str(before), "-k", "1,8"]) == 0
     printed = capsys.readouterr().out
     assert "on the 5 problems that both answered" in printed
-    assert "1 problems of b alone are left out" in printed
+    assert "1 problems only in b are left out" in printed
     assert "They differ in temperature: 1.0 and 0.7." in printed
     assert "-6.2 [" in printed
     assert "macro" not in printed  # of one benchmark, it is that benchmark
@@ -213,7 +213,7 @@ def test_more_answers_than_there_are_is_said(tmp_path, capsys):
     first, second = graded(tmp_path / "first", [1, 2, 3], n=16), graded(tmp_path / "second", [1, 1, 3])
     assert cli.main(["compare", str(first), str(second), "-k", "1,9"]) == 0
     printed = capsys.readouterr().out
-    assert "Pass@9 is NaN: it takes 9 graded answers to every problem of both, and some have only 8." in printed
+    assert "Pass@9 is NaN: it needs 9 graded answers to every problem of both, and some have only 8." in printed
     assert "Pass@1 is NaN" not in printed
 
 
@@ -235,7 +235,7 @@ def test_an_evaluation_is_described_with_its_interval_and_what_to_mind():
     text = describe_evaluation(evaluation_table(counts, [1]))
     assert text.startswith("b: Pass@1 62.5 % [")
     assert "from 80 answers to 20 problems" in text
-    assert "50.0 % met the token limit and 12.5 % could not be judged" in text
+    assert "50.0 % reached the token limit and 12.5 % could not be judged" in text
     nothing = counts.assign(correct=0, wrong=0, timeout=4)
     assert "100.0 % could not be judged" in describe_evaluation(evaluation_table(nothing, [1]))
 

@@ -20,10 +20,10 @@ from papermill.parameterize import parameterize_notebook
 
 from quagmire_utils.analysis import tables
 from quagmire_utils.analysis.records import candidate_frame
+from quagmire_utils.analysis.summaries import records_summary
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import load_records
-from quagmire_utils.evaluation.measured import records_summary
 from quagmire_utils.report import HEADLINE, notebook
 from quagmire_utils.report.reproduction import Run, run_notebooks
 from quagmire_utils.training import microlab

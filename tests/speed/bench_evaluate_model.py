@@ -24,7 +24,7 @@ from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import EngineConfig, SamplingParams, load_engine
 from quagmire_utils.evaluation import evaluate as evaluation
 from quagmire_utils.evaluation import pass_at_k, store
-from quagmire_utils.evaluation.measured import evaluation_table, pass_at_k_curves
+from quagmire_utils.evaluation.measured import evaluation_table
 from quagmire_utils.grading import Grader
 from quagmire_utils.report import notebook
 from quagmire_utils.training import microlab
@@ -100,7 +100,7 @@ def main() -> None:
                 answers = notebook.selected_samples(samples, problems)
                 votes = pass_at_k.benchmark_maj_at_k(answers, [arguments.samples])
                 evaluation_table(counts, sorted({1, arguments.samples}), votes=votes)
-                pass_at_k_curves(counts)
+                pass_at_k.bootstrap_intervals(counts)
                 return int((counts["n"] * counts["mean_tokens"]).sum().round())
 
             runs: dict[str, Callable[[int], int]] = {

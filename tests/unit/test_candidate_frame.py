@@ -12,14 +12,10 @@ from example_records import BENCHMARKS, make_records, write_records
 from scipy import stats
 
 from quagmire_utils.analysis.records import candidate_frame
+from quagmire_utils.analysis.summaries import records_summary, time_table
 from quagmire_utils.core.records import CHECKPOINT, Records, load_records
-from quagmire_utils.evaluation.measured import (
-    evaluation_table,
-    pass_at_k_curves,
-    records_summary,
-    show_evaluation,
-    time_table,
-)
+from quagmire_utils.evaluation.measured import evaluation_table, show_evaluation
+from quagmire_utils.evaluation.pass_at_k import bootstrap_intervals
 from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 
 CLOSE = {"rel": 0, "abs": 1e-9}
@@ -153,7 +149,7 @@ def test_undecided_answers_bound_the_score_and_votes_stand_beside_it():
 
 def test_curves_have_every_k(records):
     counts = records.counts[records.counts["stage"] == "base"].drop(columns=CHECKPOINT)
-    curves = pass_at_k_curves(counts)
+    curves = bootstrap_intervals(counts)
     assert len(curves) == 64 * 4
     macro = curves[curves["benchmark"] == "macro average"].set_index("k")["pass_at_k"]
     assert macro[13] == pytest.approx(macro_pass_at_k(counts, 13), **CLOSE)

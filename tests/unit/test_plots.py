@@ -23,7 +23,7 @@ from quagmire_utils.analysis.records import base_models, candidate_frame
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import CHECKPOINT, load_records
 from quagmire_utils.core.settings import load_profile
-from quagmire_utils.evaluation.measured import pass_at_k_curves
+from quagmire_utils.evaluation.pass_at_k import bootstrap_intervals
 from quagmire_utils.report import plots
 from quagmire_utils.report.plots import bars, curves, look, scatter, stages
 from quagmire_utils.report.plots.series import APART, OUTCOMES, places, series
@@ -455,7 +455,7 @@ def counts(records):
 
 
 def test_pass_at_k_panels_with_their_bands_and_votes(counts):
-    table = pass_at_k_curves(counts)
+    table = bootstrap_intervals(counts)
     votes = pd.DataFrame({"benchmark": "easy", "k": [1, 8, 64], "maj_at_k": [0.2, 0.3, 0.4]})
     shown = [ax for ax in plots.pass_at_k_grid(table, votes).axes if ax.get_visible()]
     names = table["benchmark"].unique().tolist()
