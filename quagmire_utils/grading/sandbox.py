@@ -60,11 +60,8 @@ _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column ab
 _ALLOW, _KILL, _REFUSE, _MISSING = 0x7FFF0000, 0x80000000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
 _SET_SECCOMP, _SET_NO_NEW_PRIVS, _FILTER_MODE = 22, 38, 2  # options of prctl
 
-_EVENTS = (  # Python's audit events for the same actions; "open" is judged by its flags
-    "socket.", "subprocess.", "os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "os.kill", "os.remove",
-    "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod", "os.chown", "os.truncate", "shutil.",
-    "ctypes.", "pty.", "webbrowser.", "urllib.", "http.", "ftplib.", "smtplib.",
-)  # fmt: skip
+# Python's audit events for the same actions; "open" is judged by its flags.
+_EVENTS, _HARMLESS = ("socket.", "subprocess.", "shutil.", "ctypes.", "os."), ("os.listdir", "os.scandir")
 
 
 class _FilterProgram(ctypes.Structure):
@@ -132,20 +129,6 @@ def confine(memory_limit: int, *, max_file: int = 0, audit_hook: bool = True) ->
     return barriers
 
 
-def _filter_calls() -> bool:
-    """Have the kernel refuse the calls above; return whether it does."""
-    if sys.platform != "linux" or platform.machine() not in _MACHINES or sys.maxsize < 2**32:
-        return False
-    code = _filter(*_MACHINES[platform.machine()])
-    libc = ctypes.CDLL(None, use_errno=True)
-    one, zero, mode = (ctypes.c_ulong(number) for number in (1, 0, _FILTER_MODE))
-    program = ctypes.byref(_FilterProgram(len(code) // 8, code))
-    return (
-        libc.prctl(_SET_NO_NEW_PRIVS, one, zero, zero, zero) == 0
-        and libc.prctl(_SET_SECCOMP, mode, program, zero, zero) == 0
-    )
-
-
 def _filter(column: int, machine: int) -> bytes:
     """Return the filter: instructions of 8 bytes with operation, jump if true, jump if false, operand."""
 
@@ -167,12 +150,29 @@ def _filter(column: int, machine: int) -> bytes:
     return b"".join([*code, step(_RETURN, _ALLOW)])
 
 
+_SUPPORTED = sys.platform == "linux" and platform.machine() in _MACHINES and sys.maxsize > 2**32
+_CODE = _filter(*_MACHINES[platform.machine()]) if _SUPPORTED else b""  # made once, not in each program's process
+
+
+def _filter_calls() -> bool:
+    """Have the kernel refuse the calls above; return whether it does."""
+    if not _SUPPORTED:
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    one, zero, mode = (ctypes.c_ulong(number) for number in (1, 0, _FILTER_MODE))
+    program = ctypes.byref(_FilterProgram(len(_CODE) // 8, _CODE))
+    return (
+        libc.prctl(_SET_NO_NEW_PRIVS, one, zero, zero, zero) == 0
+        and libc.prctl(_SET_SECCOMP, mode, program, zero, zero) == 0
+    )
+
+
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "open":
         mode, flags = arguments[1], arguments[2]
         writes = isinstance(mode, str) and set(mode) & set("wax+")
         refused = bool(writes or (isinstance(flags, int) and flags & _WRITING))
     else:
-        refused = event.startswith(_EVENTS)
+        refused = event.startswith(_EVENTS) and event not in _HARMLESS
     if refused:
         raise PermissionError(errno.EPERM, f"a grading worker may not do this: {event}")
