@@ -79,9 +79,12 @@ def check_grader(name: str) -> None:
 def prepare_problems(benchmarks: Mapping[str, Sequence[Problem]]) -> dict[str, list[Problem]]:
     """Return the problems with their graders' instructions, if they have none of their own.
 
-    Raises ParameterError for an unknown grader, and for a gold that its grader could not judge by.
+    Raises ParameterError for a gold that its grader cannot judge by, and as `check_grader`.
     """
-    return {name: [_prepared(name, problem) for problem in problems] for name, problems in benchmarks.items()}
+    prepared = {name: [_prepared(name, problem) for problem in problems] for name, problems in benchmarks.items()}
+    for grader in dict.fromkeys(problem.grader for problems in prepared.values() for problem in problems):
+        check_grader(grader)
+    return prepared
 
 
 def _prepared(benchmark: str, problem: Problem) -> Problem:

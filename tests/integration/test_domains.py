@@ -186,17 +186,10 @@ def test_domains_mix_in_one_call_and_golds_are_not_mixed_up(programs):
 
 def test_equal_answers_are_judged_once(grader, monkeypatch):
     sent = []
-    plain = Pool._send
-
-    def send(self, connection, limit, jobs):
-        sent.extend(jobs)
-        return plain(self, connection, limit, jobs)
-
-    monkeypatch.setattr(Pool, "_send", send)
-    responses = ["Answer: C", "I say \\boxed{C}", "The answer is C.", "Answer: C"]
-    assert verdicts(grader.grade([*responses, "Answer: C"], ["C"] * 4 + ["D"], grader="choice")) == [CORRECT] * 4 + [
-        WRONG
-    ]
+    run = Pool._run
+    monkeypatch.setattr(Pool, "_run", lambda self, jobs, *rest: (sent.extend(jobs), run(self, jobs, *rest))[1])
+    responses = ["Answer: C", "I say \\boxed{C}", "The answer is C.", "Answer: C", "Answer: C"]
+    assert verdicts(grader.grade(responses, ["C"] * 4 + ["D"], grader="choice")) == [CORRECT] * 4 + [WRONG]
     assert sorted(job.gold for job in sent if job.gold is not None) == ["C", "D"]
     assert len([job for job in sent if job.gold is None]) == 3
 
