@@ -1,13 +1,11 @@
 """How fast is grading? Responses per second beside a plain serial loop of math-verify's parse and verify.
 
-    python tests/speed/bench_grading.py                     # a minute; math_cot of the data folder
+    python tests/speed/bench_grading.py                     # a minute; math_cot in QUAGMIRE_DATA_DIR
     python tests/speed/bench_grading.py responses.jsonl     # lines with "gold" and "responses"
 
 The responses of each problem are repeated to 64, as different strings in memory. Two plain loops: the one that users
-write (both sides parsed for each response) and one that parses each gold once. As repetition flatters whoever grades
-equal responses once, a second table has 64 different texts a problem: each is preceded by a number of its own. The
-plain loops are warm, so `with their start` has our half second of imports against none of theirs;
-`bench_grading_peers.py` measures both ways, and beside other harnesses.
+write (both sides parsed for each response) and one that parses each gold once. A second table has 64 different texts a
+problem. The plain loops are warm, so `with their start` has our imports against none of theirs.
 """
 
 import argparse
@@ -25,13 +23,8 @@ SAMPLES = 64
 logging.disable(logging.WARNING)
 
 
-def data_folder() -> Path:
-    """The folder that `QUAGMIRE_DATA_DIR` names, or else the one beside the repo."""
-    return Path(os.environ.get("QUAGMIRE_DATA_DIR") or Path(__file__).resolve().parents[3] / "shared/data")
-
-
 def plain(responses: list[str], golds: list[str], gold_once: bool) -> list[bool]:
-    """The serial loop, without math-verify's own timers (they would only slow it)."""
+    """Return the verdicts of a serial loop without math-verify's own timers, which would only slow it."""
     from math_verify import parse, verify
 
     verdicts, last, gold = [], None, None
@@ -43,7 +36,7 @@ def plain(responses: list[str], golds: list[str], gold_once: bool) -> list[bool]
 
 
 def timed(run: Callable[[], list]) -> tuple[float, list]:
-    """Seconds of the best of three runs, and what they return."""
+    """Return the seconds of the best of three runs, and what they return."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -89,7 +82,8 @@ def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("responses", type=Path, nargs="?", help="lines with gold and responses")
-    path = parser.parse_args().responses or data_folder() / "responses" / "math_cot.jsonl"
+    folder = Path(os.environ.get("QUAGMIRE_DATA_DIR", ""))
+    path = parser.parse_args().responses or folder / "responses" / "math_cot.jsonl"
     if not path.exists():
         sys.exit(f"no responses at {path}: set QUAGMIRE_DATA_DIR, or give the file")
     responses, golds = [], []

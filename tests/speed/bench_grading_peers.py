@@ -3,22 +3,18 @@
     python -m venv peers/lm-eval && peers/lm-eval/bin/pip install "lm-eval[math]==0.4.13"
     python -m venv peers/lighteval && peers/lighteval/bin/pip install "lighteval[math]==0.13.0" "transformers<5" torch
     python tests/speed/bench_grading_peers.py --lm-eval peers/lm-eval/bin/python --lighteval peers/lighteval/bin/python
-    python tests/speed/bench_grading_peers.py --problems 5                  # ours and math-verify alone, in two minutes
+    python tests/speed/bench_grading_peers.py --problems 5                 # ours and math-verify alone, in two minutes
 
-Each peer needs a virtual environment of its own (their antlr and transformers differ from ours) and is left out where
-none is named; nothing is installed or fetched here. All of it takes about half an hour on two quiet cores.
+Each peer needs its own virtual environment (their antlr and transformers differ) and is left out where none is named. All
+of it takes about half an hour on two quiet cores. QUAGMIRE_DATA_DIR names the folder with `responses/`.
 
-Throughput: real labelled responses of the data folder, those of each problem repeated to 64: `math_cot` (boxed) and
-`gsm8k_gpt3` (not boxed), 50 problems each; then the same with a number of its own in front of each, so that no two are
-alike and nothing is saved on equal texts; then both sets whole, for ours and math-verify alone. Each grader runs in a
-process of its own. A peer grades one response after the other, as its harness does; ours grades all, with `--workers`
-processes. Two clocks: `running` starts once the grader has graded something, so that imports and the start of our pool
-are left out for all alike; `from launch` starts with the process and leaves out nothing, for all alike: at 3,200
-responses that is mostly the half second of processor time that importing math-verify takes. The rounds of the graders
-take turns and the best of each counts, so that a busy moment hurts them alike.
+Throughput: real labelled responses, those of each problem repeated to 64 (`math_cot` has boxes, `gsm8k_gpt3` has not);
+then the same with a number in front of each, so that no two are alike; then both sets whole. Each grader runs in a
+process; a peer grades one response after the other, as its harness does. `running` starts once the grader has graded
+something, `from launch` with the process. The graders take turns and the best round of each counts.
 
 Pathological: 200 responses, five of them replaced by texts that are hard on a grader. One that has not ended after
-`--patience` seconds is killed and its progress recorded.
+`--patience` seconds is killed.
 
 lm-eval: `process_results` of its task minerva_math (both of its metrics). lighteval: the metric inside
 `pass_at_k_math`, which its MATH-500 and AIME tasks use. Each gets the gold as `\\boxed{gold}`.
@@ -157,8 +153,7 @@ def run(name: str, python: Path, responses: list[str], golds: list[str], workers
 
 def real_responses(name: str, problems: int, samples: int) -> tuple[list[str], list[str]]:
     """`samples` real responses to each of the first `problems` problems, repeated as need be; and the golds."""
-    folder = Path(os.environ.get("QUAGMIRE_DATA_DIR") or Path(__file__).resolve().parents[3] / "shared/data")
-    path = folder / "responses" / f"{name}.jsonl"
+    path = Path(os.environ.get("QUAGMIRE_DATA_DIR", "")) / "responses" / f"{name}.jsonl"
     if not path.exists():
         sys.exit(f"no responses at {path}: set QUAGMIRE_DATA_DIR")
     responses, golds = [], []
