@@ -352,8 +352,8 @@ def sweep(
     gpu: Annotated[str | None, typer.Option(help="With --dry-run: another GPU than the profile's.")] = None,
     price: Annotated[float | None, typer.Option(help="With --dry-run: dollars per GPU hour.")] = None,
     mfu: Annotated[float | None, typer.Option(help="With --dry-run: share of the GPU's peak in training.")] = None,
-    submit: Annotated[str | None, typer.Option(help="slurm: write job scripts; ray: submit one Ray job.")] = None,
-    output: Annotated[Path | None, typer.Option(help="With --submit slurm: folder of the scripts.")] = None,
+    submit: Annotated[str | None, typer.Option(help="slurm: write a job script; ray: submit one Ray job.")] = None,
+    output: Annotated[Path | None, typer.Option(help="With --submit slurm: file of the script, else printed.")] = None,
     cell: Annotated[str | None, typer.Option(help="Compute one cell, unless it is finished.")] = None,
     digest: Annotated[str | None, typer.Option(help="With --cell: refuse other parameters than these.")] = None,
     collect: Annotated[bool, typer.Option("--collect", help="Gather the records of finished cells.")] = False,
@@ -415,10 +415,10 @@ def _spot_check(profile: str, results: Path | None, name: str, seed: int | None)
 
 
 def _submit(profile: Profile, name: str, folder: Path, to: str, ray: str | None, output: Path | None) -> None:
-    """Write Slurm scripts, or hand the sweep to a Ray cluster."""
+    """Write a Slurm script, or hand the sweep to a Ray cluster."""
     from quagmire_utils.core.files import write_text
     from quagmire_utils.sweep import check, finished_cells, plan
-    from quagmire_utils.sweep.submit import check_dashboard, ray_command, slurm_scripts
+    from quagmire_utils.sweep.submit import check_dashboard, ray_command, slurm_script
 
     if to not in ("slurm", "ray"):
         raise ParameterError("--submit", to, "slurm or ray")
@@ -429,14 +429,12 @@ def _submit(profile: Profile, name: str, folder: Path, to: str, ray: str | None,
         print(shlex.join(command), flush=True)
         check_dashboard(ray or "")
         raise typer.Exit(subprocess.run(command, check=False).returncode)
-    scripts = slurm_scripts(profile, name, folder, finished_cells(folder, plan(profile)))
-    for file, text in scripts.items():
-        if output is None:
-            print(f"### {file}\n{text}")
-        else:
-            write_text(text, output / file)
-    if output is not None:
-        print(f"{len(scripts)} files in {output}; submit them with: bash {output / 'submit.sh'}")
+    script = slurm_script(profile, name, folder, finished_cells(folder, plan(profile)))
+    if output is None:
+        print(script)
+    else:
+        write_text(script, output)
+        print(f"Submit it with: bash {output}")
 
 
 # --- report -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pandas as pd
 from quagmire_utils.core.files import write_json, write_parquet
 from quagmire_utils.core.provenance import manifest
 from quagmire_utils.core.settings import CandidateSettings, FamilySettings, Profile
-from quagmire_utils.sweep.collect import _candidate_row
+from quagmire_utils.sweep.collect import candidate_row
 from quagmire_utils.sweep.grid import rl_runs
 from quagmire_utils.training.microlab import MICRO_BENCHMARKS
 
@@ -33,11 +33,8 @@ def write_grid_records(
             # prompts and traces grow with the number of terms, so the longest examples cost more
             each = {"shortest": 40.0, "longest": 150.0, "shortest+longest": 95.0}.get(candidate.selection, 80.0)
             tokens = each * candidate.n_examples * candidate.epochs if measured else np.nan
-            budget = next((name for name, most in profile.budgets.items() if tokens <= most), None)
-            budget = None if candidate.selection == "none" else budget
             planned = rl_runs(profile, candidate) if runs is None else runs
-            facts = {"sft_tokens": tokens, "budget": budget, "rl_runs": planned}
-            rows.append(_candidate_row(profile, family, candidate) | facts)
+            rows.append(candidate_row(profile, family, candidate, tokens) | {"rl_runs": planned})
             if not measured:
                 continue
             names = {"family": family.name, "candidate": candidate.name}

@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.validation import (
@@ -50,12 +50,10 @@ class SFTSettings(Settings):
     backend: Literal["trl", "llamafactory"] = "trl"  # one machine and one GPU, or App. B.2 in an environment of its own
     seed: Integer = 0
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             allowed = f"a divisor of batch_size ({self.batch_size})"
             raise ParameterError("micro_batch_size", self.micro_batch_size, allowed)
-        return self
 
 
 class RLSettings(Settings):
@@ -81,8 +79,7 @@ class RLSettings(Settings):
     vllm_memory: Annotated[Share, Field(lt=1)] = 0.35  # share of the GPU's memory for vLLM beside training
     seed: Integer = 0
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         if self.rollout_engine == "vllm" and self.backend != "trl":
             raise ParameterError("rollout_engine", "vllm", f"transformers with rl.backend {self.backend}")
         if self.backend == "compact":
@@ -95,7 +92,6 @@ class RLSettings(Settings):
         if self.micro_batch_size and rollouts % self.micro_batch_size:
             allowed = f"a divisor of rl.prompts_per_step x rl.rollouts ({rollouts})"
             raise ParameterError("micro_batch_size", self.micro_batch_size, allowed)
-        return self
 
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:
@@ -116,11 +112,9 @@ class EvaluationSettings(Settings):
     template: str = "auto"
     grading_timeout: Positive = 5.0  # seconds per answer
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         if self.k > self.num_samples:
             raise ParameterError("k", self.k, f"at most evaluation.num_samples ({self.num_samples})")
-        return self
 
 
 class ModelShape(Settings):
@@ -135,11 +129,9 @@ class ModelShape(Settings):
     vocabulary: Count
     tied_embeddings: Flag = False
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         if self.heads % self.kv_heads:
             raise ParameterError("kv_heads", self.kv_heads, f"a divisor of heads ({self.heads})")
-        return self
 
 
 class ModelSettings(Settings):
@@ -150,12 +142,10 @@ class ModelSettings(Settings):
     gated: Flag = False  # downloading needs a token of someone who accepted its licence
     shape: ModelShape | None = None  # for the dry run; None: read from the model's config.json
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         if not self.is_folder and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
             allowed = f"a commit of {self.hub_id} (40 hexadecimal digits; a branch may change)"
             raise ParameterError("revision", self.revision, allowed)
-        return self
 
     @property
     def is_folder(self) -> bool:
@@ -202,26 +192,15 @@ class SourceSettings(Settings):
     # expected response tokens by selection (random, shortest, longest), for --dry-run
     mean_tokens: dict[Literal["shortest", "longest", "random"], Positive] = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         if self.dataset is not None and self.validation >= self.pool:
             raise ParameterError("validation", self.validation, f"below pool ({self.pool})")
-        return self
 
     @property
     def training(self) -> SourceSettings:
         """The settings that decide what is trained on, without expectations for the dry run."""
         fields = type(self).model_fields
         return self.replace(mean_tokens={}, pool=fields["pool"].default if self.dataset else self.pool)
-
-
-def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
-    if bounds[0] > bounds[1]:
-        raise ValueError("the first bound exceeds the second")
-    return bounds
-
-
-Range = Annotated[tuple[Fraction, Fraction], AfterValidator(_rising)]
 
 
 class PretrainingSettings(Settings):
@@ -240,12 +219,15 @@ class PretrainingSettings(Settings):
     slip: Fraction = 0.25  # chance that a digit of a result is replaced by a random one
     direct_fraction: Fraction = 0.15  # share of examples that answer without working
     # operator -> [low, high]: each of its 100 digit facts is misremembered with a chance drawn from that range
-    misconceptions: dict[str, Annotated[tuple[Fraction, Fraction], AfterValidator(_rising)]] = Field(
-        default_factory=dict
-    )
+    misconceptions: dict[str, tuple[Fraction, Fraction]] = Field(default_factory=dict)
     gives_up: dict[Integer, Fraction] = Field(default_factory=dict)  # number of terms -> chance of stopping half-way
     batch_size: Count = 32
     seed: Integer = 0  # another draw of weights and corpus, if one did not learn the task
+
+    def _check(self) -> None:
+        for operator, bounds in self.misconceptions.items():
+            if bounds[0] > bounds[1]:
+                raise ParameterError(f"misconceptions.{operator}", list(bounds), "[low, high]")
 
 
 class CandidateSettings(Settings):
@@ -259,8 +241,7 @@ class CandidateSettings(Settings):
     learning_rate: Positive | None = None  # None: the profile's sft.learning_rate
     rl_runs: Count | None = None  # None: the profile's rl.runs
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         if not set(self.scenario.split("+")) <= set(SCENARIOS):
             raise ParameterError("scenario", self.scenario, f"{', '.join(SCENARIOS)}, or several joined by +")
         parts = self.selection.split("+")
@@ -269,7 +250,6 @@ class CandidateSettings(Settings):
         if self.selection != "none" and (self.n_examples < len(parts) or len(set(parts)) < len(parts)):
             allowed = f"at least one for each selection of {self.selection}, named once"
             raise ParameterError("n_examples", self.n_examples, allowed)
-        return self
 
     @property
     def name(self) -> str:
@@ -297,8 +277,7 @@ class FamilySettings(Settings):
     rl_set: str | None = None  # of a pretrained model: a dataset of the catalogue, or of the profile's `datasets`
     rl_problems: Integer = 2000
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         if (self.pretraining is None) == (self.model is None):
             raise ParameterError("model", self.model, "a pretrained model, or pretraining a micro model")
         kind = "a name for a pretrained model" if self.model else "left out for a micro family"
@@ -311,7 +290,6 @@ class FamilySettings(Settings):
         for name in names:
             if names.count(name) > 1:
                 raise ParameterError("candidates", name, reason=f"{name} occurs {names.count(name)} times")
-        return self
 
 
 class Profile(Settings):
@@ -333,8 +311,7 @@ class Profile(Settings):
     workers: Count = 2  # processes, one core each
     keep_rl_models: Flag = False  # RL checkpoints are otherwise deleted once measured
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> None:
         for name in ("families", "benchmarks"):
             if not getattr(self, name):
                 raise ParameterError(name, reason="a profile needs at least one")
@@ -348,7 +325,6 @@ class Profile(Settings):
         bounds = list(self.budgets.values())
         if bounds != sorted(set(bounds)):
             raise ParameterError("budgets", bounds, "rising")
-        return self
 
 
 def explicit(settings: object) -> Any:

@@ -28,19 +28,9 @@ def _from_text(value: object) -> object:
     return value
 
 
-_PLAIN = {  # words of pydantic -> words for users
-    "greater than or equal to": "at least",
-    "less than or equal to": "at most",
-    "a valid (dictionary|mapping).*": "a mapping",
-    "a valid tuple": "a list",
-    "a valid": "a",
-    "a integer": "an integer",
-}
-
 Integer = Annotated[int, Strict()]  # neither 2.0 nor true
 Count = Annotated[int, Strict(), Field(ge=1)]
 Flag = Annotated[bool, Strict()]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_from_text)]
 Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0), BeforeValidator(_from_text)]
 NonNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0), BeforeValidator(_from_text)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1), BeforeValidator(_from_text)]
@@ -50,7 +40,8 @@ Share = Annotated[float, Field(strict=True, gt=0, le=1), BeforeValidator(_from_t
 class Settings(BaseModel):
     """Base of all settings: immutable, without unknown keys, and with ParameterError for what cannot work.
 
-    A validator of several fields raises `ParameterError("field", ...)`; the place of the model is put before the name.
+    Subclasses define `_check` for conditions on several fields: it raises `ParameterError("field", ...)`, and the place
+    of the settings is put before the name.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -60,7 +51,8 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise parameter_error(error, values, _section(type(self))) from None
+            stem, ending, _ = type(self).__name__.rpartition("Settings")
+            raise parameter_error(error, values, stem.lower() if ending else "") from None
 
     __init__.__pydantic_base_init__ = True  # let pydantic validate nested settings itself, so that it knows their place
 
@@ -82,14 +74,17 @@ class Settings(BaseModel):
                     raise ParameterError(str(key), values[key], reason=f"not a parameter; known here: {known}")
         return values
 
+    @model_validator(mode="after")
+    def _check_fields(self) -> Self:
+        self._check()
+        return self
+
+    def _check(self) -> None:
+        pass
+
     def replace(self, **changes: Any) -> Self:
         """Return a checked copy with `changes`."""
         return type(self)(**{**dict(self), **changes})
-
-
-def _section(kind: type[Settings]) -> str:
-    stem = kind.__name__.removesuffix("Settings")
-    return "" if stem == kind.__name__ else stem.lower()
 
 
 def parameter_error(error: ValidationError, values: object, where: str = "") -> ParameterError:
@@ -117,11 +112,10 @@ def parameter_error(error: ValidationError, values: object, where: str = "") -> 
     if first["type"] == "missing":
         return ParameterError(name, reason="is missing")
     message = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
-    if not message.startswith("Input should be "):
+    _, technical, allowed = message.partition("Input should be ")
+    if not technical:
         return ParameterError(name, first["input"], reason=message)
-    allowed = message.removeprefix("Input should be ")
-    for technical, plain in _PLAIN.items():
-        allowed = re.sub(technical, plain, allowed)
+    allowed = re.sub("a valid (dictionary|mapping).*", "a mapping", allowed).replace("a valid tuple", "a list")
     return ParameterError(name, first["input"], allowed)
 
 

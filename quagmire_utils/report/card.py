@@ -58,7 +58,7 @@ def _family(profile: Profile, name: str, cells: list[Any]) -> list[Any]:
     family = next(family for family in profile.families if family.name == name)
     tuned = [candidate for candidate in family.candidates if candidate.selection != "none"]
     levels = [sum(level in c.scenario.split("+") for c in tuned) for level in ("dataset", "instance", "source")]
-    mine = [cell for cell in cells if cell.family == name]
+    mine = [cell for cell in cells if cell.family.name == name]
     return [f"`{name}`", family.stands_for, *levels, len(tuned), sum(cell.kind == "rl" for cell in mine), len(mine)]
 
 

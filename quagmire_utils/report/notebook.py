@@ -81,7 +81,7 @@ def sweep_plan(profile: Profile, folder: str | Path) -> pd.DataFrame:
 
     cells = sweep.plan(profile)
     done = sweep.finished_cells(Path(folder), cells)
-    frame = pd.DataFrame({"family": c.family, "kind": c.kind, "cells": 1, "done": c.id in done} for c in cells)
+    frame = pd.DataFrame({"family": c.family.name, "kind": c.kind, "cells": 1, "done": c.id in done} for c in cells)
     table = frame.groupby(["family", "kind"], sort=False).sum()
     table["to do"] = table["cells"] - table["done"]
     return table

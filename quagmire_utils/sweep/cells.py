@@ -1,4 +1,4 @@
-"""Computing one cell: train or load its checkpoint, measure it, and write its records in one step."""
+"""Computing one cell: train or load its checkpoint, measure it, and write its records in one step. Paper: Sec. 4.1."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,122 +17,228 @@ from quagmire_utils.core.files import read_json, read_parquet, write_json, write
 from quagmire_utils.core.provenance import hardware, package_versions
 from quagmire_utils.core.records import read_object
 from quagmire_utils.core.settings import Profile
-from quagmire_utils.evaluation import store
-from quagmire_utils.sweep import data, training
-from quagmire_utils.sweep.grid import (
-    Cell,
-    benchmark_problems,
-    cell_folder,
-    derive_seed,
-    digest_path,
-    model_folder,
-    progress_path,
-    resolved_rl,
-    samples_folder,
-    shipped_folder,
-)
+from quagmire_utils.data import Trace
+from quagmire_utils.grading import Grader
+from quagmire_utils.sweep import datasets, trainers
+from quagmire_utils.sweep.grid import Cell, derive_seed, resolved_rl
 
 VALIDATION = "validation"  # the held-out traces of the family's main source
-OWN = "own"  # held-out traces chosen as the candidate's own were: of its source, by its selection
-OWN_FRACTION = 4  # a selection keeps one of so many held-out traces
-SHIPPED = "base.json"  # in a shipped base model: which cell trained it, and the sums of its files
+OWN = "own"  # held-out traces of the candidate's source, selected as its training traces were
+SHIPPED = "base.json"  # in a shipped base model: the cell that trained it, and the checksums of its files
+Results = tuple[dict[str, object], dict[str, pd.DataFrame]]  # further facts of a cell, and its tables
 
 
-class _Stopwatch:
-    """Where a cell's time goes, in seconds by name."""
+def run_cell(profile: Profile, folder: Path, cell: Cell) -> None:
+    """Compute one cell (its starting checkpoint must be there) and write its records.
 
-    def __init__(self) -> None:
+    While it trains, `scratch/progress/<cell>` holds the fraction done, for the progress bar of the waiting process.
+    """
+    import torch
+
+    threads = cell_threads(profile, cell)
+    torch.set_num_threads(threads)
+    _clear_stale(folder, cell)
+    started, started_cpu = time.perf_counter(), time.process_time()
+    with Grader(timeout=profile.evaluation.grading_timeout, workers=1) as grader:
+        run = _Run(profile, folder, cell, grader)
+        facts, records = getattr(run, cell.kind)()
+    row = {
+        **cell.row(),
+        **facts,
+        "seconds": {**run.seconds, "total": time.perf_counter() - started},
+        "cpu_seconds": time.process_time() - started_cpu,  # of this process, without the grader's
+        "threads": threads,
+        "hardware": hardware(),
+        "packages": package_versions(),
+        "seed": derive_seed(profile.seed, cell.id),
+    }
+    with _replacing(cell.path(folder, "cells")) as scratch:
+        for name, frame in records.items():
+            write_parquet(frame, scratch / f"{name}.parquet")
+        write_json(row, scratch / "cell.json")
+    if cell.kind == "rl" and not profile.keep_rl_models:
+        shutil.rmtree(cell.path(folder, "models"), ignore_errors=True)
+
+
+def cell_threads(profile: Profile, cell: Cell) -> int:
+    """Return the threads that a cell computes with.
+
+    It depends on the profile only, not on the load: sums in another order would make another base model and so other
+    candidates. The cells of a single family all wait for its base, which therefore gets both cores of a small machine.
+    """
+    if profile.families[0].model is not None:  # on a GPU, or with all cores that the worker may use
+        return max(1, len(os.sched_getaffinity(0)) // profile.workers)
+    return 2 if cell.kind == "base" and len(profile.families) == 1 else 1
+
+
+class _Run:
+    """One cell while it is computed; `base`, `sft` and `rl` return its facts and its tables."""
+
+    def __init__(self, profile: Profile, folder: Path, cell: Cell, grader: Grader) -> None:
+        self.profile, self.folder, self.cell, self.grader = profile, folder, cell, grader
+        self.model = cell.path(folder, "models")
+        self.seed = derive_seed(profile.seed, cell.id)
+        self.benchmarks = datasets.benchmark_problems(profile)
         self.seconds: dict[str, float] = {}
+        self.noted = 0.0
 
     @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def clock(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
+    def note_progress(self, fraction: float) -> None:
+        """Note the trained fraction in a file, at most once a second."""
+        if time.monotonic() - self.noted >= 1:
+            self.noted = time.monotonic()
+            path = self.cell.path(self.folder, "progress")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{fraction:.4f}")
 
-def cell_threads(profile: Profile, cell: Cell) -> int:
-    """Threads that a cell computes with.
+    def base(self) -> Results:
+        from quagmire_utils.training import microlab
 
-    A function of the profile, whatever else runs: sums in another order would make another base, and so other
-    candidates. A single family's cells all wait for its base, which therefore gets both cores of a small machine;
-    bases of several families run side by side.
-    """
-    if profile.families[0].model is not None:  # on a GPU, or with all that the worker may have
-        return max(1, len(os.sched_getaffinity(0)) // profile.workers)
-    return 2 if cell.kind == "base" and len(profile.families) == 1 else 1
+        profile, family = self.profile, self.cell.family
+        if family.model is not None and not _is_complete(self.model):
+            with self.clock("download"):
+                datasets.fetch_model(family.model, self.model)
+        elif not _is_complete(self.model):
+            draw = [family.pretraining.seed] if family.pretraining.seed else []
+            with self.clock("pretraining"):
+                microlab.pretrain(
+                    family.pretraining,
+                    self.model,
+                    seed=derive_seed(profile.seed, self.cell.id, *draw),
+                    digits=profile.digits,
+                    on_progress=self.note_progress,
+                )
+        if family.model is None:
+            for name, problems in self.benchmarks.items():
+                microlab.write_problems(problems, self.folder / "scratch" / "benchmarks" / f"{name}.jsonl")
+        with self.clock("curation"):
+            common = datasets.validation_traces(profile, self.folder, family, self.model)
+        return {}, {
+            "counts": self.measure(self.model, 0, profile.evaluation.num_samples),
+            "generalization_loss": self.losses({VALIDATION: common}),
+        }
+
+    def sft(self) -> Results:
+        profile, family, candidate = self.profile, self.cell.family, self.cell.candidate
+        base = self.cell.needs.path(self.folder, "models")
+        with self.clock("curation"):
+            traces, own = datasets.candidate_traces(profile, self.folder, family, candidate, base)
+        if not _is_complete(self.model):
+            rate = profile.sft.learning_rate if candidate.learning_rate is None else candidate.learning_rate
+            settings = profile.sft.replace(epochs=candidate.epochs, learning_rate=rate, seed=self.seed)
+            with self.clock("sft"):
+                trainers.train_sft(base, traces, self.model, settings, profile, self.note_progress)
+        trained = read_json(self.model / "sft.json")
+        common = datasets.validation_traces(profile, self.folder, family, base)
+        return {"sft_tokens": trained["tokens"], "sft_loss": trained["final_loss"]}, {
+            "counts": self.measure(self.model, 0, profile.evaluation.num_samples),
+            "generalization_loss": self.losses({VALIDATION: common, OWN: own}),
+        }
+
+    def rl(self) -> Results:
+        profile, family, cell = self.profile, self.cell.family, self.cell
+        settings = resolved_rl(profile, family).replace(seed=self.seed)
+        checkpoints = {step: self.model / f"checkpoint-{step}" for step in trainers.kept_steps(settings)}
+        trained = (self.model / "rl.json").is_file()
+        if trained and not all(map(_is_complete, checkpoints.values())):
+            shutil.rmtree(self.model)
+            trained = False
+        if not trained:
+            start = cell.needs.path(self.folder, "models")
+            with self.clock("rl"):
+                problems = datasets.rl_problems(profile, family, self.folder)
+                trainers.train_rl(start, problems, self.model, settings, profile, self.grader, self.note_progress)
+        n = profile.evaluation.rl_num_samples
+        counts = [self.measure(path, step, n) for step, path in checkpoints.items()]
+        curve = read_parquet(self.model / "curve.parquet")
+        _insert(curve, {**cell.names, "rl_run": cell.run})
+        return {}, {"counts": pd.concat(counts, ignore_index=True), "rl_curves": curve}
+
+    def measure(self, model: Path, checkpoint: int, n: int) -> pd.DataFrame:
+        """Sample, grade and count one checkpoint on all benchmarks."""
+        from quagmire_utils.engines import EngineConfig, SamplingParams
+        from quagmire_utils.evaluation.evaluate import evaluate
+        from quagmire_utils.evaluation.store import SampleStore
+
+        cell, settings = self.cell, self.profile.evaluation
+        keys = {**cell.names, "stage": cell.kind, "rl_run": -1 if cell.run is None else cell.run}
+        keys["checkpoint"] = checkpoint
+        seed = derive_seed(self.profile.seed, *keys.values())
+        config = EngineConfig(
+            engine=settings.engine,
+            model=model,
+            max_model_len=settings.max_model_len,
+            template=settings.template,
+            data_parallel_size=max(1, self.profile.compute.gpus) if settings.engine == "vllm" else 1,
+        )
+        params = SamplingParams(temperature=settings.temperature, max_tokens=settings.max_tokens, seed=seed)
+        samples = SampleStore(cell.path(self.folder, "samples") / str(checkpoint))
+        how = {"grader": self.grader, "progress": False, "clock": self.clock}
+        counts = evaluate(config, self.benchmarks, n, params, samples, **how)
+        _insert(counts, keys)
+        return counts
+
+    def losses(self, validation_sets: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
+        """Compute the generalization loss of the cell's model on each validation set."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from quagmire_utils.evaluation.generalization_loss import generalization_loss
+
+        rows, template = [], self.profile.evaluation.template
+        with self.clock("generalization_loss"):
+            module = AutoModelForCausalLM.from_pretrained(self.model)
+            tokenizer = AutoTokenizer.from_pretrained(self.model)
+            if self.profile.compute.gpus:
+                module.to("cuda")
+            for name, traces in validation_sets.items():
+                loss = generalization_loss(module, tokenizer, traces, template=template, progress=False)
+                values = {"nll": loss.nll, "standard_error": loss.standard_error, "tokens": loss.tokens}
+                keys = {**self.cell.names, "stage": self.cell.kind, "validation_set": name}
+                rows.append({**keys, **values, "traces": len(traces)})
+        return pd.DataFrame(rows)
+
+
+def _insert(frame: pd.DataFrame, values: Mapping[str, object]) -> None:
+    """Put constant columns before the frame's own."""
+    for position, (name, value) in enumerate(values.items()):
+        frame.insert(position, name, value)
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `target` when the block ends without an exception."""
+    scratch = target.with_name(target.name + ".writing")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    yield scratch
+    if target.exists():
+        shutil.rmtree(target)
+    scratch.rename(target)
+
+
+# --- checkpoints on disk ----------------------------------------------------------------------------------------------
 
 
 def _clear_stale(folder: Path, cell: Cell) -> None:
-    """Remove what this cell left in `folder` when it had other parameters; what it left with these ones is resumed."""
-    note = digest_path(folder, cell)
+    """Remove what this cell left in `folder` when it had other parameters; with the same ones it is resumed."""
+    note = cell.path(folder, "digests")
     if not note.is_file() or note.read_text() != cell.digest:
         note.unlink(missing_ok=True)
-        for stale in (model_folder(folder, cell.id), samples_folder(folder, cell), cell_folder(folder, cell)):
-            if stale.exists():
-                shutil.rmtree(stale)  # what cannot be removed must not pass for new
+        for what in ("models", "samples", "cells"):
+            if (stale := cell.path(folder, what)).exists():
+                shutil.rmtree(stale)  # raises if it cannot be removed, as it must not pass for new
         write_text(cell.digest, note)
 
 
-def has_checkpoint(folder: Path, cell: Cell) -> bool:
-    """Whether the checkpoint that a cell trains is there, made with its present parameters."""
-    note = digest_path(folder, cell)
-    return note.is_file() and note.read_text() == cell.digest and _is_complete(model_folder(folder, cell.id))
-
-
-def ship_base(folder: Path, cell: Cell) -> None:
-    """Copy the base model that `cell` trained to where the records are, unless it is there already."""
-    shipped = shipped_folder(folder, cell)
-    if not has_checkpoint(folder, cell) or _shipped_digest(shipped) == cell.digest:
-        return
-    scratch = shipped.with_name(shipped.name + ".writing")
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(model_folder(folder, cell.id), scratch)
-    write_json({"digest": cell.digest, "files": _sums(scratch)}, scratch / SHIPPED)
-    shutil.rmtree(shipped, ignore_errors=True)
-    scratch.rename(shipped)
-
-
-def restore_base(folder: Path, cell: Cell, records: Path | None = None) -> bool:
-    """Put the base model that is kept beside the `records` (None: in `folder`) where `cell` would have trained it.
-
-    False, and nothing done, where there is none, it was trained with other parameters, or its files were changed.
-    """
-    shipped = shipped_folder(folder if records is None else records, cell)
-    if cell.kind != "base" or _shipped_digest(shipped) != cell.digest:
-        return False
-    target = model_folder(folder, cell.id)
-    scratch = target.with_name(target.name + ".writing")
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(shipped, scratch, ignore=shutil.ignore_patterns(SHIPPED))
-    if _sums(scratch) != read_object(shipped / SHIPPED).get("files"):
-        shutil.rmtree(scratch)
-        return False
-    _clear_stale(folder, cell)
-    shutil.rmtree(target, ignore_errors=True)
-    scratch.rename(target)
-    return True
-
-
-def _shipped_digest(shipped: Path) -> str | None:
-    """Which cell trained the shipped model; None where there is none. Raises ParameterError for a damaged note."""
-    note = shipped / SHIPPED
-    return read_object(note).get("digest") if note.exists() else None
-
-
-def _sums(model: Path) -> dict[str, str]:
-    """SHA-256 of each file of a checkpoint."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(model.iterdir())
-        if path.name != SHIPPED
-    }
-
-
 def _is_complete(model: Path) -> bool:
-    """Whether a checkpoint is there and whole; one that is not is made again."""
+    """Return whether a checkpoint is there and whole."""
     from quagmire_utils.engines import check_model
 
     if not model.is_dir():
@@ -145,196 +250,43 @@ def _is_complete(model: Path) -> bool:
     return True
 
 
-class _Progress:
-    """Notes in a file how far a cell's training is, at most once a second."""
-
-    def __init__(self, folder: Path, cell: Cell) -> None:
-        self.path = progress_path(folder, cell)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.noted = 0.0
-
-    def __call__(self, fraction: float) -> None:
-        if time.monotonic() - self.noted >= 1:
-            self.noted = time.monotonic()
-            self.path.write_text(f"{fraction:.4f}")
+def has_checkpoint(folder: Path, cell: Cell) -> bool:
+    """Return whether the checkpoint that a cell trains is there, made with its present parameters."""
+    note = cell.path(folder, "digests")
+    return note.is_file() and note.read_text() == cell.digest and _is_complete(cell.path(folder, "models"))
 
 
-def run_cell(profile: Profile, folder: Path, cell: Cell) -> None:
-    """Compute one cell (its starting checkpoint must be there) and write its records.
+def ship_base(folder: Path, cell: Cell) -> None:
+    """Copy the base model that `cell` trained to `bases/` beside the records, unless it is there already."""
+    shipped = folder / "bases" / cell.family.name
+    if not has_checkpoint(folder, cell) or _shipped_note(shipped).get("digest") == cell.digest:
+        return
+    with _replacing(shipped) as scratch:
+        shutil.copytree(cell.path(folder, "models"), scratch, dirs_exist_ok=True)
+        write_json({"digest": cell.digest, "files": _checksums(scratch)}, scratch / SHIPPED)
 
-    While it trains, `scratch/progress/<cell>` holds the fraction done, for the bar of the process that waits.
+
+def restore_base(folder: Path, cell: Cell, records: Path | None = None) -> bool:
+    """Put the base model that is kept beside the `records` (None: in `folder`) where `cell` would have trained it.
+
+    Return False, and do nothing, if there is none, it was trained with other parameters, or its files were changed.
     """
-    import torch
-
-    from quagmire_utils.grading import Grader
-
-    threads = cell_threads(profile, cell)
-    torch.set_num_threads(threads)
+    shipped = (folder if records is None else records) / "bases" / cell.family.name
+    note = _shipped_note(shipped)
+    if cell.kind != "base" or note.get("digest") != cell.digest or _checksums(shipped) != note.get("files"):
+        return False
     _clear_stale(folder, cell)
-    clock = _Stopwatch()
-    family = next(family for family in profile.families if family.name == cell.family)
-    started, started_cpu = time.perf_counter(), time.process_time()
-    with Grader(timeout=profile.evaluation.grading_timeout, workers=1) as grader:
-        run = {"base": _run_base, "sft": _run_sft, "rl": _run_rl}[cell.kind]
-        facts, records = run(profile, family, folder, cell, clock, grader)
-    total = time.perf_counter() - started
-    target = cell_folder(folder, cell)
-    scratch = target.with_name(target.name + ".writing")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    for name, frame in records.items():
-        write_parquet(frame, scratch / f"{name}.parquet")
-    write_json(
-        {
-            **asdict(cell),
-            **facts,
-            "seconds": {**clock.seconds, "total": total},
-            "cpu_seconds": time.process_time() - started_cpu,  # of this process, the grader's not counted
-            "threads": threads,
-            "hardware": hardware(),
-            "packages": package_versions(),
-            "seed": derive_seed(profile.seed, cell.id),
-        },
-        scratch / "cell.json",
-    )
-    if target.exists():
-        shutil.rmtree(target)
-    scratch.rename(target)
-    if cell.kind == "rl" and not profile.keep_rl_models:
-        shutil.rmtree(model_folder(folder, cell.id), ignore_errors=True)
+    with _replacing(cell.path(folder, "models")) as scratch:
+        shutil.copytree(shipped, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SHIPPED))
+    return True
 
 
-def _run_base(profile, family, folder, cell, clock, grader):
-    from quagmire_utils.training import microlab
-
-    model = model_folder(folder, cell.id)
-    if family.model is not None and not _is_complete(model):
-        with clock("download"):
-            data.fetch_model(family.model, model)
-    elif not _is_complete(model):
-        with clock("pretraining"):
-            microlab.pretrain(
-                family.pretraining,
-                model,
-                seed=derive_seed(profile.seed, cell.id, *([draw] if (draw := family.pretraining.seed) else [])),
-                digits=profile.digits,
-                on_progress=_Progress(folder, cell),
-            )
-    if family.model is None:
-        for name, problems in benchmark_problems(profile).items():
-            microlab.write_problems(problems, folder / "scratch" / "benchmarks" / f"{name}.jsonl")
-    keys = {"family": cell.family, "candidate": cell.candidate, "stage": "base", "rl_run": -1, "checkpoint": 0}
-    with clock("curation"):
-        common = data.validation_traces(profile, folder, family, model)
-    return {}, {
-        "counts": _measure(profile, folder, cell, model, keys, profile.evaluation.num_samples, clock, grader),
-        "generalization_loss": _losses(profile, model, keys, {VALIDATION: common}, clock),
-    }
+def _shipped_note(shipped: Path) -> dict[str, object]:
+    """Read the note of a shipped model; empty if there is none. Raises ParameterError for a damaged one."""
+    return read_object(shipped / SHIPPED) if (shipped / SHIPPED).exists() else {}
 
 
-def _run_sft(profile, family, folder, cell, clock, grader):
-    candidate = next(c for c in family.candidates if c.name == cell.candidate)
-    base, model = model_folder(folder, cell.needs), model_folder(folder, cell.id)
-    with clock("curation"):
-        chosen = data.candidate_traces(profile, folder, family, candidate, base, OWN_FRACTION)
-    if not _is_complete(model):
-        with clock("sft"):
-            settings = profile.sft.replace(
-                epochs=candidate.epochs,
-                learning_rate=profile.sft.learning_rate if candidate.learning_rate is None else candidate.learning_rate,
-                seed=derive_seed(profile.seed, cell.id),
-            )
-            training.train_sft(base, chosen.traces, model, settings, profile, _Progress(folder, cell))
-    trained = read_json(model / "sft.json")
-    keys = {"family": cell.family, "candidate": cell.candidate, "stage": "sft", "rl_run": -1, "checkpoint": 0}
-    facts = {"sft_tokens": trained["tokens"], "sft_loss": trained["final_loss"]}
-    common = data.validation_traces(profile, folder, family, base)
-    return facts, {
-        "counts": _measure(profile, folder, cell, model, keys, profile.evaluation.num_samples, clock, grader),
-        "generalization_loss": _losses(profile, model, keys, {VALIDATION: common, OWN: chosen.held_out}, clock),
-    }
-
-
-def _run_rl(profile, family, folder, cell, clock, grader):
-    start, output = model_folder(folder, cell.needs), model_folder(folder, cell.id)
-    settings = resolved_rl(profile, family).replace(seed=derive_seed(profile.seed, cell.id))
-    if (output / "rl.json").is_file() and not all(
-        _is_complete(output / f"checkpoint-{step}") for step in training.kept_steps(settings)
-    ):
-        shutil.rmtree(output)
-    if not (output / "rl.json").is_file():
-        with clock("rl"):
-            problems = data.rl_problems_of(profile, folder, family)
-            training.train_rl(start, problems, output, settings, profile, grader, _Progress(folder, cell))
-    keys = {"family": cell.family, "candidate": cell.candidate, "stage": "rl", "rl_run": cell.run}
-    counts = [
-        _measure(
-            profile,
-            folder,
-            cell,
-            output / f"checkpoint-{step}",
-            {**keys, "checkpoint": step},
-            profile.evaluation.rl_num_samples,
-            clock,
-            grader,
-        )
-        for step in training.kept_steps(settings)
-    ]
-    curve = read_parquet(output / "curve.parquet")
-    names = {"family": cell.family, "candidate": cell.candidate, "rl_run": cell.run}
-    for position, (name, value) in enumerate(names.items()):
-        curve.insert(position, name, value)
-    return {}, {"counts": pd.concat(counts, ignore_index=True), "rl_curves": curve}
-
-
-def _measure(profile, folder, cell, model, keys, n, clock, grader) -> pd.DataFrame:
-    """Sample, grade and count one checkpoint on all benchmarks."""
-    from quagmire_utils.engines import EngineConfig, SamplingParams
-    from quagmire_utils.evaluation.evaluate import evaluate
-
-    samples = store.SampleStore(samples_folder(folder, cell) / str(keys["checkpoint"]))
-    params = SamplingParams(
-        temperature=profile.evaluation.temperature,
-        max_tokens=profile.evaluation.max_tokens,
-        seed=derive_seed(profile.seed, *keys.values()),
-    )
-    config = EngineConfig(
-        engine=profile.evaluation.engine,
-        model=model,
-        max_model_len=profile.evaluation.max_model_len,
-        template=profile.evaluation.template,
-        data_parallel_size=max(1, profile.compute.gpus) if profile.evaluation.engine == "vllm" else 1,
-    )
-    problems = benchmark_problems(profile)
-    counts = evaluate(config, problems, n, params, samples, grader=grader, progress=False, clock=clock)
-    for position, (name, value) in enumerate(keys.items()):
-        counts.insert(position, name, value)
-    return counts
-
-
-def _losses(profile, model, keys, validation_sets, clock) -> pd.DataFrame:
-    """The generalization loss of one checkpoint on each of the named sets of held-out traces."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from quagmire_utils.evaluation.generalization_loss import generalization_loss
-
-    rows = []
-    with clock("generalization_loss"):
-        module, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
-        if profile.compute.gpus:
-            module.to("cuda")
-        for name, traces in validation_sets.items():
-            loss = generalization_loss(module, tokenizer, traces, template=profile.evaluation.template, progress=False)
-            rows.append(
-                {
-                    "family": keys["family"],
-                    "candidate": keys["candidate"],
-                    "stage": keys["stage"],
-                    "validation_set": name,
-                    "nll": loss.nll,
-                    "standard_error": loss.standard_error,
-                    "tokens": loss.tokens,
-                    "traces": len(traces),
-                }
-            )
-    return pd.DataFrame(rows)
+def _checksums(model: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a checkpoint."""
+    files = [path for path in sorted(model.iterdir()) if path.name != SHIPPED]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,4 +1,4 @@
-"""Gathering the cells' records into the files of a results folder."""
+"""Gathering the records of finished cells into the files of a results folder (see `core.records`)."""
 
 from __future__ import annotations
 
@@ -9,49 +9,48 @@ import pandas as pd
 
 from quagmire_utils.core import files, provenance
 from quagmire_utils.core.files import read_json, read_parquet, write_json, write_parquet
-from quagmire_utils.core.records import read_table
+from quagmire_utils.core.records import RECORDS, read_table
 from quagmire_utils.core.settings import CandidateSettings, FamilySettings, Profile, explicit
 from quagmire_utils.sweep.cells import ship_base
-from quagmire_utils.sweep.grid import Cell, cell_folder, plan, rl_runs
+from quagmire_utils.sweep.grid import Cell, plan, rl_runs
 
-TABLES = ("counts", "generalization_loss", "rl_curves")
-RECORDS = (*TABLES, "candidates", "cells")
-TABLES_OF = {  # which tables a cell of each kind must have rows in
+TABLES_OF = {  # tables in which a cell of each kind must have rows
     "base": ("counts", "generalization_loss"),
     "sft": ("counts", "generalization_loss"),
     "rl": ("counts", "rl_curves"),
 }
+TABLES = ("counts", "generalization_loss", "rl_curves")
 
 
 def finished_cells(folder: Path, cells: Sequence[Cell]) -> set[str]:
-    """Ids of the cells whose records, made with the same parameters, are in `folder` (collected or not yet).
+    """Return the ids of the cells whose records, made with the same parameters, are in `folder`, collected or not.
 
-    Raises ParameterError where a file of the records is damaged or lost and the cells' own folders do not make up for
-    it: hours of work must not be repeated in silence.
+    Raises ParameterError if a record file is damaged or lost and the cells' own folders do not replace it: hours of
+    work must not be repeated without a word.
     """
-    fresh = {c.id for c in cells if _fresh(folder, c) is not None}
+    fresh = {cell.id for cell in cells if _fresh(folder, cell) is not None}
     if len(fresh) == len(cells):
         return fresh
     collected = _collected(folder, fresh)
-    return fresh | {c.id for c in cells if collected.get(c.id) == c.digest}
+    return fresh | {cell.id for cell in cells if collected.get(cell.id) == cell.digest}
 
 
-def is_collected(profile: Profile, folder: Path) -> bool:
-    """Whether the records in `folder` are this profile's, complete and readable."""
+def is_collected(profile: Profile, folder: Path, cells: Sequence[Cell]) -> bool:
+    """Return whether the records in `folder` are this profile's, complete and readable."""
     try:
-        manifest = read_json(folder / "manifest.json")
-        same = manifest["settings_digest"] == files.digest(explicit(profile))
+        if read_json(folder / "manifest.json")["settings_digest"] != files.digest(explicit(profile)):
+            return False
     except (OSError, ValueError, KeyError):
         return False
-    if not all(_read(folder / f"{name}.parquet") is not None for name in RECORDS):
+    if any(_read(folder / f"{name}.parquet") is None for name in RECORDS):
         return False
     collected = _collected(folder)
-    return same and all(collected.get(cell.id) == cell.digest for cell in plan(profile))
+    return all(collected.get(cell.id) == cell.digest for cell in cells)
 
 
 def _fresh(folder: Path, cell: Cell) -> dict[str, pd.DataFrame] | None:
-    """The tables in a cell's own folder; None unless all are there, made with its present parameters, and readable."""
-    place = cell_folder(folder, cell)
+    """Read a cell's own tables; None unless all are there, made with its present parameters, and readable."""
+    place = cell.path(folder, "cells")
     try:
         if read_json(place / "cell.json")["digest"] != cell.digest:
             return None
@@ -62,7 +61,7 @@ def _fresh(folder: Path, cell: Cell) -> dict[str, pd.DataFrame] | None:
 
 
 def _read(path: Path) -> pd.DataFrame | None:
-    """A table, or None where it is missing or damaged."""
+    """Read a table; None if it is missing or damaged."""
     try:
         return read_parquet(path)
     except (OSError, ValueError, KeyError):  # pyarrow's errors are ValueErrors and OSErrors
@@ -70,80 +69,75 @@ def _read(path: Path) -> pd.DataFrame | None:
 
 
 def _collected(folder: Path, fresh: Collection[str] = ()) -> dict[str, str]:
-    """Digest by cell, of the cells with rows in every table that they belong to.
+    """Return the digest of each cell that has rows in every table that it belongs to.
 
     Raises ParameterError for a damaged table, and for a lost one beside a manifest, which is written last, unless all
     its cells are `fresh`, in folders of their own.
     """
-    frame = _recorded(folder, "cells")
-    if frame is None or not len(frame):
+    cells = _recorded(folder, "cells")
+    if cells is None or cells.empty:
         return {}
-    present = {}
+    rows = {}
     for table in TABLES:
-        needed = any(
-            table in TABLES_OF[kind] and cell not in fresh
-            for cell, kind in zip(frame["cell"], frame["kind"], strict=True)
-        )
-        rows = _recorded(folder, table) if needed else _read(folder / f"{table}.parquet")
-        present[table] = set() if rows is None or not len(rows) else set(rows["cell"].unique())
+        others = cells[~cells["cell"].isin(fresh) & cells["kind"].map(lambda kind, of=table: of in TABLES_OF[kind])]
+        frame = _recorded(folder, table) if len(others) else _read(folder / f"{table}.parquet")
+        rows[table] = set() if frame is None or frame.empty else set(frame["cell"].unique())
     return {
         cell: digest
-        for cell, kind, digest in zip(frame["cell"], frame["kind"], frame["digest"], strict=True)
-        if all(cell in present[table] for table in TABLES_OF[kind])
+        for cell, kind, digest in zip(cells["cell"], cells["kind"], cells["digest"], strict=True)
+        if all(cell in rows[table] for table in TABLES_OF[kind])
     }
 
 
 def _recorded(folder: Path, table: str) -> pd.DataFrame | None:
-    """A table of the records; None where none was written yet, or where whoever removed it took the manifest too."""
+    """Read a table of the records; None if none was written yet, or the manifest was removed with it."""
     path = folder / f"{table}.parquet"
     return read_table(path) if path.exists() or (folder / "manifest.json").exists() else None
 
 
-def collect(profile: Profile, folder: str | Path, *, wall_seconds: float | None = None) -> dict[str, pd.DataFrame]:
+def collect(
+    profile: Profile, folder: str | Path, cells: Sequence[Cell] | None = None, *, wall_seconds: float | None = None
+) -> dict[str, pd.DataFrame]:
     """Merge the cells' records into the record files of `folder`; the manifest is written last.
 
-    Records of cells that the profile no longer has, or that were made with other parameters, are dropped.
+    cells: the profile's plan, if it is known already. Records of cells that the profile no longer has, or that were
+    made with other parameters, are dropped.
     """
-    folder = Path(folder)
-    cells = plan(profile)
+    folder, cells = Path(folder), plan(profile) if cells is None else cells
     read = {cell.id: _fresh(folder, cell) for cell in cells}
     fresh = {cell_id: tables for cell_id, tables in read.items() if tables is not None}
     collected = _collected(folder, fresh) if len(fresh) < len(cells) else {}
-    kept = {cell.id for cell in cells if collected.get(cell.id) == cell.digest and cell.id not in fresh}
+    kept = {cell.id for cell in cells if collected.get(cell.id) == cell.digest} - fresh.keys()
     done = kept | fresh.keys()
+
+    def merged(table: str, new: list[pd.DataFrame]) -> pd.DataFrame:
+        if kept and (folder / f"{table}.parquet").is_file():
+            old = read_parquet(folder / f"{table}.parquet")
+            new = [old[old["cell"].isin(kept)], *new]
+        return pd.concat([frame for frame in new if len(frame)], ignore_index=True) if done else pd.DataFrame()
+
     records: dict[str, pd.DataFrame] = {}
+    order = {cell.id: i for i, cell in enumerate(cells)}
     for table in TABLES:
-        parts = []
-        path = folder / f"{table}.parquet"
-        if path.is_file() and kept:
-            old = read_parquet(path)
-            parts.append(old[old["cell"].isin(kept)])
-        for cell_id, tables in fresh.items():
-            if table in tables:
-                tables[table].insert(0, "cell", cell_id)
-                parts.append(tables[table])
-        if parts:
-            order = {cell.id: i for i, cell in enumerate(cells)}
-            merged = pd.concat(parts, ignore_index=True)
-            records[table] = merged.sort_values(
-                "cell", key=lambda ids: ids.map(order), kind="stable", ignore_index=True
-            )
-    rows = []
-    if kept:
-        old = read_parquet(folder / "cells.parquet")
-        rows.append(old[old["cell"].isin(kept)])
-    rows.append(
-        pd.DataFrame([_cell_row(read_json(cell_folder(folder, c) / "cell.json")) for c in cells if c.id in fresh])
-    )
-    records["cells"] = pd.concat([frame for frame in rows if len(frame)], ignore_index=True) if done else pd.DataFrame()
-    records["candidates"] = _candidates(profile, records["cells"])
-    for table, frame in sorted(records.items(), key=lambda item: item[0] == "cells"):  # cells last: they say "done"
+        new = [tables[table].assign(cell=cell_id) for cell_id, tables in fresh.items() if table in tables]
+        new = [frame[["cell", *frame.columns.drop("cell")]] for frame in new]
+        if new or (kept and (folder / f"{table}.parquet").is_file()):
+            rows = merged(table, new)
+            records[table] = rows.sort_values("cell", key=lambda i: i.map(order), kind="stable", ignore_index=True)
+    new = [_cell_row(read_json(cell.path(folder, "cells") / "cell.json")) for cell in cells if cell.id in fresh]
+    finished = merged("cells", [pd.DataFrame(new)])
+    tokens = finished[finished["kind"] == "sft"].set_index("cell")["sft_tokens"].to_dict() if done else {}
+    rows = [
+        candidate_row(profile, family, candidate, tokens.get(f"{family.name}/{candidate.name}"))
+        for family in profile.families
+        for candidate in family.candidates
+    ]
+    records |= {"candidates": pd.DataFrame(rows), "cells": finished}
+    for table, frame in records.items():  # cells last: they say what is done
         write_parquet(frame, folder / f"{table}.parquet")
-    micro = {family.name for family in profile.families if family.model is None}
     for cell in cells:
-        if cell.kind == "base" and cell.family in micro and cell.id in done:  # others have a hub
+        if cell.kind == "base" and cell.family.model is None and cell.id in done:  # pretrained models have a hub
             ship_base(folder, cell)
-    hours = records["cells"]["seconds_total"].sum() / 3600 if done else 0.0
     write_json(
         {
             **provenance.manifest(profile.model_dump(), seeds=[profile.seed], wall_seconds=wall_seconds),
@@ -151,19 +145,19 @@ def collect(profile: Profile, folder: str | Path, *, wall_seconds: float | None 
             "cells": len(cells),
             "cells_finished": len(done),
             "complete": len(done) == len(cells),
-            "cell_hours": hours,
-            "seconds_by_part": _seconds_by_part(records["cells"]),
+            "cell_hours": finished["seconds_total"].sum() / 3600 if done else 0.0,
+            "seconds_by_part": seconds_by_part(finished),
         },
         folder / "manifest.json",
     )
     return records
 
 
-def _seconds_by_part(cells: pd.DataFrame) -> dict[str, dict[str, object]]:
-    """Where the time of a mean cell of each kind goes: CPU seconds of its process, wall seconds by part and in all."""
+def seconds_by_part(cells: pd.DataFrame) -> dict[str, dict[str, object]]:
+    """Return where the time of a mean cell of each kind goes: CPU seconds of its process, wall seconds by part."""
     summary = {}
     for kind, mine in cells.groupby("kind", sort=False) if len(cells) else []:
-        seconds = mine[[name for name in mine if name.startswith("seconds_")]].mean().dropna().round(2)
+        seconds = mine.filter(regex="^seconds_").mean().dropna().round(2)
         summary[kind] = {
             "cells": len(mine),
             "cpu_seconds": round(float(mine["cpu_seconds"].mean()), 2),
@@ -173,39 +167,23 @@ def _seconds_by_part(cells: pd.DataFrame) -> dict[str, dict[str, object]]:
 
 
 def _cell_row(cell: dict) -> dict[str, object]:
-    seconds = {f"seconds_{name}": value for name, value in cell["seconds"].items()}
     names = ("kind", "family", "candidate", "run", "digest", "seed", "threads", "cpu_seconds", "sft_tokens", "sft_loss")
-    hardware = cell["hardware"]
-    return {"cell": cell["id"], **{n: cell.get(n) for n in names}, **seconds, "hardware": str(hardware.get("cpu"))}
+    seconds = {f"seconds_{name}": value for name, value in cell["seconds"].items()}
+    hardware = str(cell["hardware"].get("cpu"))
+    return {"cell": cell["id"], **{name: cell.get(name) for name in names}, **seconds, "hardware": hardware}
 
 
-def _candidates(profile: Profile, cells: pd.DataFrame) -> pd.DataFrame:
-    tokens = {}
-    if len(cells):
-        trained = cells[cells["kind"] == "sft"]
-        tokens = {
-            (f, c): t for f, c, t in zip(trained["family"], trained["candidate"], trained["sft_tokens"], strict=True)
-        }
-    rows = [
-        _candidate_row(profile, family, candidate)
-        | _budget(profile, candidate, tokens.get((family.name, candidate.name)))
-        for family in profile.families
-        for candidate in family.candidates
-    ]
-    return pd.DataFrame(rows)
+def candidate_row(
+    profile: Profile, family: FamilySettings, candidate: CandidateSettings, tokens: float | None
+) -> dict[str, object]:
+    """Return a row of the table `candidates`; `tokens` of SFT: None if it is not trained yet.
 
-
-def _budget(profile: Profile, candidate: CandidateSettings, tokens: float | None) -> dict[str, object]:
-    """The SFT tokens of a candidate, and the first budget that they fit (None: not trained yet, or over all)."""
+    The budget is the first one that the tokens fit; None without SFT, before it, or above all budgets.
+    """
     if candidate.selection == "none":
-        return {"sft_tokens": 0.0, "budget": None}
-    if tokens is None:
-        return {"sft_tokens": None, "budget": None}
-    budget = next((name for name, most in profile.budgets.items() if tokens <= most), None)
-    return {"sft_tokens": tokens, "budget": budget}
-
-
-def _candidate_row(profile: Profile, family: FamilySettings, candidate: CandidateSettings) -> dict[str, object]:
+        tokens = 0.0
+    fitting = [name for name, most in profile.budgets.items() if tokens and tokens <= most]
+    rate = profile.sft.learning_rate if candidate.learning_rate is None else candidate.learning_rate
     return {
         "family": family.name,
         "stands_for": family.stands_for,
@@ -215,6 +193,8 @@ def _candidate_row(profile: Profile, family: FamilySettings, candidate: Candidat
         "selection": candidate.selection,
         "n_examples": candidate.n_examples,
         "epochs": candidate.epochs,
-        "learning_rate": profile.sft.learning_rate if candidate.learning_rate is None else candidate.learning_rate,
+        "learning_rate": rate,
         "rl_runs": rl_runs(profile, candidate),
+        "sft_tokens": tokens,
+        "budget": fitting[0] if fitting else None,
     }

@@ -1,7 +1,7 @@
-"""What training and sampling cost: FLOPs, memory traffic, GPU-hours, disk. From the sizes of the model alone.
+"""Cost of training and sampling from the sizes of a model: FLOPs, GPU memory, tokens per second.
 
-Implements the arithmetic behind `sweep --dry-run`. A matrix of n entries costs a token 2 n FLOPs forward, attention 4 x
-layers x heads x head_dim for each position that the token looks back at; backward is twice forward.
+Implements the arithmetic of `sweep --dry-run`. A matrix of n entries costs a token 2 n FLOPs forward, attention 4 x
+layers x heads x head_dim for each position that the token attends to; backward is twice forward.
 
     llama = ModelShape(layers=32, hidden_size=4096, intermediate_size=14336, heads=32, kv_heads=8, head_dim=128,
                        vocabulary=128256)
@@ -9,9 +9,9 @@ layers x heads x head_dim for each position that the token looks back at; backwa
     training_flops(llama, tokens=2e9, length=4000) / (312e12 * 0.35) / 3600     # GPU-hours on A100s at 35 % MFU
     decode_rate(llama, GPUS["A100-80GB"], prompt=150, answer=3000)      # tokens/s of one GPU
 
-Training is bound by arithmetic, so its time is FLOPs over the share of the peak that is reached (MFU). Decoding is
-bound by memory: a step reads all weights and the keys and values of every sequence, for one token of each; how many
-sequences there are is what fits beside the weights.
+Training is bound by arithmetic: its time is FLOPs over the share of the peak that is reached (MFU). Decoding is bound
+by memory: a step reads all weights and the keys and values of every sequence, for one token of each, and as many
+sequences decode at once as fit beside the weights.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ BYTES = 2  # of a bf16 number
 MEMORY_SHARE = 0.9  # of a GPU that vLLM takes by default
 MOST_SEQUENCES = 256  # that vLLM decodes at once by default
 DECODE_MFU = 0.5  # share of the peak that a decoding step's matrix products reach; seldom the limit
-ADAM_BYTES = 16  # a trained parameter: float32 weight, gradient and two moments
+ADAM_BYTES = 16  # of a trained parameter: float32 weight, gradient and two moments
+RESUME_BYTES = 12  # of it in a checkpoint to resume from: no gradient
 LOGIT_COPIES = 2  # of float32 logits at the peak of a step whose loss reads them all; TRL's SFTTrainer: 1.8
-RESUME_BYTES = 12  # the same in a checkpoint to resume from: no gradient
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a GPU's data sheet says."""
+    """Numbers of a GPU's data sheet."""
 
     flops: float  # dense bf16 FLOPs a second
     memory: float  # bytes
@@ -56,14 +56,14 @@ GPUS = {
 
 
 def gpu(name: str) -> Gpu:
-    """A GPU by its name; ParameterError for one that is not in the list."""
+    """Return a GPU by its name. Raises ParameterError for one that is not in the list."""
     if name not in GPUS:
-        raise ParameterError(f"compute.gpu must be one of {', '.join(GPUS)}, not {name!r}")
+        raise ParameterError("compute.gpu", name, f"one of {', '.join(GPUS)}")
     return GPUS[name]
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:
-    """The sizes in a model's config.json. Raises ParameterError for a model that is not of this kind."""
+    """Read the sizes from a model's config.json. Raises ParameterError for another kind of model."""
     text = config.get_text_config()
     try:
         return ModelShape(
@@ -77,53 +77,49 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
             tied_embeddings=bool(text.tie_word_embeddings),
         )
     except AttributeError as error:
-        raise ParameterError(f"model: the dry run cannot tell the sizes of a {config.model_type} ({error})") from error
+        raise ParameterError("model", reason=f"the sizes of a {config.model_type} are unknown ({error})") from error
 
 
-def layer_parameters(shape: ModelShape) -> int:
-    """Entries of the matrices of one layer: queries, keys, values, output, and the gated MLP."""
+def _layer_parameters(shape: ModelShape) -> int:
+    """Return the entries of one layer's matrices: queries, keys, values, output, and the gated MLP."""
     attention = 2 * shape.hidden_size * shape.head_dim * (shape.heads + shape.kv_heads)
     return attention + 3 * shape.hidden_size * shape.intermediate_size
 
 
 def parameters(shape: ModelShape) -> int:
-    """All parameters but the few of normalisation inside attention that Qwen3 has (below a thousandth)."""
+    """Return all parameters but the few of normalisation inside attention that Qwen3 has (below a thousandth)."""
     embeddings = shape.vocabulary * shape.hidden_size * (1 if shape.tied_embeddings else 2)
     norms = shape.hidden_size * (2 * shape.layers + 1)
-    return shape.layers * layer_parameters(shape) + embeddings + norms
+    return shape.layers * _layer_parameters(shape) + embeddings + norms
 
 
 def weight_bytes(shape: ModelShape) -> int:
-    """A checkpoint's size in bf16."""
+    """Return a checkpoint's size in bf16."""
     return BYTES * parameters(shape)
 
 
 def forward_flops(shape: ModelShape, context: float) -> float:
-    """FLOPs of one token that looks back at `context` positions (itself included)."""
-    matrices = shape.layers * layer_parameters(shape) + shape.vocabulary * shape.hidden_size
+    """Return the FLOPs of one token that attends to `context` positions (itself included)."""
+    matrices = shape.layers * _layer_parameters(shape) + shape.vocabulary * shape.hidden_size
     return 2.0 * matrices + 4.0 * shape.layers * shape.heads * shape.head_dim * context
 
 
 def sequence_flops(shape: ModelShape, length: float) -> float:
-    """FLOPs of one forward pass over a sequence: its token i looks back at i positions."""
+    """Return the FLOPs of one forward pass over a sequence: its token i attends to i positions."""
     return length * forward_flops(shape, (length + 1) / 2)
 
 
 def training_flops(shape: ModelShape, tokens: float, length: float, *, recompute: bool = True) -> float:
-    """FLOPs of training on `tokens` in sequences of `length`: forward, twice that backward.
-
-    With `recompute` (gradient checkpointing) the forward pass is done twice.
-    """
+    """Return the FLOPs of training on `tokens` in sequences of `length`; `recompute`: with gradient checkpointing."""
     return (4 if recompute else 3) * tokens / length * sequence_flops(shape, length)
 
 
 def rl_training_flops(
     shape: ModelShape, rollouts: float, prompt: float, answer: float, *, recompute: bool = True, old_pass: bool = True
 ) -> float:
-    """FLOPs of GRPO's updates on `rollouts` answers, sampling not counted.
+    """Return the FLOPs of GRPO's updates on `rollouts` answers, without sampling and without a reference model.
 
-    `old_pass`: the log-probabilities of the rollouts are computed once more under the policy that drew them (verl
-    does). With a KL coefficient of 0 there is no reference model.
+    `old_pass`: their log-probabilities are computed once more under the policy that drew them, as verl does.
     """
     length = prompt + answer
     update = training_flops(shape, rollouts * length, length, recompute=recompute)
@@ -133,10 +129,10 @@ def rl_training_flops(
 def training_bytes(
     shape: ModelShape, tokens: float, *, gpus: int = 1, logits: bool = True, recompute: bool = True
 ) -> float:
-    """Bytes on each of `gpus` at the peak of a training step with `tokens` (padding included) in one forward pass.
+    """Return the bytes on each of `gpus` at the peak of a training step with `tokens` in one forward pass.
 
-    Weights, gradients and AdamW's moments in float32, shared by the GPUs; what backward needs of each layer (with
-    `recompute`, only its input, and one layer whole); and, with `logits`, those of all tokens: a fused loss has none.
+    Counts weights, gradients and AdamW's moments in float32, shared by the GPUs; what backward needs of each layer
+    (with `recompute`, only its input, and one whole layer); and, with `logits`, those of all tokens.
     """
     states = ADAM_BYTES * parameters(shape) / gpus
     wide = 4 * shape.hidden_size  # the residual stream and what is normalised, in float32
@@ -147,7 +143,7 @@ def training_bytes(
 
 
 def kv_bytes(shape: ModelShape) -> int:
-    """Keys and values of one position, in bf16."""
+    """Return the bytes of the keys and values of one position, in bf16."""
     return 2 * shape.layers * shape.kv_heads * shape.head_dim * BYTES
 
 
@@ -161,18 +157,17 @@ def decode_rate(
     step_seconds: float = 0.0,
     memory_share: float = MEMORY_SHARE,
 ) -> float:
-    """Tokens/s that one GPU decodes with as many sequences as fit, at most 256.
+    """Return the tokens/s that one GPU decodes with as many sequences as fit, at most 256.
 
-    A sequence holds its prompt and, on average, half of its answer. Raises ParameterError where not one fits.
+    A sequence holds its prompt and, on average, half of its answer. Raises ParameterError if not one fits.
     """
     room = memory_share * on.memory - weight_bytes(shape)
     context = prompt + answer / 2
     sequences = min(MOST_SEQUENCES, room / (context * kv_bytes(shape)))
     if sequences < 1:
-        raise ParameterError(
-            f"compute.gpu: {weight_bytes(shape) / 1e9:.1f} GB of weights and one answer do not fit "
-            f"{memory_share:.0%} of {on.memory / 1e9:.0f} GB"
-        )
+        needs = f"{weight_bytes(shape) / 1e9:.1f} GB of weights and one answer"
+        reason = f"{needs} do not fit {memory_share:.0%} of {on.memory / 1e9:.0f} GB"
+        raise ParameterError("compute.gpu", reason=reason)
     reads = (weight_bytes(shape) + sequences * context * kv_bytes(shape)) / (bandwidth_share * on.bandwidth)
     products = sequences * forward_flops(shape, context) / (DECODE_MFU * on.flops)
     return sequences / (max(reads, products) + step_seconds)

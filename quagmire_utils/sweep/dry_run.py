@@ -1,122 +1,114 @@
-"""The page that `sweep --dry-run` prints: cells, hours, dollars, disk, the assumptions, and what is missing here."""
+"""The page that `sweep --dry-run` prints: cells, hours, dollars, disk, assumptions, and what is missing here."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 
-from quagmire_utils.core.settings import FamilySettings, Profile
-from quagmire_utils.sweep import cost
-from quagmire_utils.sweep.collect import finished_cells
-from quagmire_utils.sweep.estimate import (
-    STAGES,
-    CellCost,
-    answer_tokens,
-    estimate,
-    gpu_memory,
-    model_shape,
-    run_candidates,
-)
-from quagmire_utils.sweep.grid import check, plan
-from quagmire_utils.sweep.missing import disk_needed, missing, size_in_words
+import pandas as pd
 
-PARTS = ("train", "sample", "score")
+from quagmire_utils.core.settings import Profile
+from quagmire_utils.sweep import cost
+from quagmire_utils.sweep.checks import check
+from quagmire_utils.sweep.collect import finished_cells
+from quagmire_utils.sweep.estimate import PARTS, FamilyCost, answer_tokens, estimate, gpu_memory
+from quagmire_utils.sweep.grid import Cell, plan
+from quagmire_utils.sweep.missing import disk_needed, missing, size
+
+STAGES = {"base": "base", "sft": "SFT", "rl": "RL"}
 WIDTH = 100  # columns
 
 
 def dry_run(profile: Profile, folder: Path, *, cells: bool = False) -> str:
-    """Check a profile and say what running it takes. Computes and downloads nothing.
+    """Check a profile and return a page on what running it takes. Computes and downloads nothing.
 
     `cells`: also one line for each cell. Raises ParameterError for what no machine could run.
     """
     check(profile, here=False)
-    costs = estimate(profile, folder)
-    done = finished_cells(folder, plan(profile))
-    left = [item for item in costs if item.cell.id not in done]
-    sections = [_head(profile, costs, done), _table(profile, costs), _totals(profile, costs, left)]
+    grid = plan(profile)
+    done = finished_cells(folder, grid)
+    costs = estimate(profile, grid, folder)
+    left = costs[~costs.index.isin(done)]
+    kinds = costs["kind"].value_counts()
+    head = [
+        f"{profile.name}: {profile.description}",
+        f"{_count(len(grid), 'cell')} ({len(done)} done): {_count(len(profile.families), 'base model')}, "
+        f"{_count(sum(len(family.candidates) for family in profile.families), 'candidate')}, "
+        f"{_count(kinds.get('rl', 0), 'RL run')}",
+        f"{sum(profile.benchmarks.values()):,} problems of {_count(len(profile.benchmarks), 'benchmark')}. "
+        "The parameters pass preflight.",
+    ]
+    sections = ["\n".join(head), _table(profile, costs), _totals(profile, costs, left)]
     if cells:
         sections.append(_cells(profile, costs, done))
     if profile.families[0].model is not None:
         sections.append(_assumptions(profile))
     if profile.compute.published_gpu_hours:
-        sections.append(_published(profile, costs))
-    lacking = missing(profile, folder, left)
-    if lacking:
-        sections.append("\n".join(["Missing on this machine:", *map(_item, lacking)]))
-    else:
-        sections.append("Nothing is missing on this machine.")
+        sections.append(_published(profile, grid, costs))
+    how = {"subsequent_indent": "    ", "break_on_hyphens": False, "break_long_words": False}
+    lacking = [textwrap.fill(f"  - {line}", WIDTH, **how) for line in missing(profile, folder, left)]
+    sections.append("\n".join(["Missing on this machine:" if lacking else "Nothing is missing here.", *lacking]))
     return "\n\n".join(sections)
 
 
-def _item(line: str) -> str:
-    return textwrap.fill(f"  - {line}", WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+def _table(profile: Profile, costs: pd.DataFrame) -> str:
+    """Return hours by family and stage; the longest cell in hours of its node."""
+    titled = {
+        f"{family.name} {title}": costs[(costs["family"] == family.name) & (costs["kind"] == kind)]
+        for family in profile.families
+        for kind, title in STAGES.items()
+    }
+    if len(profile.families) > 1:
+        titled |= {f"all {title}": costs[costs["kind"] == kind] for kind, title in STAGES.items()}
+    rows = [
+        {
+            "": title,
+            "cells": len(mine),
+            **mine[PARTS].sum(),
+            "hours": mine["hours"].sum(),
+            "longest": mine["hours"].max() / max(1, profile.compute.gpus),
+            "basis": ", ".join(sorted(set(mine["basis"]))),
+        }
+        for title, mine in {**titled, "all": costs}.items()
+        if len(mine)
+    ]
+    unit = f"{profile.compute.gpu} hours" if profile.compute.gpus else "core hours"
+    return f"In {unit}; the longest cell in hours of its node:\n{_text(rows)}"
 
 
-def hours_unit(profile: Profile) -> str:
-    """What the hours of a profile are of."""
-    return f"{profile.compute.gpu} hours" if profile.compute.gpus else "core hours"
+def _text(rows: list[dict[str, object]]) -> str:
+    frame = pd.DataFrame(rows)
+    frame.iloc[:, 0] = frame.iloc[:, 0].str.ljust(frame.iloc[:, 0].str.len().max())
+    return frame.to_string(index=False, float_format=_number)
 
 
-def _head(profile: Profile, costs: Sequence[CellCost], done: set[str]) -> str:
-    candidates, runs = run_candidates(profile)
-    return (
-        f"{profile.name}: {profile.description}\n"
-        f"{len(costs)} cells ({len(done)} done): {_count(len(profile.families), 'base model')}, "
-        f"{_count(candidates, 'candidate')}, {_count(runs, 'RL run')}\n"
-        f"{sum(profile.benchmarks.values()):,} problems of {_count(len(profile.benchmarks), 'benchmark')}. "
-        "The parameters pass preflight."
-    )
-
-
-def _table(profile: Profile, costs: Sequence[CellCost]) -> str:
-    """Hours by family and stage."""
-    header = f"{'':22}{'cells':>7}{'train':>11}{'sample':>11}{'score':>9}{'hours':>11}{'longest':>10}  basis"
-    lines = [f"In {hours_unit(profile)}; the longest cell in hours on its own:", header]
-    for family in profile.families:
-        for stage, title in STAGES.items():
-            mine = [item for item in costs if item.cell.family == family.name and item.cell.kind == stage]
-            if mine:
-                lines.append(_row(f"{family.name} {title}", mine, profile))
-    for stage, title in STAGES.items():
-        mine = [item for item in costs if item.cell.kind == stage]
-        if mine and len(profile.families) > 1:
-            lines.append(_row(f"all {title}", mine, profile))
-    return "\n".join([*lines, _row("all", costs, profile)])
-
-
-def _row(title: str, items: Sequence[CellCost], profile: Profile) -> str:
-    parts = [sum(getattr(item, part) for item in items) for part in PARTS]
-    longest = max(item.hours for item in items) / max(1, profile.compute.gpus)
-    widths = (11, 11, 9)
-    numbers = "".join(f"{_number(value):>{width}}" for value, width in zip(parts, widths, strict=True))
-    basis = ", ".join(sorted({item.basis for item in items}))
-    return f"{title:22}{len(items):>7}{numbers}{_number(sum(parts)):>11}{_number(longest):>10}  {basis}"
-
-
-def _totals(profile: Profile, costs: Sequence[CellCost], left: Sequence[CellCost]) -> str:
-    compute = profile.compute
-    hours, rest = sum(item.hours for item in costs), sum(item.hours for item in left)
+def _totals(profile: Profile, costs: pd.DataFrame, left: pd.DataFrame) -> str:
+    compute, rest = profile.compute, left["hours"].sum()
     at_once = profile.workers * compute.nodes
     days = rest / max(1, compute.gpus) / at_once / 24
-    kept, needed = sum(item.kept for item in left), disk_needed(profile, left)
-    lines = [f"In all {_number(hours)} {hours_unit(profile)}, of which {_number(rest)} are left to do."]
+    lines = [f"In all {_number(costs['hours'].sum())} hours, of which {_number(rest)} are left to do."]
     if compute.gpus:
         lines.append(f"Price: ${_number(rest * compute.dollars_per_gpu_hour)} at ${compute.dollars_per_gpu_hour:g}.")
     lines.append(f"Time: {_number(days * 24)} hours ({_number(days)} days) with {_count(at_once, 'cell')} at a time.")
-    lines.append(f"Disk: {size_in_words(kept)} stay, {size_in_words(needed)} at most while it runs.")
+    lines.append(f"Disk: {size(left['kept'].sum())} stay, {size(disk_needed(profile, left))} at most while it runs.")
     return "\n".join(lines)
 
 
-def _cells(profile: Profile, costs: Sequence[CellCost], done: set[str]) -> str:
-    lines = [f"{'cell':44}{'digest':16}{'FLOPs':>9}{'hours':>9}{'dollars':>9}{'kept':>9}"]
-    for item in costs:
-        dollars = item.hours * profile.compute.dollars_per_gpu_hour * bool(profile.compute.gpus)
-        lines.append(
-            f"{item.cell.id:44}{item.cell.digest:16}{item.flops:>9.2g}{_number(item.hours):>9}{_number(dollars):>9}"
-            f"{size_in_words(item.kept):>9}{' done' if item.cell.id in done else ''}"
-        )
-    return "\n".join(lines)
+def _cells(profile: Profile, costs: pd.DataFrame, done: set[str]) -> str:
+    price = profile.compute.dollars_per_gpu_hour * bool(profile.compute.gpus)
+    rows = [
+        {
+            "cell": cell,
+            "digest": row["digest"],
+            "FLOPs": f"{row['flops']:.2g}",
+            "hours": row["hours"],
+            "dollars": row["hours"] * price,
+            "kept": size(row["kept"]),
+            "": "done" if cell in done else "",
+        }
+        for cell, row in costs.iterrows()
+    ]
+    return _text(rows)
 
 
 def _assumptions(profile: Profile) -> str:
@@ -130,70 +122,31 @@ def _assumptions(profile: Profile) -> str:
         f"  mean tokens of an answer: {answers}; of a prompt: {compute.prompt_tokens}",
     ]
     for family in profile.families:
-        shape = model_shape(family.model)
-        rate = cost.decode_rate(
-            shape,
-            cost.gpu(compute.gpu),
-            prompt=compute.prompt_tokens,
-            answer=answer_tokens(profile, "sft"),
-            bandwidth_share=compute.bandwidth_share,
-            step_seconds=compute.step_seconds,
-        )
-        probe = compute.probes.get(f"{family.name}.sampling")
-        known = f"{rate:,.0f} tokens/s a GPU" if probe is None else f"{probe:,.0f} tokens/s a GPU (probe; {rate:,.0f})"
         memory = ", ".join(f"{stage} {need / 1e9:.1f}" for stage, need in gpu_memory(profile, family).items())
-        lines.append(f"  {family.name}: {cost.parameters(shape) / 1e9:.2f}B parameters, sampling at {known};")
+        costs = FamilyCost(profile, family)
+        parameters, rate = cost.parameters(costs.shape) / 1e9, costs.rate("sampling", answer_tokens(profile, "sft"))
+        lines.append(f"  {family.name}: {parameters:.2f}B parameters, sampling at {rate:,.0f} tokens/s a GPU;")
         lines.append(f"    memory of a GPU at most, in GB: {memory}")
     return "\n".join(lines)
 
 
-def _published(profile: Profile, costs: Sequence[CellCost]) -> str:
-    """Ours beside what the paper says it spent, and what would have to hold for the two to meet."""
-    compute = profile.compute
-    published, total = compute.published_gpu_hours, sum(item.hours for item in costs)
-    context = profile.evaluation.max_tokens
-    full = compute.replace(answer_tokens=dict.fromkeys(("base", "sft", "rl", "rollout"), float(context)))
-    upper = sum(item.hours for item in estimate(profile.replace(compute=full)))
+def _published(profile: Profile, grid: list[Cell], costs: pd.DataFrame) -> str:
+    """Return our hours beside those that the paper reports, under other readings of what it leaves open."""
+    compute, published, total = profile.compute, profile.compute.published_gpu_hours, costs["hours"].sum()
+    longest = dict.fromkeys(("base", "sft", "rl", "rollout"), float(profile.evaluation.max_tokens))
+    upper = estimate(profile.replace(compute=compute.replace(answer_tokens=longest)), grid)["hours"].sum()
     lines = [
-        f"Beside the paper's more than {_number(published)} GPU hours (Abstract, Sec. 4.1, App. B):",
+        f"The paper reports more than {_number(published)} GPU hours (Abstract, Sec. 4.1, App. B):",
         f"  this grid as computed: {_number(total)}, {total / published:.2f} of it",
-        f"  if every answer were as long as allowed ({context:,} tokens): {_number(upper)}, {upper / published:.2f}",
+        f"  with answers of {profile.evaluation.max_tokens:,} tokens each: {_number(upper)}, {upper / published:.2f}",
     ]
     if compute.published_run_hours:
         most = compute.published_run_hours * compute.gpus
-        capped = sum(min(item.train, most) + item.sample + item.score for item in costs)
-        lines += [
-            f"  if no RL run takes more than {compute.published_run_hours / 24:g} days of a node ({_number(most)} "
-            f"GPU hours, App. B): {_number(capped)}, {capped / published:.2f}",
-            f"  more than {_number(published)} GPU hours are {_number(published / most)} RL runs of that length, "
-            f"{_number(published / most / profile.rl.runs)} candidates of {profile.rl.runs};",
-            "  the paper speaks of hundreds of models, and its tables fit 55 (Tables 5, 6, 7, 9)",
-        ]
-        for family in profile.families:
-            lines.append(f"  {family.name}: {_run_length(profile, family, costs, most)}")
+        capped = costs["train"].clip(upper=most).sum() + costs[["sample", "score"]].sum().sum()
+        days = f"{compute.published_run_hours / 24:g} days of a node ({_number(most)} GPU hours, App. B)"
+        lines.append(f"  with RL runs of at most {days}: {_number(capped)}, {capped / published:.2f}")
+        lines.append(f"  {_number(published)} GPU hours are {_number(published / most)} RL runs of that length")
     return "\n".join(lines)
-
-
-def _run_length(profile: Profile, family: FamilySettings, costs: Sequence[CellCost], most: float) -> str:
-    run = next(item for item in costs if item.cell.family == family.name and item.cell.kind == "rl")
-    days = run.train / max(1, profile.compute.gpus) / 24
-    text = f"an RL run takes {days:.1f} days of a node with rollouts of {answer_tokens(profile, 'rollout'):,.0f} tokens"
-    if run.train <= most:
-        return text
-    limit = most / profile.compute.gpus / 24
-    return f"{text};\n    it fits {limit:g} days with {_fitting(profile, run, most):,.0f} or fewer"
-
-
-def _fitting(profile: Profile, run: CellCost, most: float) -> float:
-    """The mean rollout length at which this RL run takes `most` GPU hours, by bisection."""
-    low, high = 1.0, answer_tokens(profile, "rollout")
-    for _ in range(30):
-        middle = (low + high) / 2
-        tokens = {**profile.compute.answer_tokens, "rollout": middle}
-        other = profile.replace(compute=profile.compute.replace(answer_tokens=tokens))
-        train = next(item for item in estimate(other) if item.cell.id == run.cell.id).train
-        low, high = (middle, high) if train < most else (low, middle)
-    return low
 
 
 def _count(value: int, what: str) -> str:

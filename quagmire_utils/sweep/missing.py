@@ -1,4 +1,4 @@
-"""What a sweep needs that this machine lacks: GPUs, engines, back-ends, models, datasets, disk. `sweep --dry-run`.
+"""What a sweep needs that this machine lacks: GPUs, engines, back-ends, models, datasets, disk, for `--dry-run`.
 
 Each entry says what is missing and what to do about it. Nothing is downloaded; a hub that does not answer costs three
 seconds.
@@ -9,106 +9,95 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import shutil
-from collections.abc import Sequence
-from functools import lru_cache, partial
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
+import pandas as pd
+
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.settings import FamilySettings, ModelSettings, Profile
+from quagmire_utils.core.settings import ModelSettings, Profile
 from quagmire_utils.data import load_benchmark
 from quagmire_utils.data.dataset import local_files
 from quagmire_utils.grading import prepare_problems
 from quagmire_utils.sweep import cost
-from quagmire_utils.sweep.estimate import CellCost, gpu_memory, model_shape
-from quagmire_utils.sweep.grid import plan
+from quagmire_utils.sweep.datasets import check_files, rows_needed, training_sets
+from quagmire_utils.sweep.estimate import gpu_memory, model_shape
 
 HUB_TIMEOUT = 3.0  # seconds
-BACKENDS = ("llamafactory", "verl")
 
 
-def missing(profile: Profile, folder: Path, costs: Sequence[CellCost]) -> list[str]:
-    """One sentence for each thing that the profile needs and this machine lacks."""
+def missing(profile: Profile, folder: Path, costs: pd.DataFrame) -> list[str]:
+    """Return one sentence for each thing that the profile needs and this machine lacks.
+
+    costs: the estimate of the cells that are left to do.
+    """
     from tqdm import tqdm
 
-    checks = [partial(missing_devices, profile), partial(missing_programs, profile)]
-    if profile.compute.gpus:  # here there may be larger ones, or none
-        checks.append(partial(too_large, profile, cost.gpu(profile.compute.gpu).memory))
+    found = [missing_devices(profile), missing_programs(profile)]
+    if profile.compute.gpus:  # this machine may have larger ones, or none
+        found.append(_too_large(profile, cost.gpu(profile.compute.gpu).memory))
     if profile.families[0].model is not None:
-        checks += [partial(_models, profile.families, folder, profile), partial(_datasets, profile)]
-        checks.append(partial(_benchmarks, profile))
-    found: list[str] = []
-    for check in tqdm(checks, desc="looking at this machine", unit="check", delay=3, leave=False):
-        found += [lack for lack in check() if lack not in found]
-    needed, free = disk_needed(profile, costs), shutil.disk_usage(_existing(folder)).free
+        found += [_models(profile, set(costs.index)), _datasets(profile), _benchmarks(profile)]
+    steps = tqdm(found, desc="looking at this machine", unit="check", delay=3, leave=False)
+    lacking = list(dict.fromkeys(lack for step in steps for lack in step))
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    needed, free = disk_needed(profile, costs), shutil.disk_usage(place).free
     if needed > free:
-        found.append(
-            f"disk: {size_in_words(needed)} are needed and {size_in_words(free)} are free at {_existing(folder)}"
-        )
-    return found
+        lacking.append(f"disk: {size(needed)} are needed and {size(free)} are free at {place}")
+    return lacking
 
 
-def missing_devices(profile: Profile) -> list[str]:
-    """What is missing of the GPUs of a cell."""
+def missing_devices(profile: Profile) -> Iterator[str]:
+    """Yield what is missing of the GPUs of the cells that run at once."""
     if not profile.compute.gpus:
-        return []
+        return
     import torch
 
-    asked = profile.compute.gpus * profile.workers
-    there = torch.cuda.device_count()
-    if there < asked:
-        return [f"GPUs: {asked} x {profile.compute.gpu} are needed (compute.gpus x workers), and {there} are here"]
-    return too_large(profile, min(torch.cuda.get_device_properties(i).total_memory for i in range(there)))
+    needed, there = profile.compute.gpus * profile.workers, torch.cuda.device_count()
+    if there < needed:
+        yield f"GPUs: {needed} x {profile.compute.gpu} are needed (compute.gpus x workers), and {there} are here"
+    else:
+        yield from _too_large(profile, min(torch.cuda.get_device_properties(i).total_memory for i in range(there)))
 
 
-def too_large(profile: Profile, memory: float) -> list[str]:
-    """The stages that do not fit GPUs of so many bytes."""
+def _too_large(profile: Profile, memory: float) -> Iterator[str]:
+    """Yield the stages that do not fit GPUs of so many bytes."""
     remedy = {"SFT": "sft.micro_batch_size", "RL": "rl.micro_batch_size", "rollouts": "rl.vllm_memory"}
-    return [
-        f"GPU memory: {stage} of {family.name} needs about {size_in_words(need)} of a GPU, and it has "
-        f"{size_in_words(memory)}; lower {remedy[stage]}"
-        for family in profile.families
-        if family.model is not None
-        for stage, need in gpu_memory(profile, family).items()
-        if need > memory
-    ]
+    for family in profile.families:
+        for stage, need in (gpu_memory(profile, family) if family.model is not None else {}).items():
+            if need > memory:
+                needs = f"{stage} of {family.name} needs about {size(need)} of a GPU, which has {size(memory)}"
+                yield f"GPU memory: {needs}; lower {remedy[stage]}"
 
 
-def disk_needed(profile: Profile, costs: Sequence[CellCost]) -> float:
-    """Bytes that stay at the end, and what the cells in flight hold beside them."""
-    in_flight = profile.workers * profile.compute.nodes
-    kept = sum(item.kept for item in costs)
-    return kept + sum(sorted((item.scratch for item in costs), reverse=True)[:in_flight])
-
-
-def missing_programs(profile: Profile) -> list[str]:
-    """The engine and the back-ends that are not installed."""
-    found = []
-    if importlib.util.find_spec(profile.evaluation.engine) is None:
-        found.append(f"engine {profile.evaluation.engine}: it is not installed; `./reproduce.sh setup` installs it")
-    for name in {profile.sft.backend, profile.rl.backend} & set(BACKENDS):
+def missing_programs(profile: Profile) -> Iterator[str]:
+    """Yield the engine and the back-ends that are not installed."""
+    engine = profile.evaluation.engine
+    if importlib.util.find_spec(engine) is None:
+        yield f"engine {engine}: it is not installed; `./reproduce.sh setup` installs it"
+    for name in sorted({profile.sft.backend, profile.rl.backend} & {"llamafactory", "verl"}):
         from quagmire_utils.training.backends import environment_python
 
         try:
             environment_python(name)
         except ParameterError as error:
-            found.append(f"back-end {name}: {error}")
-    return sorted(found)
+            yield f"back-end {name}: {error}"
 
 
-def _models(families: Sequence[FamilySettings], folder: Path, profile: Profile) -> list[str]:
-    from quagmire_utils.sweep.cells import has_checkpoint
+def disk_needed(profile: Profile, costs: pd.DataFrame) -> float:
+    """Return the bytes that stay at the end plus those that the cells in flight hold besides."""
+    in_flight = profile.workers * profile.compute.nodes
+    return costs["kept"].sum() + costs["scratch"].nlargest(in_flight).sum()
 
-    found = []
-    bases = {cell.family: cell for cell in plan(profile) if cell.kind == "base"}
-    for family in families:
-        model = family.model
-        if model is None or has_checkpoint(folder, bases[family.name]):
-            continue
-        reason = _model_reason(model)
-        if reason:
-            size = size_in_words(cost.weight_bytes(model_shape(model)))
-            found.append(f"model {model.hub_id} ({size}): {reason}")
-    return found
+
+def _models(profile: Profile, left: set[str]) -> Iterator[str]:
+    for family in profile.families:
+        if f"{family.name}/base" in left and (reason := _model_reason(family.model)):
+            weights = size(cost.weight_bytes(model_shape(family.model)))
+            yield f"model {family.model.hub_id} ({weights}): {reason}"
 
 
 def _model_reason(model: ModelSettings) -> str:
@@ -121,38 +110,31 @@ def _model_reason(model: ModelSettings) -> str:
     if not hub_answers():
         return "it is not in the hub's cache, and the hub does not answer"
     if model.gated and get_token() is None:
-        return "its hub asks for its licence to be accepted on its page, and for `hf auth login`"
+        return "accept its licence on its page, and log in with `hf auth login`"
     return ""
 
 
-def _datasets(profile: Profile) -> list[str]:
-    from quagmire_utils.sweep.data import rows_asked, training_sets, unusable_files
-
-    found = unusable_files(profile)
-    for name in rows_asked(profile):
-        with contextlib.suppress(ParameterError):  # told above
-            dataset = training_sets(profile)[name]
-            if not local_files(dataset) and not hub_answers():
-                found.append(f"dataset {name}: there is no local copy, and the hub of {dataset.hub_id} does not answer")
-    return sorted(found)
+def _datasets(profile: Profile) -> Iterator[str]:
+    yield from check_files(profile)
+    known = training_sets(profile)
+    for name in sorted(rows_needed(profile)):
+        with contextlib.suppress(ParameterError):  # in the line above
+            if not local_files(known[name]) and not hub_answers():
+                yield f"dataset {name}: there is no local copy, and the hub of {known[name].hub_id} does not answer"
 
 
-def _benchmarks(profile: Profile) -> list[str]:
-    found = []
+def _benchmarks(profile: Profile) -> Iterator[str]:
     for name, count in profile.benchmarks.items():
         try:
-            problems = prepare_problems({name: load_benchmark(name, limit=count)})[name]
+            if not prepare_problems({name: load_benchmark(name, limit=count)})[name]:
+                yield f"benchmark {name}: it has no problems"
         except ParameterError as error:
-            found.append(str(error))
-        else:
-            if not problems:
-                found.append(f"benchmark {name}: it has no problems")
-    return found
+            yield str(error)
 
 
 @lru_cache(maxsize=1)
 def hub_answers() -> bool:
-    """Whether the hub of models and datasets can be reached from here."""
+    """Return whether the hub of models and datasets can be reached from here."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -166,17 +148,10 @@ def hub_answers() -> bool:
     return True
 
 
-def _existing(folder: Path) -> Path:
-    folder = folder.resolve()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
-def size_in_words(count: float) -> str:
-    """Bytes, for example 16.1 GB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
+def size(count: float) -> str:
+    """Return bytes in words, for example 16.1 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
         count /= 1000
-    raise AssertionError
+    return f"{count:.1f} TB" if count < 100 else f"{count:.0f} TB"

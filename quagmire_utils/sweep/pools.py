@@ -1,7 +1,7 @@
-"""Where a sweep's cells run: worker processes of this machine. `ray_pool` does the same on the nodes of a Ray cluster.
+"""Worker processes of this machine that compute cells. `ray_pool` does the same on the nodes of a Ray cluster.
 
-A pool is given cells whose starting checkpoint is in the results folder; when a cell has finished, its records and its
-checkpoint are there too, wherever it ran.
+A pool is given cells whose starting checkpoint is in the results folder. When a cell has ended, its records and its
+checkpoint are there too, wherever it ran. A cell whose process or node dies is started again.
 """
 
 from __future__ import annotations
@@ -10,145 +10,128 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 import time
 import traceback
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Protocol
+
+from pebble import ProcessExpired, ProcessPool
 
 from quagmire_utils.core.settings import Profile
 from quagmire_utils.sweep.cells import run_cell
-from quagmire_utils.sweep.grid import Cell, log_path
+from quagmire_utils.sweep.grid import Cell
+from quagmire_utils.sweep.trainers import end_with_parent
 
+ATTEMPTS = 4  # starts of a cell whose process or node keeps dying
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+Ended = list[tuple[Cell, BaseException | None]]  # cells that have ended, each with its error
 
 
 class CellLostError(RuntimeError):
-    """A cell's process or machine died; the message says what happened."""
-
-
-class Pool(Protocol):
-    """Runs cells; a context manager that, left by an exception, ends the cells in flight."""
-
-    @property
-    def running(self) -> list[Cell]:
-        """The cells in flight."""
-
-    def has_room(self, cell: Cell) -> bool:
-        """Whether `cell` would start at once."""
-
-    def submit(self, cell: Cell) -> None:
-        """Start a cell."""
-
-    def wait(self, seconds: float) -> list[tuple[Cell, BaseException | None]]:
-        """The cells that have ended, each with its error; waits at most so long for the first one."""
-
-    def __enter__(self) -> Pool: ...
-
-    def __exit__(self, *error: object) -> None: ...
+    """A cell's process or machine died again and again; the message says what happened."""
 
 
 class LocalPool:
-    """Worker processes of this machine, one cell at a time each."""
+    """Worker processes of this machine, one cell at a time each.
+
+    A context manager that ends the cells in flight when it is left by an exception. `ray_pool.RayPool` has the same
+    methods.
+    """
 
     def __init__(self, profile: Profile, folder: Path, workers: int) -> None:
         self.profile, self.folder, self.workers = profile, folder, workers
-        self._futures: dict[Future, Cell] = {}
-        context = multiprocessing.get_context("spawn")
-        slots = None
-        if profile.compute.gpus and workers > 1:
-            slots = context.Queue()
-            for devices in _devices(profile.compute.gpus, workers):
-                slots.put(devices)
-        self._pool = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(), slots)
+        gpus = profile.compute.gpus
+        self._cells: dict[Future, tuple[Cell, str | None]] = {}
+        self._starts: Counter[str] = Counter()
+        self._free = _devices(gpus, workers) if gpus and workers > 1 else [None] * workers
+        self._pool = ProcessPool(
+            workers,
+            max_tasks=1 if gpus else 0,  # a process that has used its GPUs cannot change to others
+            initializer=_start_worker,
+            initargs=(os.getpid(),),
+            context=multiprocessing.get_context("spawn"),
         )
 
     @property
     def running(self) -> list[Cell]:
         """The cells in flight."""
-        return list(self._futures.values())
+        return [cell for cell, _ in self._cells.values()]
 
-    def has_room(self, cell: Cell) -> bool:
-        """Whether a worker is free."""
-        return len(self._futures) < self.workers
+    def has_room(self) -> bool:
+        """Return whether a worker is free."""
+        return len(self._cells) < self.workers
 
     def submit(self, cell: Cell) -> None:
-        """Start a cell.
-
-        The process for it is born with interrupts blocked: Ctrl-C reaches all processes of a terminal, and ending the
-        workers, without a traceback of each, is this one's task.
-        """
+        """Start a cell."""
+        self._starts[cell.id] += 1
+        devices = self._free.pop(0)
+        # workers are born with interrupts blocked: Ctrl-C reaches all processes of a terminal, and the pool ends them
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self._futures[self._pool.submit(logged_cell, self.profile, self.folder, cell)] = cell
+            future = self._pool.schedule(_compute, args=(self.profile, self.folder, cell, devices))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._cells[future] = cell, devices
 
-    def wait(self, seconds: float) -> list[tuple[Cell, BaseException | None]]:
-        """The cells that have ended, each with its error; waits at most so long for the first one."""
-        running = ", ".join(cell.id for cell in self.running)
-        finished, _ = wait_for(self._futures, timeout=seconds, return_when=FIRST_COMPLETED)
-        ended = []
+    def wait(self, seconds: float) -> Ended:
+        """Return the cells that have ended; wait at most so long for the first one."""
+        finished, _ = wait_for(self._cells, timeout=seconds, return_when=FIRST_COMPLETED)
+        ended: Ended = []
         for future in finished:
+            cell, devices = self._cells.pop(future)
+            self._free.append(devices)
             error = future.exception()
-            if isinstance(error, BrokenProcessPool):  # the system does not say which of the processes died
-                error = CellLostError(f"a process died (out of memory?) while these cells ran: {running}")
-            ended.append((self._futures.pop(future), error))
+            if isinstance(error, ProcessExpired):
+                if self._starts[cell.id] < ATTEMPTS:
+                    add_to_log(self.folder, cell, "--- the process died; started again\n")
+                    self.submit(cell)
+                    continue
+                error = CellLostError(
+                    f"the process of cell {cell.id} died {ATTEMPTS} times; is there too little memory?"
+                )
+            ended.append((cell, error))
         return ended
 
     def __enter__(self) -> LocalPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.stop()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def stop(self) -> None:
-        """End the cells in flight at once: they can be resumed."""
-        processes = list((getattr(self._pool, "_processes", None) or {}).values())
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join(5)
-            process.kill()
-        self._futures.clear()
+        if kind is None:
+            self._pool.close()
+        else:
+            self._pool.stop()
+        self._pool.join()
 
 
-def _devices(gpus: int, workers: int) -> list[str]:
-    """For each worker the GPUs that it may use, as CUDA_VISIBLE_DEVICES."""
+def _devices(gpus: int, workers: int) -> list[str | None]:
+    """Return the GPUs of each worker, as CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(i) for i in range(gpus * workers)]
     return [",".join(names[i * gpus : (i + 1) * gpus]) for i in range(workers)]
 
 
-def _start_worker(parent: int, slots: multiprocessing.Queue | None) -> None:
-    """Set up a worker process; it dies with its parent, or a restarted sweep would meet it at the same cell."""
-    if slots is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = slots.get()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _start_worker(parent: int) -> None:
+    end_with_parent(parent)
     set_environment()
 
 
 def set_environment() -> None:
-    """What a process that runs cells needs in its environment, before torch is loaded."""
+    """Set the variables of a process that runs cells, before torch is loaded."""
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 
+def _compute(profile: Profile, folder: Path, cell: Cell, devices: str | None) -> None:
+    if devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    logged_cell(profile, folder, cell)
+
+
 def logged_cell(profile: Profile, folder: Path, cell: Cell) -> None:
-    """Run a cell with everything it prints in its own log."""
-    path = log_path(folder, cell)
+    """Run a cell and write everything it prints to its own log."""
+    path = cell.path(folder, "logs")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {cell.id}")
@@ -157,3 +140,11 @@ def logged_cell(profile: Profile, folder: Path, cell: Cell) -> None:
         except BaseException:
             traceback.print_exc()
             raise
+
+
+def add_to_log(folder: Path, cell: Cell, text: str | bytes) -> None:
+    """Append to a cell's log."""
+    path = cell.path(folder, "logs")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as log:
+        log.write(text.encode() if isinstance(text, str) else text)

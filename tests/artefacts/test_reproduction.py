@@ -179,4 +179,4 @@ def test_the_shipped_records_are_complete_and_nothing_is_trained_again():
     cells = sweep.plan(profile)
     missing = {cell.id for cell in cells} - sweep.finished_cells(RESULTS, cells)
     assert not missing, f"{len(missing)} of {len(cells)} cells of results/mini are not those of the profile"
-    assert is_collected(profile, RESULTS)
+    assert is_collected(profile, RESULTS, cells)

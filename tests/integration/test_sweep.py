@@ -1,4 +1,4 @@
-"""The grid: cells depend on exactly what they should, and a killed sweep ends as an unbroken one."""
+"""Sweeps that really run: records, resuming after kills, damage, failures, a Slurm of one machine, Ctrl-C."""
 
 import os
 import random
@@ -9,48 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
-import yaml
+from example_cells import TINY, assert_same_records, command, tiny_profile
 
 from quagmire_utils import sweep
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, read_parquet
-from quagmire_utils.core.settings import explicit, load_profile
-
-TINY = """
-name: tiny
-description: the smallest sweep that goes through every step
-benchmarks: {sums2: 2, lanes3: 2}
-families:
-  - name: a
-    stands_for: Llama3-8B-Instruct
-    pretraining: {hidden_size: 32, layers: 1, terms: [2, 3], examples: 64, fallible_examples: 32}
-    sources: {main: {terms: [2, 3], pool: 40, validation: 6}}
-    rl_terms: [2]
-    rl_problems: 8
-    candidates:
-      - {selection: none}
-      - {selection: random, n_examples: 16, epochs: 2}
-      - {selection: shortest, n_examples: 16, scenario: instance}
-sft: {learning_rate: 0.001, batch_size: 8, max_length: 256}
-rl: {steps: 2, learning_rate: 0.001, prompts_per_step: 2, rollouts: 4, max_tokens: 12, runs: 1, checkpoints: 2}
-evaluation: {engine: transformers, num_samples: 4, rl_num_samples: 2, k: 4, max_tokens: 16}
-"""
-
-
-SOURCES = {"main": {"terms": [2], "pool": 40, "validation": 6}, "other": {"terms": [3], "pool": 40, "validation": 6}}
-
-
-CANDIDATES = yaml.safe_load(TINY)["families"][0]["candidates"]
-
-
-def in_family(name, value):
-    """An override of one parameter of the only family."""
-    return {"families": [yaml.safe_load(TINY)["families"][0] | {name: value}]}
+from quagmire_utils.core.settings import load_profile
 
 
 @pytest.fixture(scope="module")
@@ -68,200 +36,97 @@ def unbroken(tiny, tmp_path_factory):
     return folder
 
 
-def command(tiny, folder):
-    return [sys.executable, "-m", "quagmire_utils", "sweep", str(tiny), "--results", str(folder)]
+def run(tiny, folder, *options):
+    return subprocess.run(command(tiny, folder, *options), capture_output=True, text=True, check=False)
 
 
-def run(tiny, folder):
-    return subprocess.run(command(tiny, folder), capture_output=True, text=True, check=False)
+def worker_of(process):
+    """Wait for a worker process of a sweep."""
+    while process.poll() is None:
+        for child in psutil.Process(process.pid).children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                return child
+        time.sleep(0.05)
+    raise AssertionError("the sweep ended before it had a worker")
 
 
-def records(folder):
-    frames = {name: read_parquet(folder / f"{name}.parquet") for name in (*sweep.TABLES, "candidates")}
-    frames["rl_curves"] = frames["rl_curves"].drop(columns="seconds")
-    return frames
-
-
-# --- the plan ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_plan_names_every_cell_after_what_it_needs(tiny):
-    cells = sweep.plan(load_profile(tiny))
-    assert [cell.id for cell in cells] == [
-        "a/base",
-        "a/base/rl0",
-        "a/random-16x2",
-        "a/random-16x2/rl0",
-        "a/shortest-16x1",
-        "a/shortest-16x1/rl0",
-    ]
-    for i, cell in enumerate(cells):
-        assert cell.needs is None or cell.needs in {earlier.id for earlier in cells[:i]}
-
-
-def test_settings_at_their_defaults_do_not_enter_digests():
-    settings = load_profile("smoke", {"rl.steps": 100, "digits": 3})
-    plain = explicit(settings)
-    assert "steps" not in plain["rl"]  # 100 is the default
-    assert "digits" not in plain
-    assert plain["families"][0]["candidates"][1] == {"n_examples": 64}
-    assert explicit(settings.replace(digits=4))["digits"] == 4
-
-
-def test_a_candidate_may_have_more_rl_runs_than_others(tiny):
-    usual = load_profile(tiny)
-    family = usual.families[0]
-    more = family.candidates[-1].replace(rl_runs=3)
-    family = family.replace(candidates=(*family.candidates[:-1], more))
-    before, after = (
-        {cell.id: cell.digest for cell in sweep.plan(profile)} for profile in (usual, usual.replace(families=(family,)))
-    )
-    assert after.keys() - before.keys() == {"a/shortest-16x1/rl1", "a/shortest-16x1/rl2"}
-    assert all(after[cell] == digest for cell, digest in before.items())
-    with pytest.raises(ParameterError, match="rl_runs must be at least 1"):
-        more.replace(rl_runs=0)
-
-
-def test_budgets_group_by_trained_tokens(tiny, unbroken, tmp_path):
-    shutil.copytree(unbroken, tmp_path / "copy")
-    tokens = read_parquet(unbroken / "candidates.parquet").set_index("candidate")["sft_tokens"]
-    assert 0 < tokens["shortest-16x1"] < tokens["random-16x2"]
-    profile = load_profile(tiny, {"budgets": {"low": float(tokens["shortest-16x1"]), "high": 1e6}})
-    frames = sweep.collect(profile, tmp_path / "copy")
-    budget = frames["candidates"].set_index("candidate")["budget"]
-    assert budget["shortest-16x1"] == "low"
-    assert budget["random-16x2"] == "high"
-    assert pd.isna(budget["base"])
-
-
-@pytest.mark.parametrize(
-    ("override", "kinds"),
-    [
-        ({"seed": 1}, {"base", "sft", "rl"}),
-        ({"evaluation.num_samples": 8}, {"base", "sft", "rl"}),
-        ({"evaluation.rl_num_samples": 3}, {"rl"}),
-        ({"evaluation.k": 2}, set()),
-        ({"sft.learning_rate": 0.002}, {"sft", "rl of sft"}),
-        ({"rl.steps": 4}, {"rl"}),
-        ({"rl.runs": 2}, set()),  # a further run leaves the first ones as they are
-        ({"workers": 1}, set()),
-        (in_family("sources", SOURCES), {"base", "sft", "rl"}),
-        (in_family("sources", dict(reversed(SOURCES.items()))), {"base", "sft", "rl"}),
-        ({"description": "other words"}, set()),
-        # nothing that was computed depends on a source that no candidate uses, or on what candidates are compared with
-        (in_family("sources", {"main": {"terms": [2, 3], "pool": 40, "validation": 6}, "other": {}}), set()),
-        (in_family("candidates", [*CANDIDATES[:2], CANDIDATES[2] | {"scenario": "dataset+instance"}]), set()),
-        ({"budgets": {"low": 100.0}}, set()),
-        ({"digits": 4}, {"base", "sft", "rl"}),
-        ({"rl.backend": "compact"}, {"rl"}),
-    ],
-)
-def test_a_changed_parameter_redoes_what_depends_on_it(tiny, override, kinds):
-    before = {cell.id: cell for cell in sweep.plan(load_profile(tiny))}
-    after = {cell.id: cell for cell in sweep.plan(load_profile(tiny, override))}
-    for name, cell in before.items():
-        kind = "rl of sft" if cell.kind == "rl" and cell.candidate != "base" and "rl" not in kinds else cell.kind
-        assert (after[name].digest != cell.digest) == (kind in kinds), name
-
-
-def test_training_and_measuring_problems_are_apart(tiny):
-    profile = load_profile(tiny, {"benchmarks": {"sums2": 60, "lanes2": 60, "lanes3": 60}})
-    family = profile.families[0].replace(rl_problems=300)
-    measured = {p.question for problems in sweep.benchmark_problems(profile).values() for p in problems}
-    pool, validation = sweep.source_traces(profile, family, "main")
-    groups = [measured, {p.question for p in sweep.rl_problems(profile, family)}, {t.question for t in pool}]
-    groups.append({t.question for t in validation})
-    assert [len(group) for group in groups] == [180, 300, 40, 6]
-    assert not groups[0] & (groups[1] | groups[2] | groups[3])
-    assert not groups[2] & groups[3]
-
-
-# --- running ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_sweep_leaves_every_record(tiny, unbroken):
-    profile = load_profile(tiny)
-    frames = records(unbroken)
-    counts = frames["counts"]
-    stages = counts.groupby(["cell", "stage"], sort=False).size().to_dict()
-    assert stages == {
-        ("a/base", "base"): 4,
-        ("a/base/rl0", "rl"): 8,
-        ("a/random-16x2", "sft"): 4,
-        ("a/random-16x2/rl0", "rl"): 8,
-        ("a/shortest-16x1", "sft"): 4,
-        ("a/shortest-16x1/rl0", "rl"): 8,
-    }
+def test_a_sweep_leaves_every_record(unbroken):
+    profile = tiny_profile()
+    counts = read_parquet(unbroken / "counts.parquet")
+    starts = ["a/base", "a/random-16x2", "a/shortest-16x1"]
+    sizes = {cell: rows for start in starts for cell, rows in ((start, 4), (f"{start}/rl0", 8))}
+    assert counts.groupby("cell", sort=False).size().to_dict() == sizes
     assert set(counts.loc[counts.stage != "rl", "n"]) == {4}
     assert set(counts.loc[counts.stage == "rl", "n"]) == {2}
-    verdicts = counts[["correct", "wrong", "no_answer", "timeout", "error"]].sum(axis=1)
-    assert (verdicts == counts["n"]).all()
-    losses = frames["generalization_loss"].set_index(["candidate", "validation_set"])
+    assert (counts[["correct", "wrong", "no_answer", "timeout", "error"]].sum(axis=1) == counts["n"]).all()
+    losses = read_parquet(unbroken / "generalization_loss.parquet").set_index(["candidate", "validation_set"])
     both = ["validation", "own"]
     sets = [("base", "validation"), *((name, s) for name in ("random-16x2", "shortest-16x1") for s in both)]
     assert losses.index.tolist() == sets
     # random traces are held out as they are trained on; the shortest have held-out traces of their own
     assert losses.loc[("random-16x2", "own"), "nll"] == losses.loc[("random-16x2", "validation"), "nll"]
     assert losses.loc[("shortest-16x1", "own"), "tokens"] < losses.loc[("shortest-16x1", "validation"), "tokens"]
-    assert frames["rl_curves"].groupby("cell").size().tolist() == [2, 2, 2]
-    assert (frames["candidates"]["sft_tokens"] > 0).tolist() == [False, True, True]
+    assert read_parquet(unbroken / "rl_curves.parquet").groupby("cell").size().tolist() == [2, 2, 2]
     manifest = read_json(unbroken / "manifest.json")
     assert manifest["cells"] == manifest["cells_finished"] == 6
     assert manifest["configuration"]["name"] == "tiny"
-    assert sweep.finished_cells(unbroken, sweep.plan(profile)) == {c.id for c in sweep.plan(profile)}
+    cells = sweep.plan(profile)
+    assert sweep.finished_cells(unbroken, cells) == {cell.id for cell in cells}
 
 
-def test_a_finished_sweep_computes_nothing_again(tiny, unbroken):
-    cells = {p: p.stat().st_mtime_ns for p in (unbroken / "scratch" / "cells").rglob("*") if p.is_file()}
-    run(tiny, unbroken).check_returncode()
-    assert {p: p.stat().st_mtime_ns for p in (unbroken / "scratch" / "cells").rglob("*") if p.is_file()} == cells
+def test_budgets_group_by_trained_tokens(tiny, unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path / "copy")
+    tokens = read_parquet(unbroken / "candidates.parquet").set_index("candidate")["sft_tokens"]
+    assert 0 == tokens["base"] < tokens["shortest-16x1"] < tokens["random-16x2"]
+    profile = load_profile(tiny, {"budgets": {"low": float(tokens["shortest-16x1"]), "high": 1e6}})
+    budget = sweep.collect(profile, tmp_path / "copy")["candidates"].set_index("candidate")["budget"]
+    assert (budget["shortest-16x1"], budget["random-16x2"]) == ("low", "high")
+    assert pd.isna(budget["base"])
 
 
-def test_records_are_enough_to_resume_from(tiny, unbroken, tmp_path):
-    """What a clone holds: the collected records, without checkpoints. Nothing is recomputed, nothing is lost."""
+def test_a_finished_sweep_computes_and_rewrites_nothing(tiny, unbroken):
+    def state():
+        places = [unbroken, unbroken / "scratch" / "cells"]
+        return {p: p.stat().st_mtime_ns for place in places for p in place.rglob("*.*") if p.is_file()}
+
+    before = state()
+    sweep.run_sweep(load_profile(tiny), unbroken, progress=False)
+    assert state() == before
+
+
+def test_records_are_enough_to_resume_from(unbroken, tmp_path):
+    """A clone holds the collected records, without checkpoints. Nothing is recomputed, nothing is lost."""
     for file in unbroken.iterdir():
         if file.is_file():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    sweep.run_sweep(load_profile(tiny), tmp_path, progress=False)
+            shutil.copy(file, tmp_path)
+    sweep.run_sweep(tiny_profile(), tmp_path, progress=False)
     assert not (tmp_path / "scratch" / "cells").exists()
-    for name, frame in records(unbroken).items():
-        pd.testing.assert_frame_equal(records(tmp_path)[name], frame)
+    assert_same_records(tmp_path, unbroken)
 
 
 @pytest.mark.slow
-def test_further_runs_start_from_the_base_that_the_records_ship(tiny, unbroken, tmp_path):
+def test_further_runs_start_from_the_base_that_the_records_ship(unbroken, tmp_path):
     folder = tmp_path / "clone"
     shutil.copytree(unbroken, folder, ignore=shutil.ignore_patterns("scratch"))
-    shipped = read_json(folder / "bases" / "a" / "base.json")
-    base = next(cell for cell in sweep.plan(load_profile(tiny)) if cell.kind == "base")
-    assert shipped["digest"] == base.digest
-    more = load_profile(tiny, {"rl.runs": 2})
-    sweep.run_sweep(more, folder, workers=1, progress=False)
+    sweep.run_sweep(tiny_profile(rl={"runs": 2}), folder, workers=1, progress=False)
     logs = {path.stem for path in (folder / "scratch" / "logs").iterdir()}
     assert "a__base" not in logs
     assert {"a__base__rl1", "a__random-16x2__rl1", "a__shortest-16x1__rl1"} <= logs
-    counts = read_parquet(folder / "counts.parquet")
-    old = read_parquet(unbroken / "counts.parquet")
-    again = counts[counts["cell"].isin(set(old["cell"]) - {"a/random-16x2", "a/shortest-16x1"})]
-    pd.testing.assert_frame_equal(
-        again.reset_index(drop=True), old[old["cell"].isin(set(again["cell"]))].reset_index(drop=True)
-    )
+    counts, old = (read_parquet(place / "counts.parquet") for place in (folder, unbroken))
+    again = counts[counts["cell"].isin(set(old["cell"]))].reset_index(drop=True)
+    pd.testing.assert_frame_equal(again, old)
 
 
-def test_leftovers_of_other_parameters_are_not_used(tiny, unbroken, tmp_path):
+def test_leftovers_of_other_parameters_are_not_used(unbroken, tmp_path):
     """With another SFT rate the base stays, the candidates and their RL are made anew: as in a folder of their own."""
-    changed = load_profile(tiny, {"sft.learning_rate": 0.005})
+    profile = tmp_path / "changed.yaml"
+    profile.write_text(TINY.replace("sft: {learning_rate: 0.001", "sft: {learning_rate: 0.005"))
+    shutil.copytree(unbroken, tmp_path / "mixed")
     for name in ("mixed", "own"):
-        if name == "mixed":
-            shutil.copytree(unbroken, tmp_path / name)
-        profile = tmp_path / f"{name}.yaml"
-        profile.write_text(tiny.read_text().replace("sft: {learning_rate: 0.001", "sft: {learning_rate: 0.005"))
         run(profile, tmp_path / name).check_returncode()
-    assert load_profile(tmp_path / "own.yaml") == changed
-    mixed, own, before = (records(folder) for folder in (tmp_path / "mixed", tmp_path / "own", unbroken))
-    for name, frame in own.items():
-        pd.testing.assert_frame_equal(mixed[name], frame, obj=name)
-    assert not own["generalization_loss"].equals(before["generalization_loss"])
+    assert_same_records(tmp_path / "mixed", tmp_path / "own")
+    with pytest.raises(AssertionError):
+        assert_same_records(tmp_path / "mixed", unbroken)
 
 
 @pytest.mark.slow
@@ -284,52 +149,66 @@ def test_a_killed_sweep_ends_like_an_unbroken_one(tiny, unbroken, tmp_path):
     else:
         run(tiny, tmp_path).check_returncode()
     assert kills >= 2
-    for name, frame in records(unbroken).items():
-        pd.testing.assert_frame_equal(records(tmp_path)[name], frame, obj=name)
+    assert_same_records(tmp_path, unbroken)
 
 
-def test_a_failing_cell_names_itself_its_log_and_the_way_on(tiny, tmp_path):
+@pytest.mark.slow
+def test_a_killed_worker_loses_its_cell_only_and_the_sweep_goes_on(tiny, unbroken, tmp_path):
+    process = subprocess.Popen(command(tiny, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    worker = worker_of(process)
+    log = tmp_path / "scratch" / "logs" / "a__base.log"
+    while not log.exists():
+        time.sleep(0.05)
+    worker.kill()
+    said = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, said
+    assert log.read_text().count("the process died; started again") == 1
+    assert_same_records(tmp_path, unbroken)
+
+
+def test_an_interrupt_is_one_line_and_leaves_no_process(tiny, tmp_path):
+    process = subprocess.Popen(command(tiny, tmp_path), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    worker = worker_of(process)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does: all of its processes
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert said.strip().splitlines()[-1].startswith("interrupted")
+    assert "Traceback" not in said
+    assert not psutil.wait_procs([worker], timeout=20)[1]
+
+
+def test_a_failing_cell_names_itself_its_log_and_how_to_resume(tiny, tmp_path):
     blocked = tmp_path / "scratch" / "models"
     blocked.parent.mkdir()
     blocked.write_text("a file where the checkpoints should go")
     result = run(tiny, tmp_path)
     assert result.returncode == 1
     assert "cell a/base failed" in result.stderr
-    again = re.search(r"Go on with: python -m (.*)", result.stderr)[1]
-    assert again == shlex.join(command(tiny, tmp_path)[2:])
     log = tmp_path / "scratch" / "logs" / "a__base.log"
     assert str(log) in result.stderr
     assert "Traceback" in log.read_text()
-    blocked.unlink()
-    subprocess.run([sys.executable, "-m", *shlex.split(again)], check=True, capture_output=True)
-    assert (tmp_path / "manifest.json").is_file()
-
-
-def test_a_failed_sweep_leaves_no_worker_behind(tiny, tmp_path):
-    """In a kernel the process lives on; workers that lived on with it would meet the next sweep at the same cell."""
-    (tmp_path / "scratch").mkdir()
-    (tmp_path / "scratch" / "models").write_text("a file where the checkpoints should go")
+    # in a notebook's kernel the process lives on; workers that lived on with it would meet the next sweep
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     with pytest.raises(sweep.SweepError, match="a/base"):
         sweep.run_sweep(load_profile(tiny), tmp_path, progress=False)
     left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
     assert not [p for p in left if "spawn_main" in " ".join(p.cmdline())]
-    with sweep.only_sweep(tmp_path):
-        pass
+    blocked.unlink()
+    run(tiny, tmp_path).check_returncode()
+    assert (tmp_path / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize("damage", ["gone", "torn"])
 @pytest.mark.parametrize("name", ["counts.parquet", "cells.parquet", "candidates.parquet", "manifest.json"])
-def test_lost_record_files_are_collected_again(tiny, unbroken, tmp_path, name, damage):
+def test_lost_record_files_are_collected_again(unbroken, tmp_path, name, damage):
     folder = shutil.copytree(unbroken, tmp_path / "copy")
-    if damage == "gone":
-        (folder / name).unlink()
-    else:
-        (folder / name).write_bytes((folder / name).read_bytes()[:50])
-    sweep.run_sweep(load_profile(tiny), folder, progress=False)
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if damage == "torn":
+        (folder / name).write_bytes(content[:50])
+    sweep.run_sweep(tiny_profile(), folder, progress=False)
     assert read_json(folder / "manifest.json")["cells_finished"] == 6
-    for table, frame in records(unbroken).items():
-        pd.testing.assert_frame_equal(records(folder)[table], frame, obj=table)
+    assert_same_records(folder, unbroken)
 
 
 @pytest.mark.slow
@@ -342,21 +221,7 @@ def test_damaged_work_is_computed_again(tiny, unbroken, tmp_path):
         (folder / name).unlink()
     shutil.rmtree(folder / "scratch" / "models" / "a__random-16x2")
     run(tiny, folder).check_returncode()
-    for table, frame in records(unbroken).items():
-        pd.testing.assert_frame_equal(records(folder)[table], frame, obj=table)
-
-
-def test_a_profile_does_not_pass_for_a_shipped_one(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text(TINY.replace("name: tiny", "name: smoke"))
-    with pytest.raises(ParameterError, match="name must be another"):
-        load_profile(path)
-
-
-def test_looking_at_finished_records_does_not_rewrite_them(tiny, unbroken):
-    files = {p: p.read_bytes() for p in unbroken.iterdir() if p.is_file()}
-    sweep.run_sweep(load_profile(tiny), unbroken, progress=False)
-    assert {p: p.read_bytes() for p in unbroken.iterdir() if p.is_file()} == files
+    assert_same_records(folder, unbroken)
 
 
 def test_two_sweeps_do_not_share_a_folder(tiny, tmp_path):
@@ -366,45 +231,66 @@ def test_two_sweeps_do_not_share_a_folder(tiny, tmp_path):
     assert "another sweep is running" in result.stderr
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b", "a: [1", "\tb: 1", "a: !!python/object:os.system x"])
-def test_files_that_are_no_profile_are_refused(tmp_path, text):
-    path = tmp_path / "x.yaml"
-    path.write_text(text)
-    with pytest.raises(ParameterError, match=r"x\.yaml"):
-        load_profile(path, {"rl.steps": 3})
+# --- job scripts ------------------------------------------------------------------------------------------------------
 
 
-def test_bad_profiles_are_refused_before_anything_runs(tiny, tmp_path):
-    for override, named in (
-        ({"benchmarks": {"imo": 3}}, "imo"),
-        ({"rl.rollouts": 1}, "rl.rollouts"),
-        ({"evaluation.k": 9}, "evaluation.k"),
-        ({"families": []}, "families"),
-        ({"benchmarks": {"sums2": 0}}, "benchmarks.sums2"),
-        ({"evaluation.engine": "llama.cpp"}, "engine"),
-        ({"evaluation.template": "alpaca"}, "evaluation.template"),
-        ({"rl.prompts_per_step": 9}, "rl_problems"),
-        (in_family("candidates", [{"selection": "prettiest", "n_examples": 4}]), "selection"),
-        (in_family("candidates", [{"selection": "random", "n_examples": 400}]), "n_examples"),
-        (in_family("candidates", [{"selection": "random", "n_examples": 4, "source": "x"}]), "source 'x'"),
-        (in_family("candidates", 2 * [{"selection": "random", "n_examples": 4}]), "occurs 2 times"),
-        (in_family("rl_terms", [2, 99]), "rl_terms"),
-        (in_family("sources", {"main": {"styles": ["prose"]}}), "sources.main.styles"),
-        ({"digits": 9}, "digits"),
-        ({"budgets": {"low": 5, "high": 3}}, "budgets"),
-        (in_family("pretraining", {"architecture": "rnn"}), "architecture"),
-        (in_family("pretraining", {"examples": 0}), "pretraining.examples"),
-        (in_family("pretraining", {"slip": 2.0}), "pretraining.slip"),
-        (in_family("candidates", [{"selection": "random", "n_examples": 4, "epochs": 0}]), "epochs"),
-        (in_family("candidates", [{"selection": "random", "n_examples": 4, "learning_rate": 0}]), "learning_rate"),
-        (in_family("candidates", [{"selection": "n_examples", "n_examples": 1}]), "shortest.longest"),
-        (in_family("name", "../a"), "name"),
-        ({"evaluation.grading_timeout": float("inf")}, "grading_timeout"),
-        ({"sft.micro_batch_size": 0}, "micro_batch_size"),
-    ):
-        with pytest.raises(ParameterError, match=named):
-            sweep.run_sweep(load_profile(tiny, override), tmp_path / "x")
-    with pytest.raises(ParameterError, match="workers"):
-        sweep.run_sweep(load_profile(tiny), tmp_path / "x", workers=0)
-    assert not (tmp_path / "x").exists()
-    assert Path(tiny).exists()
+SBATCH = r"""#!/usr/bin/env bash
+# A Slurm of one machine: runs what it is given at once, element by element.
+set -euo pipefail
+array=""; script=""
+for argument in "$@"; do
+    case "$argument" in
+        --array=*) array=${argument#--array=} ;;
+        --export=ALL,*) export "${argument#--export=ALL,}" ;;
+        --wrap=*) bash -c "${argument#--wrap=}" >&2; echo 99; exit ;;
+        --*) ;;
+        *) script=$argument ;;
+    esac
+done
+script=$(realpath "$script")
+cd "$(sed -n 's/^#SBATCH --chdir="\([^"]*\)"$/\1/p' "$script")"
+for index in ${array//,/ }; do SLURM_ARRAY_TASK_ID=$index bash "$script" >&2; done
+echo 7
+"""
+
+
+@pytest.mark.slow
+def test_a_slurm_script_computes_the_sweep(unbroken, tmp_path):
+    """Executed in the order in which Slurm may start them, its jobs leave the records of a sweep on one machine."""
+    path, folder, job = tmp_path / "my tiny.yaml", tmp_path / "my results", tmp_path / "my job"
+    path.write_text(TINY)
+    run(path, folder, "--submit", "slurm", "--output", job).check_returncode()
+    (tmp_path / "sbatch").write_text(SBATCH)
+    (tmp_path / "sbatch").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", str(job)], env=environment, cwd="/", check=True)
+    assert_same_records(folder, unbroken)
+    assert read_json(folder / "manifest.json")["complete"]
+    # a finished cell ends at once; one of other parameters refuses
+    cell = sweep.plan(tiny_profile())[-1]
+    sweep.run_one(tiny_profile(), folder, cell.id, cell.digest)
+    with pytest.raises(ParameterError):
+        sweep.run_one(tiny_profile(), folder, cell.id, "0" * 16)
+
+
+@pytest.mark.parametrize("ending", [0, 3])
+def test_a_job_at_its_time_limit_queues_again_and_ends_as_its_cell_does(tiny, tmp_path, ending):
+    result = run("paper", tmp_path, "--submit", "slurm")
+    python = tmp_path / "python"
+    python.write_text(f"#!/usr/bin/env bash\necho $* >started\nuntil [ -e go ]; do sleep 0.1; done\nexit {ending}\n")
+    (tmp_path / "scontrol").write_text("#!/usr/bin/env bash\necho $* >asked\n")
+    for name in ("python", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "job").write_text(result.stdout.replace(shlex.quote(sys.executable), str(python)))
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "STAGE": "base"}
+    environment |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
+    job = subprocess.Popen(["bash", "job"], cwd=tmp_path, env=environment)
+    for file, then in (("started", lambda: job.send_signal(signal.SIGUSR1)), ("asked", (tmp_path / "go").touch)):
+        deadline = time.monotonic() + 60
+        while not (tmp_path / file).is_file():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        then()
+    assert job.wait(timeout=60) == ending
+    assert re.search("--cell llama3-8b/base --digest [0-9a-f]{16}", (tmp_path / "started").read_text())
+    assert (tmp_path / "asked").read_text() == "requeue 7_0\n"

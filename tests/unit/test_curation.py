@@ -16,8 +16,8 @@ from quagmire_utils.data import BENCHMARKS, Problem, Trace, load_benchmark
 from quagmire_utils.data.curation import BenchmarkIndex, decontaminate, response_lengths, select, split_by_problem
 from quagmire_utils.data.curation.contamination import normalise, same_question
 from quagmire_utils.data.prompts import response_ids
-from quagmire_utils.sweep.cells import OWN_FRACTION
-from quagmire_utils.sweep.grid import derive_seed, source_traces
+from quagmire_utils.sweep.datasets import OWN_FRACTION, source_traces
+from quagmire_utils.sweep.grid import derive_seed
 from quagmire_utils.training.microlab import build_tokenizer
 
 TOKENIZER = build_tokenizer()

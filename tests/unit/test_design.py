@@ -26,7 +26,7 @@ from quagmire_utils.core.records import Records, load_records
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
 from quagmire_utils.report import plots
-from quagmire_utils.sweep.collect import _seconds_by_part
+from quagmire_utils.sweep.collect import seconds_by_part
 from quagmire_utils.training.microlab import MICRO_BENCHMARKS, TaskSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -322,14 +322,14 @@ def test_what_a_verdict_rests_on(grid, criteria):
 
 
 def test_cost_table_and_the_manifest_agree(grid):
-    table, summary = design.cost_table(grid), _seconds_by_part(grid.cells)
+    table, summary = design.cost_table(grid), seconds_by_part(grid.cells)
     assert table.loc["rl", ["cells", "sampling", "rest", "wall", "cpu"]].tolist() == [176, 8.0, 50.0, 60.0, 62.0]
     assert summary["rl"] == {
         "cells": 176,
         "cpu_seconds": 60.0,
         "seconds": {"sampling": 8.0, "grading": 2.0, "total": 60.0},
     }
-    assert _seconds_by_part(pd.DataFrame()) == {}
+    assert seconds_by_part(pd.DataFrame()) == {}
 
 
 def test_every_criterion_has_a_verdict_for_every_family(partial, criteria):

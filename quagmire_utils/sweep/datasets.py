@@ -1,0 +1,293 @@
+"""Benchmarks, SFT traces and RL problems of a family. Paper: Sec. 4.1, App. B.1.
+
+Those of a micro family are written by the microlab, the same in every process. Those of a pretrained model are made by
+`data.curation` from hub datasets or local files: filtered, deduplicated, and without any question that meets a
+benchmark of the profile or one of the paper's seven. They are kept under `scratch/data`, made once by the first cell
+that needs them.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.files import digest
+from quagmire_utils.core.settings import CandidateSettings, FamilySettings, ModelSettings, Profile
+from quagmire_utils.data import BENCHMARKS, Dataset, Problem, Trace, load_benchmark, load_datasets
+from quagmire_utils.data.dataset import local_files
+from quagmire_utils.sweep.grid import derive_seed
+
+if TYPE_CHECKING:
+    from quagmire_utils.data.curation import Recipe
+
+PROMPT_ROOM = 1024  # tokens of sft.max_length that are kept for question and template
+MOST_LEFT_OUT = 0.02  # share of a candidate's traces that may be too long with their prompts
+OWN_FRACTION = 4  # a candidate's own validation set keeps one of so many held-out traces
+WEIGHTS = ("*.safetensors", "*.json", "tokenizer*", "*.jinja", "*.model", "*.txt")  # files of a hub repository
+
+
+def benchmark_problems(profile: Profile) -> dict[str, list[Problem]]:
+    """Return the first problems of each benchmark, as many as the profile asks for."""
+    from quagmire_utils.training import microlab
+
+    if profile.families[0].model is not None:
+        return {name: load_benchmark(name, limit=count) for name, count in profile.benchmarks.items()}
+    return {
+        name: microlab.make_problems(
+            name, replace(microlab.MICRO_BENCHMARKS[name], digits=profile.digits), count, profile.seed
+        )
+        for name, count in profile.benchmarks.items()
+    }
+
+
+def source_traces(profile: Profile, family: FamilySettings, source: str) -> tuple[list[Trace], list[Trace]]:
+    """Return a micro source's (pool, validation) traces, on different problems, none of them a benchmark's."""
+    from quagmire_utils.data import curation
+    from quagmire_utils.training import microlab
+
+    settings = family.sources[source]
+    traces = microlab.make_traces(
+        settings.terms,
+        settings.pool + settings.validation + sum(profile.benchmarks.values()),
+        styles=settings.styles,
+        source=source,
+        seed=derive_seed(profile.seed, family.name, source),
+        digits=profile.digits,
+    )
+    problems = [problem for group in benchmark_problems(profile).values() for problem in group]
+    clean, _ = curation.decontaminate(traces, problems)
+    return clean[settings.validation : settings.validation + settings.pool], clean[: settings.validation]
+
+
+def rl_problems(profile: Profile, family: FamilySettings, folder: Path) -> list[Problem]:
+    """Return the problems of a family's RL, none of them a benchmark's."""
+    seed = derive_seed(profile.seed, family.name, "rl")
+    if family.model is None:
+        from quagmire_utils.training import microlab
+
+        taken = {problem.question for group in benchmark_problems(profile).values() for problem in group}
+        count = family.rl_problems + len(taken)
+        drawn = microlab.make_mixed_problems(family.rl_terms, count, seed, digits=profile.digits)
+        return [problem for problem in drawn if problem.question not in taken][: family.rl_problems]
+    from quagmire_utils.data.curation import Recipe
+
+    recipe = Recipe(source=family.rl_set, n=family.rl_problems, benchmarks=_forbidden(profile), seed=seed)
+    problems = load_benchmark(_build(profile, folder, recipe) / "train.jsonl")
+    return [replace(problem, id=f"{family.rl_set}/{problem.id}") for problem in problems]
+
+
+def candidate_traces(
+    profile: Profile, folder: Path, family: FamilySettings, candidate: CandidateSettings, base: Path
+) -> tuple[list[Trace], list[Trace]]:
+    """Return a candidate's training traces, and held-out traces of its source selected in the same way.
+
+    `base` is the checkpoint whose tokenizer counts lengths.
+    """
+    from transformers import AutoTokenizer
+
+    from quagmire_utils.data import curation
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    seed = derive_seed(profile.seed, family.name, candidate.source, "selection")
+    if family.model is None:
+        pool, held_out = source_traces(profile, family, candidate.source)
+        traces = curation.select(pool, candidate.selection, candidate.n_examples, tokenizer=tokenizer, seed=seed)
+    else:
+        recipe = _recipe(profile, family, candidate.source, base)
+        recipe = recipe.replace(selection=candidate.selection, n=candidate.n_examples)
+        traces, held_out = _sft_set(profile, folder, family, candidate.source, recipe, base)
+        if candidate.source != next(iter(family.sources)):
+            traces = without_problems(traces, validation_traces(profile, folder, family, base))
+    if candidate.selection == "random":
+        return traces, held_out
+    count = max(2, len(held_out) // OWN_FRACTION)
+    return traces, curation.select(held_out, candidate.selection, count, tokenizer=tokenizer, seed=seed)
+
+
+def validation_traces(profile: Profile, folder: Path, family: FamilySettings, base: Path) -> list[Trace]:
+    """Return the held-out traces of the family's first source, on which all its candidates are validated."""
+    main = next(iter(family.sources))
+    if family.model is None:
+        return source_traces(profile, family, main)[1]
+    recipe = _recipe(profile, family, main, base).replace(n=1)  # the smallest training side that a recipe allows
+    return _sft_set(profile, folder, family, main, recipe, base)[1]
+
+
+def _recipe(profile: Profile, family: FamilySettings, name: str, base: Path) -> Recipe:
+    """Return a source's recipe without a selection. All candidates of a source hold out the same problems."""
+    from quagmire_utils.data.curation import Recipe
+
+    settings = family.sources[name]
+    return Recipe(
+        source=settings.dataset,
+        tokenizer=str(base),
+        max_tokens=settings.max_tokens or max(1, profile.sft.max_length - PROMPT_ROOM),
+        benchmarks=_forbidden(profile),
+        validation_problems=settings.validation,
+        seed=derive_seed(profile.seed, family.name, name, "selection"),
+    )
+
+
+def _forbidden(profile: Profile) -> tuple[str, ...]:
+    """Return the benchmarks whose questions nothing may be trained on: the profile's, and the paper's seven."""
+    return tuple(dict.fromkeys([*BENCHMARKS, *profile.benchmarks]))
+
+
+def _sft_set(
+    profile: Profile, folder: Path, family: FamilySettings, name: str, recipe: Recipe, base: Path
+) -> tuple[list[Trace], list[Trace]]:
+    from quagmire_utils.data.curation import load_set
+
+    settings, most = family.sources[name], profile.sft.max_length
+    traces, held_out = load_set(_build(profile, folder, recipe))
+    held_out = held_out[: settings.validation]  # some problems have several traces; these come in seeded order
+    if settings.box_answers:
+        traces, held_out = [boxed(trace) for trace in traces], [boxed(trace) for trace in held_out]
+    fitting = _fitting(traces, base, most)
+    too_long = len(traces) - len(fitting)
+    if too_long > MOST_LEFT_OUT * len(traces):
+        reason = f"{too_long} of {len(traces)} traces exceed sft.max_length ({most}) with their prompts; lower it"
+        raise ParameterError(f"families.{family.name}.sources.{name}.max_tokens", settings.max_tokens, reason=reason)
+    return fitting, _fitting(held_out, base, most)
+
+
+def _fitting(traces: Sequence[Trace], base: Path, max_length: int) -> list[Trace]:
+    """Return the traces that fit `max_length` tokens with their prompts."""
+    from transformers import AutoTokenizer
+
+    from quagmire_utils.data.prompts import render, response_ids
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    return [
+        trace
+        for trace in traces
+        if len(render(trace.question, tokenizer).token_ids) + len(response_ids(tokenizer, trace.response)) <= max_length
+    ]
+
+
+def without_problems(traces: Sequence[Trace], held_out: Sequence[Trace]) -> list[Trace]:
+    """Return the traces whose questions meet none of the held-out ones: public datasets share many problems."""
+    from quagmire_utils.data import curation
+
+    return curation.decontaminate(traces, [Problem(t.problem_id, t.question, t.answer) for t in held_out])[0]
+
+
+def boxed(trace: Trace) -> Trace:
+    """Return a trace whose solution ends in \\boxed{answer}, as the prompt asks.
+
+    GSM8K's own marks (`<<48/2=24>>`, and the last line `#### 72`) are removed. A trace with \\boxed is unchanged.
+    """
+    if "\\boxed" in trace.response or not trace.answer:
+        return trace
+    text = re.sub(r"<<[^<>]*>>", "", trace.response)
+    text = re.sub(r"\n####[^\n]*\s*$", "", text).rstrip()
+    return replace(trace, response=f"{text}\nThe answer is $\\boxed{{{trace.answer}}}$.")
+
+
+def fetch_model(model: ModelSettings, target: Path) -> None:
+    """Put a base model's files into the folder `target`, which appears when they are complete."""
+    scratch = target.with_name(target.name + ".writing")
+    if model.is_folder:
+        source = Path(model.hub_id).expanduser()
+        if not source.is_dir():
+            raise ParameterError("model.hub_id", model.hub_id, "a folder that exists, or a hub id")
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.copytree(source, scratch)
+    else:
+        from huggingface_hub import snapshot_download
+
+        try:  # resumes an interrupted download
+            snapshot_download(
+                model.hub_id,
+                revision=model.revision,
+                local_dir=scratch,
+                allow_patterns=list(WEIGHTS),
+                ignore_patterns=["original/*", "consolidated*"],
+            )
+        except Exception as error:  # the hub's client raises many kinds
+            cause = str(error).strip().split("\n")[0] or type(error).__name__
+            remedy = "; accept its licence on its page and log in with `hf auth login`" if model.gated else ""
+            reason = f"the hub gave no files of {model.hub_id} ({cause}){remedy}"
+            raise ParameterError("model.hub_id", model.hub_id, reason=reason) from error
+        shutil.rmtree(scratch / ".cache", ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)
+    scratch.rename(target)
+
+
+# --- the datasets that a profile names ------------------------------------------------------------------------------
+
+
+def training_sets(profile: Profile) -> dict[str, Dataset]:
+    """Return the datasets that a profile can train on: the catalogue's and its own. Raises ParameterError."""
+    known = load_datasets(profile.datasets)
+    return {name: dataset for name, dataset in known.items() if dataset.kind == "training"}
+
+
+def rows_needed(profile: Profile) -> dict[str, int]:
+    """Return how many rows of each dataset the profile needs at least, held-out ones included."""
+    needed: dict[str, int] = {}
+    for family in profile.families:
+        if family.rl_set is not None:
+            needed[family.rl_set] = max(needed.get(family.rl_set, 0), family.rl_problems)
+        for name, source in family.sources.items():
+            most = max((c.n_examples for c in family.candidates if c.source == name), default=0)
+            if source.dataset is not None:
+                needed[source.dataset] = max(needed.get(source.dataset, 0), max(1, most) + source.validation)
+    return needed
+
+
+def check_files(profile: Profile, folder: Path | None = None) -> Iterator[str]:
+    """Yield a sentence for each local dataset file that is missing, not as described, or too short.
+
+    Only the first piece of a large file is read, and its rows are not counted. With the results `folder`, datasets
+    from which a set has already been made there are skipped.
+    """
+    known = training_sets(profile)
+    for name, rows in sorted(rows_needed(profile).items()):
+        if folder is not None and any((folder / "scratch" / "data").glob(f"{name}-*/manifest.json")):
+            continue
+        try:
+            files = local_files(known[name])
+            lack = _check_rows(known[name], files, rows) if files else ""
+        except ParameterError as error:
+            lack = str(error).removeprefix(f"{name}: ")
+        if lack:
+            yield f"dataset {name}: {lack}"
+
+
+def _check_rows(dataset: Dataset, files: Sequence[Path], needed: int) -> str:
+    from quagmire_utils.data.curation.files import read_unit, units
+    from quagmire_utils.data.rows import Record
+
+    pieces = units(dataset, files)
+    records: Iterator[object] = (record for piece in pieces[:1] for _, _, record in read_unit(dataset, piece))
+    usable = (record for record in records if isinstance(record, Record))
+    if len(pieces) > 1:
+        return "" if next(usable, None) else f"none of the first rows of {files[0]} is as described"
+    count = sum(1 for _ in usable)
+    return "" if count >= needed else f"{count:,} rows of {files[0]} can be used, {needed:,} are needed"
+
+
+def _build(profile: Profile, folder: Path, recipe: Recipe) -> Path:
+    """Return the folder of the recipe's set; make it unless it is there. One process at a time reads a dataset."""
+    from filelock import FileLock
+
+    from quagmire_utils.data.curation import build
+
+    place = folder / "scratch" / "data"
+    place.mkdir(parents=True, exist_ok=True)
+    # the results folder, in which the tokenizer lies, may be moved
+    portable = recipe if recipe.tokenizer is None else recipe.replace(tokenizer=Path(recipe.tokenizer).name)
+    key = digest([repr(portable), profile.datasets.get(recipe.source)])
+    target = place / f"{recipe.source}-{recipe.selection}-{recipe.n}-{key}"
+    if (target / "manifest.json").is_file():
+        return target
+    with FileLock(place / f"{recipe.source}.lock"):
+        datasets = load_datasets(profile.datasets)
+        build(recipe, target, cache=place / "cache", datasets=datasets, workers=profile.workers, progress=False)
+    return target

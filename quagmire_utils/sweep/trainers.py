@@ -1,0 +1,137 @@
+"""Training of a cell by the back-end that the settings name: TRL in this process, LLaMA-Factory or verl. App. B.2."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from quagmire_utils.core.settings import Profile, RLSettings, SFTSettings
+from quagmire_utils.data import Problem, Trace
+from quagmire_utils.grading import Grader
+
+Progress = Callable[[float], None]
+
+
+def train_sft(
+    base: Path, traces: Sequence[Trace], output: Path, settings: SFTSettings, profile: Profile, on_progress: Progress
+) -> None:
+    """Fine-tune `base` on `traces` into the folder `output`, with `sft.json` beside the weights."""
+    if settings.backend == "trl":
+        from quagmire_utils.training import sft
+
+        sft.train_sft(base, traces, output, settings, progress=False, on_progress=on_progress)
+    else:
+        from quagmire_utils.training.backends import Machines, llamafactory
+
+        run = output.with_name(output.name + ".run")
+        machines = Machines(nodes=1, devices=profile.compute.gpus)  # App. B: each experiment on one node
+        llamafactory.write(base, traces, run, settings, machines=machines, progress=False)
+        llamafactory.train(run, progress=False, on_progress=on_progress)
+        shutil.rmtree(output, ignore_errors=True)
+        (run / "model").rename(output)
+        shutil.rmtree(run)
+    _free_memory()
+
+
+def train_rl(
+    start: Path,
+    problems: Sequence[Problem],
+    output: Path,
+    settings: RLSettings,
+    profile: Profile,
+    grader: Grader,
+    on_progress: Progress,
+) -> None:
+    """Run GRPO from `start`: `checkpoint-<step>` folders, `curve.parquet` and, last, `rl.json` under `output`."""
+    if settings.backend == "verl":
+        from quagmire_utils.training.backends import Machines, verl
+
+        machines, timeout = Machines(nodes=1, devices=profile.compute.gpus), profile.evaluation.grading_timeout
+        verl.write(start, problems, output, settings, machines=machines, grading_timeout=timeout)
+        verl.train(output, progress=False, on_progress=on_progress)
+    elif profile.families[0].model is not None:
+        timeout = profile.evaluation.grading_timeout
+        _train_in_own_process((start, problems, output, settings, timeout, on_progress))
+    else:
+        from quagmire_utils.training import grpo
+
+        grpo.train_rl(start, problems, output, settings, grader=grader.grade, progress=False, on_progress=on_progress)
+    _free_memory()
+
+
+def kept_steps(settings: RLSettings) -> tuple[int, ...]:
+    """Return the steps whose checkpoints a run keeps."""
+    if settings.backend == "verl":
+        from quagmire_utils.training.backends import verl
+
+        return verl.kept_steps(settings)
+    return settings.checkpoint_steps
+
+
+def _train_in_own_process(arguments: tuple[object, ...]) -> None:
+    """Run TRL's GRPO in a process of its own: GPU memory that its vLLM holds is free again when the process ends."""
+    import torch
+
+    name = getattr(sys.stderr, "name", None)
+    log = name if isinstance(name, str) and Path(name).is_file() else None  # the cell's log
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), initializer=end_with_parent, initargs=(os.getpid(),)
+    ) as process:
+        try:
+            process.submit(_train_here, log, torch.get_num_threads(), *arguments).result()
+        except BrokenProcessPool as error:
+            raise RuntimeError("the training process was killed; is there too little memory?") from error
+
+
+def _train_here(
+    log: str | None,
+    threads: int,
+    start: Path,
+    problems: Sequence[Problem],
+    output: Path,
+    settings: RLSettings,
+    timeout: float,
+    on_progress: Progress,
+) -> None:
+    import torch
+
+    from quagmire_utils.training import grpo
+
+    with contextlib.ExitStack() as stack:
+        if log is not None:
+            file = stack.enter_context(open(log, "a", buffering=1))
+            stack.enter_context(contextlib.redirect_stdout(file))
+            stack.enter_context(contextlib.redirect_stderr(file))
+        torch.set_num_threads(threads)
+        grader = stack.enter_context(Grader(timeout=timeout, workers=1))
+        grpo.train_rl(start, problems, output, settings, grader=grader.grade, progress=False, on_progress=on_progress)
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process when the process `parent` ends: a resumed run must not meet it at the same files."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _free_memory() -> None:
+    """Release GPU memory before an engine asks for most of it."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

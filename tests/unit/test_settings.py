@@ -1,0 +1,231 @@
+"""Settings: what is refused, under which name; what enters digests; the shipped profiles."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from example_cells import TINY, in_family, tiny_profile
+
+from quagmire_utils import sweep
+from quagmire_utils.core import files
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.files import read_json
+from quagmire_utils.core.paths import ROOT
+from quagmire_utils.core.settings import (
+    PROFILES,
+    FamilySettings,
+    PretrainingSettings,
+    RLSettings,
+    SFTSettings,
+    explicit,
+    load_profile,
+)
+from quagmire_utils.sweep.estimate import sft_tokens
+
+LLAMA = "families.a.pretraining"
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("override", "parameter"),
+    [
+        ({"rl.steps": "3"}, "rl.steps"),
+        ({"rl.steps": 2.0}, "rl.steps"),
+        ({"rl.steps": True}, "rl.steps"),
+        ({"rl.rollouts": 1}, "rl.rollouts"),
+        ({"rl.checkpoints": 3}, "rl.checkpoints"),
+        ({"rl.micro_batch_size": 3}, "rl.micro_batch_size"),
+        ({"rl.backend": "magic"}, "rl.backend"),
+        ({"rl.backend": "compact", "rl.kl_coefficient": 0.1}, "rl.kl_coefficient"),
+        ({"rl.rollout_engine": "vllm", "rl.backend": "verl"}, "rl.rollout_engine"),
+        ({"rl.vllm_memory": 1.0}, "rl.vllm_memory"),
+        ({"rl.epochs": 0}, "rl.epochs"),
+        ({"rl.entropy_coefficient": float("nan")}, "rl.entropy_coefficient"),
+        ({"rl.warmup_steps": -1}, "rl.warmup_steps"),
+        ({"rl.stepz": 3}, "rl.stepz"),
+        ({"rl": 3}, "rl"),
+        ({"sft.learning_rate": "fast"}, "sft.learning_rate"),
+        ({"sft.micro_batch_size": 0}, "sft.micro_batch_size"),
+        ({"sft.warmup_fraction": 5}, "sft.warmup_fraction"),
+        ({"sft.gradient_checkpointing": 1}, "sft.gradient_checkpointing"),
+        ({"evaluation.k": 9}, "evaluation.k"),
+        ({"evaluation.grading_timeout": float("inf")}, "evaluation.grading_timeout"),
+        ({"compute.train_mfu": 1.5}, "compute.train_mfu"),
+        ({"compute.answer_tokens": {"dpo": 3}}, "compute.answer_tokens.dpo"),
+        ({"compute.probes": {"a.smpling": 9}}, "compute.probes.a.smpling"),
+        ({"compute.dollars_per_gpu_hour": float("inf")}, "compute.dollars_per_gpu_hour"),
+        ({"benchmarks": {"sums2": 0}}, "benchmarks.sums2"),
+        ({"benchmarks": {5: 3}}, "benchmarks.5"),
+        ({"benchmarks": {}}, "benchmarks"),
+        ({"budgets": {"low": 5, "high": 3}}, "budgets"),
+        ({"families": []}, "families"),
+        ({"families": 3}, "families"),
+        ({"foo.bar": 1}, "foo"),
+        ({"name.x": 1}, "name.x"),
+        (in_family("nme", "b"), "families.a.nme"),
+        (in_family("rl_terms", "23"), "families.a.rl_terms"),
+        (in_family("rl_set", "math_train"), "families.a.rl_set"),
+        (in_family("model", {"hub_id": "./here"}), "families.a.model"),
+        (in_family("model", {"hub_id": "some/model", "revision": "main"}), "families.a.model.revision"),
+        (in_family("sources", {"main": {"pool": 0}}), "families.a.sources.main.pool"),
+        (in_family("sources", {"main": {"dataset": "x"}}), "families.a.sources.main.dataset"),
+        (in_family("sources", {"main": {"mean_tokens": {"randm": 9}}}), "families.a.sources.main.mean_tokens.randm"),
+        (in_family("pretraining", {"slip": 2.0}), f"{LLAMA}.slip"),
+        (in_family("pretraining", {"examples": 0}), f"{LLAMA}.examples"),
+        (in_family("pretraining", {"misconceptions": {"+": [0.5, 0.2]}}), f"{LLAMA}.misconceptions.+"),
+        (in_family("pretraining", {"gives_up": {"many": 0.5}}), f"{LLAMA}.gives_up.many"),
+        (in_family("candidates", [{"selection": "random"}]), "families.a.candidates[0].n_examples"),
+        (in_family("candidates", [{"n_examples": 4, "epochs": 0}]), "families.a.candidates[0].epochs"),
+        (in_family("candidates", [{"n_examples": 4, "scenario": "x"}]), "families.a.candidates[0].scenario"),
+        (in_family("candidates", [{"selection": "none", "n_examples": 1}]), "families.a.candidates[0].n_examples"),
+        (in_family("candidates", 2 * [{"n_examples": 4}]), "families.a.candidates"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_dotted_name(tiny, override, parameter):
+    with pytest.raises(ParameterError) as raised:
+        load_profile(tiny, override)
+    assert raised.value.parameter == parameter
+    assert str(raised.value).startswith(parameter)
+    assert "\n" not in str(raised.value)
+
+
+def test_settings_made_in_python_are_checked_in_the_same_way():
+    for make, parameter in (
+        (lambda: RLSettings(steps=0), "rl.steps"),
+        (lambda: RLSettings().replace(checkpoints=1000), "rl.checkpoints"),
+        (lambda: SFTSettings(batchsize=3), "sft.batchsize"),
+        (lambda: PretrainingSettings(gives_up={4: 1.5}), "pretraining.gives_up.4"),
+        (lambda: FamilySettings(name="x", stands_for="y", sources={"m": {"pool": 0}}), "family.sources.m.pool"),
+    ):
+        with pytest.raises(ParameterError) as raised:
+            make()
+        assert raised.value.parameter == parameter
+    with pytest.raises(ValueError, match="frozen"):
+        RLSettings().steps = 3
+
+
+def test_unknown_keys_are_named_with_what_is_known():
+    with pytest.raises(ParameterError, match=r"known here: .*num_samples, rl_num_samples"):
+        tiny_profile(evaluation={"samples": 3})
+
+
+def test_numbers_may_be_text_as_yaml_reads_them(tiny):
+    assert load_profile(tiny, {"sft.learning_rate": "1e-5"}).sft.learning_rate == 1e-5
+
+
+def test_a_profile_does_not_take_a_shipped_name(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(TINY.replace("name: tiny", "name: smoke"))
+    with pytest.raises(ParameterError) as raised:
+        load_profile(path)
+    assert (raised.value.parameter, raised.value.value) == ("name", "smoke")
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b", "a: [1", "\tb: 1", "a: !!python/object:os.system x"])
+def test_files_that_are_no_profile_are_refused(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ParameterError, match=r"x\.yaml"):
+        load_profile(tmp_path / "x.yaml", {"rl.steps": 3})
+    with pytest.raises(ParameterError, match="smoke"):
+        load_profile("smke")
+
+
+# --- digests ----------------------------------------------------------------------------------------------------------
+
+
+def test_settings_at_their_defaults_do_not_enter_digests():
+    settings = load_profile("smoke", {"rl.steps": 100, "digits": 3})
+    plain = explicit(settings)
+    assert "steps" not in plain["rl"]  # 100 is the default
+    assert "digits" not in plain
+    assert plain["families"][0]["candidates"][1] == {"n_examples": 64}
+    assert explicit(settings.replace(digits=4))["digits"] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "digest"),
+    [
+        ("smoke", 24, "c32b5ada350ee96b"),
+        ("mini-pilot", 54, "dc9a02445313b130"),
+        ("mini", 249, "04d5668d534e10ba"),
+        ("single_gpu", 24, "40a4154c797071e3"),
+        ("paper", 335, "fae3af7c51b3c98f"),
+    ],
+)
+def test_digests_of_the_shipped_profiles_stay(name, cells, digest):
+    """If they change, no finished cell counts as finished any more."""
+    digests = [cell.digest for cell in sweep.plan(load_profile(name))]
+    assert (len(digests), files.digest(digests)) == (cells, digest)
+
+
+@pytest.mark.parametrize("name", ["mini", "mini-pilot"])
+def test_records_of_the_shipped_studies_stay_valid(name):
+    profile, folder = load_profile(name), ROOT / "results" / name
+    cells = sweep.plan(profile)
+    assert sweep.finished_cells(folder, cells) == {cell.id for cell in cells}
+    assert read_json(folder / "manifest.json")["settings_digest"] == files.digest(explicit(profile))
+
+
+# --- the profile of the paper -----------------------------------------------------------------------------------------
+
+
+def test_paper_profile_has_the_printed_settings():
+    profile = load_profile("paper")
+    printed = pd.read_csv(ROOT / "results" / "paper" / "settings.csv").set_index("name")["value"].astype(float)
+    ours = {
+        "sft_learning_rate": profile.sft.learning_rate,
+        "sft_batch_size": profile.sft.batch_size,
+        "rl_learning_rate": profile.rl.learning_rate,
+        "rl_batch_size": profile.rl.prompts_per_step,
+        "rl_rollouts": profile.rl.rollouts,
+        "rl_temperature": profile.rl.temperature,
+        "rl_kl_coefficient": profile.rl.kl_coefficient,
+        "rl_entropy_coefficient": profile.rl.entropy_coefficient,
+        "rl_epochs": profile.rl.epochs,
+        "rl_runs_at_least": profile.rl.runs,
+        "rl_checkpoints_at_least": profile.rl.checkpoints,
+        "gpus_per_node": profile.compute.gpus,
+        "evaluation_temperature": profile.evaluation.temperature,
+        "benchmarks": len(profile.benchmarks),
+        "pass1_repetitions": profile.evaluation.rl_num_samples,
+        "large_k": profile.evaluation.k,
+        "pass64_repetitions": profile.evaluation.num_samples,
+        "budget_low_below": profile.budgets["low"] / 1e9,
+        "budget_medium_up_to": profile.budgets["medium"] / 1e9,
+        "budget_high_up_to": profile.budgets["high"] / 1e9,
+    }
+    assert {name: float(printed[name]) for name in ours} == ours
+    assert profile.sft.max_length == profile.evaluation.max_model_len == 8 * 1024
+    assert (profile.sft.backend, profile.rl.backend, profile.evaluation.engine) == ("llamafactory", "verl", "vllm")
+    # as many candidates as the tables fit: 16 and 17 (Tables 5, 7), 10 and 12 (Tables 6, 9)
+    counts = [
+        [
+            sum(scenario in c.scenario.split("+") for c in family.candidates if c.n_examples)
+            for family in profile.families
+        ]
+        for scenario in ("dataset", "instance")
+    ]
+    assert [row[:2] for row in counts] == [[16, 10], [17, 12]]
+    for family in profile.families:  # all budgets of Tables 8 and 10 are within 20B tokens
+        assert all(sft_tokens(profile, family, c) < 20e9 for c in family.candidates if c.n_examples)
+
+
+def test_every_number_of_the_paper_profile_gives_its_source():
+    """Each line of settings names a place in the paper or says `ours`, or follows a comment that covers it."""
+    text = (PROFILES / "paper.yaml").read_text()
+    for section in ("sft", "rl", "evaluation"):
+        lines = re.search(rf"^{section}:\n((?:  .*\n)+)", text, re.M)[1].splitlines()
+        covered = 0  # lines that a comment speaks for, beyond its own
+        for line in lines:
+            said = re.search(r"#.*(App\.|Sec\.|Table|Fig\.|ours|our )", line)
+            covered = 4 if said and "next four" in line else covered - (not said)
+            assert said or covered >= 0, line
+    assert yaml.safe_load(text)["name"] == Path(PROFILES / "paper.yaml").stem

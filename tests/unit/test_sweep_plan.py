@@ -1,0 +1,331 @@
+"""The plan of a sweep: cells depend on exactly what they should, impossible profiles are refused, records are kept."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from example_cells import FAMILY, in_family, tiny_profile, write_cell
+
+from quagmire_utils import sweep
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.files import read_json, write_text
+from quagmire_utils.core.records import load_records
+from quagmire_utils.core.settings import PROFILES, Profile, load_profile
+from quagmire_utils.data import Trace
+from quagmire_utils.sweep import runner
+from quagmire_utils.sweep.cells import restore_base
+from quagmire_utils.sweep.datasets import boxed, without_problems
+from quagmire_utils.sweep.grid import resolved_rl
+from quagmire_utils.sweep.pools import CellLostError
+from quagmire_utils.sweep.submit import ray_command, slurm_script
+
+TWO_SOURCES = {name: {"terms": [terms], "pool": 40, "validation": 6} for name, terms in (("main", 2), ("other", 3))}
+
+
+def test_the_plan_names_every_cell_after_what_it_needs():
+    cells = sweep.plan(tiny_profile())
+    starts = ["a/base", "a/random-16x2", "a/shortest-16x1"]
+    assert [cell.id for cell in cells] == [name for start in starts for name in (start, f"{start}/rl0")]
+    for i, cell in enumerate(cells):
+        assert cell.needs is None or cell.needs in cells[:i]
+        assert cell.id.startswith("/".join(cell.names.values()))
+
+
+@pytest.mark.parametrize(
+    ("change", "kinds"),
+    [
+        ({"seed": 1}, {"base", "sft", "rl"}),
+        ({"evaluation": {"num_samples": 8}}, {"base", "sft", "rl"}),
+        ({"evaluation": {"rl_num_samples": 3}}, {"rl"}),
+        ({"evaluation": {"k": 2}}, set()),
+        ({"sft": {"learning_rate": 0.002}}, {"sft", "rl of sft"}),
+        ({"rl": {"steps": 4}}, {"rl"}),
+        ({"rl": {"runs": 2}}, set()),  # a further run leaves the first ones as they are
+        ({"workers": 1}, set()),
+        ({"description": "other words"}, set()),
+        ({"budgets": {"low": 100.0}}, set()),
+        ({"digits": 4}, {"base", "sft", "rl"}),
+        ({"rl": {"backend": "compact"}}, {"rl"}),
+        (in_family("sources", TWO_SOURCES), {"base", "sft", "rl"}),
+        (in_family("sources", dict(reversed(TWO_SOURCES.items()))), {"base", "sft", "rl"}),
+        # a source that no candidate uses, and the comparisons that a candidate serves, change nothing
+        (in_family("sources", {**FAMILY["sources"], "other": {}}), set()),
+        (in_family("candidates", [*FAMILY["candidates"][:2], FAMILY["candidates"][2] | {"scenario": "source"}]), set()),
+        (in_family("candidates", [*FAMILY["candidates"][:2], FAMILY["candidates"][2] | {"rl_runs": 3}]), set()),
+    ],
+)
+def test_a_changed_parameter_redoes_what_depends_on_it(change, kinds):
+    after = {cell.id: cell for cell in sweep.plan(tiny_profile(**change))}
+    for cell in sweep.plan(tiny_profile()):
+        kind = "rl of sft" if cell.kind == "rl" and cell.needs.kind == "sft" and "rl" not in kinds else cell.kind
+        assert (after[cell.id].digest != cell.digest) == (kind in kinds), cell.id
+    assert ("a/shortest-16x1/rl2" in after) == ("rl_runs" in str(change))
+
+
+def test_training_and_measuring_problems_are_apart(tmp_path):
+    profile = tiny_profile(benchmarks={"sums2": 60, "lanes2": 60, "lanes3": 60})
+    family = profile.families[0].replace(rl_problems=300)
+    measured = {p.question for problems in sweep.benchmark_problems(profile).values() for p in problems}
+    pool, validation = ({t.question for t in part} for part in sweep.source_traces(profile, family, "main"))
+    learned = {p.question for p in sweep.rl_problems(profile, family, tmp_path)}
+    assert [len(group) for group in (measured, learned, pool, validation)] == [180, 300, 40, 6]
+    assert not measured & (learned | pool | validation)
+    assert not pool & validation
+
+
+def test_what_is_validated_on_is_not_trained_on_from_another_source():
+    one, same, other = (Trace(x, x, q, "r") for x, q in (("a", "What is $2+3$?"), ("b", "What is 2+3?"), ("c", "3+3?")))
+    assert without_problems([same, other], [one]) == [other]
+
+
+def test_solutions_get_the_ending_that_the_prompt_asks_for():
+    trace = Trace("a", "a", "2+3?", "It is 2+3=<<2+3=5>>5.\n#### 5", "5")
+    assert boxed(trace).response == "It is 2+3=5.\nThe answer is $\\boxed{5}$."
+    assert boxed(boxed(trace)) == boxed(trace)
+
+
+def test_rl_epochs_become_steps():
+    profile = load_profile("paper")
+    for family in profile.families:
+        assert resolved_rl(profile, family).steps == 3 * (family.rl_problems // 128)
+    single = load_profile("single_gpu")
+    assert resolved_rl(single, single.families[0]).steps == 40
+
+
+def test_what_is_expected_of_data_changes_no_digest():
+    values = yaml.safe_load((PROFILES / "single_gpu.yaml").read_text())
+    before = {cell.id: cell.digest for cell in sweep.plan(Profile.load(values))}
+    family = values["families"][0]
+    family["sources"]["main"] |= {"mean_tokens": {"random": 9}, "pool": 7000}
+    family["model"].pop("shape")
+    values["compute"]["gpu"] = "H200"
+    assert {cell.id: cell.digest for cell in sweep.plan(Profile.load(values))} == before
+    values["datasets"]["math_solutions"]["revision"] = "0" * 40  # other data change it: here, of one candidate
+    after = {cell.id: cell.digest for cell in sweep.plan(Profile.load(values))}
+    changed = [name for name in before if after[name] != before[name]]
+    assert changed
+    assert all("-math" in name for name in changed)
+
+
+# --- refused before anything runs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "parameter"),
+    [
+        ({"benchmarks": {"imo": 3}}, "benchmarks"),
+        ({"evaluation": {"engine": "llama.cpp"}}, "engine"),
+        ({"evaluation": {"engine": "server"}}, "evaluation.engine"),
+        ({"evaluation": {"template": "alpaca"}}, "evaluation.template"),
+        ({"rl": {"prompts_per_step": 9}}, "families.a.rl_problems"),
+        ({"digits": 9}, "digits"),
+        (in_family("candidates", [{"selection": "prettiest", "n_examples": 4}]), "prettiest-4x1.selection"),
+        (in_family("candidates", [{"selection": "random", "n_examples": 400}]), "random-400x1.n_examples"),
+        (in_family("candidates", [{"selection": "random", "n_examples": 4, "source": "x"}]), "random-4x1-x.source"),
+        (in_family("candidates", []), "families.a.candidates"),
+        (in_family("rl_terms", [2, 99]), "rl_terms"),
+        (in_family("sources", {"main": {"styles": ["prose"]}}), "sources.main.styles"),
+        (in_family("pretraining", {"architecture": "rnn"}), "architecture"),
+        (in_family("name", "../a"), "name"),
+    ],
+)
+def test_impossible_micro_profiles_are_refused(tmp_path, change, parameter):
+    with pytest.raises(ParameterError, match=re.escape(parameter)):
+        sweep.run_sweep(tiny_profile(**change), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+FAMILY_OF = ("families", 0)
+MAIN = (*FAMILY_OF, "sources", "main")
+
+
+@pytest.mark.parametrize(
+    ("profile", "change", "parameter"),
+    [
+        ("single_gpu", (*FAMILY_OF, "rl_set", "imo"), "families.qwen3-0.6b.rl_set"),
+        ("single_gpu", (*MAIN, "dataset", "deepscaler"), "families.qwen3-0.6b.sources.main.dataset"),
+        ("single_gpu", (*MAIN, "max_tokens", 4096), "families.qwen3-0.6b.sources.main.max_tokens"),
+        ("single_gpu", (*MAIN, "pool", 500), "families.qwen3-0.6b.candidates.random-1000x2.n_examples"),
+        ("single_gpu", (*FAMILY_OF, "model", {"hub_id": "./nowhere"}), "model.hub_id"),
+        ("single_gpu", ("benchmarks", {"sums2": 3}), "benchmarks"),
+        ("single_gpu", ("compute", "gpus", 2), "compute.gpus"),
+        ("single_gpu", ("compute", "gpus", 0), "compute.gpus"),
+        ("single_gpu", ("compute", "gpu", "abacus"), "compute.gpu"),
+        ("single_gpu", ("evaluation", "max_model_len", 1024), "evaluation.max_tokens"),
+        ("single_gpu", ("datasets", "math_solutions", "answr", ["x"]), "answr"),
+        ("single_gpu", ("datasets", "math_solutions", "question", 5), "question"),
+        ("paper", ("compute", "gpus", 0), "compute.gpus"),
+        ("paper", ("compute", "gpus", 3), "sft.batch_size"),
+        ("paper", ("rl", "micro_batch_size", 512), "rl.prompts_per_step x rl.rollouts"),
+    ],
+)
+def test_impossible_profiles_of_pretrained_models_are_refused(tmp_path, profile, change, parameter):
+    values = place = yaml.safe_load((PROFILES / f"{profile}.yaml").read_text())
+    *keys, last, value = change
+    for key in keys:
+        place = place[key]
+    place[last] = value
+    with pytest.raises(ParameterError, match=re.escape(parameter)):
+        sweep.dry_run(Profile.load(values), tmp_path / "results")
+
+
+def test_a_cell_needs_its_starting_point_and_its_parameters(tmp_path):
+    profile = tiny_profile()
+    for cell, digest, parameter in (("a/random-16x2", None, "cell"), ("a/x", None, "cell"), ("a/base", "0", "digest")):
+        with pytest.raises(ParameterError) as raised:
+            sweep.run_one(profile, tmp_path, cell, digest)
+        assert raised.value.parameter == parameter
+    with pytest.raises(ParameterError) as raised:
+        sweep.run_sweep(profile, tmp_path, workers=0)
+    assert raised.value.parameter == "workers"
+
+
+def test_a_sweep_does_not_begin_without_its_gpus(tmp_path):
+    import torch
+
+    gpus = torch.cuda.device_count() + 1
+    profile = load_profile("paper", {"compute.gpus": gpus, "evaluation.engine": "transformers"})
+    for begin in (sweep.run_sweep, lambda p, folder: sweep.run_one(p, folder, "qwen3-4b/base")):
+        with pytest.raises(ParameterError, match=f"GPUs: {gpus} x A100-80GB are needed"):
+            begin(profile, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+# --- which cell runs when, and the records meanwhile --------------------------------------------------------------
+
+
+class InstantPool:
+    """A pool of one worker whose cells are finished when they are waited for."""
+
+    def __init__(self, profile, folder):
+        self.profile, self.folder, self.failures = profile, folder, {}
+        self.running, self.started, self.seen = [], [], []
+        self.rng = np.random.default_rng(0)
+
+    def has_room(self):
+        return not self.running
+
+    def submit(self, cell):
+        self.running.append(cell)
+        self.started.append(cell.id)
+
+    def wait(self, seconds):
+        if (self.folder / "manifest.json").is_file():  # what a reader finds while this cell runs
+            self.seen.append(len(load_records(self.folder).cells))
+        (cell,) = self.running
+        self.running.clear()
+        if cell.id not in self.failures:
+            write_cell(self.profile, self.folder, cell, self.rng)
+        return [(cell, self.failures.get(cell.id))]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+@pytest.fixture
+def profile():
+    return tiny_profile(rl={"runs": 4})
+
+
+@pytest.fixture
+def pool(profile, tmp_path, monkeypatch):
+    pool = InstantPool(profile, tmp_path / "results")
+    monkeypatch.setattr(runner, "_open_pool", lambda *_: pool)
+    return pool
+
+
+def test_every_candidate_has_two_rl_runs_before_any_has_three(profile, pool):
+    sweep.run_sweep(profile, pool.folder, progress=False)
+    names = ["a/base", "a/random-16x2", "a/shortest-16x1"]
+    first = [[name, f"{name}/rl0", f"{name}/rl1"] for name in names]
+    later = [[f"{name}/rl2", f"{name}/rl3"] for name in names]
+    assert pool.started == [cell for group in (*first, *later) for cell in group]
+    assert pool.seen == []  # nothing is collected within the first minutes
+
+
+def test_records_can_be_read_while_the_sweep_runs(profile, pool):
+    sweep.run_sweep(profile, pool.folder, progress=False, collect_every=0)
+    assert pool.seen == list(range(4, 15))  # once a cell of each kind has finished: base, its two RL runs, and an SFT
+    assert read_json(pool.folder / "manifest.json")["cells_finished"] == 15
+
+
+def test_a_stopped_sweep_resumes_from_its_records(profile, pool):
+    pool.failures["a/random-16x2/rl3"] = RuntimeError("no memory")
+    with pytest.raises(sweep.SweepError, match=r"cell a/random-16x2/rl3 failed: no memory\. Log: .* resumes"):
+        sweep.run_sweep(profile, pool.folder, progress=False, collect_every=0)
+    before = len(pool.started)
+    pool.failures = {"a/base": CellLostError("the process of cell a/base died")}
+    with pytest.raises(sweep.SweepError, match=r"^the process of cell a/base died\. Log:"):
+        sweep.run_sweep(profile, pool.folder, progress=False)
+    pool.failures.clear()
+    sweep.run_sweep(profile, pool.folder, progress=False)
+    again = pool.started[before + 1 :]
+    assert again[:3] == ["a/base", "a/random-16x2", "a/shortest-16x1"]  # this pool leaves no checkpoints
+    assert again[3:] == ["a/random-16x2/rl3", "a/shortest-16x1/rl2", "a/shortest-16x1/rl3"]
+
+
+@pytest.mark.parametrize("table", ["counts", "cells", "generalization_loss"])
+@pytest.mark.parametrize("damage", ["torn", "gone"])
+def test_a_damaged_record_does_not_start_the_grid_again(profile, pool, table, damage):
+    sweep.run_sweep(profile, pool.folder, progress=False)
+    (pool.folder / "scratch").rename(pool.folder / "elsewhere")  # as in a fresh clone
+    done, path = len(pool.started), pool.folder / f"{table}.parquet"
+    kept = path.read_bytes()
+    path.write_bytes(kept[:-20])
+    if damage == "gone":
+        path.unlink()
+    for read in (
+        lambda: sweep.run_sweep(profile, pool.folder, progress=False),
+        lambda: sweep.finished_cells(pool.folder, sweep.plan(profile)),
+    ):
+        with pytest.raises(ParameterError, match="git checkout") as raised:
+            read()
+        assert raised.value.parameter.endswith(f"{table}.parquet")
+    path.write_bytes(kept)
+    sweep.run_sweep(profile, pool.folder, progress=False)
+    assert len(pool.started) == done
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '"5738d06175225871"'])
+def test_a_damaged_note_of_a_shipped_base_is_one_sentence(profile, tmp_path, text):
+    write_text(text, tmp_path / "bases" / "a" / "base.json")
+    with pytest.raises(ParameterError, match="git checkout") as raised:
+        restore_base(tmp_path, sweep.plan(profile)[0])
+    assert raised.value.parameter.endswith("base.json")
+
+
+# --- submitting -------------------------------------------------------------------------------------------------------
+
+
+def test_a_slurm_script_covers_every_cell_once(tmp_path):
+    profile = load_profile("paper", {"compute.slurm": {"partition": "gpu"}})
+    script = slurm_script(profile, "paper", tmp_path / "my results", set())
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    listed = dict(re.findall(r'^    \[\w+:\d+\]="(\S+) (\w+)"$', script, re.M))
+    assert listed == {cell.id: cell.digest for cell in sweep.plan(profile)}
+    assert "#SBATCH --gpus-per-node=8\n#SBATCH --exclusive\n#SBATCH --partition=gpu\n" in script
+    assert f'#SBATCH --chdir="{Path.cwd()}"' in script
+    assert re.search(r'rl0=\$\(submit rl0 --array=[\d,]+ .*--dependency="aftercorr:\$sft" --kill-on-invalid', script)
+    nice = [re.search(rf"{stage}=.*", script)[0].count("--nice=100") for stage in ("sft", "rl0", "rl1", "rl2", "rl3")]
+    assert nice == [0, 0, 0, 1, 1]
+    done = {cell.id for cell in sweep.plan(profile) if cell.kind != "rl"}
+    assert "submit sft" not in slurm_script(profile, "paper", tmp_path, done)
+    with pytest.raises(ParameterError):
+        slurm_script(profile, "paper", tmp_path, {cell.id for cell in sweep.plan(profile)})
+
+
+def test_a_ray_job_runs_the_sweep(tmp_path):
+    submit, _, job = " ".join(ray_command("paper", tmp_path, "http://head:8265")).partition(" -- ")
+    assert submit.endswith("job submit --address http://head:8265 --no-wait")
+    assert job.startswith(f"env --chdir={Path.cwd()} ")
+    assert job.endswith(f"-m quagmire_utils sweep paper --results {tmp_path} --ray auto")
+    with pytest.raises(ParameterError) as raised:
+        ray_command("paper", tmp_path, "auto")
+    assert raised.value.parameter == "ray"
