@@ -71,6 +71,19 @@ def cell_threads(profile: Profile, cell: Cell) -> int:
     return 2 if cell.kind == "base" and len(profile.families) == 1 else 1
 
 
+class _Progress:
+    """Notes the trained fraction in a file, at most once a second. It also goes to a training process of its own."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.noted = path, 0.0
+
+    def __call__(self, fraction: float) -> None:
+        if time.monotonic() - self.noted >= 1:
+            self.noted = time.monotonic()
+            self.path.write_text(f"{fraction:.4f}")
+
+
 class _Run:
     """One cell while it is computed; `base`, `sft` and `rl` return its facts and its tables."""
 
@@ -80,7 +93,7 @@ class _Run:
         self.seed = derive_seed(profile.seed, cell.id)
         self.benchmarks = datasets.benchmark_problems(profile)
         self.seconds: dict[str, float] = {}
-        self.noted = 0.0
+        self.note_progress = _Progress(cell.path(folder, "progress"))
 
     @contextlib.contextmanager
     def clock(self, name: str) -> Iterator[None]:
@@ -89,14 +102,6 @@ class _Run:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-
-    def note_progress(self, fraction: float) -> None:
-        """Note the trained fraction in a file, at most once a second."""
-        if time.monotonic() - self.noted >= 1:
-            self.noted = time.monotonic()
-            path = self.cell.path(self.folder, "progress")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{fraction:.4f}")
 
     def base(self) -> Results:
         from quagmire_utils.training import microlab
