@@ -61,7 +61,7 @@ def train_rl(
         verl.train(output, progress=False, on_progress=on_progress)
     elif profile.families[0].model is not None:
         timeout = profile.evaluation.grading_timeout
-        _train_in_own_process((start, problems, output, settings, timeout, on_progress))
+        _train_in_own_process(timeout, start, problems, output, settings, on_progress)
     else:
         from quagmire_utils.training import grpo
 
@@ -78,43 +78,33 @@ def kept_steps(settings: RLSettings) -> tuple[int, ...]:
     return settings.checkpoint_steps
 
 
-def _train_in_own_process(arguments: tuple[object, ...]) -> None:
+def _train_in_own_process(timeout: float, *arguments: object) -> None:
     """Run TRL's GRPO in a process of its own: GPU memory that its vLLM holds is free again when the process ends."""
     import torch
 
-    name = getattr(sys.stderr, "name", None)
-    log = name if isinstance(name, str) and Path(name).is_file() else None  # the cell's log
-    with ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), initializer=end_with_parent, initargs=(os.getpid(),)
-    ) as process:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=end_with_parent, initargs=(os.getpid(),)) as process:
+        log = getattr(sys.stderr, "name", "")  # the cell's
         try:
-            process.submit(_train_here, log, torch.get_num_threads(), *arguments).result()
+            process.submit(_train_here, log, torch.get_num_threads(), timeout, *arguments).result()
         except BrokenProcessPool as error:
             raise RuntimeError("the training process was killed; is there too little memory?") from error
 
 
-def _train_here(
-    log: str | None,
-    threads: int,
-    start: Path,
-    problems: Sequence[Problem],
-    output: Path,
-    settings: RLSettings,
-    timeout: float,
-    on_progress: Progress,
-) -> None:
+def _train_here(log: object, threads: int, timeout: float, *arguments: object) -> None:
     import torch
 
     from quagmire_utils.training import grpo
 
+    *arguments, on_progress = arguments
     with contextlib.ExitStack() as stack:
-        if log is not None:
+        if isinstance(log, str) and Path(log).is_file():
             file = stack.enter_context(open(log, "a", buffering=1))
             stack.enter_context(contextlib.redirect_stdout(file))
             stack.enter_context(contextlib.redirect_stderr(file))
         torch.set_num_threads(threads)
         grader = stack.enter_context(Grader(timeout=timeout, workers=1))
-        grpo.train_rl(start, problems, output, settings, grader=grader.grade, progress=False, on_progress=on_progress)
+        grpo.train_rl(*arguments, grader=grader.grade, progress=False, on_progress=on_progress)
 
 
 def end_with_parent(parent: int) -> None:

@@ -110,9 +110,6 @@ def test_settings_made_in_python_are_checked_in_the_same_way():
         assert raised.value.parameter == parameter
     with pytest.raises(ValueError, match="frozen"):
         RLSettings().steps = 3
-
-
-def test_unknown_keys_are_named_with_what_is_known():
     with pytest.raises(ParameterError, match=r"known here: .*num_samples, rl_num_samples"):
         tiny_profile(evaluation={"samples": 3})
 
