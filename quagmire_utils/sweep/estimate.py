@@ -30,6 +30,8 @@ TEXT_BYTES = 1.5  # a stored token of an answer: about 4 characters, compressed
 SECONDS_PER_ANSWER = 0.0015  # of a micro model on one core, as measured in the shipped miniature study
 VERL_MEMORY = 0.6  # share of a GPU that vLLM takes in verl: the default of backends.verl.write
 PARTS = ["train", "sample", "score"]
+KEYS = ["cell", "family", "kind", "digest"]
+COLUMNS = [*KEYS, "flops", "trained_tokens", "sampled_tokens", *PARTS, "kept", "scratch", "basis"]
 
 
 def estimate(profile: Profile, cells: Sequence[Cell], folder: Path | None = None) -> pd.DataFrame:
@@ -43,20 +45,15 @@ def estimate(profile: Profile, cells: Sequence[Cell], folder: Path | None = None
     families = {f.name: FamilyCost(profile, f) for f in profile.families if f.model is not None}
     rows = []
     for cell in cells:
-        keys = {"cell": cell.id, "family": cell.family.name, "kind": cell.kind, "digest": cell.digest}
+        keys = dict(zip(KEYS, (cell.id, cell.family.name, cell.kind, cell.digest), strict=True))
         if cell.family.model is None:
             hours = work(profile, cell) * SECONDS_PER_ANSWER / 3600
-            rows.append({**keys, **_row(sample=hours, kept=3e6)})
+            rows.append({**keys, "sample": hours, "kept": 3e6, "basis": "computed"})
         else:
             rows.append({**keys, **families[cell.family.name].row(cell)})
-    frame = pd.DataFrame(rows).set_index("cell")
+    frame = pd.DataFrame(rows, columns=COLUMNS).set_index("cell").fillna(0.0)
     frame["hours"] = frame[PARTS].sum(axis=1)
     return frame if folder is None else _corrected(profile, frame, folder)
-
-
-def _row(**known: float | str) -> dict[str, float | str]:
-    names = ("flops", "trained_tokens", "sampled_tokens", *PARTS, "kept", "scratch")
-    return {**dict.fromkeys(names, 0.0), "basis": "computed", **known}
 
 
 def _corrected(profile: Profile, costs: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -172,16 +169,16 @@ class FamilyCost:
         length = main.mean_tokens.get("random", profile.sft.max_length / 2) + self.compute.prompt_tokens
         sets = 1 if cell.kind == "base" else 2
         scored = main.validation * sets * cost.sequence_flops(shape, length)
-        return _row(
-            flops=flops + scored,
-            trained_tokens=tokens,
-            sampled_tokens=sampled,
-            train=self.training("sft", flops, tokens),
-            sample=sample,
-            score=self.training("score", scored, 0.0),
-            kept=cost.weight_bytes(shape) + TEXT_BYTES * sampled,
-            scratch=scratch,
-        )
+        return {
+            "flops": flops + scored,
+            "trained_tokens": tokens,
+            "sampled_tokens": sampled,
+            "train": self.training("sft", flops, tokens),
+            "sample": sample,
+            "score": self.training("score", scored, 0.0),
+            "kept": cost.weight_bytes(shape) + TEXT_BYTES * sampled,
+            "scratch": scratch,
+        }
 
     def rl(self) -> dict[str, float | str]:
         """Return the cost of an RL run."""
@@ -198,15 +195,15 @@ class FamilyCost:
         samples = self.problems * profile.evaluation.rl_num_samples * settings.checkpoints
         sampled, sample = self.sampling("rl", samples)
         weights = settings.checkpoints * cost.weight_bytes(shape)
-        return _row(
-            flops=flops,
-            trained_tokens=tokens,
-            sampled_tokens=sampled,
-            train=self.training("rl", flops, tokens) + self.compute.overhead * tokens / rate / 3600,
-            sample=sample,
-            kept=(weights if profile.keep_rl_models else 0.0) + TEXT_BYTES * sampled,
-            scratch=weights + settings.checkpoints * cost.RESUME_BYTES * cost.parameters(shape),
-        )
+        return {
+            "flops": flops,
+            "trained_tokens": tokens,
+            "sampled_tokens": sampled,
+            "train": self.training("rl", flops, tokens) + self.compute.overhead * tokens / rate / 3600,
+            "sample": sample,
+            "kept": (weights if profile.keep_rl_models else 0.0) + TEXT_BYTES * sampled,
+            "scratch": weights + settings.checkpoints * cost.RESUME_BYTES * cost.parameters(shape),
+        }
 
     def training(self, kind: str, flops: float, tokens: float) -> float:
         """Return the hours of computing so many FLOPs, or of training on `tokens` at the probe's rate."""
