@@ -247,8 +247,9 @@ def check_files(profile: Profile, folder: Path | None = None) -> Iterator[str]:
     Only the first piece of a large file is read, and its rows are not counted. With the results `folder`, datasets
     from which a set has already been made there are skipped.
     """
-    known = training_sets(profile)
-    for name, rows in sorted(rows_needed(profile).items()):
+    needed = rows_needed(profile)
+    known = training_sets(profile) if needed else {}
+    for name, rows in sorted(needed.items()):
         if folder is not None and any((folder / "scratch" / "data").glob(f"{name}-*/manifest.json")):
             continue
         try:
