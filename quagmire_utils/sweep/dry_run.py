@@ -73,11 +73,10 @@ def _table(profile: Profile, costs: pd.DataFrame) -> str:
         if len(mine)
     ]
     unit = f"{profile.compute.gpu} hours" if profile.compute.gpus else "core hours"
-    return f"In {unit}; the longest cell in hours of its node:\n{_text(rows)}"
+    return f"In {unit}; the longest cell in hours of its node:\n{_text(pd.DataFrame(rows))}"
 
 
-def _text(rows: list[dict[str, object]]) -> str:
-    frame = pd.DataFrame(rows)
+def _text(frame: pd.DataFrame) -> str:
     frame.iloc[:, 0] = frame.iloc[:, 0].str.ljust(frame.iloc[:, 0].str.len().max())
     return frame.to_string(index=False, float_format=_number)
 
@@ -96,19 +95,10 @@ def _totals(profile: Profile, costs: pd.DataFrame, left: pd.DataFrame) -> str:
 
 def _cells(profile: Profile, costs: pd.DataFrame, done: set[str]) -> str:
     price = profile.compute.dollars_per_gpu_hour * bool(profile.compute.gpus)
-    rows = [
-        {
-            "cell": cell,
-            "digest": row["digest"],
-            "FLOPs": f"{row['flops']:.2g}",
-            "hours": row["hours"],
-            "dollars": row["hours"] * price,
-            "kept": size(row["kept"]),
-            "": "done" if cell in done else "",
-        }
-        for cell, row in costs.iterrows()
-    ]
-    return _text(rows)
+    shown = costs[["digest", "hours"]].assign(dollars=costs["hours"] * price, kept=costs["kept"].map(size))
+    shown["flops"] = costs["flops"].map("{:.2g}".format)
+    shown[""] = ["done" if cell in done else "" for cell in costs.index]
+    return _text(shown.reset_index())
 
 
 def _assumptions(profile: Profile) -> str:
