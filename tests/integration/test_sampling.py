@@ -145,32 +145,6 @@ def test_a_top_up_from_64_to_256_is_exact(engine, tmp_path, size):
     assert parts[0] == parts[1]
 
 
-def test_an_overlap_of_seeds_is_noticed(engine, tmp_path):
-    """Two runs pass for independent, and the second begins at the seed of the first one's sample 3."""
-    longer = SamplingParams(max_tokens=40, seed=3)
-
-    class Shifted(Recorded):
-        shift = 0
-
-        def generate(self, requests, params):
-            moved = [Request(r.prompt_ids, r.n, r.seed + self.shift) for r in requests]
-            return self.engine.generate(moved, params)
-
-    stores = {}
-    for shift in (0, 3, 1000):
-        shifted = Shifted(engine)
-        shifted.shift = shift
-        stores[shift] = SampleStore(tmp_path / str(shift))
-        sample(shifted, PROBLEMS, 16, longer, stores[shift], benchmark="b", progress=False)
-    found = stores[3].duplicates(stores[0])
-    assert found["shift"].tolist() == [3]
-    assert found["identical"].item() >= 10 * 13
-    assert found["problems"].tolist() == [10]
-    assert found["p_value"].item() < 1e-20
-    assert stores[0].duplicates(stores[1000]).empty
-    assert stores[0].duplicates().empty
-
-
 # --- what is drawn when -----------------------------------------------------------------------------------------------
 
 

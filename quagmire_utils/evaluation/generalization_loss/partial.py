@@ -14,7 +14,6 @@ from quagmire_utils.core.files import read_parquet, write_parquet
 from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS
 
 WRITE_SECONDS = 30.0  # between two writes: the most that a kill loses
-WRITE_SHARE = 0.02  # largest share of the time that goes into writing
 _MARK = b"quagmire_utils.evaluation.generalization_loss"
 _COLUMNS = ["total", *(f"decile_{i}" for i in range(1, 11)), *(f"range_{i}" for i in range(1, COLUMNS - 10))]
 
@@ -47,10 +46,8 @@ class PartialLosses:
         self._known.update(zip(keys, np.array(sums), strict=True))  # a copy: Ray's arrays pin its memory
         self._unwritten = True
         if self.path is not None and time.monotonic() >= self._next_write:
-            start = time.monotonic()
             self.write()
-            end = time.monotonic()
-            self._next_write = end + max(WRITE_SECONDS, (end - start) / WRITE_SHARE)
+            self._next_write = time.monotonic() + WRITE_SECONDS
 
     def write(self) -> None:
         """Write the file, atomically."""

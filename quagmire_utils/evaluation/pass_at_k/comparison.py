@@ -14,14 +14,14 @@ that flips the signs of the differences. The tests measure the size and the powe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.pass_at_k.averages import MACRO, each_benchmark
-from quagmire_utils.evaluation.pass_at_k.bootstrap import Array, check_confidence, mean_of_independent
+from quagmire_utils.evaluation.pass_at_k.bootstrap import check_confidence, mean_of_independent
 from quagmire_utils.evaluation.pass_at_k.estimator import Counts, checked_ks, pass_at_k
 
 ROUNDING = 1e-12  # Pass@k is exact to about 1e-15
@@ -54,81 +54,50 @@ def compare(
         reason = f"it must hold the problems of counts_a; {len(alone)} are in only one of them (such as {example})"
         raise ParameterError("counts_b", reason=reason)
     seen = ndtri((1 + confidence) / 2) ** 2
-    parts = [_Difference.of(name, rows, k, seen) for name, rows in both.groupby("benchmark", sort=False)]
     names = counts_a["benchmark"].unique().tolist()
-    parts.sort(key=lambda part: names.index(part.name))
+    each = [_difference(both[both["benchmark"] == name], k, seen) for name in names]
     frames = []
-    for part in [*parts, _Difference.average(parts)]:
-        difference, error = part.a - part.b, np.sqrt(part.variance)
+    for name, part, parts in [
+        *((n, one, [one]) for n, one in zip(names, each, strict=True)),
+        (MACRO, _mean(each), each),
+    ]:
+        difference, error = part["a"] - part["b"], np.sqrt(part["variance"])
         tested = ~(error <= ROUNDING)  # no spread to test if all differences are equal
         with np.errstate(invalid="ignore", divide="ignore"):
-            half = np.where(tested, stdtrit(part.freedom, (1 + confidence) / 2) * error, part.unseen)
-            p_value = 2 * stdtr(part.freedom, -np.abs(difference / error))
+            half = np.where(tested, stdtrit(part["freedom"], (1 + confidence) / 2) * error, part["unseen"])
+            p_value = 2 * stdtr(part["freedom"], -np.abs(difference / error))
         for column in np.flatnonzero(~tested):
-            p_value[column] = _flipped([(each.a[column] - each.b[column], each.problems) for each in part.parts])
-        columns = {
-            "benchmark": part.name,
-            "k": k,
-            "a": part.a,
-            "b": part.b,
-            "difference": difference,
-            "low": np.clip(difference - half, -1, 1),
-            "high": np.clip(difference + half, -1, 1),
-            "p_value": p_value,
-            "standard_error": error,
-            "better": part.better,
-            "worse": part.worse,
-            "problems": part.problems,
-        }
-        frames.append(pd.DataFrame(columns))
+            p_value[column] = _flipped([(one["a"][column] - one["b"][column], one["problems"]) for one in parts])
+        low, high = np.clip(difference - half, -1, 1), np.clip(difference + half, -1, 1)
+        columns = {"benchmark": name, "k": k, "a": part["a"], "b": part["b"], "difference": difference}
+        columns |= {"low": low, "high": high, "p_value": p_value, "standard_error": error}
+        frames.append(pd.DataFrame(columns | {one: part[one] for one in ("better", "worse", "problems")}))
     return pd.concat(frames, ignore_index=True)
 
 
-@dataclass(frozen=True)
-class _Difference:
-    """Two models on one benchmark, or on the average of several; arrays are (k,)."""
+def _difference(rows: pd.DataFrame, ks: Counts, seen: float) -> dict[str, Any]:
+    """Return two models' scores on one benchmark, and variance, degrees of freedom, ... of their difference: (k,)."""
+    a, b = (pass_at_k(rows[f"n_{model}"], rows[f"correct_{model}"], ks) for model in "ab")
+    d, m = a - b, len(rows)
+    return {
+        "a": a.mean(axis=0),
+        "b": b.mean(axis=0),
+        "variance": d.var(axis=0, ddof=1) / m if m > 1 else np.full(ks.size, np.nan),
+        "freedom": np.full(ks.size, max(m - 1.0, 1.0)),
+        "unseen": np.full(ks.size, seen / (m + seen)),  # half the interval where nothing differs
+        "better": (d > ROUNDING).sum(axis=0),
+        "worse": (d < -ROUNDING).sum(axis=0),
+        "problems": m,
+    }
 
-    name: str
-    a: Array
-    b: Array
-    variance: Array  # of the mean difference
-    freedom: Array
-    unseen: Array  # half the interval where nothing differs
-    better: Counts
-    worse: Counts
-    problems: int
-    averaged: tuple[_Difference, ...] = ()
 
-    @property
-    def parts(self) -> tuple[_Difference, ...]:
-        """The benchmarks that it averages."""
-        return self.averaged or (self,)
-
-    @classmethod
-    def of(cls, name: str, rows: pd.DataFrame, ks: Counts, seen: float) -> _Difference:
-        a, b = (pass_at_k(rows[f"n_{model}"], rows[f"correct_{model}"], ks) for model in "ab")
-        d, m = a - b, len(rows)
-        variance = d.var(axis=0, ddof=1) / m if m > 1 else np.full(ks.size, np.nan)
-        freedom, unseen = np.full(ks.size, max(m - 1.0, 1.0)), np.full(ks.size, seen / (m + seen))
-        counts = (d > ROUNDING).sum(axis=0), (d < -ROUNDING).sum(axis=0)
-        return cls(name, a.mean(axis=0), b.mean(axis=0), variance, freedom, unseen, *counts, m)
-
-    @classmethod
-    def average(cls, parts: Sequence[_Difference]) -> _Difference:
-        freedoms = np.array([part.freedom for part in parts])
-        variance, freedom = mean_of_independent(np.array([part.variance for part in parts]), freedoms)
-        return cls(
-            MACRO,
-            np.mean([part.a for part in parts], axis=0),
-            np.mean([part.b for part in parts], axis=0),
-            variance,
-            freedom,
-            np.sqrt(np.sum([part.unseen**2 for part in parts], axis=0)) / len(parts),
-            np.sum([part.better for part in parts], axis=0),
-            np.sum([part.worse for part in parts], axis=0),
-            sum(part.problems for part in parts),
-            tuple(parts),
-        )
+def _mean(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the macro average of several benchmarks' `_difference`."""
+    part = {name: np.array([one[name] for one in each]) for name in each[0]}
+    mean = {name: part[name].mean(axis=0) for name in ("a", "b")}
+    mean["variance"], mean["freedom"] = mean_of_independent(part["variance"], part["freedom"])
+    mean["unseen"] = np.sqrt((part["unseen"] ** 2).sum(axis=0)) / len(each)
+    return mean | {name: part[name].sum(axis=0) for name in ("better", "worse", "problems")}
 
 
 def _flipped(benchmarks: Sequence[tuple[float, int]]) -> float:

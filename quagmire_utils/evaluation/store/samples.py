@@ -30,7 +30,7 @@ from quagmire_utils.core.files import (
 from quagmire_utils.core.locks import exclusive
 from quagmire_utils.core.provenance import package_versions
 from quagmire_utils.evaluation.store.counting import count
-from quagmire_utils.evaluation.store.duplicates import find_duplicates, text_table
+from quagmire_utils.evaluation.store.duplicates import find_duplicates
 from quagmire_utils.evaluation.store.parts import (
     COLUMNS,
     GOLDS,
@@ -344,25 +344,18 @@ class SampleStore:
             if table is not None:
                 yield table
 
-    def duplicates(self, other: SampleStore | None = None, *, alpha: float = 1e-6) -> pd.DataFrame:
+    def duplicates(self, *, alpha: float = 1e-6) -> pd.DataFrame:
         """Return samples that were drawn with one seed although they should be independent; empty if there are none.
 
-        Look for texts that are equal at a fixed distance of their indices more often than by chance, within this store
-        or between it and `other` (of another seed, say); see the module `duplicates`. One row per benchmark and shift:
-        benchmark; shift (sample i equals sample i + shift; NaN: all samples of most problems are one long text);
-        identical and expected pairs; p_value, at most `alpha`; problems. At temperature 0 all samples are equal by
-        design, and nothing is reported. Needs 28 bytes per sample.
+        Look for texts that are equal at a fixed distance of their indices more often than by chance; see the columns of
+        `find_duplicates`. p_value is at most `alpha`. At temperature 0 all samples are equal by design, and nothing is
+        reported. Needs 28 bytes per sample.
         """
         if not 0 < alpha < 1:
             raise ParameterError("alpha", alpha, "between 0 and 1")
-        owners: dict[tuple[str, str], int] = {}
-        stores = [] if self.origin.get("temperature") == 0 else [self, *([] if other is None else [other])]
+        parts = [] if self.origin.get("temperature") == 0 else self.parts()
         columns = [*KEYS, "text", "tokens"]
-        tables = [
-            text_table(filter(None, (s._table(part, columns, _DICTIONARIES[:2]) for part in s.parts())), owners)
-            for s in stores
-        ] or [text_table([], owners)]
-        return find_duplicates(tables[0], tables[1] if len(tables) > 1 else None, owners, alpha)
+        return find_duplicates(filter(None, (self._table(p, columns, _DICTIONARIES[:2]) for p in parts)), alpha)
 
     # --- files ---
 
