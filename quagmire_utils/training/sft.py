@@ -1,7 +1,7 @@
 """Supervised fine-tuning on reasoning traces, one checkpoint (a *candidate*) per call. Paper: Sec. 2, App. B.2.
 
-The backend is TRL's `SFTTrainer` on one machine. The loss covers the response tokens (and the end-of-sequence token)
-only; prompts are rendered exactly as they are for sampling, so nothing shifts between training and measuring.
+The backend is TRL's `SFTTrainer` on one machine. The loss covers only the response tokens and the end-of-sequence
+token; prompts are rendered exactly as for sampling and for the generalization loss.
 
     train_sft("models/base", traces, "models/candidate", SFTSettings(epochs=2))
 """
@@ -33,9 +33,9 @@ def tokenize_traces(
     template: str = "auto",
     max_length: int | None = None,
 ) -> list[dict[str, list[int]]]:
-    """Rows of `input_ids` and `completion_mask` (1 on response tokens), ready for `SFTTrainer`.
+    """Return rows of `input_ids` and `completion_mask` (1 on response tokens) for `SFTTrainer`.
 
-    Raises ParameterError when a trace is longer than `max_length`: cutting a trace would cut off its answer.
+    Raises ParameterError if a trace is longer than `max_length`: truncation would cut off its answer.
     """
     rows = []
     for trace in traces:
@@ -45,9 +45,8 @@ def tokenize_traces(
     longest = max((len(row["input_ids"]) for row in rows), default=0)
     if max_length is not None and longest > max_length:
         too_long = sum(len(row["input_ids"]) > max_length for row in rows)
-        raise ParameterError(
-            f"sft.max_length is {max_length}, but {too_long} of {len(rows)} traces are longer (the longest: {longest})"
-        )
+        allowed = f"at least {longest} ({too_long} of {len(rows)} traces are longer than it)"
+        raise ParameterError("sft.max_length", max_length, allowed)
     return rows
 
 
@@ -64,14 +63,14 @@ def train_sft(
 ) -> dict[str, object]:
     """Fine-tune `model` on `traces` and save the checkpoint to the folder `output`.
 
-    A model object is trained in place (with `output` None it is only that); a path or hub id is loaded first. The
-    folder appears only when training has finished, with `sft.json` (also returned) beside the weights: settings,
-    traces, tokens seen, final loss in nats per response token, seconds. `on_progress` is called with the fraction done
-    after each step. Raises ParameterError for no traces, traces over `max_length`, or a model object without its
-    tokenizer.
+    A model object is trained in place (and not saved if `output` is None); a path or hub id is loaded first. The folder
+    appears only when training has finished, with `sft.json` (also returned): settings, traces, tokens seen, final loss
+    in nats per response token, seconds. `on_progress` is called with the fraction done after each step. Raises
+    ParameterError for no traces, traces over `max_length`, or a model object without its tokenizer.
     """
     if not traces:
-        raise ParameterError("traces is empty: there is nothing to fine-tune on")
+        raise ParameterError("traces", reason="there are none to fine-tune on")
+    import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
     from transformers.trainer_callback import PrinterCallback
@@ -81,7 +80,7 @@ def train_sft(
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
         model = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
     elif tokenizer is None:
-        raise ParameterError("tokenizer must be given when model is an object rather than a path")
+        raise ParameterError("tokenizer", reason="give it, because the model is an object rather than a path")
     # float32 weights, because small steps on bf16 weights are rounded away; saved in the checkpoint's own type
     own_dtype = model.dtype
     model.float()
@@ -89,7 +88,7 @@ def train_sft(
     steps = math.ceil(math.ceil(len(rows) / settings.batch_size) * settings.epochs)
     micro_batch = settings.micro_batch_size or settings.batch_size
     arguments = SFTConfig(
-        output_dir=str(Path(tempfile.gettempdir()) / "quagmire-sft"),  # must be named; nothing is written there
+        output_dir=str(Path(tempfile.gettempdir()) / "quagmire-sft"),  # required, but nothing is written there
         max_steps=steps,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=settings.batch_size // micro_batch,
@@ -103,8 +102,8 @@ def train_sft(
         completion_only_loss=True,
         adam_beta2=settings.adam_beta2,
         gradient_checkpointing=settings.gradient_checkpointing,
-        bf16=_has_accelerator() and str(own_dtype) == "torch.bfloat16",
-        use_cpu=not _has_accelerator(),
+        bf16=torch.cuda.is_available() and own_dtype == torch.bfloat16,
+        use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False,
         seed=settings.seed,
         data_seed=settings.seed,
@@ -125,7 +124,7 @@ def train_sft(
         "settings": settings.model_dump(),
         "traces": len(rows),
         "steps": steps,
-        # what the paper's budgets count: every token the model was trained on, repeats included
+        # as the paper's budgets count: every token the model was trained on, repeats included
         "tokens": round(tokens * settings.epochs),
         "final_loss": losses[-1] if losses else None,
         "seconds": time.perf_counter() - started,
@@ -137,7 +136,7 @@ def train_sft(
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, summary: dict, output: Path) -> None:
-    """The checkpoint, complete or not there at all."""
+    """Save the checkpoint so that it is either complete or absent."""
     scratch = output.with_name(output.name + ".saving")
     shutil.rmtree(scratch, ignore_errors=True)
     model.save_pretrained(scratch)
@@ -149,7 +148,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, summary: d
 
 
 def progress_callback(on_progress: Callable[[float], None]) -> TrainerCallback:
-    """A trainer callback that reports the fraction of steps done."""
+    """Return a trainer callback that reports the fraction of steps done."""
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
@@ -157,9 +156,3 @@ def progress_callback(on_progress: Callable[[float], None]) -> TrainerCallback:
             on_progress(state.global_step / max(1, state.max_steps))
 
     return Progress()
-
-
-def _has_accelerator() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

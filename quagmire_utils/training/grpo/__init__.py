@@ -1,13 +1,13 @@
 """Reinforcement learning with verifiable rewards: GRPO from a candidate, keeping checkpoints. Paper: App. B.2.
 
-Rollouts come from the same engine, and rewards from the same grader, as the benchmark scores do, so what RL maximises
-is exactly what the evaluation measures.
+Rollouts come from the same engine, and rewards from the same grader, as the benchmark scores, so RL maximises exactly
+what the evaluation measures.
 
     train_rl("models/candidate", problems, "models/candidate-rl0", RLSettings(steps=100))
 
-`RLSettings.backend` says who takes the steps. `trl` (the default, for every real model) is TRL's `GRPOTrainer` on one
-machine. `compact` is a loop of our own for micro models: the same loss and gradients (a test compares them) in a few
-times fewer seconds.
+`RLSettings.backend` chooses the trainer. `trl` (the default, for every real model) is TRL's `GRPOTrainer` on one
+machine. `compact` is our own loop for micro models: the same loss and gradients (a test compares them), several times
+as fast.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_json, write_parquet
 from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
-from quagmire_utils.training.grpo.checkpoints import latest_checkpoint, read_state
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,13 +54,13 @@ def train_rl(
     `grader(responses, problems)` returns one `grading.Grade` each; the reward is 1 for CORRECT and 0 for all else.
     Returns the curve, one row per step: step, reward (mean over rollouts), reward_std (standard deviation over
     rollouts), entropy (nats per token), length (mean tokens of a rollout), truncated (fraction), seconds. It is also
-    written to `curve.parquet`, and `rl.json` is written last. A run that was killed goes on from its latest checkpoint.
+    written to `curve.parquet`, and `rl.json` is written last. A killed run resumes from its latest checkpoint.
     `on_progress` is called with the fraction done after each step. Raises ParameterError for no problems, a prompt and
     answer longer than the context, or an `output` that holds the checkpoints of the other backend.
     """
     if not problems:
-        raise ParameterError("problems is empty: there is nothing to learn from")
-    from quagmire_utils.training.grpo.rollouts import make_environment
+        raise ParameterError("problems", reason="there are none to learn from")
+    from quagmire_utils.training.grpo.rollouts import latest_checkpoint, make_environment, read_state
 
     if settings.backend == "compact":
         from quagmire_utils.training.grpo.compact import train
@@ -72,7 +71,7 @@ def train_rl(
     latest = latest_checkpoint(output)
     state = read_state(latest)
     if state is not None and state.get("backend", "trl") != settings.backend:
-        raise ParameterError(f"rl.backend is {settings.backend}, but {latest} was made by another; use a new folder")
+        raise ParameterError("rl.backend", settings.backend, reason=f"{latest} was made by another; use a new folder")
     environment = make_environment(model, problems, settings, grader, template)
     if state is None or state["global_step"] < settings.steps:
         history = train(environment, output, latest, progress=progress, on_progress=on_progress)
@@ -80,14 +79,8 @@ def train_rl(
         history = state["log_history"]
     curve = _curve(history)
     write_parquet(curve, output / "curve.parquet")
-    write_json(
-        {
-            "settings": settings.model_dump(),
-            "checkpoints": list(settings.checkpoint_steps),
-            "seconds": time.perf_counter() - started,
-        },
-        output / "rl.json",
-    )
+    facts = {"settings": settings.model_dump(), "checkpoints": list(settings.checkpoint_steps)}
+    write_json({**facts, "seconds": time.perf_counter() - started}, output / "rl.json")
     return curve
 
 

@@ -1,21 +1,19 @@
-"""The `compact` backend: on-policy GRPO for micro models, in a few times fewer seconds than TRL. Paper: App. B.2.
+"""The `compact` backend: on-policy GRPO for micro models, several times as fast as TRL. Paper: App. B.2.
 
-One update per batch of rollouts, so the policy that learns is the one that sampled: the ratio of their probabilities is
-1, clipping never acts, and the gradient of TRL's loss (its default, "dapo") is, with N the tokens of all rollouts,
+One update per batch of rollouts, so the trained policy is the one that sampled: the ratio of their probabilities is 1,
+clipping never acts, and the gradient of TRL's loss (its default, "dapo") is, with N the tokens of all rollouts,
 
     - 1/N sum over rollouts i, tokens t of  A_i grad log p(token t of i)  -  entropy_coefficient * grad(mean entropy)
 
-where A_i = (reward - mean of its group) / (standard deviation of its group + 1e-4). Nothing is computed twice, or in
-vain:
+where A_i = (reward - mean of its group) / (standard deviation of its group + 1e-4). It is fast for two reasons:
 
 - a group's rollouts share the prompt, and often many tokens after it, so they are read as a tree: each prefix is one
-  node, which attends to its ancestors, and a token counts by the sum of the advantages of the rollouts through it;
+  node, which attends to its ancestors, and a token is weighted by the summed advantages of the rollouts through it;
 - without an entropy bonus, groups whose rewards are all equal are left out, because their advantages are zero.
 
-Weights and arithmetic are float32, and how much is read at once is fixed here, whatever `micro_batch_size` says. A run
-depends on its settings and on the step's number alone, so one that was killed ends bit for bit like an unbroken one (on
-a CPU). `tests/test_training.py` compares loss, gradients and updates with TRL's own; `tests/speed/bench_rl.py` compares
-the speed.
+Weights and arithmetic are float32; the size of a forward pass is fixed here, whatever `micro_batch_size` is. A run
+depends only on its settings and the number of the step, so a killed and resumed run equals an unbroken one bit for bit
+(on a CPU). Tests compare loss, gradients and updates with TRL's; `tests/speed/bench_rl.py` compares the speed.
 """
 
 from __future__ import annotations
@@ -32,14 +30,14 @@ import numpy as np
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_json
 from quagmire_utils.core.settings import RLSettings
-from quagmire_utils.training.grpo.checkpoints import STATE, read_state
-from quagmire_utils.training.grpo.rollouts import Environment, derive_seed
+from quagmire_utils.engines.decoding import can_share
+from quagmire_utils.training.grpo.rollouts import STATE, Environment, derive_seed, read_state
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-# Measured on micro models of 96 x 4 layers: a CPU core is fastest on what fits its cache, a GPU on all at once.
+# Measured on micro models of 96 x 4 layers: a CPU core is fastest on what fits its cache, a GPU on everything at once.
 _TREE_NODES = 256  # at most in one tree of several rollouts: attention is quadratic in them
 _CPU_NODES, _CUDA_NODES = 512, 32_768  # in one forward pass, padding included
 _OPTIMIZER = "optimizer.pt"
@@ -49,8 +47,8 @@ _OPTIMIZER = "optimizer.pt"
 class Tree:
     """Rollouts of one prompt as a tree of prefixes. The first nodes are the prompt's; a last token needs no node.
 
-    Target j: the rollouts through node `target_nodes[j]` that go on with `target_tokens[j]` are `counts[j]` in number,
-    with advantages that sum to `weights[j]`.
+    Target j: `counts[j]` rollouts continue node `target_nodes[j]` with the token `target_tokens[j]`, and their
+    advantages sum to `weights[j]`.
     """
 
     prompt_tokens: int
@@ -70,7 +68,7 @@ def train(
     progress: bool,
     on_progress: Callable[[float], None] | None,
 ) -> list[dict[str, float]]:
-    """Take the steps that are left after the checkpoint `latest`, keep checkpoints under `output`; return the log."""
+    """Take the steps that are left after the checkpoint `latest`; return the log. Checkpoints go to `output`."""
     import torch
     from tqdm import tqdm
 
@@ -97,18 +95,14 @@ def train(
 
 
 def _check_model(policy: PreTrainedModel) -> None:
-    """Raise ParameterError where a layer does not attend to all earlier tokens, so that a tree would confuse it."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=policy.config).layers):
-        raise ParameterError(
-            f"rl.backend compact is for models with full attention in every layer, not this {policy.config.model_type}"
-        )
+    """Raise ParameterError unless every layer attends to all earlier tokens; a tree can't be read otherwise."""
+    if not can_share(policy):
+        reason = f"compact is for models with full attention in every layer, not this {policy.config.model_type}"
+        raise ParameterError("rl.backend", "compact", reason=reason)
 
 
 def take_step(environment: Environment, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
-    """Draw rollouts, reward them, and update the policy once; `step` counts from 0. The step's entry for the log."""
+    """Draw rollouts, reward them, and update the policy once; return the log entry. `step` counts from 0."""
     import torch
 
     started = time.perf_counter()
@@ -148,7 +142,7 @@ def take_step(environment: Environment, optimizer: torch.optim.Optimizer, step: 
 
 
 def draw_problems(count: int, settings: RLSettings, step: int) -> list[int]:
-    """Which of `count` problems step `step` asks: one shuffled pass over all of them after the other."""
+    """Return which of `count` problems step `step` uses: shuffled passes over all of them, one after another."""
     first = step * settings.prompts_per_step
     places = range(first, first + settings.prompts_per_step)
     epochs = {
@@ -159,7 +153,7 @@ def draw_problems(count: int, settings: RLSettings, step: int) -> list[int]:
 
 
 def advantages(rewards: np.ndarray) -> np.ndarray:
-    """Rewards (groups, rollouts) less their group's mean, in units of its standard deviation (plus 1e-4, as in TRL)."""
+    """Return rewards (groups, rollouts) minus their group's mean, over its standard deviation + 1e-4 (as in TRL)."""
     spread = rewards.std(1, ddof=1, keepdims=True)
     return (rewards - rewards.mean(1, keepdims=True)) / (spread + 1e-4)
 
@@ -170,7 +164,7 @@ def grow_trees(
     advantages: Sequence[float],
     max_nodes: int = _TREE_NODES,
 ) -> list[Tree]:
-    """The rollouts of one group as a tree, or several where one would have over `max_nodes` nodes."""
+    """Return the rollouts of one group as a tree, or as several of at most `max_nodes` nodes."""
     trees: list[Tree] = []
     for ids, advantage in sorted(zip(map(tuple, completions), advantages, strict=True)):  # common starts together
         if not trees or len(trees[-1].tokens) + len(ids) > max_nodes:
@@ -207,7 +201,7 @@ def backward(policy: PreTrainedModel, trees: Sequence[Tree], tokens: int, settin
     device, coefficient = policy.device, settings.entropy_coefficient
     policy_sum, entropy_sum, counted = 0.0, 0.0, 0
     for batch in _micro_batches(trees, _CUDA_NODES if device.type == "cuda" else _CPU_NODES):
-        first = min(tree.prompt_tokens for tree in batch) - 1  # the first node that any rollout goes on from
+        first = min(tree.prompt_tokens for tree in batch) - 1  # the first node that any rollout continues
         ids, positions, visible = (torch.from_numpy(array).to(device) for array in _arrays(batch))
         hidden = torch.zeros(visible.shape, dtype=policy.dtype, device=device)
         hidden.masked_fill_(~visible, torch.finfo(policy.dtype).min)
@@ -237,7 +231,7 @@ def backward(policy: PreTrainedModel, trees: Sequence[Tree], tokens: int, settin
 
 
 def _micro_batches(trees: Sequence[Tree], max_nodes: int) -> Iterator[list[Tree]]:
-    """Trees by size, largest first, in batches of at most `max_nodes` nodes, padding included (or of one tree)."""
+    """Yield trees, largest first, in batches of at most `max_nodes` nodes, padding included (or of one tree)."""
     batch: list[Tree] = []
     for tree in sorted(trees, key=lambda tree: -len(tree.tokens)):
         if batch and (len(batch) + 1) * len(batch[0].tokens) > max_nodes:
@@ -249,9 +243,9 @@ def _micro_batches(trees: Sequence[Tree], max_nodes: int) -> Iterator[list[Tree]
 
 
 def _arrays(trees: Sequence[Tree]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Token ids and positions (trees, nodes), and who sees whom (trees, nodes, nodes): a node its ancestors and itself.
+    """Return token ids and positions (trees, nodes), and the attention mask (trees, nodes, nodes).
 
-    Padding stands behind the nodes and sees itself alone.
+    A node attends to its ancestors and itself; padding, after the nodes, to itself alone.
     """
     width = max(len(tree.tokens) for tree in trees)
     ids = np.zeros((len(trees), width), dtype=np.int64)
@@ -269,7 +263,7 @@ def _arrays(trees: Sequence[Tree]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _save(
     environment: Environment, optimizer: torch.optim.Optimizer, output: Path, history: Sequence[dict[str, float]]
 ) -> None:
-    """A checkpoint like TRL's; the optimizer's state stays in the latest one only."""
+    """Save a checkpoint like TRL's; only the latest one keeps the optimizer's state."""
     import torch
 
     folder = output / f"checkpoint-{len(history)}"
@@ -277,7 +271,7 @@ def _save(
     environment.engine.module.save_pretrained(folder)
     environment.engine.tokenizer.save_pretrained(folder)
     torch.save(optimizer.state_dict(), folder / _OPTIMIZER)
-    # last, because it says that the checkpoint is whole
+    # last, because it marks the checkpoint as complete
     write_json({"backend": "compact", "global_step": len(history), "log_history": list(history)}, folder / STATE)
     for other in output.glob(f"checkpoint-*/{_OPTIMIZER}"):
         if other.parent != folder:

@@ -1,8 +1,8 @@
 """The `trl` backend: TRL's `GRPOTrainer` on one GPU, for every real model.
 
-Rollouts come from the trained weights themselves (`rollout_engine: transformers`, seeded), or from a vLLM beside them
-on the same GPU (`vllm`, many times as fast; its draws depend on how requests are batched). vLLM's probabilities differ
-slightly from the trainer's, for which TRL corrects by importance weights.
+Rollouts come from the trained weights themselves (`rollout_engine: transformers`, seeded), or from a vLLM on the same
+GPU (`vllm`, many times as fast; its samples depend on how requests are batched). vLLM's probabilities differ slightly
+from the trainer's, which TRL corrects with importance weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def train(
     progress: bool,
     on_progress: Callable[[float], None] | None,
 ) -> list[dict[str, float]]:
-    """Take the steps that are left after the checkpoint `latest`, keep checkpoints under `output`; return the log."""
+    """Take the steps that are left after the checkpoint `latest`; return the log. Checkpoints go to `output`."""
     from transformers import PrinterCallback
 
     trainer = make_trainer(environment, output, progress=progress)
@@ -36,7 +36,7 @@ def train(
 
 
 def make_trainer(environment: Environment, output: Path, *, progress: bool = False) -> Any:
-    """A `GRPOTrainer` whose rollouts and rewards are those of `environment`."""
+    """Return a `GRPOTrainer` with the rollouts and rewards of `environment`."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -45,13 +45,12 @@ def make_trainer(environment: Environment, output: Path, *, progress: bool = Fal
 
     engine, settings = environment.engine, environment.settings
     if settings.rollout_engine == "vllm" and engine.device.type == "cpu":
-        raise ParameterError(
-            "rl.rollout_engine vllm needs a GPU: on a CPU, vLLM packs its weights and takes no new ones"
-        )
+        reason = "vllm needs a GPU: on a CPU, vLLM can't be given new weights"
+        raise ParameterError("rl.rollout_engine", "vllm", reason=reason)
     index_of = {problem.question: i for i, problem in enumerate(environment.problems)}
 
     def rollout(questions: list[str], trainer: GRPOTrainer) -> dict[str, list]:
-        # TRL hands each question `rollouts` times in a row
+        # TRL passes each question `rollouts` times in a row
         prompt_ids = [list(environment.prompts[index_of[question]].token_ids) for question in questions]
         if settings.rollout_engine == "vllm":
             _, answers, logprobs, _ = trainer.vllm_generation.generate(prompt_ids, None, settings.rollouts)
@@ -85,7 +84,7 @@ def make_trainer(environment: Environment, output: Path, *, progress: bool = Fal
         beta=settings.kl_coefficient,
         entropy_coef=settings.entropy_coefficient,
         use_vllm=settings.rollout_engine == "vllm",
-        vllm_mode="colocate",  # vLLM shares the GPU with training, and sleeps while that works
+        vllm_mode="colocate",  # vLLM shares the GPU, and sleeps during training
         vllm_gpu_memory_utilization=settings.vllm_memory,
         vllm_enable_sleep_mode=settings.rollout_engine == "vllm" and engine.device.type == "cuda",
         vllm_max_model_length=max(len(prompt.token_ids) for prompt in environment.prompts) + settings.max_tokens,

@@ -1,13 +1,15 @@
-"""What both RL backends share: prompts to answer, seeded rollouts, and the grader's verdict as the reward."""
+"""What both RL backends share: prompts, seeded rollouts, the grader's verdict as the reward, checkpoint folders."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from quagmire_utils.core.files import read_json
 from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from quagmire_utils.engines.transformers import TransformersEngine
 
 Grader = Callable[[Sequence[str], Sequence[Problem]], Sequence[object]]
+STATE = "trainer_state.json"  # the last file that is written of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class Environment:
     settings: RLSettings
 
     def rollouts(self, chosen: Sequence[int], step: int) -> list[list[list[int]]]:
-        """Token ids of `settings.rollouts` answers to each of the problems `chosen`, drawn with the seeds of `step`.
+        """Return the token ids of `settings.rollouts` answers to each of the problems `chosen`.
 
-        `step` counts from 0. Answers come from the weights as they are now, in eval mode.
+        They are drawn from the current weights, in eval mode, with the seeds of `step` (from 0).
         """
         settings, policy = self.settings, self.engine.module
         stride = len(chosen) * settings.rollouts
@@ -51,7 +54,7 @@ class Environment:
         return groups
 
     def rewards(self, chosen: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
-        """1 for each answer (token ids) that solves its problem, 0 for all else; `chosen` names a problem for each."""
+        """Return 1 for each answer (token ids) that solves its problem, else 0; `chosen`: the problem of each."""
         texts = [completion.text for completion in to_completions(answers, self.engine.tokenizer, self.engine.ends)]
         grades = self.grader(texts, [self.problems[problem] for problem in chosen])
         return [float(grade.verdict == Verdict.CORRECT) for grade in grades]
@@ -60,9 +63,9 @@ class Environment:
 def make_environment(
     model: str | Path, problems: Sequence[Problem], settings: RLSettings, grader: Grader, template: str
 ) -> Environment:
-    """Load the policy and render the prompts. Raises ParameterError where prompt and answer exceed the context."""
-    # The policy samples its own rollouts: one set of weights. In float32, because a step of 1e-6 on a bf16 weight is
-    # nearly always rounded away.
+    """Load the policy and render the prompts. Raises ParameterError if prompt and answer exceed the context."""
+    # The policy samples its own rollouts from the weights that are trained, in float32, because a step of 1e-6 on a
+    # bf16 weight is nearly always rounded away.
     engine = load_engine(EngineConfig(engine="transformers", model=model, dtype="float32"))
     prompts = [render_problem(problem, engine.tokenizer, template) for problem in problems]
     check_fits(prompts, settings.max_tokens, engine.context_length)
@@ -70,5 +73,24 @@ def make_environment(
 
 
 def derive_seed(*names: object) -> int:
-    """A 48-bit seed; steps of one run, and runs of one candidate, never share samples."""
+    """Return a 48-bit seed; steps of one run, and runs of one candidate, never share samples."""
     return int.from_bytes(hashlib.sha256(" ".join(map(str, names)).encode()).digest()[:6], "big")
+
+
+def latest_checkpoint(output: Path) -> Path | None:
+    """Return the last complete `checkpoint-<step>` folder of a run; remove those that a kill left half-written."""
+    complete = []
+    for folder in output.glob("checkpoint-*"):
+        if read_state(folder) is None:
+            shutil.rmtree(folder)
+        else:
+            complete.append(folder)
+    return max(complete, key=lambda folder: int(folder.name.split("-")[1]), default=None)
+
+
+def read_state(checkpoint: Path | None) -> dict[str, Any] | None:
+    """Return the state that a checkpoint was saved in; None if there is no complete checkpoint."""
+    try:
+        return None if checkpoint is None else read_json(checkpoint / STATE)
+    except (OSError, ValueError):
+        return None

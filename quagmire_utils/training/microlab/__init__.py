@@ -1,9 +1,9 @@
-"""The from-scratch miniature: a tokenizer, a synthetic verifiable task, and base models pretrained on it.
+"""Micro models: a tokenizer, a synthetic verifiable task, and base models pretrained on it from scratch.
 
-The paper's models have 4-12 billion parameters and its study took over a million GPU hours. This room makes worlds in
-which the same questions (does the best SFT score end best after RL? do the generalization loss and Pass@large k know
-better?) can be *measured* on two CPU cores. The models are ordinary `transformers` classes (Llama, Mistral, Qwen3),
-so vLLM, TRL and every other room load them like any other checkpoint; only their size and their language are small.
+The paper's models have 4-12 billion parameters and its study took over a million GPU hours. With micro models the same
+questions (is the best candidate after SFT also best after RL? do the generalization loss and Pass@large k predict it
+better?) are answered by measurement on two CPU cores. The models are ordinary `transformers` classes (Llama, Mistral,
+Qwen3), so vLLM, TRL and everything else load them like any other checkpoint.
 """
 
 from quagmire_utils.training.microlab.models import ARCHITECTURES, CONTEXT_LENGTH, build_model, build_tokenizer

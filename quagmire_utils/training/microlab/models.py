@@ -12,10 +12,8 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("llama", "mistral", "qwen3")
 INITIALIZER_RANGE = 0.06  # transformers' 0.02 suits wide models; at width 96 it doubled the steps to learn the task
-HEAD_DIM = 32  # the smallest head that vLLM's CPU attention takes
-CONTEXT_LENGTH = (
-    8192  # the paper's 8k; the longest real benchmark problem is ~4.5k characters, and a character is a token
-)
+HEAD_DIM = 32  # the smallest that vLLM's CPU attention supports
+CONTEXT_LENGTH = 8192  # the paper's 8k; a token is a character, and the longest benchmark problem has ~4.5k
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
@@ -24,11 +22,11 @@ _CHAT_TEMPLATE = (
 
 
 def build_tokenizer(chat_template: bool = True) -> PreTrainedTokenizerFast:
-    """A character tokenizer that encodes any UTF-8 text (bytes stand in for characters beyond printable ASCII).
+    """Return a character tokenizer that encodes any UTF-8 text (as bytes beyond printable ASCII).
 
     The paper's instruction and `\\boxed{` are one token each, so that the standard prompt costs a micro model two
-    tokens instead of seventy. With `chat_template` the tokenizer renders chats with one role token per message,
-    without it the model is a plain base model.
+    tokens instead of seventy. With `chat_template`, chats are rendered with one role token per message; without it, the
+    model is a plain base model.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
@@ -61,10 +59,10 @@ def build_model(
     layers: int = 4,
     seed: int = 0,
 ) -> PreTrainedModel:
-    """A randomly initialised float32 causal LM of one of `ARCHITECTURES`, with `hidden_size // 32` attention heads.
+    """Return a randomly initialised float32 causal LM of one of `ARCHITECTURES`, with `hidden_size // 32` heads.
 
-    96 x 4 layers has about half a million parameters. Raises ParameterError for an unknown architecture or a hidden
-    size that 32 does not divide.
+    96 x 4 layers have about half a million parameters. Raises ParameterError for an unknown architecture or a hidden
+    size that is not a multiple of 32.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -99,6 +97,6 @@ def build_model(
 def check_architecture(architecture: str, hidden_size: int) -> None:
     """Raise ParameterError for a model that `build_model` cannot build."""
     if architecture not in ARCHITECTURES:
-        raise ParameterError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
+        raise ParameterError("architecture", architecture, f"one of {', '.join(ARCHITECTURES)}")
     if hidden_size < HEAD_DIM or hidden_size % HEAD_DIM:
-        raise ParameterError(f"hidden_size must be a multiple of {HEAD_DIM}, not {hidden_size}")
+        raise ParameterError("hidden_size", hidden_size, f"a multiple of {HEAD_DIM}")

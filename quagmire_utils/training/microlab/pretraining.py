@@ -1,4 +1,4 @@
-"""Base models: what they read, and training them from random weights."""
+"""Base models: their pretraining corpus, and training them from random weights."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from quagmire_utils.training.sft import train_sft
 
 
 def check_pretraining(settings: PretrainingSettings, where: str) -> None:
-    """Raise ParameterError for a base model that cannot be made."""
+    """Raise ParameterError for a base model that cannot be pretrained."""
     check_architecture(settings.architecture, settings.hidden_size)
     check_terms(settings.terms, f"{where}.pretraining.terms")
     check_styles(settings.styles, f"{where}.pretraining.styles")
     unknown = sorted(set(settings.misconceptions) - set(OPERATORS))
     if unknown:
-        raise ParameterError(f"{where}.pretraining.misconceptions: {unknown[0]} is not one of {' '.join(OPERATORS)}")
+        raise ParameterError(f"{where}.pretraining.misconceptions", unknown[0], f"one of {' '.join(OPERATORS)}")
 
 
 class _FallibleWriter:
-    """Writes solutions with mistakes: careless slips, misremembered facts, giving up half-way, answering at once."""
+    """Writes solutions with errors: random slips, systematically wrong facts, unfinished or missing working."""
 
     def __init__(self, settings: PretrainingSettings, seed: int) -> None:
         self.settings = settings
         rng = np.random.default_rng([seed, 1])
-        # what is taken for each fact, and how often
+        # the wrong result for a fact, and its probability
         self.misremembered: dict[tuple[str, str, str], tuple[str, float]] = {}
         for operator, (low, high) in settings.misconceptions.items():
             for fact, right in FACTS.items():
@@ -72,7 +72,7 @@ class _FallibleWriter:
 
 
 def _slip(digits: str, probability: float, rng: np.random.Generator) -> str:
-    """Each digit replaced by a random one (perhaps itself) with this probability."""
+    """Replace each digit by a random one (perhaps the same) with this probability."""
     wrong = rng.random(len(digits)) < probability
     if not wrong.any():
         return digits
@@ -82,12 +82,11 @@ def _slip(digits: str, probability: float, rng: np.random.Generator) -> str:
 def pretraining_corpus(
     settings: PretrainingSettings, seed: int, *, digits: int = DIGITS[0]
 ) -> tuple[list[Trace], list[Trace]]:
-    """What a base model reads, in two phases: correct worked solutions, then a fallible writer's.
+    """Return the corpus of a base model in two phases: correct worked solutions, then faulty ones.
 
-    The second phase has slips in its results, a share of answers without any working, mostly wrong, and where the
-    settings say so misremembered facts and solutions given up half-way. A base made so has met the facts and the method
-    but does not put them to use reliably: it is often wrong, and right often enough in many tries for RL to have
-    something to reinforce.
+    The faulty ones have random slips, answers without working, mostly wrong, and by the settings wrong facts and
+    unfinished solutions. A base model trained on both knows the facts and the method but applies them unreliably: it is
+    often wrong, and right often enough in many samples for RL to have something to reinforce.
     """
     rng = np.random.default_rng(seed)
     specs = [TaskSpec(n, digits=digits) for n in settings.terms]
@@ -124,7 +123,7 @@ def pretrain(
     clean, fallible = pretraining_corpus(settings, seed, digits=digits)
     total = len(clean) + len(fallible)
     summaries = []
-    # only the last phase is saved: a base that is there is complete
+    # only the last phase is saved, so a base model on disk is complete
     phases = [
         (clean, settings.learning_rate, None, 0),
         (fallible, settings.fallible_learning_rate, output, len(clean)),

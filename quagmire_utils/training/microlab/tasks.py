@@ -13,14 +13,14 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_text
 from quagmire_utils.data import Problem, Trace
 
-# A state of three or four digits; each step applies + - or * with an operand of as many digits, digit by digit modulo
-# 10, without carries: 374a+258b*112=? is worked left to right, 374+258=522, then 522*112=524. One step is a table
-# look-up per digit, so errors are random slips and unlearned table entries rather than one systematic mistake, the
-# answer space is 1,000 (64 guesses by chance hit 6 % of the time) or 10,000 (0.6 %), and the number of terms sets both
-# the difficulty and the cost of a trace. The labels a, b, ... tell a model of half a million parameters where it is;
-# without them it took ten times as many examples to learn which term comes next.
+# A state has three or four digits. Each step applies + - or * with an operand of as many digits, digit by digit modulo
+# 10, without carries: 374a+258b*112=? is worked left to right, 374+258=522, then 522*112=524. A step is a table look-up
+# per digit, so errors are random slips and unlearned table entries. There are 1,000 answers (64 random guesses succeed
+# 6 % of the time) or 10,000 (0.6 %). The number of terms sets the difficulty and the length of a trace. The labels a,
+# b, ... mark the position; without them a model of half a million parameters needed ten times as many examples to learn
+# which term comes next.
 
-DIGITS = (3, 4)  # of a state; one digit more makes traces a third longer and chance ten times smaller
+DIGITS = (3, 4)  # of a state; a fourth makes traces a third longer and chance ten times smaller
 OPERATORS = "+-*"
 LABELS = "abcdefghijklm"
 STYLES = ("stepwise", "restated", "digitwise", "terse")
@@ -28,7 +28,7 @@ STYLES = ("stepwise", "restated", "digitwise", "terse")
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One kind of problem: how many terms, which operators stand between them, how many digits a term has."""
+    """One kind of problem: the number of terms, the operators between them, the digits of a term."""
 
     terms: int
     operators: str = OPERATORS
@@ -64,14 +64,14 @@ def _apply(operator: str, left: str, right: str) -> str:
 
 @dataclass(frozen=True)
 class Expression:
-    """A chain such as 374a+258b*112: its terms and the operators between them, worked left to right."""
+    """A chain such as 374a+258b*112, worked left to right."""
 
     terms: tuple[str, ...]
     operators: str
 
     @property
     def question(self) -> str:
-        """The problem as the model sees it."""
+        """The problem as the model reads it."""
         return self.terms[0] + "".join("".join(step) for step in self.steps) + "=?"
 
     @property
@@ -98,23 +98,23 @@ def check_terms(terms: Sequence[int], where: str) -> None:
     """Raise ParameterError unless there are labels for the steps of every length."""
     most = len(LABELS) + 1
     if not terms or not all(2 <= n <= most for n in terms):
-        raise ParameterError(f"{where} must name numbers of terms between 2 and {most}, not {list(terms)}")
+        raise ParameterError(where, list(terms), f"numbers of terms between 2 and {most}")
 
 
 def check_styles(styles: Sequence[str], where: str = "style") -> None:
-    """Raise ParameterError for no style, or one of traces that nobody writes."""
+    """Raise ParameterError for no style, or an unknown one."""
     for style in styles or [""]:
         if style not in STYLES:
-            raise ParameterError(f"{where} must be of {', '.join(STYLES)}, not {style!r}")
+            raise ParameterError(where, style, f"one of {', '.join(STYLES)}")
 
 
 def draw_style(styles: Sequence[str], rng: np.random.Generator) -> str:
-    """One of the styles, each entry as likely as any other."""
+    """Draw one of the styles uniformly."""
     return styles[int(rng.integers(len(styles)))] if len(styles) > 1 else styles[0]
 
 
 def draw_expressions(specs: Sequence[TaskSpec], count: int, rng: np.random.Generator) -> list[Expression]:
-    """`count` expressions without repeats, each of a spec drawn uniformly from `specs` (repeat a spec to weight it)."""
+    """Draw `count` different expressions, each of a spec drawn uniformly from `specs` (repeat a spec to weight it)."""
     check_terms([spec.terms for spec in specs], "terms")
     drawn: dict[str, Expression] = {}
     while len(drawn) < count:
@@ -127,11 +127,11 @@ def draw_expressions(specs: Sequence[TaskSpec], count: int, rng: np.random.Gener
 
 
 def write_trace(expression: Expression, style: str = "stepwise", results: Sequence[str] | None = None) -> str:
-    """A worked solution ending in \\boxed{...}, in one of `STYLES` (standing for the paper's SFT sources).
+    """Return a worked solution ending in \\boxed{...}, in one of `STYLES` (for the paper's SFT sources).
 
-    For 374a+258=? stepwise writes a3+257+524+82 (digit, operator, digit, result, lane by lane), restated adds =522,
-    digitwise writes a:3+2=5 7+5=2 4+8=2=522 (longer still), terse only the states. `results` are what a fallible writer
-    has after each step instead of the true states; fewer of them than steps: it stops there.
+    For 374a+258=? stepwise writes a3+257+524+82 (digit, operator, digit, result, for each digit), restated adds =522,
+    digitwise writes a:3+2=5 7+5=2 4+8=2=522, terse only the states. `results` replace the true states after each step;
+    if they are fewer than the steps, the solution ends there.
     """
     check_styles([style])
     state = expression.terms[0]
@@ -150,7 +150,7 @@ def write_trace(expression: Expression, style: str = "stepwise", results: Sequen
 
 
 def make_problems(name: str, spec: TaskSpec, count: int, seed: int) -> list[Problem]:
-    """`count` problems of one spec as benchmark rows."""
+    """Return `count` problems of one spec."""
     rng = np.random.default_rng([seed, spec.terms, len(spec.operators)])
     return [
         Problem(id=f"{name}-{i}", question=e.question, answer=e.answer)
@@ -159,7 +159,7 @@ def make_problems(name: str, spec: TaskSpec, count: int, seed: int) -> list[Prob
 
 
 def make_mixed_problems(terms: Sequence[int], count: int, seed: int, *, digits: int = DIGITS[0]) -> list[Problem]:
-    """`count` problems whose numbers of terms are drawn uniformly from `terms`: what RL learns from."""
+    """Return `count` problems for RL, with numbers of terms drawn uniformly from `terms`."""
     specs = [TaskSpec(n, digits=digits) for n in terms]
     expressions = draw_expressions(specs, count, np.random.default_rng(seed))
     return [Problem(id=f"mixed-{i}", question=e.question, answer=e.answer) for i, e in enumerate(expressions)]
@@ -168,7 +168,7 @@ def make_mixed_problems(terms: Sequence[int], count: int, seed: int, *, digits: 
 def make_traces(
     terms: Sequence[int], count: int, *, styles: Sequence[str], source: str, seed: int, digits: int = DIGITS[0]
 ) -> list[Trace]:
-    """`count` correct worked solutions of different problems, each in one of the styles: a source of SFT examples."""
+    """Return `count` correct solutions of different problems, each in one of the styles: a source of SFT examples."""
     specs = [TaskSpec(n, digits=digits) for n in terms]
     rng = np.random.default_rng(seed)
     traces = []
@@ -179,7 +179,7 @@ def make_traces(
 
 
 def write_problems(problems: Sequence[Problem], path: str | Path) -> None:
-    """Problems as a .jsonl file, which `benchmarks.load_benchmark` reads like any other benchmark."""
+    """Write problems as a .jsonl file, which `load_benchmark` reads like any other benchmark."""
     write_text(
         "".join(json.dumps({"id": p.id, "question": p.question, "answer": p.answer}) + "\n" for p in problems), path
     )
