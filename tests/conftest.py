@@ -9,11 +9,14 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from quagmire_utils.core.errors import ParameterError
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
@@ -122,3 +125,17 @@ def grader() -> Iterator[Any]:
 
     with Grader(2) as grader:
         yield grader
+
+
+@contextmanager
+def _refused(parameter: str) -> Iterator[None]:
+    with pytest.raises(ParameterError) as caught:
+        yield
+    assert caught.value.parameter == parameter
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[[str], AbstractContextManager[None]]:
+    """Return a context that expects a ParameterError about the parameter of this name, in one line."""
+    return _refused

@@ -180,11 +180,12 @@ def test_models_are_ordinary_checkpoints(architecture, tokenizer, tmp_path):
         (lambda t: microlab.build_model("gpt5", t), "architecture"),
         (lambda t: microlab.build_model("llama", t, hidden_size=100), "hidden_size"),
         (lambda t: microlab.write_trace(CHAIN, "prose"), "style"),
-        (lambda t: PretrainingSettings(misconceptions={"+": (0.5, 0.2)}), r"misconceptions\.\+"),
+        (lambda t: PretrainingSettings(misconceptions={"+": (0.5, 0.2)}), "misconceptions.+"),
         (lambda t: PretrainingSettings(gives_up={4: 1.5}), "gives_up"),
         (lambda t: microlab.check_pretraining(PretrainingSettings(misconceptions={"/": (0, 1)}), "f"), "f.pretraining"),
     ],
 )
 def test_bad_parameters_are_named(call, named, tokenizer):
-    with pytest.raises(ParameterError, match=named):
+    with pytest.raises(ParameterError) as caught:
         call(tokenizer)
+    assert named in caught.value.parameter
