@@ -128,14 +128,14 @@ def grader() -> Iterator[Any]:
 
 
 @contextmanager
-def _refused(parameter: str) -> Iterator[None]:
+def _refused(parameter: str) -> Iterator[pytest.ExceptionInfo[ParameterError]]:
     with pytest.raises(ParameterError) as caught:
-        yield
+        yield caught
     assert caught.value.parameter == parameter
     assert "\n" not in str(caught.value)
 
 
 @pytest.fixture(scope="session")
-def refused() -> Callable[[str], AbstractContextManager[None]]:
+def refused() -> Callable[[str], AbstractContextManager[pytest.ExceptionInfo[ParameterError]]]:
     """Return a context that expects a ParameterError about the parameter of this name, in one line."""
     return _refused

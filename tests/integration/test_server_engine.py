@@ -257,7 +257,7 @@ def test_greedy_is_asked_once(endpoint, load):
     assert len(endpoint.calls) == 1
 
 
-def test_text_prompts_are_tokenised_into_ours(endpoint, load, tmp_path):
+def test_text_prompts_are_tokenised_into_ours(endpoint, load, tmp_path, refused):
     """Servers that take no token ids get a text, without the BOS token that they put in front themselves."""
     from tokenizers.processors import TemplateProcessing
 
@@ -280,25 +280,25 @@ def test_text_prompts_are_tokenised_into_ours(endpoint, load, tmp_path):
     engine.generate([Request(ids, 1, 0)], PARAMS)
     assert seen == [ids]
     assert isinstance(endpoint.calls[0][2]["prompt"], str)
-    with pytest.raises(ParameterError, match="this prompt changes when its text is tokenised again"):
+    with refused("prompt_format"):
         engine.generate([Request(ids[1:], 1, 0)], PARAMS)  # the server would add the BOS token
 
 
 @pytest.mark.parametrize("seen", [{"usage": {"prompt_tokens": 7}}, {"prompt_token_ids": [*PROMPT[:-1], 9]}])
-def test_another_tokenizer_behind_the_server_is_noticed(endpoint, load, seen):
+def test_another_tokenizer_behind_the_server_is_noticed(endpoint, load, refused, seen):
     def change(answer, body):
         answer["choices"][0] |= {"prompt_token_ids": seen.get("prompt_token_ids")}
         return answer | {"usage": seen.get("usage", {})}
 
     endpoint.change = change
-    with pytest.raises(ParameterError, match=r"the server read \d prompt tokens"):
+    with refused("server.tokenizer"):
         load().generate([Request(PROMPT, 1, 0)], PARAMS)
 
 
-def test_answers_cut_off_before_max_tokens_are_noticed(endpoint, load):
+def test_answers_cut_off_before_max_tokens_are_noticed(endpoint, load, refused):
     """A server's own cap (a generation_config.json can set one) would otherwise pass for our max_tokens."""
     endpoint.change = lambda answer, body: answer | {"choices": [answer["choices"][0] | {"finish_reason": "length"}]}
-    with pytest.raises(ParameterError, match="cuts answers off after 5 tokens"):
+    with refused("max_tokens"):
         load().generate([Request(PROMPT, 1, 0)], PARAMS)
 
 
@@ -457,98 +457,84 @@ def test_closing_the_stream_drops_the_calls(endpoint, load):
 # --- errors in one sentence -----------------------------------------------------------------------------------------
 
 
-def test_addresses_that_are_wrong(endpoint, load, tokenizer_folder):
+def test_addresses_that_are_wrong(endpoint, load, refused):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        dead = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
         base = endpoint.url.removesuffix("/v1")
-        cases = {
-            dead: "base_url: nothing answers at http://127",
-            base: r"has no models endpoint \(404\).* end in /v1",
-            f"{base}/page": "is not an OpenAI-compatible server",
-            f"{base}/moved": "redirects to http://127.0.0.1:9/v1/models; give the address that answers",
-            "ftp://host/v1": "base_url: it must be an address like",
-            "some/model": "base_url: it must be an address like",
-            "http://host:port/v1": "base_url: it must be an address like",
-            "http://[::1/v1": "base_url: it must be an address like",
-            f"http://user:{KEY}@host/v1": "give scheme://host:port/path alone",
-            f"http://host/v1?key={KEY}": "give scheme://host:port/path alone",
-        }
-        for url, message in cases.items():
-            with pytest.raises(ParameterError, match=message) as caught:
+        for url in (
+            f"http://127.0.0.1:{unused.getsockname()[1]}/v1",  # nothing answers there
+            base,  # no such endpoint
+            f"{base}/page",  # no JSON
+            f"{base}/moved",  # a redirect
+            *("ftp://host/v1", "some/model", "http://host:port/v1", "http://[::1/v1"),
+            *(f"http://user:{KEY}@host/v1", f"http://host/v1?key={KEY}"),
+        ):
+            with refused("base_url") as caught:
                 load(url=url)
-            assert ONE_SENTENCE.fullmatch(str(caught.value))
             assert KEY not in str(caught.value)
     check_base_url(endpoint.url)
-    with pytest.raises(ParameterError, match="base_url: it must be"):
-        check_base_url("some/model")
 
 
-def test_models_that_are_not_served(endpoint, load):
-    with pytest.raises(ParameterError, match=r"server\.model must be a model that .* serves \(micro\), not 'large'"):
+def test_models_that_are_not_served(endpoint, load, refused):
+    with refused("server.model"):
         load(model="large")
     endpoint.models = [{"id": name} for name in ("a", "b")]
-    with pytest.raises(ParameterError, match=r"server\.model must be a model that .* serves \(a, b\)"):
+    with refused("server.model") as caught:
         load()
+    assert "(a, b)" in caught.value.allowed
     assert load(model="b").model == "b"
-    with pytest.raises(ParameterError, match=r"server\.tokenizer: give it, because the server's model, b,"):
+    with refused("server.tokenizer"):
         load(model="b", tokenizer=None)
     endpoint.models = []
-    with pytest.raises(ParameterError, match=r"serves \(none\)"):
+    with refused("server.model"):
         load()
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "message"),
+    ("status", "said", "parameter"),
     [
-        (
-            400,
-            "This model's maximum context length is 8 tokens",
-            "max_tokens: prompt and answer do not fit the server's",
-        ),
-        (404, "The model `micro` does not exist", r"refuses the request \(404, The model `micro` does not exist"),
-        (404, "Not Found", "has no completions endpoint"),
-        (422, "prompt must be a string", r"refuses the request \(422, prompt must be a string\)"),
-        (403, "no", "api_key_env: http.* wants an API key"),
+        (400, "This model's maximum context length is 8 tokens", "max_tokens"),
+        (404, "The model `micro` does not exist", "server"),
+        (404, "Not Found", "base_url"),
+        (422, "prompt must be a string", "server"),
+        (403, "no", "api_key_env"),
     ],
 )
-def test_requests_that_are_refused_are_not_repeated(endpoint, load, status, said, message):
+def test_requests_that_are_refused_are_not_repeated(endpoint, load, refused, status, said, parameter):
     endpoint.trouble = lambda number, body: (status, {"error": {"message": said}})
-    with pytest.raises(ParameterError, match=message) as caught:
+    with refused(parameter) as caught:
         load(batch_size=1).generate(_requests(1, 3), PARAMS)
     assert ONE_SENTENCE.fullmatch(str(caught.value))
     assert len(endpoint.calls) == 1
 
 
-def test_parameters(endpoint, load, tokenizer_folder):
+def test_parameters(endpoint, load, tokenizer_folder, refused):
     engine = load()
-    with pytest.raises(ParameterError, match="exceed the context of 512 tokens"):
+    with refused("max_tokens"):
         engine.stream([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=510))  # at once, not when iterated
     assert not endpoint.calls
-    for bad in ({"prompt_format": "chat"}, {"tries": 0}, {"timeout": 0}, {"extra_body": {"seed": 1}}):
-        with pytest.raises(ParameterError, match=next(iter(bad))):
+    for bad in (
+        *({"prompt_format": "chat"}, {"tries": 0}, {"timeout": 0}),
+        *({"extra_body": {"seed": 1}}, {"extra_body": {"a": {1}}}),
+    ):
+        with refused(f"server.{next(iter(bad))}"):
             ServerSettings(**bad)
-    with pytest.raises(ParameterError, match=r"server\.extra_body: it can't be written as JSON"):
-        ServerSettings(extra_body={"a": {1}})
-    with pytest.raises(ParameterError, match="max_model_len: give it"):
-        load_engine(
-            EngineConfig(engine="server", model=endpoint.url, server=ServerSettings(tokenizer=tokenizer_folder))
-        )
-    with pytest.raises(ParameterError, match="dtype must be auto"):
-        load_engine(EngineConfig(engine="server", model=endpoint.url, dtype="float32"))
-    with pytest.raises(ParameterError, match="server: these settings are for engine server, not transformers"):
-        load_engine(EngineConfig(engine="transformers", model=tokenizer_folder, server=ServerSettings()))
+    of_server = {"engine": "server", "model": endpoint.url}
+    with refused("max_model_len"):
+        load_engine(EngineConfig(**of_server, server=ServerSettings(tokenizer=tokenizer_folder)))
+    with refused("dtype"):
+        EngineConfig(**of_server, dtype="float32")
 
 
 # --- security -------------------------------------------------------------------------------------------------------
 
 
-def test_the_key_is_read_from_the_environment_and_never_kept_or_shown(endpoint, load, monkeypatch):
+def test_the_key_is_read_from_the_environment_and_never_kept_or_shown(endpoint, load, monkeypatch, refused):
     endpoint.key = KEY
-    with pytest.raises(ParameterError, match="put it into QUAGMIRE_API_KEY"):
+    with refused("api_key_env"):
         load()
     monkeypatch.setenv("QUAGMIRE_API_KEY", f"{KEY}x")
-    with pytest.raises(ParameterError, match="QUAGMIRE_API_KEY holds another") as caught:
+    with refused("api_key_env") as caught:
         load()
     assert KEY not in str(caught.value)
     monkeypatch.setenv("QUAGMIRE_API_KEY", KEY)
@@ -560,15 +546,15 @@ def test_the_key_is_read_from_the_environment_and_never_kept_or_shown(endpoint, 
     with pytest.raises(ParameterError, match=r"the key \*\*\* is odd"):
         engine.generate(_requests(1, 1), PARAMS)
     monkeypatch.setenv("QUAGMIRE_API_KEY", "a\nb")
-    with pytest.raises(ParameterError, match="characters that no API key has"):
+    with refused("api_key_env"):
         engine.generate(_requests(1, 1), PARAMS)
 
 
-def test_a_redirect_does_not_carry_the_key_elsewhere(endpoint, load, monkeypatch):
+def test_a_redirect_does_not_carry_the_key_elsewhere(endpoint, load, monkeypatch, refused):
     monkeypatch.setenv("QUAGMIRE_API_KEY", KEY)
     with closing(Endpoint()) as thief:
         endpoint.trouble = lambda number, body: (307, b"", ("Location", f"{thief.url}/completions"))
-        with pytest.raises(ParameterError, match="redirects to"):
+        with refused("base_url"):
             load().generate(_requests(1, 1), PARAMS)
         assert not thief.calls
         assert not thief.paths
@@ -693,22 +679,20 @@ def test_vllm_server_gets_the_prompt_and_keeps_the_seeds_of_the_other_engines(vl
 
 
 @pytest.mark.slow
-def test_vllm_server_text_prompts_and_refusals(vllm_server, vllm_engine):
+def test_vllm_server_text_prompts_and_refusals(vllm_server, vllm_engine, refused):
     _, url = vllm_server
     by_text = load_engine(EngineConfig(engine="server", model=url, server=ServerSettings(prompt_format="text")))
     params = SamplingParams(max_tokens=12)
     assert by_text.generate([Request(PROMPT, 3, 5)], params) == vllm_engine.generate([Request(PROMPT, 3, 5)], params)
-    with pytest.raises(ParameterError, match=r"a model that .* serves \(micro\)"):
+    with refused("server.model"):
         load_engine(EngineConfig(engine="server", model=url, server=ServerSettings(model="large")))
-    with pytest.raises(ParameterError, match="has no models endpoint"):
+    with refused("base_url"):
         load_engine(EngineConfig(engine="server", model=url.removesuffix("/v1")))
-    with pytest.raises(ParameterError, match="max_model_len must be at most the server's 8192"):
+    with refused("max_model_len"):
         load_engine(EngineConfig(engine="server", model=url, max_model_len=9000))
-    with pytest.raises(ParameterError, match="exceed the context"):
-        vllm_engine.generate([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=8192))
     mistaken = load_engine(EngineConfig(engine="server", model=url))
     mistaken.context_length = 100_000  # as if the server had been started again with less
-    with pytest.raises(ParameterError, match="do not fit the server's context"):
+    with refused("max_tokens"):
         mistaken.generate([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=9000))
 
 
