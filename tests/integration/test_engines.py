@@ -300,7 +300,7 @@ def test_too_little_memory_is_tried_once_more_with_fewer_sequences(tmp_path, gib
     for noise in ("FutureWarning", "Triton is installed", "checkpoint shards", "INFO"):  # an ERROR is shown
         assert noise not in done.stderr
     if not works:
-        assert f"ParameterError: vLLM can't start {tmp_path} with {fewer} sequences at a time either" in done.stderr
+        assert f"ParameterError: max_model_len: vLLM can't start {tmp_path} with {fewer} sequences at a time either" in done.stderr
 
 
 # --- the decode loop of the transformers engine -----------------------------------------------------------------------
