@@ -34,7 +34,7 @@ class ServerSettings(Settings):
     prompt_format: Literal["token_ids", "text"] = "token_ids"  # "text" for servers that take no token ids
     extra_body: dict[str, Any] = Field(default={})  # further fields of each call, such as {"top_k": -1}
     tries: Count = 25  # of one call: about three minutes
-    timeout: Positive = 3600.0  # seconds for one call, from sending it to the end of its answer
+    timeout: Positive = 3600.0  # seconds that a call may go without a byte from the server
 
     @field_validator("tokenizer", mode="before")
     @classmethod

