@@ -47,7 +47,7 @@ class Programs:
         if not os.fork():
             try:
                 shared.close()
-                for handle in set(range(3, 1024)) - set(theirs):
+                for handle in set(range(3, 4096)) - set(theirs):
                     with contextlib.suppress(OSError):
                         os.close(handle)
                 host(*theirs, memory_limit)
@@ -107,8 +107,7 @@ class Programs:
 class Running:
     """A program that has run and waits for calls.
 
-    `ended`: whether it has ended, so that nothing can be asked of it. `verdict`: what its end alone gives; None: it was
-    out of processor time.
+    ended: nothing can be asked of it any more. verdict: what its end alone gives (None: it used up the processor time).
     """
 
     def __init__(self, programs: Programs) -> None:
@@ -209,6 +208,7 @@ class Remote:
         self.__dict__["_remote"] = running, handle
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it in the program's process."""
         running, handle = self.__dict__["_remote"]
         named = {name: encode(argument, _reference) for name, argument in kwargs.items()}
         return running._ask(["call", handle, [encode(argument, _reference) for argument in args], named], args)[0]
