@@ -26,7 +26,7 @@ from quagmire_utils.evaluation import evaluate as evaluation
 from quagmire_utils.evaluation import pass_at_k, store
 from quagmire_utils.evaluation.measured import evaluation_table
 from quagmire_utils.grading import Grader
-from quagmire_utils.report import notebook
+from quagmire_utils.report import inputs
 from quagmire_utils.training import microlab
 
 
@@ -78,7 +78,7 @@ def main() -> None:
             save_model(folder / "model", mean_tokens=40)
         model = arguments.model or folder / "model"
         if arguments.benchmarks:
-            problems = notebook.load_benchmarks(arguments.benchmarks, arguments.problems)
+            problems = inputs.load_benchmarks(arguments.benchmarks, arguments.problems)
         else:
             problems = {
                 name: microlab.make_problems(name, microlab.MICRO_BENCHMARKS[name], arguments.problems, seed=0)
@@ -97,7 +97,7 @@ def main() -> None:
                 counts = evaluation.evaluate(
                     engine, problems, arguments.samples, params, samples, grader=grader, progress=False
                 )
-                answers = notebook.selected_samples(samples, problems)
+                answers = inputs.selected_samples(samples, problems)
                 votes = pass_at_k.benchmark_maj_at_k(answers, [arguments.samples])
                 evaluation_table(counts, sorted({1, arguments.samples}), votes=votes)
                 pass_at_k.bootstrap_intervals(counts)

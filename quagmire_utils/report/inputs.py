@@ -1,0 +1,119 @@
+"""What the notebook `evaluate_model` reads: benchmarks, held-out traces, and the answers that belong to them.
+
+problems = load_benchmarks("gsm8k, my/own.jsonl", limit=100)
+folder = evaluation_folder(config, params)             # results/evaluations/<model>-<digest of the settings>
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.files import digest
+from quagmire_utils.core.paths import ROOT
+from quagmire_utils.data import BENCHMARKS, Problem, Trace, load_benchmark, load_traces
+from quagmire_utils.report.notebook import repo_path
+
+if TYPE_CHECKING:
+    from quagmire_utils.engines import EngineConfig, SamplingParams, ServerSettings
+    from quagmire_utils.evaluation.store import SampleStore
+
+
+def load_benchmarks(benchmarks: str | Sequence[str], limit: int | None = None) -> dict[str, list[Problem]]:
+    """Return problems by benchmark, the first `limit` of each, from a list or from text with commas.
+
+    An item is the name of a benchmark, `all` for the paper's seven, the path of a .jsonl file, or a pattern of such
+    paths (relative to the working directory or to the repo). Raises ParameterError for an item that names nothing, for
+    two of the same name, and for a limit that is not a whole number.
+    """
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ParameterError("limit", limit, "a whole number of at least 1, or None")
+    sources: list[str] = []
+    for item in _items(benchmarks):
+        if item == "all":
+            sources += BENCHMARKS
+        elif item in BENCHMARKS or not glob.has_magic(item):
+            sources.append(item if item in BENCHMARKS else repo_path(item))
+        else:
+            found = sorted(glob.glob(item)) or sorted(glob.glob(str(ROOT / item)))
+            if not found:
+                reason = f"no file fits {item}; `./reproduce.sh --profile smoke` makes the micro benchmarks"
+                raise ParameterError("benchmarks", item, reason=reason)
+            sources += found
+    names = [source if source in BENCHMARKS else Path(source).stem for source in sources]
+    _check_names("benchmarks", names)
+    if not names:
+        raise ParameterError("benchmarks", benchmarks, f"some of {', '.join(BENCHMARKS)}, or the path of a .jsonl file")
+    return {name: load_benchmark(source, limit=limit) for name, source in zip(names, sources, strict=True)}
+
+
+def load_validation(validation_traces: str | Sequence[str] | None) -> dict[str, list[Trace]]:
+    """Return held-out traces by file name, from paths of .jsonl files in a list or in text with commas; {} for None."""
+    paths = [Path(repo_path(item)) for item in _items(validation_traces or [])]
+    _check_names("validation_traces", [path.stem for path in paths])
+    for path in paths:
+        if not path.is_file():
+            raise ParameterError("validation_traces", path, reason=f"there is no file {path}")
+    return {path.stem: load_traces(path) for path in paths}
+
+
+def server_settings(engine: str, model: str | None, tokenizer: str | None) -> ServerSettings | None:
+    """Return what `load_engine` needs to know of a server, None for the other engines."""
+    for name, value in (("server_model", model), ("server_tokenizer", tokenizer)):
+        if engine != "server" and value is not None:
+            raise ParameterError(name, value, reason=f"it is for engine server, not {engine}")
+    if engine != "server":
+        return None
+    from quagmire_utils.engines import ServerSettings
+
+    return ServerSettings(model=model, tokenizer=None if tokenizer is None else repo_path(tokenizer))
+
+
+def evaluation_folder(config: EngineConfig, params: SamplingParams, output: str | None = None) -> Path:
+    """Return the folder of an evaluation's samples: `output`, or one in results/evaluations named after its settings.
+
+    The number of samples and the benchmarks are not part of the name: a later run with more of either adds to it.
+    """
+    if output:
+        path = Path(output).expanduser()
+        return path if path.is_absolute() else ROOT / path
+    from quagmire_utils.engines import model_digest
+
+    # a folder counts by its content: a checkpoint that was trained again is another model in the same place
+    identity = model_digest(config.model) if Path(config.model).is_dir() else config.model
+    settings = [identity, config.revision, config.engine, config.template]
+    settings += [params.temperature, params.top_p, params.max_tokens, params.seed]
+    name = "server" if config.engine == "server" else Path(config.model).name
+    return ROOT / "results" / "evaluations" / f"{name}-{digest(settings)[:8]}"
+
+
+def selected_counts(counts: pd.DataFrame, problems: Mapping[str, Sequence[Problem]]) -> pd.DataFrame:
+    """Return the rows of a store's counts that belong to `problems`, in their order; the store may hold more."""
+    return _keys(problems).merge(counts, on=["benchmark", "problem"], how="inner")
+
+
+def selected_samples(store: SampleStore, problems: Mapping[str, Sequence[Problem]]) -> pd.DataFrame:
+    """Return the graded samples of `problems` without texts: benchmark, problem, tokens, verdict, extracted."""
+    samples = store.read(["benchmark", "problem", "tokens", "verdict", "extracted"]).dropna(subset=["verdict"])
+    return _keys(problems).merge(samples, on=["benchmark", "problem"], how="inner")
+
+
+def _keys(problems: Mapping[str, Sequence[Problem]]) -> pd.DataFrame:
+    keys = [(name, problem.id) for name, some in problems.items() for problem in some]
+    return pd.DataFrame(keys, columns=["benchmark", "problem"])
+
+
+def _items(values: str | Sequence[str]) -> list[str]:
+    items = values.split(",") if isinstance(values, str) else values
+    return [str(item).strip() for item in items if str(item).strip()]
+
+
+def _check_names(parameter: str, names: Sequence[str]) -> None:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ParameterError(parameter, twice[0], reason=f"{twice[0]} is named twice")
