@@ -10,7 +10,6 @@ A notebook shows by the tags of its cells what belongs on the page:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,17 +136,17 @@ def read_study(copies: Path, sources: Path) -> dict[str, Executed]:
 
 
 def _read(path: Path, *, executed: bool) -> Executed:
-    entry = Executed(name=path.stem, place=place_of(path.stem), title=label_of(place_of(path.stem)))
+    import nbformat
+
+    known: dict[str, Any] = {"name": path.stem, "place": place_of(path.stem), "title": label_of(place_of(path.stem))}
     try:
-        book = json.loads(path.read_text(encoding="utf-8"))
-        cells = [_cell(cell) for cell in book["cells"]]
-        run = book["metadata"].get("papermill", {})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return entry
-    known: dict[str, Any] = {"name": entry.name, "place": entry.place, "title": entry.title}
-    if cells and cells[0]["type"] == "markdown":
-        first, _, claim = cells[0]["source"].strip().partition("\n")
-        known |= {"title": plain(first.lstrip("#").strip()) or entry.title, "claim": claim.strip()}
+        book = nbformat.read(path, as_version=4)
+        cells, run = book.cells, book.metadata.get("papermill", {})
+    except Exception:  # whatever a torn file is
+        return Executed(**known)
+    if cells and cells[0].cell_type == "markdown":
+        first, _, claim = cells[0].source.strip().partition("\n")
+        known |= {"title": plain(first.lstrip("#").strip()) or known["title"], "claim": claim.strip()}
     if not executed or run.get("exception"):
         return Executed(**known)
     duration = run.get("duration")
@@ -155,7 +154,7 @@ def _read(path: Path, *, executed: bool) -> Executed:
         **known,
         executed=True,
         outputs=_outputs(cells),
-        headline=next((_headline(cell) for cell in cells if "headline" in cell["tags"]), None),
+        headline=next((_headline(cell) for cell in cells if "headline" in _tags(cell)), None),
         provenance=_provenance(cells),
         parameters={name: value for name, value in (run.get("parameters") or {}).items() if name != "profile"},
         seconds=duration if isinstance(duration, int | float) else None,
@@ -163,30 +162,21 @@ def _read(path: Path, *, executed: bool) -> Executed:
     )
 
 
-def _cell(cell: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "type": cell["cell_type"],
-        "tags": set(cell.get("metadata", {}).get("tags", [])),
-        "source": _text(cell.get("source", "")),
-        "outputs": cell.get("outputs", []),
-    }
-
-
-def _text(value: Any) -> str:
-    return "".join(value) if isinstance(value, list) else str(value)
+def _tags(cell: Mapping[str, Any]) -> list[str]:
+    return cell.metadata.get("tags", [])
 
 
 def _outputs(cells: Sequence[Mapping[str, Any]]) -> tuple[Output, ...]:
     """Return what the tagged cells show, in order, with the Markdown cell directly above each."""
     found: list[Output] = []
     for above, cell in zip([None, *cells], cells, strict=False):
-        if "report" not in cell["tags"]:
+        if "report" not in _tags(cell):
             continue
-        if above and above["type"] == "markdown" and "report" not in above["tags"] and above is not cells[0]:
-            found.append(Output("markdown", above["source"], "text/markdown"))
-        if cell["type"] == "markdown":
-            found.append(Output("markdown", cell["source"], "text/markdown"))
-        found += [shown for shown in map(_output, cell["outputs"]) if shown]
+        if above and above.cell_type == "markdown" and "report" not in _tags(above) and above is not cells[0]:
+            found.append(Output("markdown", above.source, "text/markdown"))
+        if cell.cell_type == "markdown":
+            found.append(Output("markdown", cell.source, "text/markdown"))
+        found += _shown(cell)
     merged: list[Output] = []
     for shown in found:
         last = merged[-1] if merged else None
@@ -198,24 +188,27 @@ def _outputs(cells: Sequence[Mapping[str, Any]]) -> tuple[Output, ...]:
     return tuple(merged)
 
 
+def _shown(cell: Mapping[str, Any]) -> list[Output]:
+    return [shown for shown in map(_output, cell.get("outputs", [])) if shown]
+
+
 def _output(output: Mapping[str, Any]) -> Output | None:
     """Return the richest form of an output that the page can show."""
-    if output.get("output_type") == "stream":
-        shown = _text(output.get("text", "")) if output.get("name") == "stdout" else ""
-        return Output("text", shown, "text/plain") if shown.strip() else None
+    if output.output_type == "stream":
+        return Output("text", output.text, "text/plain") if output.name == "stdout" and output.text.strip() else None
     data = output.get("data") or {}
     for mime in ("image/png", "image/jpeg", "image/gif", "image/svg+xml"):
         if mime in data:
             metadata = (output.get("metadata") or {}).get(mime) or {}
-            return Output("picture", _text(data[mime]), mime, metadata if isinstance(metadata, dict) else {})
+            return Output("picture", str(data[mime]), mime, metadata if isinstance(metadata, dict) else {})
     for mime, kind in (("text/html", "html"), ("text/markdown", "markdown"), ("text/plain", "text")):
-        if mime in data and _text(data[mime]).strip():
-            return Output(kind, _text(data[mime]), mime)
+        if str(data.get(mime, "")).strip():
+            return Output(kind, str(data[mime]), mime)
     return None
 
 
 def _headline(cell: Mapping[str, Any]) -> Headline | None:
-    for output in cell["outputs"]:
+    for output in cell.get("outputs", []):
         values = (output.get("data") or {}).get(HEADLINE)
         if isinstance(values, dict) and {"paper", "ours"} <= values.keys():
             return Headline(values["paper"], values["ours"], values.get("scale", ""))
@@ -224,7 +217,7 @@ def _headline(cell: Mapping[str, Any]) -> Headline | None:
 
 def _provenance(cells: Sequence[Mapping[str, Any]]) -> str:
     """Return the output of the cell tagged `provenance`; without one, the last output if it is such a line."""
-    tagged = [cell for cell in cells if "provenance" in cell["tags"]]
-    shown = [output for cell in tagged or cells[-1:] for output in map(_output, cell["outputs"]) if output]
+    tagged = [cell for cell in cells if "provenance" in _tags(cell)]
+    shown = [output for cell in tagged or cells[-1:] for output in _shown(cell)]
     text = shown[-1].content if shown and shown[-1].kind == "markdown" else ""
     return text if tagged or text.startswith("*Provenance:*") else ""
