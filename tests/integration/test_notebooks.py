@@ -24,8 +24,9 @@ from quagmire_utils.analysis.summaries import records_summary
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import load_records
-from quagmire_utils.report import HEADLINE, notebook
+from quagmire_utils.report import inputs, notebook
 from quagmire_utils.report.reproduction import Run, run_notebooks
+from quagmire_utils.report.study import HEADLINE
 from quagmire_utils.training import microlab
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,7 +130,7 @@ def test_parameters_are_independent_literals(path):
 @every_notebook
 def test_an_unknown_parameter_is_an_error(path):
     run = Run(profile="smoke", only=(path.stem,), parameters={"no_such_parameter": "1"})
-    with pytest.raises(ParameterError, match="no parameter 'no_such_parameter'"):
+    with pytest.raises(ParameterError, match="no_such_parameter"):
         run_notebooks(run)
 
 
@@ -391,8 +392,9 @@ def test_folders_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     assert notebook.repo_path("owner/model") == "owner/model"
     assert notebook.relative(ROOT / "notebooks") == "notebooks"
     assert notebook.relative(tmp_path) == tmp_path.name
-    with pytest.raises(ParameterError, match="profile 'nothing' is not known"):
+    with pytest.raises(ParameterError) as error:
         notebook.results_folder("nothing")
+    assert (error.value.parameter, error.value.value) == ("profile", "nothing")
 
 
 def test_benchmark_lists(tmp_path):
@@ -400,16 +402,15 @@ def test_benchmark_lists(tmp_path):
         problems = microlab.make_problems("lanes2", microlab.MICRO_BENCHMARKS["lanes2"], 5, 0)
         microlab.write_problems(problems, tmp_path / f"{name}.jsonl")
     pattern = str(tmp_path / "*.jsonl")
-    assert {name: len(p) for name, p in notebook.load_benchmarks(pattern, limit=2).items()} == {"one": 2, "two": 2}
-    assert list(notebook.load_benchmarks([str(tmp_path / "two.jsonl")])) == ["two"]
-    for bad, message in (
-        (f"{pattern}, {tmp_path / 'one.jsonl'}", "names one twice"),
-        (str(tmp_path / "three*.jsonl"), "no file fits"),
-        ("math501", "unknown benchmark 'math501'"),
-        (" , ", "benchmarks is empty"),
-    ):
-        with pytest.raises(ParameterError, match=message):
-            notebook.load_benchmarks(bad)
+    assert {name: len(p) for name, p in inputs.load_benchmarks(pattern, limit=2).items()} == {"one": 2, "two": 2}
+    assert list(inputs.load_benchmarks([str(tmp_path / "two.jsonl")])) == ["two"]
+    twice = f"{pattern}, {tmp_path / 'one.jsonl'}"
+    for bad in (twice, str(tmp_path / "three*.jsonl"), "math501", " , "):
+        with pytest.raises(ParameterError):
+            inputs.load_benchmarks(bad)
+    with pytest.raises(ParameterError) as error:
+        inputs.load_benchmarks(pattern, limit=0)
+    assert error.value.parameter == "limit"
 
 
 def test_set_aside_records(tmp_path, monkeypatch):
