@@ -372,7 +372,7 @@ def test_the_ledger_and_the_tables_fit_a_desktop_window(tmp_path):
     """No column of theirs is beyond the edge of its box at the width of the README's picture."""
     records = load_records(write_records(tmp_path / "records", make_records(full=True)))
     frame = candidate_frame(records)
-    ledger = claims.show_ledger(claims.ledger(frame, records)).style.hide(axis="index").to_html()
+    ledger = claims.show_ledger(claims.all_results(frame, records)).style.hide(axis="index").to_html()
     folder = tmp_path / "example"
     write_notebook(folder, "claims", shown("report", {"text/html": ledger}), title="The ledger of claims")
     for number in (1, 2, 3, 5, 10):

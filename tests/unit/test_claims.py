@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import typing
 from functools import partial
@@ -17,6 +16,7 @@ from scipy import stats
 
 from quagmire_utils.analysis import claims, tables
 from quagmire_utils.analysis.claims.evidence import (
+    Estimate,
     Evidence,
     contrast,
     deviation_of_best,
@@ -84,8 +84,8 @@ def claim_of(name: str, frame: pd.DataFrame) -> claims.Result:
     model = frame["stands_for"].iloc[0]
     (entry,) = [claim for claim in claims.all_claims() if claim.id == name]
     place = next(place for place, models in entry.places.items() if model in models)
-    found = claims.about(frame, place.replace("Figs.", "Fig.").split(",")[0])
-    (claim,) = [claim for claim in found if (claim.name, claim.model) == (name, model)]
+    found = claims.about(frame, place)
+    (claim,) = [result for result in found if (result.claim.id, result.model) == (name, model)]
     return claim
 
 
@@ -219,10 +219,10 @@ def test_the_claim_of_fig_1_compares_what_the_figure_rings():
     best = if_(lambda r: r.selection == "shortest+longest" or r.epochs > 1, 0.3)
     claim = claim_of("best_score_is_not_best_1", world(best, best))
     assert claim.size == "6 candidates"
-    assert not any(f"shortest+longest-{n}" in claim.statistic for n in (120, 480))
+    assert not any(f"shortest+longest-{n}" in claim.estimate.statistic for n in (120, 480))
     claim = claim_of("best_score_is_not_best_7", world(flat, flat, LLAMA))
     assert claim.size == "4 candidates"
-    assert "longest-" not in claim.statistic
+    assert "longest-" not in claim.estimate.statistic
     claim = claim_of("mixture_ends_best", world(flat, flat, QWEN))
     assert claim.size == "4 selections"
 
@@ -233,23 +233,23 @@ def test_the_value_is_the_mean_difference_of_pairs_at_equal_tokens():
     pass1 = frame.set_index("candidate")["pass1"]
     pairs = [("random-32x4", "random-128x1"), ("random-128x4", "random-512x1")]
     expected = np.mean([pass1[f"{a}-main-0.0001"] - pass1[f"{b}-main-0.0001"] for a, b in pairs])
-    assert claim.value == pytest.approx(expected, abs=1e-12)
-    assert claim.n == 2
+    assert claim.estimate.value == pytest.approx(expected, abs=1e-12)
+    assert claim.estimate.n == 2
     # with a half of them twice in the grid, that one is taken
     half = frame[frame["candidate"] == "random-128x1-main-0.0001"].assign(
         candidate="half", n_examples=64, epochs=2.0, pass1=0.9
     )
     claim = claim_of("half_twice_scores_higher", pd.concat([frame, half], ignore_index=True))
-    assert "half minus random-128x1" in claim.statistic
-    assert "random-32x4" not in claim.statistic
+    assert "half minus random-128x1" in claim.estimate.statistic
+    assert "random-32x4" not in claim.estimate.statistic
 
 
 def test_candidates_with_another_number_of_runs_are_no_partners():
     frame = world(flat, level(0.1))
     frame.loc[frame["candidate"] == "random-128x4-main-0.0001", "n_runs"] = 2
     claim = claim_of("half_twice_ends_higher", frame)
-    assert "random-128x4" not in claim.statistic
-    assert "random-32x16-main-0.0001 minus random-512x1" in claim.statistic  # the next best of equal tokens
+    assert "random-128x4" not in claim.estimate.statistic
+    assert "random-32x16-main-0.0001 minus random-512x1" in claim.estimate.statistic  # the next best of equal tokens
 
 
 def sample(seed: int, n: int = 60, **weights: float) -> pd.DataFrame:
@@ -275,7 +275,7 @@ def decided(estimate, below: bool = False, bound: float = 0.0) -> str:
     return tables.verdict(*estimate.interval(0.95), bound, below=below)
 
 
-def statistic(name: str, frame: pd.DataFrame, own: pd.Series | None = None, **arguments: object) -> claims.Estimate:
+def statistic(name: str, frame: pd.DataFrame, own: pd.Series | None = None, **arguments: object) -> Estimate:
     """A statistic on the frame's candidates."""
     complete = frame.assign(**{"candidate": frame.get("candidate", pd.Series(frame.index.map("c{}".format)))})
     fixed = {"family": "micro", "stands_for": LLAMA, "scenario": "dataset", "selection": "random", "k": 64, "n_runs": 1}
@@ -400,11 +400,12 @@ def test_a_rank_claim_is_the_table_that_it_is_about(tmp_path):
         found = [claim for claim in claims.about(frame, f"Table {number}") if claim.family]
         assert len(found) == (rows["column"] != "pass1").sum() > 0
         for claim in found:
-            cell = cells.loc[claim.family, claim.name.partition("_")[2]]
-            mine, theirs = (claim.value, claim.low, claim.high), (cell["gain"], cell["gain_low"], cell["gain_high"])
+            cell = cells.loc[claim.family, claim.claim.arguments["predictor"]]
+            estimate, (low, high) = claim.estimate, claim.estimate.interval(0.95)
+            mine, theirs = (estimate.value, low, high), (cell["gain"], cell["gain_low"], cell["gain_high"])
             assert mine == pytest.approx(theirs, abs=1e-12, nan_ok=True)
-            assert (claim.verdict, claim.n) == (cell["verdict"], cell["n_candidates"])
-            intervals += not math.isnan(claim.low)
+            assert (claim.verdict, estimate.n) == (cell["verdict"], cell["n_candidates"])
+            intervals += not math.isnan(low)
     assert intervals > 3  # of budgets of four candidates there is none
 
 
@@ -517,7 +518,7 @@ def records(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(records):
-    return claims.ledger(candidate_frame(records), records)
+    return claims.ledger(claims.all_results(candidate_frame(records), records))
 
 
 def test_the_noise_between_runs_comes_from_the_counts(records):
@@ -547,15 +548,13 @@ def test_a_ledger_has_every_claim_for_every_family(table):
     assert (
         done.loc[done["together"] != "undecided", "together"] == done.loc[done["together"] != "undecided", "verdict"]
     ).all()
-    assert table["together"][~table["verdict"].isin(claims.VERDICTS[:3])].eq("").all()
 
 
 def test_the_claims_of_a_place(records):
     frame = candidate_frame(records)
-    for spelling in ("Fig. 3", "fig03", "Figure 3"):
-        (claim,) = claims.about(frame, spelling, records=records)
-        assert claim.name == "score_explains_part"
-    assert claim.paper == 0.43
+    (claim,) = claims.about(frame, "Fig. 3", records=records)
+    assert claim.claim.id == "score_explains_part"
+    assert claim.claim.published(claim.model) == 0.43
     assert claims.about(frame, "Fig. 99") == []
     assert {claim.model for claim in claims.about(frame, "Fig. 4")} == {MISTRAL, QWEN}
     for number in range(1, 11):
@@ -568,7 +567,7 @@ def test_the_claims_of_a_place(records):
     twice = pd.concat([frame, frame.iloc[[1]]])
     for wrong in (frame.drop(columns="stands_for"), frame.iloc[:0], twice, None):
         with pytest.raises(ParameterError) as refused:
-            claims.ledger(wrong)
+            claims.all_results(wrong)
         assert refused.value.parameter == "frame"
 
 
@@ -584,7 +583,7 @@ def test_the_claims_of_a_place_are_those_of_the_family_and_scenario_that_were_ch
         assert claim.family == "micro-llama"
     only = claims.about(frame, "Fig. 2", family=["Mistral-NeMo-12B-Instruct"], **about)
     assert {claim.model for claim in only} == {MISTRAL}
-    assert claims.headline(only, "strong_base_gains_nothing_2")[0] == only[0].claim  # Qwen's is left out
+    assert claims.headline(only, "strong_base_gains_nothing_2")[0] == only[0].claim.claim  # Qwen's is left out
     twins = pd.concat([frame, frame[frame["family"] == "micro-llama"].assign(family="twin")], ignore_index=True)
     assert {claim.family for claim in claims.about(twins, "Fig. 3", family=LLAMA)} == {"micro-llama", "twin"}
     assert {claim.family for claim in claims.about(twins, "Fig. 3", family="twin")} == {"twin"}
@@ -597,52 +596,39 @@ def test_the_headline_of_a_place_is_its_first_claim(records):
     found = claims.about(candidate_frame(records, k=16), "Fig. 3", records=records)
     paper, ours, scale = claims.headline(found)
     first = found[0]
-    assert first.claim in paper
-    assert claims.amount(first.paper, first.unit) in paper
-    assert ours.startswith(f"{first.verdict}: {claims.amount(first.value, first.unit)}")
+    assert first.claim.claim in paper
+    assert "(0.43)" in paper
+    assert ours.startswith(f"{first.verdict}: {first.amount(first.estimate.value)}")
     assert first.interval in ours
     assert first.family in scale
     assert first.size in scale
-    unrun = [dataclasses.replace(first, verdict="not run", family="", model="Another")]
-    assert claims.headline(unrun)[1:] == ("Another: not run", "")
+    assert claims.headline([claims.Result(first.claim, "Another")])[1:] == ("Another: not run", "")
     assert claims.headline([]) == ("-", "-", "")
     several = claims.about(candidate_frame(records, k=16), "Fig. 5", records=records)
-    assert several[1].claim in claims.headline(several, several[1].name)[0]
+    assert several[1].claim.claim in claims.headline(several, several[1].claim.id)[0]
     with pytest.raises(ParameterError) as refused:
         claims.headline(several, "another")
     assert refused.value.parameter == "name"
 
 
-def test_a_ledger_as_text(table):
-    said = claims.summarize(table)
-    for verdict, count in table["verdict"].value_counts().items():
-        assert f"{count} {verdict}" in said
-    shown = claims.show_ledger(table)
+def test_a_ledger_as_text(records, table):
+    shown = claims.show_ledger(claims.all_results(candidate_frame(records), records))
     assert len(shown) == len(table)
     assert not shown.isna().any(axis=None)
     assert "nan" not in shown.to_string() + " ".join(table["text"])
-    nothing = claims.ledger(world(flat, flat, "some other model"))
+    nothing = claims.ledger(claims.all_results(world(flat, flat, "some other model")))
     assert set(nothing["verdict"]) == {"not run"}
-    assert "intervals" not in claims.summarize(nothing)
 
 
 def test_a_result_in_a_sentence():
+    claim = next(claim for claim in claims.all_claims() if claim.id == "more_examples_raise_score")
     result = claims.Result(
-        "Fig. 4",
-        "it rises",
-        "the mean",
-        0.031,
-        0.011,
-        0.051,
-        1,
-        math.nan,
-        "holds",
-        family="micro",
-        unit="points",
-        counted="pairs",
+        claim, MISTRAL, "micro", Estimate(0.031, "the mean", 1, lambda _: (0.011, 0.051), "", "pairs")
     )
     facts = "(the mean: +3.1 points, 95 % interval +1.1 to +5.1 points, n = 1 pair)."
-    assert result.text == f"Fig. 4, micro, “it rises”: **holds** at this scale {facts}"
+    assert (
+        result.text == f"Fig. 2, micro, “more SFT examples raise the score after SFT”: **holds** at this scale {facts}"
+    )
 
 
 # --- claims.yaml ------------------------------------------------------------------------------------------------------
@@ -682,9 +668,9 @@ def test_the_quotes_are_the_papers_words(paper_file):
 
 def test_changing_a_record_changes_the_claim(records):
     frame = candidate_frame(records)
-    before = {claim.name: claim.value for claim in claims.about(frame, "Table 1", records=records)}
+    before = {claim.claim.id: claim.estimate.value for claim in claims.about(frame, "Table 1", records=records)}
     changed = frame.assign(outcome=frame["outcome"].to_numpy()[::-1])
-    after = {claim.name: claim.value for claim in claims.about(changed, "Table 1", records=records)}
+    after = {claim.claim.id: claim.estimate.value for claim in claims.about(changed, "Table 1", records=records)}
     assert before != after
 
 

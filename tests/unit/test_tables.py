@@ -24,6 +24,7 @@ from scipy import stats
 from quagmire_utils.analysis import tables
 from quagmire_utils.analysis.records import base_models, candidate_frame, select_candidates
 from quagmire_utils.analysis.tables import TABLES, Options, compute_sensitivity, compute_table, show_table
+from quagmire_utils.analysis.tables.compute import NUMBERS
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import Records, load_records
@@ -317,7 +318,7 @@ def test_interval_of_a_gain_in_r2_is_the_jackknife(records, frame):
 def test_table_2_also_at_the_printed_fit_size(full_frame):
     extra, sizes = compute_table(full_frame, 2, supplement=True), compute_table(full_frame, 5)
     same = sizes[sizes["row"] == "5:11"]
-    columns = [*tables.NUMBERS, "row", "source", "paper", "paper_plus_minus", "n_fit"]
+    columns = [*NUMBERS, "row", "source", "paper", "paper_plus_minus", "n_fit"]
     pd.testing.assert_frame_equal(extra[columns].reset_index(drop=True), same[columns].reset_index(drop=True))
 
 
@@ -326,7 +327,7 @@ def test_fit_sizes_are_the_same_table_with_other_rows(frame):
     sizes = compute_table(frame, 5)
     half = sizes[sizes["row"] == "4:12"].set_index("column")
     same = halves[halves["family"] == "micro-llama"].set_index("column")
-    numbers = list(tables.NUMBERS)
+    numbers = list(NUMBERS)
     pd.testing.assert_frame_equal(half[numbers], same[numbers])
     assert set(sizes.loc[sizes["row"] == "7:9", "status"]) == {"too few candidates"}  # one would be left to predict
 
@@ -517,7 +518,7 @@ def test_choosing_a_family_and_predictors(full_frame):
     # a table of another model stays as the paper printed it, and says so
     other = compute_table(full_frame, 5, Options(family="micro-mistral"))
     assert set(other["status"]) == {"not chosen"}
-    assert other[list(tables.NUMBERS)].isna().all(axis=None)
+    assert other[list(NUMBERS)].isna().all(axis=None)
     assert len(show_table(other, "full")) == 16
     assert compute_sensitivity(full_frame, 5, Options(family="micro-mistral")).empty
     # a predictor that the paper leaves out of a table is measured, with nothing beside it
@@ -533,7 +534,7 @@ def test_families_that_were_not_run_are_never_filled_in(frame, number):
     table = compute_table(frame, number)
     absent = table[table["model"] == MISTRAL]
     assert (absent["status"] == "not run").all()
-    assert absent[list(tables.NUMBERS)].isna().all(axis=None)
+    assert absent[list(NUMBERS)].isna().all(axis=None)
     assert len(table) == len(paper.published(number))
     shown = show_table(table, "example")
     own = shown[shown.index.get_level_values(1) == "not run"]

@@ -1,13 +1,9 @@
 """Estimates with their intervals, and comparisons between the candidates of one family.
 
-Two kinds of claims need two kinds of intervals.
-
-- A claim about how measurements vary together ("the loss tracks the gain") is about candidates. Its interval is a
-  bootstrap or a jackknife over candidates (`statistics`).
-- A claim that some candidates do better than others compares given models on given problems. Its interval covers what
-  another measurement would change: the sampling of answers and, after RL, the noise between RL runs. That noise is
-  pooled over all candidates of a family, so a few runs of each give many degrees of freedom (`RunNoise`). It does not
-  cover other problems, or other SFT runs of the same candidate, of which there is only one.
+A claim about how measurements vary together has an interval over candidates (`statistics`). A claim that some
+candidates do better than others compares given models on given problems. Its interval covers what another measurement
+would change: the sampling of answers and, after RL, the noise between RL runs, pooled over all candidates of a family.
+It does not cover other problems, or other SFT runs of the same candidate, of which there is only one.
 
 Comparisons are linear in the scores, so what two pairs share, such as the base model, is counted once. Candidates with
 another number of RL runs than most of their family are left out: the best of four runs is expected above the best of

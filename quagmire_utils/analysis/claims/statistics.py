@@ -1,15 +1,12 @@
 """The statistics that claims are tested with, by the name that claims.yaml uses: `STATISTICS[name](evidence, ...)`.
 
 1. Comparisons: some candidates do better than others (Figs. 1, 2, 4 and 6 to 10, the abstract). Which candidates are
-   compared follows from what they were trained on, never from how they did. Where a claim is about a best or a worst
-   candidate, the interval allows for that choice (`smallest_contrast`).
-2. Candidates: measurements that vary together (Figs. 3 and 5, Sec. 3.1 and 4.3). The bootstrap draws whole candidates.
-   Percentile intervals of so few are not exact: on normal variables those of 95 % covered the true value in 63 % (R2)
-   to 84 % (rank correlation) of samples of 4 candidates, 92 % to 95 % of 6, 91 % to 98 % of 10 to 16.
-3. Predictors: a measurement before RL predicts the outcome better than Pass@1 (Tables 1 to 10). Gains in Spearman's
-   correlation are those of our tables. Gains in R2 are not: R2 on few predicted candidates has no lower bound, and its
-   mean over splits, which the tables print, can depend on a single split. Claims use the median over splits, with a
-   jackknife over candidates.
+   compared follows from what they were trained on, never from how they did. If a claim is about a best or a worst
+   candidate, the interval allows for that choice.
+2. Measurements that vary together (Figs. 3 and 5, Sec. 3.1 and 4.3): a bootstrap over candidates. On normal variables
+   its 95 % intervals covered the truth in 63 % to 84 % of samples of 4 candidates, 92 % to 95 % of 6.
+3. Predictors compared with Pass@1 (Tables 1 to 10). Gains in rank correlation are those of our tables. Gains in R2 are
+   medians over splits, because the mean over splits, which the tables print, can depend on a single split.
 """
 
 from __future__ import annotations
@@ -23,7 +20,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from quagmire_utils.analysis import tables
 from quagmire_utils.analysis.claims.evidence import (
     MEASURED,
     Array,
@@ -42,6 +38,10 @@ from quagmire_utils.analysis.fits import (
     jackknife_standard_error,
     spearman,
 )
+from quagmire_utils.analysis.tables.compute import MIN_CANDIDATES as FEWEST
+from quagmire_utils.analysis.tables.compute import MIN_RESAMPLED
+from quagmire_utils.analysis.tables.show import predictor_title
+from quagmire_utils.analysis.tables.spec import BUDGETS, PREDICTORS, TABLES
 from quagmire_utils.core import published as paper
 
 MIN_CANDIDATES = 6  # with fewer, a bootstrap interval over candidates is far from its nominal level
@@ -143,17 +143,20 @@ def minus_base(
 @statistic
 def smallest_rise_over_base(evidence: Evidence) -> Estimate:
     """Return the smallest rise of Pass@1 over the base by any SFT of an instance-level grid."""
-    rows = evidence.select(scenario="instance")
-    return _smallest_over_base(evidence, rows, "pass1", "smallest rise of Pass@1 over the base by any SFT")
+    rows = evidence.select(scenario="instance").index
+    pairs = [] if evidence.base is None else [[(row, evidence.base)] for row in rows]
+    return smallest_contrast(evidence, pairs, "pass1", "smallest rise of Pass@1 over the base by any SFT", len(pairs))
 
 
 @statistic
 def lowest_outcome_minus_base(evidence: Evidence) -> Estimate:
     """Compare the lowest outcome of the candidates that SFT had lifted above the base with RL from the base."""
-    rows = evidence.select(main=False)
+    pairs, label = [], "Pass@1 after RL, lowest SFT candidate minus the base"
     if evidence.base is not None:
-        rows = rows[rows["pass1"] > evidence.rows["pass1"].iloc[evidence.base]]
-    return _smallest_over_base(evidence, rows, "outcome", "Pass@1 after RL, lowest SFT candidate minus the base")
+        trained = evidence.select(main=False)
+        lifted = trained[trained["pass1"] > evidence.rows["pass1"].iloc[evidence.base]]
+        pairs = [[(row, evidence.base)] for row in lifted.index]
+    return smallest_contrast(evidence, pairs, "outcome", label, len(pairs))
 
 
 @statistic
@@ -210,11 +213,6 @@ def _equal_tokens(rows: pd.DataFrame, tokens: float) -> pd.Series:
 
 def _once(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["epochs"] == 1]
-
-
-def _smallest_over_base(evidence: Evidence, rows: pd.DataFrame, what: What, label: str) -> Estimate:
-    pairs = [] if evidence.base is None else [[(row, evidence.base)] for row in rows.index]
-    return smallest_contrast(evidence, pairs, what, label, len(pairs))
 
 
 # --- measurements that vary together over candidates ------------------------------------------------------------------
@@ -364,30 +362,29 @@ def rank_gain(evidence: Evidence, table: int, predictor: str) -> Estimate:
     In Table 1 over all candidates; in Tables 3, 8 and 10 within each SFT budget, averaged. Value and interval are those
     of our table: there is no interval where a budget has too few candidates to resample.
     """
-    known = _known(evidence, table)
-    text = "gain in rank correlation"
-    if tables.TABLES[table].within_budgets:
-        groups = [known[known["budget"] == name] for name in tables.BUDGETS]
-        fewest, least, counted = min(map(len, groups)), tables.MIN_CANDIDATES, "candidates in the smallest budget"
-        text += f" within SFT budgets, averaged, {_title(evidence, predictor)}"
+    known, title = _known(evidence, table), predictor_title(predictor, int(evidence.frame["k"].iloc[0]))
+    groups, least, counted, sizes = [known], MIN_CANDIDATES, "candidates", ""
+    text = f"gain in rank correlation, {title}"
+    if TABLES[table].within_budgets:
+        groups = [known[known["budget"] == name] for name in BUDGETS]
+        least, counted = FEWEST, "candidates in the smallest budget"
+        text = f"gain in rank correlation within SFT budgets, averaged, {title}"
         sizes = f" ({' + '.join(str(len(part)) for part in groups)})"
-    else:
-        groups, fewest, least, counted, sizes = [known], len(known), MIN_CANDIDATES, "candidates", ""
-        text += f", {_title(evidence, predictor)}"
+    fewest = min(map(len, groups))
     if fewest < least:
         return _missing(text, fewest, counted)
     values, replicates = [], []
     for seed, part in enumerate(groups):
         mine, base = (
-            bootstrap_interval(_columns(part, *tables.PREDICTORS[name]), part[evidence.outcome], seed=seed)
+            bootstrap_interval(_columns(part, *PREDICTORS[name]), part[evidence.outcome], seed=seed)
             for name in (predictor, paper.BASELINE)
         )
         values.append(mine.estimate - base.estimate)
         replicates.append(mine.replicates - base.replicates)
     interval = percentiles(np.mean(replicates, axis=0))
-    if fewest < tables.MIN_RESAMPLED:
+    if fewest < MIN_RESAMPLED:
         sizes, interval = f"{sizes}; too few for an interval", percentiles(np.array([]))
-    return Estimate(float(np.mean(values)), text + sizes, sum(map(len, groups)), interval, BOOTSTRAP)
+    return Estimate(float(np.mean(values)), text + sizes, len(known), interval, BOOTSTRAP)
 
 
 @statistic
@@ -399,8 +396,8 @@ def r2_gain(evidence: Evidence, table: int, predictor: str) -> Estimate:
     when all are looked at together.
     """
     known = _known(evidence, table)
-    text = f"gain in median R² over splits, {_title(evidence, predictor)}"
-    sizes = dict.fromkeys(row.n_fit or len(known) // 2 for row in tables.TABLES[table].rows)
+    text = f"gain in median R² over splits, {predictor_title(predictor, int(evidence.frame['k'].iloc[0]))}"
+    sizes = dict.fromkeys(row.n_fit or len(known) // 2 for row in TABLES[table].rows)
     sizes = [size for size in sizes if size <= len(known) - 3]
     if len(known) < MIN_CANDIDATES or not sizes:
         return _missing(text, len(known))
@@ -422,15 +419,15 @@ def published_gain(table: int, model: str, predictor: str) -> float:
 
 def _known(evidence: Evidence, table: int) -> pd.DataFrame:
     """Candidates of a table's scenario that have all its predictors."""
-    spec = tables.TABLES[table]
-    needed = sorted({name for column in spec.predictors for name in tables.PREDICTORS[column]})
+    spec = TABLES[table]
+    needed = sorted({name for column in spec.predictors for name in PREDICTORS[column]})
     return evidence.candidates(spec.scenario, needed)
 
 
 def _median_gain(known: pd.DataFrame, column: str, outcome: str, n_fit: int) -> tuple[float, float]:
     """Gain in median R2 and its jackknife error; both predictors on the same splits."""
     after = known[outcome].to_numpy(np.float64)
-    series = [np.array(_columns(known, *tables.PREDICTORS[one])).T for one in (column, paper.BASELINE)]
+    series = [np.array(_columns(known, *PREDICTORS[one])).T for one in (column, paper.BASELINE)]
     everyone = np.arange(len(known))
     gains = []
     for kept in (everyone, *(np.delete(everyone, one) for one in everyone)):
@@ -447,7 +444,3 @@ def _smallest_of(gains: Array, errors: Array, degrees: int) -> Interval:
         return (math.nan, math.nan) if math.isnan(low) else (float(low), float(high))
 
     return interval
-
-
-def _title(evidence: Evidence, predictor: str) -> str:
-    return tables.predictor_title(predictor, int(evidence.frame["k"].iloc[0]))

@@ -98,22 +98,18 @@ def split_alone(number: int) -> pd.DataFrame:
     grouped = simulated.groupby(["kind", "correlation", "n_fit"])
     medians = grouped[["mean", "std"]].median()
     lowest, highest = (grouped["std"].quantile(share) for share in SHOWN)
-    rows = []
-    for column, printed in cells.groupby("column", sort=False):
-        settled = printed[(printed["n_fit"] >= SETTLED) & (printed["n_validation"] >= SETTLED)]
-        means = settled.set_index(settled["n_fit"].astype(int))["mean"]
+    parts = []
+    for _, printed in cells.astype({"n_fit": int, "n_validation": int}).groupby("column", sort=False):
+        printed = printed.set_index("n_fit")[["table", "column", "row", "n_validation", "mean", "plus_minus"]]
+        settled = printed[(printed.index >= SETTLED) & (printed["n_validation"] >= SETTLED)]["mean"]
         for kind in KINDS:
-            off = {r: (medians.loc[kind, r]["mean"][means.index] - means).abs().sum() for r in CORRELATIONS}
+            off = {r: (medians.loc[kind, r]["mean"][settled.index] - settled).abs().sum() for r in CORRELATIONS}
             r = min(off, key=off.get)
-            for cell in printed.itertuples():
-                place = (kind, r, int(cell.n_fit))
-                expected = medians.loc[place]
-                row = {"table": number, "kind": kind, "column": column, "row": cell.row, "n_fit": int(cell.n_fit)}
-                row |= {"n_validation": int(cell.n_validation), "correlation": r, "mean": cell.mean}
-                row |= {"plus_minus": cell.plus_minus, "expected_mean": expected["mean"]}
-                row |= {"expected_std": expected["std"], "low": lowest[place], "high": highest[place]}
-                rows.append(row)
-    table = pd.DataFrame(rows)
+            expected = (
+                medians.loc[kind, r].add_prefix("expected_").assign(low=lowest.loc[kind, r], high=highest.loc[kind, r])
+            )
+            parts.append(printed.assign(kind=kind, correlation=r).join(expected))
+    table = pd.concat(parts).reset_index()
     inside = table["plus_minus"].between(table["low"] - 0.005, table["high"] + 0.005)
     return table.assign(inside=inside, ratio=table["expected_std"] / table["plus_minus"])
 

@@ -11,13 +11,6 @@
 """
 
 from quagmire_utils.analysis.tables.compute import (
-    CEILING,
-    MIN_CANDIDATES,
-    MIN_RESAMPLED,
-    NUMBERS,
-    OUTCOMES,
-    R2_KINDS,
-    SPEARMAN_KINDS,
     Options,
     compute_sensitivity,
     compute_table,
@@ -32,36 +25,12 @@ from quagmire_utils.analysis.tables.show import (
     show_sensitivity,
     show_table,
 )
-from quagmire_utils.analysis.tables.spec import (
-    AVERAGED,
-    BUDGETS,
-    PREDICTORS,
-    STATISTICS,
-    TABLES,
-    TOGETHER,
-    Line,
-    TableSpec,
-    table_lines,
-    table_spec,
-)
+from quagmire_utils.analysis.tables.spec import STATISTICS, TABLES, table_lines, table_spec
 
 __all__ = [
-    "AVERAGED",
-    "BUDGETS",
-    "CEILING",
-    "MIN_CANDIDATES",
-    "MIN_RESAMPLED",
-    "NUMBERS",
-    "OUTCOMES",
-    "PREDICTORS",
-    "R2_KINDS",
-    "SPEARMAN_KINDS",
     "STATISTICS",
     "TABLES",
-    "TOGETHER",
-    "Line",
     "Options",
-    "TableSpec",
     "compare_gains",
     "compute_sensitivity",
     "compute_table",

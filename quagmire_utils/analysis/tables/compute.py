@@ -117,7 +117,7 @@ def compute_sensitivity(frame: pd.DataFrame, number: int | str, options: Options
     for line in table_lines(frame, number, options.family, options.predictors):
         groups, status = usable_groups(line, options.outcome)
         for kind in (R2_KINDS if statistic == "r2" else SPEARMAN_KINDS) if status == "measured" else ():
-            cells = {column: _cell(line, groups, column, kind, options) for column in line.printed}
+            cells = {column: _cell(line, groups, column, kind, options) for column in line.printed.index}
             for column, cell in cells.items():
                 gain = math.nan if column == paper.BASELINE else cell["value"] - cells[paper.BASELINE]["value"]
                 place = {"row": line.spec.row, "model": line.spec.model, "family": line.family, "column": column}
@@ -130,8 +130,7 @@ def compute_sensitivity(frame: pd.DataFrame, number: int | str, options: Options
 
 def usable_groups(line: Line, outcome: str) -> tuple[list[pd.DataFrame], str]:
     """Return the candidates of a line that have all its predictors, and the line's status."""
-    needed = list(dict.fromkeys(name for column in line.printed for name in PREDICTORS[column]))
-    usable = [group.dropna(subset=[*needed, outcome]) for group in line.groups]
+    usable = [group.dropna(subset=[*line.needed, outcome]) for group in line.groups]
     if not line.chosen:
         return usable, "not chosen"
     sizes = [len(group) for group in usable]
@@ -159,22 +158,16 @@ def _row(line: Line, statistic: str, options: Options) -> list[dict[str, Any]]:
     usable, status = usable_groups(line, options.outcome)
     sizes = [len(group) for group in usable]
     shared = {
-        "row": line.spec.row,
-        "model": line.spec.model,
-        "family": line.family,
-        "basis": line.spec.basis,
-        "status": status,
-        "n_candidates": sum(sizes),
+        **line.spec.model_dump(include={"row", "model", "basis"}),
+        **{"family": line.family, "status": status, "source": line.source, "n_candidates": sum(sizes)},
         "sizes": " + ".join(map(str, sizes)) if len(sizes) > 1 else "",
-        "left_out": sum(len(group) for group in line.groups) - sum(sizes),
+        "left_out": sum(map(len, line.groups)) - sum(sizes),
         "n_ceiling": sum(int((group["pass_k"] >= CEILING).sum()) for group in usable if "pass_k" in group),
-        "n_fit": math.nan,
-        "n_validation": math.nan,
-        "source": line.source,
     }
-    numbers: dict[str, dict[str, Any]] = {column: {} for column in line.printed}
+    columns = line.printed.index
+    numbers: dict[str, dict[str, Any]] = {column: {} for column in columns}
     if status == "measured":
-        series = [_series(group, line.printed) for group in usable]
+        series = [_series(group, columns) for group in usable]
         outcomes = [group[options.outcome].to_numpy(np.float64) for group in usable]
         if statistic == "spearman":
             numbers = _spearman_cells(series, outcomes, options)
@@ -184,12 +177,13 @@ def _row(line: Line, statistic: str, options: Options) -> list[dict[str, Any]]:
                 shared |= {"n_fit": fits[0], "n_validation": sizes[0] - fits[0]}
             numbers = _r2_cells(series, outcomes, fits, options)
     cells = []
-    for column, printed in line.printed.items():
+    for column, printed in line.printed.iterrows():
         own = {name: float(numbers[column].get(name, math.nan)) for name in NUMBERS}
         compared = status == "measured" and column != paper.BASELINE
         better = verdict(own["gain_low"], own["gain_high"]) if compared else ""
-        published = {"paper": printed.mean, "paper_plus_minus": printed.plus_minus, "paper_gain": printed.printed_gain}
-        cells.append({**shared, "column": column, **own, "verdict": better, **published, "paper_note": printed.note})
+        published = {"paper": printed["mean"], "paper_plus_minus": printed["plus_minus"]}
+        published |= {"paper_gain": printed["printed_gain"], "paper_note": printed["note"]}
+        cells.append({**shared, "column": column, **own, "verdict": better, **published})
     return cells
 
 

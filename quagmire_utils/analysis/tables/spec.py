@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,6 @@ PREDICTORS = {  # column of the paper's tables -> columns of the candidate frame
 STATISTICS = {"spearman": "Spearman rank correlation", "r2": "R²"}
 BUDGETS = ("low", "medium", "high")
 TOGETHER, AVERAGED = "all candidates", "mean of budgets"
-NOT_PRINTED = paper.PublishedValue(math.nan, math.nan, math.nan, "")
 
 
 class Row(BaseModel):
@@ -81,9 +79,14 @@ class Line:
     spec: Row
     family: str  # ours; empty if none stands for the model
     source: str  # where the paper prints the row, "Table 5, row 8:8"; empty if nowhere
-    printed: dict[str, paper.PublishedValue]  # by column
+    printed: pd.DataFrame  # the paper's cells by column; NaN where it prints none
     chosen: bool  # False: another family was asked for
     groups: tuple[pd.DataFrame, ...]  # the candidates; one frame per SFT budget for the mean of budgets
+
+    @property
+    def needed(self) -> list[str]:
+        """Columns of the candidate frame that the line's predictors are made from."""
+        return list(dict.fromkeys(name for column in self.printed.index for name in PREDICTORS[column]))
 
     def fit_size(self, total: int) -> int:
         """Return how many of the candidates are fitted."""
@@ -109,34 +112,28 @@ def table_lines(
     """
     spec = table_spec(number)
     columns = _columns(spec, predictors)
-    check_frame(
-        frame, ["selection", "scenario", "k", "outcome", *dict.fromkeys(x for c in columns for x in PREDICTORS[c])]
-    )
+    needed = dict.fromkeys(name for column in columns for name in PREDICTORS[column])
+    check_frame(frame, ["selection", "scenario", "k", "outcome", *needed])
     if family != "all":
         check_family(frame, family)
     lines = []
     for row in spec.supplement if supplement else spec.rows:
         ours = frame.loc[frame["stands_for"] == row.model, "family"].unique()
-        for name in ours if len(ours) else [""]:
-            lines.append(_line(frame, spec, row, name, family in ("all", row.model, name), columns))
+        lines += [_line(frame, spec, row, name, family, columns) for name in (ours if len(ours) else [""])]
     chosen = [line for line in lines if line.chosen]
     return chosen if chosen or supplement else lines
 
 
-def _line(frame: pd.DataFrame, spec: TableSpec, row: Row, family: str, chosen: bool, columns: list[str]) -> Line:
-    candidates = select_candidates(frame, family, spec.scenario) if family else frame.iloc[:0]
+def _line(frame: pd.DataFrame, spec: TableSpec, row: Row, name: str, family: str, columns: list[str]) -> Line:
+    candidates = select_candidates(frame, name, spec.scenario) if name else frame.iloc[:0]
     budget = candidates.get("budget", pd.Series(index=candidates.index, dtype=object))
-    parts = {TOGETHER: [candidates], AVERAGED: [candidates[budget.eq(one)] for one in BUDGETS]}
+    budgets = {TOGETHER: [], AVERAGED: BUDGETS}.get(row.basis, [row.basis])
+    groups = [candidates[budget.eq(one)] for one in budgets] or [candidates]
     cells = paper.published(row.printed or spec.number)
     cells = cells[cells["row"] == row.row].set_index("column")
-    printed = {
-        column: paper.PublishedValue(*cells.loc[column, ["mean", "plus_minus", "printed_gain", "note"]])
-        if column in cells.index
-        else NOT_PRINTED
-        for column in columns
-    }
     source = f"Table {row.printed or spec.number}, row {row.row}" if len(cells) else ""
-    return Line(row, family, source, printed, chosen, tuple(parts.get(row.basis, [candidates[budget.eq(row.basis)]])))
+    printed = cells.reindex(columns).fillna({"note": ""})
+    return Line(row, name, source, printed, family in ("all", row.model, name), tuple(groups))
 
 
 def _columns(spec: TableSpec, predictors: str | Sequence[str]) -> list[str]:
