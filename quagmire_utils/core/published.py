@@ -2,7 +2,6 @@
 
     from quagmire_utils.core import published as paper
     paper.published(5)                            # a DataFrame, one row per cell
-    paper.value(5, "8:8", "pass_k")               # PublishedValue(mean=0.88, plus_minus=0.08, ...)
     paper.settings(), paper.claims()
 
 The numbers are data: results/paper/tables.csv, settings.csv and claims.csv, described in results/paper/README.md.
@@ -13,7 +12,6 @@ that it is the standard deviation over splits.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 
 import pandas as pd
@@ -26,16 +24,6 @@ COLUMNS = ("pass1", "gen_loss", "pass_k", "avg_genloss_pass_k")
 FAMILIES = ("Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct")  # of the tables
 MODELS = (*FAMILIES, "Qwen3-4B-base")  # of the figures too (Sec. 4.1)
 BASELINE = "pass1"
-
-
-@dataclass(frozen=True)
-class PublishedValue:
-    """One cell of a table of the paper."""
-
-    mean: float
-    plus_minus: float  # as printed after ±; NaN in the tables of rank correlations
-    printed_gain: float  # over Pass@1, as printed in brackets; NaN if none is
-    note: str  # what is odd about the cell, else empty
 
 
 def published(table: int | str) -> pd.DataFrame:
@@ -51,20 +39,6 @@ def published(table: int | str) -> pd.DataFrame:
     if name not in map(str, numbers):
         raise ParameterError("table", table, f"one of {numbers[0]} to {numbers[-1]}")
     return cells[cells["table"] == int(name)].reset_index(drop=True)
-
-
-def value(table: int | str, row: str, column: str) -> PublishedValue:
-    """Return one cell by its row as printed ("Llama3-8B-Instruct", "8:8", "Average") and one of COLUMNS.
-
-    Raises ParameterError for a table, row or column that the paper does not have.
-    """
-    cells = published(table)
-    for name, wanted in (("row", row), ("column", column)):
-        known = cells[name].unique().tolist()
-        if wanted not in known:
-            raise ParameterError(name, wanted, f"one of {', '.join(known)} (table {table})")
-    cell = cells[(cells["row"] == row) & (cells["column"] == column)].iloc[0]
-    return PublishedValue(float(cell["mean"]), float(cell["plus_minus"]), float(cell["printed_gain"]), cell["note"])
 
 
 def settings() -> pd.DataFrame:

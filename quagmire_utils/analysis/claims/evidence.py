@@ -237,7 +237,7 @@ def smallest_contrast(
 
 
 def _smallest_interval(differences: Array, errors: Array, degrees: Array, loadings: Array) -> Interval:
-    """loadings: (differences, rows), how the noise of each row moves each difference."""
+    """Return the interval; loadings, (differences, rows): how the noise of each row moves each difference."""
     rng = np.random.default_rng(0)
     free = float(degrees.min())
     moved = rng.standard_normal((SIMULATED, loadings.shape[1])) @ loadings.T
@@ -268,7 +268,7 @@ def _values(evidence: Evidence, what: str) -> Array:
 
 
 def _errors(evidence: Evidence, what: str) -> tuple[Array, Array]:
-    """Standard errors that `what` has in each row from before and from after RL."""
+    """Return the standard errors that `what` has in each row from before and from after RL."""
     rows = evidence.rows
     before = rows["pass1_sampling_se"].to_numpy(np.float64)
     sampling = rows["outcome_sampling_se"].to_numpy(np.float64)
@@ -278,7 +278,7 @@ def _errors(evidence: Evidence, what: str) -> tuple[Array, Array]:
 
 
 def _error(evidence: Evidence, weights: Array, what: str) -> tuple[float, float]:
-    """Standard error and degrees of freedom of a weighted sum of rows."""
+    """Return standard error and degrees of freedom of a weighted sum of rows."""
     before, after = ((weights * errors) ** 2 for errors in _errors(evidence, what))
     variance = (before + after).sum()
     if not evidence.noise.degrees or not after.sum():

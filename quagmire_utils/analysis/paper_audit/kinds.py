@@ -68,7 +68,7 @@ def _possible(mean: float, deviation: float) -> bool:
 
 
 def _highest_floor(mean: float, plus_minus: float) -> float:
-    """The floor at which `largest_deviation` is the printed ±, over all numbers that round to what is printed."""
+    """Find the floor at which `largest_deviation` is the printed ±, over all numbers that round to those printed."""
     variance = (plus_minus - HALF_UNIT) ** 2 * (SPLITS - 1) / SPLITS
     means = np.minimum(np.linspace(mean - HALF_UNIT, mean + HALF_UNIT, 101), 1 - 1e-6)
     return float((means - variance / (1 - means)).max())

@@ -137,7 +137,7 @@ def _line(frame: pd.DataFrame, spec: TableSpec, row: Row, name: str, family: str
 
 
 def _columns(spec: TableSpec, predictors: str | Sequence[str]) -> list[str]:
-    """The baseline, then the predictors asked for, or those of the paper's table."""
+    """Return the baseline, then the predictors asked for, or those of the paper's table."""
     asked = predictors.split(",") if isinstance(predictors, str) else predictors
     wanted = [name.strip() for name in asked if name.strip()]
     for name in wanted:
