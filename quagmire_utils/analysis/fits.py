@@ -185,7 +185,7 @@ def spearman(predicted: ArrayLike, actual: ArrayLike) -> float:
     first, second = _inputs(predicted, actual, "predicted", "actual")
     if len(first) != 1:
         raise ParameterError("predicted", reason=f"one series of values is needed, not {len(first)}")
-    return float(_rank_correlation(first, second[None])[0])
+    return float(rank_correlations(first, second[None])[0])
 
 
 def linear_fit(x: ArrayLike, y: ArrayLike) -> LinearFit:
@@ -222,7 +222,7 @@ def bootstrap_interval(
     drawn = np.random.default_rng(seed).integers(outcome.size, size=(n_resamples, outcome.size))
     rows = np.vstack([np.arange(outcome.size), drawn]).T
     prediction, actual = _line_predictions(predictors, outcome, rows, rows), outcome[rows]
-    values = r2_score(actual, prediction) if statistic == "r2" else _rank_correlation(prediction.T, actual.T)
+    values = r2_score(actual, prediction) if statistic == "r2" else rank_correlations(prediction.T, actual.T)
     estimate, replicates = values[0], values[1:]
     defined = replicates[~np.isnan(replicates)]
     tail = (1 - confidence) / 2
@@ -287,7 +287,7 @@ def _squared_correlation(actual: Array, predicted: Array) -> Array:
     return np.einsum("vs,vs->s", first, second) ** 2 / scale
 
 
-def _rank_correlation(first: Array, second: Array) -> Array:
+def rank_correlations(first: Array, second: Array) -> Array:
     """Return Spearman's correlation of each row, NaN where a row is constant."""
     from scipy.stats import rankdata  # slow to import
 

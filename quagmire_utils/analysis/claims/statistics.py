@@ -36,6 +36,7 @@ from quagmire_utils.analysis.fits import (
     bootstrap_interval,
     fit_predict_r2,
     jackknife_standard_error,
+    rank_correlations,
     spearman,
 )
 from quagmire_utils.analysis.tables.compute import MIN_CANDIDATES as FEWEST
@@ -256,7 +257,7 @@ def loss_and_gain(evidence: Evidence) -> Estimate:
         return _missing("rank correlation", len(known))
     loss, gain = _columns(known.assign(gain=known[evidence.outcome] - known["pass1"]), "gen_loss", "gain")
     rows = _resampled(len(known))
-    replicates = _rank_correlations(loss[rows], gain[rows])
+    replicates = rank_correlations(loss[rows], gain[rows])
     return Estimate(spearman(loss, gain), "rank correlation", len(known), percentiles(replicates), BOOTSTRAP)
 
 
@@ -328,7 +329,7 @@ def own_loss_minus_other(evidence: Evidence, other: Literal["pass_k", "gen_loss"
     own, theirs = -own, -theirs if other == "gen_loss" else theirs
     mine, baseline = spearman(own, after), spearman(theirs, after)
     rows = _resampled(len(known))
-    replicates = _rank_correlations(own[rows], after[rows]) - _rank_correlations(theirs[rows], after[rows])
+    replicates = rank_correlations(own[rows], after[rows]) - rank_correlations(theirs[rows], after[rows])
     text += f" ({mine:.2f} minus {baseline:.2f})"
     return Estimate(mine - baseline, text, len(known), percentiles(replicates), BOOTSTRAP)
 
@@ -340,16 +341,6 @@ def _columns(known: pd.DataFrame, *names: str) -> list[Array]:
 def _resampled(n: int) -> NDArray[np.intp]:
     """Rows of a bootstrap over n candidates, (resamples, n): the same draws as `bootstrap_interval`'s."""
     return np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
-
-
-def _rank_correlations(x: Array, y: Array) -> Array:
-    """Spearman's correlation of each pair of rows, (rows, n) each; NaN where one side does not vary."""
-    x, y = (
-        ranks - ranks.mean(axis=1, keepdims=True) for ranks in (stats.rankdata(x, axis=1), stats.rankdata(y, axis=1))
-    )
-    scale = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
-    scale[scale == 0] = np.nan
-    return np.clip((x * y).sum(axis=1) / scale, -1.0, 1.0)
 
 
 # --- predictors against Pass@1 ----------------------------------------------------------------------------------------

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pandas as pd
 
 from quagmire_utils.analysis.tables.compute import R2_KINDS, SPEARMAN_KINDS
-from quagmire_utils.analysis.tables.spec import STATISTICS
+from quagmire_utils.analysis.tables.spec import STATISTICS, TABLES
 from quagmire_utils.core import published as paper
 
+ROW = ["row", "model", "family"]  # a row such as Average may occur once for each model
 LARGE = 1000  # a larger R2 is shown by its size alone: the predicted candidates are almost alike
 
 
@@ -41,7 +41,7 @@ def show_table(table: pd.DataFrame, profile: str) -> pd.DataFrame:
     by its interval. A line of ours that was not measured says why.
     """
     lines: dict[tuple[str, str], dict[str, str]] = {}
-    for row, family, cells in _rows(table):
+    for (row, _, family), cells in table.groupby(ROW, sort=False):
         first = cells.iloc[0]
         several = len(table["model"].unique()) > 1 and row != first["model"]
         label = f"{first['model']}, {row}" if several else row
@@ -65,7 +65,7 @@ def compare_gains(table: pd.DataFrame) -> pd.DataFrame:
     0.99 or more, which it cannot tell apart.
     """
     lines = []
-    for row, family, cells in _rows(table[table["status"] == "measured"]):
+    for (row, _, family), cells in table[table["status"] == "measured"].groupby(ROW, sort=False):
         base = cells.loc[cells["column"] == paper.BASELINE, "paper"].iloc[0]
         for _, cell in cells[cells["column"] != paper.BASELINE].iterrows():
             known, share = not math.isnan(cell["paper"]), cell["better_share"]
@@ -111,37 +111,25 @@ def headline(table: pd.DataFrame) -> tuple[str, str, str]:
     theirs = {"pass1": "Pass@1", "gen_loss": "loss", "pass_k": "Pass@64", "avg_genloss_pass_k": "both"}
     ours = theirs | {"pass_k": f"Pass@{int(table['k'].iloc[0])}"}
     printed, own, scale = {}, [], []
-    for model, cells in table.groupby("model", sort=False):
-        short = model.split("-")[0]
-        for family, mine in cells[cells["row"] == _headline_row(cells)].groupby("family", sort=False):
-            known = mine.dropna(subset="paper")
-            printed[short] = ", ".join(
-                f"{theirs[c]} {value:.2f}" for c, value in zip(known["column"], known["paper"], strict=True)
-            )
-            if mine["status"].iloc[0] != "measured":
-                own.append(f"{family or short}: {mine['status'].iloc[0]}")
-                continue
-            middle = mine["value"] if mine["all_median"].isna().any() else mine["all_median"]
-            values = [f"{ours[c]} {number_text(value)}" for c, value in zip(mine["column"], middle, strict=True)]
-            own.append(f"{family}: {', '.join(values)}")
-            scale.append(f"{family} n = {mine['n_candidates'].iloc[0]}")
+    chosen = TABLES[table["table"].iloc[0]].headline
+    for (_, model, family), cells in table[table["row"].isin([chosen] if chosen else table["row"])].groupby(
+        ROW, sort=False
+    ):
+        short, first = model.split("-")[0], cells.iloc[0]
+        known = cells.dropna(subset="paper").set_index("column")["paper"]
+        printed[short] = ", ".join(f"{theirs[column]} {value:.2f}" for column, value in known.items())
+        if first["status"] != "measured":
+            own.append(f"{family or short}: {first['status']}")
+            continue
+        middle = cells.set_index("column")["value" if cells["all_median"].isna().any() else "all_median"]
+        own.append(
+            f"{family}: " + ", ".join(f"{ours[column]} {number_text(value)}" for column, value in middle.items())
+        )
+        scale.append(f"{family} n = {first['n_candidates']}")
     name = STATISTICS[table["statistic"].iloc[0]].split()[0]
     median = "median " if table["all_median"].notna().any() else ""
     paper_says = "; ".join(f"{short}: {numbers}" for short, numbers in printed.items())
     return f"{name} {paper_says}", f"{median}{name} {'; '.join(own)}", ", ".join(scale)
-
-
-def _headline_row(cells: pd.DataFrame) -> str:
-    rows = cells["row"].unique().tolist()
-    if "Average" in rows or len(rows) == 1:
-        return rows[-1]
-    return min(rows, key=lambda row: abs(int(row.split(":")[0]) - int(row.split(":")[1])))
-
-
-def _rows(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """(row, family, its cells) in the table's order; a row such as Average may occur once for each model."""
-    for (row, _, family), cells in table.groupby(["row", "model", "family"], sort=False):
-        yield row, family, cells
 
 
 def _own_lines(cells: pd.DataFrame, titles: list[str], profile: str) -> dict[str, dict[str, str]]:

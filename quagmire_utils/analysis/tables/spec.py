@@ -53,6 +53,7 @@ class TableSpec(BaseModel):
     predictors: tuple[Literal["pass1", "gen_loss", "pass_k", "avg_genloss_pass_k"], ...]
     rows: tuple[Row, ...]
     supplement: tuple[Row, ...] = ()
+    headline: str = ""
     notes: tuple[str, ...] = ()
 
     @property
