@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,23 +94,33 @@ class Result:
     family: str = ""  # ours; empty: not run
     estimate: Estimate = NOTHING
 
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """Both ends of the 95 % interval; NaN if there is none."""
+        return self.estimate.interval(CONFIDENCE)
+
+    @cached_property
+    def paper(self) -> float:
+        """The published value; NaN if none is printed."""
+        return self.claim.published(self.model)
+
     @property
     def verdict(self) -> str:
         """One of VERDICTS."""
-        return self.verdict_at(CONFIDENCE)
+        return self.verdict_from(self.ends)
 
-    def verdict_at(self, confidence: float) -> str:
-        """Return the verdict of an interval at another confidence."""
+    def verdict_from(self, ends: tuple[float, float]) -> str:
+        """Return the verdict that another interval gives."""
         if not self.family:
             return "not run"
         if math.isnan(self.estimate.value):
             return "too few candidates"
-        return verdict(*self.estimate.interval(confidence), self.claim.bound, below=self.claim.side == "below")
+        return verdict(*ends, self.claim.bound, below=self.claim.side == "below")
 
     @property
     def interval(self) -> str:
-        """Both ends of the 95 % interval; empty if there is none."""
-        low, high = self.estimate.interval(CONFIDENCE)
+        """The 95 % interval as text; empty if there is none."""
+        low, high = self.ends
         if math.isnan(low):
             return ""
         return f"{self.amount(low).removesuffix(' points').removesuffix(' nats')} to {self.amount(high)}"
@@ -125,7 +135,7 @@ class Result:
     @property
     def text(self) -> str:
         """The result in one sentence of Markdown."""
-        claim, published = self.claim, self.claim.published(self.model)
+        claim = self.claim
         head = f"{claim.where(self.model)}, {self.family or self.model}, “{claim.claim}”"
         if self.verdict not in DECIDABLE:
             few = f" ({self.size})" if self.family else ""
@@ -134,7 +144,7 @@ class Result:
         facts += [f"95 % interval {self.interval}"] if self.interval else []
         facts += [f"claimed {claim.side} {self.amount(claim.bound)}"] if claim.bound else []
         facts += [f"n = {self.size}"]
-        facts += [] if math.isnan(published) else [f"paper {self.amount(published)}"]
+        facts += [] if math.isnan(self.paper) else [f"paper {self.amount(self.paper)}"]
         return f"{head}: **{self.verdict}** at this scale ({', '.join(facts)})."
 
     def amount(self, value: float) -> str:
@@ -150,12 +160,11 @@ class Result:
 
     def row(self) -> dict[str, Any]:
         """Return the result as a row of the ledger."""
-        claim, estimate = self.claim, self.estimate
-        low, high = estimate.interval(CONFIDENCE)
+        claim, estimate, (low, high) = self.claim, self.estimate, self.ends
         return {
             **{"name": claim.id, "where": claim.where(self.model), "model": self.model, "family": self.family},
             **{"claim": claim.claim, "quote": claim.quote, "verdict": self.verdict, "statistic": estimate.statistic},
-            **{"value": estimate.value, "low": low, "high": high, "paper": claim.published(self.model)},
+            **{"value": estimate.value, "low": low, "high": high, "paper": self.paper},
             **{"unit": claim.unit, "bound": claim.bound, "below": claim.side == "below", "n": estimate.n},
             **{"counted": estimate.counted, "noise": estimate.noise, "text": self.text},
         }
@@ -210,7 +219,9 @@ def ledger(results: Sequence[Result]) -> pd.DataFrame:
     together: the verdict if all tested claims are to be right at once with 95 % (Bonferroni).
     """
     several = 1 - (1 - CONFIDENCE) / max(1, sum(result.verdict in DECIDABLE for result in results))
-    return pd.DataFrame([{**result.row(), "together": result.verdict_at(several)} for result in results])
+    return pd.DataFrame(
+        [{**result.row(), "together": result.verdict_from(result.estimate.interval(several))} for result in results]
+    )
 
 
 def _test(
@@ -262,8 +273,7 @@ def headline(results: Sequence[Result], name: str = "") -> tuple[str, str, str]:
     shown = [result for result in results if result.claim.id == name]
     shown = shown or [result for result in results if result.claim.id == results[0].claim.id]
     first, ours, scale = shown[0], [], []
-    published = first.claim.published(first.model)
-    claimed = first.claim.claim + ("" if math.isnan(published) else f" ({first.amount(published)})")
+    claimed = first.claim.claim + ("" if math.isnan(first.paper) else f" ({first.amount(first.paper)})")
     for result in shown:
         if result.verdict not in DECIDABLE:
             ours.append(f"{result.family or result.model}: {result.verdict}")
@@ -279,7 +289,7 @@ def show_ledger(results: Sequence[Result]) -> pd.DataFrame:
     """Return results as a table of text, one row per claim and family."""
     rows = []
     for result in results:
-        claim, value, published = result.claim, result.estimate.value, result.claim.published(result.model)
+        claim, value = result.claim, result.estimate.value
         known = not math.isnan(value)
         rows.append(
             {
@@ -289,7 +299,7 @@ def show_ledger(results: Sequence[Result]) -> pd.DataFrame:
                 "statistic": result.estimate.statistic if known else "",
                 "value, 95 % interval": f"{result.amount(value)} ({result.interval or 'none'})" if known else "",
                 "the claim says": f"{claim.side} {result.amount(claim.bound)}",
-                "paper": "" if math.isnan(published) else result.amount(published),
+                "paper": "" if math.isnan(result.paper) else result.amount(result.paper),
                 "n": result.size if result.family else "",
             }
         )
