@@ -89,11 +89,6 @@ def claim_of(name: str, frame: pd.DataFrame) -> claims.Result:
     return claim
 
 
-def level(rate: float):
-    """Rises by `rate` each time that the examples are seen four times as often."""
-    return lambda row: 0.5 + rate * math.log(row.epochs, 4)
-
-
 def flat(_) -> float:
     return 0.5
 
@@ -102,111 +97,72 @@ def if_(condition, value: float):
     return lambda row: 0.5 + (value if condition(row) else 0.0)
 
 
-def trained(row) -> bool:
-    return row.selection != "none"
+CANDIDATES = {  # whom an effect is on; a number of examples goes for itself
+    "trained": lambda row: row.selection != "none",
+    "shortest": lambda row: row.selection == "shortest",
+    "longest": lambda row: row.selection == "longest",
+    "long": lambda row: "longest" in row.selection,
+    "mixture": lambda row: row.selection == "shortest+longest",
+    "fast": lambda row: row.learning_rate > 2e-4,
+    "16 epochs": lambda row: row.epochs == 16,
+}
 
 
-def more(row) -> float:
-    return 0.5 + 0.05 * math.log2(1 + row.n_examples / 128)
+def effect(text: str):
+    """The score or the outcome that "shortest +0.1", "512 +0.1", "epochs -0.1" or "examples +0.05" describes."""
+    if not text:
+        return flat
+    whom, value = text.rsplit(" ", 1)
+    if whom == "epochs":  # rises each time that the examples are seen four times as often
+        return lambda row: 0.5 + float(value) * math.log(row.epochs, 4)
+    if whom == "examples":
+        return lambda row: 0.5 + float(value) * math.log2(1 + row.n_examples / 128)
+    return if_(CANDIDATES.get(whom, lambda row: row.n_examples == int(whom)), float(value))
 
 
-COMPARISONS = [  # claim, model, (score, outcome) that make it true, (score, outcome) that make it false
-    ("repeating_raises_score", MISTRAL, (level(0.1), flat), (level(-0.1), flat)),
-    ("repeating_stalls_outcome", MISTRAL, (level(0.1), flat), (flat, level(0.1))),
-    ("repeating_stalls_outcome", QWEN, (level(0.1), level(-0.1)), (flat, level(0.1))),
-    ("repeating_leaves_less_to_gain", LLAMA, (level(0.1), flat), (flat, level(0.1))),
-    ("half_twice_scores_higher", LLAMA, (level(0.1), flat), (level(-0.1), flat)),
-    ("half_twice_ends_higher", QWEN, (flat, level(0.1)), (flat, level(-0.1))),
-    ("repeated_sft_degrades_outcome", QWEN, (flat, if_(trained, -0.1)), (flat, if_(trained, 0.1))),
-    ("repeated_scores_higher_across_sources", LLAMA, (level(0.1), flat), (level(-0.1), flat)),
-    ("repeated_ends_lower_across_sources", LLAMA, (flat, level(-0.1)), (flat, level(0.1))),
-    (
-        "larger_rate_scores_higher",
-        LLAMA,
-        *[(if_(lambda r: r.learning_rate > 2e-4, s), flat) for s in (0.1, -0.1)],
-    ),
-    (
-        "larger_rate_leaves_less_to_gain",
-        LLAMA,
-        *[(flat, if_(lambda r: r.learning_rate > 2e-4, s)) for s in (-0.1, 0.1)],
-    ),
-    *(
-        (name, model, *[(if_(lambda r: r.selection == "shortest", s), flat) for s in (0.1, -0.1)])
-        for name, model in (("shortest_score_higher", MISTRAL), ("shortest_score_higher", LLAMA))
-    ),
-    ("shortest_end_lower", LLAMA, *[(flat, if_(lambda r: r.selection == "shortest", s)) for s in (-0.1, 0.1)]),
-    ("few_shortest_lower_score", MISTRAL, *[(if_(lambda r: r.n_examples == 256, s), flat) for s in (-0.1, 0.1)]),
-    (
-        "few_shortest_lower_outcome",
-        MISTRAL,
-        *[(flat, if_(lambda r: r.n_examples == 256, s)) for s in (-0.1, 0.1)],
-    ),
-    (
-        "many_shortest_raise_outcome",
-        MISTRAL,
-        *[(flat, if_(lambda r: r.n_examples == 1024, s)) for s in (0.1, -0.1)],
-    ),
-    ("outcome_recovers_slower", MISTRAL, (if_(trained, 0.2), if_(trained, 0.1)), (flat, if_(trained, 0.1))),
-    ("more_examples_raise_score", MISTRAL, (more, flat), (lambda r: 1 - more(r), flat)),
-    ("more_examples_raise_outcome", MISTRAL, (flat, more), (flat, lambda r: 1 - more(r))),
-    ("strong_base_scores_higher_2", QWEN, (if_(trained, 0.1), flat), (if_(trained, -0.1), flat)),
-    ("strong_base_gains_nothing_2", QWEN, (if_(trained, 0.1), flat), (flat, if_(trained, 0.1))),
-    ("strong_base_gains_nothing_9", QWEN, (flat, if_(trained, -0.1)), (flat, if_(trained, 0.1))),
-    (
-        "long_examples_raise_outcome",
-        QWEN,
-        *[(flat, if_(lambda r: "longest" in r.selection, s)) for s in (0.1, -0.1)],
-    ),
-    (
-        "other_sft_degrades_outcome",
-        QWEN,
-        *[(flat, if_(lambda r: r.selection == "shortest", s)) for s in (-0.1, 0.1)],
-    ),
-    (
-        "every_sft_scores_higher",
-        QWEN,
-        (if_(trained, 0.1), flat),
-        (if_(lambda r: r.n_examples == 80, -0.1), flat),
-    ),
-    (
-        "mixture_ends_best",
-        QWEN,
-        (flat, if_(lambda r: r.selection == "shortest+longest", 0.1)),
-        (flat, if_(lambda r: r.selection == "longest", 0.1)),
-    ),
-    (
-        "some_sft_ends_below_base",
-        LLAMA,
-        (if_(trained, 0.1), if_(lambda r: r.n_examples == 80, -0.1)),
-        (if_(trained, 0.1), if_(trained, 0.1)),
-    ),
-    (
-        "best_score_is_not_best_dataset",
-        LLAMA,
-        (if_(lambda r: r.epochs == 16, 0.1), if_(lambda r: r.n_examples == 512, 0.1)),
-        (if_(lambda r: r.epochs == 16, 0.1), if_(lambda r: r.epochs == 16, 0.1)),
-    ),
-    (
-        "best_score_is_not_best_1",
-        MISTRAL,
-        (if_(lambda r: r.n_examples == 1024, 0.1), if_(lambda r: r.n_examples == 320, 0.1)),
-        (if_(lambda r: r.n_examples == 1024, 0.1), if_(lambda r: r.n_examples == 1024, 0.1)),
-    ),
-    (
-        "best_score_is_not_best_7",
-        LLAMA,
-        (if_(lambda r: r.n_examples == 1024, 0.1), if_(lambda r: r.n_examples == 512, 0.1)),
-        (if_(lambda r: r.n_examples == 1024, 0.1), if_(lambda r: r.n_examples == 1024, 0.1)),
-    ),
-]
+MADE_TRUE_AND_FALSE = """
+repeating_raises_score                | mistral | epochs +0.1 /               | epochs -0.1 /
+repeating_stalls_outcome              | mistral | epochs +0.1 /               | / epochs +0.1
+repeating_stalls_outcome              | qwen    | epochs +0.1 / epochs -0.1   | / epochs +0.1
+repeating_leaves_less_to_gain         | llama   | epochs +0.1 /               | / epochs +0.1
+half_twice_scores_higher              | llama   | epochs +0.1 /               | epochs -0.1 /
+half_twice_ends_higher                | qwen    | / epochs +0.1               | / epochs -0.1
+repeated_sft_degrades_outcome         | qwen    | / trained -0.1              | / trained +0.1
+repeated_scores_higher_across_sources | llama   | epochs +0.1 /               | epochs -0.1 /
+repeated_ends_lower_across_sources    | llama   | / epochs -0.1               | / epochs +0.1
+larger_rate_scores_higher             | llama   | fast +0.1 /                 | fast -0.1 /
+larger_rate_leaves_less_to_gain       | llama   | / fast -0.1                 | / fast +0.1
+shortest_score_higher                 | mistral | shortest +0.1 /             | shortest -0.1 /
+shortest_score_higher                 | llama   | shortest +0.1 /             | shortest -0.1 /
+shortest_end_lower                    | llama   | / shortest -0.1             | / shortest +0.1
+few_shortest_lower_score              | mistral | 256 -0.1 /                  | 256 +0.1 /
+few_shortest_lower_outcome            | mistral | / 256 -0.1                  | / 256 +0.1
+many_shortest_raise_outcome           | mistral | / 1024 +0.1                 | / 1024 -0.1
+outcome_recovers_slower               | mistral | trained +0.2 / trained +0.1 | / trained +0.1
+more_examples_raise_score             | mistral | examples +0.05 /            | examples -0.05 /
+more_examples_raise_outcome           | mistral | / examples +0.05            | / examples -0.05
+strong_base_scores_higher_2           | qwen    | trained +0.1 /              | trained -0.1 /
+strong_base_gains_nothing_2           | qwen    | trained +0.1 /              | / trained +0.1
+strong_base_gains_nothing_9           | qwen    | / trained -0.1              | / trained +0.1
+long_examples_raise_outcome           | qwen    | / long +0.1                 | / long -0.1
+other_sft_degrades_outcome            | qwen    | / shortest -0.1             | / shortest +0.1
+every_sft_scores_higher               | qwen    | trained +0.1 /              | 80 -0.1 /
+mixture_ends_best                     | qwen    | / mixture +0.1              | / longest +0.1
+some_sft_ends_below_base              | llama   | trained +0.1 / 80 -0.1      | trained +0.1 / trained +0.1
+best_score_is_not_best_dataset        | llama   | 16 epochs +0.1 / 512 +0.1   | 16 epochs +0.1 / 16 epochs +0.1
+best_score_is_not_best_1              | mistral | 1024 +0.1 / 320 +0.1        | 1024 +0.1 / 1024 +0.1
+best_score_is_not_best_7              | llama   | 1024 +0.1 / 512 +0.1        | 1024 +0.1 / 1024 +0.1
+"""  # claim | model | effect on the score / on the outcome that makes it true | that makes it false
+COMPARISONS = [[part.strip() for part in line.split("|")] for line in MADE_TRUE_AND_FALSE.strip().splitlines()]
 
 
-@pytest.mark.parametrize(("name", "model", "true", "false"), COMPARISONS, ids=lambda v: v if isinstance(v, str) else "")
-def test_a_comparison_made_true_holds_made_false_does_not_and_noise_decides_nothing(name, model, true, false):
-    assert claim_of(name, world(*true, model)).verdict == "holds"
-    assert claim_of(name, world(*false, model)).verdict == "fails"
-    for effect in (true, false):
-        assert claim_of(name, world(*effect, model, error=3.0)).verdict == "undecided"
+@pytest.mark.parametrize(("name", "short", "true", "false"), COMPARISONS, ids=lambda text: text)
+def test_a_comparison_made_true_holds_made_false_fails_and_noise_decides_nothing(name, short, true, false):
+    (model,) = [model for model in paper.MODELS if model.lower().startswith(short)]
+    for text, expected in ((true, "holds"), (false, "fails")):
+        score, outcome = (effect(part.strip()) for part in text.split("/"))
+        assert claim_of(name, world(score, outcome, model)).verdict == expected
+        assert claim_of(name, world(score, outcome, model, error=3.0)).verdict == "undecided"
 
 
 def test_every_comparison_of_the_ledger_is_tested_above():
@@ -245,7 +201,7 @@ def test_the_value_is_the_mean_difference_of_pairs_at_equal_tokens():
 
 
 def test_candidates_with_another_number_of_runs_are_no_partners():
-    frame = world(flat, level(0.1))
+    frame = world(flat, effect("epochs +0.1"))
     frame.loc[frame["candidate"] == "random-128x4-main-0.0001", "n_runs"] = 2
     claim = claim_of("half_twice_ends_higher", frame)
     assert "random-128x4" not in claim.estimate.statistic
