@@ -122,10 +122,8 @@ class Dataset(Settings):
     @property
     def required_columns(self) -> list[str]:
         """Columns that every row must have for `rows.records`."""
-        question = self.question[0]
+        question = self.question[0] if len(self.question) == 1 else ""
         asked = _COLUMN.findall(question) or [question]
-        if len(self.question) > 1:
-            asked = []
         named = [*asked, self.response, self.generator_column if self.generators else None, *self.where, *self.keep]
         return list(dict.fromkeys(column for column in named if column))
 
@@ -146,14 +144,11 @@ def load_datasets(own: Mapping[str, Any] | None = None, folder: str | Path = "")
 
     `folder`: where the files of `own` are looked for first. Raises ParameterError with the dotted name of a bad field.
     """
-    described = {} if own is None else own
-    if not isinstance(described, Mapping):
-        raise ParameterError("datasets", described, "a mapping of names to descriptions")
     made = {}
-    for name, values in described.items():
+    for name, values in (own or {}).items():
         if isinstance(values, Mapping):
-            values = {**values, "name": str(name), "folder": str(folder)}
-        made[str(name)] = Dataset.load(values, f"datasets.{name}")
+            values = {**values, "name": name, "folder": str(folder)}
+        made[name] = Dataset.load(values, f"datasets.{name}")
     return {**_catalogue(), **made}
 
 
@@ -202,40 +197,27 @@ def local_files(dataset: Dataset, data_dir: str | Path | None = None) -> list[Pa
     Each pattern is looked for beside the dataset's YAML file, then in the data folder, then in the working folder.
     Raises ParameterError if there are none and the dataset names no hub.
     """
-    folders = [Path(dataset.folder) if dataset.folder else None, data_folder(data_dir), Path()]
+    folders = [folder for folder in (dataset.folder, data_folder(data_dir), ".") if folder]
     found: set[Path] = set()
     for pattern in dataset.files:
-        for folder in folders:
-            matches = [] if folder is None else _matches(folder / Path(pattern).expanduser(), bool(dataset.hub_id))
-            if matches:
-                found.update(matches)
-                break
-        else:
-            if not dataset.hub_id:
-                places = ", ".join(str(folder) for folder in folders[:2] if folder is not None)
-                reason = f"no {pattern} in {places or 'the working folder'}; QUAGMIRE_DATA_DIR names the data folder"
-                raise ParameterError(_field(dataset, "files"), pattern, reason=reason)
+        matches = next(filter(None, (_matches(Path(folder) / pattern) for folder in folders)), [])
+        found.update(path for path in matches if has_rows(path.name))
+        if not dataset.hub_id and not found.intersection(matches):
+            places, endings = ", ".join(map(str, folders)), ", ".join(ENDINGS)
+            reason = f"no {endings} at {pattern} in {places}; QUAGMIRE_DATA_DIR names the data folder"
+            raise ParameterError(f"{dataset.name}.files", pattern, reason=reason)
     return sorted(found)
 
 
-def _matches(pattern: Path, only_data: bool) -> list[Path]:
-    """Return the files with rows at a path, in a folder, or of a glob; refuse other files unless `only_data`."""
+def _matches(pattern: Path) -> list[Path]:
+    """Return the file of this path, the files in this folder, or those that a glob matches; no hidden ones."""
     found = []
     for match in [pattern] if pattern.exists() else map(Path, glob.glob(str(pattern), recursive=True)):
-        if match.is_dir():
-            inside = [path for path in match.rglob("*") if path.is_file() and has_rows(path.name)]
-            found += [p for p in inside if not any(part.startswith(".") for part in p.relative_to(match).parts)]
-        elif has_rows(match.name):
-            found.append(match)
-        elif not only_data:
-            raise ParameterError("files", str(match), f"one of {', '.join(ENDINGS)}")
+        inside = (path for path in match.rglob("*") if not any(p[0] == "." for p in path.relative_to(match).parts))
+        found += [path for path in (inside if match.is_dir() else [match]) if path.is_file()]
     return found
 
 
 def has_rows(name: str) -> bool:
     """Tell whether a file of this name holds rows of a dataset."""
     return name.endswith(ENDINGS) and Path(name).name not in _NO_ROWS
-
-
-def _field(dataset: Dataset, name: str) -> str:
-    return f"{dataset.name}.{name}" if dataset.name else name

@@ -405,7 +405,7 @@ def test_a_missing_column_names_those_that_there_are(tmp_path, name):
         ({"tokenizer": "/no/such", "selection": "longest", "n": 1}, "tokenizer", "cannot be loaded"),
         ({"source": "no_such"}, "source", "one of acereason"),
         ({"files": "no/such/*.jsonl"}, "acereason.files", "no/such"),
-        ({"files": __file__}, "files", "one of .parquet, .arrow, .jsonl, .json"),
+        ({"files": __file__}, "acereason.files", "no .parquet, .arrow, .jsonl, .json"),
         ({"benchmarks": "no_such"}, "benchmark", "no_such"),
     ],
 )
@@ -515,7 +515,7 @@ def test_lengths_are_those_of_select():
         ({"sets": {"a": {"source": "acereason", "n": "five"}}}, "sets.a.n"),
         ({"sets": {"a": {"source": "acereason", "selection": 5}}}, "sets.a.selection"),
         ({"sets": {"a": {"source": "acereason", "validation_fraction": "x"}}}, "sets.a.validation_fraction"),
-        ({"sets": {"../a": {"source": "acereason"}}}, "sets"),
+        ({"sets": {"../a": {"source": "acereason"}}}, "sets.../a"),
         ({"sets": {"a": {"source": "m"}}, "datasets": {"m": {"question": 5}}}, "datasets.m.question"),
         ({"sets": {"a": {"source": "m"}}, "datasets": {"m": {"question": "q", "where": ["x"]}}}, "datasets.m.where"),
         ({"sets": {"a": {"source": "m"}}, "datasets": {"m": {"files": "x", "question": "q"}}}, "datasets.m.answer"),

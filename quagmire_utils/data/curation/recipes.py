@@ -84,28 +84,22 @@ class Recipe(Settings):
         return dataset.replace(generators=generators, where={**dataset.where, **self.where})
 
 
+class _SetsFile(Settings):
+    """A YAML file with sets."""
+
+    sets: dict[Annotated[str, Field(pattern=r"^[^/\\]+$")], dict[str, Any]] = Field(min_length=1)  # by folder
+    defaults: dict[str, Any] = Field(default_factory=dict)  # parameters that the sets share
+    datasets: dict[str, Any] = Field(default_factory=dict)  # one's own, in the form of the catalogue
+
+
 def load_sets(path: str | Path) -> tuple[dict[str, Recipe], dict[str, Dataset]]:
     """Return the recipes under `sets:` in a YAML file, and all datasets, those under its `datasets:` included.
 
-    `defaults:` holds what the sets share. Files of the file's own datasets are looked for beside it first.
+    Files of the file's own datasets are looked for beside it first.
     """
-    content = read_yaml(Path(path), str(path))
-    parts: dict[str, Any] = {name: content.get(name) or {} for name in ("sets", "defaults", "datasets")}
-    for name, value in {**content, **parts}.items():
-        if name not in parts:
-            raise ParameterError(str(name), reason=f"not a part of {path}; known here: {', '.join(parts)}")
-        if not isinstance(value, Mapping):
-            raise ParameterError(name, value, "a mapping")
-    recipes = {}
-    for name, entry in parts["sets"].items():
-        if Path(str(name)).name != str(name):
-            raise ParameterError("sets", name, "the names of folders, without a path")
-        if not isinstance(entry, Mapping):
-            raise ParameterError(f"sets.{name}", entry, "a mapping")
-        recipes[str(name)] = Recipe.load({**parts["defaults"], **entry}, f"sets.{name}")
-    if not recipes:
-        raise ParameterError("sets", reason=f"{path} has no entry under sets:")
-    return recipes, load_datasets(parts["datasets"], Path(path).resolve().parent)
+    content = _SetsFile.load(read_yaml(Path(path), str(path)))
+    recipes = {name: Recipe.load({**content.defaults, **entry}, f"sets.{name}") for name, entry in content.sets.items()}
+    return recipes, load_datasets(content.datasets, Path(path).resolve().parent)
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------
