@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _VERSION = 3  # of the tables: raise it when what they hold changes
-_BATCH, _BATCH_CHARACTERS = 1000, 2**23  # texts that are tokenised together
+_BATCH = 512  # texts that are tokenised together
 _REASONS = 1000  # for which a unit's rows were left out; a filter may be on a column without repeats
 _QUESTIONS = 50_000  # that are remembered: a problem's traces mostly stand together
 _COLUMNS = {
@@ -207,22 +207,14 @@ def changed(name: str) -> ParameterError:
 
 # --- what a worker does -----------------------------------------------------------------------------------------------
 
-
-@dataclass
-class _Worker:
-    dataset: Dataset
-    index: BenchmarkIndex
-    count: TokenCounter | None
-
-
-_worker: _Worker | None = None
+_common: tuple[Dataset, BenchmarkIndex, TokenCounter | None] | None = None  # of this process
 
 
 def _start_worker(dataset: Dataset, index: BenchmarkIndex, tokenizer: str | None, alone: bool = False) -> None:
-    global _worker
+    global _common
     if not alone:  # one process a core already
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker = _Worker(dataset, index, None if tokenizer is None else TokenCounter(tokenizer))
+    _common = dataset, index, None if tokenizer is None else TokenCounter(tokenizer)
 
 
 def _scan_unit(unit: Unit, rows_path: Path, lengths_path: Path | None) -> int:
@@ -230,82 +222,74 @@ def _scan_unit(unit: Unit, rows_path: Path, lengths_path: Path | None) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    want_lengths = lengths_path is not None and not lengths_path.is_file()
-    reader = _Reader(_worker, want_rows=not rows_path.is_file(), want_lengths=want_lengths)
-    for position, part, record in read_unit(_worker.dataset, unit):
-        reader.add(position, part, record)
-    reader.flush()
+    dataset, index, counter = _common
+    want_rows, want_lengths = not rows_path.is_file(), lengths_path is not None and not lengths_path.is_file()
+    lines, count, texts, dropped = _Lines(index), 0, [], Counter()
+    tokens = array("i")
+    for position, part, record in read_unit(dataset, unit):
+        if isinstance(record, Dropped):
+            known = record.reason in dropped or len(dropped) < _REASONS
+            dropped[record.reason if known else "other"] += 1
+            continue
+        count += 1
+        if want_rows:
+            lines.add(position, part, record)
+        if want_lengths:
+            texts.append(record.response or record.question)
+            if len(texts) == _BATCH:
+                tokens.extend(n + 1 for n in counter(texts))
+                texts.clear()
     made = {}
-    if reader.want_rows:
-        arrays = {name: np.array(values, dtype=_COLUMNS[name]) for name, values in reader.columns.items()}
-        for name, known in (("generator", reader.generators), ("hit", reader.hits)):
-            codes = pa.array(arrays[name], mask=arrays[name] < 0)
-            arrays[name] = pa.DictionaryArray.from_arrays(codes, pa.array(known, pa.string()))
-        made[rows_path] = pa.table(arrays).replace_schema_metadata({b"dropped": json.dumps(reader.dropped).encode()})
+    if want_rows:
+        made[rows_path] = lines.table().replace_schema_metadata({b"dropped": json.dumps(dropped).encode()})
     if want_lengths:
-        made[lengths_path] = pa.table({"tokens": np.array(reader.tokens, dtype=np.int32)})
+        tokens.extend(n + 1 for n in counter(texts))
+        made[lengths_path] = pa.table({"tokens": np.array(tokens, dtype=np.int32)})
     for path, table in made.items():
         with files.atomic_path(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
-    return reader.count
+    return count
 
 
-class _Reader:
-    """Turns records into lines of numbers."""
+class _Lines:
+    """The lines of numbers of a unit's traces."""
 
-    def __init__(self, worker: _Worker, want_rows: bool, want_lengths: bool) -> None:
-        self.worker, self.want_rows, self.want_lengths = worker, want_rows, want_lengths
+    def __init__(self, index: BenchmarkIndex) -> None:
+        self.index = index
         # eight bytes a number, not forty: a unit may be a file of millions of rows
         self.columns = {name: array(np.dtype(kind).char) for name, kind in _COLUMNS.items()}
-        self.tokens = array("i")
         self.generators: dict[str, int] = {}
         self.hits: list[str] = []
-        self.dropped: Counter[str] = Counter()
-        self.count = 0
-        self._texts: list[str] = []
-        self._characters = 0
-        self._questions: dict[str, tuple[int, bytes, int]] = {}
+        self.questions: dict[str, tuple[bytes, int]] = {}  # digest and hit
 
-    def add(self, position: int, part: int, record: Record | Dropped) -> None:
-        """Add one trace, or count why there is none."""
-        if isinstance(record, Dropped):
-            known = record.reason in self.dropped or len(self.dropped) < _REASONS
-            self.dropped[record.reason if known else "other"] += 1
-            return
-        self.count += 1
-        if self.want_lengths:
-            self._texts.append(record.response or record.question)
-            self._characters += len(self._texts[-1])
-            if len(self._texts) == _BATCH or self._characters > _BATCH_CHARACTERS:
-                self.flush()
-        if not self.want_rows:
-            return
-        known = self._questions.get(record.question)
-        if known is None:
-            if len(self._questions) >= _QUESTIONS:
-                self._questions.clear()
-            known = self._questions[record.question] = self._look_up(record.question)
-        problem, seed, hit = known
-        near = blake2b(seed, digest_size=8)
+    def add(self, position: int, part: int, record: Record) -> None:
+        """Add one trace."""
+        if record.question not in self.questions:
+            if len(self.questions) >= _QUESTIONS:
+                self.questions.clear()
+            met = self.index.meets(record.question)
+            if met:
+                self.hits.append(json.dumps((record.question, *met)))
+            self.questions[record.question] = problem_digest(record.question), len(self.hits) - 1 if met else -1
+        problem, hit = self.questions[record.question]
+        near = blake2b(problem, digest_size=8)
         near.update(normalise(record.response).encode())
         size = len(record.question.encode()) + len(record.response.encode())
         generator = self.generators.setdefault(record.generator, len(self.generators))
-        line = (position, part, trace_id(record), problem, int.from_bytes(near.digest()), size, generator, hit)
+        hashes = trace_id(record), int.from_bytes(problem), int.from_bytes(near.digest())
+        line = position, part, *hashes, size, generator, hit
         for column, value in zip(self.columns.values(), line, strict=True):
             column.append(value)
 
-    def flush(self) -> None:
-        """Count the tokens of the texts that wait for it."""
-        if self._texts:
-            self.tokens.extend(count + 1 for count in self.worker.count(self._texts))
-            self._texts, self._characters = [], 0
+    def table(self) -> pa.Table:
+        """Return the lines; generators and hits as texts."""
+        import pyarrow as pa
 
-    def _look_up(self, question: str) -> tuple[int, bytes, int]:
-        met = self.worker.index.meets(question)
-        if met:
-            self.hits.append(json.dumps((question, *met)))
-        digest = problem_digest(question)
-        return int.from_bytes(digest), digest, len(self.hits) - 1 if met else -1
+        arrays = {name: np.array(values, dtype=_COLUMNS[name]) for name, values in self.columns.items()}
+        for name, known in (("generator", self.generators), ("hit", self.hits)):
+            codes = pa.array(arrays[name], mask=arrays[name] < 0)
+            arrays[name] = pa.DictionaryArray.from_arrays(codes, pa.array(known, pa.string()))
+        return pa.table(arrays)
 
 
 def trace_id(record: Record) -> int:
