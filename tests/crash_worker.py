@@ -42,6 +42,21 @@ def live(engine, folder, **changes):
     grade_store(store, {"b": PROBLEMS}, grade, progress=False)
 
 
+def save_model(folder, seed=0):
+    """Save a random micro model whose answers vary in length; return its folder."""
+    import torch
+
+    from quagmire_utils.training.microlab import build_model, build_tokenizer
+
+    tokenizer = build_tokenizer()
+    model = build_model("llama", tokenizer, layers=2, seed=seed)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 class Logged:
     """An engine that writes a line for each call into a file, which a kill leaves as it is."""
 

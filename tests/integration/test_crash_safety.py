@@ -21,14 +21,12 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from crash_worker import CHUNKS, PROBLEMS, SAMPLES, live
+from crash_worker import CHUNKS, PROBLEMS, SAMPLES, live, save_model
 
 from quagmire_utils.evaluation.store import SampleStore
 
-torch = pytest.importorskip("torch", reason="crash safety is tested with the transformers engine")
+pytest.importorskip("torch", reason="crash safety is tested with the transformers engine")
 pytest.importorskip("transformers", reason="crash safety is tested with the transformers engine")
-
-from quagmire_utils.training.microlab import build_model, build_tokenizer
 
 KILLS = 30
 TOTAL = len(PROBLEMS) * SAMPLES
@@ -36,14 +34,7 @@ TOTAL = len(PROBLEMS) * SAMPLES
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = build_tokenizer()
-    module = build_model("llama", tokenizer, layers=2)
-    with torch.no_grad():
-        module.model.norm.weight.mul_(5)
-    module.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("model"))
 
 
 class Worker:

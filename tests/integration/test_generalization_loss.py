@@ -303,20 +303,6 @@ def test_path_and_training_mode(tmp_path):
     assert loss.nll == pytest.approx(direct.nll, abs=1e-6)
 
 
-def test_lower_after_training_on_the_traces():
-    model = build_model("llama", TOKENIZER, layers=1, seed=3)
-    before = generalization_loss(model, TOKENIZER, TRACES[:4], progress=False).nll
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(20):
-        for trace in TRACES[:4]:
-            prompt, response = render(trace.question, TOKENIZER).token_ids, response_ids(TOKENIZER, trace.response)
-            labels = torch.tensor([[-100] * len(prompt) + list(response)])
-            model(torch.tensor([prompt + response]), labels=labels).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    assert generalization_loss(model, TOKENIZER, TRACES[:4], progress=False).nll < before / 2
-
-
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 

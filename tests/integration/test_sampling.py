@@ -20,28 +20,18 @@ from quagmire_utils.evaluation.store import KEYS, SampleStore
 from quagmire_utils.evaluation.store.parts import verdict_file
 from quagmire_utils.grading import Grade, Verdict, grade
 
-torch = pytest.importorskip("torch", reason="sampling is tested with the transformers engine")
+pytest.importorskip("torch", reason="sampling is tested with the transformers engine")
 pytest.importorskip("transformers", reason="sampling is tested with the transformers engine")
 
-from quagmire_utils.training.microlab import build_model, build_tokenizer
+from crash_worker import save_model
 
 PARAMS = SamplingParams(max_tokens=12, seed=3)
 PROBLEMS = [Problem(id=f"p{i}", question=f"{11 * i}+{i}" + "0" * (i % 3), answer=str(12 * i)) for i in range(10)]
 
 
-def _save(folder, seed=0):
-    tokenizer = build_tokenizer()
-    model = build_model("llama", tokenizer, layers=2, seed=seed)
-    with torch.no_grad():
-        model.model.norm.weight.mul_(5)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return _save(tmp_path_factory.mktemp("model"))
+    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +262,7 @@ def test_samples_of_different_origins_are_refused(engine, tmp_path):
     refused("seed is 3 there and 4 here", params=SamplingParams(max_tokens=12, seed=4))
     refused("template is 'chat' there and 'plain' here", engine=engine.config.replace(template="plain"))
     refused("drawn with another prompt", problems=[Problem(id="p1", question="other", answer="1")])
-    other = load_engine(EngineConfig(engine="transformers", model=_save(tmp_path / "other", seed=1), device="cpu"))
+    other = load_engine(EngineConfig(engine="transformers", model=save_model(tmp_path / "other", seed=1), device="cpu"))
     refused("model_digest is", engine=other)
     refused(
         "dtype is 'float32' there and 'bfloat16' here",

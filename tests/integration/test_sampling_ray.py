@@ -10,7 +10,7 @@ import crash_worker
 import pandas as pd
 import psutil
 import pytest
-from crash_worker import CHUNK, PARAMS, PROBLEMS, SAMPLES
+from crash_worker import CHUNK, PARAMS, PROBLEMS, SAMPLES, save_model
 from ray_nodes import add_node, start_cluster
 
 from quagmire_utils.core.errors import ParameterError
@@ -23,9 +23,7 @@ from quagmire_utils.evaluation.sampling.actors import EngineReplica
 from quagmire_utils.evaluation.store import SampleStore
 
 pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]' -c constraints.txt")
-torch = pytest.importorskip("torch", reason="sampling is tested with the transformers engine")
-
-from quagmire_utils.training.microlab import build_model, build_tokenizer
+pytest.importorskip("torch", reason="sampling is tested with the transformers engine")
 
 MEMORY = 80 * 2**20  # bytes of a node's object store
 NODE = {"num_cpus": 1, "object_store_memory": MEMORY}
@@ -33,14 +31,7 @@ NODE = {"num_cpus": 1, "object_store_memory": MEMORY}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    tokenizer = build_tokenizer()
-    module = build_model("llama", tokenizer, layers=2)
-    with torch.no_grad():
-        module.model.norm.weight.mul_(5)
-    module.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("checkpoint") / "model")
 
 
 @pytest.fixture(scope="module")

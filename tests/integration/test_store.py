@@ -581,25 +581,6 @@ def test_counts_are_those_of_a_plain_loop(tmp_path_factory, rows, parts):
     assert counted.dtypes[COUNTS[2:-1]].eq("int64").all()
 
 
-def test_counts_of_a_candidate_at_the_scale_of_the_paper_take_less_than_a_megabyte(tmp_path):
-    """3,812 problems of each of seven benchmarks, 256 samples each: 6.8 million, as numbers that compress no better."""
-    rng = np.random.default_rng(0)
-    problems, n = 3812, 256
-    kinds = rng.multinomial(n, rng.dirichlet([1, 2, 0.5, 0.05, 0.05], 7 * problems))
-    counts = pd.DataFrame(
-        {
-            "benchmark": np.repeat(["math500", "aime", "gsm8k", "aime2025", "amc", "olympiad", "minerva"], problems),
-            "problem": [f"test/intermediate_algebra/{i}.json" for i in rng.permutation(7 * problems)],
-            "n": n,
-        }
-    )
-    counts[["correct", "wrong", "no_answer", "timeout", "error"]] = kinds
-    counts["truncated"] = rng.binomial(n, rng.beta(1, 4, len(counts)))
-    counts["mean_tokens"] = rng.integers(100 * n, 2048 * n, len(counts)) / n
-    write_parquet(counts[COUNTS], tmp_path / "counts.parquet")
-    assert (tmp_path / "counts.parquet").stat().st_size < 1_000_000
-
-
 # --- seeds that were used twice ---------------------------------------------------------------------------------------
 
 
