@@ -403,8 +403,8 @@ def sweep(
 
 def _spot_check(profile: str, results: Path | None, name: str, seed: int | None) -> None:
     from quagmire_utils.core.settings import load_profile
-    from quagmire_utils.report.execution import clock
     from quagmire_utils.report.notebook import results_folder
+    from quagmire_utils.report.progress import clock
     from quagmire_utils.sweep.spot_check import spot_check
 
     started = time.monotonic()
@@ -528,7 +528,8 @@ def _workflow(notebook: str, given: dict[str, object], parameters: Sequence[str]
 
 def _execute(run: Run) -> None:
     """Execute notebooks, make the page, and print where everything is."""
-    from quagmire_utils.report.execution import NotebookError, clock
+    from quagmire_utils.report.execution import NotebookError
+    from quagmire_utils.report.progress import clock
     from quagmire_utils.report.reproduction import make_report, run_notebooks
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill also ends the kernel, not only us

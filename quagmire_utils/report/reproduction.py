@@ -27,7 +27,8 @@ from typing import Any, TextIO
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.settings import load_profile
-from quagmire_utils.report.execution import Count, Job, NotebookError, Screen, execute_all
+from quagmire_utils.report.execution import Job, NotebookError, execute_all
+from quagmire_utils.report.progress import Screen
 
 SWEEP = "run_sweep"
 TABLE = "table"  # the source of the ten table notebooks
@@ -230,11 +231,11 @@ def run_notebooks(run: Run, terminal: TextIO | None = None) -> dict[str, float]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     at_once = min(MOST_JOBS, cores) if run.jobs is None else run.jobs
     taken: dict[str, float] = {}
-    count = Count(len(jobs))
+    screen.total = len(jobs)
     try:
         # those that only read go side by side; of the others, each has the machine for itself
         for _, group in itertools.groupby(jobs, key=lambda job: job.name if REGULAR.match(job.name) is None else ""):
-            taken |= execute_all(list(group), at_once=at_once, screen=screen, count=count)
+            taken |= execute_all(list(group), at_once=at_once, screen=screen)
     except NotebookError as error:
         raise NotebookError(f"{error}\n  resume with:  {run.resume_command}") from None
     return taken

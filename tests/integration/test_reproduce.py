@@ -29,7 +29,7 @@ from packaging.utils import canonicalize_name
 from quagmire_utils import cli
 from quagmire_utils.analysis.tables import TABLES
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.report import execution, reproduction
+from quagmire_utils.report import execution, progress, reproduction
 from quagmire_utils.report.execution import NotebookError
 from quagmire_utils.report.reproduction import Run
 
@@ -552,11 +552,11 @@ class Terminal(io.StringIO):
 def test_a_terminal_sees_each_redraw_and_a_log_only_the_last():
     log, terminal, plain = io.StringIO(), Terminal(), io.StringIO()
     for shown_on in (terminal, plain):
-        progress = execution.ProgressLog(log, execution.Screen(shown_on))
+        shown = progress.ProgressLog(log, progress.Screen(shown_on))
         for piece in ("\r 0", "%\r 50%", "\r 100%\nwar", "ning\n", "no end"):
-            progress.write(piece)
-        progress.close()
-        progress.close()
+            shown.write(piece)
+        shown.close()
+        shown.close()
     assert terminal.getvalue().count("\r\x1b[K") >= 5
     assert "\r\x1b[K 50%" in terminal.getvalue()
     assert plain.getvalue() == " 100%\nwarning\nno end\n"
@@ -566,43 +566,43 @@ def test_a_terminal_sees_each_redraw_and_a_log_only_the_last():
 def test_the_time_left_follows_the_pace_of_what_is_done():
     before = {"fig01": 10.0, "fig02": 20.0, "fig03": 30.0, "fig04": None}
     # fig01 took twice its time; so fig02 is to take 40 s, fig03 60 s, and fig04 their mean with fig01's 20 s
-    left = execution.time_left(["fig03", "fig04"], {"fig02": 15.0}, before, {"fig01": 20.0}, 2)
-    assert left == f", about {execution.clock((60 + 40 + 25) / 2)} left"
-    assert execution.time_left(["b"], {}, {"a": None, "b": None}, {}, 1) == ""
-    assert execution.time_left(["b"], {}, {"a": None, "b": None}, {"a": 7.0}, 1) == ", about 0:07 left"
+    left = progress.time_left(["fig03", "fig04"], {"fig02": 15.0}, before, {"fig01": 20.0}, 2)
+    assert left == f", about {progress.clock((60 + 40 + 25) / 2)} left"
+    assert progress.time_left(["b"], {}, {"a": None, "b": None}, {}, 1) == ""
+    assert progress.time_left(["b"], {}, {"a": None, "b": None}, {"a": 7.0}, 1) == ", about 0:07 left"
 
 
 def test_how_far_a_notebook_is_and_the_time_left_of_the_run_before(tmp_path: Path):
     partial = tmp_path / "partial.ipynb"
-    assert execution.progress_line("fig03", partial, 20, None) == "fig03: starting, 0:20"
+    assert progress.progress_line("fig03", partial, 20, None) == "fig03: starting, 0:20"
     cells = [
         {"cell_type": "code", "metadata": {"papermill": {"status": status}}} for status in ("completed", "running")
     ]
     partial.write_text(json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}}, *cells]}))
     # half of its cells are done, which says nothing of the time that the other half takes
-    assert execution.progress_line("fig03", partial, 20, None) == "fig03: 1 of 2 cells, 0:20"
-    assert execution.progress_line("fig03", partial, 20, 95.0) == "fig03: 1 of 2 cells, 0:20, about 1:15 left"
-    assert execution.progress_line("fig03", partial, 97, 95.0) == "fig03: 1 of 2 cells, 1:37"
+    assert progress.progress_line("fig03", partial, 20, None) == "fig03: 1 of 2 cells, 0:20"
+    assert progress.progress_line("fig03", partial, 20, 95.0) == "fig03: 1 of 2 cells, 0:20, about 1:15 left"
+    assert progress.progress_line("fig03", partial, 97, 95.0) == "fig03: 1 of 2 cells, 1:37"
 
 
 def test_the_run_before_counts_where_it_had_the_same_parameters(tmp_path: Path):
     previous = tmp_path / "previous.ipynb"
     given = {"profile": "mini", "families": ("a", "b")}
-    assert execution.usual_seconds(previous, given) is None
+    assert progress.usual_seconds(previous, given) is None
     facts = {"duration": 95.0, "parameters": {"profile": "mini", "families": ["a", "b"]}}
     previous.write_text(json.dumps({"metadata": {"papermill": facts}}))
-    assert execution.usual_seconds(previous, given) == 95.0
-    assert execution.usual_seconds(previous, {**given, "k": 64}) is None
+    assert progress.usual_seconds(previous, given) == 95.0
+    assert progress.usual_seconds(previous, {**given, "k": 64}) is None
     previous.write_text("torn")
-    assert execution.usual_seconds(previous, given) is None
+    assert progress.usual_seconds(previous, given) is None
     # on a machine that took three times as long for another, this one too
-    assert execution.expected_seconds({"a": 10.0, "b": 20.0, "c": None}, {"a": 30.0}) == {"a": 30, "b": 60, "c": None}
+    assert progress.expected_seconds({"a": 10.0, "b": 20.0, "c": None}, {"a": 30.0}) == {"a": 30, "b": 60, "c": None}
 
 
 def test_a_notebooks_own_progress_bar_has_the_only_estimate(tmp_path: Path):
     log = io.StringIO()
     job = execution.Job(tmp_path / "a.ipynb", tmp_path / "out.ipynb", tmp_path, tmp_path, {})
-    running = execution._Running(job, execution.ProgressLog(log, None), log)
+    running = execution._Running(job, progress.ProgressLog(log, None), log)
     assert running.state(95.0).endswith("left")
     running.progress.write("\rsampling:  50%|#####     | 8/16 [00:02<00:02]")
     assert running.state(95.0).endswith("sampling:  50%|#####     | 8/16 [00:02<00:02]")
