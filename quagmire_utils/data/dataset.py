@@ -1,23 +1,10 @@
 """Datasets: each benchmark and training set is one YAML file in `catalogue/`, whatever it is used for.
 
-find_dataset("gsm8k_train").revision      # evaluation, curation, SFT and RL all look datasets up here
-find_dataset("my_benchmark.yaml")         # a file of your own in the same form
+Evaluation, curation, SFT and RL all look datasets up here. Adding one is adding a file with the fields of `Dataset`;
+its name is the dataset's. `docs/new_benchmark.md` has an example.
 
-# catalogue/arc_challenge.yaml, and so the benchmark `arc_challenge`; the fields are those of `Dataset`
-title: ARC-Challenge
-hub_id: allenai/ai2_arc
-configs: ARC-Challenge
-split: test
-revision: 210d026faf9955653af8916fad021475a3f00453
-files: benchmarks/arc_challenge.jsonl
-count: 1172
-licence: CC-BY-SA-4.0
-grader: choice
-id: id
-question: question
-choices: choices
-answer: answerKey
-answer_as: label
+    find_dataset("gsm8k_train").revision
+    find_dataset("my_benchmark.yaml")         # a file of your own, outside the catalogue
 """
 
 from __future__ import annotations
