@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
+from quagmire_utils.data import Problem
 from quagmire_utils.grading import Grade, Grader, Verdict, grade, mathematics, pool
 
 REPO = Path(__file__).resolve().parents[2]
@@ -100,14 +100,6 @@ def test_agrees_with_the_labels_of_gsm8k(grader, labelled):
             read_elsewhere.append((graded.extracted, number, gold))
     assert cut_off == 5
     assert read_elsewhere == [("32", "35.55555555555556", "33"), ("92", "68", "20")]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list(BENCHMARKS))
-def test_every_gold_is_correct_against_itself(grader, data_dir, name):
-    problems = load_benchmark(name, data_dir=data_dir)
-    responses = [f"Hence the answer: \\boxed{{{problem.answer}}}." for problem in problems]
-    assert set(verdicts(grader.grade(responses, problems, timeout=20))) == {CORRECT}
 
 
 # ------------------------------------------------------------------------------------- the same as plain math-verify
