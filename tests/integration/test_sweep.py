@@ -19,6 +19,7 @@ from quagmire_utils import sweep
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, read_parquet
 from quagmire_utils.core.settings import load_profile
+from quagmire_utils.sweep import pools
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +159,30 @@ def test_a_killed_sweep_ends_like_an_unbroken_one(tiny, unbroken, tmp_path):
         run(tiny, tmp_path).check_returncode()
     assert kills >= 2
     assert_same_records(tmp_path, unbroken)
+
+
+def die(profile, folder, cell, devices):
+    """In place of a cell: the process is killed, for the SFT cells once, for the base every time."""
+    mark = folder / cell.id.replace("/", "__")
+    if cell.kind == "base" or not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_cell_whose_process_dies_starts_again_and_is_given_up_after_some_attempts(tmp_path, monkeypatch):
+    monkeypatch.setattr(pools, "_compute", die)
+    cells = [cell for cell in sweep.plan(tiny_profile()) if cell.kind != "rl"]
+    waiting, ended = list(cells), []
+    with pools.LocalPool(tiny_profile(), tmp_path, workers=2) as pool:
+        while len(ended) < 3:
+            while waiting and pool.has_room():
+                pool.submit(waiting.pop(0))
+            ended += pool.wait(1)
+    errors = {cell.id: error for cell, error in ended}
+    assert [errors[cell.id] for cell in cells[1:]] == [None, None]
+    assert isinstance(errors["a/base"], pools.CellLostError)
+    starts = [cell.path(tmp_path, "logs").read_text().count("started again") for cell in cells]
+    assert starts == [pools.ATTEMPTS - 1, 1, 1]
 
 
 @pytest.mark.slow
