@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from quagmire_utils.core.files import digest
-from quagmire_utils.evaluation.store import GRADED, KEYS, SampleStore
+from quagmire_utils.evaluation.store import SampleStore
+from quagmire_utils.evaluation.store.parts import GRADED, KEYS, holds_another
 from quagmire_utils.grading.registry import grader_version
 
 if TYPE_CHECKING:
@@ -39,28 +40,28 @@ def grade_store(
     problems = {(name, problem.id): problem for name, some in benchmarks.items() for problem in some}
     golds = {key: _gold(problem) for key, problem in problems.items()}
     math = f"math-verify {version('math-verify')}"
-    parts = store.parts()
+    parts = [part for part in store.parts() if not all(holds_another(part, name) for name in benchmarks)]
     for part in parts:
         _remove_stale(store, part, golds)
     for part in tqdm(parts, desc="grading", unit="part", disable=not progress or len(parts) < 2, delay=2):
-        frame = store.read_part(part, [*KEYS, *GRADED])
-        if frame is None:
+        light = store.read_part(part, [*KEYS[:2], "verdict"])  # most parts need no grading: their texts are not read
+        if light is None:
             continue
-        keys = list(zip(frame["benchmark"], frame["problem"], strict=True))
-        judged = frame["verdict"].notna().to_numpy() & (not regrade)
-        todo = [i for i, key in enumerate(keys) if key in golds and not judged[i]]
-        texts = store.read_part(part, ["text"]) if todo else None
-        if texts is None:  # nothing to grade, or damaged meanwhile
+        keys = list(zip(light["benchmark"], light["problem"], strict=True))
+        judged, held = light["verdict"].notna().to_numpy() & (not regrade), store.golds(part)
+        todo = [i for i, key in enumerate(keys) if key in golds and not (judged[i] and key in held)]
+        frame = store.read_part(part, ["text", *GRADED]) if todo else None
+        if frame is None:  # nothing to grade, or damaged meanwhile
             continue
         asked = [problems[keys[i]] for i in todo]
-        grades = grade(texts["text"].iloc[todo].tolist(), asked)
+        grades = grade(frame["text"].iloc[todo].tolist(), asked)
         verdicts = {name: frame[name].tolist() for name in GRADED}
         for i, problem, result in zip(todo, asked, grades, strict=True):
             grader = grader_version(problem.grader) or math
             for name, value in zip(GRADED, (result.extracted, str(result.verdict), grader), strict=True):
                 verdicts[name][i] = value
         frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in verdicts.items()})
-        store.write_verdicts(part, frame, store.golds(part) | {keys[i]: golds[keys[i]] for i in todo})
+        store.write_verdicts(part, frame, held | {keys[i]: golds[keys[i]] for i in todo})
 
 
 def _gold(problem: Problem) -> list[Any]:

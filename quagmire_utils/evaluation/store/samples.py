@@ -82,9 +82,6 @@ class SampleStore:
         if self.path.exists() and not self.path.is_dir():
             raise ParameterError("store", self.path, reason=f"{self.path} is a file; name a folder")
 
-    def __repr__(self) -> str:
-        return f"SampleStore({str(self.path)!r})"
-
     # --- what the samples were drawn with ---
 
     @property
@@ -137,9 +134,7 @@ class SampleStore:
         """Return the rendered prompts: benchmark, problem, prompt, prompt_tokens, digest."""
         file = self.path / "prompts.parquet"
         if not file.exists():
-            return pd.DataFrame(
-                {name: pd.Series(dtype="int64" if name == "prompt_tokens" else "str") for name in PROMPT_COLUMNS}
-            )
+            return pd.DataFrame(columns=PROMPT_COLUMNS, dtype="str").astype({"prompt_tokens": "int64"})
         try:
             return read_parquet(file)[PROMPT_COLUMNS]
         except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors, OSErrors and KeyErrors
@@ -157,12 +152,11 @@ class SampleStore:
         prompts = prompts.assign(digest=digests)
         with self.writing(), exclusive(self.path):  # other processes may be adding theirs
             held = self.prompts()
-            both = held.merge(prompts, on=["benchmark", "problem"], suffixes=("_held", ""))
             keys = list(zip(prompts["benchmark"], prompts["problem"], strict=True))
             self.check_prompts(dict(zip(keys, prompts["prompt"], strict=True)))
-            if len(both) < len(prompts):
-                known = {*zip(held["benchmark"], held["problem"], strict=True)}
-                self._check_parts({k: d for k, d in zip(keys, digests, strict=True) if k not in known})
+            known = {*zip(held["benchmark"], held["problem"], strict=True)}
+            if new := {key: mark for key, mark in zip(keys, digests, strict=True) if key not in known}:
+                self._check_parts(new)
                 joined = pd.concat([held, prompts[PROMPT_COLUMNS]])
                 write_parquet(joined.drop_duplicates(["benchmark", "problem"]), self.path / "prompts.parquet")
         self._prompts = None
