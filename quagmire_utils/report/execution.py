@@ -89,7 +89,7 @@ def execute(
     job.final.parent.mkdir(parents=True, exist_ok=True)
     started, printed, kernel = time.monotonic(), ProgressLog(log, None), None
     try:
-        kernel = kernels.pop() if kernels else _start_kernel(job.root)
+        kernel = kernels.pop() if kernels else start_kernel(job.root)
         notebook = papermill.execute_notebook(
             str(job.source),
             str(job.partial),
@@ -103,7 +103,7 @@ def execute(
             coalesce_streams=True,  # a progress bar leaves its last state in the copy, not a thousand
             on_cell_start=check,
         )
-        _reset(kernel)
+        reset(kernel)
         kernels.append(kernel)
     except BaseException as error:
         if kernel is not None:
@@ -131,7 +131,8 @@ def execute(
     return time.monotonic() - started
 
 
-def _start_kernel(folder: Path) -> AsyncKernelManager:
+def start_kernel(folder: Path) -> AsyncKernelManager:
+    """Start a kernel in this folder."""
     from jupyter_client.manager import AsyncKernelManager
     from nbclient.util import run_sync
 
@@ -141,7 +142,7 @@ def _start_kernel(folder: Path) -> AsyncKernelManager:
     return kernel
 
 
-def _reset(kernel: AsyncKernelManager) -> None:
+def reset(kernel: AsyncKernelManager) -> None:
     """Forget the names of the notebook, and count cells from 1 again."""
     client = kernel.blocking_client()
     client.start_channels()
