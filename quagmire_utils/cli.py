@@ -256,7 +256,7 @@ def _print_scores(store: SampleStore) -> None:
 
 
 def _problems(store: SampleStore, named: Sequence[str], data_dir: str | None) -> dict[str, list[Problem]]:
-    """Load the golds of the benchmarks in a store: those named, else those that it holds by name."""
+    """Load the golds for a store: the benchmarks in `named`, or by default the store's that are in the catalogue."""
     from quagmire_utils.data import benchmark_names, load_benchmark
     from quagmire_utils.grading import prepare_problems
 

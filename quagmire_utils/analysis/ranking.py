@@ -110,7 +110,7 @@ class Ranking:
 
     @property
     def advice(self) -> str:
-        """Which candidate to send to RL, how sure that is, and what would settle it."""
+        """Name the candidate to send to RL, its chance, and what would raise that chance to `confidence`."""
         table = self.table
         first = table.loc[table["rank"] == 1, "candidate"].tolist()
         rivals = table[(table["candidate"] != self.leader) & (table["chance"] >= SERIOUS)]
@@ -131,10 +131,10 @@ class Ranking:
         if len(table) == 1 or table["pass_k"].max() <= 1 - CEILING:
             return CHOICE["one" if len(table) == 1 else "hopeless"].format(**facts)
         doubt = "open" if self.chance < self.confidence else "unknown" if math.isnan(self.chance) else "settled"
-        said = [CHOICE["first" if self.leader in first else "noise"], DOUBT[doubt]]
-        if doubt == "open":
-            said.append(REMEDY["counts" if self.samples is None else self.limit or "answers"])
-        return " ".join(said).format(**facts)
+        sentences = [CHOICE["first" if self.leader in first else "noise"], DOUBT[doubt]]
+        if doubt == "open":  # without a limit, more answers are enough
+            sentences.append(REMEDY["counts" if self.samples is None else self.limit or "answers"])
+        return " ".join(sentences).format(**facts)
 
     @property
     def notes(self) -> list[str]:

@@ -81,23 +81,23 @@ class EngineConfig(Settings):
         return value
 
     @model_validator(mode="after")
-    def _goes_together(self) -> EngineConfig:
+    def _check_combinations(self) -> EngineConfig:
         for name in ("tensor_parallel_size", "data_parallel_size"):
             if getattr(self, name) > 1 and self.engine != "vllm":
-                raise ParameterError(name, getattr(self, name), f"1 for engine {self.engine}; vllm can take more")
+                raise ParameterError(name, getattr(self, name), f"1 for engine {self.engine}; only vllm allows more")
         if self.engine == "server":
             check_base_url(self.model)
             for name in ("dtype", "device"):
                 if getattr(self, name) != "auto":
-                    raise ParameterError(name, getattr(self, name), "auto for engine server, which has chosen its own")
+                    raise ParameterError(name, getattr(self, name), "auto for engine server: the server chooses it")
         elif self.server is not None:
             raise ParameterError("server", reason=f"these settings are for engine server, not {self.engine}")
         if self.ray is not None and (self.engine == "server" or self.data_parallel_size > 1):
             raise ParameterError(
-                "ray", self.ray, reason="it spreads the work itself; use it without a server and data_parallel_size"
+                "ray", self.ray, reason="it cannot be combined with engine server or data_parallel_size"
             )
         if self.replicas is not None and self.ray is None:
-            raise ParameterError("replicas", self.replicas, "given only together with ray")
+            raise ParameterError("replicas", self.replicas, "unset without ray")
         return self
 
     def check(self) -> None:

@@ -130,13 +130,13 @@ def confine(memory_limit: int, *, max_file: int = 0, audit_hook: bool = True) ->
 
 
 def _filter(column: int, machine: int) -> bytes:
-    """Return the filter: instructions of 8 bytes with operation, jump if true, jump if false, operand."""
+    """Return the filter of system calls: 8-byte instructions (operation, jump if true, jump if false, operand)."""
 
     def step(operation: int, operand: int, if_true: int = 0, if_false: int = 0) -> bytes:
         return struct.pack("=HBBI", operation, if_true, if_false, operand)
 
     refuse = step(_RETURN, _REFUSE)
-    code = [step(_LOAD, 4), step(_EQUAL, machine, 1, 0), step(_RETURN, _KILL)]  # another machine numbers them otherwise
+    code = [step(_LOAD, 4), step(_EQUAL, machine, 1, 0), step(_RETURN, _KILL)]  # the numbers are of this machine
     code += [step(_LOAD, 0), step(_AT_LEAST, 0x40000000, 0, 1), refuse]  # x86-64's calls with short pointers
     code += [step(_EQUAL, _CLONE3, 0, 1), step(_RETURN, _MISSING)]
     for call in _REFUSED.split(","):

@@ -111,7 +111,7 @@ def spot_check(
 
 
 def choose(profile: Profile, records: Records, name: str, seed: int) -> Cell:
-    """Return the RL cell to compute again; what `name` leaves open is drawn with `seed` among the recorded ones."""
+    """Return the RL cell to compute again, drawn with `seed` from the recorded cells that match `name`."""
     cells = plan(profile)
     if name and name not in {cell.id for cell in cells}:
         known = ", ".join(cell.id for cell in cells if cell.kind != "rl")
@@ -125,7 +125,7 @@ def choose(profile: Profile, records: Records, name: str, seed: int) -> Cell:
             reason = f"the records in {records.folder} were made with other parameters than the profile has now"
         raise ParameterError("spot-check", name, reason=reason)
     draw = random.Random(seed)
-    kept = [cell for cell in kept if cell.needs.kind == "sft"] or kept  # a base takes long: only where it is named
+    kept = [cell for cell in kept if cell.needs.kind == "sft"] or kept  # a base takes long: drawn only if named
     start = draw.choice(list(dict.fromkeys(cell.needs for cell in kept)))
     return draw.choice([cell for cell in kept if cell.needs == start])
 

@@ -142,13 +142,15 @@ def _splits() -> Iterator[Row]:
 
 
 def _candidates() -> Iterator[Row]:
+    """Compare each rank correlation of Tables 1 and 3 with Pass@1's: intervals, and the gain that studies can show."""
     table = simulation.what_candidates_show()
     base = table[table["column"] == paper.BASELINE].set_index(["table", "family"])
     for row in table[table["column"] != paper.BASELINE].itertuples():
         one = base.loc[(row.table, row.family)]
         intervals = f"[{row.low:.2f}, {row.high:.2f}] and [{one['low']:.2f}, {one['high']:.2f}]"
-        overlap = "overlap" if row.low <= one["high"] else "are apart"
-        shows = f"a true gain of {row.gain:+.2f} shows as {row.gain_low:+.2f} to {row.gain_high:+.2f}"
-        computed = f"{intervals} {overlap}; {shows}, and as none in {100 * row.no_gain:.0f} % of such studies"
+        overlap = "overlap" if row.low <= one["high"] else "do not overlap"
+        shown = f"studies of this size show {row.gain_low:+.2f} to {row.gain_high:+.2f}, and"
+        shown += f" {100 * row.no_gain:.0f} % of them no gain"
+        computed = f"{intervals} {overlap}; if the true gain is {row.gain:+.2f}, {shown}"
         place = f"Table {row.table}, {row.family}, {row.n} candidates, {row.column}"
         yield place, f"{row.value:.2f}, Pass@1 {one['value']:.2f}", computed

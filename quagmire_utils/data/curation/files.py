@@ -197,8 +197,8 @@ def _streamed(dataset: Dataset, unit: Unit, wanted: Collection[int] | None) -> _
             if unit.number >= count:
                 return
             rows = rows.shard(count, unit.number)
-    if unit.kind != "json":  # whose columns of mixed types `datasets` has to decode
-        rows = rows.with_format("arrow")  # a third quicker
+    if unit.kind != "json":  # `datasets` must decode the mixed types of JSON columns itself
+        rows = rows.with_format("arrow")  # takes a third less time
     position = 0
     for batch in rows.iter(_BATCH_ROWS):
         by_column = isinstance(batch, dict)

@@ -63,8 +63,8 @@ def bootstrap_intervals(
 
     counts: one row per problem, columns benchmark, problem, n, correct; n may differ between problems. ks: default
     every k up to the smallest n. Columns of the result: benchmark (the macro average last), k, pass_at_k, low, high,
-    standard_error (from other problems and other answers; at least the next), sampling_error (from other answers to the
-    same problems), problems, min_n. NaN where k exceeds the n of any problem; low, high and standard_error are NaN for
+    standard_error (over problems and answers; at least sampling_error), sampling_error (over answers to the same
+    problems), problems, min_n. NaN where k exceeds the n of any problem; low, high and standard_error are NaN for
     a single problem, sampling_error if a problem has one answer. Equal arguments give equal results. Raise
     ParameterError for bad counts, a confidence outside (0, 1), and fewer than 100 replicates.
     """
@@ -187,14 +187,14 @@ class _Replicates:
         )
 
     def frame(self, name: str, ks: Counts, confidence: float) -> pd.DataFrame:
-        """Return the rows of `bootstrap_intervals`."""
+        """Return the rows of `bootstrap_intervals`: Wilson's interval, widened to the bootstrap's quantiles."""
         from scipy.special import ndtr, ndtri, stdtrit
 
         t = stdtrit(self.freedom, (1 + confidence) / 2)
         tail = ndtr(-t)
-        unseen = ndtri((1 + confidence) / 2) ** 2
-        range_ = {"least": self.least, "most": self.trials, "doubt": unseen / (unseen + self.seen)}
-        low, high = wilson(self.mean, self.variance, self.clusters, t, **range_)
+        z2 = ndtri((1 + confidence) / 2) ** 2
+        doubt = z2 / (z2 + self.seen)  # large if few groups have the rarer outcome
+        low, high = wilson(self.mean, self.variance, self.clusters, t, least=self.least, most=self.trials, doubt=doubt)
         known = np.isfinite(self.variance) & np.isfinite(self.mean)
         for column in np.flatnonzero(known):
             ends = np.quantile(self.deviations[:, column], [tail[column], 1 - tail[column]]) + self.mean[column]
@@ -226,9 +226,9 @@ def wilson(
 ) -> tuple[Array, Array]:
     """Return Wilson's interval for a mean score with a given variance; all arrays (k,), z in standard errors.
 
-    The number of trials is the one that gives this variance, between `least` and `most`. Where the variance is zero
-    there are as many trials as problems, so that 0 of n does not look certain. doubt: the share of the variance, 0 to
-    1, that is computed from as many trials as problems in any case.
+    The number of trials is the one that gives this variance, between `least` and `most`. If the variance is zero, each
+    problem counts as one trial, so that 0 of n does not look certain. doubt: share of the variance, 0 to 1, that is
+    always computed with one trial per problem.
     """
     spread = share * (1 - share)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -376,7 +376,7 @@ class SampleStore:
         return table if (table.schema.metadata or {}).get(PART) == wanted else None
 
     def _table(self, file: Path, columns: Sequence[str], names: Sequence[str] = ()) -> pa.Table | None:
-        """Return columns of a file of this store (those in `names` as codes); None if it is not there or damaged."""
+        """Return columns of a file, those in `names` dictionary-encoded; None if the file is missing or damaged."""
         import pyarrow as pa
 
         for _ in range(2):

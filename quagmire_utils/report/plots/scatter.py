@@ -87,7 +87,7 @@ def plot_scores_by_epochs(panel: Panel, ax: Axes) -> None:
 
 
 def plot_loss_by_epochs(panel: Panel, ax: Axes) -> None:
-    """Plot the generalization loss by epochs, a line for each number of unique examples; its legend is the figure's."""
+    """Plot the generalization loss by epochs, one line per number of unique examples; add a legend to the figure."""
     ax.set_title("Generalization loss")
     ax.set_ylabel("nats per token of held-out traces")
     if not_run(ax, panel.candidates, panel.profile):
