@@ -70,7 +70,7 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        """The shell command that goes on where this run stopped."""
+        """The shell command that resumes this run."""
         words = ["./reproduce.sh", "--profile", self.profile]
         words += ["--only", ",".join(self.only)] if self.only else []
         words += ["--jobs", str(self.jobs)] if self.jobs is not None else []
@@ -86,25 +86,25 @@ def default_profile(results: Path = ROOT / "results") -> str:
 
 
 def select_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Path]:
-    """The notebooks to execute, in order: run_sweep, figures, tables, the rest.
+    """Return the notebooks to execute, in order: run_sweep, figures, tables, the rest.
 
-    `only` holds prefixes of names. Raises ParameterError where a prefix fits no notebook, or nothing is left to run.
+    `only` holds prefixes of names. Raises ParameterError if a prefix fits no notebook, or nothing is left to run.
     """
     everything = sorted(_named(folder), key=_position)
     if not only:
         regular = [path for path in everything if path.stem == SWEEP or REGULAR.match(path.stem)]
         if not regular:
-            raise ParameterError(f"there is no {SWEEP} and no figure or table among the notebooks in {folder}")
+            raise ParameterError("notebooks", folder, reason=f"{folder} has no {SWEEP} and no figure or table")
         return regular
     for prefix in only:
         if not prefix or not any(path.stem.startswith(prefix) for path in everything):
             names = ", ".join(path.stem for path in everything)
-            raise ParameterError(f"no notebook's name begins with {prefix!r}; there are {names}")
+            raise ParameterError("only", prefix, f"the beginning of a notebook's name ({names})")
     return [path for path in everything if path.stem.startswith(tuple(only))]
 
 
 def _named(folder: Path) -> list[Path]:
-    """Paths by the names of the executed copies: table.ipynb counts as the ten notebooks that it is executed as."""
+    """Return paths by the names of the executed copies: table.ipynb counts as the ten notebooks made from it."""
     found = list(folder.glob("*.ipynb"))
     tables = folder / f"{TABLE}.ipynb"
     if tables in found:
@@ -116,7 +116,7 @@ def _named(folder: Path) -> list[Path]:
 
 
 def _source(path: Path) -> tuple[Path, int | None]:
-    """The notebook that is executed under a name, and the number of its table, if it is table.ipynb."""
+    """Return the notebook that is executed under a name, and the number of its table if it is table.ipynb."""
     number = re.match(r"table(\d+)_", path.stem)
     if path.exists() or not number:
         return path, None
@@ -138,7 +138,7 @@ def _position(path: Path) -> tuple[bool, bool, str]:
 
 
 def notebook_parameters(path: Path) -> dict[str, Any]:
-    """The names and default values in the notebook's parameters cell (None where a default is not a literal)."""
+    """Return the names and defaults of the notebook's parameters cell (None if a default is not a literal)."""
     import papermill
 
     defaults: dict[str, Any] = {}
@@ -150,10 +150,10 @@ def notebook_parameters(path: Path) -> dict[str, Any]:
 
 
 def parse_value(name: str, text: str, default: Any = None) -> Any:
-    """The typed value of `-p name=text`, of the type that the notebook's own default has.
+    """Return the value of `-p name=text`, of the type that the notebook's default has.
 
     A list or tuple may be written without brackets (a,b); a default of None takes any literal, and plain text as text.
-    Raises ParameterError where the value is of another type.
+    Raises ParameterError if the value is of another type.
     """
     if isinstance(default, str):
         return text
@@ -170,17 +170,17 @@ def parse_value(name: str, text: str, default: Any = None) -> Any:
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):
-        raise ParameterError(f"parameter {name} must be {type(default).__name__} like {default!r}, not {text!r}")
+        raise ParameterError(name, text, f"{type(default).__name__} like {default!r}")
     return value
 
 
 def assign_parameters(run: Run, paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
-    """The parameters each notebook gets: `profile`, and of the user's those that it has.
+    """Return the parameters of each notebook: `profile`, and those of the user that it has.
 
-    Raises ParameterError for a parameter that none of them has.
+    Raises ParameterError for a parameter that no notebook has.
     """
     if "profile" in run.parameters:
-        raise ParameterError("the profile is chosen with --profile, not with -p")
+        raise ParameterError("profile", reason="--profile chooses it, not -p")
     if TABLE in run.parameters:
         raise ParameterError(TABLE, reason="--only table03 chooses the table, not -p")
     sources = {path: _source(path) for path in paths}
@@ -190,7 +190,8 @@ def assign_parameters(run: Run, paths: Sequence[Path]) -> dict[Path, dict[str, A
         if not any(name in known for known in defaults.values()):
             known = sorted(set().union(*defaults.values()) - {"profile"})
             notebooks = ", ".join(path.stem for path in paths)
-            raise ParameterError(f"no parameter {name!r} in {notebooks}; known: {', '.join(known) or 'none'}")
+            reason = f"{notebooks} has no such parameter; known: {', '.join(known) or 'none'}"
+            raise ParameterError(name, run.parameters[name], reason=reason)
     given = {**run.parameters, "profile": run.profile}
     return {
         path: {name: parse_value(name, given[name], default) for name, default in known.items() if name in given}
@@ -200,7 +201,7 @@ def assign_parameters(run: Run, paths: Sequence[Path]) -> dict[Path, dict[str, A
 
 
 def set_aside(folder: Path, keep: Path) -> None:
-    """Move a profile's results to `keep`, in place of what was kept there before; its README.md stays."""
+    """Move a profile's results to `keep`, replacing what is there; its README.md stays."""
     if not folder.is_dir():
         return
     shutil.rmtree(keep, ignore_errors=True)
@@ -212,10 +213,10 @@ def set_aside(folder: Path, keep: Path) -> None:
 
 
 def run_notebooks(run: Run, terminal: TextIO | None = None) -> dict[str, float]:
-    """Execute the notebooks of `run`; seconds by notebook name.
+    """Execute the notebooks of `run`; return seconds by notebook.
 
-    Raises ParameterError before anything runs or from a notebook, NotebookError where a notebook fails, OSError where
-    the disk is full, and KeyboardInterrupt with the names of the notebooks that were running.
+    Raises ParameterError before anything runs or from a notebook, NotebookError if a notebook fails, OSError if the
+    disk is full, and KeyboardInterrupt with the names of the interrupted notebooks.
     """
     screen = Screen(sys.stderr if terminal is None else terminal)
     folder = run.folder
@@ -233,7 +234,7 @@ def run_notebooks(run: Run, terminal: TextIO | None = None) -> dict[str, float]:
     taken: dict[str, float] = {}
     screen.total = len(jobs)
     try:
-        # those that only read go side by side; of the others, each has the machine for itself
+        # those that only read run side by side, the others one by one
         for _, group in itertools.groupby(jobs, key=lambda job: job.name if REGULAR.match(job.name) is None else ""):
             taken |= execute_all(list(group), at_once=at_once, screen=screen)
     except NotebookError as error:
@@ -242,18 +243,18 @@ def run_notebooks(run: Run, terminal: TextIO | None = None) -> dict[str, float]:
 
 
 def _plan(run: Run, screen: Screen) -> list[Path]:
-    """The notebooks to execute. Raises ParameterError for what does not go together."""
+    """Return the notebooks to execute. Raises ParameterError for options that do not go together."""
     if run.jobs is not None and run.jobs < 1:
-        raise ParameterError(f"--jobs must be at least 1, not {run.jobs}")
+        raise ParameterError("jobs", run.jobs, "at least 1")
     if run.fresh and (run.records_only or run.only == (REPORT,)):
-        raise ParameterError("--fresh computes the records of a profile again: it needs a profile, and its notebooks")
+        raise ParameterError("fresh", reason="it computes the records of a profile again, so it needs a profile")
     if run.only and not run.names:
         return []
     selected = select_notebooks(run.notebooks, run.names)
     sweep = run.notebooks / f"{SWEEP}.ipynb"
     if run.records_only:
         if run.names and sweep in selected:
-            raise ParameterError(f"{SWEEP} needs a profile, and {run.profile} is a folder of records")
+            raise ParameterError("profile", run.profile, f"a profile for {SWEEP}, which cannot run on records")
         return [path for path in selected if path != sweep]
     no_records = run.fresh or not (run.folder / "manifest.json").exists()
     if no_records and sweep not in selected and sweep.exists() and any(REGULAR.match(path.stem) for path in selected):
@@ -263,7 +264,7 @@ def _plan(run: Run, screen: Screen) -> list[Path]:
 
 
 def make_report(run: Run, taken: Collection[str]) -> Path | None:
-    """Make the page anew if a notebook that it shows was executed, or if --only names it; its path."""
+    """Make the page if a notebook that it shows was executed, or if --only names it; return its path."""
     if REPORT not in run.only and not any(REGULAR.match(name) for name in taken):
         return None
     from quagmire_utils.report import write_report

@@ -237,8 +237,9 @@ def test_the_order_is_sweep_figures_tables_and_workflows_wait_to_be_asked(study:
     assert [path.stem for path in reproduction.select_notebooks(study.notebooks)] == regular
     asked = reproduction.select_notebooks(study.notebooks, ["table", "evaluate", "fig03"])
     assert [path.stem for path in asked] == ["fig03_loss", "table01_fit", "evaluate_model"]
-    with pytest.raises(ParameterError, match="no notebook's name begins with 'fig04'; there are run_sweep, "):
+    with pytest.raises(ParameterError) as error:
         reproduction.select_notebooks(study.notebooks, ["fig04"])
+    assert (error.value.parameter, error.value.value) == ("only", "fig04")
 
 
 def test_a_run_executes_with_typed_parameters_and_keeps_clean_copies(study: Run):
@@ -477,9 +478,10 @@ def test_a_folder_of_records_is_a_profile_without_a_sweep(study: Run):
     assert list(reproduction.run_notebooks(run, io.StringIO())) == ["table01_fit"]
     assert "elsewhere" in stdout(folder / "notebooks/table01_fit.ipynb")
     assert list(reproduction.run_notebooks(changed(run, only=()), io.StringIO())) == ["fig03_loss", "table01_fit"]
-    for changes in ({"only": ("run_sweep",)}, {"fresh": True}):
-        with pytest.raises(ParameterError, match="needs a profile"):
+    for parameter, changes in (("profile", {"only": ("run_sweep",)}), ("fresh", {"fresh": True})):
+        with pytest.raises(ParameterError) as error:
             reproduction.run_notebooks(changed(run, **changes), io.StringIO())
+        assert error.value.parameter == parameter
     assert (folder / "manifest.json").exists()
 
 
@@ -487,13 +489,10 @@ def test_an_unknown_or_mistyped_parameter_is_refused_before_anything_runs_or_is_
     old = study.results / "smoke/manifest.json"
     old.parent.mkdir(parents=True)
     old.write_text("1")
-    for parameters, sentence in [
-        ({"temprature": "1"}, "no parameter 'temprature' in run_sweep, fig03_loss, table01_fit; known: divisor, k, "),
-        ({"k": "many"}, "parameter k must be int like 64, not 'many'"),
-        ({"profile": "mini"}, "the profile is chosen with --profile"),
-    ]:
-        with pytest.raises(ParameterError, match=re.escape(sentence)):
-            reproduction.run_notebooks(changed(study, parameters=parameters, fresh=True), io.StringIO())
+    for name, value in {"temprature": "1", "k": "many", "profile": "mini"}.items():
+        with pytest.raises(ParameterError) as error:
+            reproduction.run_notebooks(changed(study, parameters={name: value}, fresh=True), io.StringIO())
+        assert error.value.parameter == name
     assert old.exists()
     assert not (study.results / "smoke/notebooks").exists()
 
@@ -540,8 +539,9 @@ def test_values_take_the_type_of_the_notebooks_default(text: str, default: objec
 
 @pytest.mark.parametrize(("text", "default"), [("4.5", 8), ("1", True), ("True", 8), ("x", {"a": 1}), ("x", 0.5)])
 def test_values_of_another_type_are_refused(text: str, default: object):
-    with pytest.raises(ParameterError, match="parameter name must be "):
+    with pytest.raises(ParameterError) as error:
         reproduction.parse_value("name", text, default)
+    assert error.value.parameter == "name"
 
 
 class Terminal(io.StringIO):

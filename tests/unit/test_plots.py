@@ -25,8 +25,8 @@ from quagmire_utils.core.records import CHECKPOINT, load_records
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.evaluation.pass_at_k import bootstrap_intervals
 from quagmire_utils.report import plots
-from quagmire_utils.report.plots import bars, curves, look, scatter, stages
-from quagmire_utils.report.plots.series import APART, OUTCOMES, places, series
+from quagmire_utils.report.plots import bars, curves, look, stages
+from quagmire_utils.report.plots.series import OUTCOMES, series
 
 LLAMA, MISTRAL, QWEN = "Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct", "Qwen3-4B-base"
 
@@ -244,15 +244,6 @@ def test_stages_show_the_numbers_of_the_frame(make_panel, figure, outcome):
     assert sorted(offsets(ax)[:, 1]) == pytest.approx(sorted(mine[OUTCOMES[outcome]]))
 
 
-def test_candidates_stay_near_their_place(make_panel):
-    everything = series(make_panel(MISTRAL).candidates, "n_examples")
-    placed = np.concatenate(places(everything, "epochs"))
-    true = np.concatenate([one.rows["epochs"] for one in everything])
-    assert np.diff(np.sort(np.log2(placed))).min() > 0.99 * APART * np.ptp(np.log2(true))
-    for epochs in np.unique(true):  # those of equal epochs are spread around them
-        assert np.log2(placed[true == epochs]).mean() == pytest.approx(np.log2(epochs))
-
-
 def test_a_changed_record_moves_its_marker(grid, grid_frame, make_panel):
     counts = grid.counts.copy()
     changed = (counts["family"] == "micro-mistral") & (counts["candidate"] == "shortest-256x1")
@@ -304,12 +295,6 @@ def test_what_no_candidate_has_is_refused(make_panel, parameter, value):
     with pytest.raises(ParameterError) as error:
         make_panel(**{"family": "micro-qwen", parameter: value})
     assert error.value.parameter == parameter
-
-
-def test_an_unknown_axis_is_refused(make_panel):
-    with pytest.raises(ParameterError) as error:
-        plots.stage_grid([make_panel("micro-qwen")], x="foo", by="epochs")
-    assert (error.value.parameter, error.value.value) == ("x", "foo")
 
 
 def test_panels_choose_candidates(grid_frame, make_panel):
@@ -404,14 +389,6 @@ def test_what_was_not_run_says_so(grid_frame, make_panel):
     for number in range(1, 11):
         text = plots.caption(number, [panel], ["lanes3"])
         assert text.startswith(f"**Figure {number} (profile mini, not run).**")
-
-
-def test_one_candidate_is_too_few_for_a_line(llama):
-    fig, ax = plots.new_figure()
-    scatter.plot_sft_vs_rl(dataclasses.replace(llama, candidates=llama.candidates.head(1), profile="tiny"), None, ax)
-    assert [text.get_text() for text in ax.texts] == ["too few candidates at profile tiny: 1"]
-    plots.stamp(fig, "profile tiny · measured")
-    assert fig._supxlabel.get_text() == "profile tiny · measured"
 
 
 def test_a_panel_that_ran_beside_one_that_did_not_is_measured(grid_frame, make_panel):
