@@ -149,8 +149,8 @@ class EvaluationPage:
     def keep(self, heading: str, *items: Any) -> None:
         """Keep `items` for the page, below `heading`.
 
-        An item is Markdown, HTML or a PNG Image of `IPython.display`, or a DataFrame. HTML is kept as it is: whoever
-        made it has escaped what is in it (`answers`). Markdown and tables are escaped here.
+        An item is Markdown, HTML or a PNG Image of `IPython.display`, or a DataFrame. HTML is kept as it is: its
+        author has escaped what is in it (`answers`). Markdown and tables are escaped here.
         """
         kept = self._sections.setdefault(heading, [])
         kept += [_kept(item, f"{heading}: {self.title}") for item in items]

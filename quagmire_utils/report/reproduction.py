@@ -267,6 +267,6 @@ def make_report(run: Run, taken: Collection[str]) -> Path | None:
     """Make the page if a notebook that it shows was executed, or if --only names it; return its path."""
     if REPORT not in run.only and not any(REGULAR.match(name) for name in taken):
         return None
-    from quagmire_utils.report import write_report
+    from quagmire_utils.report.page import write_report
 
     return write_report(run.folder, sources=run.notebooks)

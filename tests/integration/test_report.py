@@ -338,14 +338,17 @@ def pages(example) -> dict[str, str]:
 
 
 @needs_chromium
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
-@pytest.mark.parametrize("name", ["example", "mini", "smoke"])
+@pytest.mark.parametrize(
+    ("name", "width", "scheme"),
+    [
+        *(("example", 1280, "light"), ("example", 1280, "dark"), ("example", 390, "light"), ("example", 390, "dark")),
+        *(("mini", 1280, "light"), ("mini", 390, "dark"), ("smoke", 1280, "light")),
+    ],
+)
 def test_in_a_real_browser(pages, tmp_path, name, width, scheme):
     """Nothing is loaded, cut off or hard to read; tables scroll inside their own boxes."""
     if name not in pages:
         pytest.skip(f"results/{name} has no executed notebooks")
-    if name == "smoke" and (width, scheme) != (390, "dark"):
-        pytest.skip("the page of mini shows the same")
     page = pages[name]
     assert len(page.encode()) < 10_000_000
     seen = look_at(page, tmp_path, MEASURE, width=width, scheme=scheme)
