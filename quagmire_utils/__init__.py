@@ -1,7 +1,7 @@
 """quagmire_utils: measure SFT checkpoints, grade their answers, and forecast what RL will make of them.
 
 The shared package behind the notebooks that reproduce "Quagmires in SFT-RL Post-Training" (arXiv 2510.01624). Importing
-it loads nothing heavy: each room (`quagmire_utils.evaluation.sampling`, `.grading`, `.analysis`, ...) imports its
+it loads nothing heavy: each subpackage (`quagmire_utils.evaluation.sampling`, `.grading`, `.analysis`, ...) imports its
 libraries where it uses them.
 """
 

@@ -215,7 +215,7 @@ def audit(
     data_dir: DataDir = None,
     output: Annotated[Path | None, typer.Option(help="Write the list to this .csv file.")] = None,
 ) -> None:
-    """List the answers that a second, independent grader judges otherwise."""
+    """List the answers that a second, independent grader judges differently."""
     from quagmire_utils.core.spreadsheet import check_writable, printable, write_csv
     from quagmire_utils.evaluation.audit import audit_store
 
@@ -556,7 +556,7 @@ def _execute(run: Run) -> None:
 
 
 def _print_headlines(executed: Path) -> None:
-    """Print to stdout what the executed notebook found, if it says so in words."""
+    """Print to stdout the headlines of an executed notebook."""
     from quagmire_utils.report.notebook import headlines
 
     width = max(40, shutil.get_terminal_size().columns)

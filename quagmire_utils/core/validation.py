@@ -40,8 +40,8 @@ Share = Annotated[float, Field(strict=True, gt=0, le=1), BeforeValidator(_from_t
 class Settings(BaseModel):
     """Base of all settings: immutable, without unknown keys, and with ParameterError for what cannot work.
 
-    Subclasses define `_check` for conditions on several fields: it raises `ParameterError("field", ...)`, and the place
-    of the settings is put before the name.
+    Subclasses define `_check` for conditions on several fields. It raises `ParameterError("field", ...)`, which becomes
+    an error about the dotted name.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -4,7 +4,7 @@ Golds are what the hubs publish, reduced to bare LaTeX (no `$`, no prose), so th
 `\\boxed{...}`; outside it, `1,3,5` parses as the number 1.3.
 
     to_problem(dataset, index, row)    # for evaluation and RL
-    records(dataset, row)              # for curation: one a response, or why there is none
+    records(dataset, row)              # for curation: one per response, or why there is none
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class NoColumn(ValueError):
     """A row without a column that its dataset names."""
 
     def __init__(self, column: str, row: Row) -> None:
-        """Name the column, and those that there are."""
+        """Make a message that names the column and the row's columns."""
         self.column = column
         super().__init__(f"it has no column {column!r}, but {', '.join(map(repr, sorted(row)))}")
 

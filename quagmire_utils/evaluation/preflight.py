@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 BYTES_PER_TOKEN = 3.0  # on disk: a token is about four characters, and zstd at least halves English and LaTeX
 BYTES_PER_SAMPLE = 64.0  # keys, verdict, extracted answer
-_UNLIKE_ANY_GOLD = r"\boxed{\text{preflight}}"  # text is compared with no gold at length
+_UNLIKE_ANY_GOLD = r"\boxed{\text{preflight}}"  # quickly graded, whatever the gold
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")  # golds that any grader can read
 _LENGTH_WARNING = "sequence-length-is-longer-than-the-specified-maximum"  # the tokenizers' name for it
 _WEIGHTS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")  # the first that fits: some repositories

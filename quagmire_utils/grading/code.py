@@ -63,7 +63,7 @@ def extract(response: str) -> tuple[int, int] | None:
                 found[tagged].append((start, line.start()))
             fence = ""
     if fence and start >= 0 and response[start:].strip():
-        found[tagged].append((start, len(response)))  # cut off before its end, or the fence was what stopped the model
+        found[tagged].append((start, len(response)))  # no closing fence: cut off, or stopped at the fence
     blocks = found[True] or found[False]
     return blocks[_last_complete([response[slice(*block)] for block in blocks])] if blocks else None
 
@@ -182,7 +182,7 @@ def _defined(sources: list[str]) -> set[str]:
 
 @lru_cache(maxsize=512)
 def _own_module(name: str, tests: tuple[str, ...]) -> Any:
-    """Return Python's module of that name if the tests mean it: in a program's `math`, everything may be close."""
+    """Return Python's module of that name if the tests mean it: a program could replace `math.isclose`."""
     if name not in sys.stdlib_module_names:
         return None
     nodes = [node for test in tests for node in ast.walk(ast.parse(test))]

@@ -87,7 +87,7 @@ class Grader:
         state: dict[_Answer, Grade | Job] = {}
         for answer in dict.fromkeys(answers):
             state[answer] = self._begin(answer, timeout)
-            if not self.pools and isinstance(state[answer], Job):  # the processes import while this goes on
+            if not self.pools and isinstance(state[answer], Job):  # the processes import meanwhile
                 with self._lock:
                     self._pool(answer.grader).start()
         jobs = [job for job in state.values() if isinstance(job, Job)]

@@ -119,7 +119,7 @@ class Pool:
     def _run(
         self, jobs: Collection[Job], processor_limit: float, lanes: int, done: Callable[[], Any]
     ) -> dict[Job, Outcome]:
-        """Return each job's outcome, whatever becomes of the workers."""
+        """Return each job's outcome, even if workers die."""
         outcomes: dict[Job, Outcome] = {}
         queue = deque(jobs)
         patience = max((job.limit for job in queue), default=0.0) + _GRACE
@@ -145,7 +145,7 @@ class Pool:
                         self._chunks += 1
                         busy[connection] = _Chunk(self._chunks, len(some), some)
                         try:
-                            while connection.poll():  # its death while idle, or answers that came too late
+                            while connection.poll():  # discard late answers and news of a death while idle
                                 connection.recv_bytes(_MAX_MESSAGE)
                             connection.send((self._chunks, processor_limit, [tuple(job) for job in some]))
                         except (OSError, EOFError):
@@ -160,15 +160,15 @@ class Pool:
                         exit_code, begun, finished = map(int, news) if kind == "died" else (0, 0, 0)
                         if kind not in ("graded", "died") or len(answers) > len(chunk.jobs):
                             raise ValueError("not a message of the pool")
-                    except Exception:  # the end of the pipe, half a message, or not one of ours
+                    except Exception:  # a closed pipe, half a message, or a forged one
                         lost.append(connection)
                         continue
                     for answer in answers:
                         settle(chunk, answer)
-                    if kind == "died":  # what is sent next finds a successor
+                    if kind == "died":  # the server forks a new worker for the next chunk
                         if begun != chunk.number and connection not in excused:
-                            excused.add(connection)  # before it took the chunk, so of none of its jobs; but once only
-                        else:  # of a job, after some whose outcome it had not sent
+                            excused.add(connection)  # died before it took the chunk: no job is to blame, once
+                        else:  # killed by a job; outcomes of jobs before that one may be unsent
                             at = finished - (chunk.size - len(chunk.jobs))
                             at = at if 0 <= at < len(chunk.jobs) else 0
                             verdict = Verdict.TIMEOUT if exit_code == -signal.SIGALRM else Verdict.ERROR
@@ -177,7 +177,7 @@ class Pool:
                         take_back(connection)
                     elif not chunk.jobs:
                         del busy[connection]
-                if lost or not ready:  # the pool is gone, or all are silent: a new one continues without the culprits
+                if lost or not ready:  # the server is gone, or no worker answers: start anew without these jobs
                     for connection in lost or list(busy):
                         settle(busy[connection], Grade(Verdict.ERROR, ""))
                     for connection in list(busy):
@@ -189,7 +189,7 @@ class Pool:
         return outcomes
 
     def _understood(self, answer: Any) -> Outcome:
-        """Return an outcome as a worker sends it. Raises for anything that workers of this subject never send."""
+        """Read an outcome that a worker sent. Raises for anything that workers of this subject never send."""
         if answer is None and self.subject == "programs":
             return None
         if len(answer) == 3:
@@ -208,5 +208,5 @@ def _next_jobs(queue: deque[Job], size: int) -> deque[Job]:
 
 
 def _killed(job: Job, verdict: Verdict) -> Grade:
-    """Return the grade of a response whose worker died of it."""
+    """Return the grade of a response that killed its worker."""
     return Grade(verdict, printable(job.text.strip()) if job.is_answer else "")

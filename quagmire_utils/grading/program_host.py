@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from quagmire_utils.grading.sandbox import confine
 
-MAX_OUTPUT = 2**24  # bytes that a program may write in all; the same for all, because another would hint at the answer
+MAX_OUTPUT = 2**24  # bytes that a program may write; equal for all problems, or it would hint at the answer
 RAISED, NO_MEMORY = 98, 99  # exit status
 _MAX_ELEMENTS = 10**6  # of an iterator that a program returns
 _COMMON = (

@@ -62,7 +62,7 @@ class Programs:
         self.processor_limit = 0.0  # seconds left to the programs of the job at hand
 
     def run(self, sources: Sequence[str], stdin: str) -> tuple[Verdict | None, str]:
-        """Run a program on its standard input; return what its end alone gives (see `_end`) and its standard output."""
+        """Run a program on its standard input; return the verdict on its end (see `_end`) and its standard output."""
         self._begin(sources, stdin)
         return self._end()
 
@@ -107,7 +107,7 @@ class Programs:
 class Running:
     """A program that has run and waits for calls.
 
-    ended: nothing can be asked of it any more. verdict: what its end alone gives (None: it used up the processor time).
+    ended: it answers no more calls. verdict: the one that its end gives (None: it used up the processor time).
     """
 
     def __init__(self, programs: Programs) -> None:
@@ -194,7 +194,7 @@ class Running:
         self.ended, self.verdict = True, Verdict.WRONG if verdict == Verdict.CORRECT else verdict
 
     def _wait(self, handle: int, event: int) -> dict[int, int]:
-        """Wait until a pipe is ready or the program has ended; return what is the case."""
+        """Wait until a pipe is ready or the program has ended; return the events by handle."""
         poll = select.poll()
         poll.register(handle, event)
         poll.register(self._programs._ends.fileno(), select.POLLIN)

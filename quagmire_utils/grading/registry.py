@@ -52,7 +52,7 @@ GRADERS: dict[str, AnswerGrader] = {
 
 @lru_cache(maxsize=64)
 def find_grader(name: str) -> AnswerGrader:
-    """Return the grader of that name other than math. Raises ParameterError where there is none."""
+    """Return the grader of that name, except math. Raises ParameterError if there is none."""
     if name in GRADERS:
         return GRADERS[name]
     module, _, attribute = name.partition(":")

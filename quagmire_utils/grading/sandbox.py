@@ -69,7 +69,7 @@ class _FilterProgram(ctypes.Structure):
 
 
 def bubblewrap() -> list[str]:
-    """Return a command line of bwrap to put before one of Python: no network, no files but Python's, read-only."""
+    """Return the bwrap command that runs Python without network and with no files but Python's, read-only."""
     package = Path(__file__).resolve().parents[1]
     command = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--clearenv"]
     for name, value in {"PYTHONPATH": str(package.parent), "PYTHONHASHSEED": "0", "HOME": "/"}.items():

@@ -325,7 +325,7 @@ def _split(text: str, separators: tuple[str, ...]) -> list[str]:
 
 
 def _partner(text: str) -> int:
-    """Return the index of the bracket that closes the first one, of whatever kind: `[0,1)`."""
+    """Return the index of the bracket that closes the first one; the kinds may differ, as in `[0,1)`."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")

@@ -97,7 +97,7 @@ def serve(handles: list[int], memory_limit: int, subject: str) -> None:
 def _tell(connection: Connection, chunk: int | None, kind: str, *news: Any) -> None:
     """Send JSON, not pickle, so that the caller reads nothing but lists, texts and numbers from a worker.
 
-    `chunk` is the number of the jobs that the news are about.
+    `chunk` is the number of the chunk that the message is about.
     """
     connection.send_bytes(json.dumps([chunk, kind, *news]).encode())
 

@@ -120,7 +120,7 @@ def execute(
     finally:
         printed.close()
         progress.close()
-    for name, path in (("input_path", job.source), ("output_path", job.final)):  # not where they are on this machine
+    for name, path in (("input_path", job.source), ("output_path", job.final)):  # no absolute paths
         notebook.metadata.papermill[name] = os.path.relpath(path, job.root)
     if job.heading:
         notebook.cells[0].source = job.heading
@@ -137,8 +137,8 @@ def start_kernel(folder: Path) -> AsyncKernelManager:
     from nbclient.util import run_sync
 
     kernel = AsyncKernelManager(kernel_name="python3")
-    quiet = ["--IPKernelApp.log_level=CRITICAL"]  # no line on how a kernel starts and ends
-    run_sync(kernel.start_kernel)(cwd=str(folder), extra_arguments=quiet)
+    options = ["--IPKernelApp.log_level=CRITICAL"]  # no messages when a kernel starts and ends
+    run_sync(kernel.start_kernel)(cwd=str(folder), extra_arguments=options)
     return kernel
 
 
@@ -172,7 +172,7 @@ class _Running:
         """Return its progress bar, or else its cells and, with its `usual` seconds, the time left."""
         if bar := self.progress.bar:
             return f"{clock(self.seconds)} {bar}"
-        usual = None if self.progress.redraws else usual  # its bars know better
+        usual = None if self.progress.redraws else usual  # its own bars show the time left
         return progress_line(self.job.name, self.job.partial, self.seconds, usual)
 
 

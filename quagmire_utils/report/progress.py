@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-SILENCE = 10  # seconds without news after which a file gets a line; a terminal is redrawn each second
+SILENCE = 10  # seconds between two lines in a file; a terminal is redrawn each second
 
 
 class Screen:
@@ -30,7 +30,7 @@ class Screen:
         self.total = self.done = 0  # notebooks of the run
 
     def silent(self) -> bool:
-        """Return whether it is time for news."""
+        """Return whether nothing was written for a second (terminal) or `SILENCE` seconds (file)."""
         return time.monotonic() - self.shown >= (1.0 if self._stream.isatty() else SILENCE)
 
     def line(self, text: str, forget: str = "") -> None:
@@ -127,7 +127,7 @@ def time_left(
     likely = {name: sum(known) / len(known) if seconds is None else seconds for name, seconds in expected.items()}
     left = sum(likely[name] for name in waiting)
     left += sum(max(0.0, likely[name] - seconds) for name, seconds in running.items())
-    return f", about {clock(left / at_once)} left" if left >= 1 else ""  # else what still runs takes longer than known
+    return f", about {clock(left / at_once)} left" if left >= 1 else ""  # "" if all take longer than before
 
 
 def progress_line(name: str, partial: Path, seconds: float, usual: float | None) -> str:

@@ -103,7 +103,7 @@ class Executed:
     outputs: Sequence[Output] = ()
     headline: Headline | None = None
     provenance: str = ""  # Markdown
-    parameters: Mapping[str, Any] = field(default_factory=dict)  # given for this run, other than the profile
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # given for this run, without the profile
     seconds: float | None = None
     end_time: str = ""
 
@@ -142,7 +142,7 @@ def _read(path: Path, *, executed: bool) -> Executed:
     try:
         book = nbformat.read(path, as_version=4)
         cells, run = book.cells, book.metadata.get("papermill", {})
-    except Exception:  # whatever a torn file is
+    except Exception:  # a torn file can raise anything
         return Executed(**known)
     if cells and cells[0].cell_type == "markdown":
         first, _, claim = cells[0].source.strip().partition("\n")

@@ -26,7 +26,7 @@ def finished_cells(folder: Path, cells: Sequence[Cell]) -> set[str]:
     """Return the ids of the cells whose records, made with the same parameters, are in `folder`, collected or not.
 
     Raises ParameterError if a record file is damaged or lost and the cells' own folders do not replace it: hours of
-    work must not be repeated without a word.
+    work must not be repeated unnoticed.
     """
     fresh = {cell.id for cell in cells if _fresh(folder, cell) is not None}
     if len(fresh) == len(cells):

@@ -1,8 +1,8 @@
 """Benchmarks, SFT traces and RL problems of a family. Paper: Sec. 4.1, App. B.1.
 
 Those of a micro family are written by the microlab, the same in every process. Those of a pretrained model are made by
-`data.curation` from hub datasets or local files: filtered, deduplicated, and without any question that meets a
-benchmark of the profile or one of the paper's seven. They are kept under `scratch/data`, made once by the first cell
+`data.curation` from hub datasets or local files: filtered, deduplicated, and without any question that matches
+a benchmark of the profile or one of the paper's seven. They are kept under `scratch/data`, made once by the first cell
 that needs them.
 """
 
@@ -171,7 +171,7 @@ def _fitting(traces: Sequence[Trace], base: Path, max_length: int) -> list[Trace
 
 
 def without_problems(traces: Sequence[Trace], held_out: Sequence[Trace]) -> list[Trace]:
-    """Return the traces whose questions meet none of the held-out ones: public datasets share many problems."""
+    """Return the traces whose questions match none of the held-out ones: public datasets share many problems."""
     from quagmire_utils.data import curation
 
     return curation.decontaminate(traces, [Problem(t.problem_id, t.question, t.answer) for t in held_out])[0]

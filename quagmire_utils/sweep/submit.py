@@ -25,7 +25,7 @@ from quagmire_utils.sweep.runner import FIRST_RUNS
 
 TEMPLATE = Path(__file__).with_name("slurm.sbatch.jinja")
 DASHBOARD_TIMEOUT = 10.0  # seconds
-WARNING = 120  # seconds before its time limit that a job is told
+WARNING = 120  # seconds before its time limit at which a job gets a signal
 SLACK = 2.0  # on the computed hours, for the time limit of a job
 MOST_HOURS = 120  # App. B: an RL run takes up to 5 days; what takes longer queues again
 
@@ -117,7 +117,7 @@ def ray_command(name: str, folder: Path, address: str) -> list[str]:
 
 def check_dashboard(address: str) -> None:
     """Raise ParameterError, within seconds, unless Ray can submit jobs from here and its dashboard is at `address`."""
-    if importlib.util.find_spec("aiohttp_cors") is None:  # which the job client imports
+    if importlib.util.find_spec("aiohttp_cors") is None:  # the job client imports it
         raise ParameterError("ray", address, reason="jobs need `pip install 'ray[default]' -c constraints.txt`")
     import httpx
 

@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 def r2_values(actual: Array, predicted: Array) -> dict[str, Array]:
     """Return each kind of R2 over the last axis, the predicted candidates; NaN where it is undefined.
 
-    The squared correlation of two points is 1 whatever the prediction, if both sides vary.
+    The squared correlation of two points is 1 for any prediction, if both sides vary.
     """
     centred = actual - actual.mean(axis=-1, keepdims=True)
     aside = predicted - predicted.mean(axis=-1, keepdims=True)

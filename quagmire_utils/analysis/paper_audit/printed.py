@@ -106,8 +106,8 @@ def _same_numbers(first: pd.DataFrame, second: pd.DataFrame) -> bool:
 def headline_numbers() -> pd.DataFrame:
     """Find what the numbers of the abstract and the takeaways refer to among the printed cells that they are about.
 
-    Columns name, unit (how it is computed), where, says, matches (the cells that round to it), extreme (the cell with
-    the most of it, for "at least" the least), is_extreme: whether that is what is said.
+    Columns name, unit (how it is computed), where, says, matches (the cells that round to it), extreme (the largest
+    cell, for "at least" the smallest), is_extreme: whether the number is that of the extreme cell.
     """
     cells = all_cells()
     cells = cells[cells["column"] != paper.BASELINE]

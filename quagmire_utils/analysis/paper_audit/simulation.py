@@ -142,10 +142,11 @@ def rank_interval(value: float, n: int, confidence: float = 0.95) -> tuple[float
 def rank_gain_range(
     baseline: float, better: float, n: int, draws: int = 4000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Return what n candidates show of a true gain in rank correlation: (low, high, share of draws without a gain).
+    """Return the gain in rank correlation that n candidates show: (low, high, share of draws without a gain).
 
-    baseline, better: true rank correlations of two predictors with the outcome; normal variables, the two predictors
-    independent given the outcome (what they share is not printed; sharing more narrows the range).
+    baseline, better: true rank correlations of two predictors with the outcome. All variables are normal, and the two
+    predictors are independent given the outcome (the paper does not print their correlation; a higher one narrows the
+    range).
     """
     rng = np.random.default_rng(seed)
     outcome = rng.standard_normal((draws, n))
@@ -164,9 +165,8 @@ def rank_gain_range(
 def what_candidates_show() -> pd.DataFrame:
     """Return the rank correlations of Tables 1 and 3 with the interval that their number of candidates allows.
 
-    Columns table, family, column, n (candidates of the family's table of fit sizes), value, low, high; gain and
-    gain_low, gain_high, no_gain: the printed gain over Pass@1 taken as true, and what as many candidates would show of
-    it.
+    Columns table, family, column, n (candidates of the family's table of fit sizes), value, low, high; gain (printed,
+    over Pass@1) and gain_low, gain_high, no_gain: the result of `rank_gain_range` if that is the true gain.
     """
     totals = {
         (cells["scenario"].iloc[0], cells["family"].iloc[0]): total_candidates(number)

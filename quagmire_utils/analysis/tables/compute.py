@@ -37,7 +37,7 @@ COLUMNS = (
 OUTCOMES = ("outcome", "outcome_last")
 MIN_CANDIDATES = 4  # two to fit a line, two to take an R2 on
 MIN_RESAMPLED = 5  # resamples of fewer candidates have only a few different rank correlations, mostly 1
-CEILING = 0.99  # candidates with a higher Pass@k cannot be told apart by it
+CEILING = 0.99  # a higher Pass@k does not distinguish candidates
 R2_KINDS = {
     "r2": "R² = 1 - SS_res/SS_tot",
     "squared_correlation": "squared Pearson correlation",

@@ -62,7 +62,7 @@ def compare_gains(table: pd.DataFrame) -> pd.DataFrame:
     """Return our gains over Pass@1 beside the paper's as text: one line per measured row and predictor.
 
     `paper inside`: whether the paper's value lies in the interval of ours. `at ceiling`: candidates whose Pass@k is
-    0.99 or more, which it cannot tell apart.
+    0.99 or more, too high to distinguish them.
     """
     lines = []
     for (row, _, family), cells in table[table["status"] == "measured"].groupby(ROW, sort=False):

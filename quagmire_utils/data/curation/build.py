@@ -148,7 +148,7 @@ def prepare(
             "tokenizer": Path(named).name if named and Path(named).is_dir() else named,
         },
         "source": dataset.model_dump(exclude={"files", "folder"}),
-        # the time at which a file changed is no part of what a set is
+        # the stamp without the time of change, which does not identify a set
         "inputs": [[u.kind, Path(u.name).name, u.number, u.count, u.stamp.split("-")[0]] for u in pieces],
         "benchmarks": index.digest,
         "tokenizer": None if tokenizer is None else files.digest(tokenizer),
@@ -168,13 +168,13 @@ def _made(output: Path, configuration: dict[str, Any]) -> dict[str, Any] | None:
                 return manifest
             reason = "holds another set"
         except (ValueError, KeyError, TypeError):
-            reason = "has a manifest.json that is no set's"
+            reason = "has a manifest.json of something else"
     elif not (output / _UNFINISHED).is_dir() and (there := [name for name in _FILES if (output / name).exists()]):
-        reason = f"has a {there[0]} that is no set's"
+        reason = f"has a {there[0]} of something else"
     else:
         nearest = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            reason = f"cannot be made: {nearest} is no folder that may be written to"
+            reason = f"cannot be made: {nearest} is not a writable folder"
     if reason:
         raise ParameterError("output", str(output), reason=f"{output} {reason}; name another folder")
     return None

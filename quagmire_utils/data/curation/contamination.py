@@ -45,7 +45,7 @@ _SIGNS = str.maketrans(
 
 @dataclass(frozen=True)
 class Removal:
-    """A trace left out: the benchmark problem that its question meets, and the words shared ("" for equal text)."""
+    """A trace left out: the benchmark problem that its question matches, and the words shared ("" for equal text)."""
 
     trace: Trace
     problem_id: str
@@ -55,9 +55,9 @@ class Removal:
 class BenchmarkIndex:
     """Questions that must not be trained on.
 
-    A question meets a problem if they are the same by `same_question` (operators count: `1+2` is not `1*2`), if they
-    share `ngram` consecutive words, or if it holds the whole of a problem of fewer words, `FEWEST` at least; shorter
-    ones can only be the same. Where several problems are met, the first of them is named.
+    A question matches a problem if they are the same by `same_question` (operators count: `1+2` is not `1*2`), if they
+    share `ngram` consecutive words, or if the question contains a whole problem of `FEWEST` to `ngram` - 1 words. If it
+    matches several problems, the first one found is named.
     """
 
     def __init__(self, problems: Iterable[Problem], ngram: int = NGRAM) -> None:
@@ -79,7 +79,7 @@ class BenchmarkIndex:
                 self._short.setdefault(tuple(words[:FEWEST]), []).append((_squeeze(plain), problem.id))
 
     def meets(self, question: str) -> tuple[str, str] | None:
-        """(id of the problem met, words shared or "" for equal text), or None."""
+        """Return (id of the problem that the question matches, words shared or "" for equal text), or None."""
         plain = plain_latex(question)
         squeezed = _squeeze(plain)
         if squeezed in self._same:
@@ -98,10 +98,7 @@ class BenchmarkIndex:
 def decontaminate(
     traces: Sequence[Trace], problems: Iterable[Problem], *, ngram: int = NGRAM
 ) -> tuple[list[Trace], list[Removal]]:
-    """(clean traces, what was removed and why): no clean trace's question meets one of `problems`.
-
-    What "meets" means is said at `BenchmarkIndex`.
-    """
+    """Return (clean traces, removed ones): no clean trace's question matches a problem (see `BenchmarkIndex`)."""
     index = BenchmarkIndex(problems, ngram)
     clean, removed = [], []
     for trace in traces:
@@ -114,7 +111,7 @@ def decontaminate(
 
 
 def normalise(text: str) -> str:
-    """The text without its case, spacing, dollar signs and Unicode forms."""
+    """Return the text without differences of case, spacing, dollar signs and Unicode forms."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     # split() drops what the regular expression \s matches, at a tenth of the time
@@ -122,16 +119,16 @@ def normalise(text: str) -> str:
 
 
 def same_question(text: str) -> str:
-    """What two spellings of a question have in common.
+    """Return a form of a question that is the same for all its spellings.
 
-    Besides case, spacing and Unicode forms this leaves out math delimiters, braces, fonts, sizes and thin spaces, the
-    marks at the end, and the difference between `\\dfrac12` and `\\frac{1}{2}`.
+    It ignores case, spacing, Unicode forms, math delimiters, braces, fonts, sizes, thin spaces, the marks at the end,
+    and the difference between `\\dfrac12` and `\\frac{1}{2}`.
     """
     return _squeeze(plain_latex(text))
 
 
 def plain_latex(text: str) -> str:
-    """The text without what LaTeX only typesets, in lower case."""
+    """Return the text in lower case, without LaTeX that only sets type."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.translate(_SIGNS))
     text = text.casefold()

@@ -123,7 +123,7 @@ class TokenCounter:
 
 
 def _mark_words(text: str) -> str:
-    """Return the text (without marks) with one wherever a word or a line begins, that is where it may be cut."""
+    """Return the text with a mark wherever it may be cut: where a word or a line begins."""
     spaced = any(map(text.__contains__, _ASCII_SPACES if text.isascii() else _SPACES_BEFORE))
     text = _AFTER_LINE.sub(_MARK, text)
     # marking every space is the same if none follows whitespace, and far quicker

@@ -16,14 +16,14 @@ this has two faults, corrected as follows:
 
 Percentile intervals are too short for few problems, so the percentiles are moved outwards as Student's t requires
 (Hesterberg 2015, "expanded percentile"). Near 0 or 1, where all problems look alike and a bootstrap has nothing to
-vary, the interval is at least Wilson's. Its number of trials is the one that the standard error amounts to, at most the
+vary, the interval is at least Wilson's. Its number of trials is the one that gives the standard error, at most the
 number of groups of k answers, at least the number of problems (a mean of m shares around p varies by p (1 - p) / m at
 most).
 
-A standard error that rests on a few correct answers cannot tell whether the next ones would come from different
-problems or from one. So z^2 are added to those seen, as dependent as possible (problems always or never solved), as
-Wilson adds z^2 trials: with none seen the trials are the problems, with hundreds almost nothing changes. The tests
-measure the coverage of the intervals on populations of known mean.
+With few correct answers it is unknown whether further ones would come from different problems or from one. So z^2 are
+added to those seen, as Wilson adds z^2 trials; for them, all answers to a problem count as one trial. With none seen,
+each problem is one trial; with hundreds almost nothing changes. The tests measure the coverage of the intervals on
+populations of known mean.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class _Replicates:
     sampling_variance: Array
     freedom: Array  # degrees of freedom of the variance
     trials: Array  # groups of k answers
-    least: float  # fewest trials that a mean of so many problems amounts to
+    least: float  # smallest number of trials for so many problems
     seen: Array  # groups of k answers with the rarer outcome
     clusters: float  # problems; of an average, those that one benchmark would need for this variance
     problems: int

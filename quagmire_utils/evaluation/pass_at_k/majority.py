@@ -88,17 +88,17 @@ def _votes(graded: pd.DataFrame) -> dict[object, list[tuple[int, list[int], int]
     answer = pd.Series(spelt, dtype=object).map(lambda text: " ".join(text.split())).to_numpy()[codes]
     # the verdict separates a right 1/2 from a wrong one, if a problem's gold has changed in between
     right = graded["verdict"].eq("correct").to_numpy()
-    silent = ~right & (answer == "")
+    abstains = ~right & (answer == "")
     keys = graded[_PROBLEM].assign(answer=answer)
-    sums = graded[_PROBLEM].assign(right=right, silent=silent)
+    sums = graded[_PROBLEM].assign(right=right, abstains=abstains)
     sums = sums.groupby(_PROBLEM, sort=False, observed=True).sum()
-    counted = keys[~right & ~silent].groupby([*_PROBLEM, "answer"], sort=False, observed=True).size()
+    counted = keys[~right & ~abstains].groupby([*_PROBLEM, "answer"], sort=False, observed=True).size()
     wrong: dict[tuple[object, object], list[int]] = {}
     for (benchmark, problem, _), count in counted.items():
         wrong.setdefault((benchmark, problem), []).append(int(count))
     votes: dict[object, list[tuple[int, list[int], int]]] = {}
-    for key, correct, quiet in sums.itertuples(name=None):
-        votes.setdefault(key[0], []).append((int(correct), wrong.get(key, []), int(quiet)))
+    for key, correct, abstained in sums.itertuples(name=None):
+        votes.setdefault(key[0], []).append((int(correct), wrong.get(key, []), int(abstained)))
     return votes
 
 

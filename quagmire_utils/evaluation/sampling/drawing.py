@@ -97,7 +97,7 @@ def sample(
 def _check(
     problems: Sequence[Problem], num_samples: int, params: SamplingParams, benchmark: str, chunk_samples: int | None
 ) -> int:
-    """Return the samples of a chunk. Raise ParameterError for what is wrong whatever the engine."""
+    """Return the samples of a chunk. Raise ParameterError for what no engine can do."""
     if chunk_samples is None:
         chunk_samples = max(1, min(_CHUNK_SAMPLES, _CHUNK_TOKENS // params.max_tokens))
     for name, value in (("num_samples", num_samples), ("chunk_samples", chunk_samples)):
