@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quagmire_utils.analysis.records import candidate_frame, in_scenario
+from quagmire_utils.analysis.candidates import candidate_frame, in_scenario
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import CANDIDATE, CHECKPOINT, Records
 from quagmire_utils.evaluation.pass_at_k import pass_at_k

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from quagmire_utils.analysis.candidates import select_candidates
 from quagmire_utils.analysis.fits import Array, r2_score, spearman
 from quagmire_utils.analysis.lines import FEWEST, Fit, Task
 from quagmire_utils.analysis.ranking import listed, percent, regret
-from quagmire_utils.analysis.records import select_candidates
 from quagmire_utils.core.errors import ParameterError
 
 FEW_CHECKS = 5  # fewer leave-one-out checks say little

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quagmire_utils.analysis.records import candidate_frame, in_scenario, of_family
+from quagmire_utils.analysis.candidates import candidate_frame, in_scenario, of_family
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.records import Records, check_once, load_records

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from quagmire_utils.analysis.candidates import select_candidates
 from quagmire_utils.analysis.measurements import Measurements, checked_candidates, comparable_loss
 from quagmire_utils.analysis.noise import Array, ScoreNoise, Shrinkage, score_noise
-from quagmire_utils.analysis.records import select_candidates
 from quagmire_utils.core.errors import ParameterError
 
 COLUMNS = ["candidate", "pass1", "gen_loss", "pass_k"]

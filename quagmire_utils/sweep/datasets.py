@@ -262,7 +262,7 @@ def check_files(profile: Profile, folder: Path | None = None) -> Iterator[str]:
 
 
 def _check_rows(dataset: Dataset, files: Sequence[Path], needed: int) -> str:
-    from quagmire_utils.data.curation.files import read_unit, units
+    from quagmire_utils.data.curation.source_files import read_unit, units
     from quagmire_utils.data.rows import Record
 
     pieces = units(dataset, files)

@@ -20,7 +20,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
 from quagmire_utils.data import find_dataset, load_datasets
 from quagmire_utils.data.curation import load_set
-from quagmire_utils.data.curation.files import read_unit, units
+from quagmire_utils.data.curation.source_files import read_unit, units
 from quagmire_utils.data.rows import Dropped, Record
 
 REPO = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ KINDS = ("a.parquet", "b.jsonl", "list.json", "lines.json", "c.jsonl.gz", "list.
 def test_a_set_does_not_depend_on_files_formats_or_order(tmp_path, shards, monkeypatch):
     rows = pool_rows(300)
     expected = make(tmp_path / "expected", write(tmp_path / "one.jsonl", rows), n=90, validation_problems=9)
-    monkeypatch.setattr("quagmire_utils.data.curation.files.UNIT_BYTES", 3000)
+    monkeypatch.setattr("quagmire_utils.data.curation.source_files.UNIT_BYTES", 3000)
     random.Random(shards).shuffle(rows)
     for k in range(shards):
         write(tmp_path / f"in/{9 - k}/{[*KINDS, 'd.csv'][(k + shards) % 9]}", rows[k::shards])
@@ -49,7 +49,7 @@ def test_a_set_does_not_depend_on_files_formats_or_order(tmp_path, shards, monke
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("unit_bytes", [1000, 2**26])
 def test_chosen_rows_are_read_again_from_every_kind_of_file(tmp_path, kind, unit_bytes, monkeypatch):
-    monkeypatch.setattr("quagmire_utils.data.curation.files.UNIT_BYTES", unit_bytes)
+    monkeypatch.setattr("quagmire_utils.data.curation.source_files.UNIT_BYTES", unit_bytes)
     rows = [{"category": "math", "source": "s", "input": f"q{i}", "output": f"é{i}\n"} for i in range(100)]
     path = write(tmp_path / kind, rows)
     dataset = find_dataset("acereason").from_files([str(path)])
@@ -142,7 +142,7 @@ def hub_set(tmp_path):
     return file, make(tmp_path / "expected", file, **asked)
 
 
-SMALL_UNITS = "import sys, quagmire_utils.data.curation.files as f; f.UNIT_BYTES = 2**18; f._SPARSE = 2**13\n"
+SMALL_UNITS = "import sys, quagmire_utils.data.curation.source_files as f; f.UNIT_BYTES = 2**18; f._SPARSE = 2**13\n"
 SMALL_UNITS += "from quagmire_utils.cli import main; sys.exit(main(['curate', *sys.argv[1:]]))"
 
 

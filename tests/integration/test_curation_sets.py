@@ -16,9 +16,9 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem, Trace, load_benchmark, load_datasets
 from quagmire_utils.data.curation import Recipe, decontaminate, load_set, response_lengths, select, split_by_problem
 from quagmire_utils.data.curation.contamination import normalise
-from quagmire_utils.data.curation.counting import QWEN, TokenCounter, tokenizer_json
-from quagmire_utils.data.curation.files import units
 from quagmire_utils.data.curation.scan import problem_digest, trace_id
+from quagmire_utils.data.curation.source_files import units
+from quagmire_utils.data.curation.token_counts import QWEN, TokenCounter, tokenizer_json
 from quagmire_utils.data.dataset import find_dataset
 from quagmire_utils.data.rows import Dropped, Record, made_by
 from quagmire_utils.training.microlab import build_tokenizer
@@ -217,7 +217,7 @@ def test_the_same_set_from_any_shards_in_any_order(tmp_path, tokenizer, benchmar
     for k in range(shards):
         ending = "jsonl" if k % 2 or shards == 1 else "parquet"
         write(tmp_path / f"in/{(k * 7) % shards:02d}.{ending}", rows[k::shards])
-    monkeypatch.setattr("quagmire_utils.data.curation.files.UNIT_BYTES", 4000)
+    monkeypatch.setattr("quagmire_utils.data.curation.source_files.UNIT_BYTES", 4000)
     manifest = make(tmp_path / "out", tmp_path / "in", **asked)
     assert len(manifest["configuration"]["inputs"]) > 5 * len(expected["configuration"]["inputs"])
     for key in ("sets", "counts", "not_taken", "problems", "generators"):

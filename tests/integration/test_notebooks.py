@@ -17,7 +17,7 @@ from example_records import make_records, write_records
 from nbclient.util import run_sync
 
 from quagmire_utils.analysis import tables
-from quagmire_utils.analysis.records import candidate_frame
+from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.analysis.summaries import records_summary
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError

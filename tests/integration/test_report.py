@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from quagmire_utils import report
 from quagmire_utils.analysis import claims, tables
-from quagmire_utils.analysis.records import candidate_frame
+from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.cli import app
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import load_records

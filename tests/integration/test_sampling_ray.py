@@ -18,8 +18,8 @@ from quagmire_utils.engines import EngineConfig, Request, model_digest
 from quagmire_utils.engines import cluster as clusters
 from quagmire_utils.engines.cluster import checkpoint_files
 from quagmire_utils.evaluation.sampling import ReplicaLostError, sample
-from quagmire_utils.evaluation.sampling import actors as replicas
-from quagmire_utils.evaluation.sampling.actors import EngineReplica
+from quagmire_utils.evaluation.sampling import sampling_replicas as replicas
+from quagmire_utils.evaluation.sampling.sampling_replicas import EngineReplica
 from quagmire_utils.evaluation.store import SampleStore
 
 pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]' -c constraints.txt")

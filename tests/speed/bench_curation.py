@@ -64,7 +64,7 @@ def save_tokenizer(folder: Path, traces: Path) -> None:
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from quagmire_utils.data.curation.counting import QWEN
+    from quagmire_utils.data.curation.token_counts import QWEN
 
     texts = next(pq.ParquetFile(traces / "0.parquet").iter_batches(2000, columns=["output"])).column(0).to_pylist()
     bpe = Tokenizer(models.BPE())

@@ -11,7 +11,7 @@ import pytest
 from example_records import BENCHMARKS, make_records, write_records
 from scipy import stats
 
-from quagmire_utils.analysis.records import candidate_frame
+from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.analysis.summaries import records_summary, time_table
 from quagmire_utils.core.records import CHECKPOINT, Records, load_records
 from quagmire_utils.evaluation.measured import evaluation_table, show_evaluation

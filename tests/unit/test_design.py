@@ -19,8 +19,8 @@ from example_grid import write_grid_records
 from matplotlib.collections import PathCollection
 
 from quagmire_utils.analysis import design
+from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.analysis.criteria import CRITERIA, criteria_table
-from quagmire_utils.analysis.records import candidate_frame
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import Records, load_records
 from quagmire_utils.core.settings import load_profile

@@ -11,6 +11,7 @@ import pytest
 from example_candidates import five_candidates, hidden, linear_world
 from scipy import stats
 
+from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.analysis.fits import predict, spearman
 from quagmire_utils.analysis.forecasting import (
     check_forecasts,
@@ -21,7 +22,6 @@ from quagmire_utils.analysis.forecasting import (
 )
 from quagmire_utils.analysis.lines import forecast
 from quagmire_utils.analysis.measurements import load_measurements
-from quagmire_utils.analysis.records import candidate_frame
 from quagmire_utils.core.errors import ParameterError
 
 # --- lines and intervals ----------------------------------------------------------------------------------------------

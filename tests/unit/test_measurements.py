@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.analysis.forecasting import forecast_rl, known_runs
 from quagmire_utils.analysis.measurements import load_measurements, read_csv
 from quagmire_utils.analysis.ranking import rank_with_noise
-from quagmire_utils.analysis.records import candidate_frame
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation import store
 from quagmire_utils.evaluation.pass_at_k import pass_at_k

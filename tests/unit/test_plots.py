@@ -18,8 +18,8 @@ from matplotlib.text import Text
 from scipy import stats
 
 from quagmire_utils.analysis import design
+from quagmire_utils.analysis.candidates import base_models, candidate_frame
 from quagmire_utils.analysis.fits import linear_fit
-from quagmire_utils.analysis.records import base_models, candidate_frame
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import CHECKPOINT, load_records
 from quagmire_utils.core.settings import load_profile

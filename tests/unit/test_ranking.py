@@ -12,10 +12,10 @@ import pytest
 from example_candidates import five_candidates, with_errors, world
 from scipy import integrate, stats
 
+from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.analysis.measurements import Measurements
 from quagmire_utils.analysis.noise import ScoreNoise, Shrinkage, sampling_parts
 from quagmire_utils.analysis.ranking import beaten_in_both, check_ranking, rank_candidates, rank_with_noise, regret
-from quagmire_utils.analysis.records import candidate_frame
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.pass_at_k import benchmark_average, pass_at_k
 

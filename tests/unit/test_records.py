@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from example_records import make_records, write_records
 
-from quagmire_utils.analysis.records import candidate_frame, select_candidates
+from quagmire_utils.analysis.candidates import candidate_frame, select_candidates
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, read_parquet, write_json, write_parquet
 from quagmire_utils.core.records import RECORDS, load_records

@@ -22,7 +22,7 @@ from example_records import BENCHMARKS, make_records, write_records
 from scipy import stats
 
 from quagmire_utils.analysis import tables
-from quagmire_utils.analysis.records import base_models, candidate_frame, select_candidates
+from quagmire_utils.analysis.candidates import base_models, candidate_frame, select_candidates
 from quagmire_utils.analysis.tables import TABLES, Options, compute_sensitivity, compute_table, show_table
 from quagmire_utils.analysis.tables.compute import NUMBERS
 from quagmire_utils.core import published as paper

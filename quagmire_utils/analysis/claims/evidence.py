@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import integrate, stats
 
-from quagmire_utils.analysis.records import base_models, select_candidates
+from quagmire_utils.analysis.candidates import base_models, select_candidates
 from quagmire_utils.core.records import Records
 from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 

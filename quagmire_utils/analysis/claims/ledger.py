@@ -15,9 +15,9 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from quagmire_utils.analysis.candidates import check_family, check_frame
 from quagmire_utils.analysis.claims.evidence import Estimate, Evidence, gather
 from quagmire_utils.analysis.claims.statistics import STATISTICS, published_gain
-from quagmire_utils.analysis.records import check_family, check_frame
 from quagmire_utils.analysis.tables import verdict
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError

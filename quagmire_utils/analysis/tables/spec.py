@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from quagmire_utils.analysis.records import check_family, check_frame, select_candidates
+from quagmire_utils.analysis.candidates import check_family, check_frame, select_candidates
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
 

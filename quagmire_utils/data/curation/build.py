@@ -33,10 +33,10 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_path, read_json, write_json
 from quagmire_utils.core.locks import exclusive
 from quagmire_utils.data.curation.contamination import BenchmarkIndex
-from quagmire_utils.data.curation.counting import TokenCounter, tokenizer_json
-from quagmire_utils.data.curation.files import Unit, read_unit, units
 from quagmire_utils.data.curation.recipes import Choice, Recipe, choose
 from quagmire_utils.data.curation.scan import Hit, Table, changed, problem_digest, scan, trace_id
+from quagmire_utils.data.curation.source_files import Unit, read_unit, units
+from quagmire_utils.data.curation.token_counts import TokenCounter, tokenizer_json
 from quagmire_utils.data.dataset import Dataset, load_datasets, local_files
 from quagmire_utils.data.loading import load_benchmark
 from quagmire_utils.data.problems import Trace, load_traces

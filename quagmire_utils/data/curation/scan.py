@@ -31,8 +31,8 @@ import numpy as np
 from quagmire_utils.core import files
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.curation.contamination import RULE, BenchmarkIndex, normalise, same_question
-from quagmire_utils.data.curation.counting import TokenCounter
-from quagmire_utils.data.curation.files import Unit, read_unit
+from quagmire_utils.data.curation.source_files import Unit, read_unit
+from quagmire_utils.data.curation.token_counts import TokenCounter
 from quagmire_utils.data.dataset import Dataset
 from quagmire_utils.data.rows import Dropped, Record
 

@@ -46,7 +46,7 @@ from quagmire_utils.evaluation.generalization_loss.summary import Generalization
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from quagmire_utils.evaluation.generalization_loss.actors import ClusterScorer
+    from quagmire_utils.evaluation.generalization_loss.loss_replicas import ClusterScorer
 
 __all__ = ["GeneralizationLoss", "generalization_loss"]
 
@@ -124,7 +124,7 @@ def generalization_loss(
 
 def _scorer(model: PreTrainedModel | EngineConfig, chunk_tokens: int, probe: TokenSequence) -> Scorer | ClusterScorer:
     if isinstance(model, EngineConfig) and model.ray is not None:
-        from quagmire_utils.evaluation.generalization_loss.actors import ClusterScorer
+        from quagmire_utils.evaluation.generalization_loss.loss_replicas import ClusterScorer
 
         return ClusterScorer(model, chunk_tokens, probe)
     return Scorer(load_model(model) if isinstance(model, EngineConfig) else model, chunk_tokens, probe)

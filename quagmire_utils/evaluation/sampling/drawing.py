@@ -14,7 +14,7 @@ import pandas as pd
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem, resolve_template
 from quagmire_utils.engines import Completion, Engine, EngineConfig, SamplingParams, load_engine
-from quagmire_utils.evaluation.sampling.actors import EngineFacts, draw_on_cluster, tokenizer_and_context
+from quagmire_utils.evaluation.sampling.sampling_replicas import EngineFacts, draw_on_cluster, tokenizer_and_context
 from quagmire_utils.evaluation.sampling.work import Chunk, Run, Work, block_of, chunks_of
 from quagmire_utils.evaluation.store import SampleStore
 

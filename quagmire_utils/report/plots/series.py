@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.analysis.records import select_candidates
+from quagmire_utils.analysis.candidates import select_candidates
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.report.plots.look import INTERVAL, MARKERS, OTHER_SELECTION, SELECTION_STYLE, shades
 

@@ -32,7 +32,6 @@ from quagmire_utils.core.files import atomic_path, digest, read_json, write_json
 from quagmire_utils.core.settings import SFTSettings
 from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import render, resolve_template, response_ids
-from quagmire_utils.training.backends.checkpoints import export_checkpoint
 from quagmire_utils.training.backends.environments import (
     BACKENDS,
     Machines,
@@ -40,6 +39,7 @@ from quagmire_utils.training.backends.environments import (
     count_gpus,
     python_variable,
 )
+from quagmire_utils.training.backends.export import export_checkpoint
 from quagmire_utils.training.backends.runs import (
     close_run,
     copy_script,

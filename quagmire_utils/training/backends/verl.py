@@ -39,7 +39,6 @@ from quagmire_utils.core.files import digest, write_json, write_parquet, write_t
 from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import check_fits, render_problem, resolve_template
-from quagmire_utils.training.backends.checkpoints import export_checkpoint
 from quagmire_utils.training.backends.environments import (
     BACKENDS,
     ROOT,
@@ -48,6 +47,7 @@ from quagmire_utils.training.backends.environments import (
     count_gpus,
     python_variable,
 )
+from quagmire_utils.training.backends.export import export_checkpoint
 from quagmire_utils.training.backends.runs import (
     SCRIPTS,
     close_run,
