@@ -23,8 +23,8 @@ from quagmire_utils.engines import EngineConfig, model_digest
 from quagmire_utils.engines import cluster as clusters
 from quagmire_utils.engines.cluster import checkpoint_files
 from quagmire_utils.evaluation import generalization_loss as package
-from quagmire_utils.evaluation.generalization_loss import loss_replicas as replicas
 from quagmire_utils.evaluation.generalization_loss import generalization_loss, partial
+from quagmire_utils.evaluation.generalization_loss import loss_replicas as replicas
 from quagmire_utils.evaluation.generalization_loss.scoring import Scorer, load_model
 from quagmire_utils.evaluation.generalization_loss.sequences import encode
 from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS
