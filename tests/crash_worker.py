@@ -107,7 +107,7 @@ def fill_disk(model, folder, out):
 
 
 def main():
-    """Obey."""
+    """Run a life for each line of the input."""
     import math_verify  # noqa: F401  so that no child has to
 
     engine = load(sys.argv[1])

@@ -64,7 +64,7 @@ class Candidate:
 
 
 SMALL = [f"random dataset {GRID}", f"shortest instance {GRID}"]
-FULL = {  # selection, scenario, source and learning rate (other than usual), examples x epochs: as in the mini profile
+FULL = {  # selection, scenario, source and learning rate (if not the usual), examples x epochs: as in the mini profile
     "Llama3-8B-Instruct": [
         "random dataset 8x4 8x16 8x64 8x256 32x4 32x16 32x64 128x16",
         "random dataset+instance 128x1",

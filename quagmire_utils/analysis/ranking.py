@@ -184,7 +184,7 @@ def rank_with_noise(measured: Measurements, *, confidence: float = 0.95, n_draws
         ranked["chance"], ranked["chance_ruled_out"] = draw.chances()
         leader = int(np.argmax(ranked["chance"]))
         if ranked["chance"].iloc[0] > ranked["chance"].iloc[leader] - 2 / math.sqrt(n_draws):
-            leader = 0  # the draws cannot tell them apart: the first by the numbers as they are
+            leader = 0  # no difference in the draws: the first by the numbers as they are
         settled = draw.chances(math.inf, 0.0, 0.0, 0.0)[0]
         settling = leader if settled[leader] == settled.max() else int(np.argmax(settled))
     if noise and noise.fewest:

@@ -60,7 +60,7 @@ def git_state() -> dict[str, Any]:
     top = git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root:
         return {"commit": None, "dirty": None}
-    # results are not code; without optional locks a long sweep does not block somebody's commit
+    # results are not code; without optional locks a long sweep does not block a commit
     changes = git("--no-optional-locks", "status", "--porcelain", "--", ".", ":(exclude)results")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
 

@@ -76,7 +76,7 @@ def test_the_card_documents_every_column_and_no_other(profile):
     for name, columns in documented.items():
         assert len(columns) == len(set(columns))
         found = set(read_parquet(folder / f"{name}.parquet").columns)
-        if name == "cells":  # what only cells that have not been run have
+        if name == "cells":  # parts that no cell of these records has
             found |= {column for column in columns if column.startswith("seconds_")}
         assert set(columns) == found
 

@@ -116,7 +116,7 @@ def test_the_ledger_and_the_audit_are_on_the_page(place, page):
 
 
 def test_the_readmes_table_is_that_of_the_executed_notebooks(tmp_path):
-    """But for the run times: executed again, the notebooks show the same numbers after other seconds."""
+    """Run times are not compared: notebooks that are executed again show the same numbers after other seconds."""
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     report.update_readme(copy, RESULTS, link=(RESULTS / "notebooks").relative_to(ROOT).as_posix())
@@ -134,7 +134,7 @@ def test_the_page_is_that_of_the_executed_notebooks(page):
 
 
 def lines_and_numbers(svg: Path) -> tuple[str, list[float]]:
-    """A drawing without its numbers, and they; names that matplotlib makes of the numbers are left out."""
+    """Return a drawing without its numbers, and the numbers; names that matplotlib makes of numbers are left out."""
     text = re.sub(r"\b[a-z]?[0-9a-f]{10}\b", "", svg.read_text(encoding="utf-8"))
     number = r"-?\d+(?:\.\d+)?"
     return re.sub(number, "#", text), [float(found) for found in re.findall(number, text)]

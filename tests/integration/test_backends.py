@@ -1,4 +1,4 @@
-"""The back-ends: their files, and how they are run; what the real ones make of them is tested beside this."""
+"""The back-ends: their files, and how they are run. `test_backends_*.py` run the real ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever happens to a run, started again it ends with the records of an unbroken one.
+"""A run that was stopped in any way and is started again ends with the records of an unbroken one.
 
 Answers two of the pains that users of other tools have: a crash loses everything that was sampled, and a torn last
 write can't be read. Processes are really killed, the disk is really full.

@@ -373,7 +373,7 @@ def test_what_is_in_the_folder_already_is_not_touched(tmp_path, pool):
             make(tmp_path / folder, pool, tmp_path / "cache")
         assert error.value.parameter == "output"
     assert (tmp_path / "mine/train.jsonl").read_text() == "mine"
-    assert not (tmp_path / "cache").exists()  # nothing was read before it was said
+    assert not (tmp_path / "cache").exists()  # nothing was read before the error
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "list.json"])
@@ -519,7 +519,7 @@ def test_lengths_are_those_of_select():
         ({"sets": {"a": {"source": "m"}}, "datasets": {"m": {"question": 5}}}, "datasets.m.question"),
         ({"sets": {"a": {"source": "m"}}, "datasets": {"m": {"question": "q", "where": ["x"]}}}, "datasets.m.where"),
         ({"sets": {"a": {"source": "m"}}, "datasets": {"m": {"files": "x", "question": "q"}}}, "datasets.m.answer"),
-        # the second set is wrong, and the first is not made before that is said
+        # the second set is wrong: the error comes before the first set is made
         ({"sets": {"a": {"source": "acereason", "n": 3}, "b": {"source": "nope"}}}, "source"),
     ],
 )

@@ -68,7 +68,7 @@ def scored(monkeypatch):
     return batches
 
 
-def test_a_killed_computation_goes_on_where_it_stopped(checkpoint, scored, tmp_path):
+def test_a_killed_computation_resumes_where_it_stopped(checkpoint, scored, tmp_path):
     """SIGKILL in the middle; what is there is not done again."""
     traces = [
         Trace(f"{k}-{trace.id}", trace.problem_id, trace.question, f"{k} {trace.response}")

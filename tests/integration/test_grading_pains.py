@@ -213,7 +213,7 @@ def test_what_was_extracted_is_kept_with_every_verdict(tmp_path, grader):
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("end", ["crash", "sleep 600", "spin 600"])
 def test_the_end_of_a_worker_is_put_down_to_the_response_that_caused_it(end):
-    # Answers are told in batches: those found before the end, and not told yet, are neither lost nor blamed.
+    # Outcomes are sent in batches: those that a dead worker had found, but not sent, are neither lost nor blamed.
     texts = [f"1 fine {i}" for i in range(40)]
     texts[9], texts[10], texts[30] = f"1 {end}", f"1 {end} ", f"1 {end}  "
     verdict = ERROR if end == "crash" else TIMEOUT

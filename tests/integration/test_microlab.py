@@ -78,8 +78,8 @@ def lanes_of(response: str) -> list[list[tuple[str, str, str, str]]]:
 
 def fallible(count: int = 1500, **settings) -> list:
     """Solutions by a writer with only the given weaknesses, four terms and three digits each."""
-    quiet = {"slip": 0.0, "direct_fraction": 0.0, "terms": (4,)} | settings
-    return microlab.pretraining_corpus(PretrainingSettings(examples=1, fallible_examples=count, **quiet), seed=0)[1]
+    settings = {"slip": 0.0, "direct_fraction": 0.0, "terms": (4,)} | settings
+    return microlab.pretraining_corpus(PretrainingSettings(examples=1, fallible_examples=count, **settings), seed=0)[1]
 
 
 def test_slips_happen_as_often_as_asked_and_are_carried_on():

@@ -56,7 +56,7 @@ class Endpoint:
         self.calls = []  # (time, headers, body) of completion calls
         self.paths = []
         self.key = None
-        self.free = threading.Event()  # lets calls that hang go on
+        self.free = threading.Event()  # releases calls that hang
         self.free.set()
         self.busy = self.most_busy = 0
         self.lock = threading.Lock()

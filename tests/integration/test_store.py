@@ -128,7 +128,7 @@ def test_git_state_is_that_of_this_repository(monkeypatch, tmp_path):
     if (root / ".git").exists():
         status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
         assert git_state()["dirty"] == bool(status.stdout.strip())
-    # installed inside the repository of somebody else
+    # installed inside another repository
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     module = tmp_path / "site-packages" / "quagmire_utils" / "store" / "provenance.py"
     monkeypatch.setattr(provenance, "__file__", str(module))
@@ -312,7 +312,7 @@ def test_counts(tmp_path):
         **{"benchmark": "b", "n": 7, "correct": 2, "wrong": 1, "no_answer": 2, "truncated": 3},
         **{"timeout": 1, "error": 1, "mean_tokens": 4.0},
     }
-    # nobody has judged them, so they count neither as wrong nor as samples
+    # not graded yet, so they count neither as wrong nor as samples
     assert counts.loc["q", ["n", "correct", "wrong", "no_answer", "truncated", "timeout", "error"]].tolist() == [0] * 7
     assert np.isnan(counts.loc["q", "mean_tokens"])
 
@@ -436,7 +436,7 @@ def test_threads_of_one_process_keep_each_other_out(tmp_path):
 
 
 def test_a_part_that_was_copied_from_another_store_is_refused(tmp_path):
-    """Mixing models, templates, engines or parameters is refused in one sentence, also where somebody copies files."""
+    """Mixing models, templates, engines or parameters is refused in one sentence, also if files are copied."""
     for name, temperature in (("one", 1.0), ("two", 0.7)):
         SampleStore(tmp_path / name).bind({"temperature": temperature})
         SampleStore(tmp_path / name).append(_frame(indices=[0] if name == "one" else [1]))
@@ -624,7 +624,7 @@ def test_seeds_used_twice_within_a_run_are_found(tmp_path):
     assert refused.value.parameter == "alpha"
 
 
-def test_a_seed_that_nobody_heeds_is_found(tmp_path):
+def test_an_engine_that_ignores_seeds_is_found(tmp_path):
     """A server that draws every sample with one seed: all samples of a problem are one long text."""
     same = {f"p{p}": [f"{p}" * 100] * 16 for p in range(5)}
     found = _drawn(tmp_path / "one", same).duplicates()

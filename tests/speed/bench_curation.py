@@ -5,7 +5,7 @@
     OMP_NUM_THREADS=1 python tests/speed/bench_curation.py --traces 20000 --sentences 120    # as long as R1's: 9 kB
 
 Rows have the columns of AceReason-1.1-SFT, in eight parquet files: some traces a problem, some repeated, a tenth code.
-Everybody does the same: maths only, duplicates out (equal up to case and spacing), 100 problems held out, then 1% of
+Both sides do the same: maths only, duplicates out (equal up to case and spacing), 100 problems held out, then 1% of
 the traces, random or shortest. Each run is a process of its own (with two workers); memory is the peak of the
 proportional set size of it and its children, sampled five times a second; CPU seconds tell what a busy machine hides.
 Counting tokens costs more than all the rest, and the lengths are kept: the runs are shown without it, with it, and with

@@ -6,7 +6,7 @@
     python tests/speed/bench_grading_peers.py --problems 5                 # ours and math-verify alone, in two minutes
 
 Each peer needs its own virtual environment (their antlr and transformers differ), and is left out where none is named.
-All takes about half an hour on two quiet cores. QUAGMIRE_DATA_DIR names the folder with `responses/`.
+All takes about half an hour on two idle cores. QUAGMIRE_DATA_DIR names the folder with `responses/`.
 
 Throughput: real labelled responses, those of each problem repeated to 64 (`math_cot` has boxes, `gsm8k_gpt3` has not);
 then the same with a number in front of each, so that no two are alike; then both sets whole. Each grader runs in a

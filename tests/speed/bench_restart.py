@@ -1,6 +1,6 @@
 """Tokens that a killed run draws twice, as a share of all its tokens.
 
-    OMP_NUM_THREADS=1 python tests/speed/bench_restart.py            # some two minutes on a quiet core
+    OMP_NUM_THREADS=1 python tests/speed/bench_restart.py            # some two minutes on an idle core
 
 A run of a micro model is killed at a random moment and started again, ten times over. Each call of the engine is
 written down before it begins, so what was lost is what was asked for twice: an upper bound, as if every call had been

@@ -168,7 +168,7 @@ def test_where_a_few_answers_of_thousands_tell_the_truth_is_covered_too(mean, al
         counts = frame(rng.binomial(n, rng.beta(a, b, m)), n)
         row = bootstrap_intervals(counts, [k], replicates=200, seed=run).iloc[0]
         held.append(row["low"] <= truth <= row["high"])
-    assert np.mean(held) >= 0.93  # 0.74 to 0.82, where a variance of a few answers was taken at its word
+    assert np.mean(held) >= 0.93  # 0.74 to 0.82, where a variance of a few answers was used as it was
 
 
 @pytest.mark.parametrize("problems", ["one", "others"])

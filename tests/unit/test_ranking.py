@@ -268,7 +268,7 @@ def test_what_limits_is_said(chances, losses, limit):
 
 
 def test_what_would_settle_is_about_who_would_win_with_less_noise():
-    """c1 wins most draws, as it is ruled out by a hair only; with endless answers c0 wins, and that is what is said."""
+    """c1 wins most draws, as it is ruled out by a hair only; with endless answers c0 wins, and the advice names c0."""
     measured = world(np.full((2, 200), 0.3), 64, 8, losses=np.array([1.0, 1.0 + 1e-9]))
     table = measured.table.assign(gen_loss_se=0.01, pass1=[0.31, 0.30], pass_k=[0.85, 0.99])
     found = rank_with_noise(replace(measured, table=table))
@@ -279,7 +279,7 @@ def test_what_would_settle_is_about_who_would_win_with_less_noise():
 
 @pytest.mark.slow
 def test_the_answers_needed_are_enough_in_half_of_all_repeats():
-    """Worlds of eight candidates: as many more answers as were said to be needed are drawn, and the chance stated anew.
+    """Worlds of eight candidates: as many answers as the ranking asks for are drawn, and the chance is computed again.
     Measured with 60 worlds: 46 % of 28 reached the target, on exactly these problems 45 % of 40."""
     reached = {"chance": [], "chance_here": []}
     for seed in range(45):
