@@ -88,7 +88,7 @@ def run_command(
     profile: ProfileOption = "",
     only: Annotated[str, typer.Option(help="Notebooks whose names begin so (fig03,table01), or report.")] = "",
     parameters: Assignments = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Notebooks at a time, of those that only read.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Figures and tables to execute at a time.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Set aside what was computed; compute it again.")] = False,
     spot_check: Annotated[
         str, typer.Option(metavar="NAME", help="Retrain one recorded candidate (family/candidate, or random) instead.")

@@ -67,7 +67,7 @@ class Task:
     def check(
         cls, records: pd.DataFrame, calibrated: Sequence[str], predictors: Sequence[str], confidence: float
     ) -> Task:
-        """Raise ParameterError unless this can be forecast."""
+        """Return the checked input. Raise ParameterError for input that allows no forecast."""
         if isinstance(predictors, str) or not len(predictors):
             raise ParameterError("predictors", predictors, "a list of column names")
         if "outcome" in predictors or len(set(predictors)) < len(predictors):

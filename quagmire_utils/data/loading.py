@@ -55,7 +55,7 @@ def _load(dataset: Dataset, data_dir: str | Path | None) -> list[Problem]:
     expected = dataset.count if files else dataset.hub_count or dataset.count
     remedy = f"restore the file, or set QUAGMIRE_DATA_DIR to a folder with {dataset.files[0]}" if dataset.files else ""
     if not problems or (expected is not None and len(problems) != expected):
-        reason = f"{where} has {len(problems)} problems, expected {expected or 'some'}; {remedy or 'mend count'}"
+        reason = f"{where} has {len(problems)} problems, expected {expected or 'some'}; {remedy or 'correct count'}"
         raise ParameterError(dataset.name, len(problems), reason=reason)
     if files and dataset.digest is not None and digest(problems) != dataset.digest:
         reason = f"{where} has the expected {len(problems)} problems with changed text; {remedy}"

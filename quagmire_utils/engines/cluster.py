@@ -221,7 +221,7 @@ class ReplicaPool(Generic[Job]):
         self._tasks[getattr(actor, method).remote(*arguments)] = _Task(actor, "job", job, note)
 
     def ended(self, seconds: float = 0.5) -> Iterator[Ended[Job]]:
-        """Yield what has ended, after waiting at most so long for the first.
+        """Wait up to `seconds` for a job or a loading to end; yield those that have ended.
 
         Raises ParameterError if a replica does; RuntimeError for its other errors; ReplicaLostError if a job, or the
         loading, has lost `ATTEMPTS` replicas.

@@ -420,7 +420,7 @@ def _check_prompt(ours: tuple[int, ...], seen: Any, count: Any) -> None:
     else:
         same, theirs = not isinstance(count, int) or count in (0, len(ours)), count
     if not same:
-        reason = f"the server read {theirs} prompt tokens where ours has {len(ours)}, or others; name its tokenizer"
+        reason = f"the server's prompt tokens ({theirs}) are not ours ({len(ours)}); name its tokenizer"
         raise ParameterError("server.tokenizer", reason=reason)
 
 

@@ -46,8 +46,8 @@ _DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 def extract(response: str) -> tuple[int, int] | None:
     """Return start and end of the last block fenced as Python; without one, of the last that names no language.
 
-    Blocks that could not run by themselves are skipped where an earlier one can: what a program printed, or an example
-    of its use, which calls what only an earlier block defines. Only what follows a closing `</think>` counts.
+    If an earlier block can run alone, later ones that cannot are skipped: a program's output, or an example that calls
+    what only an earlier block defines. Only what follows a closing `</think>` counts.
     """
     found: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
     fence, tagged, start = "", False, 0
@@ -69,7 +69,7 @@ def extract(response: str) -> tuple[int, int] | None:
 
 
 def _last_complete(blocks: list[str]) -> int:
-    """Return the index of the last block that needs no other; of the last block, if each does."""
+    """Return the index of the last block that runs without the others, or of the last one if none does."""
     if len(blocks) == 1:
         return 0
     defined: set[str] = set()  # by the blocks before

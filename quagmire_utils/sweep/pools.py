@@ -76,7 +76,7 @@ class LocalPool:
         self._cells[future] = cell, devices
 
     def wait(self, seconds: float) -> Ended:
-        """Return the cells that have ended; wait at most so long for the first one."""
+        """Wait up to `seconds` for a cell to end; return those that have ended."""
         finished, _ = wait_for(self._cells, timeout=seconds, return_when=FIRST_COMPLETED)
         ended: Ended = []
         for future in finished:

@@ -79,7 +79,7 @@ class RayPool:
             self._room_seen = time.monotonic()
         elif time.monotonic() - self._room_seen > NO_NODE_TIMEOUT:
             what = f"{gpus} GPUs (compute.gpus)" if gpus else "a CPU"
-            raise CellLostError(f"the Ray cluster has no node with {what}, or none any more")
+            raise CellLostError(f"the Ray cluster has no node with {what} (any more)")
         return len(self._tasks) < min(room, room if self.workers is None else self.workers)
 
     def submit(self, cell: Cell) -> None:
@@ -100,7 +100,7 @@ class RayPool:
         self._tasks[task] = cell
 
     def wait(self, seconds: float) -> Ended:
-        """Return the cells that have ended, whose files are in the results folder then; wait at most so long."""
+        """Wait up to `seconds`, copy the files of ended cells to the results folder, and return these cells."""
         import ray
 
         if not self._tasks:

@@ -134,7 +134,7 @@ class Scorer:
             ours = self.head(self.body(input_ids=ids, use_cache=False).last_hidden_state).float()
         if own.shape != ours.shape or (own - ours).abs().max() > 1e-3 * own.abs().max():
             name = type(self.model).__name__
-            raise ParameterError("model", name, reason=f"{name} scales or caps its logits, which this loss cannot do")
+            raise ParameterError("model", name, reason=f"{name} scales or caps its logits, which is not supported")
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

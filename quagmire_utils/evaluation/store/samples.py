@@ -408,11 +408,11 @@ class SampleStore:
         mark = (table.schema.metadata or {}).get(ORIGIN, b"").decode()
         if mark and mark != self._mark():
             reason = f"{file} was drawn with another model, template, engine or parameters than store.json says"
-            raise ParameterError("store", self.path, reason=f"{reason}; move it out of there")
+            raise ParameterError("store", self.path, reason=f"{reason}; move it to another folder")
         for key, prompt in by_problem(table, PROMPTS).items():
             if self._known_prompts().setdefault(key, prompt) != prompt:
                 reason = f"{file} answers another prompt of {' '.join(key)} than the other samples"
-                raise ParameterError("store", self.path, reason=f"{reason}; move it out of there")
+                raise ParameterError("store", self.path, reason=f"{reason}; move it to another folder")
         return table
 
     def _known_prompts(self) -> dict[tuple[str, str], str]:
