@@ -8,43 +8,19 @@
 | `grader`, `pool`, `worker` | hand responses to processes that the kernel ends on their limits |
 | `mathematics` | the first grader: math-verify, gold first |
 | `choice`, `code`, `registry` | the graders of other domains, and your own |
-| `program_host`, `programs` | run a model's programs |
-| `sandbox` | what these processes cannot do |
+| `program_host`, `programs`, `sandbox` | run a model's programs; what these processes cannot do |
 | `second`, `arithmetic` | the second grader, and the audit |
 
 Speed comes from grading equal (gold, response) pairs once, a response with a single box by the content of that box, and
-integers without a worker (`mathematics`); no verdict depends on it. The processes start by a plain subprocess, so that
-nothing is forked off a caller that may hold threads, torch or CUDA, and the caller's `__main__` is not imported.
+integers without a worker; no verdict depends on it.
 """
 
 from quagmire_utils.grading.grader import Grader, grade
-from quagmire_utils.grading.registry import (
-    GRADERS,
-    VERSIONS,
-    AnswerGrader,
-    check_grader,
-    find_grader,
-    grader_version,
-    prepare_problems,
-)
+from quagmire_utils.grading.registry import AnswerGrader, prepare_problems
 from quagmire_utils.grading.second import AUDIT_KINDS, audit, second_grade
-from quagmire_utils.grading.verdicts import MATH, UNDECIDED, Grade, Verdict
+from quagmire_utils.grading.verdicts import UNDECIDED, Grade, Verdict
 
 __all__ = [
-    "AUDIT_KINDS",
-    "GRADERS",
-    "MATH",
-    "UNDECIDED",
-    "VERSIONS",
-    "AnswerGrader",
-    "Grade",
-    "Grader",
-    "Verdict",
-    "audit",
-    "check_grader",
-    "find_grader",
-    "grade",
-    "grader_version",
-    "prepare_problems",
+    "AUDIT_KINDS", "UNDECIDED", "AnswerGrader", "Grade", "Grader", "Verdict", "audit", "grade", "prepare_problems",
     "second_grade",
-]
+]  # fmt: skip

@@ -132,13 +132,10 @@ def _in_last_line(text: str, start: int) -> list[Label]:
     return [(label[1], label.start(1)) for label in _LABEL.finditer(text, begin, end)]
 
 
-def _is_style(token: str) -> bool:
-    return token in _STYLES or _COMMAND.fullmatch(token) is not None
-
-
 def _read(text: str, start: int, end: int, *, boxed: bool = False) -> list[Label]:
     """Return the labels that a short text consists of, or begins with; none if it is something else."""
-    tokens = [(token[0], token.start()) for token in _TOKEN.finditer(text, start, end) if not _is_style(token[0])]
+    found = _TOKEN.finditer(text, start, end)
+    tokens = [(one[0], one.start()) for one in found if one[0] not in _STYLES and not _COMMAND.fullmatch(one[0])]
     while tokens and tokens[0][0].lower() in _CHOICE:
         tokens = tokens[1:]
     said = [(word, at) for word, at in tokens if word not in _BRACKETS]

@@ -86,32 +86,27 @@ class Grader:
             check_grader(name)
         state: dict[_Answer, Grade | Job] = {}
         for answer in dict.fromkeys(answers):
-            state[answer] = self._begin(answer, timeout)
+            if len(answer.response) > self.memory_limit // 16:
+                state[answer] = Grade(Verdict.ERROR, "")  # no worker could hold it
+            elif answer.grader == MATH:
+                state[answer] = mathematics.decide(answer.gold, answer.tolerance, answer.response, timeout)
+            else:
+                state[answer] = Job(answer.grader, None, None, answer.response, False, timeout)
             if not self.pools and isinstance(state[answer], Job):  # the processes import meanwhile
                 with self._lock:
                     self._pool(answer.grader).start()
-        jobs = [job for job in state.values() if isinstance(job, Job)]
+        jobs = {job for job in state.values() if isinstance(job, Job)}
         if jobs:
             from tqdm import tqdm
 
             settings = {"desc": "grading", "unit": "answer", "delay": 10, "leave": False, "disable": not progress}
-            with self._lock, tqdm(total=len(set(jobs)), **settings) as bar:
+            with self._lock, tqdm(total=len(jobs), **settings) as bar:
                 self._settle(state, timeout, bar)
         return [state[answer] for answer in answers]
 
-    def _begin(self, answer: _Answer, timeout: float) -> Grade | Job:
-        if len(answer.response) > self.memory_limit // 16:
-            return Grade(Verdict.ERROR, "")  # no worker could hold it
-        if answer.grader == MATH:
-            return mathematics.decide(answer.gold, answer.tolerance, answer.response, timeout)
-        return Job(answer.grader, None, None, answer.response, False, timeout)
-
     def _settle(self, state: dict[_Answer, Grade | Job], timeout: float, bar: tqdm) -> None:
         """Replace each job by its grade. An answer that was only found needs a second job, to judge it."""
-        while True:
-            waiting = {answer: job for answer, job in state.items() if isinstance(job, Job)}
-            if not waiting:
-                return
+        while waiting := {answer: job for answer, job in state.items() if isinstance(job, Job)}:
             outcomes: dict[Job, Grade | Found] = {}
             by_pool: dict[Pool, dict[Job, None]] = {}
             for job in waiting.values():

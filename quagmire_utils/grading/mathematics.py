@@ -51,13 +51,11 @@ def decide(gold: str, tolerance: float | None, response: str, limit: float) -> G
 def only_box(text: str) -> str | None:
     """Return the content of a text's only box if math-verify reads that and nothing else, None if that is not certain.
 
-    Why it is certain: math-verify tries its patterns by priority. The first two priorities are "final answer is ...",
-    which is excluded here (it needs `final answer` and later white space with `is`), and boxes. Patterns for boxes need
-    `\\boxed{`, which occurs once, so each match holds this box. It holds all of its content, because no LaTeX
-    environment can end within: that takes a `$`, `]` or `\\)`. One pattern, `\\boxed{.+}`, always matches. What is
-    parsed of a match is the content of its boxes, and only a percent sign behind the environment, excluded here, could
-    change its value. So all matches give the same value, and unless the content is not LaTeX (the worker says so, and
-    the whole text is graded) no lower priority is tried. All searches are linear in the text.
+    Why it is certain: math-verify tries its patterns by priority, first "final answer is ...", which is excluded here,
+    then boxes. Each match of these holds the one box there is, whole: a LaTeX environment ends at a `$`, `]` or
+    `\\)`, excluded here. Only a percent sign behind it, also excluded, could change its value. No lower priority is
+    tried unless the content is not LaTeX; then the worker says so, and the whole text is graded. All searches are
+    linear in the text.
     """
     start = text.find("\\boxed{")
     if start < 0 or text.count("\\boxed") > 1 or "\\fbox" in text:
@@ -96,10 +94,8 @@ def prepare() -> None:
 
         return wrapped
 
-    for module, names in (
-        (math_verify.parser, ("latex2sympy", "parse_expr")),
-        (math_verify.grader, ("safe_sympy_doit", "simplify", "solve")),
-    ):
+    parser, grader = ("latex2sympy", "parse_expr"), ("safe_sympy_doit", "simplify", "solve")
+    for module, names in ((math_verify.parser, parser), (math_verify.grader, grader)):
         for name in names:
             setattr(module, name, reporting(getattr(module, name)))
     math_verify.parser.Number = read_number

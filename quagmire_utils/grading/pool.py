@@ -1,4 +1,8 @@
-"""The caller's side of the grading processes: work is handed out, and workers that die are replaced."""
+"""The caller's side of the grading processes: work is handed out, and workers that die are replaced.
+
+The processes start by a plain subprocess: nothing is forked off a caller that may hold threads, torch or CUDA, and the
+caller's `__main__` is not imported.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,7 @@ _GRACE = 30.0  # seconds beyond a time limit after which silent workers (stopped
 _STARTUP = 120.0  # seconds that the processes may take to start
 
 Outcome = Grade | Found | None  # None: it used up the limit of processor time
+_Done = Callable[[], Any]  # called for each job that has its outcome
 
 
 @dataclass
@@ -103,7 +108,7 @@ class Pool:
         raise RuntimeError(f"the grading processes did not start ({sys.executable}): {said}")
 
     def settle(
-        self, jobs: Collection[Job], timeout: float, processor_limit: float | None, done: Callable[[], Any]
+        self, jobs: Collection[Job], timeout: float, processor_limit: float | None, done: _Done
     ) -> dict[Job, Grade | Found]:
         """Return each job's outcome. A slow job is stopped after a short turn, and runs again after the others."""
         limit = min(timeout, processor_limit or timeout)
@@ -116,9 +121,7 @@ class Pool:
             outcomes |= self._run(slow, limit, self.workers * _LANES, done)
         return {job: outcome or _killed(job, Verdict.TIMEOUT) for job, outcome in outcomes.items()}
 
-    def _run(
-        self, jobs: Collection[Job], processor_limit: float, lanes: int, done: Callable[[], Any]
-    ) -> dict[Job, Outcome]:
+    def _run(self, jobs: Collection[Job], processor_limit: float, lanes: int, done: _Done) -> dict[Job, Outcome]:
         """Return each job's outcome, even if workers die."""
         outcomes: dict[Job, Outcome] = {}
         queue = deque(jobs)

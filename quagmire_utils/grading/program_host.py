@@ -61,10 +61,9 @@ def host(requests: int, ends: int, questions: int, answers: int, memory_limit: i
             os.lseek(stdin, 0, os.SEEK_SET)
             pid = os.fork()
             if not pid:
+                pipes = (questions, answers) if request["stdin"] is None else (stdin, stdout)
                 try:
-                    _run(
-                        request, memory_limit, *((questions, answers) if request["stdin"] is None else (stdin, stdout))
-                    )
+                    _run(request, memory_limit, *pipes)
                 finally:
                     os._exit(RAISED)
             ended = os.pidfd_open(pid)

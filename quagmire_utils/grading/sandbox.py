@@ -72,20 +72,12 @@ def bubblewrap() -> list[str]:
     """Return the bwrap command that runs Python without network and with no files but Python's, read-only."""
     package = Path(__file__).resolve().parents[1]
     command = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--clearenv"]
-    for name, value in {"PYTHONPATH": str(package.parent), "PYTHONHASHSEED": "0", "HOME": "/"}.items():
+    variables = {"PYTHONPATH": str(package.parent), "PYTHONHASHSEED": "0", "HOME": "/"}
+    for name, value in (variables | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}).items():
         command += ["--setenv", name, value]
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        command += ["--setenv", name, "1"]
-    libraries = (
-        "/usr/lib",
-        "/usr/lib64",
-        "/usr/local/lib",
-        "/lib",
-        "/lib64",
-        "/etc/ld.so.cache",
-        "/usr/share/zoneinfo",
-    )
-    for path in dict.fromkeys((*libraries, sys.base_prefix, sys.prefix, str(package))):
+    libraries = [f"{folder}/lib{bits}" for folder in ("", "/usr", "/usr/local") for bits in ("", "64")]
+    others = ("/etc/ld.so.cache", "/usr/share/zoneinfo", sys.base_prefix, sys.prefix, str(package))
+    for path in dict.fromkeys((*libraries, *others)):
         command += ["--ro-bind-try", path, path]
     for path in ("/dev/null", "/dev/urandom"):
         command += ["--dev-bind", path, path]
@@ -112,11 +104,8 @@ def confine(memory_limit: int, *, max_file: int = 0, audit_hook: bool = True) ->
     """
     import resource
 
-    for limit, value in (
-        (resource.RLIMIT_AS, memory_limit),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, max_file),
-    ):
+    limits = {resource.RLIMIT_AS: memory_limit, resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: max_file}
+    for limit, value in limits.items():
         hard = resource.getrlimit(limit)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         with contextlib.suppress(ValueError, OSError):  # macOS has no limit on the address space

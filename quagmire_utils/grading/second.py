@@ -5,8 +5,7 @@ number) and compares in three steps: as normalised strings; by structure (lists 
 matrices, equations); and term by term as exact rational numbers, or, where roots, logarithms or variables occur, by
 value at fixed points. A list is never equal to one of its members, a base never ignored, a tuple never a list.
 
-    second_opinion("... so it is \\\\boxed{0.5}.", "\\\\frac{1}{2}")     # Verdict.CORRECT
-    second_grade("1331 and 1728", "1728")                             # Grade(WRONG, "1331, 1728")
+    second_grade("1331 and 1728", "1728")     # Grade(WRONG, "1331, 1728")
 
 It runs in the caller's process, so it is built for hostile text: nothing is evaluated but arithmetic, every number and
 power is bounded, every search is linear and recursion is limited. What is beyond it is an ERROR: it cannot tell; so is
@@ -23,7 +22,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.grading.arithmetic import BeyondError, Value, evaluate, is_number_word, same_value
+from quagmire_utils.grading.arithmetic import POINTS, BeyondError, evaluate, is_number_word, same_value
 from quagmire_utils.grading.verdicts import MATH, UNDECIDED, Grade, Verdict, printable
 
 if TYPE_CHECKING:
@@ -258,7 +257,7 @@ def _word(match: re.Match[str], beside_math: bool) -> str:
 
 # ------------------------------------------------------------------------------------------------------- structures
 
-_Structure = tuple  # (kind, ...), see _structure
+_Structure = tuple  # (kind, ...), see `_structure`
 _OPENERS, _CLOSERS = {"(": ")", "[": "]", "{": "}"}, {")", "]", "}"}
 
 
@@ -384,11 +383,8 @@ def _equal_kinds(answer: _Structure, gold: _Structure, tolerance: float | None) 
 
 def _same_equation(answer: _Structure, gold: _Structure) -> bool:
     """Return whether left - right of the two are proportional to each other at the points."""
-    ratios: list[tuple[Value, Value]] = []
-    for point in range(3):
-        mine, theirs = (evaluate(f"({side[1]})-({side[2]})", point) for side in (answer, gold))
-        ratios.append((mine, theirs))
-    (first, second), *others = ratios
+    mine, theirs = ([evaluate(f"({side[1]})-({side[2]})", i) for i in range(POINTS)] for side in (answer, gold))
+    (first, second), *others = zip(mine, theirs, strict=True)
     if not complex(first) or not complex(second):
         raise BeyondError("an identity")
     return all(abs(complex(first * b - second * a)) <= 1e-9 * abs(complex(first * b)) for a, b in others)

@@ -14,9 +14,10 @@ from tokenizers import AddedToken, normalizers
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem, Trace, load_benchmark, load_datasets
-from quagmire_utils.data.curation import Recipe, decontaminate, load_set, response_lengths, select, split_by_problem
+from quagmire_utils.data.curation import Recipe, decontaminate, load_set, response_lengths, select
 from quagmire_utils.data.curation.contamination import normalise
 from quagmire_utils.data.curation.scan import problem_digest, trace_id
+from quagmire_utils.data.curation.selection import seeded_order
 from quagmire_utils.data.curation.source_files import units
 from quagmire_utils.data.curation.token_counts import QWEN, TokenCounter, tokenizer_json
 from quagmire_utils.data.dataset import find_dataset
@@ -180,7 +181,9 @@ def in_memory(rows: list[dict], benchmark: str, asked: dict) -> tuple[list[Trace
     for trace in sorted(clean, key=lambda t: t.id):
         kept.setdefault(normalise(trace.question) + "\n" + normalise(trace.response), trace)
     seed = asked.get("seed", 0)
-    train, validation = split_by_problem(list(kept.values()), n_validation=20, seed=seed)
+    problems = list({trace.problem_id for trace in kept.values()})
+    held = {problems[i] for i in seeded_order(problems, seed)[:20]}
+    train, validation = ([t for t in kept.values() if (t.problem_id in held) == side] for side in (False, True))
     how = asked.get("mixture") or asked["selection"]
     return select(train, how, asked.get("n"), tokenizer=TOKENIZER, seed=seed), validation
 

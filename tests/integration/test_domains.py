@@ -21,10 +21,11 @@ from quagmire_utils.data.rows import code_gold, shuffled, to_problem
 from quagmire_utils.evaluation.audit import audit_store
 from quagmire_utils.evaluation.sampling import grade_store
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.grading import AnswerGrader, Grader, Verdict, find_grader, grader_version, prepare_problems
+from quagmire_utils.grading import AnswerGrader, Grader, Verdict, prepare_problems
 from quagmire_utils.grading.choice import extract
 from quagmire_utils.grading.code import extract as extract_code
 from quagmire_utils.grading.pool import Pool
+from quagmire_utils.grading.registry import find_grader, grader_version
 from quagmire_utils.grading.sandbox import check_bubblewrap
 
 REPO = Path(__file__).resolve().parents[2]

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.data import BENCHMARKS, Problem, Trace, load_benchmark
-from quagmire_utils.data.curation import BenchmarkIndex, decontaminate, response_lengths, select, split_by_problem
+from quagmire_utils.data.curation import BenchmarkIndex, decontaminate, response_lengths, select
 from quagmire_utils.data.curation.contamination import normalise, same_question
+from quagmire_utils.data.curation.selection import seeded_order
 from quagmire_utils.data.prompts import response_ids
 from quagmire_utils.sweep.datasets import OWN_FRACTION, source_traces
 from quagmire_utils.sweep.grid import derive_seed
@@ -23,13 +24,7 @@ from quagmire_utils.training.microlab import build_tokenizer
 TOKENIZER = build_tokenizer()
 
 
-def make(lengths: list[int], per_problem: int = 1) -> list[Trace]:
-    return [
-        Trace(f"t{i}", f"p{i // per_problem}", f"question {i // per_problem}", "x" * n) for i, n in enumerate(lengths)
-    ]
-
-
-POOL = make([(i * 37) % 101 for i in range(400)])
+POOL = [Trace(f"t{i}", f"p{i}", f"question {i}", "x" * ((i * 37) % 101)) for i in range(400)]
 
 
 def test_length_is_in_tokens_with_eos():
@@ -113,38 +108,6 @@ def test_length_needs_a_tokenizer_and_ids_must_be_unique():
         select([POOL[0], POOL[0]], "random", 1, tokenizer=None, seed=0)
 
 
-@settings(max_examples=50, deadline=None)
-@given(problems=st.integers(2, 40), per_problem=st.integers(1, 5), seed=st.integers(0, 10**6), data=st.data())
-def test_split_never_shares_a_problem(problems, per_problem, seed, data):
-    n = data.draw(st.integers(1, problems - 1))
-    traces = make([1] * problems * per_problem, per_problem)
-    train, validation = split_by_problem(traces, n_validation=n, seed=seed)
-    assert not {t.problem_id for t in train} & {t.problem_id for t in validation}
-    assert len({t.problem_id for t in validation}) == n
-    assert sorted(train + validation, key=lambda t: int(t.id[1:])) == traces
-
-
-def test_split_by_fraction():
-    train, validation = split_by_problem(make([1] * 100, 2), validation_fraction=0.1, seed=0)
-    assert (len(train), len(validation)) == (90, 10)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {},
-        {"n_validation": 1, "validation_fraction": 0.5},
-        {"validation_fraction": 1.0},
-        {"n_validation": 0},
-        {"n_validation": 3},
-    ],
-)
-def test_impossible_splits_are_refused(arguments):
-    with pytest.raises(ParameterError) as error:
-        split_by_problem(make([1, 1, 1]), seed=0, **arguments)
-    assert error.value.parameter in (arguments or ("n_validation",))
-
-
 LONG = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
 
 
@@ -221,8 +184,10 @@ def test_every_set_of_the_shipped_studies_is_the_one_they_were_measured_on(name,
                 for traces in sets:
                     sha.update(digest_of(traces).encode())
             for n_validation in (1, 40):
-                for side in split_by_problem(pool, n_validation=n_validation, seed=seed):
-                    sha.update(digest_of(side).encode())
+                problems = list({trace.problem_id for trace in pool})
+                held = {problems[i] for i in seeded_order(problems, seed)[:n_validation]}
+                for side in (False, True):
+                    sha.update(digest_of([trace for trace in pool if (trace.problem_id in held) == side]).encode())
     assert sha.hexdigest() == digest
 
 

@@ -6,8 +6,7 @@ whether these are random, the shortest, the longest, or both ends.
 Of a pool in memory:
 
     clean, removed = decontaminate(traces, load_benchmark("math500"))
-    train, validation = split_by_problem(clean, n_validation=500, seed=0)
-    sft_set = select(train, "shortest", 1000, tokenizer=tokenizer, seed=0)
+    sft_set = select(clean, "shortest", 1000, tokenizer=tokenizer, seed=0)
 
 Of the hub's datasets, streamed, millions of traces in little memory (in a shell: `quagmire curate --help`):
 
@@ -18,20 +17,8 @@ Of the hub's datasets, streamed, millions of traces in little memory (in a shell
 """
 
 from quagmire_utils.data.curation.build import build, load_set
-from quagmire_utils.data.curation.contamination import BenchmarkIndex, Removal, decontaminate
+from quagmire_utils.data.curation.contamination import BenchmarkIndex, decontaminate
 from quagmire_utils.data.curation.recipes import Recipe, load_sets
-from quagmire_utils.data.curation.selection import SELECTIONS, response_lengths, select, split_by_problem
+from quagmire_utils.data.curation.selection import response_lengths, select
 
-__all__ = [
-    "SELECTIONS",
-    "BenchmarkIndex",
-    "Recipe",
-    "Removal",
-    "build",
-    "decontaminate",
-    "load_set",
-    "load_sets",
-    "response_lengths",
-    "select",
-    "split_by_problem",
-]
+__all__ = ["BenchmarkIndex", "Recipe", "build", "decontaminate", "load_set", "load_sets", "response_lengths", "select"]

@@ -1,10 +1,5 @@
 """From a recipe to a set on disk: scan, choose, read the chosen texts again, write.
 
-    recipe = Recipe(source="openr1_math", tokenizer="Qwen/Qwen3-4B-Base", selection="shortest", n=10_000,
-                    max_tokens=7168, validation_problems=500)
-    build(recipe, "data/shortest-10k")
-    train, validation = load_set("data/shortest-10k")
-
 The folder holds `train.jsonl` and, if problems were held out, `validation.jsonl`, `removed.jsonl` with
 what was taken out and why, and `manifest.json`, written last: a folder that has it is complete. While a set is being
 written its folder has `.unfinished` in it. Texts pass through a scratch file there, so memory does not grow with the
@@ -72,10 +67,9 @@ def build(
     counting = plan.tokenizer if recipe.needs_lengths else None
     table = scan(plan.dataset, plan.pieces, plan.index, counting, cache=cache, workers=workers, progress=progress)
     if not len(table):
-        dropped = (
-            ", ".join(f"{reason}: {count:,}" for reason, count in table.dropped.most_common(5)) or "it has no rows"
-        )
-        raise ParameterError("source", recipe.source, reason=f"no trace of {recipe.source} passes ({dropped})")
+        dropped = ", ".join(f"{reason}: {count:,}" for reason, count in table.dropped.most_common(5))
+        reason = f"no trace of {recipe.source} passes ({dropped or 'it has no rows'})"
+        raise ParameterError("source", recipe.source, reason=reason)
     choice = choose(table, recipe)
     output = plan.output
     with exclusive(Path(cache) / "locks" / files.digest(str(output.absolute()))):
@@ -141,12 +135,10 @@ def prepare(
     paths = local_files(dataset, data_dir)
     pieces = units(dataset, paths)
     named = recipe.tokenizer
+    names = {"files": [path.name for path in paths]}
+    names["tokenizer"] = Path(named).name if named and Path(named).is_dir() else named
     configuration = {
-        "recipe": {
-            **recipe.model_dump(),
-            "files": [path.name for path in paths],
-            "tokenizer": Path(named).name if named and Path(named).is_dir() else named,
-        },
+        "recipe": {**recipe.model_dump(), **names},
         "source": dataset.model_dump(exclude={"files", "folder"}),
         # the stamp without the time of change, which does not identify a set
         "inputs": [[u.kind, Path(u.name).name, u.number, u.count, u.stamp.split("-")[0]] for u in pieces],
@@ -274,13 +266,8 @@ def _as_row(record: Record, dataset: Dataset) -> dict[str, Any]:
     row = {"id": f"{trace_id(record):016x}", "problem_id": problem_digest(record.question).hex()}
     if dataset.response is None:
         return {**row, "question": record.question, "answer": record.answer}
-    return {
-        **row,
-        "question": record.question,
-        "response": record.response,
-        "answer": record.answer,
-        "source": dataset.name,
-    }
+    texts = {"question": record.question, "response": record.response, "answer": record.answer}
+    return {**row, **texts, "source": dataset.name}
 
 
 def _write_removed(path: Path, choice: Choice, table: Table) -> None:

@@ -4,8 +4,7 @@ The scores of Sec. 4 mean nothing on problems that a model has been trained on, 
 them (MATH's training problems alone repeat hundreds of AIME's), so every set is checked against all seven benchmarks.
 
     clean, removed = decontaminate(traces, load_benchmark("math500"))
-    forbidden = BenchmarkIndex(problems)         # the same check, one question at a time
-    forbidden.meets("What is $1+2$?")            # None, or (the benchmark problem's id, the words shared)
+    BenchmarkIndex(problems).meets("What is $1+2$?")     # None, or (the benchmark problem's id, the words shared)
 
 Datasets write one problem in several ways (`\\dfrac` and `\\frac`, `\\left(` and `(`, `\\(` and `$`), so questions are
 compared by what their LaTeX says, not by how it is set.
@@ -16,7 +15,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.problems import Problem, Trace, digest
@@ -43,8 +42,7 @@ _SIGNS = str.maketrans(
 )
 
 
-@dataclass(frozen=True)
-class Removal:
+class Removal(NamedTuple):
     """A trace left out: the benchmark problem that its question matches, and the words shared ("" for equal text)."""
 
     trace: Trace
@@ -100,14 +98,8 @@ def decontaminate(
 ) -> tuple[list[Trace], list[Removal]]:
     """Return (clean traces, removed ones): no clean trace's question matches a problem (see `BenchmarkIndex`)."""
     index = BenchmarkIndex(problems, ngram)
-    clean, removed = [], []
-    for trace in traces:
-        met = index.meets(trace.question)
-        if met:
-            removed.append(Removal(trace, *met))
-        else:
-            clean.append(trace)
-    return clean, removed
+    met = [(trace, index.meets(trace.question)) for trace in traces]
+    return [trace for trace, match in met if not match], [Removal(trace, *match) for trace, match in met if match]
 
 
 def normalise(text: str) -> str:

@@ -154,7 +154,10 @@ def _distinct(table: Table, rows: np.ndarray, how: str) -> tuple[np.ndarray, np.
 
 
 def _split(table: Table, rows: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Return (training rows, held-out rows in seeded order), no problem on both sides; as `split_by_problem`."""
+    """Return (training rows, held-out rows in seeded order): problems are drawn, so that none is on both sides.
+
+    Other solutions of a held-out problem in training would make the validation loss measure memory.
+    """
     if recipe.validation_problems is None and recipe.validation_fraction is None:
         return rows, rows[:0]
     problems = np.unique(table.problem[rows])

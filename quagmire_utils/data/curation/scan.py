@@ -4,9 +4,6 @@ Sets of hundreds of thousands of traces (Fig. 7: the 500,000 shortest) are chose
 takes a text's length in tokens and a few hashes, some fifty bytes; so a dataset is read twice, once for these and once
 for the texts that were chosen, and memory holds a table, never the texts.
 
-    table = scan(dataset, units(dataset), index, tokenizer_json("Qwen/Qwen3-4B-Base"), cache="scratch/curation")
-    table.tokens, table.problem, table.hit        # one entry a trace, in the order of the files
-
 Each unit's lines are cached in two parquet files, hashes and lengths, as soon as it is read: a scan that was killed
 resumes, another set of the same dataset costs seconds, and another tokenizer only the lengths.
 """
@@ -43,16 +40,8 @@ _VERSION = 3  # of the tables: raise it when what they hold changes
 _BATCH = 512  # texts that are tokenised together
 _REASONS = 1000  # for which a unit's rows were left out; a filter may be on a column without repeats
 _QUESTIONS = 50_000  # that are remembered: a problem's traces mostly stand together
-_COLUMNS = {
-    "position": np.int64,
-    "part": np.int32,
-    "id": np.uint64,
-    "problem": np.uint64,
-    "near": np.uint64,
-    "bytes": np.int32,
-    "generator": np.int32,
-    "hit": np.int32,
-}
+_COLUMNS = {"position": np.int64, "part": np.int32} | dict.fromkeys(("id", "problem", "near"), np.uint64)
+_COLUMNS |= dict.fromkeys(("bytes", "generator", "hit"), np.int32)
 _Job = tuple[Unit, Path, Path | None]  # and the files of its hashes and lengths
 _Counts = Iterator[tuple[Unit, int]]
 
@@ -124,15 +113,9 @@ def scan(
         jobs.append((unit, Path(cache) / f"rows-{files.digest([key, index.digest])}.parquet", lengths))
     todo = [job for job in jobs if not all(path is None or path.is_file() for path in job[1:])]
     total, traces = sum(unit.size for unit in pieces), 0
-    with tqdm(
-        total=total,
-        initial=total - sum(unit.size for unit, _, _ in todo),
-        desc=f"reading {dataset.name}",
-        unit="B",
-        unit_scale=True,
-        disable=not progress or not todo,
-        smoothing=0.05,
-    ) as bar:
+    settings = {"desc": f"reading {dataset.name}", "unit": "B", "unit_scale": True, "smoothing": 0.05}
+    settings |= {"initial": total - sum(unit.size for unit, _, _ in todo), "disable": not progress or not todo}
+    with tqdm(total=total, **settings) as bar:
         for unit, count in _scanned(todo, (dataset, index, tokenizer), min(workers, len(todo))):
             traces += count
             bar.set_postfix_str(f"{traces:,} traces", refresh=False)
@@ -172,10 +155,8 @@ def _collect(jobs: Sequence[_Job]) -> Table:
             tokens = _read_cached(lengths_path).column("tokens")
             if len(tokens) != len(rows):
                 raise changed(unit.name)
-        rows = rows.append_column("tokens", tokens).append_column(
-            "unit", pa.array(np.full(len(rows), number, np.int32))
-        )
-        tables.append(rows.replace_schema_metadata(None))
+        units = pa.array(np.full(len(rows), number, np.int32))
+        tables.append(rows.append_column("tokens", tokens).append_column("unit", units).replace_schema_metadata(None))
     joined = pa.concat_tables(tables).unify_dictionaries()
     columns = {name: joined.column(name) for name in joined.column_names}
     generators, hits = (columns.pop(name).combine_chunks() for name in ("generator", "hit"))

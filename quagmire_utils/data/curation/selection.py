@@ -1,10 +1,9 @@
-"""Which traces of a pool to train on and which to hold out.
+"""Which traces of a pool to train on.
 
 Implements the selections of Sec. 2 and App. D: random, the shortest, the longest, or several of these; length is the
 response's, in tokens of the model's own tokenizer.
 
-    train, validation = split_by_problem(traces, n_validation=500, seed=0)
-    sft_set = select(train, "shortest", 1000, tokenizer=tokenizer, seed=0)
+    sft_set = select(traces, "shortest", 1000, tokenizer=tokenizer, seed=0)
 
 Every choice is a function of the seed and the ids: the pool's order does not matter, and a smaller random set is part
 of a larger one at the same seed, so that candidates of different size differ in size alone.
@@ -20,6 +19,7 @@ import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import SELECTIONS
+from quagmire_utils.data.curation.token_counts import TokenCounter, tokenizer_json
 from quagmire_utils.data.problems import Trace
 
 if TYPE_CHECKING:
@@ -73,46 +73,8 @@ def free_rows(part: str, lengths: np.ndarray, seeded: np.ndarray, taken: Sequenc
 
 def response_lengths(traces: Sequence[Trace], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens of each response, its EOS included."""
-    from tqdm import tqdm
-
-    lengths: list[int] = []
-    with tqdm(total=len(traces), desc="response lengths", unit="trace", delay=3) as bar:
-        for start in range(0, len(traces), 1000):
-            responses = [trace.response for trace in traces[start : start + 1000]]
-            encoded = tokenizer(responses, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-            lengths.extend(len(ids) + 1 for ids in encoded)
-            bar.update(len(responses))
-    return lengths
-
-
-def split_by_problem(
-    traces: Sequence[Trace],
-    *,
-    validation_fraction: float | None = None,
-    n_validation: int | None = None,
-    seed: int,
-) -> tuple[list[Trace], list[Trace]]:
-    """Return (training, validation) traces, in their order, with no problem on both sides.
-
-    What is drawn are problems: `n_validation` of them, or `validation_fraction` of them rounded to at least one.
-    Splitting by trace would leave other solutions of a held-out problem in training, and the validation loss would
-    measure memory. Raises ParameterError unless exactly one of the two is given and both sides get at least one
-    problem.
-    """
-    problems = list({trace.problem_id for trace in traces})
-    if (validation_fraction is None) == (n_validation is None):
-        raise ParameterError("n_validation", n_validation, "given exactly if validation_fraction is not")
-    if n_validation is None:
-        if not 0 < validation_fraction < 1:
-            raise ParameterError("validation_fraction", validation_fraction, "between 0 and 1")
-        n_validation = max(1, round(validation_fraction * len(problems)))
-    if not 1 <= n_validation < len(problems):
-        raise ParameterError("n_validation", n_validation, f"from 1 to {len(problems) - 1}: each side needs a problem")
-    held_out = {problems[i] for i in seeded_order(problems, seed)[:n_validation]}
-    return (
-        [trace for trace in traces if trace.problem_id not in held_out],
-        [trace for trace in traces if trace.problem_id in held_out],
-    )
+    count = TokenCounter(tokenizer_json(tokenizer))
+    return [tokens + 1 for tokens in count([trace.response for trace in traces])]
 
 
 def shares(how: str | Mapping[str, int], n: int | None, name: str = "selection") -> dict[str, int]:
