@@ -11,58 +11,21 @@ One interface with three implementations, each imported only when it is asked fo
 `base` says what all engines promise.
 """
 
+# ruff: noqa: F401 - callers import these names from here
+
 from __future__ import annotations
 
-from quagmire_utils.engines.base import (
-    Completion,
-    Engine,
-    EngineError,
-    Request,
-    check_requests,
-    to_completions,
-)
+from quagmire_utils.engines.base import Completion, Engine, EngineError, Request
 from quagmire_utils.engines.checkpoints import (
     check_base_url,
     check_model,
-    end_tokens,
     load_config,
     load_tokenizer,
     model_digest,
     resolve_context_length,
     resolve_dtype,
 )
-from quagmire_utils.engines.config import (
-    DTYPES,
-    ENGINES,
-    EngineConfig,
-    SamplingParams,
-    ServerSettings,
-    check_engine,
-)
-
-__all__ = [
-    "DTYPES",
-    "ENGINES",
-    "Completion",
-    "Engine",
-    "EngineConfig",
-    "EngineError",
-    "Request",
-    "SamplingParams",
-    "ServerSettings",
-    "check_base_url",
-    "check_engine",
-    "check_model",
-    "check_requests",
-    "end_tokens",
-    "load_config",
-    "load_engine",
-    "load_tokenizer",
-    "model_digest",
-    "resolve_context_length",
-    "resolve_dtype",
-    "to_completions",
-]
+from quagmire_utils.engines.config import ENGINES, EngineConfig, SamplingParams, ServerSettings, check_engine
 
 
 def load_engine(config: EngineConfig) -> Engine:

@@ -111,6 +111,29 @@ class Engine(ABC):
         """
         yield from enumerate(self.generate(requests, params))
 
+    def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
+        """Raise ParameterError for a request without prompt or samples, or too long for the context."""
+        for request in requests:
+            if request.n < 1:
+                raise ParameterError("n", request.n, "at least 1")
+            if not request.prompt_ids:
+                raise ParameterError("prompt_ids", reason="a request has no prompt")
+            if (prompt := len(request.prompt_ids)) + params.max_tokens > self.context_length:
+                reason = f"{prompt} tokens of prompt and {params.max_tokens} generated exceed the context"
+                reason += f" of {self.context_length} tokens"
+                raise ParameterError("max_tokens", params.max_tokens, reason=reason)
+
+    def complete(self, answers: Sequence[Sequence[int]]) -> list[Completion]:
+        """Return the completions of generated token ids; the end-of-sequence token, if there is one, comes last."""
+        ends = set(self.ends)
+        stopped = [bool(len(ids)) and ids[-1] in ends for ids in answers]
+        bodies = [list(ids[:-1]) if stop else list(ids) for ids, stop in zip(answers, stopped, strict=True)]
+        texts = self.tokenizer.batch_decode(bodies, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [
+            Completion(text, len(ids), "stop" if stop else "length")
+            for text, ids, stop in zip(texts, answers, stopped, strict=True)
+        ]
+
     @abstractmethod
     def close(self) -> None:
         """Free the memory; the engine can't be used afterwards."""
@@ -129,29 +152,3 @@ class StreamingEngine(Engine):
     @abstractmethod
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
         """Yield (index of the request, its n completions) as requests are completed; see `Engine`."""
-
-
-def check_requests(requests: Sequence[Request], params: SamplingParams, context_length: int) -> None:
-    """Raise ParameterError for a request without prompt or samples, or too long for the context."""
-    for request in requests:
-        if request.n < 1:
-            raise ParameterError("n", request.n, "at least 1")
-        if not request.prompt_ids:
-            raise ParameterError("prompt_ids", reason="a request has no prompt")
-        if (prompt := len(request.prompt_ids)) + params.max_tokens > context_length:
-            reason = f"{prompt} tokens of prompt and {params.max_tokens} generated exceed the context"
-            raise ParameterError("max_tokens", params.max_tokens, reason=f"{reason} of {context_length} tokens")
-
-
-def to_completions(
-    answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
-) -> list[Completion]:
-    """Return the completions of generated token ids; the end-of-sequence token, if there is one, comes last."""
-    ends = set(ends)
-    stopped = [bool(len(ids)) and ids[-1] in ends for ids in answers]
-    bodies = [list(ids[:-1]) if stop else list(ids) for ids, stop in zip(answers, stopped, strict=True)]
-    texts = tokenizer.batch_decode(bodies, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return [
-        Completion(text, len(ids), "stop" if stop else "length")
-        for text, ids, stop in zip(texts, answers, stopped, strict=True)
-    ]

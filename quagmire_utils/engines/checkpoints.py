@@ -136,7 +136,7 @@ def load_config(model: str, revision: str | None = None, trust_remote_code: bool
     try:
         return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load("configuration", model, error) from error
+        raise cannot_load("configuration", model, error) from error
 
 
 def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -146,10 +146,11 @@ def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: b
     try:
         return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises bare Exception for a broken tokenizer.json
-        raise _cannot_load("tokenizer", model, error) from error
+        raise cannot_load("tokenizer", model, error) from error
 
 
-def _cannot_load(part: str, model: str, error: Exception) -> ParameterError:
+def cannot_load(part: str, model: str, error: Exception) -> ParameterError:
+    """Return the error for a part of a model that a library did not load."""
     if "trust_remote_code" in str(error):
         reason = f"{model} comes with its own Python code, which only runs with trust_remote_code=True"
         return ParameterError("trust_remote_code", False, reason=reason)

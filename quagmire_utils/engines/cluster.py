@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.provenance import package_versions
@@ -37,8 +37,6 @@ REMEDY = "start one with `ray start --head --disable-usage-stats --include-dashb
 ATTEMPTS = 4  # how often a job is done, or a replica started, that keeps losing its node or process
 NO_NODE_TIMEOUT = 60.0  # seconds without room for any replica after which a pool gives up
 _PIECE = 32 << 20  # bytes of a checkpoint that are sent at a time
-
-Job = TypeVar("Job", bound=Hashable)
 
 
 class ReplicaLostError(RuntimeError):
@@ -131,25 +129,25 @@ class Replica(ABC):
 
 
 @dataclass(frozen=True)
-class Ended(Generic[Job]):
+class Ended:
     """A job or the loading of a replica that has ended."""
 
-    job: Job | None  # None: a replica was loaded, and `answer` describes it
+    job: Hashable  # None: a replica was loaded, and `answer` describes it
     answer: Any = None
     lost: bool = False  # the node died; give the job again
 
 
 @dataclass(frozen=True)
-class _Task(Generic[Job]):
+class _Task:
     """What a replica is doing: "ask" (whether it has the checkpoint), "load", or "job"."""
 
     actor: ActorHandle
     kind: str
-    job: Job | None = None
+    job: Hashable = None
     note: str = ""
 
 
-class ReplicaPool(Generic[Job]):
+class ReplicaPool:
     """The replicas of a model on a cluster; a context manager."""
 
     def __init__(
@@ -164,9 +162,9 @@ class ReplicaPool(Generic[Job]):
         self.model, self.count = model, count
         self._arguments = (model, versions(replica.packages), settings)
         self._digest = model_digest(model) if Path(model).expanduser().is_dir() else None
-        self._tasks: dict[ObjectRef, _Task[Job]] = {}
+        self._tasks: dict[ObjectRef, _Task] = {}
         self._idle: list[ActorHandle] = []
-        self._losses: dict[Job | None, int] = {}  # by job; None counts replicas lost while loading
+        self._losses: dict[Hashable, int] = {}  # by job; None counts replicas lost while loading
         self._room_seen = time.monotonic()
         self._owns_connection = connect(address)
         import ray
@@ -178,7 +176,7 @@ class ReplicaPool(Generic[Job]):
             needed = f"{self._gpus} GPU(s)" if self._gpus else "a CPU core"
             raise ParameterError("ray", address, reason=f"no node of the cluster has {needed} for a replica")
 
-    def __enter__(self) -> ReplicaPool[Job]:
+    def __enter__(self) -> ReplicaPool:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -215,12 +213,12 @@ class ReplicaPool(Generic[Job]):
             actor = self._actor.options(**options).remote(*self._arguments)
             self._tasks[actor.lacks.remote(self._digest)] = _Task(actor, "ask")
 
-    def give(self, job: Job, method: str, *arguments: Any, note: str = "") -> None:
+    def give(self, job: Hashable, method: str, *arguments: Any, note: str = "") -> None:
         """Have an idle replica do a job by calling its `method`; `note` is added to the warning if its node dies."""
         actor = self._idle.pop()
         self._tasks[getattr(actor, method).remote(*arguments)] = _Task(actor, "job", job, note)
 
-    def ended(self, seconds: float = 0.5) -> Iterator[Ended[Job]]:
+    def ended(self, seconds: float = 0.5) -> Iterator[Ended]:
         """Wait up to `seconds` for a job or a loading to end; yield those that have ended.
 
         Raises ParameterError if a replica does; RuntimeError for its other errors; ReplicaLostError if a job, or the
@@ -283,7 +281,7 @@ class ReplicaPool(Generic[Job]):
                     ray.get(actor.receive.remote(file.name, piece))  # one at a time: object stores are small
         self._tasks[actor.load.remote()] = _Task(actor, "load")
 
-    def _lose(self, task: _Task[Job], reason: str) -> None:
+    def _lose(self, task: _Task, reason: str) -> None:
         """Count a replica whose node or process died; warn, or raise ReplicaLostError after `ATTEMPTS`."""
         import ray
 

@@ -8,7 +8,7 @@ every token which rows those are, which is free on a CPU, but makes a GPU wait.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache as cached
 from typing import TYPE_CHECKING, Any
@@ -38,20 +38,14 @@ class NotFiniteError(ValueError):
     """The model's logits are not numbers."""
 
 
-class _Chances:
-    """Draws the random numbers of a batch, a block of positions at a time."""
+def _chances(seeds: np.ndarray, positions: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """Yield the random number of each answer at each position, (answers,) float32."""
+    import torch
 
-    def __init__(self, seeds: np.ndarray, params: SamplingParams, device: torch.device) -> None:
-        self.seeds, self.params, self.device = seeds, params, device
-
-    def at(self, position: int) -> torch.Tensor:
-        """Return the random number of each answer at this position, (answers,) float32; positions in order."""
-        import torch
-
-        if position % _UNIFORM_BLOCK == 0:
-            count = min(_UNIFORM_BLOCK, self.params.max_tokens - position)
-            self.block = torch.from_numpy(uniforms(self.seeds, position, count)).to(self.device)
-        return self.block[:, position % _UNIFORM_BLOCK]
+    for start in range(0, positions, _UNIFORM_BLOCK):
+        block = torch.from_numpy(uniforms(seeds, start, min(_UNIFORM_BLOCK, positions - start))).to(device)
+        for column in range(block.shape[1]):
+            yield block[:, column]
 
 
 def decode_each(
@@ -66,25 +60,24 @@ def decode_each(
     with torch.inference_mode():
         device, rows = module.device, len(batch.owners)
         cache = new_cache(module)
-        logits = _read_prompts(module, batch, cache)
+        logits = _read(module, torch.tensor(batch.prompts, device=device), cache)
         prompt_of_row = torch.tensor(batch.prompt_of_row, device=device)
         cache.reorder_cache(prompt_of_row)
         module.set_attn_implementation(decode_attention)
         logits = logits[prompt_of_row]
 
         ends = torch.tensor(ends, device=device, dtype=torch.long)
-        chances = _Chances(batch.seeds, params, device)
         tokens = torch.zeros((rows, params.max_tokens), dtype=torch.long, device=device)
         alive = torch.arange(rows, device=device)  # the answer in each row
         ended = torch.zeros(rows, dtype=torch.bool, device=device)
         finite = torch.ones((), dtype=torch.bool, device=device)
         check_every = 1 if device.type == "cpu" else 8  # asking a GPU how many have ended makes it wait
-        for position in range(params.max_tokens):
+        for position, chances in enumerate(_chances(batch.seeds, params.max_tokens, device)):
             finite &= logits.amax(-1).isfinite().all()
             if params.temperature == 0:
                 drawn = logits.argmax(-1)
             else:
-                drawn = draw(logits, chances.at(position)[alive], params.temperature, params.top_p)
+                drawn = draw(logits, chances[alive], params.temperature, params.top_p)
             tokens[alive, position] = drawn
             ended |= torch.isin(drawn, ends)
             if position + 1 == params.max_tokens:
@@ -97,7 +90,7 @@ def decode_each(
                     kept = (~ended).nonzero()[:, 0]
                     cache.reorder_cache(kept)
                     alive, drawn, ended = alive[kept], drawn[kept], ended[kept]
-            logits = _next(module, drawn, cache)
+            logits = _read(module, drawn[:, None], cache)
         if not finite:
             raise NotFiniteError
         return _cut(tokens.cpu().numpy(), ends.tolist())
@@ -112,23 +105,22 @@ def decode_shared(
     with torch.inference_mode():
         device, answers = module.device, len(batch.owners)
         cache = new_cache(module)
-        logits = _read_prompts(module, batch, cache)
+        logits = _read(module, torch.tensor(batch.prompts, device=device), cache)
         module.set_attn_implementation(decode_attention)
 
         ends = torch.tensor(ends, device=device, dtype=torch.long)
-        chances = _Chances(batch.seeds, params, device)
         tokens = torch.zeros((answers, params.max_tokens), dtype=torch.long, device=device)
         alive = torch.arange(answers, device=device)
         row_of = torch.tensor(batch.prompt_of_row, device=device)  # the cache row of each living answer
         vocabulary = logits.shape[-1]
-        for position in range(params.max_tokens):
+        for position, chances in enumerate(_chances(batch.seeds, params.max_tokens, device)):
             if not logits.amax(-1).isfinite().all():
                 raise NotFiniteError
             if params.temperature == 0:
                 drawn = logits.argmax(-1)[row_of]
             else:
                 cumulative = _cumulative(logits, params.temperature, params.top_p)
-                drawn = _invert(cumulative[row_of], chances.at(position)[alive])
+                drawn = _invert(cumulative[row_of], chances[alive])
             tokens[alive, position] = drawn
             going = ~torch.isin(drawn, ends)
             alive, drawn, row_of = alive[going], drawn[going], row_of[going]
@@ -159,21 +151,13 @@ def decode_shared(
             feed = torch.zeros(rows, dtype=torch.long, device=device)
             feed[slots] = branch_tokens
             row_of = slots[branch_of]
-            logits = _next(module, feed, cache)
+            logits = _read(module, feed[:, None], cache)
         return _cut(tokens.cpu().numpy(), ends.tolist())
 
 
-def _read_prompts(module: Any, batch: Batch, cache: Cache) -> torch.Tensor:
-    """Fill the cache with the prompts; return the logits after each, (prompts, vocabulary)."""
-    import torch
-
-    prompts = torch.tensor(batch.prompts, device=module.device)
-    return module(prompts, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-
-
-def _next(module: Any, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
-    """Return the logits after one more token in each row, (rows, vocabulary)."""
-    return module(tokens[:, None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+def _read(module: Any, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
+    """Add tokens (rows, positions) to the cache; return the logits after each row, (rows, vocabulary)."""
+    return module(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
 
 def _cut(tokens: np.ndarray, ends: Sequence[int]) -> list[list[int]]:

@@ -37,14 +37,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines.base import (
-    Completion,
-    EngineError,
-    Request,
-    StreamingEngine,
-    check_requests,
-    to_completions,
-)
+from quagmire_utils.engines.base import Completion, EngineError, Request, StreamingEngine
 from quagmire_utils.engines.checkpoints import (
     check_base_url,
     end_tokens,
@@ -62,6 +55,7 @@ _SAMPLES_PER_CALL = 16  # from vLLM; a lost connection costs so many
 _VLLM_SAMPLES, _CALLS = 256, 32  # in flight, unless batch_size sets them
 _PROBE_TRIES = 3  # to ask what is served
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds after an answer of the wrong form; as openai's after an error
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _NO_KEY = "none"  # openai wants one; it is not sent
 # What a model's generation_config.json would change on a vLLM server.
 _VLLM_NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -97,7 +91,10 @@ class ServerEngine(StreamingEngine):
         self.model, self._root = card["id"], card["root"]
         self._is_vllm = card.get("owned_by") == "vllm"
 
-        source = settings.tokenizer or _tokenizer_source(self._root or self.model)
+        source = settings.tokenizer or self._root or self.model
+        if settings.tokenizer is None and not Path(source).is_dir() and not _HUB_ID.fullmatch(source):
+            reason = f"give it, because the server's model, {_shown(source)}, is neither a folder here nor a hub id"
+            raise ParameterError("server.tokenizer", reason=reason)
         self.tokenizer = load_tokenizer(source, config.revision, config.trust_remote_code)
         try:
             model_config = load_config(source, config.revision, config.trust_remote_code)
@@ -131,7 +128,7 @@ class ServerEngine(StreamingEngine):
         EngineError if it doesn't answer after all tries. Before either, calls in flight are waited for and what they
         complete is yielded. Closing the iterator drops the calls in flight.
         """
-        check_requests(requests, params, self.context_length)
+        self.check(requests, params)
         return self._stream(requests, params)
 
     def close(self) -> None:
@@ -226,10 +223,8 @@ class ServerEngine(StreamingEngine):
     def _read(self, call: _Call, params: SamplingParams, data: Any) -> list[Completion]:
         """Return the completions in an answer; MalformedError: try again, ParameterError: it is to another prompt."""
         choices = data.get("choices") if isinstance(data, dict) else None
-        if not isinstance(choices, list) or len(choices) != call.count:
+        if not isinstance(choices, list) or [type(choice) for choice in choices] != [dict] * call.count:
             raise MalformedError(f"{call.count} choices were asked for, and the answer holds others")
-        if not all(isinstance(choice, dict) for choice in choices):
-            raise MalformedError("a choice is not an object")
         if all(isinstance(choice.get("index"), int) for choice in choices):
             choices = sorted(choices, key=lambda choice: choice["index"])
         usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
@@ -248,7 +243,7 @@ class ServerEngine(StreamingEngine):
         if isinstance(ids, list):
             if not ids or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
                 raise MalformedError("token_ids are not token ids")
-            completion = to_completions([ids], self.tokenizer, self.ends)[0]
+            completion = self.complete([ids])[0]
         else:
             if not isinstance(text, str):
                 raise MalformedError("a choice has no text")
@@ -430,14 +425,6 @@ def _model_list(data: Any) -> list[dict[str, Any]]:
     if not isinstance(cards, list) or not all(isinstance(c, dict) and isinstance(c.get("id"), str) for c in cards):
         raise MalformedError("no list of models")
     return cards
-
-
-def _tokenizer_source(root: str) -> str:
-    """Return the folder or hub id to load the tokenizer from, if the model's `root` is one."""
-    if not Path(root).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", root):
-        reason = f"give it, because the server's model, {_shown(root)}, is neither a folder here nor a hub id"
-        raise ParameterError("server.tokenizer", reason=reason)
-    return root
 
 
 def _context_length(served: int | None, config: Any, wanted: int | None) -> int:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines.base import Completion, Engine, Request, check_requests, to_completions
+from quagmire_utils.engines.base import Completion, Engine, Request
+from quagmire_utils.engines.checkpoints import cannot_load
 from quagmire_utils.engines.config import EngineConfig, SamplingParams
 from quagmire_utils.engines.decoding import Batch, NotFiniteError, can_share, decode_each, decode_shared
 
@@ -42,12 +43,11 @@ class TransformersEngine(Engine):
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the model. Raises ParameterError if its files are damaged, or there is no GPU for device "cuda"."""
-        self._read_checkpoint(config)
-        device = config.device
-
         import torch
         import transformers
 
+        self._read_checkpoint(config)
+        device = config.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and not torch.cuda.is_available():
@@ -64,7 +64,7 @@ class TransformersEngine(Engine):
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
         """Return the n completions of each request, in order; see `Engine`."""
         answers = self.generate_ids(requests, params)
-        flat = iter(to_completions([ids for rows in answers for ids in rows], self.tokenizer, self.ends))
+        flat = iter(self.complete([ids for rows in answers for ids in rows]))
         return [[next(flat) for _ in rows] for rows in answers]
 
     def generate_ids(self, requests: Sequence[Request], params: SamplingParams) -> list[list[list[int]]]:
@@ -73,7 +73,7 @@ class TransformersEngine(Engine):
         `module` is used as it is, so weights that are being trained sample their own rollouts (in eval mode, if the
         model has dropout).
         """
-        check_requests(requests, params, self.context_length)
+        self.check(requests, params)
         answers: list[list[list[int]]] = [[[]] * request.n for request in requests]
         for batch in self._plan(requests, params):
             decode = decode_shared if self._share else decode_each
@@ -158,9 +158,7 @@ def load_weights(config: EngineConfig, dtype: torch.dtype | str) -> Any:
             config.model, revision=config.revision, dtype=dtype, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = f"the weights of {config.model} can't be loaded ({reason})"
-        raise ParameterError("model", config.model, reason=reason) from error
+        raise cannot_load("weights", config.model, error) from error
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines.base import Completion, Request, StreamingEngine, check_requests, to_completions
+from quagmire_utils.engines.base import Completion, Request, StreamingEngine
 from quagmire_utils.engines.config import EngineConfig, SamplingParams
 
 _CPU_CACHE_GIB = 2
@@ -110,7 +110,7 @@ class VLLMEngine(StreamingEngine):
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
         """Yield (index of the request, its n completions) as requests are completed; see `Engine`."""
         for index, rows in self.stream_ids(requests, params):
-            yield index, to_completions(rows, self.tokenizer, self.ends)
+            yield index, self.complete(rows)
 
     def generate_ids(self, requests: Sequence[Request], params: SamplingParams) -> list[list[list[int]]]:
         """Return the token ids of the n answers to each request, with the end-of-sequence token if there is one."""
@@ -119,10 +119,7 @@ class VLLMEngine(StreamingEngine):
 
     def stream_ids(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[list[int]]]]:
         """Do as `stream`, with token ids as of `generate_ids`."""
-        check_requests(requests, params, self.context_length)
-        return self._stream_ids(requests, params)
-
-    def _stream_ids(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[list[int]]]]:
+        self.check(requests, params)
         # What earlier calls left in the prefix cache would change the rounding of this one. Within the call, the n
         # answers to a prompt share it.
         self._llm.reset_prefix_cache()
@@ -144,9 +141,8 @@ class VLLMEngine(StreamingEngine):
                         continue
                     drawing.remove(output.request_id)
                     index = int(output.request_id)
-                    rows = [
-                        list(answer.token_ids) for answer in sorted(output.outputs, key=lambda answer: answer.index)
-                    ]
+                    outputs = sorted(output.outputs, key=lambda answer: answer.index)
+                    rows = [list(answer.token_ids) for answer in outputs]
                     yield index, rows * requests[index].n if greedy else rows
         finally:
             if drawing:  # the caller stopped

@@ -25,14 +25,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines.base import (
-    Completion,
-    EngineError,
-    Request,
-    StreamingEngine,
-    check_requests,
-    to_completions,
-)
+from quagmire_utils.engines.base import Completion, EngineError, Request, StreamingEngine
 from quagmire_utils.engines.checkpoints import load_tokenizer
 from quagmire_utils.engines.config import EngineConfig, SamplingParams
 from quagmire_utils.engines.vllm import VLLMEngine, check_devices
@@ -66,7 +59,7 @@ class ReplicatedVLLMEngine(StreamingEngine):
         After an error (EngineError if a copy dies), and if the iterator is closed early, the copies are stopped and the
         engine can't be used.
         """
-        check_requests(requests, params, self.context_length)
+        self.check(requests, params)
         if not self._pipes:
             raise EngineError("the vLLM processes of this engine were stopped; load it again")
         return self._stream(requests, params)
@@ -90,7 +83,7 @@ class ReplicatedVLLMEngine(StreamingEngine):
                     answers.setdefault(index, [[]] * requests[index].n)[first : first + piece.n] = rows
                     missing[index] -= piece.n
                     if not missing[index]:
-                        yield index, to_completions(answers.pop(index), self.tokenizer, self.ends)
+                        yield index, self.complete(answers.pop(index))
         except BaseException:
             self.close()  # what the copies are drawing would be taken for the answer to the next call
             raise

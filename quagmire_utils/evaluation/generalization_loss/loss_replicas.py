@@ -59,7 +59,7 @@ class ClusterScorer:
         """
         settings = ScorerSettings(config, chunk_tokens, probe)
         where = {"address": config.ray, "count": config.replicas, "gpus": 0 if config.device == "cpu" else 1}
-        self._pool: ReplicaPool[int] = ReplicaPool(ScorerReplica, config.model, settings, **where)
+        self._pool = ReplicaPool(ScorerReplica, config.model, settings, **where)
 
     def __enter__(self) -> ClusterScorer:
         self._pool.__enter__()

@@ -13,7 +13,7 @@ from quagmire_utils.core.files import read_json
 from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem
-from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine, to_completions
+from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine
 from quagmire_utils.grading import Verdict
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Environment:
 
     def rewards(self, chosen: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
         """Return 1 for each answer (token ids) that solves its problem, else 0; `chosen`: the problem of each."""
-        texts = [completion.text for completion in to_completions(answers, self.engine.tokenizer, self.engine.ends)]
+        texts = [completion.text for completion in self.engine.complete(answers)]
         grades = self.grader(texts, [self.problems[problem] for problem in chosen])
         return [float(grade.verdict == Verdict.CORRECT) for grade in grades]
 
