@@ -10,8 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +23,7 @@ from quagmire_utils.core.settings import RLSettings, SFTSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.training.backends import BackendError, Machines, environment_python, llamafactory, verl
 from quagmire_utils.training.backends.environments import ROOT, backend_environment
-from quagmire_utils.training.backends.runs import LOG, run_script
+from quagmire_utils.training.backends.runs import LOG, run_command
 
 pytest.importorskip("torch", reason="the micro models need torch")
 
@@ -47,15 +45,6 @@ from quagmire_utils.data.prompts import INSTRUCTIONS, render, response_ids
 from quagmire_utils.engines import load_tokenizer
 
 # --- LLaMA-Factory's files ----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def refused(parameter: str) -> Iterator[None]:
-    """A ParameterError about `parameter`, in one line."""
-    with pytest.raises(ParameterError) as raised:
-        yield
-    assert raised.value.parameter.partition("=")[0] == parameter
-    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +89,7 @@ def test_what_llamafactory_reads_is_the_prompt_that_sampling_renders(plain, chat
                 assert tuple(tokenizer.encode(text, add_special_tokens=False)) == ids
 
 
-def test_writing_again_changes_nothing_and_another_run_is_refused_once_begun(plain, tmp_path):
+def test_writing_again_changes_nothing_and_another_run_is_refused_once_begun(plain, tmp_path, refused):
     folder = llamafactory.write(plain, TRACES, tmp_path / "run", SFT, machines=CPU)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     llamafactory.write(plain, TRACES, folder, SFT, machines=CPU)
@@ -127,7 +116,7 @@ def test_writing_again_changes_nothing_and_another_run_is_refused_once_begun(pla
         ({"model": "no/such/model/here"}, "model"),
     ],
 )
-def test_what_cannot_train_is_refused_before_anything_is_written(plain, tmp_path, change, parameter):
+def test_what_cannot_train_is_refused_before_anything_is_written(plain, tmp_path, change, parameter, refused):
     arguments = {"model": plain, "traces": TRACES, "settings": SFT, "machines": CPU, **change}
     arguments["folder"] = tmp_path / change.get("folder", "run")
     with refused(parameter):
@@ -135,7 +124,7 @@ def test_what_cannot_train_is_refused_before_anything_is_written(plain, tmp_path
     assert not (arguments["folder"] / "run.json").exists()
 
 
-def test_run_sh_tokenises_once_then_trains_with_the_readers_own_values(plain, tmp_path):
+def test_run_sh_tokenises_once_then_trains_with_the_readers_own_values(plain, tmp_path, refused):
     folder = llamafactory.write(plain, TRACES, tmp_path / "a folder" / "run", SFT, machines=CPU)
     half = folder / "checkpoints" / "checkpoint-3"
     half.mkdir(parents=True)  # left by a kill: without its trainer_state.json
@@ -261,7 +250,7 @@ def test_verl_asks_and_grades_as_the_problems_domain_does(plain, tmp_path):
         ({"epochs": 0}, "epochs"),
     ],
 )
-def test_what_verl_cannot_run_is_refused(plain, tmp_path, change, parameter):
+def test_what_verl_cannot_run_is_refused(plain, tmp_path, change, parameter, refused):
     arguments = {"problems": PROBLEMS, "settings": RL, "machines": Machines(1, 2), **change}
     with refused(parameter):
         verl.write(plain, arguments.pop("problems"), tmp_path / "run", arguments.pop("settings"), **arguments)
@@ -298,7 +287,7 @@ def test_verl_on_one_node_starts_a_ray_of_its_own(plain, tmp_path):
         assert (tmp_path / "address").read_text().strip() == address
 
 
-def test_a_machine_without_gpus_is_told_before_verl_starts(plain, tmp_path, monkeypatch):
+def test_a_machine_without_gpus_is_told_before_verl_starts(plain, tmp_path, monkeypatch, refused):
     monkeypatch.setenv("QUAGMIRE_VERL_PYTHON", sys.executable)
     monkeypatch.setattr(verl, "count_gpus", lambda: 0)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -312,7 +301,7 @@ def test_a_machine_without_gpus_is_told_before_verl_starts(plain, tmp_path, monk
 # --- environments and runs ----------------------------------------------------------------------------------------
 
 
-def test_a_back_end_that_is_not_there_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch):
+def test_a_back_end_that_is_not_there_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch, refused):
     monkeypatch.setattr("quagmire_utils.training.backends.environments.ROOT", tmp_path)
     monkeypatch.delenv("QUAGMIRE_VERL_PYTHON", raising=False)
     with pytest.raises(ParameterError, match=r"run ./reproduce.sh setup verl"):
@@ -331,7 +320,7 @@ def test_a_back_end_that_is_not_there_is_named_with_the_command_that_installs_it
         environment_python("trl")
 
 
-def test_a_python_that_cannot_run_a_back_end_is_refused_in_one_sentence(tmp_path, monkeypatch):
+def test_a_python_that_cannot_run_a_back_end_is_refused_in_one_sentence(tmp_path, monkeypatch, refused):
     python, answer = tmp_path / "python", tmp_path / "answer"
     python.write_text(f'#!/usr/bin/env bash\nsource "{answer}"\n')
     python.chmod(0o755)
@@ -349,22 +338,17 @@ def test_a_python_that_cannot_run_a_back_end_is_refused_in_one_sentence(tmp_path
     assert backend_environment("verl") == {"QUAGMIRE_VERL_PYTHON": str(python)}
 
 
-@pytest.mark.parametrize("name", ["llamafactory", "verl"])
-def test_the_pinned_lists_are_exact_and_name_no_host(name):
-    lines = [line for line in (LISTS / f"{name}.txt").read_text().splitlines() if not line.startswith("#")]
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line) for line in lines)
-    names = [line.split("==")[0] for line in lines]
-    assert len(names) == len(set(names))
-    assert {name, "torch", "transformers"} <= set(names)
-
-
-def test_the_reward_grades_with_the_versions_that_grade_the_benchmarks():
-    def pins(path: Path) -> dict[str, str]:
-        return dict(line.split("==") for line in path.read_text().splitlines() if "==" in line and line[0] != "#")
-
-    ours, theirs = pins(ROOT / "constraints.txt"), pins(LISTS / "verl.txt")
+def test_the_pinned_lists_are_exact_and_verl_grades_with_the_versions_that_grade_the_benchmarks():
+    pins = {}
+    for name, path in {name: LISTS / f"{name}.txt" for name in ("llamafactory", "verl")}.items():
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line) for line in lines)
+        pins[name] = dict(line.split("==") for line in lines)
+        assert len(pins[name]) == len(lines)
+        assert {name, "torch", "transformers"} <= pins[name].keys()
+    ours = (ROOT / "constraints.txt").read_text().splitlines()
     for name in ("math-verify", "latex2sympy2-extended", "sympy"):
-        assert theirs[name] == ours[name]
+        assert f"{name}=={pins['verl'][name]}" in ours
 
 
 def script(folder: Path, text: str) -> Path:
@@ -375,7 +359,7 @@ def script(folder: Path, text: str) -> Path:
 def test_a_failure_names_its_log_and_shows_its_end(tmp_path):
     script(tmp_path, 'for i in $(seq 50); do echo "line $i"; done; echo "CUDA out of memory" >&2; exit 3')
     with pytest.raises(BackendError) as raised:
-        run_script(tmp_path, name="verl", environment={}, steps=9, steps_done=lambda: 4, progress=False)
+        run_command(tmp_path, name="verl", environment={}, steps=9, steps_done=lambda: 4, progress=False)
     message = str(raised.value)
     assert "verl stopped with exit code 3 after 4 of 9 steps" in message
     assert str(tmp_path / LOG) in message
@@ -389,7 +373,7 @@ def test_progress_is_reported_and_a_resumed_run_begins_where_it_was(tmp_path, ca
     count.write_text("xx")
     script(tmp_path, f'for i in 1 2 3; do printf x >>"{count}"; sleep 0.7; done')
     fractions: list[float] = []
-    run_script(
+    run_command(
         tmp_path,
         name="LLaMA-Factory",
         environment={},
@@ -406,22 +390,17 @@ def test_progress_is_reported_and_a_resumed_run_begins_where_it_was(tmp_path, ca
 def test_an_interrupt_ends_everything_that_was_started(tmp_path):
     script(tmp_path, 'sleep 600 & echo $! >child; echo "$QUAGMIRE_X" >variable; wait')
     threading.Timer(0.1, lambda: (wait_for((tmp_path / "variable").exists), signal.raise_signal(signal.SIGINT))).start()
-    here = os.getcwd()
-    os.chdir(tmp_path)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run_script(tmp_path, name="verl", environment={"QUAGMIRE_X": "yes"}, progress=False)
-    finally:
-        os.chdir(here)
+    with pytest.raises(KeyboardInterrupt):
+        run_command(tmp_path, name="verl", environment={"QUAGMIRE_X": "yes"}, progress=False)
     assert (tmp_path / "variable").read_text() == "yes\n"
     wait_for(lambda: not psutil.pid_exists(int((tmp_path / "child").read_text())))
 
 
-def test_a_run_outlives_its_killed_caller_and_is_not_started_twice(tmp_path):
+def test_a_run_outlives_its_killed_caller_and_is_not_started_twice(tmp_path, refused):
     script(tmp_path, f'echo $$ >"{tmp_path}/pid"; exec sleep 600')
     code = (
-        "import sys; from pathlib import Path; from quagmire_utils.training.backends.runs import run_script; "
-        "run_script(Path(sys.argv[1]), name='verl', environment={}, progress=False)"
+        "import sys; from pathlib import Path; from quagmire_utils.training.backends.runs import run_command; "
+        "run_command(Path(sys.argv[1]), name='verl', environment={}, progress=False)"
     )
     caller = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT)})
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
@@ -430,9 +409,9 @@ def test_a_run_outlives_its_killed_caller_and_is_not_started_twice(tmp_path):
     pid = int((tmp_path / "pid").read_text())
     try:
         with refused("folder"):
-            run_script(tmp_path, name="verl", environment={}, progress=False)
+            run_command(tmp_path, name="verl", environment={}, progress=False)
     finally:
         os.kill(pid, signal.SIGKILL)
     script(tmp_path, "true")
     wait_for(lambda: not psutil.pid_exists(pid))
-    run_script(tmp_path, name="verl", environment={}, progress=False)
+    run_command(tmp_path, name="verl", environment={}, progress=False)

@@ -37,17 +37,18 @@ from quagmire_utils.training.backends.environments import (
     Machines,
     backend_environment,
     count_gpus,
-    python_variable,
 )
-from quagmire_utils.training.backends.export import export_checkpoint
 from quagmire_utils.training.backends.runs import (
     close_run,
+    command_in,
     copy_script,
+    export_checkpoint,
     open_run,
+    read_log,
     read_run,
     render_template,
     resolve_model,
-    run_script,
+    run_command,
     short_digest,
 )
 
@@ -153,7 +154,7 @@ def write(
         "machines": machines,
     }
     write_text(render_template("llamafactory_train.yaml.j2", NAME, **values), folder / "train.yaml")
-    copy_script("tokenize_traces.py", folder, "tokenize_traces.py")
+    copy_script("tokenize_traces.py", folder)
     script = render_template("llamafactory_run.sh.j2", NAME, machines=machines)
     close_run(folder, facts, script, steps=steps, tokens=tokens)
     return folder
@@ -175,14 +176,8 @@ def check(folder: str | Path) -> None:
     read_run(folder, NAME)
     if (folder / "tokenized").is_dir():
         return
-    command = (
-        "set -euo pipefail\n"
-        'cd "$(dirname "${BASH_SOURCE[0]}")"\n'
-        "unset PYTHONPATH PYTHONHOME\n"
-        f'exec "${python_variable(NAME)}" tokenize_traces.py train.yaml tokens.json\n'
-    )
-    write_text(command, folder / ".tokenize.sh")
-    run_script(folder, name="tokenising in LLaMA-Factory", script=".tokenize.sh", environment=backend_environment(NAME))
+    command = command_in(NAME, "tokenize_traces.py train.yaml tokens.json")
+    run_command(folder, command, name="tokenising in LLaMA-Factory", environment=backend_environment(NAME))
 
 
 def train(
@@ -208,7 +203,7 @@ def train(
             raise ParameterError("machines.nodes", nodes, reason=f"start {folder / 'run.sh'} on each of {nodes} nodes")
         if count_gpus() < devices:
             raise ParameterError("machines.devices", devices, f"at most the {count_gpus()} GPUs of this machine")
-        run_script(
+        run_command(
             folder,
             name=BACKENDS[NAME],
             environment=backend_environment(NAME),
@@ -239,14 +234,5 @@ def train(
 
 def log_entries(folder: str | Path) -> list[dict[str, Any]]:
     """Return what LLaMA-Factory has logged: current_steps, total_steps, loss (nats per response token), lr, epoch."""
-    try:
-        lines = (Path(folder) / "checkpoints" / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    entries = []
-    for line in lines:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            continue  # cut off by a kill, or being written
-    return [entry for entry in entries if isinstance(entry, dict) and "current_steps" in entry]
+    entries = read_log(Path(folder) / "checkpoints" / "trainer_log.jsonl")
+    return [entry for entry in entries if "current_steps" in entry]

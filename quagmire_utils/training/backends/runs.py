@@ -1,12 +1,14 @@
-"""Handle the folder of a run: files written once, a script that does the work, its log, its progress."""
+"""Handle the folder of a run: files written once, the commands that do the work, their log, the trained checkpoint."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +18,7 @@ from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, read_json, write_json, write_text
+from quagmire_utils.core.paths import ROOT
 from quagmire_utils.training.backends.environments import default_python, python_variable
 
 SCRIPTS = Path(__file__).parent / "scripts"  # what runs inside the back-ends' environments
@@ -84,9 +87,10 @@ def read_run(folder: Path, backend: str) -> dict[str, Any]:
     return run
 
 
-def copy_script(name: str, folder: Path, target: str) -> None:
+def copy_script(name: str, folder: Path) -> None:
     """Copy a script of this package into a run's folder, so that the folder holds everything that runs."""
-    write_text((SCRIPTS / name).read_text(encoding="utf-8"), folder / target)
+    text = (SCRIPTS / name).read_text(encoding="utf-8")
+    write_text(text.replace("ROOT OF THE REPOSITORY", str(ROOT)), folder / name)
 
 
 def render_template(name: str, backend: str, **values: Any) -> str:
@@ -117,22 +121,22 @@ def short_digest(value: str) -> str:
     return hashlib.sha256(value.encode()).hexdigest()[:12]
 
 
-def run_script(
+def run_command(
     folder: Path,
-    *arguments: str,
+    command: str = "exec bash run.sh",
+    *,
     name: str,
-    script: str = "run.sh",
     environment: Mapping[str, str],
     steps: int = 0,
     steps_done: Callable[[], int] = lambda: 0,
     progress: bool = True,
     on_progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Run a script of the folder to its end, with its output in the log and a progress bar on stderr.
+    """Run a command of bash in the folder to its end, with its output in the log and a progress bar on stderr.
 
-    `steps_done` returns the number of steps taken so far, of `steps`. An exception (an interrupt, say) ends the script
-    and everything that it started. Raises BackendError if the script fails, and ParameterError if a script that an
-    earlier process started still runs in the folder.
+    `steps_done` returns the number of steps taken so far, of `steps`. An exception (an interrupt, say) ends the command
+    and everything that it started. Raises BackendError if it fails, and ParameterError if one that an earlier process
+    started still runs in the folder.
     """
     from tqdm import tqdm
 
@@ -143,14 +147,15 @@ def run_script(
         except OSError:
             reason = f"a run is still active in {folder}; wait for it, or end it (its output: {log})"
             raise ParameterError("folder", str(folder), reason=reason) from None
-        output.write(f"\n=== {script} {' '.join(arguments)} ({time.strftime('%Y-%m-%d %H:%M:%S')})\n".encode())
+        output.write(f"\n=== {name} ({time.strftime('%Y-%m-%d %H:%M:%S')})\n".encode())
         output.flush()
         before = steps_done()
         with tqdm(
             total=steps, initial=before, desc=name, unit="step", delay=0 if steps else 1e9, disable=not progress
         ) as bar:
             child = subprocess.Popen(
-                ["bash", str(folder.resolve() / script), *arguments],
+                ["bash", "-euo", "pipefail", "-c", command],
+                cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -171,6 +176,21 @@ def run_script(
                 "start it again to resume from its last checkpoint. Its last lines:\n"
                 + "\n".join(f"    {line}" for line in last_lines(log))
             )
+
+
+def command_in(backend: str, arguments: str) -> str:
+    """Return the command that runs the Python of a back-end, without the packages of another environment."""
+    return f'env -u PYTHONPATH -u PYTHONHOME "${python_variable(backend)}" {arguments}'
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """Return the objects in a file of JSON lines, without a line that a kill cut off; empty if there is no file."""
+    entries = []
+    with contextlib.suppress(OSError):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                entries.append(json.loads(line))
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def _show(bar: Any, done: int, steps: int, on_progress: Callable[[float], None] | None) -> None:
@@ -197,3 +217,46 @@ def last_lines(log: Path, count: int = _TAIL) -> list[str]:
         handle.seek(max(0, log.stat().st_size - 20_000))
         text = handle.read().decode(errors="replace")
     return [line[:300] for line in text.replace("\r", "\n").splitlines() if line.strip()][-count:]
+
+
+def export_checkpoint(weights: Path, model: str, target: Path, notes: Mapping[str, Any] | None = None) -> None:
+    """Write the folder `target`: the safetensors of `weights` in the precision of `model`, and its configuration.
+
+    A back-end changes what it saves beside the weights: LLaMA-Factory writes a chat template into the tokenizer of a
+    base model that has none, so `template="auto"` would sample it with other prompts than it was trained on.
+
+    `notes` (file name -> content) are added as JSON. The folder appears whole. Raises ParameterError if `weights` holds
+    no weights.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import GenerationConfig
+
+    from quagmire_utils.engines import check_model, load_config, load_tokenizer, resolve_dtype
+
+    shards = sorted(weights.glob("model*.safetensors"))
+    if not shards:
+        raise ParameterError("weights", str(weights), reason=f"{weights} has no model*.safetensors files")
+    config = load_config(model)
+    dtype = getattr(torch, resolve_dtype(config, "auto"))
+    scratch = target.with_name(target.name + ".saving")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    for shard in shards:
+        tensors = load_file(shard)
+        save_file(
+            {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()},
+            scratch / shard.name,
+            metadata={"format": "pt"},
+        )
+    for index in weights.glob("model*.safetensors.index.json"):
+        shutil.copy2(index, scratch)
+    config.save_pretrained(scratch)
+    load_tokenizer(model).save_pretrained(scratch)
+    with contextlib.suppress(OSError):  # a model without a generation_config.json
+        GenerationConfig.from_pretrained(model).save_pretrained(scratch)
+    for name, content in (notes or {}).items():
+        write_json(content, scratch / name)
+    check_model(scratch)
+    shutil.rmtree(target, ignore_errors=True)
+    scratch.rename(target)

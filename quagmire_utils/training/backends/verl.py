@@ -35,28 +35,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import digest, write_json, write_parquet, write_text
+from quagmire_utils.core.files import digest, write_json, write_parquet
 from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import check_fits, render_problem, resolve_template
 from quagmire_utils.training.backends.environments import (
     BACKENDS,
-    ROOT,
     Machines,
     backend_environment,
     count_gpus,
-    python_variable,
 )
-from quagmire_utils.training.backends.export import export_checkpoint
 from quagmire_utils.training.backends.runs import (
-    SCRIPTS,
     close_run,
+    command_in,
     copy_script,
+    export_checkpoint,
     open_run,
+    read_log,
     read_run,
     render_template,
     resolve_model,
-    run_script,
+    run_command,
     short_digest,
 )
 
@@ -128,18 +127,11 @@ def write(
     if not open_run(folder, facts, "checkpoints", "rl.json"):
         return folder
     write_parquet(_frame(problems, [_text(prompt, tokenizer) for prompt in prompts], source), folder / "train.parquet")
-    write_json(
-        {
-            "rows": [
-                [problem.id, short_digest(json.dumps(prompt.token_ids))]
-                for problem, prompt in zip(problems, prompts, strict=True)
-            ]
-        },
-        folder / "prompts.json",
-    )
-    reward = (SCRIPTS / "reward.py").read_text(encoding="utf-8")
-    write_text(reward.replace("ROOT OF THE REPOSITORY", str(ROOT)), folder / "reward.py")
-    copy_script("check_run.py", folder, "check_run.py")
+    pairs = zip(problems, prompts, strict=True)
+    rows = [[problem.id, short_digest(json.dumps(prompt.token_ids))] for problem, prompt in pairs]
+    write_json({"rows": rows}, folder / "prompts.json")
+    copy_script("reward.py", folder)
+    copy_script("check_run.py", folder)
     longest = max(len(prompt.token_ids) for prompt in prompts)
     script = render_template(
         "verl_run.sh.j2",
@@ -235,16 +227,9 @@ def check(folder: str | Path) -> None:
     """
     folder = Path(folder)
     read_run(folder, NAME)
-    command = (
-        "set -euo pipefail\n"
-        'cd "$(dirname "${BASH_SOURCE[0]}")"\n'
-        "export RAY_ADDRESS=${RAY_ADDRESS:-none}\n"
-        "./run.sh --cfg job >.job.yaml\n"
-        "unset PYTHONPATH PYTHONHOME\n"
-        f'exec "${python_variable(NAME)}" check_run.py .job.yaml prompts.json train.parquet\n'
-    )
-    write_text(command, folder / ".check.sh")
-    run_script(folder, name="checking with verl", script=".check.sh", environment=backend_environment(NAME))
+    command = "export RAY_ADDRESS=${RAY_ADDRESS:-none}\n./run.sh --cfg job >.job.yaml\n"
+    command += command_in(NAME, "check_run.py .job.yaml prompts.json train.parquet")
+    run_command(folder, command, name="checking with verl", environment=backend_environment(NAME))
 
 
 def train(
@@ -271,7 +256,7 @@ def train(
         if (run["machines"]["nodes"] == 1 or "RAY_ADDRESS" not in os.environ) and count_gpus() < devices:
             raise ParameterError("machines.devices", devices, f"at most the {count_gpus()} GPUs of this machine")
         check(folder)
-        run_script(
+        run_command(
             folder,
             name=BACKENDS[NAME],
             environment=backend_environment(NAME),
@@ -284,15 +269,8 @@ def train(
         export(folder, step)
     rows = curve(folder)
     write_parquet(rows, folder / "curve.parquet")
-    write_json(
-        {
-            "backend": NAME,
-            "settings": run["settings"],
-            "checkpoints": run["checkpoints"],
-            "seconds": time.perf_counter() - started,
-        },
-        folder / "rl.json",
-    )
+    facts = {"backend": NAME, **{key: run[key] for key in ("settings", "checkpoints")}}
+    write_json({**facts, "seconds": time.perf_counter() - started}, folder / "rl.json")
     if not keep_sharded:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return rows
@@ -314,22 +292,9 @@ def export(folder: str | Path, step: int) -> Path:
         raise ParameterError("step", step, f"one that {folder} keeps a checkpoint of ({kept})")
     merged = folder / f".merged-{step}"
     shutil.rmtree(merged, ignore_errors=True)
-    command = (
-        "set -euo pipefail\n"
-        'cd "$(dirname "${BASH_SOURCE[0]}")"\n'
-        "unset PYTHONPATH PYTHONHOME\n"
-        f'exec "${python_variable(NAME)}" -m verl.model_merger merge --backend fsdp \\\n'
-        '    --local_dir "$1" --target_dir "$2"\n'
-    )
-    write_text(command, folder / ".merge.sh")
-    run_script(
-        folder,
-        str(shards.resolve()),
-        str(merged.resolve()),
-        name=f"merging step {step} with verl",
-        script=".merge.sh",
-        environment=backend_environment(NAME),
-    )
+    places = f'--local_dir "$PWD"/{shards.relative_to(folder)} --target_dir "$PWD"/{merged.name}'
+    command = command_in(NAME, f"-m verl.model_merger merge --backend fsdp {places}")
+    run_command(folder, command, name=f"merging step {step} with verl", environment=backend_environment(NAME))
     export_checkpoint(merged, run["model"], target)
     shutil.rmtree(merged)
     return target
@@ -373,9 +338,4 @@ def curve(folder: str | Path) -> pd.DataFrame:
 
 
 def _entries(file: Path) -> dict[int, dict[str, float]]:
-    entries = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # cut off by a kill, or being written
-            entry = json.loads(line)
-            entries[int(entry["step"])] = entry["data"]
-    return entries
+    return {int(entry["step"]): entry["data"] for entry in read_log(file) if {"step", "data"} <= entry.keys()}

@@ -6,6 +6,8 @@ better?) are answered by measurement on two CPU cores. The models are ordinary `
 Qwen3), so vLLM, TRL and everything else load them like any other checkpoint.
 """
 
+# ruff: noqa: F401 - callers import these names from here
+
 from quagmire_utils.training.microlab.models import ARCHITECTURES, CONTEXT_LENGTH, build_model, build_tokenizer
 from quagmire_utils.training.microlab.pretraining import check_pretraining, pretrain, pretraining_corpus
 from quagmire_utils.training.microlab.tasks import (
@@ -23,26 +25,3 @@ from quagmire_utils.training.microlab.tasks import (
     write_problems,
     write_trace,
 )
-
-__all__ = [
-    "ARCHITECTURES",
-    "CONTEXT_LENGTH",
-    "DIGITS",
-    "MICRO_BENCHMARKS",
-    "STYLES",
-    "Expression",
-    "TaskSpec",
-    "build_model",
-    "build_tokenizer",
-    "check_pretraining",
-    "check_styles",
-    "check_terms",
-    "draw_expressions",
-    "make_mixed_problems",
-    "make_problems",
-    "make_traces",
-    "pretrain",
-    "pretraining_corpus",
-    "write_problems",
-    "write_trace",
-]
