@@ -110,7 +110,6 @@ def test_writing_again_changes_nothing_and_another_run_is_refused_once_begun(pla
         ({"traces": []}, "traces"),
         ({"settings": SFT.replace(max_length=40)}, "sft.max_length"),
         ({"machines": Machines(3, 1)}, "sft.batch_size"),
-        ({"sharding": "zero"}, "sharding"),
         ({"saves": 0}, "saves"),
         ({"folder": "a$b"}, "folder"),
         ({"model": "no/such/model/here"}, "model"),
@@ -204,14 +203,14 @@ def test_kept_steps_are_the_multiples_of_savings_and_the_last_and_enough(checkpo
 
 def test_verls_parquet_holds_prompts_gold_answers_and_tolerances(plain, chat, with_bos, tmp_path):
     for base in (plain, chat, with_bos):
-        folder = verl.write(base, PROBLEMS, tmp_path / base.name, RL, machines=Machines(1, 2), source="amc")
+        folder = verl.write(base, PROBLEMS, tmp_path / base.name, RL, machines=Machines(1, 2))
         tokenizer = load_tokenizer(str(base))
         for row, problem in zip(read_parquet(folder / "train.parquet").to_dict("records"), PROBLEMS, strict=True):
             (message,) = row["prompt"]
             assert message["role"] == "user"
             ids = tokenizer.encode(message["content"], add_special_tokens=False)
             assert tuple(ids) == render(problem.question, tokenizer).token_ids
-            assert row["data_source"] == "amc"
+            assert row["data_source"] == "math"
             assert row["reward_model"] == {"style": "rule", "ground_truth": problem.answer}
             tolerance = row["extra_info"]["tolerance"]
             assert tolerance == problem.tolerance or (problem.tolerance is None and math.isnan(tolerance))
@@ -245,7 +244,6 @@ def test_verl_asks_and_grades_as_the_problems_domain_does(plain, tmp_path):
         ({"tensor_parallel": 4}, "tensor_parallel"),
         ({"settings": RL.replace(checkpoints=8), "epochs": 1}, "rl.checkpoints"),
         ({"settings": RL.replace(max_tokens=8192)}, "max_tokens"),
-        ({"attention": "eager"}, "attention"),
         ({"gpu_memory": 1.5}, "gpu_memory"),
         ({"epochs": 0}, "epochs"),
     ],

@@ -70,7 +70,8 @@ def backend_environment(backend: str) -> dict[str, str]:
     of the back-end.
     """
     python, variable = environment_python(backend), python_variable(backend)
-    pinned = _pinned_version(backend)
+    lines = (Path(__file__).parent / f"{backend}.txt").read_text(encoding="utf-8").splitlines()
+    pinned = next(line.partition("==")[2] for line in lines if line.startswith(f"{backend}=="))
     command = [python, "-c", f"from importlib.metadata import version; print(version({backend!r}))"]
     without = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     try:
@@ -82,12 +83,6 @@ def backend_environment(backend: str) -> dict[str, str]:
         reason = f"{python} must have {BACKENDS[backend]} {pinned}, but says {found!r}"
         raise ParameterError(variable, str(python), reason=f"{reason}: run ./reproduce.sh setup {backend}")
     return {variable: str(python)}
-
-
-def _pinned_version(backend: str) -> str:
-    """Return the version in the pinned list, which set-up installs."""
-    lines = (Path(__file__).parent / f"{backend}.txt").read_text(encoding="utf-8").splitlines()
-    return next(line.partition("==")[2] for line in lines if line.startswith(f"{backend}=="))
 
 
 def count_gpus() -> int:

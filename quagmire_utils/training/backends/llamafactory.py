@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NAME = "llamafactory"
-SHARDINGS = ("auto", "none", "fsdp")
 DATASET = "traces"
 
 
@@ -68,16 +67,15 @@ def write(
     *,
     machines: Machines | None = None,
     template: str = "auto",
-    sharding: str = "auto",
     saves: int = 10,
     progress: bool = True,
 ) -> Path:
     """Write everything that LLaMA-Factory needs to fine-tune `model` on `traces`; return the folder.
 
     `settings.batch_size` is the global batch; `settings.micro_batch_size` is the traces of one forward pass on one
-    device (None: 1). Their ratio must be a multiple of the devices. `sharding`: `fsdp` spreads weights and optimizer
-    over all devices (AdamW needs 16 bytes per parameter), `none` repeats them on each, `auto` shards over more than one
-    device. `saves` is the number of checkpoints to resume from; only the last is kept.
+    device (None: 1). Their ratio must be a multiple of the devices. Weights and optimizer are spread over all devices,
+    because AdamW needs 16 bytes per parameter. `saves` is the number of checkpoints to resume from; only the last is
+    kept.
 
     Calling it again with the same arguments changes nothing. Raises ParameterError for no traces, traces longer than
     `settings.max_length`, a batch that does not divide, or a folder that holds another run.
@@ -89,8 +87,6 @@ def write(
     machines, folder = machines or Machines(), Path(folder)
     if not traces:
         raise ParameterError("traces", traces, "at least one trace")
-    if sharding not in SHARDINGS:
-        raise ParameterError("sharding", sharding, f"one of {', '.join(SHARDINGS)}")
     if saves < 1:
         raise ParameterError("saves", saves, "at least 1")
     micro_batch = settings.micro_batch_size or 1
@@ -107,7 +103,6 @@ def write(
         "settings": settings.model_dump(),
         "machines": asdict(machines),
         "template": resolve_template(tokenizer, template),
-        "sharding": sharding,
         "saves": saves,
         "traces": len(traces),
         "data": digest([[trace.id, trace.question, trace.response] for trace in traces]),
@@ -148,7 +143,7 @@ def write(
         "accumulation": settings.batch_size // (micro_batch * machines.processes),
         "warmup_steps": round(settings.warmup_fraction * steps),
         "cpu": machines.devices == 0,
-        "sharded": sharding == "fsdp" or (sharding == "auto" and machines.processes > 1),
+        "sharded": machines.processes > 1,
         "save_steps": max(1, math.ceil(steps / saves)),
         "logging_steps": max(1, steps // 200),
         "machines": machines,
@@ -213,22 +208,14 @@ def train(
             on_progress=on_progress,
         )
     losses = [entry["loss"] for entry in log_entries(folder) if "loss" in entry]
-    export_checkpoint(
-        checkpoints,
-        run["model"],
-        folder / "model",
-        {
-            "sft.json": {
-                "backend": NAME,
-                "settings": run["settings"],
-                "traces": run["traces"],
-                "steps": run["steps"],
-                "tokens": round(run["tokens"] * run["settings"]["epochs"]),
-                "final_loss": losses[-1] if losses else None,
-                "seconds": time.perf_counter() - started,
-            }
-        },
-    )
+    notes = {
+        "backend": NAME,
+        **{key: run[key] for key in ("settings", "traces", "steps")},
+        "tokens": round(run["tokens"] * run["settings"]["epochs"]),
+        "final_loss": losses[-1] if losses else None,
+        "seconds": time.perf_counter() - started,
+    }
+    export_checkpoint(checkpoints, run["model"], folder / "model", {"sft.json": notes})
     return read_json(summary)
 
 

@@ -63,7 +63,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "verl"
-ATTENTIONS = ("sdpa", "flash_attention_2")
 _CURVE = {  # our names and verl's
     "reward": "critic/score/mean",
     "entropy": "actor/entropy",
@@ -82,9 +81,7 @@ def write(
     machines: Machines | None = None,
     epochs: int | None = None,
     template: str = "auto",
-    source: str = "math",
     tensor_parallel: int = 1,
-    attention: str = "sdpa",
     gpu_memory: float = 0.6,
     grading_timeout: float = 5.0,
 ) -> Path:
@@ -93,8 +90,7 @@ def write(
     `settings.steps` counts the steps, or `epochs` over the problems does (the paper: 3); the problems left over at the
     end of an epoch are dropped. Checkpoints are kept at `kept_steps`. `settings.micro_batch_size` is the rollouts of
     one forward pass on one GPU (None: as many as fit 2 full-length answers). `tensor_parallel` GPUs share one vLLM.
-    `attention`: `flash_attention_2` needs its package. `gpu_memory` is the fraction that vLLM takes while it samples.
-    `source` names the problems in verl's metrics.
+    `gpu_memory` is the fraction that vLLM takes while it samples.
 
     Calling it again with the same arguments changes nothing. Raises ParameterError for a machine without GPUs, fewer
     problems than a step takes, prompts and answers beyond the model's context, or a folder that holds another run.
@@ -102,11 +98,29 @@ def write(
     from quagmire_utils.engines import check_model, load_config, load_tokenizer, resolve_context_length
 
     machines, folder = machines or Machines(), Path(folder)
-    _check(problems, settings, machines, epochs, tensor_parallel, attention, gpu_memory)
+    gpus, rollouts = machines.nodes * machines.devices, settings.prompts_per_step * settings.rollouts
+    if machines.devices == 0:
+        raise ParameterError("machines.devices", 0, "at least 1: verl trains on GPUs only")
+    if len(problems) < settings.prompts_per_step:
+        allowed = f"at most the number of problems ({len(problems)})"
+        raise ParameterError("rl.prompts_per_step", settings.prompts_per_step, allowed)
+    if rollouts % gpus:
+        reason = f"rl.prompts_per_step x rl.rollouts ({rollouts}) must be a multiple of the {gpus} GPUs"
+        raise ParameterError("rl.rollouts", settings.rollouts, reason=reason)
+    if tensor_parallel < 1 or machines.devices % tensor_parallel:
+        raise ParameterError("tensor_parallel", tensor_parallel, f"a divisor of machines.devices ({machines.devices})")
+    if not 0 < gpu_memory < 1:
+        raise ParameterError("gpu_memory", gpu_memory, "between 0 and 1")
     check_model(model)
     model = resolve_model(model)
     if epochs is not None:
-        settings = settings.replace(steps=_count_steps(len(problems), epochs, settings))
+        if epochs < 1:
+            raise ParameterError("epochs", epochs, "at least 1")
+        steps = epochs * (len(problems) // settings.prompts_per_step)
+        if steps < settings.checkpoints:
+            allowed = f"at most the {steps} steps of {epochs} epochs"
+            raise ParameterError("rl.checkpoints", settings.checkpoints, allowed)
+        settings = settings.replace(steps=steps)
     tokenizer = load_tokenizer(str(model))
     prompts = [render_problem(problem, tokenizer, template) for problem in problems]
     check_fits(prompts, settings.max_tokens, resolve_context_length(load_config(str(model)), None))
@@ -116,9 +130,7 @@ def write(
         "settings": settings.model_dump(),
         "machines": asdict(machines),
         "template": resolve_template(tokenizer, template),
-        "source": source,
         "tensor_parallel": tensor_parallel,
-        "attention": attention,
         "gpu_memory": gpu_memory,
         "grading_timeout": grading_timeout,
         "problems": len(problems),
@@ -126,7 +138,7 @@ def write(
     }
     if not open_run(folder, facts, "checkpoints", "rl.json"):
         return folder
-    write_parquet(_frame(problems, [_text(prompt, tokenizer) for prompt in prompts], source), folder / "train.parquet")
+    write_parquet(_frame(problems, [_text(prompt, tokenizer) for prompt in prompts]), folder / "train.parquet")
     pairs = zip(problems, prompts, strict=True)
     rows = [[problem.id, short_digest(json.dumps(prompt.token_ids))] for problem, prompt in pairs]
     write_json({"rows": rows}, folder / "prompts.json")
@@ -145,41 +157,6 @@ def write(
     )
     close_run(folder, facts, script, checkpoints=list(kept_steps(settings)))
     return folder
-
-
-def _check(
-    problems: Sequence[Problem],
-    settings: RLSettings,
-    machines: Machines,
-    epochs: int | None,
-    tensor_parallel: int,
-    attention: str,
-    gpu_memory: float,
-) -> None:
-    gpus, rollouts = machines.nodes * machines.devices, settings.prompts_per_step * settings.rollouts
-    if machines.devices == 0:
-        raise ParameterError("machines.devices", 0, "at least 1: verl trains on GPUs only")
-    if len(problems) < settings.prompts_per_step:
-        allowed = f"at most the number of problems ({len(problems)})"
-        raise ParameterError("rl.prompts_per_step", settings.prompts_per_step, allowed)
-    if epochs is not None and epochs < 1:
-        raise ParameterError("epochs", epochs, "at least 1")
-    if rollouts % gpus:
-        reason = f"rl.prompts_per_step x rl.rollouts ({rollouts}) must be a multiple of the {gpus} GPUs"
-        raise ParameterError("rl.rollouts", settings.rollouts, reason=reason)
-    if tensor_parallel < 1 or machines.devices % tensor_parallel:
-        raise ParameterError("tensor_parallel", tensor_parallel, f"a divisor of machines.devices ({machines.devices})")
-    if attention not in ATTENTIONS:
-        raise ParameterError("attention", attention, f"one of {', '.join(ATTENTIONS)}")
-    if not 0 < gpu_memory < 1:
-        raise ParameterError("gpu_memory", gpu_memory, "between 0 and 1")
-
-
-def _count_steps(problems: int, epochs: int, settings: RLSettings) -> int:
-    steps = epochs * (problems // settings.prompts_per_step)
-    if steps < settings.checkpoints:
-        raise ParameterError("rl.checkpoints", settings.checkpoints, f"at most the {steps} steps of {epochs} epochs")
-    return steps
 
 
 def kept_steps(settings: RLSettings) -> tuple[int, ...]:
@@ -202,13 +179,13 @@ def _text(prompt: Any, tokenizer: Any) -> str:
     return tokenizer.decode(prompt.token_ids[:leading]) + prompt.text if leading else prompt.text
 
 
-def _frame(problems: Sequence[Problem], texts: Sequence[str], source: str) -> pd.DataFrame:
+def _frame(problems: Sequence[Problem], texts: Sequence[str]) -> pd.DataFrame:
     """Return the training data in verl's columns."""
     import pandas as pd
 
     return pd.DataFrame(
         {
-            "data_source": source,
+            "data_source": "math",  # names the problems in verl's metrics
             "prompt": [[{"role": "user", "content": text}] for text in texts],
             "ability": "math",
             "reward_model": [{"style": "rule", "ground_truth": problem.answer} for problem in problems],

@@ -15,15 +15,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_json, write_parquet
 from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["train_rl"]
 
@@ -77,15 +75,9 @@ def train_rl(
         history = train(environment, output, latest, progress=progress, on_progress=on_progress)
     else:
         history = state["log_history"]
-    curve = _curve(history)
+    rows = [{ours: entry.get(theirs) for ours, theirs in _CURVE.items()} for entry in history if "reward" in entry]
+    curve = pd.DataFrame(rows, columns=list(_CURVE))
     write_parquet(curve, output / "curve.parquet")
     facts = {"settings": settings.model_dump(), "checkpoints": list(settings.checkpoint_steps)}
     write_json({**facts, "seconds": time.perf_counter() - started}, output / "rl.json")
     return curve
-
-
-def _curve(log_history: Sequence[dict[str, float]]) -> pd.DataFrame:
-    import pandas as pd
-
-    rows = [{ours: entry.get(theirs) for ours, theirs in _CURVE.items()} for entry in log_history if "reward" in entry]
-    return pd.DataFrame(rows, columns=list(_CURVE))

@@ -75,8 +75,10 @@ def train(
     from quagmire_utils.engines import EngineConfig, load_engine
 
     settings, engine = environment.settings, environment.engine
-    _check_model(engine.module)
     policy = engine.module.eval()  # no dropout: the policy that learns is the one that sampled
+    if not can_share(policy):  # a tree can't be read then
+        reason = f"compact is for models with full attention in every layer, not this {policy.config.model_type}"
+        raise ParameterError("rl.backend", "compact", reason=reason)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     history: list[dict[str, float]] = []
     if latest is not None:
@@ -92,13 +94,6 @@ def train(
         if on_progress is not None:
             on_progress((step + 1) / settings.steps)
     return history
-
-
-def _check_model(policy: PreTrainedModel) -> None:
-    """Raise ParameterError unless every layer attends to all earlier tokens; a tree can't be read otherwise."""
-    if not can_share(policy):
-        reason = f"compact is for models with full attention in every layer, not this {policy.config.model_type}"
-        raise ParameterError("rl.backend", "compact", reason=reason)
 
 
 def take_step(environment: Environment, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
