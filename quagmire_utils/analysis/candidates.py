@@ -17,21 +17,21 @@ from quagmire_utils.core.records import CANDIDATE, TABLES, Records, check_column
 from quagmire_utils.core.settings import SCENARIOS
 from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 
+OUTCOMES = ("outcome", "outcome_last")
+
 
 def candidate_frame(records: Records, k: int = 64, validation_set: str = "validation") -> pd.DataFrame:
     """Return one row per candidate, the base model without SFT included (its selection is "none").
 
     The columns of candidates.parquet, then
-      k                                        the k of pass_k
-      pass1, pass1_se, pass1_sampling_se       before RL; standard errors as in `checkpoint_scores`
-      pass_k, pass_k_se                        Pass@k before RL
-      gen_loss, gen_loss_se                    nats per response token on `validation_set`
-      outcome, outcome_sampling_se             Pass@1 after RL: best checkpoint of all runs (Sec. 4.1)
-      best_run, best_checkpoint                the run and step of that checkpoint
-      outcome_last, outcome_last_std           last checkpoint: mean and standard deviation over the runs
-      gain                                     outcome - pass1
-      n_runs, n_samples, rl_n_samples          RL runs used; fewest answers to a problem before and after RL
-      truncation_rate, no_answer_rate          shares of all answers before RL
+      k, pass1, pass1_se, pass1_sampling_se, pass_k, pass_k_se    before RL; errors as in `checkpoint_scores`
+      gen_loss, gen_loss_se                         nats per response token on `validation_set`
+      outcome, outcome_sampling_se                  Pass@1 after RL: best checkpoint of all runs (Sec. 4.1)
+      best_run, best_checkpoint                     the run and step of that checkpoint
+      outcome_last, outcome_last_std                last checkpoint: mean and standard deviation over the runs
+      gain, n_runs                                  outcome - pass1; RL runs used
+      n_samples, rl_n_samples                       fewest answers to a problem before and after RL
+      truncation_rate, no_answer_rate               shares of all answers before RL
 
     The best of four runs beats the best of two by noise alone. So if candidates of a family have different numbers of
     RL runs (`rl_runs`), outcomes use the first runs, as many as every candidate has. Values are NaN where a cell of the
@@ -84,14 +84,18 @@ def candidate_frame(records: Records, k: int = 64, validation_set: str = "valida
     return frame
 
 
-def check_frame(frame: object, columns: Sequence[str] = (), where: str = "frame") -> None:
+def check_frame(frame: object, columns: Sequence[str] = ()) -> None:
     """Raise ParameterError unless `frame` has these columns and at least one candidate, each once."""
-    if not isinstance(frame, pd.DataFrame):
-        raise ParameterError(where, type(frame).__name__, "a DataFrame from candidate_frame")
-    check_columns(frame, [*CANDIDATE, "stands_for", *columns], where)
-    if frame.empty:
-        raise ParameterError(where, reason="no candidate in it")
-    check_once(frame, CANDIDATE, where)
+    if not isinstance(frame, pd.DataFrame) or frame.empty:
+        raise ParameterError("frame", type(frame).__name__, "a DataFrame from candidate_frame, not empty")
+    check_columns(frame, [*CANDIDATE, "stands_for", *columns], "frame")
+    check_once(frame, CANDIDATE, "frame")
+
+
+def check_outcome(outcome: str) -> None:
+    """Raise ParameterError unless this column of a candidate frame is one of OUTCOMES."""
+    if outcome not in OUTCOMES:
+        raise ParameterError("outcome", outcome, f"one of {', '.join(OUTCOMES)}")
 
 
 def select_candidates(

@@ -41,14 +41,13 @@ def base_table(records: Records) -> pd.DataFrame:
     """Return what each family's base can do, and what RL straight from it adds: one row per family.
 
     Columns of the candidate frame (n is n_samples), and
-      chance, chance_informed            Pass@k of guessing: 10^digits answers, equally likely or as often as they occur
-      lift, lift_last, lift_last_se      outcome and outcome_last minus pass1; lift_last is judged, as the best of many
-                                         is biased upward
-      k_after                            largest power of two within the answers to a problem after RL
-      before_k_after, after_k_after      Pass@k_after of the base, and after RL (last checkpoint, mean over runs)
-      possible                           share of problems that the base solved at least once
-      possible_share                     share of the summed Pass@1 lift on them; NaN without a lift. A problem solved
-                                         by luck counts as solved, so this errs to the low side.
+      chance, chance_informed          Pass@k of guessing: all answers equally likely, or as often as they occur
+      lift, lift_last, lift_last_se    outcome and outcome_last minus pass1; lift_last is judged, as the best of many
+                                       is biased upward
+      k_after                          largest power of two within the answers to a problem after RL
+      before_k_after, after_k_after    Pass@k_after of the base, and after RL (last checkpoint, mean over runs)
+      possible, possible_share         share of problems that the base solved at least once, and of the summed Pass@1
+                                       lift on them; NaN without a lift
     """
     counts, k = records.counts, profile_k(records)
     digits = int(records.manifest["configuration"].get("digits", DIGITS[0]))
@@ -136,21 +135,17 @@ def run_outcomes(records: Records) -> pd.DataFrame:
 def spread_table(records: Records, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> pd.DataFrame:
     """Compare the spread of outcomes between candidates with that between RL runs of one candidate.
 
-    One row per family, scenario and outcome:
-      family, stands_for, scenario     "all": every candidate of a family that has several scenarios
-      outcome                                 "best" (a run's best checkpoint, as in the paper) or "last"
-      planned, candidates, repeated, runs     candidates of the profile, with a run, with several; their finished runs
-      mean, low_outcome, high_outcome         of the candidates' mean run outcomes
-      between                                 their standard deviation, which includes run noise over sqrt(runs)
-      within                                  standard deviation between runs of one candidate, pooled
-      sampling_se                             root mean square error of one outcome from sampling: the part of `within`
-                                              that more answers would remove
-      ratio, ratio_low, ratio_high            between / within, with its bootstrap interval over candidates
+    One row per family, scenario ("all": every candidate of a family that has several) and outcome ("best": a run's best
+    checkpoint, as in the paper; or "last"). The base is not a candidate.
+      planned, candidates, repeated, runs    candidates of the profile, with a run, with several; their finished runs
+      mean, low_outcome, high_outcome        of the candidates' mean run outcomes
+      between, within                        standard deviation of those means; between runs of one candidate, pooled
+      sampling_se                            the part of `within` that more answers would remove
+      ratio, ratio_low, ratio_high           between / within, with its bootstrap interval over candidates
 
-    The base is not a candidate. Candidates are resampled with all their runs. The standard deviation of a resample is
-    too small by sqrt(1 - 1/candidates) on average, so replicates are scaled up. In simulations with normal outcomes
-    and four runs the 95 % interval held the truth in 85 % of cases for 7 candidates, 90 % for 12 and 16. `between`
-    needs two candidates, `within` one with two runs, the interval MIN_CANDIDATES; NaN otherwise.
+    A resample draws candidates with all their runs. Its standard deviation is too small by sqrt(1 - 1/candidates) on
+    average, so replicates are scaled up. In simulations with normal outcomes and four runs the 95 % interval held the
+    truth in 85 % of cases for 7 candidates, 90 % for 12 and 16. NaN where there are too few candidates or runs.
     """
     runs, rows = run_outcomes(records), []
     candidates = records.candidates[records.candidates["selection"] != "none"]
@@ -168,9 +163,8 @@ def spread_table(records: Records, *, n_resamples: int = N_RESAMPLES, seed: int 
                 row = {"family": family, "stands_for": stands_for, "scenario": scenario, "outcome": outcome}
                 row |= {"planned": len(planned), "candidates": len(means)}
                 row |= {"repeated": int((sizes > 1).sum()), "runs": len(part)}
-                row["mean"] = means.mean() if len(means) else math.nan
-                row["low_outcome"] = means.min() if len(means) else math.nan
-                row["high_outcome"] = means.max() if len(means) else math.nan
+                for name, number in (("mean", np.mean), ("low_outcome", np.min), ("high_outcome", np.max)):
+                    row[name] = number(means) if len(means) else math.nan
                 row |= spread(means, squares, sizes - 1, n_resamples, seed)
                 rows.append(row | {"sampling_se": math.sqrt((noise**2).mean()) if len(noise) else math.nan})
     return pd.DataFrame(rows)
@@ -206,15 +200,15 @@ def spread(means: Array, squares: Array, freedom: Array, n_resamples: int, seed:
 def overtraining_table(records: Records, family: str) -> pd.DataFrame:
     """Return random selections of `family`, the same examples repeated more and more: one row per measured candidate.
 
-    family, source, n_examples, learning_rate     shared by a series; examples with a single candidate are left out
-      candidate, epochs, k, pass1, pass_k, gen_loss, outcome
-      compared_with      the same examples trained less: at this rate for the next fewer epochs, else at the next lower
-                         rate for as many epochs or fewer; None for the least trained
-      pass1_change, pass_k_change, gen_loss_change     against it
-      *_change_se        standard errors: of scores paired over problems; of losses as if measured on different traces,
-                         which overstates them. None covers noise between SFT runs, as there is one of each candidate.
-      signature          of overtraining: Pass@1 rose while Pass@k fell and the loss rose
-      beyond             which of these three changes exceed BEYOND standard errors ("" without signature)
+    Columns of the candidate frame, and
+      compared_with     the same examples trained less: at this rate for the next fewer epochs, else at the next lower
+                        rate for as many epochs or fewer; None for the least trained
+      *_change          of pass1, pass_k and gen_loss against it
+      *_change_se       standard errors: of scores paired over problems; of losses as if measured on different traces,
+                        which overstates them. None covers noise between SFT runs, as there is one of each candidate.
+      signature         of overtraining: Pass@1 rose while Pass@k fell and the loss rose
+      beyond            which of these three changes exceed BEYOND standard errors ("" without signature)
+    Examples with a single candidate are left out.
     """
     k, shared, rows = profile_k(records), ["source", "n_examples"], []
     expected = {"pass1": 1.0, "pass_k": -1.0, "gen_loss": 1.0}
@@ -279,14 +273,10 @@ def split_by_length(benchmarks: Sequence[str]) -> tuple[list[str], list[str]]:
 def length_table(records: Records, family: str) -> pd.DataFrame:
     """Return what short and long examples teach and cost: one row per instance-level candidate, by budget.
 
-    family, budget, selection, candidate, n_examples, epochs, sft_tokens (prompts and repeats counted)
-      tokens_per_example        tokens of one SFT example with its prompt
-      short_before, long_before, long_before_se    Pass@1 after SFT on the benchmarks with fewer, and with more, terms
-                                than the median (`split_by_length`)
-      short_after, long_after, long_after_se    the same after RL: last checkpoint, mean over runs
-      n_runs
-    Standard errors are of sampling alone; after RL of the spread between runs, where there are several. Ordered by
-    budget (rising), then selection, then tokens.
+    short_before and long_before are Pass@1 after SFT on the benchmarks with fewer, and with more, terms than the median
+    (`split_by_length`); short_after and long_after the same after RL: last checkpoint, mean over runs. Standard errors
+    are of sampling alone; after RL of the spread between runs, where there are several. tokens_per_example includes the
+    prompt. Ordered by budget (rising), then selection, then tokens.
     """
     counts = records.counts[records.counts["family"] == family]
     sides = dict(zip(("short", "long"), split_by_length(list(records.counts["benchmark"].unique())), strict=True))
@@ -320,9 +310,8 @@ def length_table(records: Records, family: str) -> pd.DataFrame:
 def length_contrast(table: pd.DataFrame) -> pd.DataFrame:
     """Compare longest with shortest examples within each budget of a `length_table`: one row per budget with both.
 
-    family, budget, shortest, longest (candidates measured); before, before_se, after, after_se: longest minus shortest
-    in mean Pass@1 on the long benchmarks after SFT and after RL; tokens_ratio: tokens of an example, longest over
-    shortest.
+    shortest, longest: candidates measured; before, after: longest minus shortest in mean Pass@1 on the long benchmarks
+    after SFT and after RL; tokens_ratio: tokens of an example, longest over shortest.
     """
     rows, columns = [], ["family", "budget", "shortest", "longest", "before", "before_se", "after", "after_se"]
     measured = table[table["long_before"].notna()]

@@ -1,11 +1,7 @@
 """Lines from predictors to the outcome, and how well they predict candidates that were held out (Sec. 4.1-4.3).
 
-A line is fitted on a random part of the candidates and predicts the others; R2 = 1 - SS_res / SS_tot is computed on
-those others, over 100 random splits. The paper's averaged prediction is the mean of separately fitted lines.
-
-    fit_predict_r2(frame["pass_k"], frame["outcome"], n_fit=8)                   # 100 random splits, as in the paper
-    fit_predict_r2(frame["pass_k"], frame["outcome"], n_fit=8, n_splits="all")   # every split
-    both = (frame["gen_loss"], frame["pass_k"])                                  # the averaged prediction
+    fit_predict_r2(frame["pass_k"], frame["outcome"], n_fit=8)   # R2 over 100 random splits, as in the paper
+    both = (frame["gen_loss"], frame["pass_k"])                  # the mean of two separately fitted lines
     spearman(predict(both, frame["outcome"]), frame["outcome"])
 
 A predictor x is an array (candidates,); several are a tuple or list of such arrays, or a two-dimensional array or
@@ -62,17 +58,6 @@ class LinearFit:
     n: int
 
 
-@dataclass(frozen=True, eq=False)
-class Interval:
-    """A statistic and its percentile bootstrap interval over candidates."""
-
-    estimate: float
-    low: float
-    high: float
-    n_undefined: int  # resamples without a value, as all drawn candidates are equal; left out
-    replicates: Array = field(repr=False)  # (n_resamples,); equal seeds draw equal candidates
-
-
 def fit_predict_r2(
     x: Predictors,
     y: ArrayLike,
@@ -101,7 +86,7 @@ def fit_predict_r2(
     if measure == "clipped_r2":
         values = np.maximum(values, 0.0)  # NaN stays NaN
     defined = values[~np.isnan(values)]
-    exhaustive = isinstance(n_splits, str)
+    exhaustive = n_splits == "all"
     ddof = 0 if exhaustive else 1
     std = float(defined.std(ddof=ddof)) if defined.size > ddof else math.nan
     values.setflags(write=False)
@@ -199,23 +184,21 @@ def linear_fit(x: ArrayLike, y: ArrayLike) -> LinearFit:
     return LinearFit(slope, intercept, float(r2_score(outcome, mean_y + slope * (predictor - mean_x))), outcome.size)
 
 
-def bootstrap_interval(
+def bootstrap(
     x: Predictors,
     y: ArrayLike,
     statistic: Literal["spearman", "r2"] = "spearman",
     n_resamples: int = 4000,
-    confidence: float = 0.95,
     seed: int = 0,
-) -> Interval:
+) -> tuple[float, Array]:
     """Bootstrap the Spearman correlation or R2 between in-sample prediction and outcome over candidates.
 
     Each resample draws N candidates with replacement and fits its own lines. R2 is that of the fit (Fig. 3), as a
-    resample would put copies of one candidate on both sides of a split.
+    resample would put copies of one candidate on both sides of a split. Returns the estimate and its replicates,
+    (n_resamples,): NaN where all drawn candidates are equal. Equal seeds draw equal candidates.
     """
     if statistic not in ("spearman", "r2"):
         raise ParameterError("statistic", statistic, "spearman or r2")
-    if not 0 < confidence < 1:
-        raise ParameterError("confidence", confidence, "between 0 and 1")
     check_whole("n_resamples", n_resamples, 1)
     check_whole("seed", seed, 0)
     predictors, outcome = _inputs(x, y)
@@ -223,11 +206,7 @@ def bootstrap_interval(
     rows = np.vstack([np.arange(outcome.size), drawn]).T
     prediction, actual = _line_predictions(predictors, outcome, rows, rows), outcome[rows]
     values = r2_score(actual, prediction) if statistic == "r2" else rank_correlations(prediction.T, actual.T)
-    estimate, replicates = values[0], values[1:]
-    defined = replicates[~np.isnan(replicates)]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail]) if defined.size else (math.nan, math.nan)
-    return Interval(float(estimate), float(low), float(high), n_resamples - defined.size, replicates)
+    return float(values[0]), values[1:]
 
 
 def r2_score(actual: ArrayLike, predicted: ArrayLike) -> Array:

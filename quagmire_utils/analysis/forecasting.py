@@ -1,11 +1,8 @@
 """Forecast RL outcomes from RL runs on a few candidates: the second workflow of "How to use them in practice" (Sec. 4).
 
-    found = forecast_rl(table)                # candidates with an outcome calibrate, the others are forecast
-    found.table, found.check                  # forecasts with intervals; the leave-one-out check
-    found.next_run, found.advice              # which candidate to run next, and why
-
-One line per predictor is fitted to the candidates that went through RL, and their predictions are averaged (`lines`).
-`forecast_rl` adds a check on the runs at hand, the candidate to run next, and warnings.
+found = forecast_rl(table)                # candidates with an outcome calibrate, the others are forecast
+found.table, found.check                  # forecasts with intervals; the leave-one-out check
+found.next_run, found.advice              # which candidate to run next, and why
 """
 
 from __future__ import annotations
@@ -116,12 +113,8 @@ class RLForecast:
         if math.isnan(self.r2):
             return UNCHECKED
         checks, verdict = len(self.check), "good"
-        if self.r2 < 0:
-            verdict = "worse"
-        elif checks < FEW_CHECKS:
-            verdict = "few"
-        elif self.r2 < ENOUGH_R2:
-            verdict = "weak"
+        if self.r2 < ENOUGH_R2 or checks < FEW_CHECKS:
+            verdict = "worse" if self.r2 < 0 else "few" if checks < FEW_CHECKS else "weak"
         covered = int(self.check["covered"].sum())
         return CHECK.format(checks=checks, r2=self.r2, covered=covered, verdict=VERDICTS[verdict])
 
@@ -138,14 +131,13 @@ def forecast_rl(
     """Forecast every outcome with an interval, check this on the runs at hand, and choose the next run.
 
     records: as in `forecast`. calibrated: candidates whose outcomes may be used; None: all that have one. predictors:
-    columns; None: the paper's, gen_loss and pass_k, or pass_k alone if the column scenario says instance. Candidates
-    without a value of a predictor are left out, with a warning.
+    None for the paper's, gen_loss and pass_k, or pass_k alone if the column scenario says instance. Candidates without
+    a value of a predictor are left out, with a warning.
 
     Further columns of the table: outcome (of calibrated candidates); chance_best, the share of joint draws from the
-    forecasts in which the candidate has the highest outcome (calibrated ones keep theirs); and gain, by which next_run
-    is chosen: the share of the summed variance of the contenders' forecasts that a run of this candidate removes (the
-    lines are better known, and it needs no forecast any more). Contenders are all candidates not run yet, except the
-    least likely winners that have less than 5 % together. Raises ParameterError as `forecast` does.
+    forecasts in which the candidate has the highest outcome; and gain, by which next_run is chosen: the share of the
+    summed variance of the contenders' forecasts that a run of this candidate removes. Contenders are all candidates not
+    run yet, except the least likely winners that have less than 5 % together. Raises ParameterError as `forecast` does.
     """
     options = {"confidence": confidence, "n_draws": n_draws, "seed": seed}
     found = _forecast_rl(records, calibrated, predictors, **options)
@@ -221,9 +213,8 @@ def check_forecasts(frame: pd.DataFrame, n_runs: int = 5, confidence: float = 0.
     """Forecast from n_runs RL runs, chosen as advised, and compare with the known outcomes of all other candidates.
 
     frame: from `candidate_frame`, or `Measurements.frame`. One row per family, scenario and set of predictors (Pass@1,
-    and the paper's) with at least n_runs + 3 candidates: candidates, runs, rmse (of the forecasts), spread (standard
-    deviation of the same outcomes: the error of forecasting their mean), coverage, regret (best outcome minus the best
-    of the runs and one more at the highest forecast).
+    and the paper's) with at least n_runs + 3 candidates. spread: the error of forecasting the mean of the outcomes;
+    regret: best outcome minus the best of the runs and one more at the highest forecast.
     """
     rows = []
     for family in frame["family"].unique():

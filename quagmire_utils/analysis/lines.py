@@ -29,14 +29,12 @@ def forecast(
 
     records: one row per candidate of one family, columns candidate, outcome (read for calibrated candidates only) and
     the predictors. calibrated: names of at least three candidates that went through RL. One line per predictor is
-    fitted to them, and the predictions are averaged. Returns candidate, calibrated, predicted, low, high, extrapolated,
-    outside, highest prediction first.
+    fitted to them, and the predictions are averaged. Returns the candidates, highest prediction first.
 
-    low and high bound the outcome of one candidate with the given confidence (Student's t). For one predictor this is
-    the textbook prediction interval. For several, the averaged prediction is still linear in the outcomes, so its
-    variance follows from theirs, with tr((I-H)'(I-H)) degrees of freedom in place of n - 2, an approximation.
-    extrapolated marks candidates outside the calibrated range of a predictor, where no interval protects against a bent
-    relation; outside names the predictor and the side.
+    low and high bound the outcome of one candidate (Student's t). For one predictor this is the textbook prediction
+    interval. For several, the averaged prediction is still linear in the outcomes, so its variance follows from theirs,
+    with tr((I-H)'(I-H)) degrees of freedom in place of n - 2, an approximation. extrapolated marks candidates outside
+    the calibrated range of a predictor, where no interval protects against a bent relation; outside names the side.
     """
     task = Task.check(records, calibrated, predictors, confidence)
     return task.frame(task.known, task.fit(task.known)).sort_values("predicted", ascending=False, ignore_index=True)

@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quagmire_utils.analysis.candidates import candidate_frame, in_scenario, of_family
+from quagmire_utils.analysis.candidates import candidate_frame, check_outcome, in_scenario, of_family
+from quagmire_utils.analysis.fits import check_whole
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.records import Records, check_once, load_records
@@ -60,23 +61,15 @@ class Measurements:
 
 
 def load_measurements(
-    source: str | Path | Records,
-    *,
-    family: str = "",
-    scenario: str = "",
-    k: int = 64,
-    outcome: str = "outcome",
+    source: str | Path | Records, *, family: str = "", scenario: str = "", k: int = 64, outcome: str = "outcome"
 ) -> Measurements:
     """Load measurements from a .csv, from records, or from a folder of evaluations, one candidate's answers each.
 
     family and scenario ("dataset" or "instance") select candidates; empty selects all of a table, and the dataset level
     of the only family of records. Candidates of records that have not gone through RL are included. k is used for what
     is computed from counts. outcome: the column of the candidate frame that is the outcome of records.
-
-    Raises ParameterError for another source, a table that cannot be read (with the line), and an empty selection.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 2:
-        raise ParameterError("k", k, "a whole number of at least 2")
+    check_whole("k", k, 2)
     if scenario and scenario not in SCENARIOS:
         raise ParameterError("scenario", scenario, f"one of {', '.join(SCENARIOS)}")
     if isinstance(source, Records):
@@ -125,8 +118,7 @@ def comparable_loss(table: pd.DataFrame) -> NDArray[np.float64]:
 
 
 def _from_records(records: Records, family: str, scenario: str, k: int, outcome: str) -> Measurements:
-    if outcome not in ("outcome", "outcome_last"):
-        raise ParameterError("outcome", outcome, "outcome or outcome_last")
+    check_outcome(outcome)
     frame = candidate_frame(records, k=k)
     family = family or _only(frame["family"], "family")
     chosen = of_family(frame, family)

@@ -3,16 +3,13 @@
 Scores vary because other answers could have been sampled and because other problems could have been asked. With counts
 per problem both parts are estimated. The variance between problems is the total of the two. The sampling part has an
 unbiased estimate: (1-p)^a by C(n-c, a) / C(n, a), and the variance of Pass@k from n' answers is a weighted sum of these
-for a = k..2k, over the overlaps of two sets of k answers. The rest is the choice of problems. All candidates answer the
-same problems, so this part is correlated between them. Means over problems are taken as normal. Without counts the
+for a = k..2k, over the overlaps of two sets of k answers. The rest is the choice of problems, which is correlated
+between candidates, as all answer the same problems. Means over problems are taken as normal. Without counts the
 standard errors of the table are used, independent between candidates.
 
 The first of many noisy estimates is first in part by luck. `Shrinkage` corrects for this with a hierarchical normal
 model (Gelman 2006, Bayesian Analysis 1, 515-534): true values differ from their mean as N(0, tau^2), and tau is learned
 from how much more the estimates differ than their noise explains.
-
-    noise = score_noise(measured.table, measured.counts, k=64)
-    noise.sampling(256)          # covariance of the scores if each problem had 256 answers
 """
 
 from __future__ import annotations

@@ -3,15 +3,12 @@
 The paper's rule: a candidate that another beats in both Pass@1 and generalization loss is ruled out; the rest are
 ranked by Pass@k at large k.
 
-    measured = load_measurements("results/mini", family="micro-llama")
-    rank_candidates(measured.table)            # the rule on the numbers as they are
-    found = rank_with_noise(measured)          # the same, with the noise of the numbers
+    found = rank_with_noise(load_measurements("results/mini", family="micro-llama"))
     found.advice, found.table[["candidate", "rank", "chance"]]
 
 The chance of a candidate is the probability that the rule would choose it if all numbers were exact. It covers the
 sampling of answers and the choice of problems and of held-out traces. It does not cover another training seed, the
-noise of RL, or whether the rule is right, so it is not the chance of being best after RL (`forecasting` estimates
-that). tests/unit/test_ranking.py compares stated chances with how often they come true.
+noise of RL, or whether the rule is right; `forecasting` estimates the chance of being best after RL.
 """
 
 from __future__ import annotations
@@ -75,8 +72,7 @@ def rank_candidates(records: pd.DataFrame) -> pd.DataFrame:
     the highest pass_k, else <NA>), best first.
 
     A candidate takes no part in ruling out if it has no gen_loss or if its scenario (an optional column) is "instance":
-    losses of candidates trained on different data do not compare (Sec. 4.3). Raises ParameterError for a missing column
-    or value, or several families.
+    losses of candidates trained on different data do not compare (Sec. 4.3).
     """
     table = checked_candidates(records, COLUMNS, may_miss=("gen_loss",))
     score, loss = table["pass1"].to_numpy(np.float64), comparable_loss(table)
@@ -157,14 +153,13 @@ def rank_with_noise(measured: Measurements, *, confidence: float = 0.95, n_draws
     """Rank by the rule, with the chance of each candidate to be its choice and how many answers would settle it.
 
     Columns added to `rank_candidates`: chance (all noise), chance_here (sampling alone: exactly these problems and
-    traces; NaN without counts), chance_ruled_out; pass1_se, gen_loss_se, pass_k_se, and pass_k_sampling_se (from
-    sampling alone). Tied candidates share their chance.
+    traces; NaN without counts), chance_ruled_out, and the standard errors. Tied candidates share their chance.
 
     samples_needed is the smallest number of answers to each problem at which the chance of `settling` reaches
     `confidence` in about half of all repeats. `settling` is the leader, unless another candidate would be the choice
     if the best guesses of all numbers were the truth. If even infinitely many answers leave too much doubt it is None,
     and limit names the cause: the choice of "problems", the "traces" of the losses, "both", or "ties" on exactly these
-    problems and traces. Raises ParameterError for bad options, and as `rank_candidates` does.
+    problems and traces.
     """
     if not 0.5 < confidence < 1:
         raise ParameterError("confidence", confidence, "between 0.5 and 1")
@@ -220,9 +215,8 @@ def check_ranking(frame: pd.DataFrame, at_least: int = 4) -> pd.DataFrame:
     """Compare the rule's choice with the best candidate where outcomes are known.
 
     frame: from `candidate_frame`, or `Measurements.frame`. One row per family and scenario of at least `at_least`
-    candidates with an outcome: family, scenario, candidates, chosen (by the rule), regret of that choice, and the
-    regret of choosing the highest pass1, the lowest gen_loss, the highest pass_k, and at random. Ties count with their
-    mean.
+    candidates with an outcome: the regret of the rule's choice, and of choosing the highest pass1, the lowest gen_loss,
+    the highest pass_k, and at random. Ties count with their mean.
     """
     rows = []
     for family in frame["family"].unique():

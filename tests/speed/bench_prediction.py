@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.analysis.fits import bootstrap_interval, fit_predict_r2
+from quagmire_utils.analysis.fits import bootstrap, fit_predict_r2
 from quagmire_utils.analysis.tables import compute_table
 from quagmire_utils.core import published as paper
 
@@ -77,9 +77,9 @@ def main():
     print(
         f"the four tables as shown (100 random splits, every split, a jackknife): {time.perf_counter() - start:.3f} s"
     )
-    bootstrap_interval(series["pass1"], y, n_resamples=1)  # imports scipy.stats
+    bootstrap(series["pass1"], y, n_resamples=1)  # imports scipy.stats
     start = time.perf_counter()
-    bootstrap_interval(series["avg_genloss_pass_k"], y)
+    bootstrap(series["avg_genloss_pass_k"], y)
     print(f"bootstrap of Spearman, 4,000 resamples of {len(y)} candidates: {time.perf_counter() - start:.3f} s")
 
 

@@ -12,6 +12,8 @@ and `not run`. Of some sixty 95 % intervals a few are expected to miss the truth
 a level that allows for their number.
 """
 
+# ruff: noqa: F401 - callers import these names from here
+
 from quagmire_utils.analysis.claims.ledger import (
     DECIDABLE,
     VERDICTS,
@@ -25,17 +27,3 @@ from quagmire_utils.analysis.claims.ledger import (
     ledger,
     show_ledger,
 )
-
-__all__ = [
-    "DECIDABLE",
-    "VERDICTS",
-    "Claim",
-    "Result",
-    "about",
-    "all_claims",
-    "all_results",
-    "describe",
-    "headline",
-    "ledger",
-    "show_ledger",
-]

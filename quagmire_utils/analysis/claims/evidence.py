@@ -1,13 +1,10 @@
 """Estimates with their intervals, and comparisons between the candidates of one family.
 
-A claim about how measurements vary together has an interval over candidates (`statistics`). A claim that some
-candidates do better than others compares given models on given problems. Its interval covers what another measurement
-would change: the sampling of answers and, after RL, the noise between RL runs, pooled over all candidates of a family.
-It does not cover other problems, or other SFT runs of the same candidate, of which there is only one.
-
-Comparisons are linear in the scores, so what two pairs share, such as the base model, is counted once. Candidates with
-another number of RL runs than most of their family are left out: the best of four runs is expected above the best of
-two.
+A claim that some candidates do better than others compares given models on given problems. Its interval covers the
+sampling of answers and, after RL, the noise between RL runs, pooled over all candidates of a family. It does not cover
+other problems, or other SFT runs of the same candidate, of which there is only one. Comparisons are linear in the
+scores, so what two pairs share, such as the base model, is counted once. Candidates with another number of RL runs than
+most of their family are left out: the best of four runs is expected above the best of two.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import integrate, stats
 
-from quagmire_utils.analysis.candidates import base_models, select_candidates
+from quagmire_utils.analysis.candidates import base_models, in_scenario, select_candidates
 from quagmire_utils.core.records import Records
 from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 
@@ -78,7 +75,7 @@ class RunNoise:
     """Standard deviation between RL runs of one candidate, pooled over a family."""
 
     deviation: float  # of one run's outcome; NaN if no candidate has two runs
-    degrees: int  # of freedom: runs minus one, summed over candidates
+    degrees: int  # of freedom
     best_of: bool  # the outcome is the best of the runs, else their mean
 
     def standard_errors(self, n_runs: Array, sampling: Array) -> Array:
@@ -132,7 +129,7 @@ class Evidence:
         if selection is not None:
             trained = trained[trained["selection"] == selection]
         if scenario is not None:
-            trained = trained[trained["scenario"].str.split("+").map(lambda names: scenario in names).astype(bool)]
+            trained = trained[in_scenario(trained["scenario"], scenario)]
         return trained
 
 
@@ -181,11 +178,11 @@ def run_noise(frame: pd.DataFrame, records: Records | None, outcome: str) -> Run
 @cache
 def deviation_of_best(n: int) -> float:
     """Return the standard deviation of the largest of n independent standard normal values."""
-    moments = [
-        integrate.quad(lambda x, p=power: x**p * n * stats.norm.pdf(x) * stats.norm.cdf(x) ** (n - 1), -12, 12)[0]
-        for power in (1, 2)
-    ]
-    return math.sqrt(moments[1] - moments[0] ** 2)
+
+    def moment(power: int) -> float:
+        return integrate.quad(lambda x: x**power * n * stats.norm.pdf(x) * stats.norm.cdf(x) ** (n - 1), -12, 12)[0]
+
+    return math.sqrt(moment(2) - moment(1) ** 2)
 
 
 # --- comparisons ------------------------------------------------------------------------------------------------------
@@ -217,9 +214,7 @@ def smallest_contrast(
     n: int,
     counted: str = "candidates",
 ) -> Estimate:
-    """Return the smallest of several mean differences, such as one candidate minus the best of the others.
-
-    n: how many are compared in all; one more than the differences where one is compared with all others.
+    """Return the smallest of several mean differences, such as one candidate minus the best of the n - 1 others.
 
     The estimate is an extreme and therefore biased, but the interval covers the true smallest difference at least as
     often as it says. Its lower end is the lowest of the single lower ends. Its upper end is the lowest of the upper

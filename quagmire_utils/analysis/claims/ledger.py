@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from quagmire_utils.analysis.candidates import check_family, check_frame
+from quagmire_utils.analysis.candidates import check_family, check_frame, check_outcome
 from quagmire_utils.analysis.claims.evidence import Estimate, Evidence, gather
 from quagmire_utils.analysis.claims.statistics import STATISTICS, published_gain
 from quagmire_utils.analysis.tables import verdict
@@ -25,7 +25,6 @@ from quagmire_utils.core.records import Records
 
 FILE = Path(__file__).resolve().parents[1] / "claims.yaml"
 CONFIDENCE = 0.95
-OUTCOMES = ("outcome", "outcome_last")
 DECIDABLE = ("holds", "fails", "undecided")
 VERDICTS = (*DECIDABLE, "too few candidates", "not run")
 Model = Literal["Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct", "Qwen3-4B-base"]
@@ -121,9 +120,7 @@ class Result:
     def interval(self) -> str:
         """The 95 % interval as text; empty if there is none."""
         low, high = self.ends
-        if math.isnan(low):
-            return ""
-        return f"{self.amount(low).removesuffix(' points').removesuffix(' nats')} to {self.amount(high)}"
+        return "" if math.isnan(low) else f"{self.amount(low).split()[0]} to {self.amount(high)}"
 
     @property
     def size(self) -> str:
@@ -140,12 +137,14 @@ class Result:
         if self.verdict not in DECIDABLE:
             few = f" ({self.size})" if self.family else ""
             return f"{head}: **{self.verdict}**{few}."
-        facts = [f"{self.estimate.statistic}: {self.amount(self.estimate.value)}"]
-        facts += [f"95 % interval {self.interval}"] if self.interval else []
-        facts += [f"claimed {claim.side} {self.amount(claim.bound)}"] if claim.bound else []
-        facts += [f"n = {self.size}"]
-        facts += [] if math.isnan(self.paper) else [f"paper {self.amount(self.paper)}"]
-        return f"{head}: **{self.verdict}** at this scale ({', '.join(facts)})."
+        facts = [
+            f"{self.estimate.statistic}: {self.amount(self.estimate.value)}",
+            f"95 % interval {self.interval}" if self.interval else "",
+            f"claimed {claim.side} {self.amount(claim.bound)}" if claim.bound else "",
+            f"n = {self.size}",
+            "" if math.isnan(self.paper) else f"paper {self.amount(self.paper)}",
+        ]
+        return f"{head}: **{self.verdict}** at this scale ({', '.join(filter(None, facts))})."
 
     def amount(self, value: float) -> str:
         """Format a value in the unit of the claim."""
@@ -185,9 +184,8 @@ def about(
     """Test the claims that the paper makes at a place ("Fig. 4", "Table 5", "Abstract"); [] if it makes none there.
 
     frame: from `candidate_frame`. records: the same records, for the noise between RL runs and the losses on the
-    candidates' own traces. outcome: "outcome" or "outcome_last". family: only these, each a model of the paper or one
-    of our families. scenario: leave out claims that are about another one. A model that was not run has the verdict
-    "not run"; if several families stand for a model, each is tested. Raises ParameterError for an unknown family.
+    candidates' own traces. family: only these, each a model of the paper or one of our families. scenario: leave out
+    claims that are about another one. If several families stand for a model, each is tested.
     """
     check_frame(frame)
     asked = {family} if isinstance(family, str) else set(family)
@@ -227,8 +225,7 @@ def ledger(results: Sequence[Result]) -> pd.DataFrame:
 def _test(
     frame: pd.DataFrame, chosen: Sequence[tuple[Claim, str]], records: Records | None, outcome: str
 ) -> list[Result]:
-    if outcome not in OUTCOMES:
-        raise ParameterError("outcome", outcome, f"one of {', '.join(OUTCOMES)}")
+    check_outcome(outcome)
     check_frame(frame, ["selection", "scenario", "k", "pass1", "pass_k", "gen_loss", "n_runs", outcome])
     evidence: dict[str, list[Evidence]] = {}
     for model in dict.fromkeys(model for _, model in chosen):
@@ -262,8 +259,7 @@ def describe(results: Sequence[Result]) -> str:
 def headline(results: Sequence[Result], name: str = "") -> tuple[str, str, str]:
     """Return a place in one line: the paper's claim, our verdicts with their intervals, and the numbers of candidates.
 
-    name: the claim to show; the first one if empty or not among the results. Raises ParameterError for a name that no
-    claim has.
+    name: the claim to show; the first one if empty or not among the results.
     """
     if name and name not in {claim.id for claim in all_claims()}:
         known = dict.fromkeys(result.claim.id for result in results)

@@ -72,9 +72,8 @@ def _budgets() -> Iterator[Row]:
         total = simulation.total_candidates(ratios)
         table = printed.budget_sizes(number, total)
         ways = [" + ".join(map(str, way)) for way in table.attrs["partitions"]]
-        sizes = "; ".join(
-            f"{row.row.split()[0].lower()}: {', '.join(map(str, row.sizes)) or 'none'}" for row in table.itertuples()
-        )
+        rows = [(row.row.split()[0].lower(), ", ".join(map(str, row.sizes))) for row in table.itertuples()]
+        sizes = "; ".join(f"{name}: {allowed or 'none'}" for name, allowed in rows)
         said = "; ".join(", ".join(f"{value:.2f}" for value in values) for values in table["printed"])
         largest = total - 2 * printed.SMALLEST
         divided = f"divided as {' or '.join(ways)}" if ways else "no division fits"
@@ -104,25 +103,19 @@ def _kinds() -> Iterator[Row]:
 
 
 def _standard_errors() -> Iterator[Row]:
-    cells, whole = kinds.feasibility(), kinds.smoothness().iloc[-1]
+    cells, (chi2, degrees, chance) = kinds.feasibility(), kinds.smoothness()
     largest, bounded = cells["plus_minus"].max(), int(cells["clipped_se"].sum())
-    computed = f"a standard deviation of {largest * kinds.SPLITS**0.5:.1f} over {kinds.SPLITS} splits"
-    yield (
-        "The largest ±",
-        f"{largest:.2f}",
-        f"{computed}; values from 0 to 1 allow it in {bounded} of {len(cells)} cells",
-    )
-    said = f"χ² about the columns' means {whole['chi2']:.1f}"
-    yield "The rows of a column", said, f"{whole['degrees']} degrees of freedom, probability {whole['p']:.0e}"
+    computed = f"a standard deviation of {largest * kinds.SPLITS**0.5:.1f} over {kinds.SPLITS} splits; values from 0 to"
+    yield "The largest ±", f"{largest:.2f}", f"{computed} 1 allow it in {bounded} of {len(cells)} cells"
+    said = f"χ² about the columns' means {chi2:.1f}"
+    yield "The rows of a column", said, f"{degrees} degrees of freedom, probability {chance:.0e}"
 
 
 def _figure_3() -> Iterator[Row]:
     r2 = float(paper.claims().set_index("name").loc["fig03_r2", "value"])
     cells = paper.published(5).query("column == @paper.BASELINE").set_index("n_fit")["mean"]
     table = simulation.fit_explains(r2, simulation.total_candidates(5), tuple(map(int, cells.index)))
-    table["inside"] = (
-        cells.reindex(table["n_fit"]).between(table["low"].to_numpy(), table["high"].to_numpy()).to_numpy()
-    )
+    table["inside"] = table["n_fit"].map(cells).between(table["low"], table["high"])
     for kind, part in table.groupby("kind", sort=False):
         reach = f"{part['median'].min():.2f} to {part['median'].max():.2f} where the line explains {r2:.2f}"
         computed = f"{reach}; the printed mean within 95 % of draws in {part['inside'].sum()} of {len(part)} rows"

@@ -74,19 +74,17 @@ def _highest_floor(mean: float, plus_minus: float) -> float:
     return float((means - variance / (1 - means)).max())
 
 
-def smoothness() -> pd.DataFrame:
+def smoothness() -> tuple[float, int, float]:
     """Compare how much the means of a column's rows differ with how much they would if the ± were standard errors.
 
     If each row's splits are drawn anew, its mean is off by its standard error, and the true means may differ besides;
-    rows that share their splits differ less. Columns table, column, rows, chi2 (of the means about their weighted
-    mean), degrees, p (chance of as small a chi2); the last row is all columns together.
+    rows that share their splits differ less. Returns chi2 of the means about their columns' weighted means, its degrees
+    of freedom, and the chance of as small a chi2.
     """
-    rows = []
+    chi2, degrees = 0.0, 0
     for number in RATIO_TABLES:
-        for column, cells in paper.published(number).groupby("column", sort=False):
+        for _, cells in paper.published(number).groupby("column", sort=False):
             means, errors = cells["mean"].to_numpy(), cells["plus_minus"].to_numpy()
-            chi2 = float((((means - np.average(means, weights=errors**-2)) / errors) ** 2).sum())
-            rows.append((number, column, len(cells), chi2, len(cells) - 1))
-    rows.append(("all", "", *(sum(row[i] for row in rows) for i in (2, 3, 4))))
-    table = pd.DataFrame(rows, columns=["table", "column", "rows", "chi2", "degrees"])
-    return table.assign(p=stats.chi2.cdf(table["chi2"], table["degrees"]))
+            chi2 += float((((means - np.average(means, weights=errors**-2)) / errors) ** 2).sum())
+            degrees += len(cells) - 1
+    return chi2, degrees, float(stats.chi2.cdf(chi2, degrees))

@@ -68,8 +68,8 @@ def averages() -> pd.DataFrame:
 def repeated_rows() -> pd.DataFrame:
     """Find the rows of Tables 2, 3 and 4 that the appendix prints again, to the last digit.
 
-    Columns table, family, elsewhere (table and row), split (fitted:predicted there; "" for rank correlations),
-    caption_split (the 50 % that the caption names), holds, half_split (what the caption's split gives).
+    split is fitted:predicted there ("" for rank correlations), caption_split the 50 % that the caption names, and
+    half_split what that one gives.
     """
     rows = []
     for number, family in itertools.product((2, 3, 4), paper.FAMILIES):
@@ -84,17 +84,10 @@ def repeated_rows() -> pd.DataFrame:
                 total = int((part["n_fit"] + part["n_validation"]).iloc[0]) if split else 0
                 half = f"{total // 2}:{total - total // 2}" if split else ""
                 there = cells.loc[cells["row"] == half, ["mean", "plus_minus"]].to_numpy()
-                rows.append(
-                    {
-                        "table": number,
-                        "family": family,
-                        "elsewhere": f"Table {other}, {name}",
-                        "caption_split": half,
-                        "split": split,
-                        "holds": split in (half, ":".join(half.split(":")[::-1])),  # an odd half is rounded either way
-                        "half_split": ", ".join(f"{m:.2f} ± {p:.2f}" for m, p in there),
-                    }
-                )
+                row = {"table": number, "family": family, "elsewhere": f"Table {other}, {name}"}
+                row |= {"caption_split": half, "split": split}
+                row["holds"] = split in (half, ":".join(half.split(":")[::-1]))  # an odd half is rounded either way
+                rows.append(row | {"half_split": ", ".join(f"{m:.2f} ± {p:.2f}" for m, p in there)})
     return pd.DataFrame(rows)
 
 
@@ -106,8 +99,8 @@ def _same_numbers(first: pd.DataFrame, second: pd.DataFrame) -> bool:
 def headline_numbers() -> pd.DataFrame:
     """Find what the numbers of the abstract and the takeaways refer to among the printed cells that they are about.
 
-    Columns name, unit (how it is computed), where, says, matches (the cells that round to it), extreme (the largest
-    cell, for "at least" the smallest), is_extreme: whether the number is that of the extreme cell.
+    unit: how the number is computed; matches: the cells that round to it; extreme: the largest cell, for "at least" the
+    smallest; is_extreme: whether the number is that cell's.
     """
     cells = all_cells()
     cells = cells[cells["column"] != paper.BASELINE]
@@ -124,18 +117,11 @@ def headline_numbers() -> pd.DataFrame:
         }[unit]
         says = float(claimed.loc[name, "value"])
         extreme = values.idxmin() if unit == "value" else values.idxmax()
-        same = values[(values - says).abs() <= SAME[unit] + 1e-9]
-        rows.append(
-            {
-                "name": name,
-                "unit": unit,
-                "where": claimed.loc[name, "where"],
-                "says": _number(says, unit),
-                "matches": "; ".join(_cell(cells.loc[i], values[i], unit) for i in same.index),
-                "extreme": _cell(cells.loc[extreme], values[extreme], unit),
-                "is_extreme": abs(values[extreme] - says) <= SAME[unit] + 1e-9,
-            }
-        )
+        same = (values - says).abs() <= SAME[unit] + 1e-9
+        row = {"name": name, "unit": unit, "where": claimed.loc[name, "where"], "says": _number(says, unit)}
+        row["matches"] = "; ".join(_cell(cells.loc[i], values[i], unit) for i in values.index[same])
+        row["extreme"] = _cell(cells.loc[extreme], values[extreme], unit)
+        rows.append(row | {"is_extreme": bool(same[extreme])})
     return pd.DataFrame(rows)
 
 

@@ -87,9 +87,8 @@ def split_alone(number: int) -> pd.DataFrame:
 
     A column's rows share their candidates, hence one correlation: the one whose median means come nearest to the
     printed means (least absolute deviations) of the rows with four candidates or more on either side. The ± play no
-    part in the choice. Columns table, kind, column, row, n_fit, n_validation, correlation, mean, plus_minus (printed),
-    expected_mean, expected_std (medians over draws), low, high (95 % of the draws' standard deviations), inside (the
-    printed ± is in that range), ratio (expected_std / plus_minus).
+    part in the choice. mean, plus_minus: printed; expected_mean, expected_std: medians over draws; low, high: 95 % of
+    the draws' standard deviations; inside: the printed ± is in that range; ratio: expected_std / plus_minus.
     """
     if number not in RATIO_TABLES:
         raise ParameterError("number", number, f"one of {', '.join(map(str, RATIO_TABLES))}")
@@ -105,9 +104,8 @@ def split_alone(number: int) -> pd.DataFrame:
         for kind in KINDS:
             off = {r: (medians.loc[kind, r]["mean"][settled.index] - settled).abs().sum() for r in CORRELATIONS}
             r = min(off, key=off.get)
-            expected = (
-                medians.loc[kind, r].add_prefix("expected_").assign(low=lowest.loc[kind, r], high=highest.loc[kind, r])
-            )
+            expected = medians.loc[kind, r].add_prefix("expected_")
+            expected = expected.assign(low=lowest.loc[kind, r], high=highest.loc[kind, r])
             parts.append(printed.assign(kind=kind, correlation=r).join(expected))
     table = pd.concat(parts).reset_index()
     inside = table["plus_minus"].between(table["low"] - 0.005, table["high"] + 0.005)
@@ -145,8 +143,7 @@ def rank_gain_range(
     """Return the gain in rank correlation that n candidates show: (low, high, share of draws without a gain).
 
     baseline, better: true rank correlations of two predictors with the outcome. All variables are normal, and the two
-    predictors are independent given the outcome (the paper does not print their correlation; a higher one narrows the
-    range).
+    predictors are independent given the outcome (a correlation would narrow the range).
     """
     rng = np.random.default_rng(seed)
     outcome = rng.standard_normal((draws, n))
@@ -165,13 +162,12 @@ def rank_gain_range(
 def what_candidates_show() -> pd.DataFrame:
     """Return the rank correlations of Tables 1 and 3 with the interval that their number of candidates allows.
 
-    Columns table, family, column, n (candidates of the family's table of fit sizes), value, low, high; gain (printed,
-    over Pass@1) and gain_low, gain_high, no_gain: the result of `rank_gain_range` if that is the true gain.
+    n: candidates of the family's table of fit sizes; gain: printed, over Pass@1; gain_low, gain_high, no_gain: the
+    result of `rank_gain_range` if that is the true gain.
     """
-    totals = {
-        (cells["scenario"].iloc[0], cells["family"].iloc[0]): total_candidates(number)
-        for number, cells in ((number, paper.published(number)) for number in RATIO_TABLES)
-    }
+    totals = {}
+    for number in RATIO_TABLES:
+        totals[tuple(paper.published(number)[["scenario", "family"]].iloc[0])] = total_candidates(number)
     rows = []
     for number in (1, 3):
         for family, cells in paper.published(number).groupby("family", sort=False):

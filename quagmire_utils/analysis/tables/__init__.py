@@ -10,6 +10,8 @@
 `analysis/tables.yaml` says what each table shows. A model of the paper that was not run has the status `not run`.
 """
 
+# ruff: noqa: F401 - callers import these names from here
+
 from quagmire_utils.analysis.tables.compute import (
     Options,
     compute_sensitivity,
@@ -26,21 +28,3 @@ from quagmire_utils.analysis.tables.show import (
     show_table,
 )
 from quagmire_utils.analysis.tables.spec import STATISTICS, TABLES, table_lines, table_spec
-
-__all__ = [
-    "STATISTICS",
-    "TABLES",
-    "Options",
-    "compare_gains",
-    "compute_sensitivity",
-    "compute_table",
-    "headline",
-    "number_text",
-    "predictor_title",
-    "show_sensitivity",
-    "show_table",
-    "table_lines",
-    "table_spec",
-    "usable_groups",
-    "verdict",
-]

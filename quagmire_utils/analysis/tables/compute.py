@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from quagmire_utils.analysis.candidates import check_outcome
 from quagmire_utils.analysis.fits import (
     MAX_SPLITS,
-    bootstrap_interval,
+    bootstrap,
     check_whole,
     fit_predict_r2,
     jackknife_standard_error,
@@ -34,7 +35,6 @@ COLUMNS = (
     *("n_candidates", "sizes", "left_out", "n_ceiling", "n_fit", "n_validation", *NUMBERS, "verdict"),
     *("source", "paper", "paper_plus_minus", "paper_gain", "paper_note"),
 )
-OUTCOMES = ("outcome", "outcome_last")
 MIN_CANDIDATES = 4  # two to fit a line, two to take an R2 on
 MIN_RESAMPLED = 5  # resamples of fewer candidates have only a few different rank correlations, mostly 1
 CEILING = 0.99  # a higher Pass@k does not distinguish candidates
@@ -67,8 +67,7 @@ class Options:
     def __post_init__(self) -> None:
         check_whole("n_splits", self.n_splits, 1, MAX_SPLITS)
         check_whole("seed", self.seed, 0)
-        if self.outcome not in OUTCOMES:
-            raise ParameterError("outcome", self.outcome, f"one of {', '.join(OUTCOMES)}")
+        check_outcome(self.outcome)
         if not 0 < self.confidence < 1:
             raise ParameterError("confidence", self.confidence, "between 0 and 1")
 
@@ -79,19 +78,15 @@ def compute_table(
     """Compute one of the paper's tables from a `candidate_frame`, one row per cell; supplement: the rows we add to it.
 
     A candidate that lacks one predictor of the table is left out of all its columns, so the columns of a row share
-    their candidates. The columns of the result are
-      table, row, column, statistic, scenario, model (the paper's), family (ours), k, confidence, basis
-      status                                   measured, not run, too few candidates, or not chosen
-      n_candidates, sizes, left_out            sizes: of the budgets that are averaged
-      n_ceiling                                candidates whose Pass@k is CEILING or more
-      n_fit, n_validation                      fitted and predicted candidates
-      value, std, standard_error, n_splits     Spearman; or mean R2, its standard deviation and error over splits
-      all_value, all_std, all_median, all_splits   R2 over every split; NaN if there are over a million
-      low, high                                interval over candidates: bootstrap (Spearman) or jackknife (R2)
-      gain, gain_low, gain_high                difference to Pass@1, paired
-      better_share                             share of splits in which R2 is above that of Pass@1
-      verdict                                  of "better than Pass@1": holds, fails, undecided
-      source, paper, paper_plus_minus, paper_gain, paper_note    as printed; NaN where the paper prints none
+    their candidates. Returns COLUMNS, of which
+      status                            measured, not run, too few candidates, or not chosen
+      n_ceiling                         candidates whose Pass@k is CEILING or more
+      value, std, standard_error        Spearman; or mean R2, its standard deviation and error over n_splits splits
+      all_value, all_std, all_median    R2 over every split; NaN if there are over a million
+      low, high                         interval over candidates: bootstrap (Spearman) or jackknife (R2)
+      gain, gain_low, gain_high         difference to Pass@1, paired; better_share: of the splits
+      verdict                           of "better than Pass@1": holds, fails, undecided
+      source, paper, ...                as printed; NaN where the paper prints none
     """
     options = options or Options()
     lines = table_lines(frame, number, options.family, options.predictors, supplement)
@@ -105,12 +100,9 @@ def compute_table(
 def compute_sensitivity(frame: pd.DataFrame, number: int | str, options: Options | None = None) -> pd.DataFrame:
     """Compute the measured rows of a table under other definitions, one row per cell and definition.
 
-    The paper calls its R2 a coefficient of determination; second-hand accounts call it a squared correlation, and a
-    mean over splits may be taken with values below zero or without. Its rank correlations compare "predicted" and
-    actual performance without saying what the prediction was fitted on. Every split is taken where that is feasible.
-
-    Returns row, model, family, column, statistic, k, kind (of R2_KINDS or SPEARMAN_KINDS), value, std (over splits),
-    below_zero (share of the splits), splits, gain (over Pass@1 under the same definition).
+    The paper leaves open which R2 it means, and what the predictions that it ranks were fitted on. Every split is taken
+    where that is feasible. kind is one of R2_KINDS or SPEARMAN_KINDS; std is over splits, below_zero a share of them;
+    gain is over Pass@1 under the same definition.
     """
     options = options or Options()
     statistic, rows = table_spec(number).statistic, []
@@ -146,7 +138,7 @@ def verdict(low: float, high: float, bound: float = 0.0, *, below: bool = False)
     return "undecided"
 
 
-def split_protocol(total: int, n_fit: int, n_splits: int) -> int | Literal["all"]:
+def _protocol(total: int, n_fit: int, n_splits: int) -> int | Literal["all"]:
     """Return "all" where every split is feasible, else the number of random splits."""
     return "all" if math.comb(total, n_fit) <= MAX_SPLITS else n_splits
 
@@ -198,12 +190,10 @@ def _spearman_cells(series: list[Series], outcomes: list[Array], options: Option
     cells: dict[str, dict[str, Any]] = {}
     replicates: dict[str, Array] = {}
     for column in series[0]:
-        found = [
-            bootstrap_interval(group[column], y, confidence=options.confidence, seed=options.seed + i)
-            for i, (group, y) in enumerate(zip(series, outcomes, strict=True))
-        ]
-        value = float(np.mean([interval.estimate for interval in found]))
-        replicates[column] = np.mean([interval.replicates[:0] if few else interval.replicates for interval in found], 0)
+        pairs = enumerate(zip(series, outcomes, strict=True))
+        found = [bootstrap(group[column], y, seed=options.seed + i) for i, (group, y) in pairs]
+        value = float(np.mean([estimate for estimate, _ in found]))
+        replicates[column] = np.mean([values[:0] if few else values for _, values in found], 0)
         cells[column] = {"value": value}
         cells[column]["low"], cells[column]["high"] = _quantiles(replicates[column], tail)
         if column != paper.BASELINE:
@@ -220,7 +210,7 @@ def _r2_cells(
     from scipy.special import stdtrit  # quantiles of Student's t
 
     n_splits, seed, groups = options.n_splits, options.seed, len(outcomes)
-    splits = [split_protocol(len(y), n_fit, n_splits) for y, n_fit in zip(outcomes, fits, strict=True)]
+    splits = [_protocol(len(y), n_fit, n_splits) for y, n_fit in zip(outcomes, fits, strict=True)]
     every = all(protocol == "all" for protocol in splits)
     quantile = stdtrit(sum(len(y) - 1 for y in outcomes), (1 + options.confidence) / 2)
     cells: dict[str, dict[str, Any]] = {}
@@ -268,11 +258,11 @@ def _cell(line: Line, groups: Sequence[pd.DataFrame], column: str, kind: str, op
         x = _series(group, [column])[column]
         y = group[options.outcome].to_numpy(np.float64)
         if kind in SPEARMAN_KINDS:
-            protocol = split_protocol(len(y), len(y) // 2, options.n_splits)
+            protocol = _protocol(len(y), len(y) // 2, options.n_splits)
             values.append(spearman(predict(x, y, kind, protocol, options.seed), y))
             continue
         n_fit = line.fit_size(len(y))
-        protocol = split_protocol(len(y), n_fit, options.n_splits)
+        protocol = _protocol(len(y), n_fit, options.n_splits)
         result = fit_predict_r2(x, y, n_fit, protocol, options.seed, kind)
         values.append(result.mean)
         stds.append(result.std)
