@@ -83,9 +83,8 @@ class Records:
 def load_records(folder: str | Path) -> Records:
     """Read and check the records in `folder` (results/<profile>).
 
-    Raises ParameterError, naming the file and the command that restores it, for a missing folder, a missing or damaged
-    file, a table that no sweep writes (`check_table`), records that lack measurements although the manifest says that
-    they are complete (`check_complete`), and records without any measured checkpoint.
+    Raises ParameterError, naming the file and the command that restores it, for a missing or damaged file, a table that
+    no sweep writes, records without any measured checkpoint, and complete ones that lack some.
     """
     folder = Path(folder)
     rerun = f"`./reproduce.sh --profile {folder.name} --only run_sweep` makes them"
@@ -147,11 +146,10 @@ def check_table(frame: pd.DataFrame, name: str, where: str = "") -> None:
         if wrong.any():
             raise ParameterError(where, reason=f"column {column} has {values[wrong][0]} in {wrong.sum()} row(s)")
     check_once(frame, table.keys, where)
-    if name == "candidates":
-        for text in frame["scenario"]:
-            if not set(text.split("+")) <= set(SCENARIOS):
-                known = ", ".join(SCENARIOS)
-                raise ParameterError(where, text, reason=f"column scenario has {text!r}; known are {known}")
+    for text in frame["scenario"] if name == "candidates" else ():
+        if not set(text.split("+")) <= set(SCENARIOS):
+            reason = f"column scenario has {text!r}; known are {', '.join(SCENARIOS)}"
+            raise ParameterError(where, text, reason=reason)
     if name == "counts":
         wrong = (frame[VERDICTS].sum(axis=1) != frame["n"]) | (frame[["n", *VERDICTS]] < 0).any(axis=1)
         if wrong.any():

@@ -3,11 +3,6 @@
 A profile expands into cells: one for each base model, one for each SFT candidate, and one for each RL run of a
 candidate. A cell trains its checkpoints and measures them, and writes its records in one step at the end, so that a
 sweep that is killed resumes where it stopped. `collect` gathers the records into the files of `core.records`.
-
-    quagmire sweep smoke                     # all cells of a profile, on `workers` processes
-    quagmire sweep smoke --plan              # list the cells
-    quagmire sweep paper --dry-run           # hours, price, disk, and what is missing on this machine
-    quagmire sweep paper --submit slurm      # a job script for a cluster
 """
 
 from quagmire_utils.sweep.checks import check

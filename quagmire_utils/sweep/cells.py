@@ -22,8 +22,6 @@ from quagmire_utils.grading import Grader
 from quagmire_utils.sweep import datasets, trainers
 from quagmire_utils.sweep.grid import Cell, derive_seed, resolved_rl
 
-VALIDATION = "validation"  # the held-out traces of the family's main source
-OWN = "own"  # held-out traces of the candidate's source, selected as its training traces were
 SHIPPED = "base.json"  # in a shipped base model: the cell that trained it, and the checksums of its files
 Results = tuple[dict[str, object], dict[str, pd.DataFrame]]  # further facts of a cell, and its tables
 
@@ -63,8 +61,8 @@ def run_cell(profile: Profile, folder: Path, cell: Cell) -> None:
 def cell_threads(profile: Profile, cell: Cell) -> int:
     """Return the threads that a cell computes with.
 
-    It depends on the profile only, not on the load: sums in another order would make another base model and so other
-    candidates. The cells of a single family all wait for its base, which therefore gets both cores of a small machine.
+    It depends on the profile, not on the load, as sums in another order would make another base model. The cells of a
+    single family all wait for its base, which therefore gets both cores of a small machine.
     """
     if profile.families[0].model is not None:  # on a GPU, or with all cores that the worker may use
         return max(1, len(os.sched_getaffinity(0)) // profile.workers)
@@ -72,7 +70,7 @@ def cell_threads(profile: Profile, cell: Cell) -> int:
 
 
 class _Progress:
-    """Notes the trained fraction in a file, at most once a second. It also goes to a training process of its own."""
+    """Notes the trained fraction in a file, at most once a second; a class, so that it can go to another process."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,10 +96,8 @@ class _Run:
     @contextlib.contextmanager
     def clock(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def base(self) -> Results:
         from quagmire_utils.training import microlab
@@ -112,22 +108,24 @@ class _Run:
                 datasets.fetch_model(family.model, self.model)
         elif not _is_complete(self.model):
             draw = [family.pretraining.seed] if family.pretraining.seed else []
+            seed = derive_seed(profile.seed, self.cell.id, *draw)
+            how = {"seed": seed, "digits": profile.digits, "on_progress": self.note_progress}
             with self.clock("pretraining"):
-                microlab.pretrain(
-                    family.pretraining,
-                    self.model,
-                    seed=derive_seed(profile.seed, self.cell.id, *draw),
-                    digits=profile.digits,
-                    on_progress=self.note_progress,
-                )
-        if family.model is None:
-            for name, problems in self.benchmarks.items():
-                microlab.write_problems(problems, self.folder / "scratch" / "benchmarks" / f"{name}.jsonl")
+                microlab.pretrain(family.pretraining, self.model, **how)
+        for name, problems in self.benchmarks.items() if family.model is None else ():
+            microlab.write_problems(problems, self.folder / "scratch" / "benchmarks" / f"{name}.jsonl")
+        return {}, self.tables(self.model)
+
+    def tables(self, base: Path, **own: Sequence[Trace]) -> dict[str, pd.DataFrame]:
+        """Measure a model before RL: on the benchmarks, on held-out traces of the family's first source, and on others.
+
+        own: held-out traces of the candidate's source, selected as its training traces were.
+        """
         with self.clock("curation"):
-            common = datasets.validation_traces(profile, self.folder, family, self.model)
-        return {}, {
-            "counts": self.measure(self.model, 0, profile.evaluation.num_samples),
-            "generalization_loss": self.losses({VALIDATION: common}),
+            common = datasets.validation_traces(self.profile, self.folder, self.cell.family, base)
+        return {
+            "counts": self.measure(self.model, 0, self.profile.evaluation.num_samples),
+            "generalization_loss": self.losses({"validation": common, **own}),
         }
 
     def sft(self) -> Results:
@@ -141,21 +139,15 @@ class _Run:
             with self.clock("sft"):
                 trainers.train_sft(base, traces, self.model, settings, profile, self.note_progress)
         trained = read_json(self.model / "sft.json")
-        common = datasets.validation_traces(profile, self.folder, family, base)
-        return {"sft_tokens": trained["tokens"], "sft_loss": trained["final_loss"]}, {
-            "counts": self.measure(self.model, 0, profile.evaluation.num_samples),
-            "generalization_loss": self.losses({VALIDATION: common, OWN: own}),
-        }
+        return {"sft_tokens": trained["tokens"], "sft_loss": trained["final_loss"]}, self.tables(base, own=own)
 
     def rl(self) -> Results:
         profile, family, cell = self.profile, self.cell.family, self.cell
         settings = resolved_rl(profile, family).replace(seed=self.seed)
         checkpoints = {step: self.model / f"checkpoint-{step}" for step in trainers.kept_steps(settings)}
-        trained = (self.model / "rl.json").is_file()
-        if trained and not all(map(_is_complete, checkpoints.values())):
+        if (self.model / "rl.json").is_file() and not all(map(_is_complete, checkpoints.values())):
             shutil.rmtree(self.model)
-            trained = False
-        if not trained:
+        if not (self.model / "rl.json").is_file():
             start = cell.needs.path(self.folder, "models")
             with self.clock("rl"):
                 problems = datasets.rl_problems(profile, family, self.folder)
@@ -163,7 +155,7 @@ class _Run:
         n = profile.evaluation.rl_num_samples
         counts = [self.measure(path, step, n) for step, path in checkpoints.items()]
         curve = read_parquet(self.model / "curve.parquet")
-        _insert(curve, {**cell.names, "rl_run": cell.run})
+        curve = _with_keys({**cell.names, "rl_run": cell.run}, curve)
         return {}, {"counts": pd.concat(counts, ignore_index=True), "rl_curves": curve}
 
     def measure(self, model: Path, checkpoint: int, n: int) -> pd.DataFrame:
@@ -186,9 +178,7 @@ class _Run:
         params = SamplingParams(temperature=settings.temperature, max_tokens=settings.max_tokens, seed=seed)
         samples = SampleStore(cell.path(self.folder, "samples") / str(checkpoint))
         how = {"grader": self.grader, "progress": False, "clock": self.clock}
-        counts = evaluate(config, self.benchmarks, n, params, samples, **how)
-        _insert(counts, keys)
-        return counts
+        return _with_keys(keys, evaluate(config, self.benchmarks, n, params, samples, **how))
 
     def losses(self, validation_sets: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
         """Compute the generalization loss of the cell's model on each validation set."""
@@ -204,16 +194,14 @@ class _Run:
                 module.to("cuda")
             for name, traces in validation_sets.items():
                 loss = generalization_loss(module, tokenizer, traces, template=template, progress=False)
-                values = {"nll": loss.nll, "standard_error": loss.standard_error, "tokens": loss.tokens}
-                keys = {**self.cell.names, "stage": self.cell.kind, "validation_set": name}
-                rows.append({**keys, **values, "traces": len(traces)})
-        return pd.DataFrame(rows)
+                rows.append((name, loss.nll, loss.standard_error, loss.tokens, len(traces)))
+        columns = ["validation_set", "nll", "standard_error", "tokens", "traces"]
+        return _with_keys({**self.cell.names, "stage": self.cell.kind}, pd.DataFrame(rows, columns=columns))
 
 
-def _insert(frame: pd.DataFrame, values: Mapping[str, object]) -> None:
-    """Put constant columns before the frame's own."""
-    for position, (name, value) in enumerate(values.items()):
-        frame.insert(position, name, value)
+def _with_keys(keys: Mapping[str, object], frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with constant columns before its own."""
+    return frame.assign(**keys)[[*keys, *frame.columns]]
 
 
 @contextlib.contextmanager
@@ -246,13 +234,11 @@ def _is_complete(model: Path) -> bool:
     """Return whether a checkpoint is there and whole."""
     from quagmire_utils.engines import check_model
 
-    if not model.is_dir():
-        return False
-    try:
-        check_model(model)
-    except ParameterError:
-        return False
-    return True
+    with contextlib.suppress(ParameterError):
+        if model.is_dir():
+            check_model(model)
+            return True
+    return False
 
 
 def has_checkpoint(folder: Path, cell: Cell) -> bool:

@@ -60,10 +60,9 @@ def _check_benchmarks(profile: Profile) -> None:
     micro = profile.families[0].model is None
     if any((family.model is None) != micro for family in profile.families):
         raise ParameterError("families", reason="micro and pretrained models share no benchmark; use two profiles")
-    known = MICRO_BENCHMARKS if micro else BENCHMARKS
+    known, files = (MICRO_BENCHMARKS, "") if micro else (BENCHMARKS, ", or the path of a .jsonl file")
     for name in profile.benchmarks:
         if name not in known and (micro or not (name.endswith(".jsonl") and Path(name).is_file())):
-            files = "" if micro else ", or the path of a .jsonl file"
             raise ParameterError("benchmarks", name, f"of {', '.join(known)}{files}")
 
 
@@ -71,17 +70,13 @@ def _check_candidates(family: FamilySettings, where: str) -> None:
     for candidate in family.candidates:
         if candidate.selection == "none":
             continue
-        named = f"{where}.candidates.{candidate.name}"
-        if not set(candidate.selection.split("+")) <= set(SELECTIONS):
-            allowed = f"none, or of {', '.join(SELECTIONS)} joined by +"
-            raise ParameterError(f"{named}.selection", candidate.selection, allowed)
+        named, selection, n = f"{where}.candidates.{candidate.name}", candidate.selection, candidate.n_examples
+        if not set(selection.split("+")) <= set(SELECTIONS):
+            raise ParameterError(f"{named}.selection", selection, f"none, or of {', '.join(SELECTIONS)} joined by +")
         if candidate.source not in family.sources:
             raise ParameterError(f"{named}.source", candidate.source, f"one of {', '.join(family.sources)}")
-        pool = family.sources[candidate.source].pool
-        if candidate.n_examples > pool:
-            raise ParameterError(
-                f"{named}.n_examples", candidate.n_examples, f"at most the pool of its source ({pool})"
-            )
+        if n > (pool := family.sources[candidate.source].pool):
+            raise ParameterError(f"{named}.n_examples", n, f"at most the pool of its source ({pool})")
 
 
 def _check_pretrained(profile: Profile, family: FamilySettings, where: str) -> None:
@@ -92,10 +87,9 @@ def _check_pretrained(profile: Profile, family: FamilySettings, where: str) -> N
     for parameter, name in {**asked, "rl_set": family.rl_set}.items():
         if name not in known:
             raise ParameterError(f"{where}.{parameter}", name, f"one of {', '.join(known)}")
-        if parameter != "rl_set" and known[name].response is None:
-            raise ParameterError(f"{where}.{parameter}", name, "a dataset with responses")
-        if parameter == "rl_set" and not known[name].answer:
-            raise ParameterError(f"{where}.{parameter}", name, "a dataset with answers")
+        column = "answer" if parameter == "rl_set" else "response"
+        if not getattr(known[name], column):
+            raise ParameterError(f"{where}.{parameter}", name, f"a dataset with {column}s")
     rl, evaluation = profile.rl, profile.evaluation
     if rl.checkpoints > (steps := resolved_rl(profile, family).steps):
         raise ParameterError("rl.checkpoints", rl.checkpoints, f"at most the {steps} steps of a run")
@@ -118,11 +112,11 @@ def _check_devices(profile: Profile) -> None:
     if gpus == 0 and (rl.backend == "verl" or rl.rollout_engine == "vllm"):
         need = "rl.backend verl" if rl.backend == "verl" else "rl.rollout_engine vllm"
         raise ParameterError("compute.gpus", gpus, f"at least 1 with {need}")
-    each = (sft.micro_batch_size or 1) * max(1, gpus)
-    if sft.backend == "llamafactory" and sft.batch_size % each:
-        allowed = f"a multiple of sft.micro_batch_size x compute.gpus ({each})"
-        raise ParameterError("sft.batch_size", sft.batch_size, allowed)
-    rollouts, each = rl.prompts_per_step * rl.rollouts, (rl.micro_batch_size or 1) * max(1, gpus)
-    if rl.backend == "verl" and rollouts % each:
-        allowed = f"a multiple of rl.micro_batch_size x compute.gpus ({each})"
-        raise ParameterError("rl.prompts_per_step x rl.rollouts", rollouts, allowed)
+    rollouts = rl.prompts_per_step * rl.rollouts
+    for settings, name, parameter, batch in (
+        (sft, "sft", "sft.batch_size", sft.batch_size),
+        (rl, "rl", "rl.prompts_per_step x rl.rollouts", rollouts),
+    ):
+        each = (settings.micro_batch_size or 1) * max(1, gpus)
+        if settings.backend in ("llamafactory", "verl") and batch % each:
+            raise ParameterError(parameter, batch, f"a multiple of {name}.micro_batch_size x compute.gpus ({each})")

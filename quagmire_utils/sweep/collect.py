@@ -28,19 +28,21 @@ def finished_cells(folder: Path, cells: Sequence[Cell]) -> set[str]:
     Raises ParameterError if a record file is damaged or lost and the cells' own folders do not replace it: hours of
     work must not be repeated unnoticed.
     """
-    fresh = {cell.id for cell in cells if _fresh(folder, cell) is not None}
-    if len(fresh) == len(cells):
-        return fresh
-    collected = _collected(folder, fresh)
-    return fresh | {cell.id for cell in cells if collected.get(cell.id) == cell.digest}
+    fresh, kept = _finished(folder, cells)
+    return fresh.keys() | kept
+
+
+def _finished(folder: Path, cells: Sequence[Cell]) -> tuple[dict[str, dict[str, pd.DataFrame]], set[str]]:
+    """Return the tables of the cells with folders of their own, and the ids of those that are only collected."""
+    read = {cell.id: _fresh(folder, cell) for cell in cells}
+    fresh = {cell_id: tables for cell_id, tables in read.items() if tables is not None}
+    collected = _collected(folder, fresh) if len(fresh) < len(cells) else {}
+    return fresh, {cell.id for cell in cells if collected.get(cell.id) == cell.digest} - fresh.keys()
 
 
 def is_collected(profile: Profile, folder: Path, cells: Sequence[Cell]) -> bool:
     """Return whether the records in `folder` are this profile's, complete and readable."""
-    try:
-        if read_json(folder / "manifest.json")["settings_digest"] != files.digest(explicit(profile)):
-            return False
-    except (OSError, ValueError, KeyError):
+    if _noted(folder / "manifest.json", "settings_digest") != files.digest(explicit(profile)):
         return False
     if any(_read(folder / f"{name}.parquet") is None for name in RECORDS):
         return False
@@ -48,13 +50,18 @@ def is_collected(profile: Profile, folder: Path, cells: Sequence[Cell]) -> bool:
     return all(collected.get(cell.id) == cell.digest for cell in cells)
 
 
+def _noted(path: Path, name: str) -> object:
+    """Return a value of a JSON file; None if the file is missing or damaged."""
+    try:
+        return read_json(path)[name]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def _fresh(folder: Path, cell: Cell) -> dict[str, pd.DataFrame] | None:
     """Read a cell's own tables; None unless all are there, made with its present parameters, and readable."""
     place = cell.path(folder, "cells")
-    try:
-        if read_json(place / "cell.json")["digest"] != cell.digest:
-            return None
-    except (OSError, ValueError, KeyError):
+    if _noted(place / "cell.json", "digest") != cell.digest:
         return None
     tables = {table: _read(place / f"{table}.parquet") for table in TABLES_OF[cell.kind]}
     return None if any(frame is None for frame in tables.values()) else tables
@@ -79,8 +86,9 @@ def _collected(folder: Path, fresh: Collection[str] = ()) -> dict[str, str]:
         return {}
     rows = {}
     for table in TABLES:
-        others = cells[~cells["cell"].isin(fresh) & cells["kind"].map(lambda kind, of=table: of in TABLES_OF[kind])]
-        frame = _recorded(folder, table) if len(others) else _read(folder / f"{table}.parquet")
+        kinds = [kind for kind, tables in TABLES_OF.items() if table in tables]
+        needed = (~cells["cell"].isin(fresh) & cells["kind"].isin(kinds)).any()
+        frame = _recorded(folder, table) if needed else _read(folder / f"{table}.parquet")
         rows[table] = set() if frame is None or frame.empty else set(frame["cell"].unique())
     return {
         cell: digest
@@ -104,10 +112,7 @@ def collect(
     made with other parameters, are dropped.
     """
     folder, cells = Path(folder), plan(profile) if cells is None else cells
-    read = {cell.id: _fresh(folder, cell) for cell in cells}
-    fresh = {cell_id: tables for cell_id, tables in read.items() if tables is not None}
-    collected = _collected(folder, fresh) if len(fresh) < len(cells) else {}
-    kept = {cell.id for cell in cells if collected.get(cell.id) == cell.digest} - fresh.keys()
+    fresh, kept = _finished(folder, cells)
     done = kept | fresh.keys()
 
     def merged(table: str, new: list[pd.DataFrame]) -> pd.DataFrame:
@@ -157,20 +162,18 @@ def seconds_by_part(cells: pd.DataFrame) -> dict[str, dict[str, object]]:
     """Return where the time of a mean cell of each kind goes: CPU seconds of its process, wall seconds by part."""
     summary = {}
     for kind, mine in cells.groupby("kind", sort=False) if len(cells) else []:
-        seconds = mine.filter(regex="^seconds_").mean().dropna().round(2)
-        summary[kind] = {
-            "cells": len(mine),
-            "cpu_seconds": round(float(mine["cpu_seconds"].mean()), 2),
-            "seconds": {name.removeprefix("seconds_"): float(value) for name, value in seconds.items()},
-        }
+        seconds = mine.filter(regex="^seconds_").rename(columns=lambda name: name.removeprefix("seconds_"))
+        cpu = round(float(mine["cpu_seconds"].mean()), 2)
+        parts = seconds.mean().dropna().round(2).to_dict()
+        summary[kind] = {"cells": len(mine), "cpu_seconds": cpu, "seconds": parts}
     return summary
 
 
 def _cell_row(cell: dict) -> dict[str, object]:
     names = ("kind", "family", "candidate", "run", "digest", "seed", "threads", "cpu_seconds", "sft_tokens", "sft_loss")
     seconds = {f"seconds_{name}": value for name, value in cell["seconds"].items()}
-    hardware = str(cell["hardware"].get("cpu"))
-    return {"cell": cell["id"], **{name: cell.get(name) for name in names}, **seconds, "hardware": hardware}
+    shown = {name: cell.get(name) for name in names}
+    return {"cell": cell["id"], **shown, **seconds, "hardware": str(cell["hardware"].get("cpu"))}
 
 
 def candidate_row(
@@ -182,19 +185,14 @@ def candidate_row(
     """
     if candidate.selection == "none":
         tokens = 0.0
-    fitting = [name for name, most in profile.budgets.items() if tokens and tokens <= most]
-    rate = profile.sft.learning_rate if candidate.learning_rate is None else candidate.learning_rate
+    names = ("scenario", "source", "selection", "n_examples", "epochs")
     return {
         "family": family.name,
         "stands_for": family.stands_for,
         "candidate": candidate.name,
-        "scenario": candidate.scenario,
-        "source": candidate.source,
-        "selection": candidate.selection,
-        "n_examples": candidate.n_examples,
-        "epochs": candidate.epochs,
-        "learning_rate": rate,
+        **{name: getattr(candidate, name) for name in names},
+        "learning_rate": profile.sft.learning_rate if candidate.learning_rate is None else candidate.learning_rate,
         "rl_runs": rl_runs(profile, candidate),
         "sft_tokens": tokens,
-        "budget": fitting[0] if fitting else None,
+        "budget": next((name for name, most in profile.budgets.items() if tokens and tokens <= most), None),
     }

@@ -1,17 +1,11 @@
 """Cost of training and sampling from the sizes of a model: FLOPs, GPU memory, tokens per second.
 
-Implements the arithmetic of `sweep --dry-run`. A matrix of n entries costs a token 2 n FLOPs forward, attention 4 x
-layers x heads x head_dim for each position that the token attends to; backward is twice forward.
+    training_flops(shape, tokens=2e9, length=4000) / (312e12 * 0.35) / 3600     # GPU-hours on A100s at 35 % MFU
+    decode_rate(shape, GPUS["A100-80GB"], prompt=150, answer=3000)              # tokens/s of one GPU
 
-    llama = ModelShape(layers=32, hidden_size=4096, intermediate_size=14336, heads=32, kv_heads=8, head_dim=128,
-                       vocabulary=128256)
-    parameters(llama)                                                   # 8,030,261,248
-    training_flops(llama, tokens=2e9, length=4000) / (312e12 * 0.35) / 3600     # GPU-hours on A100s at 35 % MFU
-    decode_rate(llama, GPUS["A100-80GB"], prompt=150, answer=3000)      # tokens/s of one GPU
-
-Training is bound by arithmetic: its time is FLOPs over the share of the peak that is reached (MFU). Decoding is bound
-by memory: a step reads all weights and the keys and values of every sequence, for one token of each, and as many
-sequences decode at once as fit beside the weights.
+A matrix of n entries costs a token 2 n FLOPs forward, attention 4 x layers x heads x head_dim for each position that
+the token attends to; backward is twice forward. Decoding is bound by memory: a step reads all weights and the keys and
+values of every sequence, for one token of each, and as many sequences decode at once as fit beside the weights.
 """
 
 from __future__ import annotations

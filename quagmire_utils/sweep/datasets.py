@@ -35,14 +35,14 @@ def benchmark_problems(profile: Profile) -> dict[str, list[Problem]]:
     """Return the first problems of each benchmark, as many as the profile asks for."""
     from quagmire_utils.training import microlab
 
-    if profile.families[0].model is not None:
-        return {name: load_benchmark(name, limit=count) for name, count in profile.benchmarks.items()}
-    return {
-        name: microlab.make_problems(
-            name, replace(microlab.MICRO_BENCHMARKS[name], digits=profile.digits), count, profile.seed
-        )
-        for name, count in profile.benchmarks.items()
-    }
+    problems = {}
+    for name, count in profile.benchmarks.items():
+        if profile.families[0].model is not None:
+            problems[name] = load_benchmark(name, limit=count)
+        else:
+            kind = replace(microlab.MICRO_BENCHMARKS[name], digits=profile.digits)
+            problems[name] = microlab.make_problems(name, kind, count, profile.seed)
+    return problems
 
 
 def source_traces(profile: Profile, family: FamilySettings, source: str) -> tuple[list[Trace], list[Trace]]:
@@ -163,11 +163,11 @@ def _fitting(traces: Sequence[Trace], base: Path, max_length: int) -> list[Trace
     from quagmire_utils.data.prompts import render, response_ids
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    return [
-        trace
-        for trace in traces
-        if len(render(trace.question, tokenizer).token_ids) + len(response_ids(tokenizer, trace.response)) <= max_length
-    ]
+
+    def tokens(trace: Trace) -> int:
+        return len(render(trace.question, tokenizer).token_ids) + len(response_ids(tokenizer, trace.response))
+
+    return [trace for trace in traces if tokens(trace) <= max_length]
 
 
 def without_problems(traces: Sequence[Trace], held_out: Sequence[Trace]) -> list[Trace]:
@@ -184,8 +184,7 @@ def boxed(trace: Trace) -> Trace:
     """
     if "\\boxed" in trace.response or not trace.answer:
         return trace
-    text = re.sub(r"<<[^<>]*>>", "", trace.response)
-    text = re.sub(r"\n####[^\n]*\s*$", "", text).rstrip()
+    text = re.sub(r"<<[^<>]*>>|\n####[^\n]*\s*$", "", trace.response).rstrip()
     return replace(trace, response=f"{text}\nThe answer is $\\boxed{{{trace.answer}}}$.")
 
 
@@ -202,13 +201,8 @@ def fetch_model(model: ModelSettings, target: Path) -> None:
         from huggingface_hub import snapshot_download
 
         try:  # resumes an interrupted download
-            snapshot_download(
-                model.hub_id,
-                revision=model.revision,
-                local_dir=scratch,
-                allow_patterns=list(WEIGHTS),
-                ignore_patterns=["original/*", "consolidated*"],
-            )
+            which = {"allow_patterns": list(WEIGHTS), "ignore_patterns": ["original/*", "consolidated*"]}
+            snapshot_download(model.hub_id, revision=model.revision, local_dir=scratch, **which)
         except Exception as error:  # the hub's client raises many kinds
             cause = str(error).strip().split("\n")[0] or type(error).__name__
             remedy = "; accept its licence on its page and log in with `hf auth login`" if model.gated else ""
@@ -232,12 +226,13 @@ def rows_needed(profile: Profile) -> dict[str, int]:
     """Return how many rows of each dataset the profile needs at least, held-out ones included."""
     needed: dict[str, int] = {}
     for family in profile.families:
-        if family.rl_set is not None:
-            needed[family.rl_set] = max(needed.get(family.rl_set, 0), family.rl_problems)
+        uses = [(family.rl_set, family.rl_problems)]
         for name, source in family.sources.items():
             most = max((c.n_examples for c in family.candidates if c.source == name), default=0)
-            if source.dataset is not None:
-                needed[source.dataset] = max(needed.get(source.dataset, 0), max(1, most) + source.validation)
+            uses.append((source.dataset, max(1, most) + source.validation))
+        for dataset, rows in uses:
+            if dataset is not None:
+                needed[dataset] = max(needed.get(dataset, 0), rows)
     return needed
 
 
@@ -266,7 +261,7 @@ def _check_rows(dataset: Dataset, files: Sequence[Path], needed: int) -> str:
     from quagmire_utils.data.rows import Record
 
     pieces = units(dataset, files)
-    records: Iterator[object] = (record for piece in pieces[:1] for _, _, record in read_unit(dataset, piece))
+    records = (record for piece in pieces[:1] for _, _, record in read_unit(dataset, piece))
     usable = (record for record in records if isinstance(record, Record))
     if len(pieces) > 1:
         return "" if next(usable, None) else f"none of the first rows of {files[0]} is as described"

@@ -29,12 +29,11 @@ def dry_run(profile: Profile, folder: Path, *, cells: bool = False) -> str:
     done = finished_cells(folder, grid)
     costs = estimate(profile, grid, folder)
     left = costs[~costs.index.isin(done)]
-    kinds = costs["kind"].value_counts()
+    candidates = sum(len(family.candidates) for family in profile.families)
     head = [
         f"{profile.name}: {profile.description}",
         f"{_count(len(grid), 'cell')} ({len(done)} done): {_count(len(profile.families), 'base model')}, "
-        f"{_count(sum(len(family.candidates) for family in profile.families), 'candidate')}, "
-        f"{_count(kinds.get('rl', 0), 'RL run')}",
+        f"{_count(candidates, 'candidate')}, {_count((costs['kind'] == 'rl').sum(), 'RL run')}",
         f"{sum(profile.benchmarks.values()):,} problems of {_count(len(profile.benchmarks), 'benchmark')}. "
         "The parameters pass preflight.",
     ]
@@ -43,7 +42,7 @@ def dry_run(profile: Profile, folder: Path, *, cells: bool = False) -> str:
         sections.append(_cells(profile, costs, done))
     if profile.families[0].model is not None:
         sections.append(_assumptions(profile))
-    if profile.compute.published_gpu_hours:
+    if profile.compute.published_gpu_hours and profile.compute.published_run_hours:
         sections.append(_published(profile, grid, costs))
     how = {"subsequent_indent": "    ", "break_on_hyphens": False, "break_long_words": False}
     lacking = [textwrap.fill(f"  - {line}", WIDTH, **how) for line in missing(profile, folder, left)]
@@ -60,18 +59,12 @@ def _table(profile: Profile, costs: pd.DataFrame) -> str:
     }
     if len(profile.families) > 1:
         titled |= {f"all {title}": costs[costs["kind"] == kind] for kind, title in STAGES.items()}
-    rows = [
-        {
-            "": title,
-            "cells": len(mine),
-            **mine[PARTS].sum(),
-            "hours": mine["hours"].sum(),
-            "longest": mine["hours"].max() / max(1, profile.compute.gpus),
-            "basis": ", ".join(sorted(set(mine["basis"]))),
-        }
-        for title, mine in {**titled, "all": costs}.items()
-        if len(mine)
-    ]
+    rows = []
+    for title, mine in {**titled, "all": costs}.items():
+        if len(mine):
+            longest, basis = mine["hours"].max() / max(1, profile.compute.gpus), ", ".join(sorted(set(mine["basis"])))
+            hours = mine[[*PARTS, "hours"]].sum()
+            rows.append({"": title, "cells": len(mine), **hours, "longest": longest, "basis": basis})
     unit = f"{profile.compute.gpu} hours" if profile.compute.gpus else "core hours"
     return f"In {unit}; the longest cell in hours of its node:\n{_text(pd.DataFrame(rows))}"
 
@@ -102,15 +95,10 @@ def _cells(profile: Profile, costs: pd.DataFrame, done: set[str]) -> str:
 
 
 def _assumptions(profile: Profile) -> str:
-    compute = profile.compute
+    names = ("train_mfu", "bandwidth_share", "step_seconds", "rollout_efficiency", "overhead", "prompt_tokens")
+    assumed = ", ".join(f"{name} {getattr(profile.compute, name):g}" for name in names)
     answers = ", ".join(f"{stage} {answer_tokens(profile, stage):g}" for stage in ("base", "sft", "rl", "rollout"))
-    lines = [
-        "Assumptions (compute in the profile):",
-        f"  training at {compute.train_mfu:.0%} of the peak; decoding at {compute.bandwidth_share:.0%} of the memory "
-        f"bandwidth and {compute.step_seconds * 1000:g} ms a step;",
-        f"  {compute.rollout_efficiency:.0%} of that in RL; {compute.overhead - 1:.0%} on top of all",
-        f"  mean tokens of an answer: {answers}; of a prompt: {compute.prompt_tokens}",
-    ]
+    lines = ["Assumptions (compute in the profile):", *textwrap.wrap(f"{assumed}, answers of {answers} tokens", WIDTH)]
     for family in profile.families:
         memory = ", ".join(f"{stage} {need / 1e9:.1f}" for stage, need in gpu_memory(profile, family).items())
         costs = FamilyCost(profile, family)
@@ -125,17 +113,16 @@ def _published(profile: Profile, grid: list[Cell], costs: pd.DataFrame) -> str:
     compute, published, total = profile.compute, profile.compute.published_gpu_hours, costs["hours"].sum()
     longest = dict.fromkeys(("base", "sft", "rl", "rollout"), float(profile.evaluation.max_tokens))
     upper = estimate(profile.replace(compute=compute.replace(answer_tokens=longest)), grid)["hours"].sum()
+    most = compute.published_run_hours * compute.gpus
+    capped = costs["train"].clip(upper=most).sum() + costs[["sample", "score"]].sum().sum()
+    days = f"{compute.published_run_hours / 24:g} days of a node ({_number(most)} GPU hours, App. B)"
     lines = [
         f"The paper reports more than {_number(published)} GPU hours (Abstract, Sec. 4.1, App. B):",
         f"  this grid as computed: {_number(total)}, {total / published:.2f} of it",
         f"  with answers of {profile.evaluation.max_tokens:,} tokens each: {_number(upper)}, {upper / published:.2f}",
+        f"  with RL runs of at most {days}: {_number(capped)}, {capped / published:.2f}",
+        f"  {_number(published)} GPU hours are {_number(published / most)} RL runs of that length",
     ]
-    if compute.published_run_hours:
-        most = compute.published_run_hours * compute.gpus
-        capped = costs["train"].clip(upper=most).sum() + costs[["sample", "score"]].sum().sum()
-        days = f"{compute.published_run_hours / 24:g} days of a node ({_number(most)} GPU hours, App. B)"
-        lines.append(f"  with RL runs of at most {days}: {_number(capped)}, {capped / published:.2f}")
-        lines.append(f"  {_number(published)} GPU hours are {_number(published / most)} RL runs of that length")
     return "\n".join(lines)
 
 

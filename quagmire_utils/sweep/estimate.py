@@ -14,14 +14,7 @@ import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_parquet
-from quagmire_utils.core.settings import (
-    CandidateSettings,
-    FamilySettings,
-    ModelSettings,
-    ModelShape,
-    Profile,
-    RLSettings,
-)
+from quagmire_utils.core.settings import CandidateSettings, FamilySettings, ModelSettings, ModelShape, Profile
 from quagmire_utils.sweep import cost
 from quagmire_utils.sweep.grid import Cell, resolved_rl, work
 
@@ -78,11 +71,11 @@ def model_shape(model: ModelSettings) -> ModelShape:
         return model.shape
     from quagmire_utils.engines import load_config
 
-    path = Path(model.hub_id).expanduser() if model.is_folder else None
-    if path is not None and not path.is_dir():
+    name = str(Path(model.hub_id).expanduser()) if model.is_folder else model.hub_id
+    if model.is_folder and not Path(name).is_dir():
         raise ParameterError("model.hub_id", model.hub_id, "a folder that exists, or a hub id")
     try:
-        return cost.shape_of(load_config(str(path or model.hub_id), model.revision))
+        return cost.shape_of(load_config(name, model.revision))
     except ParameterError as error:
         reason = f"{error}; write its sizes into the profile to count without a hub"
         raise ParameterError("model.shape", reason=reason) from error
@@ -116,25 +109,25 @@ def gpu_memory(profile: Profile, family: FamilySettings) -> dict[str, float]:
     shape, gpus = model_shape(family.model), max(1, profile.compute.gpus)
     prompt, sft, rl = profile.compute.prompt_tokens, profile.sft, profile.rl
     longest = max(source.max_tokens or sft.max_length for source in family.sources.values())
-    default = {"trl": sft.batch_size, "llamafactory": 1, "verl": 2}  # size of a forward pass
-    trained = (sft.micro_batch_size or default[sft.backend]) * min(sft.max_length, longest + prompt)
-    rollouts = rl.micro_batch_size or (default["verl"] if rl.backend == "verl" else rl.prompts_per_step * rl.rollouts)
-    updated = rollouts * (prompt + rl.max_tokens)
+    # of one forward pass; by default all of a step with TRL, one trace with LLaMA-Factory, two rollouts with verl
+    traces = sft.micro_batch_size or (sft.batch_size if sft.backend == "trl" else 1)
+    rollouts = rl.micro_batch_size or (2 if rl.backend == "verl" else rl.prompts_per_step * rl.rollouts)
+    trained, updated = traces * min(sft.max_length, longest + prompt), rollouts * (prompt + rl.max_tokens)
     memory = {
         "SFT": cost.training_bytes(shape, trained, gpus=gpus, recompute=sft.gradient_checkpointing),
         "RL": cost.training_bytes(shape, updated, gpus=gpus, logits=False, recompute=rl.gradient_checkpointing),
     }
-    if profile.compute.gpus and (share := _rollout_share(rl)) < cost.MEMORY_SHARE:
+    if profile.compute.gpus and (share := _rollout_share(profile)) < cost.MEMORY_SHARE:
         states = (cost.ADAM_BYTES - 4) * cost.parameters(shape) / gpus if rl.backend == "trl" else 0.0  # no gradients
         memory["rollouts"] = share * cost.gpu(profile.compute.gpu).memory + states
     return memory
 
 
-def _rollout_share(settings: RLSettings) -> float:
+def _rollout_share(profile: Profile) -> float:
     """Return the share of a GPU's memory that vLLM takes for rollouts."""
-    if settings.backend == "verl":
+    if profile.rl.backend == "verl":
         return VERL_MEMORY
-    return settings.vllm_memory if settings.rollout_engine == "vllm" else cost.MEMORY_SHARE
+    return profile.rl.vllm_memory if profile.rl.rollout_engine == "vllm" else cost.MEMORY_SHARE
 
 
 class FamilyCost:
@@ -151,12 +144,11 @@ class FamilyCost:
 
     def row(self, cell: Cell) -> dict[str, float | str]:
         """Return the cost of a cell by column of `estimate`."""
-        row = self.rl() if cell.kind == "rl" else self.start(cell)
+        row = self._rl() if cell.kind == "rl" else self._before_rl(cell)
         kinds = {"base": ["sampling"], "sft": ["sft", "sampling"], "rl": ["rl", "rollout", "sampling"]}[cell.kind]
         return {**row, "basis": "probe" if any(map(self.probe, kinds)) else "computed"}
 
-    def start(self, cell: Cell) -> dict[str, float | str]:
-        """Return the cost of a base model or an SFT candidate."""
+    def _before_rl(self, cell: Cell) -> dict[str, float | str]:
         profile, shape = self.profile, self.shape
         flops = tokens = scratch = 0.0
         if cell.kind == "sft":
@@ -167,8 +159,7 @@ class FamilyCost:
         sampled, sample = self.sampling(cell.kind, self.problems * profile.evaluation.num_samples)
         main = next(iter(self.family.sources.values()))
         length = main.mean_tokens.get("random", profile.sft.max_length / 2) + self.compute.prompt_tokens
-        sets = 1 if cell.kind == "base" else 2
-        scored = main.validation * sets * cost.sequence_flops(shape, length)
+        scored = main.validation * (1 if cell.kind == "base" else 2) * cost.sequence_flops(shape, length)
         return {
             "flops": flops + scored,
             "trained_tokens": tokens,
@@ -180,8 +171,7 @@ class FamilyCost:
             "scratch": scratch,
         }
 
-    def rl(self) -> dict[str, float | str]:
-        """Return the cost of an RL run."""
+    def _rl(self) -> dict[str, float | str]:
         profile, shape, prompt = self.profile, self.shape, self.compute.prompt_tokens
         settings = resolved_rl(profile, self.family)
         rollouts = settings.steps * settings.prompts_per_step * settings.rollouts
@@ -191,7 +181,7 @@ class FamilyCost:
         how = {"recompute": settings.gradient_checkpointing, "old_pass": settings.backend == "verl"}
         flops = cost.rl_training_flops(shape, rollouts, prompt, trained, **how)
         tokens = rollouts * answer
-        rate = self.rate("rollout", answer, _rollout_share(settings))
+        rate = self.rate("rollout", answer, _rollout_share(profile))
         samples = self.problems * profile.evaluation.rl_num_samples * settings.checkpoints
         sampled, sample = self.sampling("rl", samples)
         weights = settings.checkpoints * cost.weight_bytes(shape)
@@ -222,13 +212,8 @@ class FamilyCost:
         """Return the tokens/s that a GPU decodes."""
         if (probe := self.probe(kind)) is not None:
             return probe
-        rate = cost.decode_rate(
-            self.shape,
-            self.gpu,
-            prompt=self.compute.prompt_tokens,
-            answer=answer,
-            bandwidth_share=self.compute.bandwidth_share,
-            step_seconds=self.compute.step_seconds,
-            memory_share=memory_share,
-        )
+        compute = self.compute
+        speed = {"bandwidth_share": compute.bandwidth_share, "step_seconds": compute.step_seconds}
+        lengths = {"prompt": compute.prompt_tokens, "answer": answer}
+        rate = cost.decode_rate(self.shape, self.gpu, **lengths, **speed, memory_share=memory_share)
         return rate * (self.compute.rollout_efficiency if kind == "rollout" else 1.0)

@@ -11,15 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quagmire_utils.core import files
-from quagmire_utils.core.settings import (
-    SCENARIOS,
-    CandidateSettings,
-    FamilySettings,
-    Profile,
-    RLSettings,
-    SourceSettings,
-    explicit,
-)
+from quagmire_utils.core.settings import SCENARIOS, CandidateSettings, FamilySettings, Profile, RLSettings, explicit
 
 CELL_VERSION = 1  # raise it when a change of the code changes what cells compute
 
@@ -38,7 +30,7 @@ class Cell:
 
     @property
     def names(self) -> dict[str, str]:
-        """Names of the family and the candidate, as in the records."""
+        """The family and the candidate, as in the records."""
         return {"family": self.family.name, "candidate": self.candidate.name}
 
     def row(self) -> dict[str, object]:
@@ -60,16 +52,15 @@ def plan(profile: Profile) -> list[Cell]:
     measuring = explicit(profile.evaluation)
     measuring.pop("k", None)  # which k is shown changes no answer
     after_rl = measuring.pop("rl_num_samples", None)
-    shared = {
-        "version": CELL_VERSION,
-        "seed": profile.seed,
-        "benchmarks": profile.benchmarks,
-        "evaluation": measuring,
-        **{name: value for name, value in explicit(profile).items() if name == "digits"},
-    }
+    shared = {"version": CELL_VERSION, "seed": profile.seed, "benchmarks": profile.benchmarks, "evaluation": measuring}
+    shared |= {name: value for name, value in explicit(profile).items() if name == "digits"}
     cells = []
     for family in profile.families:
-        sources = {name: _source(profile, source) for name, source in family.sources.items()}
+        # what the traces of each source depend on
+        sources: dict[str, object] = {name: explicit(source.training) for name, source in family.sources.items()}
+        for name, source in family.sources.items():
+            if source.dataset in profile.datasets:
+                sources[name] = [sources[name], profile.datasets[source.dataset]]
         main = next(iter(sources.items()), None)  # every candidate is validated on it
         made = family.pretraining or {"hub_id": family.model.hub_id, "revision": family.model.revision}
         digest = files.digest([shared, family.name, explicit(made), main])
@@ -94,12 +85,6 @@ def plan(profile: Profile) -> list[Cell]:
     return cells
 
 
-def _source(profile: Profile, source: SourceSettings) -> object:
-    """Return what the traces of a source depend on."""
-    own = profile.datasets.get(source.dataset)
-    return explicit(source.training) if own is None else [explicit(source.training), own]
-
-
 def rl_runs(profile: Profile, candidate: CandidateSettings) -> int:
     """Return how many RL runs start from a candidate."""
     return profile.rl.runs if candidate.rl_runs is None else candidate.rl_runs
@@ -118,8 +103,8 @@ def work(profile: Profile, cell: Cell) -> float:
     problems, pretraining = sum(profile.benchmarks.values()), cell.family.pretraining
     if cell.kind == "rl":
         rl = resolved_rl(profile, cell.family)
-        sampled = problems * profile.evaluation.rl_num_samples * rl.checkpoints
-        return 5 * rl.steps * rl.prompts_per_step * rl.rollouts + sampled
+        rollouts = rl.steps * rl.prompts_per_step * rl.rollouts
+        return 5 * rollouts + problems * profile.evaluation.rl_num_samples * rl.checkpoints
     trained = cell.candidate.n_examples * cell.candidate.epochs
     if cell.kind == "base" and pretraining is not None:
         trained = pretraining.examples + pretraining.fallible_examples

@@ -118,7 +118,7 @@ def _datasets(profile: Profile) -> Iterator[str]:
     yield from check_files(profile)
     known = training_sets(profile)
     for name in sorted(rows_needed(profile)):
-        with contextlib.suppress(ParameterError):  # in the line above
+        with contextlib.suppress(ParameterError):  # check_files has named it
             if not local_files(known[name]) and not hub_answers():
                 yield f"dataset {name}: there is no local copy, and the hub of {known[name].hub_id} does not answer"
 

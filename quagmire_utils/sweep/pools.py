@@ -34,11 +34,7 @@ class CellLostError(RuntimeError):
 
 
 class LocalPool:
-    """Worker processes of this machine, one cell at a time each.
-
-    A context manager that ends the cells in flight when it is left by an exception. `ray_pool.RayPool` has the same
-    methods.
-    """
+    """Worker processes, one cell at a time each; a context manager that ends the cells in flight on an exception."""
 
     def __init__(self, profile: Profile, folder: Path, workers: int) -> None:
         self.profile, self.folder, self.workers = profile, folder, workers
@@ -88,9 +84,8 @@ class LocalPool:
                     add_to_log(self.folder, cell, "--- the process died; started again\n")
                     self.submit(cell)
                     continue
-                error = CellLostError(
-                    f"the process of cell {cell.id} died {ATTEMPTS} times; is there too little memory?"
-                )
+                said = f"the process of cell {cell.id} died {ATTEMPTS} times; is there too little memory?"
+                error = CellLostError(said)
             ended.append((cell, error))
         return ended
 

@@ -23,7 +23,7 @@ import socket
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_path
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 NO_NODE_TIMEOUT = 60.0  # seconds without any CPU in the cluster after which the sweep gives up
 PACKAGES = ("quagmire-utils", "numpy", "torch", "transformers", "tokenizers", "trl", "math-verify", "sympy")
 MOVED = ("models", "samples", "digests", "cells")  # what a cell leaves; its records last
+Files = dict[str, bytes]  # contents by path inside the results folder
+Surroundings = tuple[str, str, dict[str, str]]  # results folder, working directory, variables of the environment
 
 
 class RayPool:
@@ -88,11 +90,7 @@ class RayPool:
         if self.shared:
             passed = ("QUAGMIRE_", "HF_")  # data folder, back-ends, caches of the hub; no token
             environment = {k: v for k, v in os.environ.items() if k.startswith(passed) and "TOKEN" not in k}
-            surroundings = {
-                "results": str(self.folder.resolve()),
-                "working": str(Path.cwd()),
-                "environment": environment,
-            }
+            surroundings = str(self.folder.resolve()), str(Path.cwd()), environment
         elif cell.needs is not None:
             start = _read_files(self.folder, [cell.needs.path(self.folder, "models")])
         versions = cluster.versions(PACKAGES)
@@ -142,36 +140,29 @@ class RayPool:
 
 
 def _remote_cell(
-    profile: Profile,
-    cell: Cell,
-    start: dict[str, bytes],
-    versions: dict[str, str],
-    surroundings: dict[str, Any] | None,
-) -> tuple[dict[str, bytes], str | None]:
-    """Compute a cell on a node, in a folder of its own or in the shared one; return its files by path, and its error.
+    profile: Profile, cell: Cell, start: Files, versions: dict[str, str], surroundings: Surroundings | None
+) -> tuple[Files, str | None]:
+    """Compute a cell on a node; return its files, and its error.
 
-    start: the files of the checkpoint that it starts from.
+    start: the files of the checkpoint that it starts from. surroundings: of a cell that works in the shared folder.
     """
     set_environment()
     node = socket.gethostname()
-    other = cluster.different_versions(versions, cluster.versions(PACKAGES))
-    if other:
+    if other := cluster.different_versions(versions, cluster.versions(PACKAGES)):
         return {}, f"node {node} has {other}; give it the environment of the machine that runs the sweep"
     if cell not in plan(profile):
         return {}, f"node {node} has another version of this package; give it that of the machine that runs the sweep"
-    with contextlib.ExitStack() as stack:
-        if surroundings is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quagmire-")))
-        else:
-            folder = Path(surroundings["results"])
-        failure = None
+    with tempfile.TemporaryDirectory(prefix="quagmire-") as own:
+        folder, failure = Path(own), None
         try:
             if surroundings is not None:
-                for place in (surroundings["results"], surroundings["working"]):
+                results, working, environment = surroundings
+                for place in (results, working):
                     if not Path(place).is_dir():
                         raise ParameterError("results", place, reason=f"node {node} does not see the folder {place}")
-                os.chdir(surroundings["working"])  # paths in the profile
-                os.environ.update(surroundings["environment"])
+                os.chdir(working)  # paths in the profile
+                os.environ.update(environment)
+                folder = Path(results)
             for path, content in start.items():
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_bytes(content)
@@ -186,13 +177,13 @@ def _remote_cell(
         return _read_files(folder, left), failure
 
 
-def _read_files(folder: Path, kept: list[Path]) -> dict[str, bytes]:
-    """Read the files and folders `kept` of `folder`, by path inside it."""
+def _read_files(folder: Path, kept: list[Path]) -> Files:
+    """Read the files and folders `kept` of `folder`."""
     files = [file for path in kept for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files if file.is_file()}
 
 
-def _put_files(folder: Path, cell: Cell, files: dict[str, bytes]) -> None:
+def _put_files(folder: Path, cell: Cell, files: Files) -> None:
     """Replace what a cell left in `folder` before by what it left on a node.
 
     The records come last, in one step, so that being killed here costs the cell only.
@@ -208,12 +199,11 @@ def _put_files(folder: Path, cell: Cell, files: dict[str, bytes]) -> None:
         with atomic_path(arrived / path) as temporary:
             temporary.write_bytes(content)
     cell.path(folder, "digests").unlink(missing_ok=True)  # without it, no part of what follows counts as complete
-    places = [(cell.path(arrived, what), cell.path(folder, what)) for what in MOVED]
-    for _, place in places:
-        if place.is_dir():
+    left = [cell.path(arrived, what) for what in MOVED]
+    for source in [*(arrived / "scratch" / "benchmarks").glob("*"), *left]:
+        place = folder / source.relative_to(arrived)
+        if source in left and place.is_dir():
             shutil.rmtree(place)
-    benchmarks = sorted((arrived / "scratch" / "benchmarks").glob("*"))
-    for source, place in [*((file, folder / file.relative_to(arrived)) for file in benchmarks), *places]:
         if source.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(source, place)

@@ -28,10 +28,9 @@ COLLECT_EVERY = 300.0  # seconds; collecting 400 cells takes about one
 
 
 class SweepError(RuntimeError):
-    """A cell failed; the message names it, its log, and how to resume. `cell` is None if a cluster was lost."""
+    """A cell failed; the message names it, its log (None if a cluster was lost), and how to resume."""
 
     def __init__(self, cause: str, log: Path | None = None) -> None:
-        """Make the message from what happened and the log of the cell."""
         where = "" if log is None else f" Log: {log}."
         super().__init__(f"{cause}.{where} Finished cells are kept; the same command resumes.")
         self.log = log
@@ -121,17 +120,16 @@ def _missing_parents(folder: Path, todo: Sequence[Cell]) -> list[Cell]:
     ids = {cell.id for cell in todo}
     for cell in todo:
         parent = cell.needs
-        while parent is not None and parent.id not in ids | parents.keys() and not has_checkpoint(folder, parent):
-            if restore_base(folder, parent):
+        while parent is not None and parent.id not in ids | parents.keys():
+            if has_checkpoint(folder, parent) or restore_base(folder, parent):
                 break
-            parents[parent.id] = parent
-            parent = parent.needs
+            parents[parent.id], parent = parent, parent.needs
     return list(parents.values())
 
 
 def _open_pool(profile: Profile, folder: Path, workers: int | None, ray: str | None) -> LocalPool | RayPool:
     if ray is None:
-        return LocalPool(profile, folder, profile.workers if workers is None else workers)
+        return LocalPool(profile, folder, workers or profile.workers)
     from quagmire_utils.sweep.ray_pool import RayPool
 
     return RayPool(profile, folder, ray, workers)

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
@@ -43,16 +44,12 @@ NOT_COMPARED = {"cell", "seconds"}  # the time of a step is no result
 
 @dataclass(frozen=True)
 class SpotCheck:
-    """The outcome: bit-equal and all rows by table, quantities side by side, and whether bit-equality is expected.
-
-    quantities: columns quantity, recorded, recomputed, difference, noise (largest difference that noise explains; NaN:
-    not judged).
-    """
+    """What came out, beside the records."""
 
     rl: Cell
-    rows: dict[str, tuple[int, int]]
-    quantities: pd.DataFrame
-    same_machine: bool
+    rows: dict[str, tuple[int, int]]  # by table: bit-equal, all
+    quantities: pd.DataFrame  # quantity, recorded, recomputed, difference, noise (largest allowed; NaN: not judged)
+    same_machine: bool  # as made the records, so that bit-equality is expected
     noise: str  # how the allowed differences were computed
 
     @property
@@ -81,8 +78,8 @@ def spot_check(
     """Compute one candidate of the records in `folder` again and compare.
 
     name: family/candidate, or family/candidate/rlN; the rest is drawn with `seed` (None: a new one) from what is
-    recorded. Raises ParameterError if there are no records, they were made with other parameters than the profile has
-    now, or they lack the named candidate; SweepError if a cell fails.
+    recorded. Raises ParameterError for records that are missing, were made with other parameters or lack the candidate;
+    SweepError if a cell fails.
     """
     check(profile)
     folder = Path(folder)
@@ -133,12 +130,11 @@ def choose(profile: Profile, records: Records, name: str, seed: int) -> Cell:
 def judge(records: Records, rl: Cell, folder: Path, k: int) -> SpotCheck:
     """Compare the recomputed cells in `folder` with their records.
 
-    Allowed differences, if bit-equality is not expected: Pass@1 may differ by 3 standard errors of the difference,
-    whose variance is that of sampling the answers (both times) plus twice the variance between RL runs of one candidate
-    in the records, pooled over candidates, at the same checkpoint; it stands for the noise of all training. It contains
-    sampling noise too and so allows a little more. The mean reward may differ by 3 pooled standard deviations between
-    runs, times the root of 2. The generalization loss may differ by 3 of its standard errors (both times), which is
-    generous, because both were measured on the same traces.
+    Where bit-equality is not expected, Pass@1 may differ by 3 standard errors of the difference: the variance of
+    sampling the answers, both times, plus twice the variance between RL runs of one candidate at the same checkpoint,
+    pooled over candidates, which stands for the noise of all training. The mean reward may differ by 3 pooled standard
+    deviations between runs, times the root of 2. The generalization loss may differ by 3 of its standard errors, both
+    times.
     """
     cells = [rl.needs, rl]
     old, new = {}, {}
@@ -152,19 +148,15 @@ def judge(records: Records, rl: Cell, folder: Path, k: int) -> SpotCheck:
         new[table] = pd.concat([read_parquet(path) for path in places if path.is_file()], ignore_index=True)
     spread, reward_spread = run_spread(records)
     rewards = [float(tables["rl_curves"]["reward"].mean()) for tables in (old, new)]
-    allowed = math.nan if reward_spread is None else LIMIT * math.sqrt(2) * reward_spread
-    rows = [
-        *_scores(old["counts"], new["counts"], k, spread),
-        *_losses(old, new),
-        ("mean reward in RL", *rewards, allowed),
-    ]
+    reward = ("mean reward in RL", *rewards, LIMIT * math.sqrt(2) * reward_spread)
+    rows = [*_scores(old["counts"], new["counts"], k, spread), *_losses(old, new), reward]
     quantities = pd.DataFrame(rows, columns=["quantity", "recorded", "recomputed", "noise"])
     quantities.insert(3, "difference", quantities["recomputed"] - quantities["recorded"])
     base = rl.needs.needs or rl.needs
     cpus = set(records.cells.loc[records.cells["cell"].isin([base.id, rl.needs.id, rl.id]), "hardware"])
     packages, here = records.manifest.get("packages", {}), package_versions(PACKAGES)
     same = cpus == {str(hardware()["cpu"])} and all(packages.get(name) == here.get(name) for name in PACKAGES)
-    training = "unknown, as no candidate has two RL runs" if spread is None else f"{spread:.4f}"
+    training = "unknown, as no candidate has two RL runs" if math.isnan(spread) else f"{spread:.4f}"
     noise = f"a difference within {LIMIT:g} standard errors is noise (spread of Pass@1 between RL runs: {training})"
     equal = {table: equal_rows(old[table], new[table], SCHEMA[table].keys) for table in TABLES}
     return SpotCheck(rl, equal, quantities, same, noise)
@@ -181,23 +173,22 @@ def equal_rows(recorded: pd.DataFrame, recomputed: pd.DataFrame, keys: Sequence[
     return int(equal.sum()), len(both)
 
 
-def run_spread(records: Records) -> tuple[float | None, float | None]:
+def run_spread(records: Records) -> tuple[float, float]:
     """Return pooled standard deviations between RL runs of a candidate: of Pass@1 at a checkpoint, of the mean reward.
 
-    None if no candidate has two runs.
+    NaN if no candidate has two runs.
     """
     scores = checkpoint_scores(records.counts[records.counts["stage"] == "rl"], [1])
     rewards = records.rl_curves.groupby([*CANDIDATE, "rl_run"])["reward"].mean().reset_index()
     pooled = []
     for group in (scores.groupby([*CANDIDATE, "checkpoint"])["pass@1"], rewards.groupby(CANDIDATE)["reward"]):
         degrees = group.count() - 1
-        known = degrees > 0
-        variance = (group.var() * degrees)[known].sum() / max(1, degrees[known].sum())
-        pooled.append(math.sqrt(variance) if known.any() else None)
+        squares = (group.var() * degrees).sum()  # var is NaN for a single run
+        pooled.append(math.sqrt(squares / degrees.sum()) if degrees.any() else math.nan)
     return pooled[0], pooled[1]
 
 
-def _scores(old: pd.DataFrame, new: pd.DataFrame, k: int, spread: float | None) -> list[tuple[object, ...]]:
+def _scores(old: pd.DataFrame, new: pd.DataFrame, k: int, spread: float) -> list[tuple[object, ...]]:
     """Return Pass@1 before RL and at every checkpoint, and Pass@k before RL, which is shown and not judged."""
     keys = ["stage", "rl_run", "checkpoint"]
     before, after = (checkpoint_scores(counts, sorted({1, k})).set_index(keys) for counts in (old, new))
@@ -206,7 +197,7 @@ def _scores(old: pd.DataFrame, new: pd.DataFrame, k: int, spread: float | None) 
     for key in after.index:
         recorded, recomputed = before.loc[key], after.loc[key]
         where = "before RL" if key[0] != "rl" else f"after {key[2]} RL steps"
-        variance = recorded["sampling_se"] ** 2 + recomputed["sampling_se"] ** 2 + 2 * (spread or 0.0) ** 2
+        variance = recorded["sampling_se"] ** 2 + recomputed["sampling_se"] ** 2 + 2 * np.nan_to_num(spread) ** 2
         rows.append((f"Pass@1 {where}", recorded["pass@1"], recomputed["pass@1"], LIMIT * math.sqrt(variance)))
         if key[0] != "rl" and k > 1:
             rows.append((f"Pass@{k} {where}", recorded[f"pass@{k}"], recomputed[f"pass@{k}"], math.nan))

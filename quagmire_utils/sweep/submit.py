@@ -25,7 +25,6 @@ from quagmire_utils.sweep.runner import FIRST_RUNS
 
 TEMPLATE = Path(__file__).with_name("slurm.sbatch.jinja")
 DASHBOARD_TIMEOUT = 10.0  # seconds
-WARNING = 120  # seconds before its time limit at which a job gets a signal
 SLACK = 2.0  # on the computed hours, for the time limit of a job
 MOST_HOURS = 120  # App. B: an RL run takes up to 5 days; what takes longer queues again
 
@@ -54,7 +53,7 @@ def slurm_script(profile: Profile, name: str, folder: Path, done: set[str]) -> s
         "ntasks": "1",
         "requeue": "",
         "open-mode": "append",
-        "signal": f"B:USR1@{WARNING}",
+        "signal": "B:USR1@120",  # to the script, two minutes before its time limit
         "chdir": f'"{Path.cwd()}"',  # paths in the profile are relative to it
         **({"gpus-per-node": str(gpus), "exclusive": ""} if gpus > 1 else {"gpus": "1"} if gpus else {}),
         **profile.compute.slurm,
@@ -85,23 +84,19 @@ def _jobs(
     RL of a candidate whose SFT is submitted too waits for the element of its index; the rest only for the base models.
     """
     ids = {cell.id for cell in todo}
-    base = any(cell.kind == "base" for cell in todo)
-    after_base = ' --dependency="afterok:$base" --kill-on-invalid-dep=yes' if base else ""
+    stages = {_stage(cell): (cell.kind != "base", cell.kind != "sft", cell.run or 0) for cell in todo}
+    after_base = ' --dependency="afterok:$base" --kill-on-invalid-dep=yes' if "base" in stages else ""
     after_sft = ' --dependency="aftercorr:$sft" --kill-on-invalid-dep=yes'
-    stages = {_stage(cell): cell.run for cell in sorted(todo, key=lambda cell: (cell.run or 0, cell.kind == "rl"))}
-    for stage, run in sorted(stages.items(), key=lambda item: (item[0] != "base", item[0] != "sft", item[1] or 0)):
+    for stage, (*_, run) in sorted(stages.items(), key=lambda item: item[1]):
         mine = [cell for cell in todo if _stage(cell) == stage]
         waiting = [cell for cell in mine if cell.kind == "rl" and cell.needs.kind == "sft" and cell.needs.id in ids]
         others = [cell for cell in mine if cell not in waiting]
         limit = min(MOST_HOURS, max(1, math.ceil(SLACK * max(hours[cell.id] for cell in mine))))
         options = "" if "time" in profile.compute.slurm else f" --time={limit // 24}-{limit % 24:02}:00:00"
-        options += " --nice=100" if (run or 0) >= FIRST_RUNS else ""  # after the first runs of all candidates
-        for variable, cells, after in (
-            (f"{stage}b", others, "" if stage == "base" else after_base),
-            (stage, waiting, after_sft),
-        ):
+        options += " --nice=100" if run >= FIRST_RUNS else ""  # after the first runs of all candidates
+        own = f"{stage}b" if stage.startswith("rl") else stage
+        for variable, cells, after in ((own, others, after_base * (stage != "base")), (stage, waiting, after_sft)):
             if cells:
-                variable = variable if stage.startswith("rl") else stage
                 array = ",".join(str(index[cell.id]) for cell in cells)
                 yield {"variable": variable, "stage": stage, "array": array, "options": options + after}
 

@@ -60,8 +60,7 @@ def train_rl(
         verl.write(start, problems, output, settings, machines=machines, grading_timeout=timeout)
         verl.train(output, progress=False, on_progress=on_progress)
     elif profile.families[0].model is not None:
-        timeout = profile.evaluation.grading_timeout
-        _train_in_own_process(timeout, start, problems, output, settings, on_progress)
+        _train_in_own_process(profile.evaluation.grading_timeout, start, problems, output, settings, on_progress)
     else:
         from quagmire_utils.training import grpo
 
