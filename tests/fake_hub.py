@@ -1,7 +1,7 @@
 """A hub on this machine: as much of the hub's interface as its own client asks of it to stream a dataset's files.
 
 with serve(folder) as hub:            # folder/OWNER/NAME/files...
-    hub.endpoint, hub.commit          # what HF_ENDPOINT is set to; the commit that every revision stands for
+    hub.endpoint                      # what HF_ENDPOINT is set to; every revision stands for COMMIT
     hub.sent                          # path -> bytes of it that were sent
 """
 
@@ -20,10 +20,9 @@ COMMIT = "c0ffee" * 6 + "c0ff"
 
 
 class Hub:
-    """What a server knows and has done."""
+    """What a server has done."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.commit = folder, COMMIT
+    def __init__(self) -> None:
         self.endpoint = ""
         self.sent: Counter[str] = Counter()
         self.failures = 0  # how many of the next requests for a file's bytes are answered with 503
@@ -31,7 +30,7 @@ class Hub:
 
 @contextmanager
 def serve(folder: Path) -> Iterator[Hub]:
-    hub = Hub(folder)
+    hub = Hub()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

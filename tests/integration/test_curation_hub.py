@@ -41,7 +41,9 @@ def test_a_set_does_not_depend_on_files_formats_or_order(tmp_path, shards, monke
     for k in range(shards):
         write(tmp_path / f"in/{9 - k}/{[*KINDS, 'd.csv'][(k + shards) % 9]}", rows[k::shards])
     made = make(tmp_path / "out", tmp_path / "in", n=90, validation_problems=9)
-    assert made["sets"] == expected["sets"]
+    for key in ("sets", "counts", "not_taken", "problems", "generators"):
+        assert made[key] == expected[key]
+    assert made["counts"]["duplicates"] > 30
     for name in ("train.jsonl", "validation.jsonl", "removed.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
 
@@ -222,13 +224,8 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_resumes(tmp_path):
     arguments = [*COMMAND, "--source", "acereason", "-p", "benchmarks=[]", "--workers", "1", "--n", "2200"]
     arguments += ["--files", str(tmp_path / "in"), "--cache", str(tmp_path / "cache"), "--output"]
     for size in (2_000, 100_000):  # full while the source is read, and while the set is written
-        full = subprocess.run(
-            [*arguments, str(tmp_path / "out")],
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            preexec_fn=lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
-        )
+        limit = {"preexec_fn": lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))}
+        full = subprocess.run([*arguments, tmp_path / "out"], env=ENVIRONMENT, capture_output=True, text=True, **limit)
         assert full.returncode == 1
         assert "Traceback" not in full.stderr
         assert "File too large" in full.stderr
@@ -240,23 +237,6 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_resumes(tmp_path):
     for name in ("train.jsonl", "removed.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["manifest.json", "removed.jsonl", "train.jsonl"]
-
-
-def test_a_killed_scan_resumes_and_ends_in_the_same_set(tmp_path):
-    for k in range(40):
-        write(tmp_path / f"in/{k:02d}.jsonl", pool_rows(20_000)[k::40])
-    command = [*COMMAND, "--source", "acereason", "--files", str(tmp_path / "in"), "-p", "benchmarks=[]"]
-    command += ["--n", "500", "--workers", "1", "--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out")]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    killed_with(process, tmp_path / "cache", 3)
-    assert not (tmp_path / "out/manifest.json").exists()
-    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.parquet")}
-    assert 3 <= len(done) < 40
-    output = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    assert "500 traces" in output.stdout
-    assert {path: path.stat().st_mtime_ns for path in done} == done
-    unbroken = make(tmp_path / "unbroken", tmp_path / "in", tmp_path / "other", n=500)
-    assert unbroken["sets"] == read_json(tmp_path / "out/manifest.json")["sets"]
 
 
 def test_two_at_once_make_one_set(tmp_path):

@@ -21,7 +21,7 @@ from quagmire_utils.data.rows import code_gold, shuffled, to_problem
 from quagmire_utils.evaluation.audit import audit_store
 from quagmire_utils.evaluation.sampling import grade_store
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.grading import AnswerGrader, Grader, Verdict, prepare_problems
+from quagmire_utils.grading import AnswerGrader, Grade, Grader, Verdict, prepare_problems
 from quagmire_utils.grading.choice import extract
 from quagmire_utils.grading.code import extract as extract_code
 from quagmire_utils.grading.pool import Pool
@@ -54,7 +54,7 @@ def grader():
 def programs(grader):
     """The grader, where this system can confine programs."""
     try:
-        assert verdicts(grader.grade([fenced(REAL_ADD)], [ADD], grader="code")) == [CORRECT]
+        check_bubblewrap()
     except ParameterError as error:
         pytest.skip(str(error))
     return grader
@@ -67,76 +67,37 @@ def judge(grader, program, gold):
 # ------------------------------------------------------------------------------------------------------------- choice
 
 
-@pytest.mark.parametrize(
-    ("response", "letter"),
-    [
-        (r"\boxed{C}", "C"),
-        (r"\boxed{c}", "C"),
-        (r"Thus $\boxed{\text{(C)}}$.", "C"),
-        (r"\boxed{\textbf{(C) } 5\text{ kg}}", "C"),
-        (r"\boxed{C. Iron}", "C"),
-        (r"\boxed{\mathrm{C}} so again \boxed{C}", "C"),
-        ("Answer: C", "C"),
-        ("**Answer:** (C) the mitochondrion", "C"),
-        ("**Final Answer: C**", "C"),
-        ("The correct answer is (C).", "C"),
-        ("I first thought the answer is B. But no: the answer is C, since iron rusts.", "C"),
-        ("So option C is correct, and A is not.", "C"),
-        ("Everything else fails.\n\n(C)", "C"),
-        ("C", "C"),
-        ("C. 5 kg", "C"),
-        ("which leaves only (C).", "C"),
-        (r"The mass is \boxed{9.8} newtons. The answer is (D)", "D"),
-        ("<think>the answer is A. \\boxed{A}</think>The answer is B.", "B"),
-        ("Answer: J", "J"),
-        ("The correct answer would be C.", "C"),
-        ("The answer must be **C** because iron rusts.", "C"),
-        ("The answer is therefore C.", "C"),
-        ("My answer: C", "C"),
-        ("A is wrong, B too. So C.", "C"),
-        ("A is wrong and B is wrong, so C", "C"),
-        ("I would go with option C.", "C"),
-        ("Hence **C** is the correct answer.", "C"),
-        ("The answer is C (not D).", "C"),
-        ("The answer is (C) iron, since (A) wood does not rust", "C"),
-        (r"\boxed{C\text{ (iron)}}", "C"),
-        (r"\boxed{\text{C (iron)}}", "C"),
-        ("<answer>C</answer>", "C"),
-        ("The answer is <b>C</b>.", "C"),
-        ("\u7b54\u6848\uff1aC", "C"),  # Chinese, with a wide colon
-        ("The answer is \uff08C\uff09", "C"),
-        ("\\boxed{A}\n\nWait, that is wrong.\n\n\\boxed{C}", "C"),
-        ("Answer: A\n\nOn reflection it rusts.\n\nAnswer: C", "C"),
-        # Several, or none.
-        (r"\boxed{A} or maybe \boxed{C}", None),
-        (r"\boxed{A, C}", None),
-        (r"\boxed{\text{A and C}}", None),
-        (r"\boxed{AC}", None),
-        (r"\boxed{(A) or (C)}", None),
-        (r"\boxed{(A) 5 kg or (C) 6 kg}", None),
-        (r"\boxed{ABCD}", None),
-        (r"\boxed{A}, \boxed{B}, \boxed{C}, \boxed{D}. Answer: C", None),
-        ("Answer: A or C", None),
-        ("Answer: A\nAnswer: C", None),
-        ("The answer is (A) or (C).", None),
-        ("The answer is not A.", None),
-        ("A. iron\nB. zinc\nC. lead\nD. tin", None),
-        (r"\boxed{C^2}", None),
-        (r"\boxed{x = C}", None),
-        ("The answer is A function of time", None),
-        ("I think it is iron.", None),
-        (r"\boxed{A function of time}", None),
-        (r"\boxed{P(A)}", None),
-        (r"\boxed{A \cap B}", None),
-        ("Neither A nor C is correct.", None),
-        ("I would not choose C.", None),
-        ("Each of them reacts with A.", None),
-        ("It is a matter of A and what it does", None),
-        ("The answer is I think iron", None),
-        ("", None),
+CHOSEN = {  # None: several letters, or none; in Chinese too, with wide letters and signs
+    "C": [
+        r"\boxed{C}", r"\boxed{c}", r"Thus $\boxed{\text{(C)}}$.", r"\boxed{\textbf{(C) } 5\text{ kg}}",
+        r"\boxed{C. Iron}", r"\boxed{\mathrm{C}} so again \boxed{C}", "Answer: C", "**Answer:** (C) the mitochondrion",
+        "**Final Answer: C**", "The correct answer is (C).",
+        "I first thought the answer is B. But no: the answer is C, since iron rusts.",
+        "So option C is correct, and A is not.", "Everything else fails.\n\n(C)", "C", "C. 5 kg",
+        "which leaves only (C).", "The correct answer would be C.", "The answer must be **C** because iron rusts.",
+        "The answer is therefore C.", "My answer: C", "A is wrong, B too. So C.", "A is wrong and B is wrong, so C",
+        "I would go with option C.", "Hence **C** is the correct answer.", "The answer is C (not D).",
+        "The answer is (C) iron, since (A) wood does not rust", r"\boxed{C\text{ (iron)}}", r"\boxed{\text{C (iron)}}",
+        "<answer>C</answer>", "The answer is <b>C</b>.", "\u7b54\u6848\uff1aC", "The answer is \uff08C\uff09",
+        "\\boxed{A}\n\nWait, that is wrong.\n\n\\boxed{C}", "Answer: A\n\nOn reflection it rusts.\n\nAnswer: C",
     ],
-)
-def test_a_letter_is_read_where_one_is_chosen(response, letter):
+    "D": [r"The mass is \boxed{9.8} newtons. The answer is (D)"],
+    "B": ["<think>the answer is A. \\boxed{A}</think>The answer is B."],
+    "J": ["Answer: J"],
+    None: [
+        r"\boxed{A} or maybe \boxed{C}", r"\boxed{A, C}", r"\boxed{\text{A and C}}", r"\boxed{AC}",
+        r"\boxed{(A) or (C)}", r"\boxed{(A) 5 kg or (C) 6 kg}", r"\boxed{ABCD}",
+        r"\boxed{A}, \boxed{B}, \boxed{C}, \boxed{D}. Answer: C", "Answer: A or C", "Answer: A\nAnswer: C",
+        "The answer is (A) or (C).", "The answer is not A.", "A. iron\nB. zinc\nC. lead\nD. tin", r"\boxed{C^2}",
+        r"\boxed{x = C}", "The answer is A function of time", "I think it is iron.", r"\boxed{A function of time}",
+        r"\boxed{P(A)}", r"\boxed{A \cap B}", "Neither A nor C is correct.", "I would not choose C.",
+        "Each of them reacts with A.", "It is a matter of A and what it does", "The answer is I think iron", "",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("letter", "response"), [(key, text) for key, texts in CHOSEN.items() for text in texts])
+def test_a_letter_is_read_where_one_is_chosen(letter, response):
     span = extract(response)
     assert (span and response[slice(*span)].upper()) == letter
 
@@ -144,17 +105,9 @@ def test_a_letter_is_read_where_one_is_chosen(response, letter):
 def test_choices_are_graded_with_the_same_verdicts(grader):
     responses = [r"\boxed{c}", "Answer: (B)", r"\boxed{A} \boxed{C}", "no idea"]
     grades = grader.grade(responses, ["C"] * 4, grader="choice")
-    assert [(grade.verdict, grade.extracted) for grade in grades] == [
-        (CORRECT, "C"),
-        (WRONG, "B"),
-        (NO_ANSWER, ""),
-        (NO_ANSWER, ""),
-    ]
+    assert grades == [Grade(CORRECT, "C"), Grade(WRONG, "B"), Grade(NO_ANSWER, ""), Grade(NO_ANSWER, "")]
     assert verdicts(grader.grade(["Answer: B"], ["both A and B"], grader="choice")) == [ERROR]
-
-
-def test_a_wide_letter_is_the_letter(grader):
-    assert verdicts(grader.grade(["\uff23", "\uff22"], ["C"] * 2, grader="choice")) == [CORRECT, WRONG]
+    assert verdicts(grader.grade(["\uff23", "\uff22"], ["C"] * 2, grader="choice")) == [CORRECT, WRONG]  # wide letters
 
 
 @pytest.mark.parametrize(
@@ -352,25 +305,16 @@ def test_helpers_of_the_setup_are_the_benchmarks_own(programs):
 
 
 def test_standard_input_and_output(programs):
-    assert judge(programs, REAL_SUM, SUM) == CORRECT
-    assert judge(programs, f"if __name__ == '__main__':\n    {REAL_SUM}\n    exit()", SUM) == CORRECT
-    assert (
-        judge(
-            programs, "import sys, atexit\natexit.register(lambda: print(sum(map(int, sys.stdin.read().split()))))", SUM
-        )
-        == CORRECT
-    )
-    assert judge(programs, "print(7)", SUM) == WRONG
-    assert judge(programs, f"{REAL_SUM}\nraise SystemExit(1)", SUM) == WRONG
-    assert judge(programs, f"{REAL_SUM}\n1 / 0", SUM) == WRONG
-    assert judge(programs, "print(", SUM) == WRONG
+    at_exit = "import sys, atexit\natexit.register(lambda: print(sum(map(int, sys.stdin.read().split()))))"
+    for program in (REAL_SUM, f"if __name__ == '__main__':\n    {REAL_SUM}\n    exit()", at_exit):
+        assert judge(programs, program, SUM) == CORRECT
+    for program in ("print(7)", f"{REAL_SUM}\nraise SystemExit(1)", f"{REAL_SUM}\n1 / 0", "print("):
+        assert judge(programs, program, SUM) == WRONG
     third = code_gold([{"input": "", "output": "0.3333 a"}])
     assert judge(programs, "print(1 / 3, 'a')", third) == WRONG
     near = Problem("p", "?", third, tolerance=1e-3, grader="code")
-    assert verdicts(programs.grade([fenced("print(1 / 3, 'a')"), fenced("print(1 / 3, 'b')")], [near] * 2)) == [
-        CORRECT,
-        WRONG,
-    ]
+    answers = [fenced("print(1 / 3, 'a')"), fenced("print(1 / 3, 'b')")]
+    assert verdicts(programs.grade(answers, [near] * 2)) == [CORRECT, WRONG]
 
 
 def test_limits_are_timeouts_and_errors(programs):
@@ -553,14 +497,12 @@ def test_native_code_has_no_network_and_no_processes_either(programs):
         assert judge(programs, program, gold) == CORRECT
 
 
+@pytest.mark.usefixtures("programs")
 def test_programs_see_no_keys_of_the_caller(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret-token")
+    gold = code_gold([{"input": "", "output": "None"}])
     with Grader(1) as grader:
-        gold = code_gold([{"input": "", "output": "None"}])
-        try:
-            assert judge(grader, "import os\nprint(os.environ.get('HF_TOKEN'))", gold) == CORRECT
-        except ParameterError as error:
-            pytest.skip(str(error))
+        assert judge(grader, "import os\nprint(os.environ.get('HF_TOKEN'))", gold) == CORRECT
 
 
 def test_a_thread_bomb_and_infinite_output_cost_only_themselves(programs):
@@ -568,11 +510,10 @@ def test_a_thread_bomb_and_infinite_output_cost_only_themselves(programs):
     flood = "def add(a, b):\n    while True: print('x' * 10**6)"
     endless = "def add(a, b):\n    while True: yield a"
     large = "def add(a, b): return 'x' * 10**8"
-    found = verdicts(
-        programs.grade([fenced(p) for p in (bomb, flood, endless, large, REAL_ADD)], [ADD] * 5, grader="code")
-    )
-    assert CORRECT not in found[:4]
-    assert found[4] == CORRECT
+    answers = [fenced(program) for program in (bomb, flood, endless, large, REAL_ADD)]
+    *others, last = verdicts(programs.grade(answers, [ADD] * 5, grader="code"))
+    assert CORRECT not in others
+    assert last == CORRECT
 
 
 def test_no_program_outlives_its_worker(programs):
@@ -620,25 +561,17 @@ def write(folder, name, rows):
 
 
 def test_an_own_file_names_its_grader(tmp_path):
-    path = write(
-        tmp_path,
-        "mine.jsonl",
-        [
-            {"id": 1, "question": "Which is a metal?", "grader": "choice", "choices": ["wood", "iron"], "answer": "b"},
-            {"id": 2, "question": "Add.", "grader": "code", "tests": ["assert add(1, 2) == 3"]},
-            {"id": 3, "question": "Sum.", "grader": "code", "tests": [{"input": "1 2", "output": "3"}]},
-            {"id": 4, "question": "1+1?", "answer": 2},
-        ],
-    )
-    which, add, total, plain = load_benchmark(path)
+    rows = [
+        {"id": 1, "question": "Which is a metal?", "grader": "choice", "choices": ["wood", "iron"], "answer": "b"},
+        {"id": 2, "question": "Add.", "grader": "code", "tests": ["assert add(1, 2) == 3"]},
+        {"id": 3, "question": "Sum.", "grader": "code", "tests": [{"input": "1 2", "output": "3"}]},
+        {"id": 4, "question": "1+1?", "answer": 2},
+    ]
+    which, add, total, plain = load_benchmark(write(tmp_path, "mine.jsonl", rows))
     assert which == Problem("1", "Which is a metal?\n\nA. wood\nB. iron", "B", None, "choice")
     assert (add.grader, json.loads(add.answer)["tests"]) == ("code", ["assert add(1, 2) == 3"])
-    assert [instruction_of(p) for p in (which, add, total, plain)] == [
-        INSTRUCTIONS["choice"],
-        INSTRUCTIONS["code"],
-        STDIN_INSTRUCTION,
-        INSTRUCTION,
-    ]
+    said = [INSTRUCTIONS["choice"], INSTRUCTIONS["code"], STDIN_INSTRUCTION, INSTRUCTION]
+    assert [instruction_of(problem) for problem in (which, add, total, plain)] == said
     assert plain == Problem("4", "1+1?", "2")
 
 
@@ -670,14 +603,9 @@ def test_bad_rows_are_refused_with_their_line(tmp_path, row, message):
 
 
 def test_a_benchmark_is_a_few_lines_of_yaml(tmp_path):
-    write(
-        tmp_path,
-        "rows.jsonl",
-        [
-            {"n": i, "text": f"Which is {i}?", "right": f"it is {i}", "w1": "zero", "w2": "none", "w3": "-1"}
-            for i in range(1, 9)
-        ],
-    )
+    others = {"w1": "zero", "w2": "none", "w3": "-1"}
+    rows = [{"n": i, "text": f"Which is {i}?", "right": f"it is {i}", **others} for i in range(1, 9)]
+    write(tmp_path, "rows.jsonl", rows)
     recipe = tmp_path / "numbers.yaml"
     recipe.write_text(
         "files: rows.jsonl\ngrader: choice\nid: n\nquestion: 'In words. {text}'\nchoices: [right, w1, w2, w3]\n"
@@ -696,6 +624,9 @@ def test_a_benchmark_is_a_few_lines_of_yaml(tmp_path):
     recipe.write_text(recipe.read_text().replace("count: 8", "count: 9"))
     with pytest.raises(ParameterError, match="8 problems, expected 9"):
         load_benchmark(recipe)
+
+
+CHOICE = "question: q\nfiles: rows.jsonl\ngrader: choice\nchoices: c\n"
 
 
 @pytest.mark.parametrize(
@@ -720,14 +651,8 @@ def test_a_benchmark_is_a_few_lines_of_yaml(tmp_path):
         ("question: q\nfiles: rows.jsonl\nanswer: c", "its answer must be a text or a number"),
         ("question: q\nfiles: rows.jsonl\nanswer: a\ntolerance: q", "it has the tolerance 'Which"),
         ("question: q\nfiles: rows.jsonl\nanswer: a\ngrader: choice\nchoices: q", "its choices must be a list"),
-        (
-            "question: q\nfiles: rows.jsonl\nanswer: i\ngrader: choice\nchoices: c\nanswer_as: index",
-            "not exactly one of its 2",
-        ),
-        (
-            "question: q\nfiles: rows.jsonl\nanswer: q\ngrader: choice\nchoices: c\nanswer_as: label",
-            "not exactly one of its 2",
-        ),
+        (f"{CHOICE}answer: i\nanswer_as: index", "not exactly one of its 2"),
+        (f"{CHOICE}answer: q\nanswer_as: label", "not exactly one of its 2"),
         ("question: q\nfiles: latin.csv\nanswer: a", "cannot be read as CSV in UTF-8"),
     ],
 )
@@ -757,23 +682,13 @@ def test_the_page_on_own_benchmarks_shows_what_works(tmp_path, programs):
         assert f"`{name}`" in page
 
 
+WHICH = {"question": "Which rusts?"}
+GPQA = {"Correct Answer": "iron"} | {f"Incorrect Answer {i}": name for i, name in enumerate(("wood", "gold", "ice"), 1)}
 ROWS = {  # in each hub's schema; the contents are ours
-    "arc_challenge": {
-        "id": "X1",
-        "question": "Which rusts?",
-        "answerKey": "2",
-        "choices": {"text": ["wood", "iron"], "label": ["1", "2"]},
-    },
-    "gpqa_diamond": {
-        "Record ID": "rec1",
-        "Question": "Which rusts?",
-        "Correct Answer": "iron",
-        "Incorrect Answer 1": "wood",
-        "Incorrect Answer 2": "gold",
-        "Incorrect Answer 3": "glass",
-    },
-    "mmlu": {"question": "Which rusts?", "choices": ["wood", "iron", "gold", "glass"], "answer": 1, "subject": "x"},
-    "mmlu_pro": {"question_id": 7, "question": "Which rusts?", "options": ["wood", "iron", "gold"], "answer": "B"},
+    "arc_challenge": WHICH | {"id": "X1", "answerKey": "2", "choices": {"text": ["wood", "iron"], "label": ["1", "2"]}},
+    "gpqa_diamond": {"Record ID": "rec1", "Question": "Which rusts?", **GPQA},
+    "mmlu": WHICH | {"choices": ["wood", "iron", "gold", "glass"], "answer": 1, "subject": "x"},
+    "mmlu_pro": WHICH | {"question_id": 7, "options": ["wood", "iron", "gold"], "answer": "B"},
     "humaneval": {
         "task_id": "HumanEval/0",
         "entry_point": "add",
@@ -804,18 +719,13 @@ def test_shipped_recipes_read_their_hubs_schemas(programs):
             assert right == [f"{problem.answer}. iron"]
             assert verdicts(programs.grade([f"\\boxed{{{problem.answer}}}"], [problem])) == [CORRECT]
         else:
-            assert verdicts(programs.grade([fenced(REAL_ADD), fenced("def add(a, b): return 3")], [problem] * 2)) == [
-                CORRECT,
-                WRONG,
-            ]
+            answers = [fenced(REAL_ADD), fenced("def add(a, b): return 3")]
+            assert verdicts(programs.grade(answers, [problem] * 2)) == [CORRECT, WRONG]
 
 
 def test_the_setup_of_mbpp_may_use_what_the_answer_defines(programs):
-    row = ROWS["mbpp"] | {
-        "test_setup_code": "pair = Pair(1, 2)\r\npair.b = 5",
-        "test_list": ["assert total(pair) == 6"],
-    }
-    problem = to_problem(find_dataset("mbpp"), 0, row)
+    own = {"test_setup_code": "pair = Pair(1, 2)\r\npair.b = 5", "test_list": ["assert total(pair) == 6"]}
+    problem = to_problem(find_dataset("mbpp"), 0, ROWS["mbpp"] | own)
     answer = "class Pair:\n    def __init__(self, a, b): self.a, self.b = a, b\ndef total(p): return p.a + p.b"
     assert verdicts(programs.grade([fenced(answer), fenced(answer + " + 1")], [problem] * 2)) == [CORRECT, WRONG]
 

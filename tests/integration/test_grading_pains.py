@@ -1,7 +1,7 @@
 """What users of other graders complain of, each shown to be answered, and the confinement of the workers.
 
 Time limits that do not hold or fail in threads; exceptions that score 0; time in a queue that counts; hung workers that
-stay; wrong answers that pass unseen; extracted answers that are not kept.
+stay; wrong answers that pass unseen.
 
 Most tests put a stand-in for math-verify into real workers: it sleeps, spins, crashes or attacks on command, which no
 real response does reliably.
@@ -17,15 +17,10 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from quagmire_utils.data import Problem
-from quagmire_utils.evaluation.sampling import grade_store
-from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grade, Grader, Verdict, audit
 from quagmire_utils.grading.pool import Pool
 
@@ -129,7 +124,7 @@ def gone(pid):
         return True
 
 
-# ----------------------------------------------------------------------------------------------------- the eight pains
+# ----------------------------------------------------------------------------------------------------- the pains
 
 
 def test_time_limits_hold_in_threads_and_may_be_fractions_of_a_second(grader):
@@ -198,18 +193,6 @@ def test_answers_that_math_verify_wrongly_accepts_are_listed(grader):
     assert listed.loc[1, ["extracted", "second_extracted"]].tolist() == ["1728", "1331, 1728"]
 
 
-def test_what_was_extracted_is_kept_with_every_verdict(tmp_path, grader):
-    store = SampleStore(tmp_path / "samples")
-    store.bind({"model_digest": "none"})
-    texts = ["so \\boxed{\\frac{1}{2}}", "A: 0.25", TOWER, "no idea"]
-    samples = {"benchmark": "b", "problem": "p", "index": range(4), "text": texts, "tokens": 9, "finish_reason": "stop"}
-    store.append(pd.DataFrame(samples))
-    grade_store(store, {"b": [Problem("p", "?", "0.5")]}, partial(grader.grade, timeout=1), progress=False)
-    kept = store.read(["verdict", "extracted"])
-    assert kept["verdict"].tolist() == ["correct", "wrong", "timeout", "no_answer"]
-    assert kept["extracted"].tolist() == ["\\frac{1}{2}", "0.25", "9^{9^{9^9}}", ""]
-
-
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("end", ["crash", "sleep 600", "spin 600"])
 def test_the_end_of_a_worker_is_put_down_to_the_response_that_caused_it(end):
@@ -240,19 +223,13 @@ def test_slow_responses_wait_for_the_others_and_then_share_the_processors(monkey
     turns = []
     run = Pool._run
     monkeypatch.setattr(Pool, "_run", lambda self, *how: (turns.append((how[0], *how[1:3])), run(self, *how))[1])
-    texts = [f"1 spin {99 + i}" for i in range(5)] + [f"1 spin 0.00{i}" for i in range(5)]
+    texts = [f"1 spin {99 + i}" for i in range(4)] + ["1 spin 0.4"] + [f"1 spin 0.00{i}" for i in range(5)]
     with Grader(2, timeout=120, processor_limit=0.6) as grader:
-        assert verdicts(grader.grade(texts, ["g"] * 10)) == [TIMEOUT] * 5 + [CORRECT] * 5
+        assert verdicts(grader.grade(texts, ["g"] * 10)) == [TIMEOUT] * 4 + [CORRECT] * 6  # one needs its second turn
     first, rest = turns[:2]
     assert (len(first[0]), first[1:]) == (10, (0.25, 2))
     assert {job.text for job in rest[0]} == set(texts[:5])
     assert rest[1:] == (0.6, 6)
-
-
-@pytest.mark.usefixtures("stand_in")
-def test_a_slow_response_that_ends_within_its_limit_is_graded():
-    with Grader(1, timeout=60) as grader:
-        assert verdicts(grader.grade(["1 spin 1.5", "1 fine"], ["g"] * 2)) == [CORRECT, CORRECT]
 
 
 @pytest.mark.usefixtures("stand_in")

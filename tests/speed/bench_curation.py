@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +70,8 @@ def save_tokenizer(folder: Path, traces: Path) -> None:
     texts = next(pq.ParquetFile(traces / "0.parquet").iter_batches(2000, columns=["output"])).column(0).to_pylist()
     bpe = Tokenizer(models.BPE())
     cut = pre_tokenizers.Split(Regex(QWEN), "isolated")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, last])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=8000, show_progress=False, initial_alphabet=alphabet)
     bpe.train_from_iterator(texts, trainer)
@@ -130,33 +130,18 @@ def measure(arguments: list[str]) -> tuple[float, float, float]:
     import psutil
 
     started, spent = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen(
-        [sys.executable, __file__, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    command = [sys.executable, __file__, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     parent, peak = psutil.Process(process.pid), 0
     while process.poll() is None:
-        total = 0
-        for one in [parent, *_children(parent)]:
-            try:
-                total += one.memory_full_info().pss
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        peak = max(peak, total)
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # one that ends meanwhile
+            peak = max(peak, sum(one.memory_full_info().pss for one in [parent, *parent.children(recursive=True)]))
         time.sleep(0.2)
     if process.returncode:
         raise SystemExit(process.stderr.read().decode())
     now = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = now.ru_utime + now.ru_stime - spent.ru_utime - spent.ru_stime
     return time.perf_counter() - started, cpu, peak / 2**30
-
-
-def _children(parent) -> list:
-    import psutil
-
-    try:
-        return parent.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
 
 
 def main() -> None:
@@ -181,10 +166,7 @@ def main() -> None:
         print(f"{options.traces:,} traces, {size / 2**20:,.0f} MiB of text, {options.workers} workers")
         print(f"{'':<44}{'seconds':>9}{'CPU s':>8}{'traces/s':>11}{'MiB/s':>8}{'peak GiB':>10}{'ratio':>8}")
         rows = [("random: one reading, hashes alone", "ours", "random"), ("random, again", "ours", "random")]
-        rows += [
-            ("shortest: every token counted", "ours", "shortest"),
-            ("shortest, again (lengths kept)", "ours", "shortest"),
-        ]
+        rows += [(f"shortest{how}", "ours", "shortest") for how in (": every token counted", ", again (lengths kept)")]
         if not options.skip_datasets:
             rows += [(f"datasets, in memory: {how}", "datasets", how) for how in ("random", "shortest")]
         taken: dict[tuple[str, str], float] = {}

@@ -9,12 +9,10 @@ Each peer needs its own virtual environment (their antlr and transformers differ
 All takes about half an hour on two idle cores. QUAGMIRE_DATA_DIR names the folder with `responses/`.
 
 Throughput: real labelled responses, those of each problem repeated to 64 (`math_cot` has boxes, `gsm8k_gpt3` has not);
-then the same with a number in front of each, so that no two are alike; then both sets whole. Each grader runs in a
-process; a peer grades one response after the other, as its harness does. `running` starts once the grader has graded
-something, `from launch` with the process. The graders take turns and the best round of each counts.
+then with a number in front of each, so that no two are alike; then both sets whole. A peer grades one response after
+the other, as its harness does. `running` starts once the grader has graded something, `from launch` with its process.
 
-Pathological: 200 responses, five of them replaced by texts that are hard on a grader. One that has not ended after
-`--patience` seconds is killed.
+Pathological: 200 responses, five of them hard on a grader. One that has not ended after a minute is killed.
 
 lm-eval: `process_results` of its task minerva_math (both of its metrics). lighteval: the metric inside
 `pass_at_k_math`, which its MATH-500 and AIME tasks use. Each gets the gold as `\\boxed{gold}`.
@@ -32,6 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SETS = ("math_cot", "gsm8k_gpt3")
+SAMPLES, ROUNDS, WORKERS = 64, 2, 2
+PATIENCE, LONGEST = 60.0, 3600.0  # seconds for the 200 responses, and for one round of throughput
 HARD = (  # towers of powers, a factorial, brackets that never close, braces within braces, a tower in plain text
     "\\boxed{9^{9^{9^9}}}",
     "\\boxed{100000000!}",
@@ -79,8 +79,7 @@ with open(sys.argv[2], "w", buffering=1) as out:
     for i in range(3):
         grade("2", "It is $\\\\boxed{\\\\frac{4}{2}}$.")
     out.write("ready\\n")
-    start = time.perf_counter()
-    verdicts = []
+    start, verdicts = time.perf_counter(), []
     slow = len(work["golds"]) <= 1000
     for gold, response in zip(work["golds"], work["responses"]):
         try:
@@ -116,7 +115,7 @@ class Outcome:
     note: str = ""
 
 
-def run(name: str, python: Path, responses: list[str], golds: list[str], workers: int, patience: float) -> Outcome:
+def run(name: str, python: Path, responses: list[str], golds: list[str], patience: float) -> Outcome:
     """Grade in a process of its own, which is killed with its children after `patience` seconds of grading."""
     with tempfile.TemporaryDirectory() as folder:
         work, out = Path(folder) / "work.json", Path(folder) / "out.txt"
@@ -124,7 +123,7 @@ def run(name: str, python: Path, responses: list[str], golds: list[str], workers
         code = PROGRAM + SETUP[name] + (POOL if name == "ours" else SERIAL)
         repo = str(Path(__file__).resolve().parents[2])
         process = subprocess.Popen(
-            [str(python), "-c", code, str(work), str(out), str(workers)],
+            [str(python), "-c", code, str(work), str(out), str(WORKERS)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -164,19 +163,16 @@ def real_responses(name: str, problems: int, samples: int) -> tuple[list[str], l
     return responses, golds
 
 
-def throughput(title: str, pythons: dict[str, Path], work: tuple[list, list], options: argparse.Namespace) -> None:
+def throughput(title: str, pythons: dict[str, Path], responses: list[str], golds: list[str]) -> None:
     """Responses per second of each grader, and how often its verdict is not math-verify's."""
-    responses, golds = work
     best: dict[str, Outcome] = {}
-    for _ in range(options.rounds):
+    for _ in range(ROUNDS):
         for name, python in pythons.items():
-            outcome = run(name, python, responses, golds, options.workers, options.longest)
+            outcome = run(name, python, responses, golds, LONGEST)
             before = best.setdefault(name, outcome)
-            before.running, before.launched = (
-                min(before.running, outcome.running),
-                min(before.launched, outcome.launched),
-            )
-    print(f"\n{title}: {len(responses)} responses, {options.workers} workers of ours, best of {options.rounds}")
+            before.running = min(before.running, outcome.running)
+            before.launched = min(before.launched, outcome.launched)
+    print(f"\n{title}: {len(responses)} responses, {WORKERS} workers of ours, best of {ROUNDS}")
     heads = ("running", "ours is", "from launch", "ours is")
     print("  {:12s} {:>18s} {:>9s} {:>13s} {:>9s}   other verdict than math-verify".format("", *heads))
     reference, ours = best["math-verify"], best["ours"]
@@ -194,19 +190,16 @@ def throughput(title: str, pythons: dict[str, Path], work: tuple[list, list], op
         print(f"{line}   {flipped}, undecided {undecided}", flush=True)
 
 
-def pathological(pythons: dict[str, Path], options: argparse.Namespace) -> None:
+def pathological(pythons: dict[str, Path]) -> None:
     """200 responses, five of them hard, spread evenly; the time limit is five seconds, the default of all."""
     responses, golds = real_responses(SETS[0], 50, 4)
     step = len(responses) // len(HARD)
     places = [i * step + step // 2 for i in range(len(HARD))]
     for place, text in zip(places, HARD, strict=True):
         responses[place] = text
-    print(
-        f"\n{len(responses)} responses, {len(HARD)} of them pathological, time limit 5 s, "
-        f"killed after {options.patience:g} s"
-    )
+    print(f"\n{len(responses)} responses, {len(HARD)} of them pathological, limit 5 s, killed after {PATIENCE:g} s")
     for name, python in pythons.items():
-        outcome = run(name, python, responses, golds, options.workers, options.patience)
+        outcome = run(name, python, responses, golds, PATIENCE)
         said = outcome.note
         if not said:
             hard = [outcome.verdicts[place] for place in places]
@@ -220,32 +213,20 @@ def main() -> None:
     parser.add_argument("--lm-eval", type=Path, help="Python of a virtual environment with lm-eval")
     parser.add_argument("--lighteval", type=Path, help="Python of a virtual environment with lighteval")
     parser.add_argument("--problems", type=int, default=50, help="of each set")
-    parser.add_argument("--samples", type=int, default=64, help="of each problem")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--patience", type=float, default=60.0, help="seconds for the 200 responses")
-    parser.add_argument("--longest", type=float, default=3600.0, help="seconds for one round of throughput")
-    parser.add_argument("--part", choices=["all", "throughput", "pathological"], default="all")
     options = parser.parse_args()
     named = {"lm-eval": options.lm_eval, "lighteval": options.lighteval}
     pythons = {"ours": Path(sys.executable), "math-verify": Path(sys.executable)}
     pythons |= {name: python.absolute() for name, python in named.items() if python}
     for name in named.keys() - pythons.keys():
         print(f"{name}: left out, as no --{name} is given")
-    if options.part != "pathological":
-        for name in SETS:
-            responses, golds = real_responses(name, options.problems, options.samples)
-            throughput(f"{name}, repeated to {options.samples}", pythons, (responses, golds), options)
-            different = [f"{i}. {text}" for i, text in enumerate(responses)]
-            throughput(f"{name}, no two alike", pythons, (different, golds), options)
-        two = {name: pythons[name] for name in ("ours", "math-verify")}
-        whole = [real_responses(name, sys.maxsize, options.samples) for name in SETS]  # as many as MATH-500 has, or so
-        responses, golds = ([item for part in parts for item in part] for parts in zip(*whole, strict=True))
-        throughput("both, all problems", two, (responses, golds), options)
-        different = [f"{i}. {text}" for i, text in enumerate(responses)]
-        throughput("both, all problems, no two alike", two, (different, golds), options)
-    if options.part != "throughput":
-        pathological(pythons, options)
+    works = {name: (real_responses(name, options.problems, SAMPLES), pythons) for name in SETS}
+    whole = [real_responses(name, sys.maxsize, SAMPLES) for name in SETS]  # as many as MATH-500 has, or so
+    both = [[item for part in parts for item in part] for parts in zip(*whole, strict=True)]
+    works["both, all problems"] = both, {name: pythons[name] for name in ("ours", "math-verify")}
+    for name, ((responses, golds), graders) in works.items():
+        throughput(f"{name}, repeated to {SAMPLES}", graders, responses, golds)
+        throughput(f"{name}, no two alike", graders, [f"{i}. {text}" for i, text in enumerate(responses)], golds)
+    pathological(pythons)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,7 @@ from quagmire_utils.data.prompts import INSTRUCTION, RenderedPrompt, check_fits,
 from quagmire_utils.training.microlab import build_tokenizer
 
 QUESTION = "What is $1+2$?"
-TEXTS = [
-    QUESTION,
-    "2 \\cdot 3 = \\boxed{6}",
-    " leading space",
-    "naïve 数学 🎲",
-    "a\n\n\nb\t",
-    "<|eos|> is no end",
-    "\\",
-]
+TEXTS = [QUESTION, "2 \\cdot 3 = \\boxed{6}", " leading", "naïve 数学 🎲", "a\n\n\nb\t", "<|eos|> is no end", "\\"]
 
 
 def word_tokenizer(*, bos: bool = False, trailing_eos: bool = False, eos_token: str | None = "<eos>"):
@@ -62,28 +54,22 @@ def test_auto_follows_the_tokenizer(has_template, expected):
     tokenizer = build_tokenizer(chat_template=has_template)
     assert resolve_template(tokenizer) == expected
     assert render(QUESTION, tokenizer) == render(QUESTION, tokenizer, expected)
-
-
-def test_chat_without_a_template_is_refused():
-    with pytest.raises(ParameterError, match="no chat template"):
-        render(QUESTION, build_tokenizer(chat_template=False), "chat")
-
-
-def test_plain_works_with_a_chat_tokenizer():
-    tokenizer = build_tokenizer(chat_template=True)
     assert "<|user|>" not in render(QUESTION, tokenizer, "plain").text
 
 
-@pytest.mark.parametrize("template", ["", "Chat", "none"])
-def test_unknown_template_is_refused(template):
-    with pytest.raises(ParameterError, match="template must be one of"):
-        render(QUESTION, build_tokenizer(), template)
-
-
-@pytest.mark.parametrize("question", ["", " \n"])
-def test_blank_question_is_refused(question):
-    with pytest.raises(ParameterError, match="question"):
-        render(question, build_tokenizer())
+@pytest.mark.parametrize(
+    ("question", "template", "parameter"),
+    [
+        (QUESTION, "chat", "template"),  # which the tokenizer has not
+        (QUESTION, "", "template"),
+        (QUESTION, "Chat", "template"),
+        ("", "auto", "question"),
+        (" \n", "auto", "question"),
+    ],
+)
+def test_what_cannot_be_rendered_is_refused(question, template, parameter, refused):
+    with refused(parameter):
+        render(question, build_tokenizer(chat_template=False), template)
 
 
 def test_plain_has_the_tokenizers_bos_once_and_no_eos():
@@ -96,10 +82,7 @@ def test_plain_has_the_tokenizers_bos_once_and_no_eos():
         # Without its EOS, the tokenizer's own encoding.
         own = tokenizer.encode(f"{QUESTION}\n{INSTRUCTION}\n")
         assert list(ids) == (own[:-1] if trailing_eos else own)
-
-
-def test_plain_has_no_bos_where_the_tokenizer_adds_none():
-    tokenizer = word_tokenizer(bos=False)
+    tokenizer = word_tokenizer(bos=False)  # adds none
     assert tokenizer.bos_token_id not in render(QUESTION, tokenizer).token_ids
 
 
@@ -128,9 +111,6 @@ def test_no_token_straddles_the_border():
     assert list(joined[:-1]) != as_text  # this tokenizer would have merged over the border
     assert tokenizer.decode(joined, skip_special_tokens=True) == prompt.text + response
     assert joined[: len(prompt.token_ids)] == prompt.token_ids
-
-
-def test_tokenizer_without_eos_is_refused():
     with pytest.raises(ParameterError, match="EOS"):
         response_ids(word_tokenizer(eos_token=None), "x")
 
