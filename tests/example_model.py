@@ -24,9 +24,9 @@ def peaked(architecture="qwen3", **changes):
     return model, tokenizer
 
 
-def save_peaked(path):
+def save_peaked(path, architecture="qwen3", **changes):
     """`peaked()` as a checkpoint folder."""
-    model, tokenizer = peaked()
+    model, tokenizer = peaked(architecture, **changes)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
@@ -65,25 +65,9 @@ def exact_answers():
 def chi_square_p(observed, expected):
     """p-value of counts against expected counts (dicts over outcomes), outcomes expected fewer than 5 times pooled."""
     assert set(observed) <= set(expected), "an outcome of probability zero was drawn"
-    pooled_o = pooled_e = 0.0
-    o, e = [], []
-    for outcome, count in expected.items():
-        if count >= 5:
-            o.append(observed.get(outcome, 0))
-            e.append(count)
-        else:
-            pooled_o += observed.get(outcome, 0)
-            pooled_e += count
-    if pooled_e > 0:
-        o.append(pooled_o)
-        e.append(pooled_e)
+    e = np.array(list(expected.values()))
+    o = np.array([observed.get(outcome, 0) for outcome in expected])
+    rare = e < 5
+    o, e = (np.append(counts[~rare], [counts[rare].sum()] * int(rare.any())) for counts in (o, e))
     assert len(o) > 5, "too few cells to test anything"
-    return stats.chisquare(o, np.array(e) * sum(o) / sum(e)).pvalue
-
-
-def tally(outcomes):
-    """How often each outcome occurs."""
-    counts = {}
-    for outcome in outcomes:
-        counts[outcome] = counts.get(outcome, 0) + 1
-    return counts
+    return stats.chisquare(o, e * o.sum() / e.sum()).pvalue

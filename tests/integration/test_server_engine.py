@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import Counter
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -33,7 +34,7 @@ from quagmire_utils.evaluation.store import SampleStore
 openai_waits = pytest.importorskip("openai._base_client", reason="the server engine needs openai")
 pytest.importorskip("transformers", reason="the engines need a tokenizer")
 
-from example_model import PROMPT, chi_square_p, exact_answers, save_peaked, tally
+from example_model import PROMPT, chi_square_p, exact_answers, save_peaked
 
 from quagmire_utils.training.microlab import build_tokenizer
 
@@ -166,16 +167,9 @@ def load(endpoint, tokenizer_folder, monkeypatch):
     monkeypatch.setattr(server, "_FIRST_WAIT", 0.01)
 
     def load(batch_size=None, url=None, **settings):
-        settings = {"tokenizer": tokenizer_folder, "tries": 4} | settings
-        return load_engine(
-            EngineConfig(
-                engine="server",
-                model=url or endpoint.url,
-                server=ServerSettings(**settings),
-                max_model_len=512,
-                batch_size=batch_size,
-            )
-        )
+        of_server = ServerSettings(**{"tokenizer": tokenizer_folder, "tries": 4} | settings)
+        model = {"engine": "server", "model": url or endpoint.url, "max_model_len": 512}
+        return load_engine(EngineConfig(**model, batch_size=batch_size, server=of_server))
 
     return load
 
@@ -207,27 +201,6 @@ def test_the_server_sees_our_prompt_and_parameters_and_each_sample_has_its_own_s
     assert {(b["model"], b["temperature"], b["top_p"], b["max_tokens"]) for b in sent} == {("micro", 0.7, 0.9, 8)}
 
 
-def test_the_longest_answers_to_be_expected_are_asked_for_first(endpoint, load, tmp_path):
-    """So that no GPU of the server works alone at the end. The first answers tell, not the prompts, which are long."""
-
-    def change(answer, body):
-        return answer | {"usage": {"prompt_tokens": len(body["prompt"]), "completion_tokens": length(body)}}
-
-    def length(body):
-        return 1 + 3 * len(body["prompt"]) % 8
-
-    endpoint.change = change
-    problems = [Problem(f"p{i}", "1" * (1 + i), "1") for i in range(6)]
-    sample(load(batch_size=1), problems, 8, PARAMS, tmp_path, benchmark="b", chunk_samples=4, progress=False)
-    sent = [body for _, _, body in endpoint.calls]
-    prompts = [len(body["prompt"]) for body in sent[:24]]  # four samples of each, of which nothing is known
-    assert prompts == sorted(prompts, reverse=True)
-    assert len(set(prompts)) == 6
-    lengths = [length(body) for body in sent[24:]]
-    assert lengths == sorted(lengths, reverse=True)
-    assert len(set(lengths)) > 3
-
-
 def test_a_vllm_server_draws_several_samples_a_call_and_our_tokenizer_decodes_them(endpoint, load, tokenizer_folder):
     card = {"id": "micro", "owned_by": "vllm", "root": str(tokenizer_folder), "max_model_len": 600}
     endpoint.models = [card]
@@ -235,9 +208,8 @@ def test_a_vllm_server_draws_several_samples_a_call_and_our_tokenizer_decodes_th
 
     def change(answer, body):
         for choice in answer["choices"]:
-            choice |= {"token_ids": [*ids, *([1] if choice["index"] % 2 else ids * 7)], "prompt_token_ids": PROMPT}
-        for choice in answer["choices"]:
-            choice["finish_reason"] = "stop" if choice["index"] % 2 else "length"
+            more, reason = ([1], "stop") if choice["index"] % 2 else (ids * 7, "length")
+            choice |= {"token_ids": [*ids, *more], "prompt_token_ids": PROMPT, "finish_reason": reason}
         answer["choices"].reverse()  # in whatever order they come
         return answer
 
@@ -263,8 +235,7 @@ def test_text_prompts_are_tokenised_into_ours(endpoint, load, tmp_path, refused)
 
     tokenizer = build_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|pad|> $A" if "<|pad|>" in tokenizer.get_vocab() else f"{tokenizer.pad_token} $A",
-        special_tokens=[(tokenizer.pad_token, tokenizer.pad_token_id)],
+        single="<|pad|> $A", special_tokens=[("<|pad|>", tokenizer.pad_token_id)]
     )
     tokenizer.save_pretrained(tmp_path)
     seen = []
@@ -284,21 +255,17 @@ def test_text_prompts_are_tokenised_into_ours(endpoint, load, tmp_path, refused)
         engine.generate([Request(ids[1:], 1, 0)], PARAMS)  # the server would add the BOS token
 
 
-@pytest.mark.parametrize("seen", [{"usage": {"prompt_tokens": 7}}, {"prompt_token_ids": [*PROMPT[:-1], 9]}])
-def test_another_tokenizer_behind_the_server_is_noticed(endpoint, load, refused, seen):
-    def change(answer, body):
-        answer["choices"][0] |= {"prompt_token_ids": seen.get("prompt_token_ids")}
-        return answer | {"usage": seen.get("usage", {})}
-
-    endpoint.change = change
-    with refused("server.tokenizer"):
-        load().generate([Request(PROMPT, 1, 0)], PARAMS)
-
-
-def test_answers_cut_off_before_max_tokens_are_noticed(endpoint, load, refused):
-    """A server's own cap (a generation_config.json can set one) would otherwise pass for our max_tokens."""
-    endpoint.change = lambda answer, body: answer | {"choices": [answer["choices"][0] | {"finish_reason": "length"}]}
-    with refused("max_tokens"):
+@pytest.mark.parametrize(
+    ("parameter", "choice", "usage"),
+    [
+        ("server.tokenizer", {}, {"prompt_tokens": 7}),  # another tokenizer behind the server
+        ("server.tokenizer", {"prompt_token_ids": [*PROMPT[:-1], 9]}, {}),
+        ("max_tokens", {"finish_reason": "length"}, {"completion_tokens": 5}),  # a cap of the server's own, below ours
+    ],
+)
+def test_another_tokenizer_or_limit_of_the_server_is_noticed(endpoint, load, refused, parameter, choice, usage):
+    endpoint.change = lambda answer, body: {"choices": [answer["choices"][0] | choice], "usage": usage}
+    with refused(parameter):
         load().generate([Request(PROMPT, 1, 0)], PARAMS)
 
 
@@ -369,6 +336,11 @@ def test_no_more_calls_at_once_than_batch_size(endpoint, load):
     endpoint.trouble = lambda number, body: time.sleep(0.02)
     load(batch_size=3).generate(_requests(4, 6), PARAMS)
     assert endpoint.most_busy == 3
+    endpoint.calls.clear()
+    endpoint.trouble = lambda number, body: (500, b"")
+    with pytest.raises(EngineError):  # after giving up, nothing new is sent
+        load(batch_size=2).generate(_requests(5, 20), PARAMS)
+    assert len(endpoint.calls) <= 2 * 4
 
 
 def test_requests_are_yielded_as_they_come(endpoint, load):
@@ -433,13 +405,6 @@ def test_a_withheld_answer_is_an_empty_one(endpoint, load):
         ("<1002>", 5, "stop"),
     ]
     assert len(endpoint.calls) == 3
-
-
-def test_after_giving_up_nothing_new_is_sent(endpoint, load):
-    endpoint.trouble = lambda number, body: (500, b"")
-    with pytest.raises(EngineError):
-        load(batch_size=2).generate(_requests(5, 20), PARAMS)
-    assert len(endpoint.calls) <= 2 * 4
 
 
 def test_closing_the_stream_drops_the_calls(endpoint, load):
@@ -561,10 +526,7 @@ def test_hostile_answers_are_only_text(endpoint, load):
     """Whatever a model writes comes back as it is; halves of characters, which no file could hold, are replaced."""
     texts = ["<script>alert(1)</script>", "$(touch /tmp/x); `id`", "__import__('os').abort()", "\x00\x1b[2J", "a\ud83d"]
     endpoint.change = lambda answer, body: (
-        answer
-        | {
-            "choices": [{"text": texts[body["seed"]], "finish_reason": "stop"}],
-        }
+        answer | {"choices": [{"text": texts[body["seed"]], "finish_reason": "stop"}]}
     )
     [answers] = load().generate([Request(PROMPT, len(texts), 0)], PARAMS)
     assert [c.text for c in answers] == [*texts[:-1], "a?"]
@@ -644,12 +606,12 @@ def test_vllm_server_draws_from_the_exact_distribution(vllm_engine, temperature,
     n, params = 2000, SamplingParams(temperature=temperature, top_p=top_p, max_tokens=2)
     assert set(vllm_engine.ends) == ends
     [answers] = vllm_engine.generate([Request(PROMPT, n, 100_000)], params)
-    expected = {}
+    expected = Counter()
     for ids, p in distribution(temperature, top_p).items():
         body = [i for i in ids if i not in ends]
         outcome = (vllm_engine.tokenizer.decode(body, skip_special_tokens=True), len(ids), ids[-1] in ends)
-        expected[outcome] = expected.get(outcome, 0) + n * p
-    assert chi_square_p(tally((c.text, c.tokens, c.finish_reason == "stop") for c in answers), expected) > 1e-4
+        expected[outcome] += n * p
+    assert chi_square_p(Counter((c.text, c.tokens, c.finish_reason == "stop") for c in answers), expected) > 1e-4
 
 
 @pytest.mark.slow

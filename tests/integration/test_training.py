@@ -76,7 +76,7 @@ def test_sft_is_reproducible_and_records_what_it_did(base, tmp_path):
     rows = tokenize_traces(TRACES, AutoTokenizer.from_pretrained(base))
     assert summary["steps"] == 6
     assert summary["tokens"] == 2 * sum(len(row["input_ids"]) for row in rows)
-    assert not list(tmp_path.glob("*.training"))
+    assert not list(tmp_path.glob("*.saving"))
 
 
 def test_bf16_checkpoints_are_trained_in_float32_and_saved_in_bf16(base, tmp_path):

@@ -12,7 +12,6 @@ nothing to do.
 import argparse
 import os
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,29 +19,9 @@ import numpy as np
 from quagmire_utils.core.settings import PretrainingSettings, RLSettings
 from quagmire_utils.grading import Grader
 from quagmire_utils.training import microlab
-from quagmire_utils.training.grpo import compact, train_rl
-from quagmire_utils.training.grpo.rollouts import Environment
+from quagmire_utils.training.grpo import train_rl
 
 TERMS = (2, 3, 4, 5)
-
-
-class Parts:
-    """Seconds spent in the parts of the steps, by name; the parts report by themselves."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = {}
-
-    def watch(self, owner: object, attribute: str, name: str) -> None:
-        """Time every call of `owner.attribute`."""
-        function = getattr(owner, attribute)
-
-        def timed(*args, **kwargs):
-            started = time.perf_counter()
-            result = function(*args, **kwargs)
-            self.seconds.setdefault(name, []).append(time.perf_counter() - started)
-            return result
-
-        setattr(owner, attribute, timed)
 
 
 def main() -> None:
@@ -56,10 +35,6 @@ def main() -> None:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     problems = microlab.make_mixed_problems(TERMS, 2000, seed=1)
-    parts = Parts()
-    parts.watch(Environment, "rollouts", "sampling (both)")
-    parts.watch(Environment, "rewards", "grading (both)")
-    parts.watch(compact, "backward", "gradient (compact)")
     steps: dict[str, list[float]] = {"trl": [], "compact": []}
     with tempfile.TemporaryDirectory() as scratch, Grader(workers=1) as grader:
         model = options.model or Path(scratch) / "model"
@@ -86,8 +61,6 @@ def main() -> None:
     for backend, seconds in steps.items():
         print(f"{backend:16} {np.median(seconds):7.3f} {np.mean(seconds):5.3f}")
     print(f"ratio            {np.median(steps['trl']) / np.median(steps['compact']):7.2f}")
-    for name, seconds in parts.seconds.items():
-        print(f"  of which {name:20} {np.median(seconds):7.3f}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 import os
 import tempfile
 import time
-from contextlib import closing
 
 import numpy as np
 
@@ -21,17 +20,17 @@ from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_e
 from quagmire_utils.training.microlab import build_model, build_tokenizer
 
 
-def save_model(folder: str, mean_tokens: int) -> None:
-    """A random llama of the study's size that ends after `mean_tokens` on average."""
+def save_model(folder: str) -> None:
+    """A random llama of the study's size that ends after 40 tokens on average."""
     tokenizer = build_tokenizer()
     model = build_model("llama", tokenizer)
-    count = max(1, round(len(tokenizer) / mean_tokens))  # an almost uniform model ends at one token in `mean_tokens`
+    count = round(len(tokenizer) / 40)  # an almost uniform model ends at one token in 40
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(300, 300 + count - 1)]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def with_generate(folder: str, batch_size: int):
+def with_generate(folder: str):
     """The plain way: transformers' own `generate`."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -45,7 +44,7 @@ def with_generate(folder: str, batch_size: int):
         for request in requests:
             by_length.setdefault(len(request.prompt_ids), []).append(request)
         for group in by_length.values():
-            together = max(1, batch_size // group[0].n)
+            together = max(1, 512 // group[0].n)  # rows at once; the engines choose for themselves
             for start in range(0, len(group), together):
                 prompts = torch.tensor([request.prompt_ids for request in group[start : start + together]])
                 with torch.inference_mode():
@@ -80,9 +79,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", type=int, default=24)
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--mean-tokens", type=int, default=40)
-    parser.add_argument("--max-tokens", type=int, default=96)
-    parser.add_argument("--batch-size", type=int, default=512, help="of generate; the engines choose for themselves")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-vllm", action="store_true")
     arguments = parser.parse_args()
@@ -96,11 +92,11 @@ def main() -> None:
         Request(tuple(rng.integers(270, 350, 12 + 4 * (i % 3)).tolist()), arguments.samples, 1000 * i)
         for i in range(arguments.problems)
     ]
-    params = SamplingParams(max_tokens=arguments.max_tokens)
+    params = SamplingParams(max_tokens=96)
     with tempfile.TemporaryDirectory() as folder:
-        save_model(folder, arguments.mean_tokens)
+        save_model(folder)
         engines = [load_engine(EngineConfig(engine="transformers", model=folder, device="cpu"))]
-        runs = {"model.generate": with_generate(folder, arguments.batch_size), "transformers": with_engine(engines[0])}
+        runs = {"model.generate": with_generate(folder), "transformers": with_engine(engines[0])}
         if not arguments.no_vllm:
             for dtype in ("float32", "bfloat16"):
                 engines.append(load_engine(EngineConfig(engine="vllm", model=folder, dtype=dtype)))
@@ -115,8 +111,7 @@ def main() -> None:
                 tokens[name] = run(requests, params)
                 best[name] = max(best.get(name, 0.0), tokens[name] / (time.perf_counter() - started))
         for engine in engines:
-            with closing(engine):
-                pass
+            engine.close()
     print(
         f"{arguments.problems} problems x {arguments.samples} samples, {threads} thread(s), best of {arguments.rounds}"
     )
