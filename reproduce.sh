@@ -31,11 +31,11 @@ backend=
 case "$backend $#" in ' '* | 'llamafactory 1' | 'verl 1') ;; *) stop "setup takes llamafactory or verl, not $*" ;; esac
 VENV=$ROOT/.venv${backend:+-$backend} PY=$ROOT/.venv${backend:+-$backend}/bin/python
 STAMP=$VENV/quagmire-setup # written last: what was installed, for which machine and folder
-LOG=.quagmire/logs/setup${backend:+-$backend}.log PINS=constraints.txt accelerator=${QUAGMIRE_ACCELERATOR-cpu}
+LOG=.quagmire/logs/setup${backend:+-$backend}.log PINS=constraints.txt
 [ -z "$backend" ] || PINS=quagmire_utils/training/backends/$backend.txt
-if [ -z "${QUAGMIRE_ACCELERATOR-}" ]; then # an environment for GPUs also serves a cluster's nodes without one
-    { ! nvidia-smi -L 2>/dev/null | grep -q '^GPU' && ! grep -qs "^$ROOT cuda$" "$STAMP"; } || accelerator=cuda
-fi
+# an environment for GPUs also serves a cluster's nodes without one
+{ nvidia-smi -L 2>/dev/null | grep -q '^GPU' || grep -qs "^$ROOT cuda$" "$STAMP"; } && here=cuda || here=cpu
+accelerator=${QUAGMIRE_ACCELERATOR-$here}
 case $accelerator in cpu | cuda) ;; *) stop "QUAGMIRE_ACCELERATOR is cpu or cuda, not '$accelerator'" ;; esac
 pin() { grep -i "^$1==" "${2-$PINS}"; }
 
@@ -47,21 +47,21 @@ make_environment() { # from a Python of this machine, else from uv or conda
         rm -rf "$VENV" && "$python" -m venv "$VENV" && return
     done
     rm -rf "$VENV"
-    if command -v uv && uv venv --seed --python 3.11 "$VENV"; then return; fi
-    if command -v conda && conda create --yes --prefix "$VENV" -c conda-forge python=3.11 pip; then return; fi
+    command -v uv && uv venv --seed --python 3.11 "$VENV" && return
+    command -v conda && conda create --yes --prefix "$VENV" -c conda-forge python=3.11 pip && return
     echo "Needed: Python 3.11 or newer with its venv module (Debian: python3-venv), or uv, or conda." && return 1
 }
 fast() { # uv, four times as fast as pip, with the index and certificate of pip's configuration
-    local index certificate
-    index=$("$PY" -m pip config list | sed -n "s/^.*[.]index-url='\(.*\)'$/\1/p" | tail -n 1)
-    certificate=$("$PY" -m pip config list | sed -n "s/^.*[.]cert='\(.*\)'$/\1/p" | tail -n 1)
-    [ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX-$index}"
-    [ -z "$certificate" ] || export SSL_CERT_FILE="${SSL_CERT_FILE-$certificate}"
+    setting() { "$PY" -m pip config list | sed -n "s/^.*[.]$1='\(.*\)'$/\1/p" | tail -n 1; }
+    [ -z "$(setting index-url)" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX-$(setting index-url)}"
+    [ -z "$(setting cert)" ] || export SSL_CERT_FILE="${SSL_CERT_FILE-$(setting cert)}"
     "$VENV/bin/uv" pip install --python "$PY" "$@"
 }
 needed() { # a trainer's pins; without a GPU, not those that only a GPU needs
     if [ "$accelerator" = cuda ]; then grep '==' "$PINS"; return; fi
-    sed '/^# --- with a GPU/q' "$PINS" | grep '==' | grep -vE '^(nvidia-|cuda-|triton=)'
+    local gpu='^(nvidia-|cuda-|triton=)' # what a torch that is built for CUDA needs even without one
+    compgen -G "$VENV/lib/*/*/torch-*+cpu*" >/dev/null || gpu='^$'
+    sed '/^# --- with a GPU/q' "$PINS" | grep '==' | grep -vE "$gpu"
 }
 install_torch() { # with pip, which alone knows where this machine keeps wheels (find-links)
     set -- "$(pin torch)" "$(pin setuptools)" "$(pin uv constraints.txt)"
@@ -71,9 +71,10 @@ install_torch() { # with pip, which alone knows where this machine keeps wheels 
     "$PY" -m pip install --no-deps --retries 1 --timeout 20 "$@"
 }
 install_packages() {
-    [ "$(id -u)" -ne 0 ] || command -v bwrap || # it confines programs that a model wrote
-        { apt-get update && apt-get install -y --no-install-recommends bubblewrap; } || true
-    if [ -n "$backend" ]; then needed >"$VENV/pins.txt" && fast --no-deps -r "$VENV/pins.txt"; return; fi
+    # bubblewrap confines programs that a model wrote
+    [ "$(id -u)" -ne 0 ] || command -v bwrap || { apt-get update && apt-get install -y bubblewrap; } || true
+    needed | grep -vE '^(torch|torchvision|torchaudio)=' >"$VENV/pins.txt"
+    if [ -n "$backend" ]; then fast --no-deps -r "$VENV/pins.txt" && "$PY" -c "import torch, $backend"; return; fi
     fast --no-build-isolation -c "$PINS" -e '.[train,server,ray,notebooks,dev]' &&
         "$PY" -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (quagmire)"
 }
@@ -105,8 +106,7 @@ if ! grep -qs "^$digest$" "$STAMP" || ! grep -qs "^$ROOT $accelerator$" "$STAMP"
     # made anew after an interrupted set-up, in another folder, or for another accelerator
     grep -qs "^$ROOT $accelerator$" "$STAMP" || step Python 10 make_environment || failed Python
     rm -f "$STAMP"
-    step PyTorch 60 install_torch || failed PyTorch
-    step packages 60 install_packages || failed packages
+    for part in torch packages; do step $part 60 install_$part || failed $part; done
     [ -n "$backend" ] || step vLLM 60 install_engine || echo "vLLM is missing: the transformers engine is used" >&2
     printf '%s\n' "$digest" "$ROOT $accelerator" >"$STAMP"
     trap - INT TERM HUP
