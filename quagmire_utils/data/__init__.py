@@ -5,8 +5,7 @@ OlympiadBench (maths, English, open-ended, text only) and Minerva. None is shipp
 (`data_dir`, else `$QUAGMIRE_DATA_DIR`), which is checked against a count and a digest, or else from its hub, pinned by
 commit and checked against a count.
 
-    problems = load_benchmark("math500")            # one of BENCHMARKS, in the paper's order
-    problems = load_benchmark("gpqa_diamond")       # any other dataset of the catalogue: a YAML file in `catalogue/`
+    problems = load_benchmark("math500")            # any dataset of `catalogue/`
     problems = load_benchmark("my_benchmark.yaml")  # and one's own, in the same form (`dataset`)
     problems = load_benchmark("my_problems.jsonl")  # a file with the columns id, question, answer (and tolerance)
 """
@@ -17,18 +16,6 @@ from quagmire_utils.data.problems import Problem, Row, Trace, digest, load_trace
 from quagmire_utils.data.rows import last_boxed
 
 __all__ = [
-    "BENCHMARKS",
-    "Dataset",
-    "Problem",
-    "Row",
-    "Trace",
-    "benchmark_names",
-    "data_folder",
-    "digest",
-    "find_dataset",
-    "last_boxed",
-    "load_benchmark",
-    "load_datasets",
-    "load_traces",
-    "save_traces",
-]
+    "BENCHMARKS", "Dataset", "Problem", "Row", "Trace", "benchmark_names", "data_folder", "digest", "find_dataset",
+    "last_boxed", "load_benchmark", "load_datasets", "load_traces", "save_traces",
+]  # fmt: skip

@@ -86,7 +86,8 @@ def make_problem(problem_id: str, grader: str, row: Row) -> Problem:
         answer = str("" if answer is None else answer).strip().upper()
         if len(answer) != 1 or answer not in _LETTERS[: len(choices)]:
             raise ValueError(f"the answer {answer[:40]!r} is not the letter of one of its {len(choices)} choices")
-        question = _with_choices(question, choices)
+        lines = [f"{letter}. {choice.strip()}" for letter, choice in zip(_LETTERS, choices, strict=False)]
+        question = "\n".join([question, "", *lines])
     elif answer is None or not str(answer).strip():
         raise NoAnswer("it has no answer")
     elif isinstance(answer, bool) or not isinstance(answer, str | int | float) or (grader == "math" and _odd(answer)):
@@ -223,7 +224,7 @@ def _choices(dataset: Dataset, problem_id: str, row: Row) -> dict[str, Any]:
 
 
 def shuffled(problem_id: str, count: int) -> list[int]:
-    """Return an order of so many choices that depends on the problem's id alone: the same on every machine."""
+    """Return an order of so many choices that depends on the problem's id alone."""
     return sorted(range(count), key=lambda i: hashlib.sha256(f"{problem_id}\x1f{i}".encode()).digest())
 
 
@@ -235,11 +236,6 @@ def _texts_of(choices: Any) -> list[str]:
     if not 2 <= len(choices) <= len(_LETTERS):
         raise ValueError(f"a multiple choice needs 2 to {len(_LETTERS)} choices, not {len(choices)}")
     return [str(choice) for choice in choices]
-
-
-def _with_choices(question: str, choices: Sequence[str]) -> str:
-    lines = [f"{letter}. {choice.strip()}" for letter, choice in zip(_LETTERS, choices, strict=False)]
-    return "\n".join([question, "", *lines])
 
 
 # --- columns ----------------------------------------------------------------------------------------------------------

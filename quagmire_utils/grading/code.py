@@ -12,13 +12,12 @@ A gold is JSON: `{"tests": [...], "setup": "", "entry_point": ""}`. Tests are of
   changes in an argument is changed in the test's too. A StopIteration arrives as a RuntimeError, because it would end a
   loop of the test and so the test.
 
-So nothing that a program prints, leaves in memory, returns or does to Python's own functions counts as success: the
-expected values are not in its sandbox, an object that is equal to everything does not cross, and a program that ends
-early leaves calls unanswered. What the program's own objects say of themselves is believed.
+So nothing that a program prints, returns or does to Python's own functions counts as success: the expected values are
+not in its sandbox, an object that is equal to everything does not cross, and a program that ends early leaves calls
+unanswered. Only what the program's own objects say of themselves is believed.
 
-CORRECT: all tests passed. WRONG: one failed, or the program raised, ended early, is not Python, or tried something that
-is refused. TIMEOUT: the tests together took longer than the limit. ERROR: the memory did not suffice, the program
-crashed the interpreter, or the tests need what cannot cross (a function as an argument).
+WRONG: a test failed, or the program raised, ended early, is not Python, or tried something that is refused. ERROR: the
+memory did not suffice, the program crashed the interpreter, or the tests need what cannot cross (such as a function).
 """
 
 from __future__ import annotations

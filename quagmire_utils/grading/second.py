@@ -8,9 +8,8 @@ value at fixed points. A list is never equal to one of its members, a base never
     second_grade("1331 and 1728", "1728")     # Grade(WRONG, "1331, 1728")
 
 It runs in the caller's process, so it is built for hostile text: nothing is evaluated but arithmetic, every number and
-power is bounded, every search is linear and recursion is limited. What is beyond it is an ERROR: it cannot tell; so is
-a box of more than 1,000 characters or one that is never closed, for which no other number is taken. Equal values at the
-points are no proof of equality, but an accident would have to happen at all of them.
+power is bounded, every search is linear and recursion is limited. What is beyond it is an ERROR, as is a box of more
+than 1,000 characters or without an end, for which no other number is taken.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import pytest
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import BENCHMARKS, Problem, benchmark_names, find_dataset, load_benchmark
-from quagmire_utils.data.prompts import INSTRUCTION, INSTRUCTIONS, STDIN_INSTRUCTION, instruction_of, render_problem
+from quagmire_utils.data.prompts import INSTRUCTION, INSTRUCTIONS, STDIN_INSTRUCTION, instruction_of
 from quagmire_utils.data.rows import code_gold, shuffled, to_problem
 from quagmire_utils.evaluation.audit import audit_store
 from quagmire_utils.evaluation.sampling import grade_store
@@ -572,6 +572,8 @@ def test_an_own_file_names_its_grader(tmp_path):
     assert (add.grader, json.loads(add.answer)["tests"]) == ("code", ["assert add(1, 2) == 3"])
     said = [INSTRUCTIONS["choice"], INSTRUCTIONS["code"], STDIN_INSTRUCTION, INSTRUCTION]
     assert [instruction_of(problem) for problem in (which, add, total, plain)] == said
+    with pytest.raises(ParameterError, match="problem x needs one"):
+        instruction_of(Problem("x", "?", "1", grader="some.module:GRADER"))
     assert plain == Problem("4", "1+1?", "2")
 
 
@@ -745,24 +747,6 @@ def test_humaneval_calls_its_own_solutions_correct_and_none_without_a_body(progr
     assert (verdicts(solved), verdicts(empty)) == ([CORRECT] * 164, [WRONG] * 164)
 
 
-class Words:
-    """As much of a tokenizer as a prompt needs."""
-
-    chat_template = None
-    eos_token_id = 0
-
-    def encode(self, text, add_special_tokens=True):
-        return [len(word) for word in text.split()]
-
-
-def test_prompts_say_what_the_domain_asks_for():
-    choice = Problem("c", "Which?", "C", grader="choice")
-    assert render_problem(choice, Words()).text == f"Which?\n{INSTRUCTIONS['choice']}\n"
-    assert render_problem(Problem("m", "1+1?", "2"), Words()).text == f"1+1?\n{INSTRUCTION}\n"
-    with pytest.raises(ParameterError, match="problem x needs one"):
-        render_problem(Problem("x", "?", "1", grader="some.module:GRADER"), Words())
-
-
 # -------------------------------------------------------------------------------------- stores, graders of our own
 
 
@@ -819,6 +803,7 @@ def test_a_grader_of_ones_own_is_named_in_yaml(tmp_path, monkeypatch):
     )
     (problem,) = prepare_problems({"metals": load_benchmark(tmp_path / "metals.yaml")})["metals"]
     assert instruction_of(problem) == "Say yes or no."
+    assert grader_version("math") is None
     assert grader_version(problem.grader) == "own_grader_of_a_test:YES_NO 1"
     with Grader(1) as grader:
         assert verdicts(grader.grade(["yes, it is", "no", "hm"], [problem] * 3)) == [CORRECT, WRONG, NO_ANSWER]
@@ -853,10 +838,3 @@ def test_a_faulty_grader_of_ones_own_costs_its_own_answers_only(tmp_path, monkey
     problems = [Problem(name, "?", "g", grader=f"faulty_grader_of_a_test:{name}") for name in wanted]
     with Grader(1, timeout=1.0) as grader:
         assert dict(zip(wanted, verdicts(grader.grade(["yes"] * len(wanted), problems)), strict=True)) == wanted
-
-
-def test_mathematics_is_the_default_and_starts_no_other_processes():
-    with Grader(1) as grader:
-        assert verdicts(grader.grade([r"\boxed{5}", r"\boxed{6}"], ["5", Problem("p", "?", "5")])) == [CORRECT, WRONG]
-        assert grader.pools == {}
-    assert grader_version("math") is None

@@ -1,8 +1,7 @@
 """The first reading of a dataset: each trace becomes a line of numbers, and its text is dropped.
 
-Sets of hundreds of thousands of traces (Fig. 7: the 500,000 shortest) are chosen from millions of long texts. To choose
-takes a text's length in tokens and a few hashes, some fifty bytes; so a dataset is read twice, once for these and once
-for the texts that were chosen, and memory holds a table, never the texts.
+Sets of hundreds of thousands of traces (Fig. 7: the 500,000 shortest) are chosen from millions of long texts. A dataset
+is read twice, once for each text's length and hashes and once for the chosen texts, so memory never holds the texts.
 
 Each unit's lines are cached in two parquet files, hashes and lengths, as soon as it is read: a scan that was killed
 resumes, another set of the same dataset costs seconds, and another tokenizer only the lengths.
