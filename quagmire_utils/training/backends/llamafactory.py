@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_path, digest, read_json, write_json, write_text
@@ -44,6 +44,7 @@ from quagmire_utils.training.backends.runs import (
     copy_script,
     export_checkpoint,
     open_run,
+    prompt_text,
     read_log,
     read_run,
     render_template,
@@ -51,9 +52,6 @@ from quagmire_utils.training.backends.runs import (
     run_command,
     short_digest,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 NAME = "llamafactory"
 DATASET = "traces"
@@ -115,7 +113,6 @@ def write(
         path.open("w", encoding="utf-8") as file,
         tqdm(traces, desc="tokenising traces", unit="trace", delay=10, disable=not progress) as bar,
     ):
-        prefix = _leading_text(tokenizer) if facts["template"] == "plain" else ""
         for trace in bar:
             prompt = render(trace.question, tokenizer, template)
             response = response_ids(tokenizer, trace.response)
@@ -125,7 +122,7 @@ def write(
                 raise ParameterError("sft.max_length", settings.max_length, allowed)
             tokens, longest = tokens + length, max(longest, length)
             rows.append([trace.id, short_digest(json.dumps([prompt.token_ids, response]))])
-            line = {"prompt": prefix + prompt.text, "response": trace.response + tokenizer.eos_token}
+            line = {"prompt": prompt_text(prompt, tokenizer), "response": trace.response + tokenizer.eos_token}
             file.write(json.dumps(line) + "\n")  # ASCII keeps a lone surrogate of a damaged trace
     write_json(
         {DATASET: {"file_name": f"{DATASET}.jsonl", "columns": {"prompt": "prompt", "response": "response"}}},
@@ -153,13 +150,6 @@ def write(
     script = render_template("llamafactory_run.sh.j2", NAME, machines=machines)
     close_run(folder, facts, script, steps=steps, tokens=tokens)
     return folder
-
-
-def _leading_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the text of the special tokens before a plain prompt (a BOS, or nothing)."""
-    empty = render("0", tokenizer, "plain")
-    bare = tokenizer.encode(empty.text, add_special_tokens=False)
-    return tokenizer.decode(empty.token_ids[: len(empty.token_ids) - len(bare)])
 
 
 def check(folder: str | Path) -> None:

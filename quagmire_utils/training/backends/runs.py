@@ -14,12 +14,17 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, read_json, write_json, write_text
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.training.backends.environments import default_python, python_variable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from quagmire_utils.data.prompts import RenderedPrompt
 
 SCRIPTS = Path(__file__).parent / "scripts"  # what runs inside the back-ends' environments
 TEMPLATES = Path(__file__).parent / "templates"  # configurations and run.sh
@@ -176,6 +181,12 @@ def run_command(
                 "start it again to resume from its last checkpoint. Its last lines:\n"
                 + "\n".join(f"    {line}" for line in last_lines(log))
             )
+
+
+def prompt_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a rendered prompt as text that tokenises to exactly its ids, a BOS before a plain prompt included."""
+    bare = tokenizer.encode(prompt.text, add_special_tokens=False)
+    return tokenizer.decode(prompt.token_ids[: len(prompt.token_ids) - len(bare)]) + prompt.text
 
 
 def command_in(backend: str, arguments: str) -> str:

@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, write_json, write_parquet
@@ -51,6 +51,7 @@ from quagmire_utils.training.backends.runs import (
     copy_script,
     export_checkpoint,
     open_run,
+    prompt_text,
     read_log,
     read_run,
     render_template,
@@ -138,7 +139,7 @@ def write(
     }
     if not open_run(folder, facts, "checkpoints", "rl.json"):
         return folder
-    write_parquet(_frame(problems, [_text(prompt, tokenizer) for prompt in prompts]), folder / "train.parquet")
+    write_parquet(_frame(problems, [prompt_text(prompt, tokenizer) for prompt in prompts]), folder / "train.parquet")
     pairs = zip(problems, prompts, strict=True)
     rows = [[problem.id, short_digest(json.dumps(prompt.token_ids))] for problem, prompt in pairs]
     write_json({"rows": rows}, folder / "prompts.json")
@@ -153,7 +154,7 @@ def write(
         machines=machines,
         prompt_tokens=longest,
         epochs=math.ceil(settings.steps / (len(problems) // settings.prompts_per_step)),
-        save_freq=_save_frequency(settings),
+        save_freq=kept_steps(settings)[0],
     )
     close_run(folder, facts, script, checkpoints=list(kept_steps(settings)))
     return folder
@@ -161,22 +162,10 @@ def write(
 
 def kept_steps(settings: RLSettings) -> tuple[int, ...]:
     """Return the steps at which verl keeps a checkpoint: every n-th and the last, at least `settings.checkpoints`."""
-    every = _save_frequency(settings)
-    return (*range(every, settings.steps, every), settings.steps)
-
-
-def _save_frequency(settings: RLSettings) -> int:
     every = math.ceil(settings.steps / settings.checkpoints)
-    return (
-        every if math.ceil(settings.steps / every) >= settings.checkpoints else settings.steps // settings.checkpoints
-    )
-
-
-def _text(prompt: Any, tokenizer: Any) -> str:
-    """Return a rendered prompt as text that tokenises to exactly its ids, a BOS before a plain prompt included."""
-    bare = tokenizer.encode(prompt.text, add_special_tokens=False)
-    leading = len(prompt.token_ids) - len(bare)
-    return tokenizer.decode(prompt.token_ids[:leading]) + prompt.text if leading else prompt.text
+    if math.ceil(settings.steps / every) < settings.checkpoints:
+        every = settings.steps // settings.checkpoints
+    return (*range(every, settings.steps, every), settings.steps)
 
 
 def _frame(problems: Sequence[Problem], texts: Sequence[str]) -> pd.DataFrame:
