@@ -67,15 +67,9 @@ def write_grid_records(
     }
     for name, frame in frames.items():
         write_parquet(frame, folder / f"{name}.parquet")
-    configuration = {
-        "name": profile.name,
-        "digits": profile.digits,
-        "budgets": dict(profile.budgets),
-        "evaluation": {"k": profile.evaluation.k},
-    }
     whole = len(rows) == sum(cell["kind"] != "rl" for cell in cells)
     facts = {"cells": len(cells), "cells_finished": len(cells), "complete": whole, "cell_hours": 1.0}
-    write_json({**manifest(configuration, seeds=[profile.seed]), **facts}, folder / "manifest.json")
+    write_json(manifest(profile.model_dump(), seeds=[profile.seed], **facts), folder / "manifest.json")
     return folder
 
 

@@ -18,7 +18,7 @@ class ParameterError(ValueError):
             sentence = f"{parameter} must be {allowed}, not {value!r}"
         elif reason:
             sentence = f"{parameter}: {reason}"
-        else:  # a whole sentence that begins with the parameter; being replaced by the forms above
+        else:  # a whole sentence that begins with the parameter, from a notebook's kernel
             sentence, parameter = parameter, re.split(r"[\s:]", parameter, maxsplit=1)[0]
         super().__init__(sentence)
         self.parameter, self.value, self.allowed, self.reason = parameter, value, allowed, reason

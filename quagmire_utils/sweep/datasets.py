@@ -1,9 +1,8 @@
 """Benchmarks, SFT traces and RL problems of a family. Paper: Sec. 4.1, App. B.1.
 
 Those of a micro family are written by the microlab, the same in every process. Those of a pretrained model are made by
-`data.curation` from hub datasets or local files: filtered, deduplicated, and without any question that matches
-a benchmark of the profile or one of the paper's seven. They are kept under `scratch/data`, made once by the first cell
-that needs them.
+`data.curation`, without any question that matches a benchmark of the profile or one of the paper's seven. The first
+cell that needs them keeps them under `scratch/data`.
 """
 
 from __future__ import annotations

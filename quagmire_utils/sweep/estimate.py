@@ -30,10 +30,9 @@ COLUMNS = [*KEYS, "flops", "trained_tokens", "sampled_tokens", *PARTS, "kept", "
 def estimate(profile: Profile, cells: Sequence[Cell], folder: Path | None = None) -> pd.DataFrame:
     """Return the cost of every cell: one row per cell, indexed by its id, in the order of `cells`.
 
-    Columns: family, kind, digest; flops (of training and scoring), trained_tokens, sampled_tokens; hours of a GPU (of a
-    core without GPUs) to train, sample and score (generalization loss), and their sum; bytes kept, and scratch bytes
-    besides while the cell runs; basis (computed, probe or measured). With `folder`, finished cells there correct the
-    rest. Raises ParameterError for a model whose sizes are unknown and cannot be read.
+    Hours are of a GPU, or of a core without GPUs; score: the generalization loss; kept and scratch: bytes at the end,
+    and besides while the cell runs; basis: computed, probe or measured. With `folder`, finished cells there correct
+    the rest. Raises ParameterError for a model whose sizes are unknown and cannot be read.
     """
     families = {f.name: FamilyCost(profile, f) for f in profile.families if f.model is not None}
     rows = []

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.settings import ModelSettings, Profile
+from quagmire_utils.core.settings import Profile
 from quagmire_utils.data import load_benchmark
 from quagmire_utils.data.dataset import local_files
 from quagmire_utils.grading import prepare_problems
@@ -84,7 +84,7 @@ def missing_programs(profile: Profile) -> Iterator[str]:
         try:
             environment_python(name)
         except ParameterError as error:
-            yield f"back-end {name}: {error}"
+            yield f"back-end {name}: {error.reason or error}"
 
 
 def disk_needed(profile: Profile, costs: pd.DataFrame) -> float:
@@ -94,24 +94,22 @@ def disk_needed(profile: Profile, costs: pd.DataFrame) -> float:
 
 
 def _models(profile: Profile, left: set[str]) -> Iterator[str]:
-    for family in profile.families:
-        if f"{family.name}/base" in left and (reason := _model_reason(family.model)):
-            weights = size(cost.weight_bytes(model_shape(family.model)))
-            yield f"model {family.model.hub_id} ({weights}): {reason}"
-
-
-def _model_reason(model: ModelSettings) -> str:
-    if model.is_folder:
-        return "" if Path(model.hub_id).expanduser().is_dir() else "there is no such folder"
     from huggingface_hub import get_token, try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(model.hub_id, "config.json", revision=model.revision), str):
-        return ""
-    if not hub_answers():
-        return "it is not in the hub's cache, and the hub does not answer"
-    if model.gated and get_token() is None:
-        return "accept its licence on its page, and log in with `hf auth login`"
-    return ""
+    for family in profile.families:
+        model = family.model
+        named = f"model {model.hub_id} ({size(cost.weight_bytes(model_shape(model)))})"
+        if f"{family.name}/base" not in left:
+            continue
+        if model.is_folder:
+            if not Path(model.hub_id).expanduser().is_dir():
+                yield f"{named}: there is no such folder"
+        elif isinstance(try_to_load_from_cache(model.hub_id, "config.json", revision=model.revision), str):
+            continue
+        elif not hub_answers():
+            yield f"{named}: it is not in the hub's cache, and the hub does not answer"
+        elif model.gated and get_token() is None:
+            yield f"{named}: accept its licence on its page, and log in with `hf auth login`"
 
 
 def _datasets(profile: Profile) -> Iterator[str]:
@@ -150,8 +148,8 @@ def hub_answers() -> bool:
 
 def size(count: float) -> str:
     """Return bytes in words, for example 16.1 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
         count /= 1000
-    return f"{count:.1f} TB" if count < 100 else f"{count:.0f} TB"
+        units.pop(0)
+    return f"{count:.0f} {units[0]}" if units[0] == "B" or count >= 100 else f"{count:.1f} {units[0]}"

@@ -4,14 +4,12 @@
     ray start --address=THAT_NODE:6379 --disable-usage-stats            # on each other one
     quagmire sweep mini --ray auto                                      # on any of them
 
-The checkpoint that a cell starts from travels with its task through Ray's object store. What the cell leaves (records,
-checkpoint, graded answers, log) travels back into the results folder of the process that asked, so that records and
-resuming are the same as on one machine. Every node needs the same environment: a cell that would run with other
-versions of the packages is refused. Ray runs the cells of a node that dies again on others.
+The checkpoint that a cell starts from travels with its task through Ray's object store, and what the cell leaves
+travels back into the results folder of the sweep, as if it had run there. A node with other versions of the packages
+refuses its cells. Ray runs the cells of a node that dies again on others.
 
-Cells of micro families compute on CPU cores. Those of pretrained models take `compute.gpus` GPUs of one node each.
-Their checkpoints are too large to travel, so every node must see the results folder, and the folder in which the sweep
-was started, under the same path.
+Cells of pretrained models take `compute.gpus` GPUs of one node each. Their checkpoints are too large to travel, so
+every node must see the results folder, and the folder in which the sweep was started, under the same path.
 """
 
 from __future__ import annotations
@@ -46,10 +44,7 @@ class RayPool:
     """The cores (or GPUs) of a Ray cluster as a pool of a sweep; at most `workers` cells at a time where given."""
 
     def __init__(self, profile: Profile, folder: Path, address: str, workers: int | None = None) -> None:
-        """Connect to the cluster at `address` ("auto": the one that this machine belongs to).
-
-        Raises ParameterError if ray is not installed or no cluster answers.
-        """
+        """Connect to the cluster at `address`. Raises ParameterError if ray is not installed or no cluster answers."""
         self.profile, self.folder, self.workers = profile, folder, workers
         self.shared = profile.families[0].model is not None  # cells work in the results folder itself
         self._tasks: dict[ObjectRef, Cell] = {}

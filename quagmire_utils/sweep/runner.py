@@ -43,16 +43,15 @@ def run_sweep(
     workers: int | None = None,
     ray: str | None = None,
     progress: bool = True,
-    collect_every: float = COLLECT_EVERY,
 ) -> Path:
     """Run every cell of `profile` that `folder` does not hold yet, then `collect`. Return the folder.
 
-    The first two RL runs of every candidate come before the further runs of any. Every `collect_every` seconds the
-    finished cells are collected, so that the records of a long sweep can be read while it runs.
+    The first two RL runs of every candidate come before the further runs of any. The finished
+    cells are collected every five minutes, so that the records of a long sweep can be read while it runs.
 
-    workers: processes, one core each; None: the profile's number. ray: address of a Ray cluster ("auto": the one that
-    this machine belongs to) whose cores are used instead, at most `workers` where given. Raises ParameterError before
-    anything runs, SweepError if a cell fails.
+    workers: cells at a time; None: the profile's number, or all that a Ray cluster has room for. ray: its address
+    ("auto": the one that this machine belongs to). Raises ParameterError before anything runs, SweepError if a cell
+    fails.
     """
     folder = Path(folder)
     if workers is not None and workers < 1:
@@ -74,7 +73,7 @@ def run_sweep(
             with bar, _open_pool(profile, folder, workers, ray) as pool:
                 for cell in run_cells(folder, todo, pool, bar):
                     missing.discard(cell.kind)
-                    if not missing and time.monotonic() - collected >= collect_every:
+                    if not missing and time.monotonic() - collected >= COLLECT_EVERY:
                         collect(profile, folder, cells, wall_seconds=time.time() - started)
                         collected = time.monotonic()
         if todo or not is_collected(profile, folder, cells):  # else the manifest keeps its hardware and wall time

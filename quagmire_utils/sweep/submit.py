@@ -3,9 +3,8 @@
     quagmire sweep paper --submit slurm --output paper.sbatch && bash paper.sbatch
     quagmire sweep paper --submit ray --ray http://head:8265
 
-Slurm: an element of a job array computes one cell. A finished cell ends at once, an interrupted one resumes, and one
-whose parameters have changed since the script was written refuses. All nodes see the results folder, this Python and
-the folder in which the script was written. Ray: the job runs `sweep PROFILE --ray auto` on the cluster.
+Slurm: an element of a job array computes one cell (see `runner.run_one`). All nodes see the results folder, this
+Python and the folder in which the script was written. Ray: the job runs `sweep PROFILE --ray auto` on the cluster.
 """
 
 from __future__ import annotations

@@ -34,9 +34,8 @@ def records(tmp_path_factory):
 
 def judged(records, name=NAME, change=None):
     """`records` against the cells of the sweep that made them, as if they had been computed again."""
-    rl = choose(PROFILE, records, name, 0)
-    changed = records if change is None else dataclasses.replace(records, **change)
-    return judge(changed, rl, records.folder, PROFILE.evaluation.k)
+    changed = dataclasses.replace(records, **(change or {}))
+    return judge(changed, choose(PROFILE, records, name, 0), records.folder, PROFILE.evaluation.k)
 
 
 def elsewhere(records):
@@ -147,9 +146,9 @@ def test_rows_that_one_side_lacks_are_differences(records):
     left = pd.DataFrame({"cell": "x", "step": [1, 2], "reward": [0.5, np.nan], "seconds": [1.0, 2.0]})
     right = left.assign(cell="y", seconds=9.0)
     assert equal_rows(left, right, ["step"]) == (2, 2)
-    assert equal_rows(left, right.iloc[:1], ["step"]) == (1, 2)
-    assert equal_rows(left.iloc[:1], right, ["step"]) == (1, 2)
-    assert equal_rows(left, right.assign(reward=[0.5, 0.1]), ["step"]) == (1, 2)
+    changed = right.assign(reward=[0.5, 0.1])
+    for old, new in ((left, right.iloc[:1]), (left.iloc[:1], right), (left, changed)):
+        assert equal_rows(old, new, ["step"]) == (1, 2)
     # a checkpoint or a validation set that the records lack is no noise anywhere
     for table, lost in (("counts", "checkpoint == 2"), ("generalization_loss", "validation_set == 'own'")):
         frame = getattr(records, table)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import time
 from ast import literal_eval
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -27,13 +28,17 @@ pytestmark = pytest.mark.requires_ray
 MEMORY = 80 * 2**20  # bytes of a node's object store
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Two nodes with a core each, on this machine; they know of each other what machines would."""
-    node = {"num_cpus": 1, "object_store_memory": MEMORY}
+def two_nodes(**resources):
+    node = {**resources, "object_store_memory": MEMORY}
     cluster = start_cluster([{**node, "include_dashboard": False}, node])
     yield cluster
     cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes with a core each, on this machine; they know of each other what machines would."""
+    yield from two_nodes(num_cpus=1)
 
 
 def cell_process(node) -> psutil.Process | None:
@@ -89,6 +94,13 @@ def _files(folder: Path) -> list[str]:
     return [re.sub(r"(part|verdicts)-.*\.parquet", r"\1", name) for name in names]
 
 
+def run_on(pool, cell):
+    pool.submit(cell)
+    while not (ended := pool.wait(1)):
+        pass
+    return ended
+
+
 @pytest.mark.slow
 def test_a_cell_whose_process_dies_is_given_up_after_some_attempts(cluster, tmp_path, monkeypatch):
     import ray
@@ -103,10 +115,7 @@ def test_a_cell_whose_process_dies_is_given_up_after_some_attempts(cluster, tmp_
     monkeypatch.setattr(ray_pool, "_remote_cell", die)
     cell = sweep.plan(tiny_profile())[0]
     with ray_pool.RayPool(tiny_profile(), tmp_path, "auto") as pool:
-        pool.submit(cell)
-        ended = []
-        while not ended:
-            ended = pool.wait(1)
+        ended = run_on(pool, cell)
     assert not ray.is_initialized()  # a connection of its own
     assert [each for each, _ in ended] == [cell]
     assert isinstance(ended[0][1], CellLostError)
@@ -122,10 +131,7 @@ def test_a_failing_cell_brings_its_log_and_leaves_the_cluster_free(cluster, tmp_
         candidate = next(cell for cell in sweep.plan(tiny_profile()) if cell.kind == "sft")
         candidate.needs.path(tmp_path, "models").mkdir(parents=True)  # without its base's checkpoint
         with ray_pool.RayPool(tiny_profile(), tmp_path, cluster.address) as pool:
-            pool.submit(candidate)
-            ended = []
-            while not ended:
-                ended = pool.wait(1)
+            ended = run_on(pool, candidate)
             assert not pool.running
         assert ended[0][1] is not None
         assert "Traceback" in candidate.path(tmp_path, "logs").read_text()
@@ -193,10 +199,7 @@ def test_cells_in_a_shared_folder_survive_a_node_and_leave_the_records_of_one_ma
 @pytest.fixture(scope="module")
 def gpu_cluster():
     """Two nodes that say they have two GPUs each."""
-    node = {"num_cpus": 4, "num_gpus": 2, "object_store_memory": MEMORY}
-    cluster = start_cluster([{**node, "include_dashboard": False}, node])
-    yield cluster
-    cluster.shutdown()
+    yield from two_nodes(num_cpus=4, num_gpus=2)
 
 
 @pytest.mark.slow
@@ -227,13 +230,12 @@ def test_each_cell_has_gpus_of_one_node_that_no_other_has(shared_profile, gpu_cl
             assert len(pool.running) <= 4  # places for one GPU: two on each of two nodes
             ended += pool.wait(1)
     assert {error for _, error in ended} == {None}
-    granted = [literal_eval(path.read_text()) for path in tmp_path.glob("*.note")]
+    granted = sorted(literal_eval(path.read_text()) for path in tmp_path.glob("*.note"))
     assert len(granted) == 8
     assert len({node for node, *_ in granted}) == 2
-    for i, (node, ids, began, over) in enumerate(granted):
-        assert len(ids) == 1
-        for other, its, start, stop in granted[:i]:
-            assert node != other or not set(ids) & set(its) or over <= start or stop <= began
+    assert all(len(ids) == 1 for _, ids, *_ in granted)
+    for (node, ids, _, over), (other, its, start, _) in pairwise(granted):
+        assert (node, ids) != (other, its) or over <= start
     # four GPUs in all are not three in one node: the sweep gives up and does not wait for ever
     monkeypatch.setattr(ray_pool, "NO_NODE_TIMEOUT", 1.0)
     with ray_pool.RayPool(profile.replace(compute={"gpus": 3}), tmp_path, gpu_cluster.address) as pool:

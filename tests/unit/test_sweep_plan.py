@@ -91,8 +91,6 @@ def test_rl_epochs_become_steps():
     profile = load_profile("paper")
     for family in profile.families:
         assert resolved_rl(profile, family).steps == 3 * (family.rl_problems // 128)
-    single = load_profile("single_gpu")
-    assert resolved_rl(single, single.families[0]).steps == 40
 
 
 def test_what_is_expected_of_data_changes_no_digest():
@@ -178,9 +176,8 @@ def test_a_cell_needs_its_starting_point_and_its_parameters(tmp_path):
         with pytest.raises(ParameterError) as raised:
             sweep.run_one(profile, tmp_path, cell, digest)
         assert raised.value.parameter == parameter
-    with pytest.raises(ParameterError) as raised:
+    with pytest.raises(ParameterError, match="workers"):
         sweep.run_sweep(profile, tmp_path, workers=0)
-    assert raised.value.parameter == "workers"
 
 
 def test_a_sweep_does_not_begin_without_its_gpus(tmp_path):
@@ -240,6 +237,11 @@ def pool(profile, tmp_path, monkeypatch):
     return pool
 
 
+@pytest.fixture
+def collecting(monkeypatch):
+    monkeypatch.setattr(runner, "COLLECT_EVERY", 0)
+
+
 def test_every_candidate_has_two_rl_runs_before_any_has_three(profile, pool):
     sweep.run_sweep(profile, pool.folder, progress=False)
     names = ["a/base", "a/random-16x2", "a/shortest-16x1"]
@@ -249,16 +251,16 @@ def test_every_candidate_has_two_rl_runs_before_any_has_three(profile, pool):
     assert pool.seen == []  # nothing is collected within the first minutes
 
 
-def test_records_can_be_read_while_the_sweep_runs(profile, pool):
-    sweep.run_sweep(profile, pool.folder, progress=False, collect_every=0)
+def test_records_can_be_read_while_the_sweep_runs(profile, pool, collecting):
+    sweep.run_sweep(profile, pool.folder, progress=False)
     assert pool.seen == list(range(4, 15))  # once a cell of each kind has finished: base, its two RL runs, and an SFT
     assert read_json(pool.folder / "manifest.json")["cells_finished"] == 15
 
 
-def test_a_stopped_sweep_resumes_from_its_records(profile, pool):
+def test_a_stopped_sweep_resumes_from_its_records(profile, pool, collecting):
     pool.failures["a/random-16x2/rl3"] = RuntimeError("no memory")
     with pytest.raises(sweep.SweepError, match=r"cell a/random-16x2/rl3 failed: no memory\. Log: .* resumes"):
-        sweep.run_sweep(profile, pool.folder, progress=False, collect_every=0)
+        sweep.run_sweep(profile, pool.folder, progress=False)
     before = len(pool.started)
     pool.failures = {"a/base": CellLostError("the process of cell a/base died")}
     with pytest.raises(sweep.SweepError, match=r"^the process of cell a/base died\. Log:"):
