@@ -189,25 +189,22 @@ def check_complete(records: Records) -> None:
     if planned is not None and len(records.cells) != planned:
         raise missing("cells", f"{len(records.cells)} of {planned} cells")
     checkpoints = counts[CHECKPOINT].drop_duplicates()
-    known = pd.MultiIndex.from_frame(candidates[CANDIDATE])
-    unknown = checkpoints[~pd.MultiIndex.from_frame(checkpoints[CANDIDATE]).isin(known)]
-    if len(unknown):
-        raise missing("candidates", f"{'/'.join(unknown[CANDIDATE].iloc[0])} is missing")
+    keys = [tuple(key) for key in candidates[CANDIDATE].to_numpy()]
+    for key in checkpoints[CANDIDATE].itertuples(index=False, name=None):
+        if key not in keys:
+            raise missing("candidates", f"{'/'.join(key)} is missing")
     before = set(map(tuple, checkpoints.loc[checkpoints["stage"] != "rl", CANDIDATE].to_numpy()))
     losses = set(map(tuple, loss[CANDIDATE].to_numpy())) if len(loss) else set()
-    after = checkpoints[checkpoints["stage"] == "rl"].groupby([*CANDIDATE, "rl_run"])["checkpoint"].agg(frozenset)
-    most = max(map(len, after), default=0)
-    runs = after.groupby(CANDIDATE).size()
-    expected = candidates["rl_runs"] if "rl_runs" in candidates else pd.Series(1, index=candidates.index)
-    for key, wanted in zip(map(tuple, candidates[CANDIDATE].to_numpy()), expected, strict=True):
-        name, there = "/".join(key), int(runs.get(key, 0))
+    after = checkpoints[checkpoints["stage"] == "rl"].groupby([*CANDIDATE, "rl_run"]).size()
+    for key, wanted in zip(keys, candidates.get("rl_runs", [1] * len(keys)), strict=True):
+        name, runs = "/".join(key), after[after.index.droplevel("rl_run") == key]
         if key not in before:
             raise missing("counts", f"no measurement of {name} before RL")
         if key not in losses:
             raise missing("generalization_loss", f"no loss of {name}")
-        if there < wanted:
-            raise missing("counts", f"{there} of {wanted} RL runs of {name}")
-        if any(len(steps) < most for steps in after[key]):
+        if len(runs) < wanted:
+            raise missing("counts", f"{len(runs)} of {wanted} RL runs of {name}")
+        if (runs < after.max()).any():
             raise missing("counts", f"an RL run of {name} lacks checkpoints")
 
 

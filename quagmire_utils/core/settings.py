@@ -269,8 +269,8 @@ class FamilySettings(Settings):
 
     name: str
     stands_for: str  # the paper's model in whose place it stands
-    sources: dict[str, SourceSettings]
-    candidates: tuple[CandidateSettings, ...]
+    sources: Annotated[dict[str, SourceSettings], Field(min_length=1)]
+    candidates: Annotated[tuple[CandidateSettings, ...], Field(min_length=1)]
     pretraining: PretrainingSettings | None = None
     model: ModelSettings | None = None
     rl_terms: tuple[Integer, ...] = (2, 3, 4, 5, 6)  # of a micro family
@@ -297,9 +297,9 @@ class Profile(Settings):
 
     name: str
     description: str
-    families: tuple[FamilySettings, ...]
+    families: Annotated[tuple[FamilySettings, ...], Field(min_length=1)]
     # name -> problems at most: of the microlab, or (for pretrained models) a name or .jsonl path of load_benchmark
-    benchmarks: dict[str, Count]
+    benchmarks: Annotated[dict[str, Count], Field(min_length=1)]
     digits: Integer = 3  # of the microlab's numbers
     budgets: dict[str, Positive] = Field(default_factory=dict)  # name -> most SFT tokens, rising (Tables 8, 10)
     sft: SFTSettings = SFTSettings()
@@ -312,9 +312,6 @@ class Profile(Settings):
     keep_rl_models: Flag = False  # RL checkpoints are otherwise deleted once measured
 
     def _check(self) -> None:
-        for name in ("families", "benchmarks"):
-            if not getattr(self, name):
-                raise ParameterError(name, reason="a profile needs at least one")
         names = [family.name for family in self.families]
         if len(set(names)) < len(names):
             raise ParameterError("families", names, "of different names")

@@ -111,7 +111,7 @@ def parameter_error(error: ValidationError, values: object, where: str = "") -> 
     name = name or "settings"
     if first["type"] == "missing":
         return ParameterError(name, reason="is missing")
-    message = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    message = re.sub("^(Value error,|Tuple|Dictionary) | after validation", "", first["msg"])
     _, technical, allowed = message.partition("Input should be ")
     if not technical:
         return ParameterError(name, first["input"], reason=message)

@@ -45,9 +45,6 @@ def check(profile: Profile, *, here: bool = True) -> None:
         if profile.rl.prompts_per_step > family.rl_problems:
             allowed = f"at least rl.prompts_per_step ({profile.rl.prompts_per_step})"
             raise ParameterError(f"{where}.rl_problems", family.rl_problems, allowed)
-        for name in ("sources", "candidates"):
-            if not getattr(family, name):
-                raise ParameterError(f"{where}.{name}", reason="a family needs at least one")
         _check_candidates(family, where)
     if any(family.model is not None for family in profile.families):
         _check_devices(profile)

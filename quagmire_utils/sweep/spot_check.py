@@ -86,15 +86,12 @@ def spot_check(
     records = load_records(folder)
     seed = secrets.randbelow(2**31) if seed is None else seed
     rl = choose(profile, records, name, seed)
-    todo = [rl.needs, rl]
     if progress:
         print(f"Spot check of {rl.id} (seed {seed}) against the records in {folder}", flush=True)
     with tempfile.TemporaryDirectory(prefix="quagmire-spot-check-") as temporary:
-        place = Path(temporary)
-        base = rl.needs.needs
+        place, base = Path(temporary), rl.needs.needs
         restored = base is not None and restore_base(place, base, folder)
-        if base is not None and not restored:
-            todo.insert(0, base)
+        todo = [rl.needs, rl] if base is None or restored else [base, rl.needs, rl]
         if progress:
             print("Starts from " + ("the base model kept there" if restored else "random weights"), flush=True)
         try:
