@@ -1,7 +1,6 @@
 """The generalization loss against a naive reference (one trace at a time, full logits, float64) and closed forms."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 
@@ -28,6 +27,10 @@ TRACES = [
 ] + [Trace("short", "p-short", "1+1?", "2")]
 
 
+TINY = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+TINY |= {"num_attention_heads": 1, "num_key_value_heads": 1}
+
+
 def sharpen(model, factor: float = 12.0):
     """A freshly initialised model predicts nearly uniformly; larger embeddings spread its losses over many nats."""
     with torch.no_grad():
@@ -39,10 +42,8 @@ def naive(model, traces, tokenizer=TOKENIZER, template="auto"):
     """Summed loss in nats and token count of each trace: full logits, float64, one trace at a time."""
     sums, tokens = [], []
     for trace in traces:
-        prompt, response = (
-            render(trace.question, tokenizer, template).token_ids,
-            response_ids(tokenizer, trace.response),
-        )
+        prompt = render(trace.question, tokenizer, template).token_ids
+        response = response_ids(tokenizer, trace.response)
         with torch.no_grad():
             logits = model(torch.tensor([prompt + response])).logits[0].double()
         log_probabilities = torch.log_softmax(logits, -1)
@@ -74,21 +75,24 @@ def llama():
     return build("llama")
 
 
+def save(model, folder):
+    """Save a model with its tokenizer; return its configuration."""
+    model.save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return EngineConfig(model=folder, device="cpu")
+
+
 @pytest.fixture(scope="module")
 def checkpoint(llama, tmp_path_factory):
-    """A folder with the micro Llama and its tokenizer."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    llama.save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    return str(folder)
+    """The micro Llama and its tokenizer in a folder."""
+    return save(llama, tmp_path_factory.mktemp("checkpoint") / "model")
 
 
 @pytest.mark.parametrize(("batch_tokens", "chunk_tokens"), [(16384, 1024), (300, 7), (1, 1)])
 def test_equals_the_naive_reference(model, batch_tokens, chunk_tokens):
     sums, tokens = naive(model, TRACES)
-    loss = generalization_loss(
-        model, TOKENIZER, TRACES, batch_tokens=batch_tokens, chunk_tokens=chunk_tokens, progress=False
-    )
+    sizes = {"batch_tokens": batch_tokens, "chunk_tokens": chunk_tokens}
+    loss = generalization_loss(model, TOKENIZER, TRACES, **sizes, progress=False)
     assert (sums / tokens).std() > 0.1  # traces differ by far more than the tolerance below
     np.testing.assert_allclose(loss.per_trace["nll"], sums / tokens, atol=1e-5)
     assert loss.nll == pytest.approx(sums.sum() / tokens.sum(), abs=1e-5)
@@ -96,16 +100,6 @@ def test_equals_the_naive_reference(model, batch_tokens, chunk_tokens):
     assert (loss.tokens, loss.traces) == (tokens.sum(), len(TRACES))
     assert list(loss.per_trace["id"]) == [trace.id for trace in TRACES]
     assert list(loss.per_trace["tokens"]) == list(tokens)
-
-
-def test_each_trace_has_the_loss_that_transformers_gives_its_labels(model):
-    losses = generalization_loss(model, TOKENIZER, TRACES, progress=False).per_trace["nll"]
-    for trace, loss in zip(TRACES, losses, strict=True):
-        prompt, response = render(trace.question, TOKENIZER).token_ids, response_ids(TOKENIZER, trace.response)
-        labels = torch.tensor([[-100] * len(prompt) + list(response)])
-        with torch.no_grad():
-            theirs = model(torch.tensor([prompt + response]), labels=labels).loss
-        assert loss == pytest.approx(float(theirs), abs=1e-5)
 
 
 def test_the_sliding_window_is_one(llama):
@@ -149,16 +143,8 @@ def bigram_model(probabilities: dict[str, dict[str, float]]):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     size = len(TOKENIZER)
-    config = LlamaConfig(
-        vocab_size=size,
-        hidden_size=size,
-        intermediate_size=2,
-        num_hidden_layers=0,
-        num_attention_heads=1,
-        head_dim=2,
-        rms_norm_eps=0.0,
-        tie_word_embeddings=False,
-    )
+    shape = {"hidden_size": size, "num_hidden_layers": 0, "head_dim": 2}
+    config = LlamaConfig(vocab_size=size, **{**TINY, **shape}, rms_norm_eps=0.0, tie_word_embeddings=False)
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(torch.eye(size))
@@ -192,59 +178,32 @@ def test_bigram_model_by_hand():
     assert loss.standard_error == pytest.approx(math.sqrt(3 / 2 * (e**2).sum()) / 10, rel=1e-5)
     # the first two traces are of one problem
     assert loss.standard_error_over_problems == pytest.approx(math.sqrt(2 * ((e[0] + e[1]) ** 2 + e[2] ** 2)) / 10)
-    # the tenths of three tokens are the first, fourth and seventh; of four the first, third, sixth and eighth
-    deciles = loss.by_decile.set_index("decile")
-    assert list(deciles["tokens"]) == [3, 0, 1, 2, 0, 1, 2, 1, 0, 0]
-    assert deciles.loc[1, "nll"] == pytest.approx(math.log(2))
-    assert deciles.loc[3, "nll"] == pytest.approx(math.log(4))
-    assert deciles.loc[4, "nll"] == pytest.approx(math.log(32) / 2)  # 1/4 and 1/8
-    assert deciles.loc[7, "nll"] == pytest.approx(math.log(16 / 7) / 2)  # 7/8 and 1/2
-    assert math.isnan(deciles.loc[2, "nll"])
-    assert loss.by_position.to_dict("list") == {
-        "first": [1],
-        "last": [4],
-        "traces": [3],
-        "tokens": [10],
-        "nll": [loss.nll],
-        "standard_error": [loss.standard_error],
-    }
-
-
-def test_standard_error_is_the_spread_over_repeated_draws(model):
-    # Draw sets of 40 traces with replacement from the pool; the mean of their standard errors estimates the spread of
-    # their losses. 400 draws know that spread to about 4 %; the linearised formula is good to a few percent at m = 40.
-    pool = generalization_loss(model, TOKENIZER, TRACES[:-1], progress=False).per_trace
-    tokens, nll = pool["tokens"].to_numpy(), pool["nll"].to_numpy()
-    generator = np.random.default_rng(0)
-    losses, errors = [], []
-    for _ in range(400):
-        rows = generator.integers(len(pool), size=40)
-        n, s = tokens[rows], tokens[rows] * nll[rows]
-        ratio = s.sum() / n.sum()
-        losses.append(ratio)
-        errors.append(math.sqrt(40 / 39 * ((s - ratio * n) ** 2).sum()) / n.sum())
-    assert np.mean(errors) == pytest.approx(np.std(losses), rel=0.15)
-    n, s = tokens, tokens * nll
-    expected = math.sqrt(24 / 23 * ((s - s.sum() / n.sum() * n) ** 2).sum()) / n.sum()
-    loss = generalization_loss(model, TOKENIZER, TRACES[:-1], progress=False)
-    assert loss.standard_error == pytest.approx(expected, rel=1e-9)
-    # two traces a problem: the same formula over the problems' sums
-    n, s = n.reshape(12, 2).sum(1), s.reshape(12, 2).sum(1)
-    expected = math.sqrt(12 / 11 * ((s - s.sum() / n.sum() * n) ** 2).sum()) / n.sum()
-    assert loss.standard_error_over_problems == pytest.approx(expected, rel=1e-9)
-    alone = [dataclasses.replace(trace, problem_id=trace.id) for trace in TRACES[:-1]]
-    loss = generalization_loss(model, TOKENIZER, alone, progress=False)
-    assert loss.standard_error_over_problems == pytest.approx(loss.standard_error, rel=1e-9)
+    row = {"first": 1, "last": 4, "traces": 3, "tokens": 10, "nll": loss.nll, "standard_error": loss.standard_error}
+    assert loss.by_position.to_dict("records") == [row]
+    alone = generalization_loss(model, TOKENIZER, traces[:1], template="chat", progress=False)
+    assert math.isnan(alone.standard_error)
 
 
 def ratio(s, n):
     """Loss and standard error from the traces' sums and tokens, as the formula has them."""
-    s, n = s[n > 0], n[n > 0]
-    if not len(n):
-        return math.nan, math.nan
-    loss = s.sum() / n.sum()
-    m = len(n)
+    loss, m = s.sum() / n.sum(), len(n)
     return loss, math.sqrt(m / (m - 1) * ((s - loss * n) ** 2).sum()) / n.sum() if m > 1 else math.nan
+
+
+def test_standard_error_is_the_spread_over_repeated_draws(llama):
+    # Draw sets of 40 traces with replacement from the pool; the mean of their standard errors estimates the spread of
+    # their losses. 400 draws know that spread to about 4 %; the linearised formula is good to a few percent at m = 40.
+    loss = generalization_loss(llama, TOKENIZER, TRACES[:-1], progress=False)
+    n = loss.per_trace["tokens"].to_numpy()
+    s = n * loss.per_trace["nll"].to_numpy()
+    generator = np.random.default_rng(0)
+    draws = [ratio(s[rows], n[rows]) for rows in generator.integers(len(n), size=(400, 40))]
+    losses, errors = np.transpose(draws)
+    assert np.mean(errors) == pytest.approx(np.std(losses), rel=0.15)
+    assert loss.standard_error == pytest.approx(ratio(s, n)[1], rel=1e-9)
+    # two traces a problem: the same formula over the problems' sums
+    over_problems = ratio(s.reshape(12, 2).sum(1), n.reshape(12, 2).sum(1))[1]
+    assert loss.standard_error_over_problems == pytest.approx(over_problems, rel=1e-9)
 
 
 def test_tables_by_position_and_by_length(llama):
@@ -268,9 +227,6 @@ def test_tables_by_position_and_by_length(llama):
         assert row["nll"] == pytest.approx(nll, abs=1e-5, nan_ok=True)
         assert row["standard_error"] == pytest.approx(error, abs=1e-5, nan_ok=True)
 
-    assert list(loss.by_decile["decile"]) == list(range(1, 11))
-    for _, row in loss.by_decile.iterrows():
-        check(row, (10 * (frame["position"] - 1) // frame["length"]) + 1 == row["decile"])
     ranges = loss.by_position[["first", "last"]].to_numpy().tolist()
     assert ranges == [[1, 16], [17, 32], [33, 64], [65, 128], [129, 151]]
     for _, row in loss.by_position.iterrows():
@@ -278,7 +234,7 @@ def test_tables_by_position_and_by_length(llama):
     assert len(loss.by_length) == 5
     for _, row in loss.by_length.iterrows():
         check(row, frame["length"].between(row["shortest"], row["longest"]))
-    for table in (loss.by_decile, loss.by_position, loss.by_length):
+    for table in (loss.by_position, loss.by_length):
         assert table["tokens"].sum() == loss.tokens
 
 
@@ -288,18 +244,13 @@ def test_traces_of_one_length_are_one_group(llama):
     assert table[["shortest", "longest", "traces"]].to_numpy().tolist() == [[4, 4, 20]]
 
 
-def test_single_trace_has_no_standard_error(model):
-    assert math.isnan(generalization_loss(model, TOKENIZER, TRACES[:1], progress=False).standard_error)
-
-
 def test_path_and_training_mode(tmp_path):
     model = sharpen(build_model("llama", TOKENIZER, layers=1, seed=2))
-    model.save_pretrained(tmp_path)
-    TOKENIZER.save_pretrained(tmp_path)
+    config = save(model, tmp_path)
     model.train()
     direct = generalization_loss(model, TOKENIZER, TRACES, progress=False)
     assert model.training
-    loss = generalization_loss(EngineConfig(model=tmp_path, device="cpu"), None, TRACES, progress=False)
+    loss = generalization_loss(config, None, TRACES, progress=False)
     assert loss.nll == pytest.approx(direct.nll, abs=1e-6)
 
 
@@ -325,13 +276,6 @@ def test_a_head_that_is_more_than_a_matrix_is_called(dtype):
     called = generalization_loss(model, TOKENIZER, TRACES, chunk_tokens=50, progress=False)
     assert len(calls) > 10
     pd.testing.assert_frame_equal(called.per_trace, direct.per_trace, check_exact=True)
-
-
-def test_the_same_call_gives_the_same_bits(llama):
-    first, second = (generalization_loss(llama, TOKENIZER, TRACES, progress=False) for _ in range(2))
-    for name in ("per_trace", "by_decile", "by_position", "by_length"):
-        pd.testing.assert_frame_equal(getattr(first, name), getattr(second, name), check_exact=True)
-    assert (first.nll, first.standard_error) == (second.nll, second.standard_error)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -374,7 +318,7 @@ def test_bad_parameters_are_refused(llama, checkpoint, tmp_path):
     with pytest.raises(ParameterError, match="has no chat template"):
         generalization_loss(llama, build_tokenizer(chat_template=False), TRACES, template="chat", progress=False)
     if not torch.cuda.is_available():
-        assert refused(EngineConfig(model=checkpoint, device="cuda"), None, TRACES) == "device"
+        assert refused(checkpoint.replace(device="cuda"), None, TRACES) == "device"
     small = build_model("llama", TOKENIZER, layers=1)
     small.resize_token_embeddings(50)
     small.save_pretrained(tmp_path / "small")
@@ -385,27 +329,14 @@ def test_bad_parameters_are_refused(llama, checkpoint, tmp_path):
 
 def test_a_checkpoint_that_cannot_be_loaded_is_one_sentence(checkpoint, tmp_path):
     assert refused(EngineConfig(model=tmp_path), TOKENIZER, TRACES) == "model"
-    (tmp_path / "config.json").write_text((Path(checkpoint) / "config.json").read_text())
+    (tmp_path / "config.json").write_text((Path(checkpoint.model) / "config.json").read_text())
     assert refused(EngineConfig(model=tmp_path), TOKENIZER, TRACES).startswith("model")
 
 
-def test_code_that_comes_with_a_model_does_not_run(checkpoint, tmp_path):
-    folder, trace = tmp_path / "model", tmp_path / "it ran"
-    build_model("llama", TOKENIZER, layers=1).save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "unheard_of", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "code.py").write_text(f"open({str(trace)!r}, 'w')\n")
-    assert refused(EngineConfig(model=folder), None, TRACES) == "trust_remote_code"
-    assert not trace.exists()
-
-
 def test_dtype_is_that_of_the_weights(checkpoint):
-    config = EngineConfig(model=checkpoint, device="cpu")
-    full = generalization_loss(config, None, TRACES, progress=False)
-    half = generalization_loss(config.replace(dtype="bfloat16"), None, TRACES, progress=False)
-    loaded = load_model(config.replace(dtype="bfloat16"))
+    full = generalization_loss(checkpoint, None, TRACES, progress=False)
+    half = generalization_loss(checkpoint.replace(dtype="bfloat16"), None, TRACES, progress=False)
+    loaded = load_model(checkpoint.replace(dtype="bfloat16"))
     assert loaded.dtype == torch.bfloat16
     assert generalization_loss(loaded, TOKENIZER, TRACES, progress=False).nll == half.nll != full.nll
     assert half.nll == pytest.approx(full.nll, rel=1e-2)
@@ -422,19 +353,8 @@ def test_model_that_gives_nan_is_refused():
 def test_model_that_caps_its_logits_is_refused():
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    config = Gemma2Config(
-        vocab_size=len(TOKENIZER),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=32,
-        final_logit_softcapping=0.1,
-        bos_token_id=None,
-        pad_token_id=TOKENIZER.pad_token_id,
-        eos_token_id=TOKENIZER.eos_token_id,
-    )
+    ids = {"bos_token_id": None, "pad_token_id": TOKENIZER.pad_token_id, "eos_token_id": TOKENIZER.eos_token_id}
+    config = Gemma2Config(vocab_size=len(TOKENIZER), **TINY, head_dim=32, final_logit_softcapping=0.1, **ids)
     with pytest.raises(ParameterError, match="Gemma2ForCausalLM scales or caps its logits"):
         generalization_loss(Gemma2ForCausalLM(config).eval(), TOKENIZER, TRACES, progress=False)
 
@@ -448,16 +368,7 @@ def peak_memory() -> int:
 def test_memory_does_not_grow_with_vocabulary_times_length():
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=150_000,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    )
+    config = LlamaConfig(vocab_size=150_000, **TINY, max_position_embeddings=4096, tie_word_embeddings=True)
     model = LlamaForCausalLM(config).eval()
     trace = Trace("t", "t", "1+1?", "x" * 2000)
     extra = {}

@@ -1,7 +1,6 @@
 """The generalization loss of large sets: computations that are killed and started again, and a real Ray cluster."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,17 +13,14 @@ import pandas as pd
 import psutil
 import pytest
 from ray_nodes import start_cluster
-from test_generalization_loss import TOKENIZER, TRACES, build
+from test_generalization_loss import TOKENIZER, TRACES, build, save
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_parquet
 from quagmire_utils.data import Trace, save_traces
-from quagmire_utils.engines import EngineConfig, model_digest
 from quagmire_utils.engines import cluster as clusters
-from quagmire_utils.engines.cluster import checkpoint_files
-from quagmire_utils.evaluation import generalization_loss as package
-from quagmire_utils.evaluation.generalization_loss import generalization_loss, partial
-from quagmire_utils.evaluation.generalization_loss import loss_replicas as replicas
+from quagmire_utils.evaluation.generalization_loss import generalization_loss, partial, scoring
+from quagmire_utils.evaluation.generalization_loss.loss_replicas import ScorerReplica
 from quagmire_utils.evaluation.generalization_loss.scoring import Scorer, load_model
 from quagmire_utils.evaluation.generalization_loss.sequences import encode
 from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS
@@ -33,10 +29,7 @@ from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A micro Llama and its tokenizer, on the CPU."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    build("llama").save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    return EngineConfig(model=folder, device="cpu")
+    return save(build("llama"), tmp_path_factory.mktemp("checkpoint") / "model")
 
 
 # --- a computation that is interrupted --------------------------------------------------------------------------------
@@ -124,14 +117,14 @@ def test_resuming_gives_the_bits_of_an_unbroken_run(checkpoint, scored, tmp_path
     scored.clear()
     resumed = generalization_loss(checkpoint, None, TRACES, partial=file, **arguments)
     assert sum(scored) == len(TRACES) - done
-    for name in ("per_trace", "by_decile", "by_position", "by_length"):
+    for name in ("per_trace", "by_position", "by_length"):
         pd.testing.assert_frame_equal(getattr(resumed, name), getattr(unbroken, name), check_exact=True)
     assert (resumed.nll, resumed.standard_error) == (unbroken.nll, unbroken.standard_error)
 
     # where all is known no model is loaded; of a larger set only the new traces are scored
     scored.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package, "load_model", lambda config: pytest.fail("loaded a model for nothing"))
+        patch.setattr(scoring, "load_model", lambda config: pytest.fail("loaded a model for nothing"))
         again = generalization_loss(checkpoint, None, TRACES[::-1], partial=file, **arguments)
     assert list(again.per_trace["nll"]) == list(unbroken.per_trace["nll"])[::-1]
     more = [*TRACES, Trace("new", "p", "3+3?", "6"), Trace("twice", "p", "3+3?", "6")]
@@ -149,11 +142,8 @@ def test_partial_losses_are_never_mixed(checkpoint, tmp_path):
     assert plain.nll != chat.nll  # another prompt makes another trace
     with pytest.raises(ParameterError, match=r"losses\.parquet are of another dtype; name another file"):
         generalization_loss(checkpoint.replace(dtype="bfloat16"), None, TRACES[:5], **arguments)
-    other = tmp_path / "other"
-    build("qwen3").save_pretrained(other)
-    TOKENIZER.save_pretrained(other)
     with pytest.raises(ParameterError, match=r"losses\.parquet are of another model; name another file"):
-        generalization_loss(checkpoint.replace(model=str(other)), None, TRACES[:5], **arguments)
+        generalization_loss(save(build("qwen3"), tmp_path / "other"), None, TRACES[:5], **arguments)
     for content in (b"", b"not parquet"):
         (tmp_path / "text").write_bytes(content)
         with pytest.raises(ParameterError, match=r"text is not a file of losses; name another"):
@@ -181,37 +171,13 @@ def test_partial_losses_are_written_now_and_then(tmp_path, monkeypatch):
 # --- a cluster --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("address", "sentence"),
-    [
-        ("127.0.0.1:9", "ray: no cluster answers at 127.0.0.1:9; start one with `ray start --head"),
-        ("ray://127.0.0.1:10001", "ray: ray://127.0.0.1:10001 is not the address"),
-    ],
-)
-def test_a_cluster_that_is_not_there_is_one_sentence(checkpoint, address, sentence):
-    pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]' -c constraints.txt")
-    with pytest.raises(ParameterError, match=re.escape(sentence)):
-        generalization_loss(checkpoint.replace(ray=address), None, TRACES, progress=False)
-
-
-def test_a_replica_scores_with_a_checkpoint_that_it_was_sent(checkpoint, tmp_path):
-    """What the actor does, in this process: it has no such folder, gets the files in pieces, and loads those."""
-    versions = clusters.versions(replicas.PACKAGES)
+def test_a_replica_scores_as_one_machine_does(checkpoint):
     sequences = encode(TRACES, TOKENIZER, "auto", False)
-    settings = replicas.ScorerSettings(checkpoint, 1024, sequences[0])
-    replica = replicas.ScorerReplica(str(tmp_path / "not here"), versions, settings)
-    assert replica.lacks(model_digest(checkpoint.model))
-    assert not replicas.ScorerReplica(checkpoint.model, versions, settings).lacks(model_digest(checkpoint.model))
-    for file in checkpoint_files(checkpoint.model):
-        content = file.read_bytes()
-        for start in range(0, max(1, len(content)), 100_000):
-            replica.receive(file.name, content[start : start + 100_000])
+    settings = (checkpoint, 1024, sequences[0])
+    replica = ScorerReplica(checkpoint.model, clusters.versions(ScorerReplica.packages), settings)
     replica.load()
     own = Scorer(load_model(checkpoint), 1024, sequences[0])
     np.testing.assert_array_equal(replica.score(sequences[:5]), own.score(sequences[:5]))
-    assert not Path(replica.folder).exists()  # what was sent is in memory: a kill leaves no copy behind
-    with pytest.raises(ParameterError, match=r"has torch .*, not 1\.0; give it the environment"):
-        replicas.ScorerReplica(checkpoint.model, {**versions, "torch": "1.0"}, settings).lacks(None)
 
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
@@ -226,7 +192,7 @@ def cluster():
     cluster.shutdown()
 
 
-def scoring(node) -> bool:
+def is_scoring(node) -> bool:
     """Whether `node` scores a batch now: Ray puts the method's name into the process's title."""
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     for process in raylet.children(recursive=True):
@@ -255,7 +221,7 @@ def test_a_node_that_dies_loses_only_its_batch(checkpoint, cluster, tmp_path, mo
         while not known:
             time.sleep(0.002)
             for node in list(cluster.worker_nodes) if file.exists() else []:
-                if scoring(node):
+                if is_scoring(node):
                     known.append(len(read_parquet(file)))
                     cluster.remove_node(node, allow_graceful=False)
                     break
@@ -269,7 +235,7 @@ def test_a_node_that_dies_loses_only_its_batch(checkpoint, cluster, tmp_path, mo
     monkeypatch.chdir(Path(checkpoint.model).parent)  # means nothing to the node, so the files travel there
     there = checkpoint.replace(model="model", ray=cluster.address, replicas=1)
     one = generalization_loss(there, None, traces, **arguments)
-    for name in ("per_trace", "by_decile", "by_position", "by_length"):
+    for name in ("per_trace", "by_position", "by_length"):
         pd.testing.assert_frame_equal(getattr(broken, name), getattr(one, name), check_exact=True)
     here = generalization_loss(checkpoint, None, traces, **arguments)
     np.testing.assert_allclose(one.per_trace["nll"], here.per_trace["nll"], atol=1e-5)

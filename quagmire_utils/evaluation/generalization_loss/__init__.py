@@ -5,7 +5,7 @@ on) predicts what RL can still gain. In nats per response token; prompt tokens d
 
     loss = generalization_loss(EngineConfig(model="path/or/hub-id"), None, load_traces("validation.jsonl"))
     print(loss.nll, "+-", loss.standard_error, "nats over", loss.tokens, "tokens of", loss.traces, "traces")
-    loss.by_decile, loss.by_position, loss.by_length      # where in a response, and in which responses
+    loss.by_position, loss.by_length      # where in a response, and in which responses
 
 On the GPUs of a Ray cluster, in bfloat16; started again after a kill, it computes what is missing:
 
@@ -23,7 +23,7 @@ Traces of one problem are not independent; `standard_error_over_problems` puts t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Trace
 from quagmire_utils.engines import EngineConfig, load_config, load_tokenizer, model_digest, resolve_dtype
 from quagmire_utils.evaluation.generalization_loss.partial import PartialLosses
-from quagmire_utils.evaluation.generalization_loss.scoring import Scorer, load_model
+from quagmire_utils.evaluation.generalization_loss.scoring import score_here
 from quagmire_utils.evaluation.generalization_loss.sequences import (
     TokenSequence,
     check_vocabulary,
@@ -45,8 +45,6 @@ from quagmire_utils.evaluation.generalization_loss.summary import Generalization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from quagmire_utils.evaluation.generalization_loss.loss_replicas import ClusterScorer
 
 __all__ = ["GeneralizationLoss", "generalization_loss"]
 
@@ -115,31 +113,28 @@ def generalization_loss(
     known = PartialLosses(partial, origin)
     keys = [str(i) if partial is None else sequence.digest for i, sequence in enumerate(sequences)]
     if any(key not in known for key in keys):
-        with ExitStack() as stack:
-            stack.callback(known.write)
-            scorer = stack.enter_context(_scorer(model, chunk_tokens, sequences[0]))
-            _score(scorer, sequences, keys, known, batch_tokens, progress)
+        try:
+            _score(model, sequences, keys, known, batch_tokens, chunk_tokens, progress)
+        finally:
+            known.write()
     return summarise(traces, known.get(keys), np.array([sequence.response for sequence in sequences]), dropped=dropped)
 
 
-def _scorer(model: PreTrainedModel | EngineConfig, chunk_tokens: int, probe: TokenSequence) -> Scorer | ClusterScorer:
-    if isinstance(model, EngineConfig) and model.ray is not None:
-        from quagmire_utils.evaluation.generalization_loss.loss_replicas import ClusterScorer
-
-        return ClusterScorer(model, chunk_tokens, probe)
-    return Scorer(load_model(model) if isinstance(model, EngineConfig) else model, chunk_tokens, probe)
-
-
 def _score(
-    scorer: Scorer | ClusterScorer,
+    model: EngineConfig | PreTrainedModel,
     sequences: Sequence[TokenSequence],
     keys: Sequence[str],
     known: PartialLosses,
     batch_tokens: int,
+    chunk_tokens: int,
     progress: bool,
 ) -> None:
     """Add to `known` what it lacks."""
     from tqdm import tqdm
+
+    score = score_here
+    if isinstance(model, EngineConfig) and model.ray is not None:
+        from quagmire_utils.evaluation.generalization_loss.loss_replicas import score_on_cluster as score
 
     first = {key: i for i, key in reversed(list(enumerate(keys)))}  # equal traces are scored once
     missing = {i for key, i in first.items() if key not in known}
@@ -147,7 +142,8 @@ def _score(
     batches = [batch for batch in batches if missing.intersection(batch)]
     if not all(missing.issuperset(batch) for batch in batches):  # other traces than in the killed run
         batches = plan_batches(sequences, sorted(missing), batch_tokens)
-    with tqdm(
+    scored = score(model, chunk_tokens, sequences[0], [[sequences[i] for i in batch] for batch in batches])
+    bar = tqdm(
         total=sum(len(sequences[i]) for i in first.values()),
         initial=sum(len(sequences[i]) for i in first.values() if i not in missing),
         desc="generalization loss",
@@ -155,7 +151,8 @@ def _score(
         unit_scale=True,
         delay=3,
         disable=not progress,
-    ) as bar:
-        for number, sums in scorer.score_all([[sequences[i] for i in batch] for batch in batches]):
+    )
+    with bar, closing(scored):
+        for number, sums in scored:
             known.add([keys[i] for i in batches[number]], sums)
             bar.update(sum(len(sequences[i]) for i in batches[number]))

@@ -7,8 +7,7 @@ ids at a time and sends back a row of sums for each trace.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 from quagmire_utils.engines import EngineConfig
@@ -22,55 +21,33 @@ if TYPE_CHECKING:
 PACKAGES = ("quagmire-utils", "numpy", "torch", "transformers")  # what the losses are computed with
 
 
-@dataclass(frozen=True)
-class ScorerSettings:
-    """What makes a `Scorer`."""
-
-    config: EngineConfig
-    chunk_tokens: int
-    probe: TokenSequence
-
-
 class ScorerReplica(Replica):
-    """The actor: a model on some node. Its settings are `ScorerSettings`."""
+    """The actor: a model on some node. Its settings are EngineConfig, chunk_tokens and probe of a `Scorer`."""
 
     packages = PACKAGES
     scorer: Scorer | None = None
 
     def open(self, model: str) -> None:
         """Load the model and try it out."""
-        settings: ScorerSettings = self.settings
-        loaded = load_model(settings.config.replace(model=model))
-        self.scorer = Scorer(loaded, settings.chunk_tokens, settings.probe)
+        config, chunk_tokens, probe = self.settings
+        self.scorer = Scorer(load_model(config.replace(model=model)), chunk_tokens, probe)
 
     def score(self, batch: Sequence[TokenSequence]) -> np.ndarray:
         """Return what `Scorer.score` returns."""
         return self.scorer.score(batch)
 
 
-class ClusterScorer:
-    """The replicas of a model on a cluster, which share the batches; a context manager, as `Scorer` is."""
+def score_on_cluster(
+    config: EngineConfig, chunk_tokens: int, probe: TokenSequence, batches: Sequence[Sequence[TokenSequence]]
+) -> Generator[tuple[int, np.ndarray]]:
+    """Yield the number of each batch and its `Scorer.score`, as the replicas on the cluster `config.ray` finish it.
 
-    def __init__(self, config: EngineConfig, chunk_tokens: int, probe: TokenSequence) -> None:
-        """Connect to the cluster `config.ray`.
-
-        Raise ParameterError if no cluster answers, no node could hold a replica, or the model cannot be loaded there;
-        ReplicaLostError if replicas keep dying.
-        """
-        settings = ScorerSettings(config, chunk_tokens, probe)
-        where = {"address": config.ray, "count": config.replicas, "gpus": 0 if config.device == "cpu" else 1}
-        self._pool = ReplicaPool(ScorerReplica, config.model, settings, **where)
-
-    def __enter__(self) -> ClusterScorer:
-        self._pool.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.__exit__(*error)
-
-    def score_all(self, batches: Sequence[Sequence[TokenSequence]]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the number of each batch and its `Scorer.score`, as they are finished."""
-        pool, todo = self._pool, deque(range(len(batches)))
+    Raise ParameterError if no cluster answers, no node could hold a replica, or the model cannot be loaded there;
+    ReplicaLostError if replicas keep dying.
+    """
+    where = {"address": config.ray, "count": config.replicas, "gpus": 0 if config.device == "cpu" else 1}
+    todo = deque(range(len(batches)))
+    with ReplicaPool(ScorerReplica, config.model, (config, chunk_tokens, probe), **where) as pool:
         while todo or pool.working:
             if todo:
                 pool.start()

@@ -15,7 +15,7 @@ from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS
 
 WRITE_SECONDS = 30.0  # between two writes: the most that a kill loses
 _MARK = b"quagmire_utils.evaluation.generalization_loss"
-_COLUMNS = ["total", *(f"decile_{i}" for i in range(1, 11)), *(f"range_{i}" for i in range(1, COLUMNS - 10))]
+_COLUMNS = ["total", *(f"range_{i}" for i in range(1, COLUMNS))]
 
 
 class PartialLosses:

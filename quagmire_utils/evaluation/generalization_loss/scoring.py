@@ -7,7 +7,7 @@ positions at a time, whose logits are reduced, in float32, before the next chunk
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.engines import EngineConfig
 from quagmire_utils.evaluation.generalization_loss.sequences import TokenSequence
-from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS, decile_of, position_bin_of
+from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS, position_bin_of
 
 if TYPE_CHECKING:
     import torch
@@ -36,34 +36,35 @@ def load_model(config: EngineConfig) -> PreTrainedModel:
     return load_weights(config, config.dtype).to(device)
 
 
+def score_here(
+    model: PreTrainedModel | EngineConfig,
+    chunk_tokens: int,
+    probe: TokenSequence,
+    batches: Sequence[Sequence[TokenSequence]],
+) -> Generator[tuple[int, np.ndarray]]:
+    """Yield the number of each batch and its `Scorer.score`; a loaded model is in evaluation mode meanwhile."""
+    loaded = load_model(model) if isinstance(model, EngineConfig) else model
+    training = loaded.training
+    loaded.eval()
+    try:
+        scorer = Scorer(loaded, chunk_tokens, probe)
+        for number, batch in enumerate(batches):
+            yield number, scorer.score(batch)
+    finally:
+        loaded.train(training)
+
+
 class Scorer:
-    """A model in evaluation mode that scores batches; a context manager, which restores the mode."""
+    """A model in evaluation mode that scores batches."""
 
     def __init__(self, model: PreTrainedModel, chunk_tokens: int, probe: TokenSequence) -> None:
         """Try the model on `probe`; raise ParameterError if its logits are not simply the output of its head."""
         self.model, self.chunk_tokens = model, chunk_tokens
         self.body, self.head = model.get_decoder(), model.get_output_embeddings()
-        self._was_training = model.training
-        model.eval()
-        try:
-            self._check_head(probe)
-        except BaseException:
-            model.train(self._was_training)
-            raise
-
-    def __enter__(self) -> Scorer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.model.train(self._was_training)
-
-    def score_all(self, batches: Sequence[Sequence[TokenSequence]]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the number of each batch and its `score`."""
-        for number, batch in enumerate(batches):
-            yield number, self.score(batch)
+        self._check_head(probe)
 
     def score(self, batch: Sequence[TokenSequence]) -> np.ndarray:
-        """Return summed losses in nats, float64 (sequences, COLUMNS): of the response, its tenths, its positions."""
+        """Return summed losses in nats, float64 (sequences, COLUMNS): of the response and its ranges."""
         import torch
 
         try:
@@ -146,11 +147,10 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def _by_part(losses: np.ndarray, owner: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Sum token losses (tokens,) of the sequences `owner` (tokens,) by sequence and part: (sequences, COLUMNS)."""
+    """Sum token losses (tokens,) of the sequences `owner` (tokens,) by sequence and range: (sequences, COLUMNS)."""
     position = np.concatenate([np.arange(length) for length in lengths])
-    sums = [np.bincount(owner, weights=losses, minlength=len(lengths))[:, None]]
-    parts = (decile_of(position, lengths[owner]), 10), (position_bin_of(position), COLUMNS - 11)
-    for part, count in parts:
-        flat = np.bincount(owner * count + part, weights=losses, minlength=len(lengths) * count)
-        sums.append(flat.reshape(len(lengths), count))
-    return np.concatenate(sums, axis=1)
+    total = np.bincount(owner, weights=losses, minlength=len(lengths))
+    part = owner * COLUMNS + 1 + position_bin_of(position)
+    sums = np.bincount(part, weights=losses, minlength=len(lengths) * COLUMNS).reshape(len(lengths), COLUMNS)
+    sums[:, 0] = total
+    return sums

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _FIRST = 16  # tokens in the first range of positions; each further range ends at twice the position
 _RANGES = 18  # the last one holds all positions from 2^20 on
-COLUMNS = 1 + 10 + _RANGES  # of summed losses: the whole response, its tenths, its ranges of positions
+COLUMNS = 1 + _RANGES  # of summed losses: the whole response, its ranges of positions
+_STARTS = np.array([0, *(_FIRST << i for i in range(_RANGES - 1))])
 _LENGTH_GROUPS = 10  # most groups of traces by length
 _GROUP_TRACES = 5  # fewest traces in a group
 
@@ -26,9 +27,9 @@ _GROUP_TRACES = 5  # fewest traces in a group
 class GeneralizationLoss:
     """Loss over a set of traces; `per_trace` has one row per trace, in the order given: id, problem_id, tokens, nll.
 
-    The other tables have the columns traces, tokens, nll, standard_error (over traces) after their keys: `by_decile`
-    (decile: 1 to 10, each a tenth of every response), `by_position` (first, last: positions in the response, from 1),
-    `by_length` (shortest, longest: tokens of the responses, in groups of about equal size).
+    The other tables have the columns traces, tokens, nll, standard_error (over traces) after their keys: `by_position`
+    (first, last: positions in the response, from 1), `by_length` (shortest, longest: tokens of the responses, in groups
+    of about equal size).
     """
 
     nll: float  # nats per response token, mean over all response tokens
@@ -39,23 +40,13 @@ class GeneralizationLoss:
     per_trace: pd.DataFrame
     standard_error_over_problems: float  # of `nll`, if traces of one problem are alike; NaN for a single problem
     dropped: int  # traces left out, because they are longer than the model's context
-    by_decile: pd.DataFrame
     by_position: pd.DataFrame
     by_length: pd.DataFrame
 
 
-def decile_of(position: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """Return the tenth, 0 to 9, of a response of `length` tokens that holds the token at `position`, from 0."""
-    return 10 * position // length
-
-
 def position_bin_of(position: np.ndarray) -> np.ndarray:
     """Return the number of the range that holds `position`, both from 0: 0-15, 16-31, 32-63, 64-127, ..."""
-    return np.searchsorted(_starts(), position, side="right") - 1
-
-
-def _starts() -> np.ndarray:
-    return np.array([0, *(_FIRST << i for i in range(_RANGES - 1))])
+    return np.searchsorted(_STARTS, position, side="right") - 1
 
 
 def summarise(traces: Sequence[Trace], sums: np.ndarray, tokens: np.ndarray, *, dropped: int = 0) -> GeneralizationLoss:
@@ -79,10 +70,8 @@ def summarise(traces: Sequence[Trace], sums: np.ndarray, tokens: np.ndarray, *, 
         }
     )
     _, problem = np.unique(frame["problem_id"].to_numpy(dtype=str), return_inverse=True)
-    deciles = np.arange(11)
-    # the tokens of a tenth: those whose 10 * position // length is its number
-    in_decile = np.diff(-(-deciles[None, :] * tokens[:, None] // 10), axis=1)
-    starts = np.append(_starts(), np.iinfo(np.int64).max)
+    over_problems = _ratio(np.bincount(problem, weights=total), np.bincount(problem, weights=tokens))
+    starts = np.append(_STARTS, np.iinfo(np.int64).max)
     in_range = np.diff(np.minimum(starts[None, :], tokens[:, None]), axis=1)
     used = int(np.flatnonzero(in_range.sum(0))[-1]) + 1
     return GeneralizationLoss(
@@ -92,12 +81,11 @@ def summarise(traces: Sequence[Trace], sums: np.ndarray, tokens: np.ndarray, *, 
         tokens=int(tokens.sum()),
         traces=len(total),
         per_trace=frame,
-        standard_error_over_problems=_clustered_error(total, tokens, problem),
+        standard_error_over_problems=over_problems[1],
         dropped=dropped,
-        by_decile=_table({"decile": deciles[1:]}, sums[:, 1:11], in_decile),
         by_position=_table(
             {"first": starts[:used] + 1, "last": np.minimum(starts[1 : used + 1], tokens.max())},
-            sums[:, 11 : 11 + used],
+            sums[:, 1 : 1 + used],
             in_range[:, :used],
         ),
         by_length=_by_length(total, tokens),
@@ -113,11 +101,6 @@ def _ratio(sums: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
     residuals = sums - nll * tokens
     error = math.sqrt(count / (count - 1) * float(residuals @ residuals)) / total if count > 1 else math.nan
     return nll, error
-
-
-def _clustered_error(sums: np.ndarray, tokens: np.ndarray, problem: np.ndarray) -> float:
-    """Return the standard error over problems; `problem` is the number, from 0, of each trace's problem."""
-    return _ratio(np.bincount(problem, weights=sums), np.bincount(problem, weights=tokens))[1]
 
 
 def _table(keys: dict[str, np.ndarray], sums: np.ndarray, tokens: np.ndarray) -> pd.DataFrame:
