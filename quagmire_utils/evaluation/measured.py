@@ -14,14 +14,10 @@ from quagmire_utils.evaluation.pass_at_k import MACRO, bootstrap_intervals, scor
 if TYPE_CHECKING:
     from quagmire_utils.evaluation.generalization_loss import GeneralizationLoss
 
+_RATES = ["truncated", "no_answer", "timeout", "error"]
 
-def evaluation_table(
-    counts: pd.DataFrame,
-    ks: Sequence[int],
-    confidence: float = 0.95,
-    *,
-    votes: pd.DataFrame | None = None,
-) -> pd.DataFrame:
+
+def evaluation_table(counts: pd.DataFrame, ks: Sequence[int], *, votes: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return the scores of one model: one row per benchmark, then the macro average.
 
     counts: as `SampleStore.counts` returns them. votes: of `pass_at_k.benchmark_maj_at_k`, to include maj@k. Columns:
@@ -30,9 +26,8 @@ def evaluation_table(
     for each k of votes maj@k, maj_low@k, maj_high@k; truncated, no_answer, timeout, error (shares of all answers) and
     mean_tokens.
     """
-    rates = ("truncated", "no_answer", "timeout", "error")
-    check_columns(counts, ["n", *rates, "mean_tokens"], "counts")
-    scores = bootstrap_intervals(counts, ks, confidence=confidence)
+    check_columns(counts, ["n", *_RATES, "mean_tokens"], "counts")
+    scores = bootstrap_intervals(counts, ks)
     bounds = score_bounds(counts, ks).set_index(["benchmark", "k"])["as_right"]
     rows = []
     for benchmark, part in scores.groupby("benchmark", sort=False):
@@ -45,63 +40,55 @@ def evaluation_table(
             row |= {f"low@{k}": score.low, f"high@{k}": score.high, f"if_right@{k}": right}
         for vote in [] if votes is None else votes[votes["benchmark"] == benchmark].itertuples():
             row |= {f"maj@{vote.k}": vote.maj_at_k, f"maj_low@{vote.k}": vote.low, f"maj_high@{vote.k}": vote.high}
-        row |= {name: own[name].sum() / answers if answers else math.nan for name in rates}
+        row |= {name: own[name].sum() / answers if answers else math.nan for name in _RATES}
         row["mean_tokens"] = (own["mean_tokens"] * own["n"]).sum() / answers if answers else math.nan
         rows.append(row)
     table = pd.DataFrame(rows)
-    shares = table.loc[table["benchmark"] != MACRO, [*rates, "mean_tokens"]]
-    table.loc[table["benchmark"] == MACRO, [*rates, "mean_tokens"]] = shares.mean(skipna=False).to_numpy()
+    macro, rates = table["benchmark"] == MACRO, [*_RATES, "mean_tokens"]
+    table.loc[macro, rates] = table.loc[~macro, rates].mean(skipna=False).to_numpy()
     return table
 
 
-def show_evaluation(table: pd.DataFrame, profile: str = "") -> pd.DataFrame:
+def show_evaluation(table: pd.DataFrame) -> pd.DataFrame:
     """Return `evaluation_table` as text, in per cent: score ± standard error [interval], and the rates.
 
     The macro average of a single benchmark is left out.
     """
     table = table if len(table) > 2 else table[table["benchmark"] != MACRO]
-    shown = pd.DataFrame(index=pd.Index(table["benchmark"], name=profile or None))
-    for name in ("problems", "n"):
-        shown[name if name == "problems" else "answers a problem"] = table[name].to_numpy()
-    for k in [int(name.removeprefix("pass@")) for name in table if name.startswith("pass@")]:
+    table = table.set_index(table["benchmark"].rename(None))
+    shown = table[["problems", "n"]].rename(columns={"n": "answers a problem"})
+    for k in _ks(table, "pass@"):
         cells = table[[f"pass@{k}", f"se@{k}", f"low@{k}", f"high@{k}"]].to_numpy() * 100
         shown[f"Pass@{k} %"] = [
             f"NaN (fewer than {k} answers)" if math.isnan(v) else f"{v:.1f} ± {e:.1f} {_interval(a, b)}"
             for v, e, a, b in cells
         ]
-        right = 100 * table[f"if_right@{k}"].to_numpy()
+        right = 100 * table[f"if_right@{k}"]
         if (right > cells[:, 0] + 1e-9).any():  # equal sums may differ in the last bit
-            shown[f"Pass@{k} if undecided were right %"] = [f"{value:.1f}" for value in right]
-    for k in [int(name.removeprefix("maj@")) for name in table if name.startswith("maj@")]:
+            shown[f"Pass@{k} if undecided were right %"] = right.map("{:.1f}".format)
+    for k in _ks(table, "maj@"):
         cells = table[[f"maj@{k}", f"maj_low@{k}", f"maj_high@{k}"]].to_numpy() * 100
         shown[f"maj@{k} %"] = [f"{v:.1f} {_interval(a, b)}" for v, a, b in cells]
-    for name in ("truncated", "no_answer", "timeout", "error"):
-        shown[f"{name.replace('_', ' ')} %"] = [f"{100 * share:.1f}" for share in table[name]]
-    shown["tokens"] = [f"{tokens:.0f}" for tokens in table["mean_tokens"]]
-    return shown
+    for name in _RATES:
+        shown[f"{name.replace('_', ' ')} %"] = (100 * table[name]).map("{:.1f}".format)
+    return shown.assign(tokens=table["mean_tokens"].map("{:.0f}".format))
 
 
 def describe_evaluation(table: pd.DataFrame) -> str:
     """Return the scores of the macro average (or of the one benchmark) in a sentence, with the share of cut answers."""
-    alone = len(table) == 2
     row = table.iloc[-1]
-    what = str(table["benchmark"].iloc[0]) if alone else f"Macro average of {len(table) - 1} benchmarks"
-    scores = []
-    for k in [int(name.removeprefix("pass@")) for name in table if name.startswith("pass@")]:
-        value, low, high = (100 * row[f"{name}@{k}"] for name in ("pass", "low", "high"))
-        scores.append(f"Pass@{k} {value:.1f} % {_interval(low, high)}")
-    for k in [int(name.removeprefix("maj@")) for name in table if name.startswith("maj@")]:
-        scores.append(
-            f"maj@{k} {100 * row[f'maj@{k}']:.1f} % {_interval(100 * row[f'maj_low@{k}'], 100 * row[f'maj_high@{k}'])}"
-        )
-    text = f"{what}: {', '.join(scores)}, from {row['answers']:,} answers to {row['problems']:,} problems."
-    mind = [
-        f"{100 * row[name]:.1f} % {words}"
-        for name, words in (("truncated", "reached the token limit"), ("no_answer", "hold no answer"))
-        if row[name] >= 0.0005
+    what = table["benchmark"].iloc[0] if len(table) == 2 else f"Macro average of {len(table) - 1} benchmarks"
+    scores = [
+        f"{shown}@{k} {100 * row[f'{name}@{k}']:.1f} % {_interval(100 * row[f'{low}@{k}'], 100 * row[f'{high}@{k}'])}"
+        for shown, name, low, high in (("Pass", "pass", "low", "high"), ("maj", "maj", "maj_low", "maj_high"))
+        for k in _ks(table, f"{name}@")
     ]
+    text = f"{what}: {', '.join(scores)}, from {row['answers']:,} answers to {row['problems']:,} problems."
     undecided = row["timeout"] + row["error"]
-    mind += [f"{_share(undecided)} % could not be judged"] if undecided else []
+    shares = [(row["truncated"], "reached the token limit"), (row["no_answer"], "hold no answer")]
+    mind = [f"{100 * share:.1f} % {words}" for share, words in shares if share >= 0.0005]
+    if undecided:
+        mind.append(f"{f'{100 * undecided:.1f}' if undecided >= 0.0005 else 'less than 0.1'} % could not be judged")
     return f"{text} Of the answers, {' and '.join(mind)}." if mind else text
 
 
@@ -127,11 +114,9 @@ def show_comparison(table: pd.DataFrame) -> pd.DataFrame:
         table = table[table["benchmark"] != MACRO]
     shown = table[["benchmark", "k", "problems"]].copy()
     for name in ("a", "b"):
-        shown[f"{name} %"] = [_number(100 * value) for value in table[name]]
+        shown[f"{name} %"] = (100 * table[name]).map("{:.1f}".format).replace("nan", "NaN")
     shown["a - b, points"] = [
-        "NaN"
-        if math.isnan(d)
-        else f"{d:+.1f}" + ("" if math.isnan(low) else f" [{low:+.1f},\N{NO-BREAK SPACE}{high:+.1f}]")
+        "NaN" if math.isnan(d) else f"{d:+.1f}" + ("" if math.isnan(low) else f" {_interval(low, high, '+')}")
         for d, low, high in (100 * table[["difference", "low", "high"]]).itertuples(index=False, name=None)
     ]
     shown["p"] = ["NaN" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}" for p in table["p_value"]]
@@ -141,34 +126,24 @@ def show_comparison(table: pd.DataFrame) -> pd.DataFrame:
 
 def describe_comparison(table: pd.DataFrame, a: str, b: str) -> str:
     """Return in sentences what `evaluate.compare_outputs` compared."""
-    common = int(table.loc[table["benchmark"] == MACRO, "problems"].iloc[0])
+    macro = table[table["benchmark"] == MACRO]
+    common = int(macro["problems"].iloc[0])
     lines = [f"a: {a}", f"b: {b}", f"Pass@k of a minus that of b on the {common:,} problems that both answered."]
     alone = [(name, table.attrs[f"problems_{name}"] - common) for name in ("a", "b")]
     lines += [f"{count:,} problems only in {name} are left out." for name, count in alone if count]
-    short = table[(table["benchmark"] == MACRO) & table["difference"].isna()]
-    lines += [
-        f"Pass@{k} is NaN: it needs {k} graded answers to every problem of both, and some have only "
-        f"{min(table.attrs['answers'])}."
-        for k in short["k"]
-    ]
-    lines += [
-        f"They differ in {name}: {first} and {second}." for name, (first, second) in table.attrs["settings"].items()
-    ]
-    if not table.attrs["settings"]:
-        lines.append(
-            "Both were drawn from the same model with the same settings and seed, so their answers are the same."
-        )
+    fewest, settings = min(table.attrs["answers"]), table.attrs["settings"]
+    for k in macro.loc[macro["difference"].isna(), "k"]:
+        needed = f"it needs {k} graded answers to every problem of both, and some have only {fewest}"
+        lines.append(f"Pass@{k} is NaN: {needed}.")
+    lines += [f"They differ in {name}: {first} and {second}." for name, (first, second) in settings.items()]
+    if not settings:
+        lines.append("Both were drawn from the same model with the same settings and seed: their answers are the same.")
     return "\n".join(lines)
 
 
-def _share(share: float) -> str:
-    """Return a share in per cent, with one decimal."""
-    return f"{100 * share:.1f}" if share >= 0.0005 else "less than 0.1"
+def _ks(table: pd.DataFrame, prefix: str) -> list[int]:
+    return [int(name.removeprefix(prefix)) for name in table if name.startswith(prefix)]
 
 
-def _number(value: float) -> str:
-    return "NaN" if math.isnan(value) else f"{value:.1f}"
-
-
-def _interval(low: float, high: float) -> str:
-    return f"[{low:.1f},\N{NO-BREAK SPACE}{high:.1f}]"
+def _interval(low: float, high: float, sign: str = "") -> str:
+    return f"[{low:{sign}.1f},\N{NO-BREAK SPACE}{high:{sign}.1f}]"

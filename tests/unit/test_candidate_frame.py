@@ -109,7 +109,7 @@ def test_evaluation_table(records):
     assert (table["low@1"] <= table["pass@1"]).all()
     assert (table["high@1"] >= table["pass@1"]).all()
     assert table.loc["easy", "answers"] == 12 * 64
-    text = show_evaluation(table.reset_index(), "model")
+    text = show_evaluation(table.reset_index())
     assert text.loc["easy", "Pass@1 %"].startswith(f"{100 * table.loc['easy', 'pass@1']:.1f} ± ")
 
 

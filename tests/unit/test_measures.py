@@ -233,7 +233,6 @@ def test_bad_interval_parameters_are_refused():
     for name, options in (
         ("k", {"ks": [0]}),
         ("ks", {"ks": []}),
-        ("confidence", {"confidence": 1.0}),
         ("replicates", {"replicates": 10}),
     ):
         assert refused(bootstrap_intervals, frame([1, 2], 4), **options) == name

@@ -40,24 +40,14 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.pass_at_k.averages import MACRO, each_benchmark
 from quagmire_utils.evaluation.pass_at_k.estimator import TABLE_CELLS, Counts, checked_ks, distinct_pairs, pass_at_k
 
+UPPER = 0.975  # the quantile at the upper end of a 95 % interval
 LEVELS = 256  # quantiles that represent a binomial distribution
 
 Array = NDArray[np.float64]
 
 
-def check_confidence(confidence: float) -> None:
-    """Raise ParameterError for a confidence outside (0, 1)."""
-    if not 0 < confidence < 1:
-        raise ParameterError("confidence", confidence, "between 0 and 1")
-
-
 def bootstrap_intervals(
-    counts: pd.DataFrame,
-    ks: Sequence[int] | None = None,
-    *,
-    confidence: float = 0.95,
-    replicates: int = 2000,
-    seed: int = 0,
+    counts: pd.DataFrame, ks: Sequence[int] | None = None, *, replicates: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
     """Return Pass@k of each benchmark and their macro average, with intervals: one row per benchmark and k.
 
@@ -66,9 +56,8 @@ def bootstrap_intervals(
     standard_error (over problems and answers; at least sampling_error), sampling_error (over answers to the same
     problems), problems, min_n. NaN where k exceeds the n of any problem; low, high and standard_error are NaN for
     a single problem, sampling_error if a problem has one answer. Equal arguments give equal results. Raise
-    ParameterError for bad counts, a confidence outside (0, 1), and fewer than 100 replicates.
+    ParameterError for bad counts and fewer than 100 replicates.
     """
-    check_confidence(confidence)
     if replicates < 100:
         raise ParameterError("replicates", replicates, "at least 100")
     benchmarks = list(each_benchmark(counts))
@@ -77,11 +66,9 @@ def bootstrap_intervals(
     ks = checked_ks(ks)
     rng = np.random.default_rng(seed)
     each = [_Replicates.draw(samples, correct, ks, replicates, rng) for _, samples, correct in benchmarks]
-    parts = [(name, rows) for (name, _, _), rows in zip(benchmarks, each, strict=True)]
-    return pd.concat(
-        [rows.frame(name, ks, confidence) for name, rows in [*parts, (MACRO, _Replicates.average(each))]],
-        ignore_index=True,
-    )
+    names = [*(name for name, _, _ in benchmarks), MACRO]
+    rows = [*each, _Replicates.average(each)]
+    return pd.concat([part.frame(name, ks) for name, part in zip(names, rows, strict=True)], ignore_index=True)
 
 
 def mean_of_independent(variances: Array, freedoms: Array) -> tuple[Array, Array]:
@@ -113,12 +100,7 @@ class _Replicates:
 
     @classmethod
     def draw(
-        cls,
-        samples: Counts,
-        correct: Counts,
-        ks: Counts,
-        replicates: int,
-        rng: np.random.Generator,
+        cls, samples: Counts, correct: Counts, ks: Counts, replicates: int, rng: np.random.Generator
     ) -> _Replicates:
         """Run the two-level bootstrap of one benchmark."""
         m, size = samples.size, ks.size
@@ -186,13 +168,13 @@ class _Replicates:
             min(part.min_n for part in each),
         )
 
-    def frame(self, name: str, ks: Counts, confidence: float) -> pd.DataFrame:
+    def frame(self, name: str, ks: Counts) -> pd.DataFrame:
         """Return the rows of `bootstrap_intervals`: Wilson's interval, widened to the bootstrap's quantiles."""
         from scipy.special import ndtr, ndtri, stdtrit
 
-        t = stdtrit(self.freedom, (1 + confidence) / 2)
+        t = stdtrit(self.freedom, UPPER)
         tail = ndtr(-t)
-        z2 = ndtri((1 + confidence) / 2) ** 2
+        z2 = ndtri(UPPER) ** 2
         doubt = z2 / (z2 + self.seen)  # large if few groups have the rarer outcome
         low, high = wilson(self.mean, self.variance, self.clusters, t, least=self.least, most=self.trials, doubt=doubt)
         known = np.isfinite(self.variance) & np.isfinite(self.mean)

@@ -21,16 +21,14 @@ import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.pass_at_k.averages import MACRO, each_benchmark
-from quagmire_utils.evaluation.pass_at_k.bootstrap import check_confidence, mean_of_independent
+from quagmire_utils.evaluation.pass_at_k.bootstrap import UPPER, mean_of_independent
 from quagmire_utils.evaluation.pass_at_k.estimator import Counts, checked_ks, pass_at_k
 
 ROUNDING = 1e-12  # Pass@k is exact to about 1e-15
 FLIPS = 100_000  # random sign flips, where the permutation test has no closed form
 
 
-def compare(
-    counts_a: pd.DataFrame, counts_b: pd.DataFrame, ks: Sequence[int] = (1,), *, confidence: float = 0.95
-) -> pd.DataFrame:
+def compare(counts_a: pd.DataFrame, counts_b: pd.DataFrame, ks: Sequence[int] = (1,)) -> pd.DataFrame:
     """Return Pass@k of a minus that of b: one row per benchmark and k, then the macro average.
 
     counts_a, counts_b: as in `bootstrap_intervals`, of the same problems; their n may differ. Columns: benchmark, k, a,
@@ -42,7 +40,6 @@ def compare(
     """
     from scipy.special import ndtri, stdtr, stdtrit
 
-    check_confidence(confidence)
     k = checked_ks(ks)
     for counts in (counts_a, counts_b):
         list(each_benchmark(counts))  # checks it
@@ -53,18 +50,16 @@ def compare(
         example = " ".join(map(str, alone.iloc[0][keys]))
         reason = f"it must hold the problems of counts_a; {len(alone)} are in only one of them (such as {example})"
         raise ParameterError("counts_b", reason=reason)
-    seen = ndtri((1 + confidence) / 2) ** 2
+    seen = ndtri(UPPER) ** 2
     names = counts_a["benchmark"].unique().tolist()
     each = [_difference(both[both["benchmark"] == name], k, seen) for name in names]
     frames = []
-    for name, part, parts in [
-        *((n, one, [one]) for n, one in zip(names, each, strict=True)),
-        (MACRO, _mean(each), each),
-    ]:
+    alone = [(name, one, [one]) for name, one in zip(names, each, strict=True)]
+    for name, part, parts in [*alone, (MACRO, _mean(each), each)]:
         difference, error = part["a"] - part["b"], np.sqrt(part["variance"])
         tested = ~(error <= ROUNDING)  # no spread to test if all differences are equal
         with np.errstate(invalid="ignore", divide="ignore"):
-            half = np.where(tested, stdtrit(part["freedom"], (1 + confidence) / 2) * error, part["unseen"])
+            half = np.where(tested, stdtrit(part["freedom"], UPPER) * error, part["unseen"])
             p_value = 2 * stdtr(part["freedom"], -np.abs(difference / error))
         for column in np.flatnonzero(~tested):
             p_value[column] = _flipped([(one["a"][column] - one["b"][column], one["problems"]) for one in parts])

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import check_columns
 from quagmire_utils.evaluation.pass_at_k.averages import MACRO
-from quagmire_utils.evaluation.pass_at_k.bootstrap import check_confidence, wilson
+from quagmire_utils.evaluation.pass_at_k.bootstrap import UPPER, wilson
 from quagmire_utils.evaluation.pass_at_k.estimator import checked_ks, integers
 
 MAX_VOTES = 1000  # beyond, 2^-n leaves the range of a double
@@ -50,7 +50,7 @@ def maj_at_k(num_correct: int, wrong: Sequence[int], abstained: int, k: ArrayLik
     return np.where(ks <= n, every[np.minimum(ks, n)], np.nan)[()]
 
 
-def benchmark_maj_at_k(samples: pd.DataFrame, ks: Sequence[int], *, confidence: float = 0.95) -> pd.DataFrame:
+def benchmark_maj_at_k(samples: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame:
     """Return maj@k of each benchmark and their macro average, with Wilson's interval over problems: one row per k.
 
     samples: one row per response, columns benchmark, problem, verdict (rows without one are left out), extracted.
@@ -60,7 +60,6 @@ def benchmark_maj_at_k(samples: pd.DataFrame, ks: Sequence[int], *, confidence: 
     from scipy.special import stdtrit
 
     check_columns(samples, [*_PROBLEM, "verdict", "extracted"], "samples")
-    check_confidence(confidence)
     k = checked_ks(ks)
     graded = samples[samples["verdict"].notna()]
     if graded.empty:
@@ -70,12 +69,11 @@ def benchmark_maj_at_k(samples: pd.DataFrame, ks: Sequence[int], *, confidence: 
         scores = np.array([maj_at_k(*each, k) for each in votes])
         variance = scores.var(axis=0, ddof=1) / len(scores) if len(scores) > 1 else np.full(k.size, np.nan)
         parts.append((name, scores.mean(axis=0), variance, len(scores)))
-    means, variances = np.array([part[1] for part in parts]), np.array([part[2] for part in parts])
-    problems = sum(part[3] for part in parts)
-    parts.append((MACRO, means.mean(axis=0), variances.sum(axis=0) / len(parts) ** 2, problems))
+    _, means, variances, sizes = zip(*parts, strict=True)
+    parts.append((MACRO, np.mean(means, axis=0), np.sum(variances, axis=0) / len(parts) ** 2, sum(sizes)))
     frames = []
     for name, mean, variance, count in parts:
-        low, high = wilson(mean, variance, count, stdtrit(max(count - 1, 1), (1 + confidence) / 2), most=count)
+        low, high = wilson(mean, variance, count, stdtrit(max(count - 1, 1), UPPER), most=count)
         columns = {"benchmark": name, "k": k, "maj_at_k": mean}
         columns |= {end: np.where(np.isnan(variance), np.nan, value) for end, value in (("low", low), ("high", high))}
         frames.append(pd.DataFrame({**columns, "standard_error": np.sqrt(variance), "problems": count}))
