@@ -35,31 +35,28 @@ class Claims:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / ".claims"
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._held: dict[str, FileLock] = {}  # by slot
+        self._locks: dict[int, FileLock] = {}  # by slot
 
     def take(self, name: str) -> bool:
         """Claim `name`; return False if another process holds it."""
-        slot = _slot(name)
-        lock = self._held.get(slot) or FileLock(self._folder / f"{slot}.lock", thread_local=False)
         try:
-            lock.acquire(blocking=False)  # counts how often it was taken
+            self._lock(name).acquire(blocking=False)  # counts how often it was taken
         except Timeout:
             return False
-        self._held[slot] = lock
         return True
 
     def release(self, name: str) -> None:
         """Let others claim `name`."""
-        if lock := self._held.get(_slot(name)):
-            lock.release()
+        self._lock(name).release()
 
     def close(self) -> None:
         """Release everything."""
-        for lock in self._held.values():
+        for lock in self._locks.values():
             lock.release(force=True)
-        self._held.clear()
 
-
-def _slot(name: str) -> str:
-    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
-    return f"{int.from_bytes(digest[:8], 'big') % _SLOTS:02d}"
+    def _lock(self, name: str) -> FileLock:
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+        slot = int.from_bytes(digest[:8], "big") % _SLOTS
+        if slot not in self._locks:
+            self._locks[slot] = FileLock(self._folder / f"{slot:02d}.lock", thread_local=False)
+        return self._locks[slot]

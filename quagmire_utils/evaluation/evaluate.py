@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -83,7 +83,9 @@ def evaluate(
             for name, problems in benchmarks.items():
                 sample(engine, problems, num_samples, params, store, benchmark=name, progress=progress)
                 grading.append(behind.submit(grade_store, store, {name: problems}, grader.grade, progress=False))
-                _raise_early(grading)
+                for done in grading:
+                    if done.done():
+                        done.result()  # raises an error of grading before hours of further sampling
         with clock("grading"):
             for done in tqdm(grading, desc="grading", unit="benchmark", disable=not progress, delay=2):
                 done.result()
@@ -108,13 +110,6 @@ def repeated_answers(store: SampleStore) -> str:
         f"Identical answers to a problem occur far more often than by chance ({pairs}). The engine may ignore seeds, "
         "or seeds were used twice; the answers are then not independent, and Pass@k for k > 1 is too low."
     )
-
-
-def _raise_early(grading: Sequence[Future[Any]]) -> None:
-    """Raise an error of grading now instead of after hours of further sampling."""
-    for done in grading:
-        if done.done():
-            done.result()
 
 
 def compare_outputs(a: str | Path, b: str | Path, ks: Sequence[int] = (1,)) -> pd.DataFrame:

@@ -57,7 +57,6 @@ class Plan:
 
     config: EngineConfig
     max_tokens: int
-    folder: Path
     table: pd.DataFrame
     template: str  # chat or plain; "" if only the server knows
     context_length: int | None  # prompt and answer together; None if only the server knows
@@ -146,14 +145,15 @@ def check(
             _check_memory(config)
     table = _what_is_left(benchmarks, num_samples, store)
     total = int(table.loc["total", "to draw"])
-    needed, free = total * (params.max_tokens * BYTES_PER_TOKEN + BYTES_PER_SAMPLE), free_bytes(store.path)
+    folder = store.path.expanduser().absolute()
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    needed = total * (params.max_tokens * BYTES_PER_TOKEN + BYTES_PER_SAMPLE)
     if needed > free:
         reason = f"{total:,} answers of up to {params.max_tokens:,} tokens may need {size(needed)}, and {store.path} "
         reason += f"has {size(free)} free; name another folder, or fewer samples or tokens"
         raise ParameterError("store", store.path, reason=reason)
     unreadable = tuple(_unreadable_golds(benchmarks, grader))
-    where = (params.max_tokens, store.path, table, template, context, longest)
-    return Plan(config, *where, needed, free, unreadable)
+    return Plan(config, params.max_tokens, table, template, context, longest, needed, free, unreadable)
 
 
 def check_numbers(benchmarks: Benchmarks, num_samples: int, k: int) -> None:
@@ -254,14 +254,6 @@ def _check_memory(config: EngineConfig) -> None:
     if not gpus and memory and copies * weights > memory:
         reason = f"its weights take {weights:.1f} GiB, and this machine has {memory:.1f} GiB of memory"
         raise ParameterError("model", config.model, reason=reason)
-
-
-def free_bytes(path: str | os.PathLike[str]) -> int:
-    """Return the free bytes of the disk that holds `path`, which need not exist yet."""
-    place = Path(path).expanduser().absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
 
 
 def size(value: float) -> str:

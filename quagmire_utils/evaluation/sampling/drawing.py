@@ -14,8 +14,8 @@ import pandas as pd
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem, resolve_template
 from quagmire_utils.engines import Completion, Engine, EngineConfig, SamplingParams, load_engine
-from quagmire_utils.evaluation.sampling.sampling_replicas import EngineFacts, draw_on_cluster, tokenizer_and_context
-from quagmire_utils.evaluation.sampling.work import Chunk, Run, Work, block_of, chunks_of
+from quagmire_utils.evaluation.sampling.sampling_replicas import draw_on_cluster, engine_facts, tokenizer_and_context
+from quagmire_utils.evaluation.sampling.work import Chunk, Run, Work
 from quagmire_utils.evaluation.store import SampleStore
 
 if TYPE_CHECKING:
@@ -72,23 +72,20 @@ def sample(
         template = resolve_template(tokenizer, config.template)
         prompts = {problem.id: render_problem(problem, tokenizer, template) for problem in problems}
         check_fits(list(prompts.values()), params.max_tokens, context_length)
-        chunks = list(chunks_of(prompts, num_samples, chunk_samples))
+        model = config.model if on_cluster else engine.model
 
-        def open_store(facts: EngineFacts) -> Work:
-            origin = {"engine": facts.name, "engine_version": facts.version, "model_digest": facts.model_digest}
-            origin |= {"dtype": facts.dtype, "template": template, **params.model_dump()}
-            store.bind(origin, notes={"model": Path(facts.model).name if Path(facts.model).is_dir() else facts.model})
+        def open_store(facts: dict[str, str]) -> Work:
+            origin = {**facts, "template": template, **params.model_dump()}
+            store.bind(origin, notes={"model": Path(model).name if Path(model).is_dir() else model})
             store.add_prompts(_prompt_frame(benchmark, prompts))
             store.clear_temporaries()
-            block = block_of(num_samples, chunk_samples)
-            work = stack.enter_context(closing(Work(store, benchmark, prompts, params, chunks, block)))
-            work.show_progress(progress)
-            return work
+            work = Work(store, benchmark, prompts, params, num_samples, chunk_samples, progress)
+            return stack.enter_context(closing(work))
 
         if on_cluster:
             work = draw_on_cluster(config, params, open_store)
         else:
-            work = open_store(EngineFacts(engine.digest, engine.name, engine.version, engine.dtype, engine.model))
+            work = open_store(engine_facts(engine))
             (_draw_at_once if engine.streams else _draw_by_chunk)(engine, work, params)
         work.check_complete()
     return store

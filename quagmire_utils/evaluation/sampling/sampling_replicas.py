@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
@@ -38,15 +37,10 @@ def tokenizer_and_context(config: EngineConfig) -> tuple[PreTrainedTokenizerBase
     return load_tokenizer(*how), resolve_context_length(load_config(*how), config.max_model_len)
 
 
-@dataclass(frozen=True)
-class EngineFacts:
-    """What a loaded engine says of itself; the same for all samples of a store."""
-
-    model_digest: str
-    name: str
-    version: str
-    dtype: str
-    model: str
+def engine_facts(engine: Engine) -> dict[str, str]:
+    """Return what a loaded engine computes with: the part of a store's origin that it knows."""
+    facts = {"engine": engine.name, "engine_version": engine.version, "model_digest": engine.digest}
+    return facts | {"dtype": engine.dtype}
 
 
 class EngineReplica(Replica):
@@ -55,10 +49,10 @@ class EngineReplica(Replica):
     packages = PACKAGES
     engine: Engine | None = None
 
-    def open(self, model: str) -> EngineFacts:
-        """Load the engine."""
-        self.engine = engine = load_engine(self.settings.replace(model=model))
-        return EngineFacts(engine.digest, engine.name, engine.version, engine.dtype, self.model)
+    def open(self, model: str) -> dict[str, str]:
+        """Load the engine and return its facts."""
+        self.engine = load_engine(self.settings.replace(model=model))
+        return engine_facts(self.engine)
 
     def draw(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
         """Return the completions of each request."""
@@ -70,13 +64,13 @@ class EngineReplica(Replica):
             self.engine.close()
 
 
-def draw_on_cluster(config: EngineConfig, params: SamplingParams, open_store: Callable[[EngineFacts], Work]) -> Work:
+def draw_on_cluster(config: EngineConfig, params: SamplingParams, open_store: Callable[[dict[str, str]], Work]) -> Work:
     """Draw all the work; `open_store` returns it when the first replica says what it computes with.
 
     Raise what `ReplicaPool` raises, and ParameterError if replicas differ.
     """
     gpus = 0 if config.device == "cpu" else config.tensor_parallel_size
-    known: EngineFacts | None = None
+    known: dict[str, str] = {}
     work: Work | None = None
     drawing: dict[Chunk, list[Run]] = {}
     where = {"address": config.ray, "count": config.replicas, "gpus": gpus}

@@ -86,14 +86,16 @@ class Work:
         benchmark: str,
         prompts: Mapping[str, RenderedPrompt],
         params: SamplingParams,
-        chunks: Sequence[Chunk],
-        block: int,
+        num_samples: int,
+        chunk_samples: int,
+        progress: bool = False,
     ) -> None:
+        from tqdm import tqdm
+
         self.store, self.benchmark, self.prompts, self.params = store, benchmark, prompts, params
-        self.todo = list(chunks)
+        self.todo = chunks = list(chunks_of(prompts, num_samples, chunk_samples))
         self.tokens = 0  # generated for this process
-        self._bar: Any = None  # of tqdm
-        self._block = block
+        self._block = block_of(num_samples, chunk_samples)
         self._ranges = {(problem, chunk.indices.start): chunk.indices for chunk in chunks for problem in chunk.problems}
         self._open = {key: len(indices) for key, indices in self._ranges.items()}  # samples missing in the store
         self.wanted = self.left = sum(self._open.values())
@@ -101,21 +103,15 @@ class Work:
         self._lengths: dict[str, tuple[int, int]] = {}  # known answers, and their tokens, by problem
         self._seen: set[str] = set()  # names of parts that were read
         self._claims = Claims(store.path)
+        self._bar: Any = None
         self._refresh()
+        how = {"desc": f"sampling {benchmark}", "unit": "sample", "disable": not progress, "delay": 2}
+        self._bar = tqdm(total=self.wanted, initial=self.wanted - self.left, **how)
 
     def close(self) -> None:
         """Leave what is not drawn to other processes."""
         self._claims.close()
-        if self._bar is not None:
-            self._bar.close()
-
-    def show_progress(self, shown: bool) -> None:
-        """Show a progress bar from now on."""
-        from tqdm import tqdm
-
-        done = self.wanted - self.left
-        how = {"desc": f"sampling {self.benchmark}", "unit": "sample", "disable": not shown, "delay": 2}
-        self._bar = tqdm(total=self.wanted, initial=done, **how)
+        self._bar.close()
 
     def take(self) -> Chunk | None:
         """Claim and return the next chunk: the one with the longest expected answers, so that no machine ends alone.
@@ -181,9 +177,8 @@ class Work:
         part = self.store.append(frame)
         self._seen.add(part.name)
         self._add(frame["problem"].tolist(), frame["index"].tolist(), frame["tokens"].tolist())
-        if self._bar is not None:
-            seconds = self._bar.format_dict["elapsed"]
-            self._bar.set_postfix_str(f"{self.tokens / seconds:,.0f} tokens/s" if seconds else "", refresh=False)
+        if seconds := self._bar.format_dict["elapsed"]:
+            self._bar.set_postfix_str(f"{self.tokens / seconds:,.0f} tokens/s", refresh=False)
 
     def check_complete(self) -> None:
         """Raise ParameterError if the store, read once more, lacks any of the chunks' samples."""

@@ -23,7 +23,7 @@ def count(tables: Iterable[pa.Table]) -> tuple[pd.DataFrame, int]:
     Needs 13 bytes per sample.
     """
     owners: dict[tuple[str, str], int] = {}
-    keys, facts, tokens = [], [], []
+    keys, facts, tokens = [np.zeros(0, np.int64)], [np.zeros(0, np.int8)], [np.zeros(0, np.int32)]
     for table in tables:
         keys.append(problem_numbers(table, owners) << _INDEX_BITS | numbers(table, "index"))
         ended, reasons = codes(table, "finish_reason")
@@ -32,8 +32,6 @@ def count(tables: Iterable[pa.Table]) -> tuple[pd.DataFrame, int]:
         cut = np.array([name == "length" for name in reasons] + [False])[ended]
         facts.append(kind | cut.astype(np.int8) << 4)
         tokens.append(numbers(table, "tokens").astype(np.int32))
-    if not keys:
-        return _frame({}, np.zeros((0, len(VERDICTS)), dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0)), 0
     key, fact, length = np.concatenate(keys), np.concatenate(facts), np.concatenate(tokens)
     keys.clear(), facts.clear(), tokens.clear()
     doubled = _doubled(key)
@@ -44,24 +42,13 @@ def count(tables: Iterable[pa.Table]) -> tuple[pd.DataFrame, int]:
     problem = key >> _INDEX_BITS
     kind = fact & 15
     by_verdict = np.bincount(problem * 6 + kind, minlength=6 * len(owners)).reshape(-1, 6)[:, 1:]
-    truncated = np.bincount(problem[(kind > 0) & (fact >= 16)], minlength=len(owners))
     total = np.bincount(problem, weights=np.where(kind > 0, length, 0), minlength=len(owners))
-    return _frame(owners, by_verdict, truncated, total), len(doubled)
-
-
-def _frame(
-    owners: dict[tuple[str, str], int], by_verdict: np.ndarray, truncated: np.ndarray, tokens: np.ndarray
-) -> pd.DataFrame:
     frame = pd.DataFrame(list(owners), columns=["benchmark", "problem"]).astype("str")
-    frame["n"] = by_verdict.sum(axis=1)
-    for i, name in enumerate(VERDICTS):
-        frame[name] = by_verdict[:, i]
-    frame["truncated"] = truncated
-    with np.errstate(invalid="ignore"):
-        frame["mean_tokens"] = np.where(frame["n"] > 0, tokens / frame["n"].to_numpy(), np.nan)
-    return frame.sort_values(["benchmark", "problem"], ignore_index=True)[COUNTS].astype(
-        dict.fromkeys(COUNTS[2:-1], "int64")
-    )
+    frame["n"] = n = by_verdict.sum(axis=1)
+    frame[list(VERDICTS)] = by_verdict
+    frame["truncated"] = np.bincount(problem[(kind > 0) & (fact >= 16)], minlength=len(owners))
+    frame["mean_tokens"] = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
+    return frame.sort_values(["benchmark", "problem"], ignore_index=True)[COUNTS], len(doubled)
 
 
 def _doubled(key: np.ndarray) -> np.ndarray:

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 DUPLICATES = ["benchmark", "shift", "identical", "expected", "p_value", "problems"]
 _COMMON = 4  # texts shared by more than one in so many of a problem's samples say nothing about seeds
+_ALPHA = 1e-6  # largest p-value that is reported
 _LONG = 32  # tokens; independent answers of this length are not all the same
 
 
-def find_duplicates(tables: Iterable[pa.Table], alpha: float) -> pd.DataFrame:
+def find_duplicates(tables: Iterable[pa.Table]) -> pd.DataFrame:
     """Return the shifts at which samples have equal texts more often than by chance.
 
     tables: benchmark, problem, index, text and tokens of the samples. Columns: benchmark; shift (sample i equals sample
@@ -36,7 +37,7 @@ def find_duplicates(tables: Iterable[pa.Table], alpha: float) -> pd.DataFrame:
     rows = []
     for benchmark in sorted({benchmark for benchmark, _ in owners}):
         mine = samples[samples["owner"].isin([i for (name, _), i in owners.items() if name == benchmark])]
-        found = [*_always_the_same(mine), *_beyond_chance(*_pairs(mine), alpha)]
+        found = [*_always_the_same(mine), *_beyond_chance(*_pairs(mine))]
         rows += [{"benchmark": benchmark, **row} for row in found]
     frame = pd.DataFrame(rows, columns=DUPLICATES)
     return frame.sort_values(["benchmark", "p_value"], kind="stable", ignore_index=True)
@@ -99,9 +100,7 @@ def _pairs(samples: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, dict[int, flo
     return np.concatenate(shifts), np.concatenate(owners), expected
 
 
-def _beyond_chance(
-    shifts: np.ndarray, owners: np.ndarray, expected: dict[int, float], alpha: float
-) -> list[dict[str, object]]:
+def _beyond_chance(shifts: np.ndarray, owners: np.ndarray, expected: dict[int, float]) -> list[dict[str, object]]:
     from scipy.stats import poisson
 
     rows = []
@@ -109,7 +108,7 @@ def _beyond_chance(
         mean = expected[int(shift)]
         # positions of rare texts are almost independent; dependence makes the number vary less than Poisson's
         p_value = min(1.0, float(poisson.sf(identical - 1, mean)) * len(expected))
-        if identical > 1 and p_value < alpha:
+        if identical > 1 and p_value < _ALPHA:
             problems = len(np.unique(owners[shifts == shift]))
             row = {"shift": int(shift), "identical": int(identical), "expected": mean, "p_value": p_value}
             rows.append(row | {"problems": problems})

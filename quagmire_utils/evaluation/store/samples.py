@@ -324,32 +324,25 @@ class SampleStore:
         the sum of correct, wrong, no_answer, timeout and error. truncated counts the samples that reached the token
         limit, whatever their verdict. mean_tokens is NaN where n is 0. No text is read.
         """
-        frame, doubled = count(self._light_tables())
+        tables = (
+            self._verdicts(part, [*LIGHT, "verdict"], _DICTIONARIES) or self._table(part, LIGHT, _DICTIONARIES[:3])
+            for part in self.parts()
+        )
+        frame, doubled = count(filter(None, tables))
         if doubled:
             self._warn_of_doubled(doubled)
         return frame
 
-    def _light_tables(self) -> Iterator[pa.Table]:
-        """Yield the columns `LIGHT`, and verdict if it has any, of each part."""
-        for part in self.parts():
-            table = self._verdicts(part, [*LIGHT, "verdict"], _DICTIONARIES)
-            if table is None:
-                table = self._table(part, LIGHT, _DICTIONARIES[:3])
-            if table is not None:
-                yield table
-
-    def duplicates(self, *, alpha: float = 1e-6) -> pd.DataFrame:
+    def duplicates(self) -> pd.DataFrame:
         """Return samples that were drawn with one seed although they should be independent; empty if there are none.
 
         Look for texts that are equal at a fixed distance of their indices more often than by chance; see the columns of
-        `find_duplicates`. p_value is at most `alpha`. At temperature 0 all samples are equal by design, and nothing is
-        reported. Needs 28 bytes per sample.
+        `find_duplicates`. At temperature 0 all samples are equal by design, and nothing is reported. Needs 28 bytes per
+        sample.
         """
-        if not 0 < alpha < 1:
-            raise ParameterError("alpha", alpha, "between 0 and 1")
         parts = [] if self.origin.get("temperature") == 0 else self.parts()
         columns = [*KEYS, "text", "tokens"]
-        return find_duplicates(filter(None, (self._table(p, columns, _DICTIONARIES[:2]) for p in parts)), alpha)
+        return find_duplicates(filter(None, (self._table(p, columns, _DICTIONARIES[:2]) for p in parts)))
 
     # --- files ---
 
