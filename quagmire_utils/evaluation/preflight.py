@@ -26,14 +26,8 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.provenance import hardware
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import check_fits, render_problem, resolve_template
-from quagmire_utils.engines import (
-    EngineConfig,
-    SamplingParams,
-    load_config,
-    load_tokenizer,
-    model_digest,
-    resolve_context_length,
-)
+from quagmire_utils.engines import EngineConfig, SamplingParams, model_digest
+from quagmire_utils.evaluation.sampling.sampling_replicas import tokenizer_and_context
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grader, Verdict, prepare_problems
 
@@ -90,12 +84,10 @@ class Plan:
                 f"Template {self.template}; the longest prompt has {self.longest_prompt:,} tokens, which fit with "
                 f"{self.max_tokens:,} for the answer into the context of {self.context_length:,}."
             )
-        lines += [self.warning] if self.unreadable else []
-        if not self.to_draw:
-            return "\n".join([*lines, "Nothing is left to draw."])
         disk, free = size(self.disk_at_most), size(self.disk_free)
-        lines.append(f"At most {self.tokens_at_most:,} generated tokens and {disk} of disk, of which {free} are free.")
-        return "\n".join(lines)
+        left = f"At most {self.tokens_at_most:,} generated tokens and {disk} of disk, of which {free} are free."
+        lines += [self.warning, left if self.to_draw else "Nothing is left to draw."]
+        return "\n".join(filter(None, lines))
 
     @property
     def warning(self) -> str:
@@ -133,9 +125,7 @@ def check(
     store.check_origin({"engine": config.engine, **params.model_dump()})
     template, context, longest = "", None, None
     if config.engine != "server":
-        how = (config.model, config.revision, config.trust_remote_code)
-        context = resolve_context_length(load_config(*how), config.max_model_len)
-        tokenizer = load_tokenizer(*how)
+        tokenizer, context = tokenizer_and_context(config)
         template = resolve_template(tokenizer, config.template)
         store.check_origin({"template": template})
         if "model_digest" in store.origin:  # all weights are read for it

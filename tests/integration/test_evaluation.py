@@ -53,20 +53,6 @@ def test_real_problems_go_the_whole_way(config, tmp_path):
     assert prompts["prompt"].str.contains("Let's think step by step", regex=False).all()
 
 
-def test_asking_again_draws_nothing_and_asking_for_more_tops_up(config, tmp_path):
-    samples = SampleStore(tmp_path / "samples")
-    with_four = evaluate(config, SUMS, 4, PARAMS, samples, progress=False)
-    parts = samples.parts()
-    again = evaluate(config, SUMS, 4, PARAMS, samples, progress=False)
-    assert samples.parts() == parts
-    assert again.equals(with_four)
-    texts = samples.read(["benchmark", "problem", "index", "text"])
-    more = evaluate(config, SUMS, 6, PARAMS, samples, progress=False)
-    assert more["n"].tolist() == [6, 6, 6]
-    later = samples.read(["benchmark", "problem", "index", "text"])
-    assert later[later["index"] < 4].reset_index(drop=True).equals(texts)
-
-
 def test_a_corrected_gold_is_graded_anew(config, tmp_path):
     """Verdicts of the old gold must not stay, nor mix with those of later samples."""
     samples = SampleStore(tmp_path / "samples")
@@ -238,8 +224,3 @@ def test_an_evaluation_is_described_with_its_interval_and_what_to_mind():
     assert "50.0 % reached the token limit and 12.5 % could not be judged" in text
     nothing = counts.assign(correct=0, wrong=0, timeout=4)
     assert "100.0 % could not be judged" in describe_evaluation(evaluation_table(nothing, [1]))
-
-
-def test_an_unknown_benchmark_is_named():
-    with pytest.raises(ParameterError, match="imo2024"):
-        load_benchmark("imo2024")

@@ -4,7 +4,6 @@ What a kill does to a run is in test_crash_safety.py, what a cluster does in tes
 """
 
 import re
-import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -15,7 +14,7 @@ from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import Completion, Engine, EngineConfig, Request, SamplingParams, load_engine
 from quagmire_utils.evaluation.sampling import grade_store, problem_seed, sample
-from quagmire_utils.evaluation.sampling.work import Work, block_of, chunks_of
+from quagmire_utils.evaluation.sampling.work import Work, chunks_of
 from quagmire_utils.evaluation.store import KEYS, SampleStore
 from quagmire_utils.evaluation.store.parts import verdict_file
 from quagmire_utils.grading import Grade, Verdict, grade
@@ -45,28 +44,6 @@ def _sample(engine, n, store, **changes):
     return sample(engine, PROBLEMS, n, PARAMS, store, **{"benchmark": "b", "progress": False, **changes})
 
 
-def test_lost_and_damaged_parts_are_drawn_again(engine, tmp_path):
-    samples = _sample(engine, 12, tmp_path, chunk_samples=24)
-    whole = samples.read()
-    parts = samples.parts()
-    assert len(parts) == 5
-    parts[0].unlink()
-    parts[2].write_bytes(parts[2].read_bytes()[:-9])
-    with pytest.warns(UserWarning, match="set aside"):
-        _sample(engine, 12, tmp_path, chunk_samples=24)
-    pd.testing.assert_frame_equal(samples.read(), whole)
-
-
-def test_a_part_with_the_content_of_another_hides_no_sample(engine, tmp_path):
-    whole = _sample(engine, 12, tmp_path / "whole", chunk_samples=24)
-    shutil.copytree(tmp_path / "whole", tmp_path / "mixed")
-    parts = SampleStore(tmp_path / "mixed").parts()
-    shutil.copy(parts[0], parts[1])
-    with pytest.warns(UserWarning, match="24 samples are there twice"):
-        mixed = _sample(engine, 12, tmp_path / "mixed", chunk_samples=24).read()
-    pd.testing.assert_frame_equal(mixed, whole.read())
-
-
 def test_samples_that_vanish_meanwhile_are_noticed(engine, tmp_path, monkeypatch):
     generate = engine.generate
 
@@ -83,16 +60,6 @@ def test_samples_that_vanish_meanwhile_are_noticed(engine, tmp_path, monkeypatch
 
 
 # --- what a sample depends on -----------------------------------------------------------------------------------------
-
-
-def test_top_up_leaves_the_first_samples_alone(engine, tmp_path):
-    first = _sample(engine, 8, tmp_path / "grown").read()
-    stamps = {part: part.stat().st_mtime_ns for part in SampleStore(tmp_path / "grown").parts()}
-    grown = _sample(engine, 16, tmp_path / "grown").read()
-    assert {part: part.stat().st_mtime_ns for part in stamps} == stamps
-    pd.testing.assert_frame_equal(grown[grown["index"] < 8].reset_index(drop=True), first)
-    pd.testing.assert_frame_equal(grown, _sample(engine, 16, tmp_path / "at once").read())
-    assert _sample(engine, 4, tmp_path / "grown").read().shape == grown.shape  # fewer than there are: nothing to do
 
 
 class Recorded:
@@ -133,6 +100,9 @@ def test_a_top_up_from_64_to_256_is_exact(engine, tmp_path, size):
     assert sum(asked) == len(problems) * (256 - 64), "samples were drawn again"
     parts = [{part.name for part in SampleStore(tmp_path / name).parts()} for name in ("grown", "at once")]
     assert parts[0] == parts[1]
+    calls = len(grown.calls)
+    assert len(run(4, tmp_path / "grown", grown)) == len(whole)  # fewer than there are: nothing to do
+    assert len(grown.calls) == calls
 
 
 # --- what is drawn when -----------------------------------------------------------------------------------------------
@@ -145,7 +115,7 @@ def _work(engine, store, n, size, lengths):
     frame = pd.DataFrame(rows, columns=["problem", "index", "tokens"])
     if rows:
         store.append(frame.assign(benchmark="b", text="x", finish_reason="stop"))
-    return Work(store, "b", prompts, PARAMS, list(chunks_of(prompts, n, size)), block_of(n, size))
+    return Work(store, "b", prompts, PARAMS, n, size)
 
 
 def test_the_longest_answers_to_be_expected_come_first(engine, tmp_path):
@@ -213,15 +183,6 @@ def test_chunks_cover_everything_once(engine, count, n, size):
         problems = [problem for chunk in chunks if chunk.indices.start == start for problem in chunk.problems]
         lengths = [len(prompts[problem].token_ids) for problem in problems]
         assert lengths == sorted(lengths, reverse=True)
-
-
-@pytest.mark.parametrize("size", [24, 64, 100, 512, 4096])
-def test_the_chunks_of_64_samples_are_among_those_of_256(engine, size):
-    """Whatever the size of a chunk: so a topped-up run asks the engine for the very batches of a run of 256."""
-    prompts = {problem.id: render(problem.question, engine.tokenizer) for problem in PROBLEMS}
-    few, many = list(chunks_of(prompts, 64, size)), list(chunks_of(prompts, 256, size))
-    assert few == many[: len(few)]
-    assert min(chunk.indices.start for chunk in many[len(few) :]) == 64
 
 
 @pytest.mark.parametrize("n", [20, 64, 128])

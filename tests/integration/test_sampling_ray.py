@@ -184,7 +184,7 @@ def test_a_replica_draws_with_a_checkpoint_that_it_was_sent(spec, single, tmp_pa
         for start in range(0, max(1, len(content)), 100_000):
             replica.receive(file.name, content[start : start + 100_000])
     facts = replica.load()
-    assert (facts.model_digest, facts.name) == (digest, "transformers")
+    assert (facts["model_digest"], facts["engine"]) == (digest, "transformers")
     request = Request((5, 300, 301), 4, 7)
     assert replica.draw([request], PARAMS) == crash_worker.load(spec.model).generate([request], PARAMS)
     assert not Path(replica.folder).exists()  # what was sent is in memory: a kill leaves no copy behind

@@ -113,21 +113,6 @@ def test_evaluation_table(records):
     assert text.loc["easy", "Pass@1 %"].startswith(f"{100 * table.loc['easy', 'pass@1']:.1f} ± ")
 
 
-def test_zero_of_n_does_not_look_certain():
-    """Wilson's interval for 0 of m problems is 0 to t^2 / (m + t^2); elsewhere it is the least that is claimed."""
-    columns = {"n": 4, "correct": 0, "wrong": 4, "no_answer": 0, "truncated": 0, "timeout": 0, "error": 0}
-    counts = pd.DataFrame({"benchmark": "b", "problem": range(30), **columns, "mean_tokens": 5.0})
-    table = evaluation_table(counts, [1])
-    t2 = stats.t.ppf(0.975, 29) ** 2
-    assert table["low@1"].iloc[0] == 0
-    assert table["high@1"].iloc[0] == pytest.approx(t2 / (30 + t2), **CLOSE)
-    share = np.repeat([0, 4], [21, 9])  # problems are wholly right or wholly wrong: m - 1 independent trials
-    table = evaluation_table(counts.assign(correct=share, wrong=4 - share), [1])
-    exact = stats.binomtest(9, 30).proportion_ci(0.95, method="wilson")
-    assert exact.low - 0.05 < table["low@1"].iloc[0] < exact.low + 0.001
-    assert exact.high - 0.001 < table["high@1"].iloc[0] < exact.high + 0.05
-
-
 def test_undecided_answers_bound_the_score_and_votes_stand_beside_it():
     columns = {"n": 4, "wrong": 1, "no_answer": 0, "truncated": 2, "error": 0, "mean_tokens": 5.0}
     counts = pd.DataFrame(

@@ -65,18 +65,15 @@ def generalization_loss(
 ) -> GeneralizationLoss:
     """Return the negative log-likelihood per response token of `traces` under a causal language model.
 
-    `model`: the configuration to load it by (its engine does not matter; `tokenizer` None: the model's own, and
-    `template` is that of the configuration), or a loaded model, on any device and in any dtype. A batch holds traces of
-    similar length, up to `batch_tokens` with padding; `chunk_tokens` is how many positions have logits at a time.
-    Neither changes the result beyond rounding. Logits are reduced in float32, whatever the weights' dtype.
+    `model`: the configuration to load it by (`tokenizer` None: the model's own; `template` is the configuration's), or
+    a loaded model, on any device and in any dtype. A batch holds traces of similar length, up to `batch_tokens` with
+    padding; `chunk_tokens` is how many positions have logits, in float32, at a time. Neither changes the result beyond
+    rounding. With `ray`, replicas on a cluster share the batches (default: one per GPU; without GPUs, one per core);
+    the result does not depend on their number, and the batch of a node that dies is computed again elsewhere.
 
     `too_long`: "refuse" traces longer than the model's context, or "drop" and count them. `partial`: a parquet file of
-    the losses of single traces, written every half minute. A killed computation started again with it computes only
+    the losses of single traces, written every half minute; a killed computation started again with it computes only
     what is missing, and gives the same bits as an unbroken one.
-
-    With `ray` in the configuration, `replicas` of the model on the nodes of a cluster share the batches (default: one
-    per GPU; without GPUs, one per core). The result does not depend on their number, and the batch of a node that dies
-    is computed again elsewhere. No shared file system is needed.
 
     Raise ParameterError, before any weight is read if possible, for no traces, a blank question or response, a trace
     longer than the context, a tokenizer with more tokens than the model, a cluster that does not answer, a `partial` of

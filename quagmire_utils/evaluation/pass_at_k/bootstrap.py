@@ -6,10 +6,10 @@ A score is uncertain because other problems could have been asked and other answ
 m problems with replacement, then n answers to each, correct with the problem's observed share. The plain version of
 this has two faults, corrected as follows:
 
-- The spread between the observed scores of problems already contains the sampling of answers, so redrawing answers
-  counts it twice. Therefore the problems' deviations from the mean are first shrunk to the spread that sampling does
-  not explain. While 2k <= n, the explained part has an unbiased estimate: with u_j = C(n-c, j) / C(n, j), the variance
-  of a problem's Pass@k over repeated sampling is u_k^2 - u_2k. For larger k the redrawn answers themselves give it.
+- The spread between the observed scores of problems already contains the sampling of answers. So that redrawing them
+  does not count it twice, deviations from the mean are first shrunk to the spread that sampling does not explain.
+  While 2k <= n, the explained part has an unbiased estimate: with u_j = C(n-c, j) / C(n, j), the variance of a
+  problem's Pass@k over repeated sampling is u_k^2 - u_2k. For larger k the redrawn answers themselves give it.
 - Redrawing answers with replacement lowers Pass@k, because a repeated answer finds nothing new (1 of 4 correct has
   Pass@4 = 1, but 0.684 on average over such redraws). Therefore a replicate holds the deviation from its own exact
   expectation.

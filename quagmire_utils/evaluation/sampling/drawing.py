@@ -41,22 +41,21 @@ def sample(
 ) -> SampleStore:
     """Bring every problem to at least `num_samples` samples in `store`, and return the store.
 
-    `engine`: a loaded one, or the configuration to load it by. With `ray` in the configuration, copies of the engine on
-    the nodes of a Ray cluster (default: one per GPU; without GPUs, one per core) draw the samples, and this process
-    writes them. A node that dies loses only its chunk in flight, and one that joins later takes part.
+    `engine`: a loaded one, or the configuration to load it by. With `ray`, copies of the engine on the nodes of a Ray
+    cluster (default: one per GPU; without GPUs, one per core) draw the samples, and this process writes them. A node
+    that dies loses only its chunk in flight, and one that joins later takes part.
 
-    `benchmark`: name of the set that the problems' ids belong to. `chunk_samples`: samples between two writes, so the
-    most that a kill can lose (default: 4096, fewer if max_tokens is above 3900). A streaming engine (vllm, a server)
-    instead gets all missing samples at once, those of long answers first, and loses only unfinished requests. Several
-    processes may fill one store; each draws other chunks.
+    `chunk_samples`: samples between two writes, so the most that a kill can lose (default: 4096, fewer if max_tokens is
+    above 3900). A streaming engine (vllm, a server) gets all missing samples at once, and loses only unfinished
+    requests. Several processes may fill one store; each draws other chunks.
 
-    A resumed run gives the same bits if num_samples, problems and `chunk_samples` are the same. More samples never
-    change the first ones; a run of 64 that grows to 192, 256 or more equals the run of that size. With other changes
-    the seeds still hold, but rounding depends on the other prompts in a batch, so a few answers may differ.
+    A resumed run gives the same bits if num_samples, problems and `chunk_samples` are the same; a run of 64 that grows
+    to 192, 256 or more equals the run of that size. With other changes the seeds still hold, but rounding depends on
+    the other prompts in a batch, so a few answers may differ.
 
     Raise ParameterError, before anything is drawn, for unusable problems, a prompt too long for the context, a cluster
-    that does not answer, or a store whose samples were drawn with another model, engine, template, prompt or
-    parameters; at the end, if the store has lost samples meanwhile. Raise OSError if the disk is full.
+    that does not answer, or a store of samples drawn otherwise; at the end, if the store has lost samples meanwhile.
+    Raise OSError if the disk is full.
     """
     store = store if isinstance(store, SampleStore) else SampleStore(store)
     chunk_samples = _check(problems, num_samples, params, benchmark, chunk_samples)

@@ -34,7 +34,8 @@ def tokenizer_and_context(config: EngineConfig) -> tuple[PreTrainedTokenizerBase
     """Return tokenizer and context length, without loading any weight."""
     config.check()
     how = (config.model, config.revision, config.trust_remote_code)
-    return load_tokenizer(*how), resolve_context_length(load_config(*how), config.max_model_len)
+    context_length = resolve_context_length(load_config(*how), config.max_model_len)
+    return load_tokenizer(*how), context_length
 
 
 def engine_facts(engine: Engine) -> dict[str, str]:

@@ -154,29 +154,20 @@ class Work:
 
     def keep(self, answers: Iterable[tuple[Run, Sequence[Completion]]]) -> None:
         """Store answers as one file, without those that another process has stored meanwhile."""
-        rows = [
-            (run.problem, run.first + j, completion)
-            for run, completions in answers
-            for j, completion in enumerate(completions)
-        ]
+        rows = [(run.problem, run.first + j, each) for run, some in answers for j, each in enumerate(some)]
         self.tokens += sum(completion.tokens for _, _, completion in rows)
         self._refresh()
         rows = [row for row in rows if row[1] not in self._held[row[0]]]
         if not rows:
             return
-        frame = pd.DataFrame(
-            {
-                "benchmark": self.benchmark,
-                "problem": [problem for problem, _, _ in rows],
-                "index": [index for _, index, _ in rows],
-                "text": pd.Series([completion.text for _, _, completion in rows], dtype=object),
-                "tokens": [completion.tokens for _, _, completion in rows],
-                "finish_reason": [completion.finish_reason for _, _, completion in rows],
-            }
-        )
+        problems, indices, completions = zip(*rows, strict=True)
+        tokens = [completion.tokens for completion in completions]
+        frame = pd.DataFrame({"benchmark": self.benchmark, "problem": problems, "index": indices, "tokens": tokens})
+        frame["text"] = pd.Series([completion.text for completion in completions], dtype=object)
+        frame["finish_reason"] = [completion.finish_reason for completion in completions]
         part = self.store.append(frame)
         self._seen.add(part.name)
-        self._add(frame["problem"].tolist(), frame["index"].tolist(), frame["tokens"].tolist())
+        self._add(problems, indices, tokens)
         if seconds := self._bar.format_dict["elapsed"]:
             self._bar.set_postfix_str(f"{self.tokens / seconds:,.0f} tokens/s", refresh=False)
 
@@ -184,12 +175,8 @@ class Work:
         """Raise ParameterError if the store, read once more, lacks any of the chunks' samples."""
         held = self.store.read(KEYS, benchmark=self.benchmark)
         there = held.groupby("problem")["index"].agg(set).to_dict()
-        lacking = [
-            (problem, index)
-            for (problem, _), indices in self._ranges.items()
-            for index in indices
-            if index not in there.get(problem, ())
-        ]
+        wanted = [(problem, index) for (problem, _), indices in self._ranges.items() for index in indices]
+        lacking = [(problem, index) for problem, index in wanted if index not in there.get(problem, ())]
         if lacking:
             reason = f"{self.store.path} has lost {len(lacking)} samples of {self.benchmark} (such as index "
             reason += f"{lacking[0][1]} of problem {lacking[0][0]}), because its files were changed; sample again"

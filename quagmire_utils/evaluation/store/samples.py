@@ -16,17 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from quagmire_utils.core import files
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import (
-    digest,
-    read_arrow,
-    read_json,
-    read_parquet,
-    to_frame,
-    to_plain,
-    write_json,
-    write_parquet,
-)
 from quagmire_utils.core.locks import exclusive
 from quagmire_utils.core.provenance import package_versions
 from quagmire_utils.evaluation.store.counting import count
@@ -91,7 +82,7 @@ class SampleStore:
         if not file.exists():
             return {}
         try:
-            origin = read_json(file)["origin"]
+            origin = files.read_json(file)["origin"]
             if not isinstance(origin, dict):
                 raise TypeError(f"origin is {origin!r}")
         except (ValueError, KeyError, TypeError) as error:
@@ -105,7 +96,7 @@ class SampleStore:
         `notes` are recorded but not compared (the model's path, say). Raise ParameterError naming every entry that
         differs: samples of different models, engines, templates or sampling parameters never share a store.
         """
-        wanted = json.loads(json.dumps(dict(origin), default=to_plain))
+        wanted = json.loads(json.dumps(dict(origin), default=files.to_plain))
         if not self.origin:
             with self.writing(), exclusive(self.path):
                 if not self.origin:  # no other process was faster
@@ -113,7 +104,7 @@ class SampleStore:
                         reason = f"{self.path} holds samples but no store.json; restore it, or use another folder"
                         raise ParameterError("store", self.path, reason=reason)
                     description = {"origin": wanted, "notes": dict(notes or {}), "packages": package_versions()}
-                    write_json(description, self.path / "store.json")
+                    files.write_json(description, self.path / "store.json")
                     return
         self.check_origin(wanted, complete=True)
 
@@ -121,12 +112,9 @@ class SampleStore:
         """Raise ParameterError if the samples were drawn differently; without `complete`, compare only `wanted`."""
         held = self.origin
         names = {*held, *wanted} if complete else {*held} & {*wanted}
-        differing = [
-            f"{name} is {held.get(name)!r} there and {wanted.get(name)!r} here"
-            for name in sorted(names)
-            if held.get(name) != wanted.get(name)
-        ]
+        differing = [name for name in sorted(names) if held.get(name) != wanted.get(name)]
         if differing:
+            differing = [f"{name} is {held.get(name)!r} there and {wanted.get(name)!r} here" for name in differing]
             reason = f"{self.path} holds samples drawn differently ({'; '.join(differing)}); use another folder"
             raise ParameterError("store", self.path, reason=reason)
 
@@ -136,7 +124,7 @@ class SampleStore:
         if not file.exists():
             return pd.DataFrame(columns=PROMPT_COLUMNS, dtype="str").astype({"prompt_tokens": "int64"})
         try:
-            return read_parquet(file)[PROMPT_COLUMNS]
+            return files.read_parquet(file)[PROMPT_COLUMNS]
         except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors, OSErrors and KeyErrors
             if getattr(error, "errno", None) is not None:
                 raise  # the system's error, not the file's
@@ -158,7 +146,7 @@ class SampleStore:
             if new := {key: mark for key, mark in zip(keys, digests, strict=True) if key not in known}:
                 self._check_parts(new)
                 joined = pd.concat([held, prompts[PROMPT_COLUMNS]])
-                write_parquet(joined.drop_duplicates(["benchmark", "problem"]), self.path / "prompts.parquet")
+                files.write_parquet(joined.drop_duplicates(["benchmark", "problem"]), self.path / "prompts.parquet")
         self._prompts = None
 
     def check_prompts(self, prompts: Mapping[tuple[str, str], str]) -> None:
@@ -166,10 +154,8 @@ class SampleStore:
         held = self.prompts().set_index(["benchmark", "problem"])["prompt"].to_dict()
         changed = [key for key, prompt in prompts.items() if held.get(key, prompt) != prompt]
         if changed:
-            reason = (
-                f"{self.path} holds samples of {len(changed)} problems drawn with another prompt (such as "
-                f"{' '.join(changed[0])}); use another folder"
-            )
+            some = f"{len(changed)} problems drawn with another prompt (such as {' '.join(changed[0])})"
+            reason = f"{self.path} holds samples of {some}; use another folder"
             raise ParameterError("store", self.path, reason=reason)
 
     def _check_parts(self, new: Mapping[tuple[str, str], str]) -> None:
@@ -214,11 +200,11 @@ class SampleStore:
                 part = self.path / (f"{name}-{again}.parquet" if again else f"{name}.parquet")
                 held = self._table(part, SAMPLED)
                 if held is None:
-                    write_parquet(frame[SAMPLED], part, metadata=self._part_metadata(frame))
+                    files.write_parquet(frame[SAMPLED], part, metadata=self._part_metadata(frame))
                     if frame["verdict"].notna().any():
                         self.write_verdicts(part, frame, golds or {})
                     return part
-                if sorted(to_frame([held.select(KEYS)]).itertuples(index=False, name=None)) == keys:
+                if sorted(files.to_frame([held.select(KEYS)]).itertuples(index=False, name=None)) == keys:
                     return part
 
     def read(self, columns: Sequence[str] | None = None, *, benchmark: str | None = None) -> pd.DataFrame:
@@ -265,15 +251,15 @@ class SampleStore:
             verdicts.append(judged)
         if not samples:
             return None
-        frame = to_frame(samples)
-        return (pd.concat([frame, to_frame(verdicts)], axis=1) if graded else frame)[columns]
+        frame = files.to_frame(samples)
+        return (pd.concat([frame, files.to_frame(verdicts)], axis=1) if graded else frame)[columns]
 
     def existing(self, benchmark: str | None = None) -> pd.DataFrame:
         """Return the keys (benchmark, problem, index) of all samples, or a benchmark's, that are safely stored."""
         tables = [table.select(KEYS) for _, table in self.verified(benchmark)]
         if not tables:
             return typed(pd.DataFrame({name: [] for name in KEYS}), KEYS)
-        return to_frame(tables).drop_duplicates().sort_values(KEYS, ignore_index=True)
+        return files.to_frame(tables).drop_duplicates().sort_values(KEYS, ignore_index=True)
 
     def verified(self, benchmark: str | None = None, *, without: Iterable[str] = ()) -> Iterator[tuple[Path, pa.Table]]:
         """Yield each part with its keys and tokens, after reading all of it; `without`: names of parts to leave out.
@@ -307,7 +293,9 @@ class SampleStore:
         metadata |= {PART: footer_digest(part).encode(), GOLDS: to_metadata(golds)}
         graded = typed(frame.reset_index(drop=True), GRADED)
         with self.writing():
-            write_parquet(pd.concat([to_frame([table]), graded], axis=1), verdict_file(part), metadata=metadata)
+            files.write_parquet(
+                pd.concat([files.to_frame([table]), graded], axis=1), verdict_file(part), metadata=metadata
+            )
 
     def golds(self, part: Path | None = None) -> dict[tuple[str, str], Any]:
         """Return what the verdicts of the store, or of one part, rest on: see `write_verdicts`."""
@@ -375,7 +363,7 @@ class SampleStore:
         for _ in range(2):
             try:
                 facts = file.stat()
-                table = read_arrow(file, columns, names)
+                table = files.read_arrow(file, columns, names)
             except FileNotFoundError:
                 return None  # not there, or set aside by another reader
             except (pa.ArrowException, OSError) as error:
@@ -418,7 +406,7 @@ class SampleStore:
     def _mark(self) -> str:
         """Return the digest of the origin; empty for a store without one."""
         if not self._origin_digest and (origin := self.origin):
-            self._origin_digest = digest(origin)
+            self._origin_digest = files.digest(origin)
         return self._origin_digest
 
     def _part_metadata(self, frame: pd.DataFrame) -> dict[bytes, bytes]:
@@ -437,7 +425,5 @@ class SampleStore:
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            raise OSError(
-                error.errno,
-                f"no space is left for {self.path}; what was stored before is safe: free some space and start again",
-            ) from error
+            reason = "what was stored before is safe: free some space and start again"
+            raise OSError(error.errno, f"no space is left for {self.path}; {reason}") from error
