@@ -6,9 +6,11 @@ profile: 16 and 10 candidates at dataset level, 17 and 12 at instance level, lea
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +197,42 @@ def write_records(folder: Path, frames: dict[str, pd.DataFrame]) -> Path:
     facts = {"cells": len(frames["cells"]), "cells_finished": len(frames["cells"]), "cell_hours": 0.1}
     write_json({**manifest({"name": "example"}), **facts}, folder / "manifest.json")
     return folder
+
+
+# --- what the records say, by a route that shares no code with the package --------------------------------------------
+
+
+def second_route(folder: Path, k: int = 64) -> pd.DataFrame:
+    """Predictors and outcomes of every SFT candidate from the parquet files, one row per candidate."""
+    counts, losses = pd.read_parquet(folder / "counts.parquet"), pd.read_parquet(folder / "generalization_loss.parquet")
+    by_candidate = dict(list(counts.groupby(["family", "candidate"])))
+    rows = []
+    for facts in pd.read_parquet(folder / "candidates.parquet").to_dict("records"):
+        if facts["selection"] == "none":
+            continue
+        mine = by_candidate[facts["family"], facts["candidate"]]
+        before, after = mine[mine["stage"] == "sft"], mine[mine["stage"] == "rl"]
+        scores = {key: macro_pass_at_k(one, 1) for key, one in after.groupby(["rl_run", "checkpoint"])}
+        last = after["checkpoint"].max()
+        loss = losses[(losses["family"] == facts["family"]) & (losses["candidate"] == facts["candidate"])]
+        row = {
+            "pass1": macro_pass_at_k(before, 1),
+            "pass_k": macro_pass_at_k(before, k),
+            "gen_loss": loss["nll"].item(),
+        }
+        row["outcome"] = max(scores.values())
+        row["outcome_last"] = np.mean([score for (_, step), score in scores.items() if step == last])
+        rows.append({**facts, **row})
+    return pd.DataFrame(rows)
+
+
+def macro_pass_at_k(counts: pd.DataFrame, k: int) -> float:
+    """Eq. 1 in exact fractions, averaged over problems and then over benchmarks."""
+    means = []
+    for benchmark in BENCHMARKS:
+        rows = counts[counts["benchmark"] == benchmark]
+        values = [
+            1 - Fraction(math.comb(n - c, k), math.comb(n, k)) for n, c in zip(rows["n"], rows["correct"], strict=True)
+        ]
+        means.append(sum(values) / len(values))
+    return float(sum(means) / len(means))

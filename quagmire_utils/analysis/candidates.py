@@ -20,14 +20,13 @@ from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 OUTCOMES = ("outcome", "outcome_last")
 
 
-def candidate_frame(records: Records, k: int = 64, validation_set: str = "validation") -> pd.DataFrame:
+def candidate_frame(records: Records, k: int = 64) -> pd.DataFrame:
     """Return one row per candidate, the base model without SFT included (its selection is "none").
 
     The columns of candidates.parquet, then
       k, pass1, pass1_se, pass1_sampling_se, pass_k, pass_k_se    before RL; errors as in `checkpoint_scores`
-      gen_loss, gen_loss_se                         nats per response token on `validation_set`
+      gen_loss, gen_loss_se                         nats per response token on the common traces
       outcome, outcome_sampling_se                  Pass@1 after RL: best checkpoint of all runs (Sec. 4.1)
-      best_run, best_checkpoint                     the run and step of that checkpoint
       outcome_last, outcome_last_std                last checkpoint: mean and standard deviation over the runs
       gain, n_runs                                  outcome - pass1; RL runs used
       n_samples, rl_n_samples                       fewest answers to a problem before and after RL
@@ -48,7 +47,7 @@ def candidate_frame(records: Records, k: int = 64, validation_set: str = "valida
         after = after[after["rl_run"] < after["family"].map(common)]
     if len(loss):
         check_once(loss, TABLES["generalization_loss"].keys, "generalization_loss")
-        loss = loss[loss["validation_set"] == validation_set].set_index(CANDIDATE)
+        loss = loss[loss["validation_set"] == "validation"].set_index(CANDIDATE)
     else:
         loss = pd.DataFrame({"nll": []}, index=pd.MultiIndex.from_arrays([[], []], names=CANDIDATE))
     early = counts[counts["stage"] != "rl"].groupby(CANDIDATE)[["n", "truncated", "no_answer"]].sum()
@@ -64,8 +63,6 @@ def candidate_frame(records: Records, k: int = 64, validation_set: str = "valida
         "gen_loss_se": loss.get("standard_error", pd.Series(dtype=float)),
         "outcome": best["pass@1"],
         "outcome_sampling_se": best["sampling_se"],
-        "best_run": best["rl_run"],
-        "best_checkpoint": best["checkpoint"],
         "outcome_last": last.mean(),
         "outcome_last_std": last.std(),
         "n_runs": after.groupby(CANDIDATE)["rl_run"].nunique(),
@@ -98,23 +95,16 @@ def check_outcome(outcome: str) -> None:
         raise ParameterError("outcome", outcome, f"one of {', '.join(OUTCOMES)}")
 
 
-def select_candidates(
-    frame: pd.DataFrame, family: str, scenario: str = "dataset", *, at_least: int = 0
-) -> pd.DataFrame:
+def select_candidates(frame: pd.DataFrame, family: str, scenario: str = "dataset") -> pd.DataFrame:
     """Return the SFT candidates of a family and scenario that have an outcome; the base model is not one of them.
 
     family: its name, or the paper's model that it stands for. Several of our families may stand for one model; their
-    candidates are returned together. Empty if a model of the paper was not run. Raises ParameterError for an unknown
-    family or scenario, and for fewer candidates than `at_least`.
+    candidates are returned together. Empty if a model of the paper was not run.
     """
     mine = of_family(frame, family)
     if scenario not in SCENARIOS:
         raise ParameterError("scenario", scenario, f"one of {', '.join(SCENARIOS)}")
     mine = mine[mine["outcome"].notna() & (mine["selection"] != "none") & in_scenario(mine["scenario"], scenario)]
-    if len(mine) < at_least:
-        known = ", ".join(f"{f} (for {m})" for f, m in frame[["family", "stands_for"]].drop_duplicates().to_numpy())
-        reason = f"{family} has {len(mine)} {scenario}-level candidates with an outcome, {at_least} are needed; "
-        raise ParameterError("family", family, reason=f"{reason}the records hold {known}")
     return mine.reset_index(drop=True)
 
 

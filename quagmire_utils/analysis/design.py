@@ -116,23 +116,21 @@ def _lift_on_possible(counts: pd.DataFrame) -> tuple[float, float]:
 def run_outcomes(records: Records) -> pd.DataFrame:
     """Return one row per finished RL run of a candidate or the base.
 
-    The columns of candidates.parquet, then rl_run; best, best_checkpoint, best_sampling_se: the run's best checkpoint
-    (biased upward by some of the sampling error); last, last_sampling_se: its last one.
+    The columns of candidates.parquet, then rl_run; best, best_sampling_se: the run's best checkpoint (biased upward by
+    some of the sampling error); last, last_sampling_se: its last one.
     """
     after, run = records.counts[records.counts["stage"] == "rl"], [*CANDIDATE, "rl_run"]
-    names = [*records.candidates.columns, "rl_run", "best", "best_checkpoint", "best_sampling_se"]
-    names += ["last", "last_sampling_se"]
+    names = [*records.candidates.columns, "rl_run", "best", "best_sampling_se", "last", "last_sampling_se"]
     if after.empty:
         return pd.DataFrame(columns=names)
     scores = checkpoint_scores(after, [1])
-    best = scores.loc[scores.groupby(run, sort=False)["pass@1"].idxmax()]
-    best = best.rename(columns={"pass@1": "best", "checkpoint": "best_checkpoint", "sampling_se": "best_sampling_se"})
-    last = _last(scores).rename(columns={"pass@1": "last", "sampling_se": "last_sampling_se"})
-    runs = best.merge(last[[*run, "last", "last_sampling_se"]], on=run)
-    return records.candidates.merge(runs, on=CANDIDATE, how="inner")[names]
+    best, last = scores.loc[scores.groupby(run, sort=False)["pass@1"].idxmax()], _last(scores)
+    best = best.rename(columns={"pass@1": "best", "sampling_se": "best_sampling_se"})
+    last = last.rename(columns={"pass@1": "last", "sampling_se": "last_sampling_se"})
+    return records.candidates.merge(best, on=CANDIDATE).merge(last[[*run, "last", "last_sampling_se"]], on=run)[names]
 
 
-def spread_table(records: Records, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> pd.DataFrame:
+def spread_table(records: Records) -> pd.DataFrame:
     """Compare the spread of outcomes between candidates with that between RL runs of one candidate.
 
     One row per family, scenario ("all": every candidate of a family that has several) and outcome ("best": a run's best
@@ -165,12 +163,14 @@ def spread_table(records: Records, *, n_resamples: int = N_RESAMPLES, seed: int 
                 row |= {"repeated": int((sizes > 1).sum()), "runs": len(part)}
                 for name, number in (("mean", np.mean), ("low_outcome", np.min), ("high_outcome", np.max)):
                     row[name] = number(means) if len(means) else math.nan
-                row |= spread(means, squares, sizes - 1, n_resamples, seed)
+                row |= spread(means, squares, sizes - 1)
                 rows.append(row | {"sampling_se": math.sqrt((noise**2).mean()) if len(noise) else math.nan})
     return pd.DataFrame(rows)
 
 
-def spread(means: Array, squares: Array, freedom: Array, n_resamples: int, seed: int) -> dict[str, float]:
+def spread(
+    means: Array, squares: Array, freedom: Array, n_resamples: int = N_RESAMPLES, seed: int = 0
+) -> dict[str, float]:
     """Return the spread between and within candidates and their ratio with its interval.
 
     means: outcome of each candidate; squares: sums of squared deviations of its runs, with `freedom` degrees each.

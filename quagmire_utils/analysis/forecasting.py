@@ -67,7 +67,7 @@ WARNINGS = {
 class RLForecast:
     """Forecasts of all candidates, how well such forecasts do on the runs at hand, and what to run next."""
 
-    table: pd.DataFrame  # of `forecast`, with outcome, chance_best and gain (see forecast_rl)
+    table: pd.DataFrame  # of `Task.frame`, with outcome, chance_best and gain (see forecast_rl)
     check: pd.DataFrame  # leave-one-out: candidate, outcome, predicted, low, high, covered, extrapolated
     r2: float  # of leave-one-out predictions, 1 - SS_res / SS_tot; NaN if there are too few runs
     rank_correlation: float  # Spearman's, of leave-one-out predictions and outcomes
@@ -130,14 +130,14 @@ def forecast_rl(
 ) -> RLForecast:
     """Forecast every outcome with an interval, check this on the runs at hand, and choose the next run.
 
-    records: as in `forecast`. calibrated: candidates whose outcomes may be used; None: all that have one. predictors:
+    records: as in `Task.check`. calibrated: candidates whose outcomes may be used; None: all that have one. predictors:
     None for the paper's, gen_loss and pass_k, or pass_k alone if the column scenario says instance. Candidates without
     a value of a predictor are left out, with a warning.
 
     Further columns of the table: outcome (of calibrated candidates); chance_best, the share of joint draws from the
     forecasts in which the candidate has the highest outcome; and gain, by which next_run is chosen: the share of the
     summed variance of the contenders' forecasts that a run of this candidate removes. Contenders are all candidates not
-    run yet, except the least likely winners that have less than 5 % together. Raises ParameterError as `forecast` does.
+    run yet, except the least likely winners that have less than 5 % together.
     """
     options = {"confidence": confidence, "n_draws": n_draws, "seed": seed}
     found = _forecast_rl(records, calibrated, predictors, **options)

@@ -1,6 +1,7 @@
 """Averaged lines on a few calibrated candidates, with the interval of each forecast (Sec. 4).
 
-forecast(table, calibrated=["a", "b", "c"])     # candidate, predicted, low, high, ... of every candidate
+task = Task.check(table, calibrated=["a", "b", "c"])
+task.frame(task.known, task.fit(task.known))     # candidate, predicted, low, high, ... of every candidate
 """
 
 from __future__ import annotations
@@ -17,27 +18,6 @@ from quagmire_utils.analysis.measurements import checked_candidates
 from quagmire_utils.core.errors import ParameterError
 
 FEWEST = 3  # RL runs for a line and an interval around it
-
-
-def forecast(
-    records: pd.DataFrame,
-    calibrated: Sequence[str],
-    predictors: Sequence[str] = ("gen_loss", "pass_k"),
-    confidence: float = 0.95,
-) -> pd.DataFrame:
-    """Forecast the outcome of every candidate from RL runs on a few of them.
-
-    records: one row per candidate of one family, columns candidate, outcome (read for calibrated candidates only) and
-    the predictors. calibrated: names of at least three candidates that went through RL. One line per predictor is
-    fitted to them, and the predictions are averaged. Returns the candidates, highest prediction first.
-
-    low and high bound the outcome of one candidate (Student's t). For one predictor this is the textbook prediction
-    interval. For several, the averaged prediction is still linear in the outcomes, so its variance follows from theirs,
-    with tr((I-H)'(I-H)) degrees of freedom in place of n - 2, an approximation. extrapolated marks candidates outside
-    the calibrated range of a predictor, where no interval protects against a bent relation; outside names the side.
-    """
-    task = Task.check(records, calibrated, predictors, confidence)
-    return task.frame(task.known, task.fit(task.known)).sort_values("predicted", ascending=False, ignore_index=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +43,17 @@ class Task:
 
     @classmethod
     def check(
-        cls, records: pd.DataFrame, calibrated: Sequence[str], predictors: Sequence[str], confidence: float
+        cls,
+        records: pd.DataFrame,
+        calibrated: Sequence[str],
+        predictors: Sequence[str] = ("gen_loss", "pass_k"),
+        confidence: float = 0.95,
     ) -> Task:
-        """Return the checked input. Raise ParameterError for input that allows no forecast."""
+        """Return the checked input. Raise ParameterError for input that allows no forecast.
+
+        records: one row per candidate of one family, columns candidate, outcome (read for calibrated candidates only)
+        and the predictors. calibrated: names of at least three candidates that went through RL.
+        """
         if isinstance(predictors, str) or not len(predictors):
             raise ParameterError("predictors", predictors, "a list of column names")
         if "outcome" in predictors or len(set(predictors)) < len(predictors):
@@ -106,7 +94,13 @@ class Task:
         return Fit(weights, weights @ self.y[known], float(((leftover @ self.y[known]) ** 2).sum()) / free, free)
 
     def frame(self, known: NDArray[np.bool_], fit: Fit) -> pd.DataFrame:
-        """Return the forecast of every candidate with its interval, in the order of the table."""
+        """Return the forecast of every candidate with its interval, in the order of the table.
+
+        low and high bound the outcome of one candidate (Student's t). For one predictor this is the textbook prediction
+        interval. For several, the averaged prediction is still linear in the outcomes, so its variance follows from
+        theirs, with tr((I-H)'(I-H)) degrees of freedom in place of n - 2, an approximation. extrapolated marks
+        candidates outside the calibrated range of a predictor, where no interval protects against a bent relation.
+        """
         from scipy.special import stdtrit  # quantiles of Student's t
 
         width = stdtrit(fit.free, (1 + self.confidence) / 2)

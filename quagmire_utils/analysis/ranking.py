@@ -211,10 +211,10 @@ def rank_with_noise(measured: Measurements, *, confidence: float = 0.95, n_draws
     )
 
 
-def check_ranking(frame: pd.DataFrame, at_least: int = 4) -> pd.DataFrame:
+def check_ranking(frame: pd.DataFrame) -> pd.DataFrame:
     """Compare the rule's choice with the best candidate where outcomes are known.
 
-    frame: from `candidate_frame`, or `Measurements.frame`. One row per family and scenario of at least `at_least`
+    frame: from `candidate_frame`, or `Measurements.frame`. One row per family and scenario of at least four
     candidates with an outcome: the regret of the rule's choice, and of choosing the highest pass1, the lowest gen_loss,
     the highest pass_k, and at random. Ties count with their mean.
     """
@@ -222,7 +222,7 @@ def check_ranking(frame: pd.DataFrame, at_least: int = 4) -> pd.DataFrame:
     for family in frame["family"].unique():
         for scenario in ("dataset", "instance"):
             part = select_candidates(frame, family, scenario).assign(scenario=scenario)
-            if len(part) < at_least:
+            if len(part) < 4:
                 continue
             ranked = rank_candidates(part)
             chosen = ranked.loc[ranked["rank"] == 1, "candidate"].tolist()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import html
 import itertools
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-import nbformat
 import numpy as np
+import papermill
 import pytest
 from example_candidates import linear_world
 
@@ -83,23 +80,21 @@ def test_no_text_of_the_pictures_overlaps(count):
 
 
 def test_notebooks_execute_on_records_and_on_a_table(mini, tmp_path):
-    """Both, on a copy of the shipped records and on the shipped table, through papermill as ./reproduce.sh does it."""
+    """Both, on a copy of the shipped records and on the shipped table, through papermill."""
     folder = tmp_path / "mini"
     folder.mkdir()
     for file in (*MINI.glob("*.parquet"), MINI / "manifest.json"):
         (folder / file.name).write_bytes(file.read_bytes())
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    started = []
-    for name, given in (("rank_candidates", []), ("forecast_rl", ["-p", "measurements", "notebooks/candidates.csv"])):
-        command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / f"{name}.ipynb")]
-        command += [str(tmp_path / f"{name}.ipynb"), "--kernel", "python3", "--no-progress-bar"]
-        command += ["-p", "profile", str(folder), *given]
-        started.append((name, subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE)))
     shown = {}
-    for name, process in started:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()[-2000:]
-        book = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
+    for name, given in (("rank_candidates", {}), ("forecast_rl", {"measurements": "notebooks/candidates.csv"})):
+        book = papermill.execute_notebook(
+            ROOT / "notebooks" / f"{name}.ipynb",
+            None,
+            {"profile": str(folder), **given},
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=tmp_path,
+        )
         outputs = [o.get("data", {}) for c in book.cells if c.cell_type == "code" for o in c.outputs]
         shown[name] = [o["text/markdown"] for o in outputs if "text/markdown" in o]
         assert sum("image/png" in o for o in outputs) == {"rank_candidates": 2, "forecast_rl": 1}[name]

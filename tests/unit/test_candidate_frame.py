@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 
 import numpy as np
 import pandas as pd
 import pytest
-from example_records import BENCHMARKS, make_records, write_records
+from example_records import BENCHMARKS, macro_pass_at_k, make_records, second_route, write_records
 from scipy import stats
 
 from quagmire_utils.analysis.candidates import candidate_frame
@@ -26,46 +25,15 @@ def records(tmp_path_factory) -> Records:
     return load_records(write_records(tmp_path_factory.mktemp("records") / "example", make_records()))
 
 
-def macro_pass_at_k(counts: pd.DataFrame, k: int) -> float:
-    """Eq. 1 in exact fractions, averaged over problems and then over benchmarks."""
-    means = []
-    for benchmark in BENCHMARKS:
-        rows = counts[counts["benchmark"] == benchmark]
-        values = [
-            1 - Fraction(math.comb(n - c, k), math.comb(n, k)) for n, c in zip(rows["n"], rows["correct"], strict=True)
-        ]
-        means.append(sum(values) / len(values))
-    return float(sum(means) / len(means))
-
-
-def by_hand(records: Records, scenario: str = "dataset", k: int = 64) -> pd.DataFrame:
-    """Predictors and outcome of each SFT candidate, by loops over the raw records."""
-    rows = []
-    chosen = records.candidates[
-        (records.candidates["scenario"] == scenario) & (records.candidates["selection"] != "none")
-    ]
-    for candidate in chosen["candidate"]:
-        counts = records.counts[records.counts["candidate"] == candidate]
-        before, after = counts[counts["stage"] == "sft"], counts[counts["stage"] == "rl"]
-        finals = [macro_pass_at_k(one, 1) for _, one in after.groupby(["rl_run", "checkpoint"])]
-        lasts = [
-            macro_pass_at_k(run[run["checkpoint"] == run["checkpoint"].max()], 1) for _, run in after.groupby("rl_run")
-        ]
-        loss = records.generalization_loss.set_index("candidate").loc[candidate, "nll"]
-        row = {"candidate": candidate, "pass1": macro_pass_at_k(before, 1), "pass_k": macro_pass_at_k(before, k)}
-        rows.append({**row, "gen_loss": loss, "outcome": max(finals), "outcome_last": np.mean(lasts)})
-    return pd.DataFrame(rows).set_index("candidate")
-
-
 @pytest.mark.parametrize("k", [1, 7, 64])
 def test_candidate_frame_against_exact_fractions(records, k):
+    expected = second_route(records.folder, k).set_index("candidate")
     ours = candidate_frame(records, k=k).set_index("candidate")
-    for scenario in ("dataset", "instance"):
-        expected = by_hand(records, scenario, k)
-        for column in expected:
-            assert ours.loc[expected.index, column].to_numpy() == pytest.approx(expected[column].to_numpy(), **CLOSE)
-        gain = (expected["outcome"] - expected["pass1"]).to_numpy()
-        assert ours.loc[expected.index, "gain"].to_numpy() == pytest.approx(gain, **CLOSE)
+    assert len(ours) == len(expected) + 1  # the base model
+    for column in ("pass1", "pass_k", "gen_loss", "outcome", "outcome_last"):
+        assert ours.loc[expected.index, column].to_numpy() == pytest.approx(expected[column].to_numpy(), **CLOSE)
+    gain = (expected["outcome"] - expected["pass1"]).to_numpy()
+    assert ours.loc[expected.index, "gain"].to_numpy() == pytest.approx(gain, **CLOSE)
 
 
 def test_standard_errors_of_checkpoint_scores(records):

@@ -332,19 +332,6 @@ def test_a_better_predictor_holds_a_worse_one_fails(name, number):
     assert math.isnan(test(better.iloc[:3]).value)
 
 
-@pytest.mark.parametrize("number", [1, 8])
-def test_a_rank_gain_is_the_difference_of_spearmans(number):
-    frame = sample(5, pass1=0.5, pass_k=0.9).assign(gen_loss=0.0)
-    parts = [frame] if number == 1 else [part for _, part in frame.groupby("budget")]
-    gains = [
-        stats.spearmanr(part["pass_k"], part["outcome"]).statistic
-        - stats.spearmanr(part["pass1"], part["outcome"]).statistic
-        for part in parts
-    ]
-    found = statistic("rank_gain", frame, table=number, predictor="pass_k")
-    assert found.value == pytest.approx(np.mean(gains), abs=1e-12)
-
-
 def test_a_rank_claim_is_the_table_that_it_is_about(tmp_path):
     """Value, interval and verdict: the claim may not pool what the table averages."""
     frame = candidate_frame(load_records(write_records(tmp_path / "full", make_records(full=True))), k=16)
@@ -576,17 +563,6 @@ def test_a_ledger_as_text(records, table):
     assert set(nothing["verdict"]) == {"not run"}
 
 
-def test_a_result_in_a_sentence():
-    claim = next(claim for claim in claims.all_claims() if claim.id == "more_examples_raise_score")
-    result = claims.Result(
-        claim, MISTRAL, "micro", Estimate(0.031, "the mean", 1, lambda _: (0.011, 0.051), "", "pairs")
-    )
-    facts = "(the mean: +3.1 points, 95 % interval +1.1 to +5.1 points, n = 1 pair)."
-    assert (
-        result.text == f"Fig. 2, micro, “more SFT examples raise the score after SFT”: **holds** at this scale {facts}"
-    )
-
-
 # --- claims.yaml ------------------------------------------------------------------------------------------------------
 
 
@@ -620,14 +596,6 @@ def test_the_quotes_are_the_papers_words(paper_file):
         assert claim.quote in text, claim.id
     names = [claim.id for claim in claims.all_claims()]
     assert len(set(names)) == len(names)
-
-
-def test_changing_a_record_changes_the_claim(records):
-    frame = candidate_frame(records)
-    before = {claim.claim.id: claim.estimate.value for claim in claims.about(frame, "Table 1", records=records)}
-    changed = frame.assign(outcome=frame["outcome"].to_numpy()[::-1])
-    after = {claim.claim.id: claim.estimate.value for claim in claims.about(changed, "Table 1", records=records)}
-    assert before != after
 
 
 def test_the_picture_has_a_line_for_every_tested_claim(table):

@@ -20,7 +20,7 @@ from quagmire_utils.analysis.forecasting import (
     forecast_rl,
     known_runs,
 )
-from quagmire_utils.analysis.lines import forecast
+from quagmire_utils.analysis.lines import Task
 from quagmire_utils.analysis.measurements import load_measurements
 from quagmire_utils.core.errors import ParameterError
 
@@ -30,6 +30,11 @@ from quagmire_utils.core.errors import ParameterError
 @pytest.fixture
 def records():
     return five_candidates()
+
+
+def forecast(table: pd.DataFrame, *choices, **options) -> pd.DataFrame:
+    task = Task.check(table, *choices, **options)
+    return task.frame(task.known, task.fit(task.known)).sort_values("predicted", ascending=False, ignore_index=True)
 
 
 def test_forecast_with_one_predictor_is_the_textbook_interval(records):

@@ -100,39 +100,13 @@ def test_every_quote_is_in_the_paper_and_holds_its_number(frame, paper_file):
     assert frame["name"].is_unique
 
 
-def test_printed_gains_are_the_differences_but_for_one_misprint():
-    odd = []
-    for cell in all_cells():
-        if not math.isnan(cell.printed_gain):
-            difference = cell.mean - printed_cell(cell.table, cell.row, "pass1")["mean"]
-            if abs(difference - cell.printed_gain) > 0.005:
-                odd.append((cell.table, cell.row, cell.column, round(difference, 2), cell.printed_gain, cell.note))
-    assert odd == [(10, "Low (<2B tokens)", "pass_k", 0.15, 0.25, "the difference is +0.15")]
-
-
 def test_one_gain_a_row_at_its_best_cell():
     for table in range(1, 11):
         for row, cells in paper.published(table).groupby("row"):
             gains = cells.dropna(subset="printed_gain")
             assert len(gains) == 1, (table, row)
             assert gains["mean"].item() == cells["mean"].max()
-
-
-def test_averages_and_repeated_rows_agree():
-    for table in (8, 10):
-        budgets = paper.published(table).query("row != 'Average'").groupby("column")["mean"].mean()
-        for column, mean in budgets.items():
-            assert printed_cell(table, "Average", column)["mean"] == pytest.approx(mean, abs=0.005 + 1e-9)
-    llama, mistral = paper.FAMILIES
-    for column in ("pass1", "pass_k"):
-        assert printed_cell(3, llama, column)["mean"] == printed_cell(8, "Average", column)["mean"]
-        assert printed_cell(3, mistral, column)["mean"] == printed_cell(10, "Average", column)["mean"]
-    repeats = [(4, llama, 7, "8:9"), (4, mistral, 9, "6:6")]
-    repeats += [(2, llama, 5, "5:11"), (2, mistral, 6, "5:5")]  # Table 2's caption says 50 %: 5:11 is not
-    for table, row, source, split in repeats:
-        for column in paper.published(table)["column"].unique():
-            short, full = printed_cell(table, row, column), printed_cell(source, split, column)
-            assert short[["mean", "plus_minus"]].tolist() == full[["mean", "plus_minus"]].tolist()
+    assert printed_cell(10, "Low (<2B tokens)", "pass_k")["note"] == "the difference is +0.15"  # a misprint
 
 
 def test_the_splits_of_a_table_share_their_candidates():

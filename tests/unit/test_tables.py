@@ -1,6 +1,6 @@
 """Tables: every number of all ten again by a second route, to 1e-9.
 
-That route reads the parquet files itself and shares no code with the package: Pass@k in exact fractions, own averages,
+That route (`example_records.second_route`) shares no code with the package: Pass@k in exact fractions, own averages,
 lines by statsmodels and scipy, rank correlations by scipy, and plain loops over splits.
 """
 
@@ -11,14 +11,13 @@ import math
 import re
 import shutil
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.api as sm
-from example_records import BENCHMARKS, make_records, write_records
+from example_records import make_records, second_route, write_records
 from scipy import stats
 
 from quagmire_utils.analysis import tables
@@ -58,42 +57,6 @@ def full_frame(full_folder) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def measured(full_folder) -> pd.DataFrame:
     return second_route(full_folder)
-
-
-def second_route(folder: Path, k: int = 64) -> pd.DataFrame:
-    """Predictors and outcomes of every SFT candidate from the parquet files, one row per candidate."""
-    counts, losses = pd.read_parquet(folder / "counts.parquet"), pd.read_parquet(folder / "generalization_loss.parquet")
-    by_candidate = dict(list(counts.groupby(["family", "candidate"])))
-    rows = []
-    for facts in pd.read_parquet(folder / "candidates.parquet").to_dict("records"):
-        if facts["selection"] == "none":
-            continue
-        mine = by_candidate[facts["family"], facts["candidate"]]
-        before, after = mine[mine["stage"] == "sft"], mine[mine["stage"] == "rl"]
-        scores = {key: macro_pass_at_k(one, 1) for key, one in after.groupby(["rl_run", "checkpoint"])}
-        last = after["checkpoint"].max()
-        loss = losses[(losses["family"] == facts["family"]) & (losses["candidate"] == facts["candidate"])]
-        row = {
-            "pass1": macro_pass_at_k(before, 1),
-            "pass_k": macro_pass_at_k(before, k),
-            "gen_loss": loss["nll"].item(),
-        }
-        row["outcome"] = max(scores.values())
-        row["outcome_last"] = np.mean([score for (_, step), score in scores.items() if step == last])
-        rows.append({**facts, **row})
-    return pd.DataFrame(rows)
-
-
-def macro_pass_at_k(counts: pd.DataFrame, k: int) -> float:
-    """Eq. 1 in exact fractions, averaged over problems and then over benchmarks."""
-    means = []
-    for benchmark in BENCHMARKS:
-        rows = counts[counts["benchmark"] == benchmark]
-        values = [
-            1 - Fraction(math.comb(n - c, k), math.comb(n, k)) for n, c in zip(rows["n"], rows["correct"], strict=True)
-        ]
-        means.append(sum(values) / len(values))
-    return float(sum(means) / len(means))
 
 
 def groups_of(measured: pd.DataFrame, number: int, row: str, model: str, scenario: str) -> list[pd.DataFrame]:
@@ -177,15 +140,6 @@ def cells_with_groups(table: pd.DataFrame, measured: pd.DataFrame, number: int):
         yield row, model, cells, groups_of(measured, number, row, model, cells["scenario"].iloc[0])
 
 
-def test_second_route_gives_the_candidate_frame(full_frame, measured):
-    ours = full_frame.set_index(["family", "candidate"]).loc[
-        pd.MultiIndex.from_frame(measured[["family", "candidate"]])
-    ]
-    assert len(ours) == len(full_frame) - 3  # the base models
-    for column in ("pass1", "pass_k", "gen_loss", "outcome", "outcome_last"):
-        assert ours[column].to_numpy() == pytest.approx(measured[column].to_numpy(), **CLOSE)
-
-
 @pytest.mark.parametrize("number", [1, 3, 8, 10])
 @pytest.mark.parametrize("outcome", ["outcome", "outcome_last"])
 def test_tables_of_rank_correlations_by_a_second_route(full_frame, measured, number, outcome):
@@ -205,8 +159,9 @@ def test_tables_of_rank_correlations_by_a_second_route(full_frame, measured, num
                 assert cell["gain"] == pytest.approx(value - expected["pass1"], **CLOSE)
 
 
+@pytest.mark.parametrize("most", [SHORT, pytest.param(math.inf, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [2, 4, 5, 6, 7, 9])
-def test_tables_of_r2_by_a_second_route(full_frame, measured, number):
+def test_tables_of_r2_by_a_second_route(full_frame, measured, number, most):
     table = compute_table(full_frame, number, Options(n_splits=40, seed=5))
     assert (table["status"] == "measured").all()
     assert len(table) == len(paper.published(number))
@@ -215,7 +170,7 @@ def test_tables_of_r2_by_a_second_route(full_frame, measured, number):
         assert (cells[["n_candidates", "n_fit", "n_validation"]] == [len(group), n_fit, len(group) - n_fit]).all(
             axis=None
         )
-        short = math.comb(len(group), n_fit) <= SHORT
+        short = math.comb(len(group), n_fit) <= most
         baseline = every_r2(group, "pass1", n_fit) if short else []
         for column, cell in cells.iterrows():
             sample = np.array(drawn_r2(group, column, n_fit, 40, 5))
@@ -227,26 +182,11 @@ def test_tables_of_r2_by_a_second_route(full_frame, measured, number):
             if column != "pass1":
                 assert cell["gain"] == pytest.approx(cell["value"] - cells.loc["pass1", "value"], **R2_CLOSE)
             if short:
-                check_every_split(cell, np.array(every_r2(group, column, n_fit)), np.array(baseline))
-
-
-def check_every_split(cell: pd.Series, r2: np.ndarray, baseline: np.ndarray) -> None:
-    assert cell["all_value"] == pytest.approx(r2.mean(), **R2_CLOSE)
-    assert cell["all_std"] == pytest.approx(r2.std(), **R2_CLOSE)
-    assert cell["all_median"] == pytest.approx(np.median(r2), **R2_CLOSE)
-    if cell.name != "pass1":
-        assert cell["better_share"] == pytest.approx((r2 > baseline).mean(), **CLOSE)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [2, 4, 5, 6, 7, 9])
-def test_every_split_by_a_second_route(full_frame, measured, number):
-    table = compute_table(full_frame, number, Options(n_splits=10))
-    for row, _, cells, (group,) in cells_with_groups(table, measured, number):
-        n_fit = int(row.split(":")[0]) if ":" in row else len(group) // 2
-        baseline = np.array(every_r2(group, "pass1", n_fit))
-        for column, cell in cells.iterrows():
-            check_every_split(cell, np.array(every_r2(group, column, n_fit)), baseline)
+                r2 = np.array(every_r2(group, column, n_fit))
+                truth = (r2.mean(), r2.std(), np.median(r2))
+                assert tuple(cell[["all_value", "all_std", "all_median"]]) == pytest.approx(truth, **R2_CLOSE)
+                if column != "pass1":
+                    assert cell["better_share"] == pytest.approx((r2 > np.array(baseline)).mean(), **CLOSE)
 
 
 @pytest.mark.parametrize("number", [3, 4, 7, 8, 9, 10])
@@ -469,7 +409,6 @@ def test_base_model_takes_no_part(records, frame):
         *(("n_splits", value) for value in (0, -5, True)),
         *(("seed", value) for value in (-1, 2.5)),
         ("outcome", "best"),
-        ("confidence", 95),
     ],
 )
 def test_options_that_cannot_work_are_refused(name, value):

@@ -129,23 +129,19 @@ def fit_explains(r2: float, total: int, fits: Sequence[int], draws: int = 400) -
     return table.loc[list(KINDS)].reset_index()
 
 
-def rank_interval(value: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the interval of a rank correlation of n candidates (Fisher; Bonett and Wright's variance, 2000)."""
-    if n < 4 or abs(value) >= 1:
-        return math.nan, math.nan
-    half = stats.norm.ppf((1 + confidence) / 2) * math.sqrt((1 + value**2 / 2) / (n - 3))
+def rank_interval(value: float, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a rank correlation of n candidates (Fisher; Bonett and Wright's variance, 2000)."""
+    half = stats.norm.ppf(SHOWN[1]) * math.sqrt((1 + value**2 / 2) / (n - 3))
     return math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half)
 
 
-def rank_gain_range(
-    baseline: float, better: float, n: int, draws: int = 4000, seed: int = 0
-) -> tuple[float, float, float]:
+def rank_gain_range(baseline: float, better: float, n: int, draws: int = 4000) -> tuple[float, float, float]:
     """Return the gain in rank correlation that n candidates show: (low, high, share of draws without a gain).
 
     baseline, better: true rank correlations of two predictors with the outcome. All variables are normal, and the two
     predictors are independent given the outcome (a correlation would narrow the range).
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     outcome = rng.standard_normal((draws, n))
     ranks = stats.rankdata(outcome, axis=1) - (n + 1) / 2
     found = []

@@ -24,19 +24,19 @@ from quagmire_utils.analysis.fits import (
 )
 from quagmire_utils.analysis.tables.spec import PREDICTORS, Line, table_lines, table_spec
 from quagmire_utils.core import published as paper
-from quagmire_utils.core.errors import ParameterError
 
 NUMBERS = (
     *("value", "std", "standard_error", "n_splits", "all_value", "all_std", "all_median", "all_splits"),
     *("low", "high", "gain", "gain_low", "gain_high", "better_share"),
 )
 COLUMNS = (
-    *("table", "row", "column", "statistic", "scenario", "model", "family", "k", "confidence", "basis", "status"),
+    *("table", "row", "column", "statistic", "scenario", "model", "family", "k", "basis", "status"),
     *("n_candidates", "sizes", "left_out", "n_ceiling", "n_fit", "n_validation", *NUMBERS, "verdict"),
     *("source", "paper", "paper_plus_minus", "paper_gain", "paper_note"),
 )
 MIN_CANDIDATES = 4  # two to fit a line, two to take an R2 on
 MIN_RESAMPLED = 5  # resamples of fewer candidates have only a few different rank correlations, mostly 1
+TAIL = (1 - 0.95) / 2  # of the intervals
 CEILING = 0.99  # a higher Pass@k does not distinguish candidates
 R2_KINDS = {
     "r2": "R² = 1 - SS_res/SS_tot",
@@ -62,14 +62,11 @@ class Options:
     n_splits: int = 100  # random splits into fitted and predicted candidates (Sec. 4.2)
     seed: int = 0
     outcome: str = "outcome"  # outcome: best checkpoint, as in the paper; outcome_last: mean of the last ones
-    confidence: float = 0.95
 
     def __post_init__(self) -> None:
         check_whole("n_splits", self.n_splits, 1, MAX_SPLITS)
         check_whole("seed", self.seed, 0)
         check_outcome(self.outcome)
-        if not 0 < self.confidence < 1:
-            raise ParameterError("confidence", self.confidence, "between 0 and 1")
 
 
 def compute_table(
@@ -91,8 +88,7 @@ def compute_table(
     options = options or Options()
     lines = table_lines(frame, number, options.family, options.predictors, supplement)
     spec = table_spec(number)
-    shared = {"table": spec.number, "statistic": spec.statistic, "scenario": spec.scenario}
-    shared |= {"k": int(frame["k"].iloc[0]), "confidence": options.confidence}
+    shared = {"table": spec.number, "statistic": spec.statistic, "scenario": spec.scenario, "k": frame["k"].iloc[0]}
     rows = [{**shared, **cell} for line in lines for cell in _row(line, spec.statistic, options)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -185,7 +181,6 @@ def _series(group: pd.DataFrame, columns: Sequence[str]) -> Series:
 
 def _spearman_cells(series: list[Series], outcomes: list[Array], options: Options) -> dict[str, dict[str, Any]]:
     """Mean over the groups of the rank correlation in each; the groups are resampled separately."""
-    tail = (1 - options.confidence) / 2
     few = min(map(len, outcomes)) < MIN_RESAMPLED
     cells: dict[str, dict[str, Any]] = {}
     replicates: dict[str, Array] = {}
@@ -195,11 +190,11 @@ def _spearman_cells(series: list[Series], outcomes: list[Array], options: Option
         value = float(np.mean([estimate for estimate, _ in found]))
         replicates[column] = np.mean([values[:0] if few else values for _, values in found], 0)
         cells[column] = {"value": value}
-        cells[column]["low"], cells[column]["high"] = _quantiles(replicates[column], tail)
+        cells[column]["low"], cells[column]["high"] = _quantiles(replicates[column])
         if column != paper.BASELINE:
             differences = replicates[column] - replicates[paper.BASELINE]
             cells[column]["gain"] = value - cells[paper.BASELINE]["value"]
-            cells[column]["gain_low"], cells[column]["gain_high"] = _quantiles(differences, tail)
+            cells[column]["gain_low"], cells[column]["gain_high"] = _quantiles(differences)
     return cells
 
 
@@ -212,7 +207,7 @@ def _r2_cells(
     n_splits, seed, groups = options.n_splits, options.seed, len(outcomes)
     splits = [_protocol(len(y), n_fit, n_splits) for y, n_fit in zip(outcomes, fits, strict=True)]
     every = all(protocol == "all" for protocol in splits)
-    quantile = stdtrit(sum(len(y) - 1 for y in outcomes), (1 + options.confidence) / 2)
+    quantile = stdtrit(sum(len(y) - 1 for y in outcomes), 1 - TAIL)
     cells: dict[str, dict[str, Any]] = {}
     paired: dict[str, Array] = {}  # R2 of the one group; all predictors have the same splits
     without: dict[str, list[Array]] = {}  # mean R2 of each group with each of its candidates left out
@@ -279,8 +274,8 @@ def _spread(without: Sequence[Array]) -> float:
     return math.sqrt(sum(jackknife_standard_error(values) ** 2 for values in without)) / len(without)
 
 
-def _quantiles(values: Array, tail: float) -> tuple[float, float]:
-    """NaN for no value or only one: an interval without width (a perfect order) would look certain."""
+def _quantiles(values: Array) -> tuple[float, float]:
+    """Return a 95 % interval; NaN for no value or only one, as an interval without width would look certain."""
     values = values[~np.isnan(values)]
-    low, high = np.quantile(values, [tail, 1 - tail]) if values.size else (math.nan, math.nan)
+    low, high = np.quantile(values, [TAIL, 1 - TAIL]) if values.size else (math.nan, math.nan)
     return (float(low), float(high)) if high > low else (math.nan, math.nan)
