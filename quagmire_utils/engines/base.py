@@ -87,14 +87,9 @@ class Engine(ABC):
         return model_config
 
     @property
-    def revision(self) -> str | None:
-        """Revision of a hub id."""
-        return self.config.revision
-
-    @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that stand for the model; samples of two digests are never mixed."""
-        return model_digest(self.model, self.revision)
+        return model_digest(self.model, self.config.revision)
 
     @abstractmethod
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:

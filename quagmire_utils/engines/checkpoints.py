@@ -13,7 +13,7 @@ import math
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from quagmire_utils.core.errors import ParameterError
@@ -106,7 +106,9 @@ def model_digest(model: str | Path, revision: str | None = None) -> str:
     check_model(folder)
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
-            total.update(f"{name}:{_configuration(folder / name)}".encode())
+            values = json.loads((folder / name).read_text(encoding="utf-8"))
+            kept = {key: value for key, value in values.items() if key not in ("transformers_version", "_name_or_path")}
+            total.update(f"{name}:{json.dumps(kept, sort_keys=True)}".encode())
     patterns = [*_WEIGHTS, *_TOKENIZER_CONTENT]
     if "auto_map" in (folder / "config.json").read_text(encoding="utf-8"):
         patterns.append("*.py")  # the model's own code, run where it is trusted
@@ -121,12 +123,6 @@ def _file_digest(file: Path, size: int, changed: int) -> str:
     """Return the digest of a file's content; size and time of change tell the cache when to read it again."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _configuration(file: Path) -> str:
-    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in values.items() if key not in ("transformers_version", "_name_or_path")}
-    return json.dumps(kept, sort_keys=True)
 
 
 def load_config(model: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:

@@ -75,6 +75,7 @@ class VLLMEngine(StreamingEngine):
         """Load the model for `rows` sequences at a time; return why if memory doesn't suffice, or may not."""
         from vllm import LLM
 
+        folder = Path(self.model).expanduser()
         options: dict[str, Any] = {} if rows is None else {"max_num_seqs": rows}
         if on_cpu:
             # vLLM 0.32 rewinds the generator of a seeded request whose prompt it has read in part, which a CPU
@@ -86,8 +87,8 @@ class VLLMEngine(StreamingEngine):
         try:
             self._llm = LLM(
                 model=self.model,
-                revision=self.revision,
-                tokenizer_revision=self.revision,
+                revision=self.config.revision,
+                tokenizer_revision=self.config.revision,
                 skip_tokenizer_init=True,
                 trust_remote_code=self.config.trust_remote_code,
                 dtype=self.dtype,
@@ -96,7 +97,8 @@ class VLLMEngine(StreamingEngine):
                 generation_config="vllm",  # not the model's sampling defaults
                 enforce_eager=on_cpu,  # on a CPU, compiling costs a minute and gains little
                 disable_log_stats=True,
-                use_tqdm_on_load=_in_shards(self.model),
+                # worth showing for a hub id, and weights in several files
+                use_tqdm_on_load=not folder.is_dir() or len(list(folder.glob("*.safetensors"))) > 1,
                 **options,
             )
         except Exception as error:  # torch, numpy and vLLM each have their own
@@ -189,12 +191,6 @@ def check_devices(wanted: int, on_cpu: bool) -> None:
     # Unlike torch.accelerator's, this count leaves CUDA untouched, so that vLLM can still fork.
     if not on_cpu and 1 < wanted > (there := torch.cuda.device_count()):
         raise ParameterError("tensor_parallel_size x data_parallel_size", wanted, f"at most the {there} GPUs here")
-
-
-def _in_shards(model: str) -> bool:
-    """Whether reading the weights is worth a progress bar; a model of one file is small."""
-    folder = Path(model).expanduser()
-    return not folder.is_dir() or len(list(folder.glob("*.safetensors"))) > 1
 
 
 def _version() -> str:

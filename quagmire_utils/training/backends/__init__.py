@@ -1,14 +1,8 @@
 """Train as the paper trained: SFT with LLaMA-Factory, GRPO with verl, on one machine or on nodes of GPUs. App. B.2.
 
 Each is installed in an environment of its own (`./reproduce.sh setup llamafactory`, `./reproduce.sh setup verl`),
-because neither installs next to the versions of this package. A run is a folder of files that a person can read, change
-and start by hand:
-
-    llamafactory.write(model, traces, "runs/sft", SFTSettings(epochs=2), machines=Machines(nodes=1, devices=8))
-    llamafactory.train("runs/sft")          # or runs/sft/run.sh; the checkpoint for our engines: runs/sft/model
-
-    verl.write("runs/sft/model", problems, "runs/rl", RLSettings(), epochs=3, machines=Machines(nodes=1, devices=8))
-    verl.train("runs/rl")                   # or runs/rl/run.sh; checkpoints: runs/rl/checkpoint-<step>
+because neither installs next to the versions of this package. A run is a folder of files that a person can read,
+change, and start by hand with its run.sh; `llamafactory` and `verl` have examples.
 
 `write` refuses what cannot work. `check` lets the back-end tokenise its data and compares every token with those of
 sampling and of the generalization loss; `train` does so first. A run that was killed resumes from its last checkpoint.

@@ -199,17 +199,13 @@ def check(folder: str | Path) -> None:
 
 
 def train(
-    folder: str | Path,
-    *,
-    progress: bool = True,
-    on_progress: Callable[[float], None] | None = None,
-    keep_sharded: bool = False,
+    folder: str | Path, *, progress: bool = True, on_progress: Callable[[float], None] | None = None
 ) -> pd.DataFrame:
     """Train from the last checkpoint, if there is one, and export the kept checkpoints for our engines.
 
     Returns the curve (see `curve`), also written to `curve.parquet`; `rl.json` is written last. verl's sharded
-    checkpoints, six times as large with the optimizer, are then removed unless `keep_sharded`. `on_progress` is called
-    with the fraction of steps done. Raises ParameterError if verl or the GPUs are missing or another run is active in
+    checkpoints, six times as large with the optimizer, are then removed. `on_progress` is called with the fraction of
+    steps done. Raises ParameterError if verl or the GPUs are missing or another run is active in
     the folder, BackendError if the run fails.
     """
     folder = Path(folder)
@@ -237,8 +233,7 @@ def train(
     write_parquet(rows, folder / "curve.parquet")
     facts = {"backend": NAME, **{key: run[key] for key in ("settings", "checkpoints")}}
     write_json({**facts, "seconds": time.perf_counter() - started}, folder / "rl.json")
-    if not keep_sharded:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return rows
 
 
