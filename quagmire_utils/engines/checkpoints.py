@@ -7,7 +7,6 @@ model_digest("path/to/checkpoint")       # the key under which its samples are s
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import math
 import re
@@ -24,11 +23,6 @@ if TYPE_CHECKING:
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 _TOKENIZER_CONTENT = ("tokenizer*", "vocab*", "merges.txt", "spiece.model", "special_tokens_map.json", "chat_template*")
-
-
-def is_installed(library: str) -> bool:
-    """Whether a library can be imported; it is not imported."""
-    return importlib.util.find_spec(library) is not None
 
 
 def check_base_url(url: str) -> str:

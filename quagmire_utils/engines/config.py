@@ -7,6 +7,7 @@ EngineConfig(engine="server", model="http://127.0.0.1:8000/v1", server=ServerSet
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -15,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.validation import Count, Flag, Integer, NonNegative, Positive, Settings, Share
-from quagmire_utils.engines.checkpoints import check_base_url, check_model, is_installed
+from quagmire_utils.engines.checkpoints import check_base_url, check_model
 
 EngineName = Literal["transformers", "vllm", "server"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -123,6 +124,6 @@ def check_engine(name: str) -> None:
     """Raise ParameterError for an engine that does not exist or whose library is not installed."""
     if name not in ENGINES:
         raise ParameterError("engine", name, f"one of {', '.join(ENGINES)}")
-    if not is_installed({"server": "openai"}.get(name, name)):
+    if importlib.util.find_spec({"server": "openai"}.get(name, name)) is None:
         remedy = "`pip install -e '.[server]'`" if name == "server" else "`./reproduce.sh setup`"
         raise ParameterError("engine", name, reason=f"{name} is not installed; {remedy} installs it where possible")

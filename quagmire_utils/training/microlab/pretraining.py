@@ -123,24 +123,19 @@ def pretrain(
     clean, fallible = pretraining_corpus(settings, seed, digits=digits)
     total = len(clean) + len(fallible)
     summaries = []
+    training = SFTSettings(batch_size=settings.batch_size, max_length=CONTEXT_LENGTH, adam_beta2=0.98, seed=seed)
     # only the last phase is saved, so a base model on disk is complete
     phases = [
         (clean, settings.learning_rate, None, 0),
         (fallible, settings.fallible_learning_rate, output, len(clean)),
     ]
     for traces, rate, folder, before in phases:
-        training = SFTSettings(
-            learning_rate=rate,
-            batch_size=settings.batch_size,
-            max_length=CONTEXT_LENGTH,
-            adam_beta2=0.98,
-            seed=seed,
-        )
 
         def report(fraction: float, before: int = before, size: int = len(traces)) -> None:
             if on_progress is not None:
                 on_progress((before + fraction * size) / total)
 
+        training = training.replace(learning_rate=rate)
         summaries.append(
             train_sft(model, traces, folder, training, tokenizer=tokenizer, progress=progress, on_progress=report)
         )
