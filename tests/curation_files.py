@@ -46,9 +46,14 @@ def pool_rows(n: int, seed: int = 0) -> list[dict]:
         if rng.random() < 0.1:
             question = question.replace(" ", "  ")
         response = f"The sum is \\boxed{{{2 * problem + 1}}}" + "!" * rng.randrange(40)
-        rows.append({"category": "math", "source": "s", "input": question, "output": response})
+        rows.append(ace(question, response))
     rows += [{**row, "output": row["output"].replace(" ", "\n")} for row in rows[: n // 20]]  # near duplicates
     return rows + rows[: n // 10]  # exact ones
+
+
+def ace(question: str | None, answer: Any, **other: Any) -> dict[str, Any]:
+    """Make a row in AceReason's columns."""
+    return {"category": "math", "source": "s", "input": question, "output": answer, **other}
 
 
 def read(dataset: Dataset | str, *files: Path) -> list[Record | Dropped]:

@@ -30,6 +30,7 @@ import re
 import sys
 import textwrap
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from quagmire_utils.grading.program_host import MAX_OUTPUT
@@ -120,20 +121,17 @@ def _same_output(output: str, expected: str, tolerance: float | None) -> bool:
     ours, theirs = (
         [line.rstrip() for line in text.replace("\r\n", "\n").rstrip().split("\n")] for text in (output, expected)
     )
-    if ours == theirs or tolerance is None or len(ours) != len(theirs):
+    if ours == theirs or tolerance is None:
         return ours == theirs
-    for line, other in zip(ours, theirs, strict=True):
-        words, others = line.split(), other.split()
-        if len(words) != len(others):
+
+    def near(word: str, wanted: str) -> bool:
+        try:
+            return word == wanted or abs(float(word) - float(wanted)) <= tolerance * (1 + 1e-9)
+        except ValueError:
             return False
-        for word, wanted in zip(words, others, strict=True):
-            try:
-                near = abs(float(word) - float(wanted)) <= tolerance * (1 + 1e-9)
-            except ValueError:
-                near = False
-            if word != wanted and not near:
-                return False
-    return True
+
+    words, wanted = ([line.split() for line in lines] for lines in (ours, theirs))
+    return list(map(len, words)) == list(map(len, wanted)) and all(map(near, chain(*words), chain(*wanted)))
 
 
 def _judge_calls(running: Running, tests: list[str], setup: str, entry_point: str) -> Verdict | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from curation_files import make, pool_rows, read, write
+from curation_files import ace, make, pool_rows, read, write
 from fake_hub import COMMIT, serve
 
 from quagmire_utils.core.errors import ParameterError
@@ -52,7 +52,7 @@ def test_a_set_does_not_depend_on_files_formats_or_order(tmp_path, shards, monke
 @pytest.mark.parametrize("unit_bytes", [1000, 2**26])
 def test_chosen_rows_are_read_again_from_every_kind_of_file(tmp_path, kind, unit_bytes, monkeypatch):
     monkeypatch.setattr("quagmire_utils.data.curation.source_files.UNIT_BYTES", unit_bytes)
-    rows = [{"category": "math", "source": "s", "input": f"q{i}", "output": f"é{i}\n"} for i in range(100)]
+    rows = [ace(f"q{i}", f"é{i}\n") for i in range(100)]
     path = write(tmp_path / kind, rows)
     dataset = find_dataset("acereason").from_files([str(path)])
     everything = []
@@ -93,17 +93,15 @@ def test_a_cut_off_file_is_a_sentence(tmp_path, name):
     [("[" * 100_000, r"byte \d+ is not JSON"), ("[1]", "not a mapping of columns"), ('{"input": ', "is not JSON")],
 )
 def test_a_damaged_line_is_a_sentence(tmp_path, line, message):
-    row = {"category": "math", "source": "s", "input": "q", "output": "r"}
-    path = write(tmp_path / "a.jsonl", [row])
+    path = write(tmp_path / "a.jsonl", [ace("q", "r")])
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(ParameterError, match=message):
         read("acereason", path)
 
 
 def test_rows_with_holes_are_left_out_and_counted(tmp_path):
-    good = {"category": "math", "source": "s", "input": "q", "output": "r"}
-    rows = [good, {**good, "input": None}, {**good, "output": None}, {**good, "output": 7}, {**good, "category": None}]
-    rows += [{"category": "math", "source": "s", "input": "only a question"}, {**good, "output": "x" * 5_000_000}]
+    rows = [ace("q", "r"), ace(None, "r"), ace("q", None), ace("q", 7), ace("q", "r", category=None)]
+    rows += [{"category": "math", "source": "s", "input": "only a question"}, ace("q", "x" * 5_000_000)]
     found = read("acereason", write(tmp_path / "a.jsonl", rows))
     assert found[0] == Record("q", "r", "", "DeepSeek-R1")
     assert found[1:6] == [*[Dropped("empty")] * 3, Dropped("category is None"), Dropped("no output")]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from curation_files import make, pool_rows, read, write
+from curation_files import ace, make, pool_rows, read, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
@@ -87,10 +87,10 @@ SCHEMAS = {
     ],
     ("acereason", "a.parquet"): [
         (
-            {"category": "math", "source": "numina", "input": "A train\npasses.", "output": "<think>Okay</think> 27"},
-            Record("A train\npasses.", "<think>Okay</think> 27", "", "DeepSeek-R1"),
+            ace("A train\npasses.", "<think>O</think> 27"),
+            Record("A train\npasses.", "<think>O</think> 27", "", "DeepSeek-R1"),
         ),
-        ({"category": "code", "source": "taco", "input": "Sort.", "output": "def sort"}, Dropped("category is code")),
+        (ace("Sort.", "def sort", category="code"), Dropped("category is code")),
     ],
     ("openr1_math", "a.parquet"): [
         (OPENR1, Record("What is 2+2?", "four", "4", "DeepSeek-R1"), *[UNKEPT] * 3),
@@ -251,11 +251,8 @@ def test_smaller_sets_are_part_of_larger_ones_and_hold_out_the_same_problems(tmp
 def test_what_was_removed_is_listed(tmp_path, benchmark):
     questions = ["9 and 10", "9  and 10", "1 and 10", "1 and 10", "1 and 10"]
     answers = ["19", "19!", "It is 11", "it is  11", "It is 11"]
-    rows = [
-        {"category": "math", "source": "s", "input": f"Find the sum of {question}.", "output": answer}
-        for question, answer in zip(questions, answers, strict=True)
-    ]
-    path = write(tmp_path / "a.jsonl", [*rows, {"category": "code", "source": "s", "input": "Sort.", "output": "def"}])
+    rows = [ace(f"Find the sum of {question}.", answer) for question, answer in zip(questions, answers, strict=True)]
+    path = write(tmp_path / "a.jsonl", [*rows, ace("Sort.", "def", category="code")])
     manifest = make(tmp_path / "out", path, benchmarks=benchmark)
     removed = [json.loads(line) for line in (tmp_path / "out/removed.jsonl").read_text().splitlines()]
     assert removed[0]["reason"] == "equals a benchmark's question"
@@ -274,18 +271,14 @@ def test_a_problem_goes_with_all_its_spellings(tmp_path):
     words = "find how many of the ten red marbles are left over in her box"
     path = write(tmp_path / "b.jsonl", [{"id": "b/1", "question": f"Ann: {words}", "answer": "1"}])
     questions = [f"Bob: {words}?", f"Bob: {words}?".replace(" ", ""), "Another?"]
-    rows = [{"category": "math", "input": question, "output": f"answer {i}"} for i, question in enumerate(questions)]
+    rows = [ace(question, f"answer {i}") for i, question in enumerate(questions)]
     make(tmp_path / "out", write(tmp_path / "a.jsonl", rows), benchmarks=str(path))
     assert [trace.question for trace in load_set(tmp_path / "out")[0]] == ["Another?"]
 
 
 def test_a_problem_in_two_spellings_is_never_on_both_sides(tmp_path):
     spellings = (r"Simplify $\dfrac{%d}{7}$.", r"  simplify $ \left.\frac{%d}{7}\right. $")
-    rows = [
-        {"category": "math", "input": text % i, "output": f"trace {k}"}
-        for i in range(40)
-        for k, text in enumerate(spellings)
-    ]
+    rows = [ace(text % i, f"trace {k}") for i in range(40) for k, text in enumerate(spellings)]
     path = write(tmp_path / "a.jsonl", rows)
     for seed in range(5):
         manifest = make(tmp_path / f"{seed}", path, validation_problems=13, seed=seed)

@@ -449,11 +449,3 @@ def test_workers_end_with_their_caller():
     caller.wait()
     caller.stdout.close()
     wait_until_dead(server)
-
-
-def test_importing_is_cheap():
-    code = (
-        "import sys, quagmire_utils.grading; "
-        "sys.exit(bool({'math_verify', 'sympy', 'numpy', 'torch'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(REPO)}).returncode == 0
