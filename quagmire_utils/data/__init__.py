@@ -10,12 +10,12 @@ commit and checked against a count.
     problems = load_benchmark("my_problems.jsonl")  # a file with the columns id, question, answer (and tolerance)
 """
 
-from quagmire_utils.data.dataset import BENCHMARKS, Dataset, benchmark_names, data_folder, find_dataset, load_datasets
+from quagmire_utils.data.dataset import BENCHMARKS, Dataset, benchmark_names, find_dataset, load_datasets
 from quagmire_utils.data.loading import load_benchmark
-from quagmire_utils.data.problems import Problem, Row, Trace, digest, load_traces, save_traces
+from quagmire_utils.data.problems import Problem, Trace, load_traces, save_traces
 from quagmire_utils.data.rows import last_boxed
 
 __all__ = [
-    "BENCHMARKS", "Dataset", "Problem", "Row", "Trace", "benchmark_names", "data_folder", "digest", "find_dataset",
+    "BENCHMARKS", "Dataset", "Problem", "Trace", "benchmark_names", "find_dataset",
     "last_boxed", "load_benchmark", "load_datasets", "load_traces", "save_traces",
 ]  # fmt: skip
