@@ -57,16 +57,20 @@ def save_model(folder, seed=0):
     return folder
 
 
-class Logged:
-    """An engine that writes a line for each call into a file, which a kill leaves as it is."""
+class Wrapped:
+    """An engine with a `generate` of its own."""
 
-    def __init__(self, engine, path):
-        self.engine, self.path = engine, path
+    stream = Engine.stream
+
+    def __init__(self, engine, path=None):
+        self.engine, self.path, self.calls = engine, path, []
 
     def __getattr__(self, name):
         return getattr(self.engine, name)
 
-    stream = Engine.stream
+
+class Logged(Wrapped):
+    """An engine that writes a line for each call into a file, which a kill leaves as it is."""
 
     def generate(self, requests, params):
         """The engine's answers."""

@@ -8,11 +8,12 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from crash_worker import Wrapped
 
 from quagmire_utils import cli
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
-from quagmire_utils.engines import Engine, EngineConfig, SamplingParams, load_engine
+from quagmire_utils.engines import EngineConfig, SamplingParams, load_engine
 from quagmire_utils.evaluation.evaluate import compare_outputs, evaluate, repeated_answers
 from quagmire_utils.evaluation.measured import describe_evaluation, evaluation_table
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
@@ -74,23 +75,8 @@ def test_a_corrected_gold_is_graded_anew(config, tmp_path):
     assert len(said) == 4
 
 
-def test_an_engine_that_is_handed_in_stays_open(config, tmp_path):
-    engine = load_engine(config)
-    for name in ("one", "two"):
-        evaluate(engine, SUMS, 1, PARAMS, SampleStore(tmp_path / name), progress=False)
-    engine.close()
-
-
-class Deaf:
+class Deaf(Wrapped):
     """An engine that ignores seeds, as some servers do."""
-
-    def __init__(self, engine):
-        self.engine = engine
-
-    def __getattr__(self, name):
-        return getattr(self.engine, name)
-
-    stream = Engine.stream
 
     def generate(self, requests, params):
         alone = self.engine.generate([replace(request, n=1, seed=0) for request in requests], params)

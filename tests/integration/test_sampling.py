@@ -12,7 +12,7 @@ import pytest
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import render
-from quagmire_utils.engines import Completion, Engine, EngineConfig, Request, SamplingParams, load_engine
+from quagmire_utils.engines import Completion, EngineConfig, Request, SamplingParams, load_engine
 from quagmire_utils.evaluation.sampling import grade_store, problem_seed, sample
 from quagmire_utils.evaluation.sampling.work import Work, chunks_of
 from quagmire_utils.evaluation.store import KEYS, SampleStore
@@ -22,7 +22,7 @@ from quagmire_utils.grading import Grade, Verdict, grade
 pytest.importorskip("torch", reason="sampling is tested with the transformers engine")
 pytest.importorskip("transformers", reason="sampling is tested with the transformers engine")
 
-from crash_worker import save_model
+from crash_worker import Wrapped, save_model
 
 PARAMS = SamplingParams(max_tokens=12, seed=3)
 PROBLEMS = [Problem(id=f"p{i}", question=f"{11 * i}+{i}" + "0" * (i % 3), answer=str(12 * i)) for i in range(10)]
@@ -62,16 +62,8 @@ def test_samples_that_vanish_meanwhile_are_noticed(engine, tmp_path, monkeypatch
 # --- what a sample depends on -----------------------------------------------------------------------------------------
 
 
-class Recorded:
+class Recorded(Wrapped):
     """An engine that keeps what it was asked."""
-
-    def __init__(self, engine):
-        self.engine, self.calls = engine, []
-
-    def __getattr__(self, name):
-        return getattr(self.engine, name)
-
-    stream = Engine.stream
 
     def generate(self, requests, params):
         self.calls.append(tuple(requests))
