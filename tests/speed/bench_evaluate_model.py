@@ -6,8 +6,6 @@ ids, not even texts, and does nothing with them; once with a seed for every requ
 without. The micro model has random weights and ends its answers by chance. All take turns, and the ratio is that of the
 times for one token, best of the rounds. Loading is in none of them. The last columns count the processor time of this
 process, engine included, which other work on the machine changes less; the grader's processes are not in it.
-
-    --model FOLDER --benchmarks a.jsonl,b.jsonl     # another model and other problems
 """
 
 from __future__ import annotations
@@ -20,6 +18,8 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from bench_sampling import save_model
+
 from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import EngineConfig, SamplingParams, load_engine
 from quagmire_utils.evaluation import evaluate as evaluation
@@ -28,16 +28,6 @@ from quagmire_utils.evaluation.measured import evaluation_table
 from quagmire_utils.grading import Grader
 from quagmire_utils.report import inputs
 from quagmire_utils.training import microlab
-
-
-def save_model(folder: Path, mean_tokens: int) -> None:
-    """A random llama of the study's size that ends after `mean_tokens` on average."""
-    tokenizer = microlab.build_tokenizer()
-    model = microlab.build_model("llama", tokenizer)
-    count = max(1, round(len(tokenizer) / mean_tokens))  # an almost uniform model ends at one token in `mean_tokens`
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(300, 300 + count - 1)]
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def bare(engine: object, prompts: list[tuple[int, ...]], n: int, params: SamplingParams, seed: int | None) -> int:
@@ -62,8 +52,6 @@ def bare(engine: object, prompts: list[tuple[int, ...]], n: int, params: Samplin
 def main() -> None:
     """Run all in turn and print their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a checkpoint folder instead of a random micro model")
-    parser.add_argument("--benchmarks", default="", help="paths of .jsonl files, or names; default: micro benchmarks")
     parser.add_argument("--problems", type=int, default=64, help="of each benchmark")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=96)
@@ -74,22 +62,13 @@ def main() -> None:
     params = SamplingParams(max_tokens=arguments.max_tokens)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        if arguments.model is None:
-            save_model(folder / "model", mean_tokens=40)
-        model = arguments.model or folder / "model"
-        if arguments.benchmarks:
-            problems = inputs.load_benchmarks(arguments.benchmarks, arguments.problems)
-        else:
-            problems = {
-                name: microlab.make_problems(name, microlab.MICRO_BENCHMARKS[name], arguments.problems, seed=0)
-                for name in ("sums2", "sums3")
-            }
-        with (
-            closing(
-                load_engine(EngineConfig(engine="vllm", model=model, max_model_len=arguments.max_model_len))
-            ) as engine,
-            Grader() as grader,
-        ):
+        save_model(str(folder / "model"), mean_tokens=40)
+        problems = {
+            name: microlab.make_problems(name, microlab.MICRO_BENCHMARKS[name], arguments.problems, seed=0)
+            for name in ("sums2", "sums3")
+        }
+        config = EngineConfig(engine="vllm", model=folder / "model", max_model_len=arguments.max_model_len)
+        with closing(load_engine(config)) as engine, Grader() as grader:
             ids = [render(p.question, engine.tokenizer).token_ids for some in problems.values() for p in some]
 
             def whole(run: int) -> int:
