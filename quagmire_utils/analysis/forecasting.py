@@ -7,6 +7,7 @@ found.next_run, found.advice              # which candidate to run next, and why
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -142,7 +143,7 @@ def forecast_rl(
     options = {"confidence": confidence, "n_draws": n_draws, "seed": seed}
     found = _forecast_rl(records, calibrated, predictors, **options)
     if found.r2 < 0:  # worse than the mean of the runs: does another predictor do better in the same check?
-        others = [one for one in _by_each_set(records, calibrated, **options).values() if one is not None]
+        others = _by_each_set(records, calibrated, **options).values()
         others = [one for one in others if one.r2 > 0 and one.check["candidate"].equals(found.check["candidate"])]
         return replace(found, better=max(others, key=lambda one: one.r2, default=None))
     return found
@@ -154,28 +155,21 @@ def compare_predictors(records: pd.DataFrame, calibrated: Sequence[str] | None =
     NaN if a predictor is missing or does not vary, or with fewer than four runs. The best of several on a handful of
     runs looks better than it is.
     """
-    rows = []
+    table = pd.DataFrame({"runs": 0}, index=pd.Index(list(SETS), name="predictors"))
+    table[["r2", "rank_correlation", "rmse", "coverage"]] = math.nan
     for title, found in _by_each_set(records, calibrated, n_draws=100).items():
-        row = {"predictors": title, "runs": 0} | dict.fromkeys(("r2", "rank_correlation", "rmse", "coverage"), math.nan)
-        if found is not None:
-            row["runs"] = int(found.table["calibrated"].sum())
-            if len(found.check):
-                row |= {"r2": found.r2, "rank_correlation": found.rank_correlation, "coverage": found.coverage}
-                row["rmse"] = _rms(found.check["predicted"] - found.check["outcome"])
-        rows.append(row)
-    return pd.DataFrame(rows)
+        error = _rms(found.check["predicted"] - found.check["outcome"])
+        runs = found.table["calibrated"].sum()
+        table.loc[title] = [runs, found.r2, found.rank_correlation, error, found.coverage]
+    return table.reset_index().astype({"runs": int})
 
 
-def _by_each_set(
-    records: pd.DataFrame, calibrated: Sequence[str] | None, **options: float
-) -> dict[str, RLForecast | None]:
-    """Return the forecast by each of SETS; None for those that these candidates do not allow."""
-    found: dict[str, RLForecast | None] = {}
+def _by_each_set(records: pd.DataFrame, calibrated: Sequence[str] | None, **options: float) -> dict[str, RLForecast]:
+    """Return the forecast by each of SETS that these candidates allow."""
+    found = {}
     for title, predictors in SETS.items():
-        try:
+        with contextlib.suppress(ParameterError):
             found[title] = _forecast_rl(records, calibrated, predictors, **options)
-        except ParameterError:
-            found[title] = None
     return found
 
 

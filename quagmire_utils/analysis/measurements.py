@@ -169,16 +169,13 @@ def _select(measured: Measurements, family: str, scenario: str) -> Measurements:
 def read_csv(path: str | Path, k: int = 64) -> Measurements:
     """Read a table filled in by hand: columns candidate, pass1, gen_loss, pass_k [, their _se, outcome, samples, ...].
 
-    It is read as people and spreadsheets write it:
-    - commas, semicolons or tabs between cells; decimal commas (in quotes if cells are separated by commas);
-    - shares as 0.523, as 52.3%, or as 52.3 under a heading that ends in %;
-    - blank cells or - for what is not known;
-    - headings such as `Pass@1`, `pass_at_256` (then 256 is the large k) or `generalization loss`;
-    - remarks: lines and headings that begin with #.
+    It is read as people and spreadsheets write it: commas, semicolons or tabs between cells; decimal commas (in quotes
+    if cells are separated by commas); shares as 0.523, as 52.3%, or as 52.3 under a heading that ends in %; blank cells
+    or - for what is not known; headings such as `Pass@1`, `pass_at_256` (then 256 is the large k) or `generalization
+    loss`; remarks: lines and headings that begin with #. Raises ParameterError with line and column for anything else.
 
     `samples` names a candidate's folder of graded answers (a SampleStore as evaluate_model writes it; relative to the
     table, the working directory or the repository). Its pass1 and pass_k are then computed and may be left blank.
-    Raises ParameterError with line and column for anything else.
     """
     path = Path(path)
     try:

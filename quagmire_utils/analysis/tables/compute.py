@@ -108,12 +108,11 @@ def compute_sensitivity(frame: pd.DataFrame, number: int | str, options: Options
             cells = {column: _cell(line, groups, column, kind, options) for column in line.printed.index}
             for column, cell in cells.items():
                 gain = math.nan if column == paper.BASELINE else cell["value"] - cells[paper.BASELINE]["value"]
-                place = {"row": line.spec.row, "model": line.spec.model, "family": line.family, "column": column}
-                rows.append({**place, "statistic": statistic, "kind": kind, **cell, "gain": gain})
-    columns = ["row", "model", "family", "column", "statistic", "kind", "value", "std", "below_zero", "splits", "gain"]
-    table = pd.DataFrame(rows, columns=columns)
-    table.insert(5, "k", int(frame["k"].iloc[0]))
-    return table
+                row = {"row": line.spec.row, "model": line.spec.model, "family": line.family, "column": column}
+                row |= {"statistic": statistic, "k": frame["k"].iloc[0], "kind": kind}
+                rows.append(row | cell | {"gain": gain})
+    columns = ["row", "model", "family", "column", "statistic", "k", "kind"]
+    return pd.DataFrame(rows, columns=[*columns, "value", "std", "below_zero", "splits", "gain"])
 
 
 def usable_groups(line: Line, outcome: str) -> tuple[list[pd.DataFrame], str]:
