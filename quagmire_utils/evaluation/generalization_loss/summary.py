@@ -61,14 +61,8 @@ def summarise(traces: Sequence[Trace], sums: np.ndarray, tokens: np.ndarray, *, 
     if undefined:
         raise ParameterError("model", reason=f"the loss of {undefined} of {len(total)} traces is not a number")
     nll, error = _ratio(total, tokens)
-    frame = pd.DataFrame(
-        {
-            "id": [trace.id for trace in traces],
-            "problem_id": [trace.problem_id for trace in traces],
-            "tokens": tokens,
-            "nll": total / tokens,
-        }
-    )
+    ids = {name: [getattr(trace, name) for trace in traces] for name in ("id", "problem_id")}
+    frame = pd.DataFrame({**ids, "tokens": tokens, "nll": total / tokens})
     _, problem = np.unique(frame["problem_id"].to_numpy(dtype=str), return_inverse=True)
     over_problems = _ratio(np.bincount(problem, weights=total), np.bincount(problem, weights=tokens))
     starts = np.append(_STARTS, np.iinfo(np.int64).max)
@@ -108,15 +102,9 @@ def _table(keys: dict[str, np.ndarray], sums: np.ndarray, tokens: np.ndarray) ->
     import pandas as pd
 
     ratios = [_ratio(s[n > 0], n[n > 0]) for s, n in zip(sums.T, tokens.T, strict=True)]
-    return pd.DataFrame(
-        {
-            **keys,
-            "traces": (tokens > 0).sum(0),
-            "tokens": tokens.sum(0),
-            "nll": [nll for nll, _ in ratios],
-            "standard_error": [error for _, error in ratios],
-        }
-    )
+    sizes = {"traces": (tokens > 0).sum(0), "tokens": tokens.sum(0)}
+    nll, error = zip(*ratios, strict=True)
+    return pd.DataFrame({**keys, **sizes, "nll": nll, "standard_error": error})
 
 
 def _by_length(sums: np.ndarray, tokens: np.ndarray) -> pd.DataFrame:

@@ -254,9 +254,9 @@ class SampleStore:
         frame = files.to_frame(samples)
         return (pd.concat([frame, files.to_frame(verdicts)], axis=1) if graded else frame)[columns]
 
-    def existing(self, benchmark: str | None = None) -> pd.DataFrame:
-        """Return the keys (benchmark, problem, index) of all samples, or a benchmark's, that are safely stored."""
-        tables = [table.select(KEYS) for _, table in self.verified(benchmark)]
+    def existing(self) -> pd.DataFrame:
+        """Return the keys (benchmark, problem, index) of all samples that are safely stored."""
+        tables = [table.select(KEYS) for _, table in self.verified()]
         if not tables:
             return typed(pd.DataFrame({name: [] for name in KEYS}), KEYS)
         return files.to_frame(tables).drop_duplicates().sort_values(KEYS, ignore_index=True)
