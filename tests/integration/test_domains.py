@@ -288,7 +288,8 @@ assert f(5000) == 5000
 def test_right_programs_are_correct(programs):
     cases = {name: text.split("---\n") for name, text in sections(RIGHT).items()}
     golds = [code_gold([test]) for _, test in cases.values()]
-    grades = programs.grade([fenced(program) for program, _ in cases.values()], golds, grader="code")
+    responses = [fenced(program) for program, _ in cases.values()]
+    grades = programs.grade(responses, golds, grader="code", timeout=60)  # numpy takes long to import on a busy machine
     assert dict(zip(cases, verdicts(grades), strict=True)) == dict.fromkeys(cases, CORRECT)
 
 
