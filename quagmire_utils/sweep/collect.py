@@ -14,12 +14,9 @@ from quagmire_utils.core.settings import CandidateSettings, FamilySettings, Prof
 from quagmire_utils.sweep.cells import ship_base
 from quagmire_utils.sweep.grid import Cell, plan, rl_runs
 
-TABLES_OF = {  # tables in which a cell of each kind must have rows
-    "base": ("counts", "generalization_loss"),
-    "sft": ("counts", "generalization_loss"),
-    "rl": ("counts", "rl_curves"),
-}
-TABLES = ("counts", "generalization_loss", "rl_curves")
+# tables, and the kinds of cells that must have rows in each
+KINDS = {"counts": ("base", "sft", "rl"), "generalization_loss": ("base", "sft"), "rl_curves": ("rl",)}
+TABLES = tuple(KINDS)
 
 
 def finished_cells(folder: Path, cells: Sequence[Cell]) -> set[str]:
@@ -54,7 +51,7 @@ def _noted(path: Path, name: str) -> object:
     """Return a value of a JSON file; None if the file is missing or damaged."""
     try:
         return read_json(path)[name]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -63,7 +60,7 @@ def _fresh(folder: Path, cell: Cell) -> dict[str, pd.DataFrame] | None:
     place = cell.path(folder, "cells")
     if _noted(place / "cell.json", "digest") != cell.digest:
         return None
-    tables = {table: _read(place / f"{table}.parquet") for table in TABLES_OF[cell.kind]}
+    tables = {table: _read(place / f"{table}.parquet") for table, kinds in KINDS.items() if cell.kind in kinds}
     return None if any(frame is None for frame in tables.values()) else tables
 
 
@@ -84,17 +81,13 @@ def _collected(folder: Path, fresh: Collection[str] = ()) -> dict[str, str]:
     cells = _recorded(folder, "cells")
     if cells is None or cells.empty:
         return {}
-    rows = {}
-    for table in TABLES:
-        kinds = [kind for kind, tables in TABLES_OF.items() if table in tables]
-        needed = (~cells["cell"].isin(fresh) & cells["kind"].isin(kinds)).any()
-        frame = _recorded(folder, table) if needed else _read(folder / f"{table}.parquet")
-        rows[table] = set() if frame is None or frame.empty else set(frame["cell"].unique())
-    return {
-        cell: digest
-        for cell, kind, digest in zip(cells["cell"], cells["kind"], cells["digest"], strict=True)
-        if all(cell in rows[table] for table in TABLES_OF[kind])
-    }
+    lacking: set[str] = set()
+    for table, kinds in KINDS.items():
+        needed = set(cells.loc[cells["kind"].isin(kinds), "cell"])
+        frame = _recorded(folder, table) if needed - set(fresh) else _read(folder / f"{table}.parquet")
+        lacking |= needed if frame is None or frame.empty else needed - set(frame["cell"].unique())
+    kept = cells[~cells["cell"].isin(lacking)]
+    return dict(zip(kept["cell"], kept["digest"], strict=True))
 
 
 def _recorded(folder: Path, table: str) -> pd.DataFrame | None:

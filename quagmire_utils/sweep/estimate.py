@@ -135,7 +135,6 @@ class FamilyCost:
     def __init__(self, profile: Profile, family: FamilySettings) -> None:
         self.profile, self.family, self.compute = profile, family, profile.compute
         self.shape, self.gpu = model_shape(family.model), cost.gpu(profile.compute.gpu)
-        self.problems = sum(profile.benchmarks.values())
 
     def probe(self, kind: str) -> float | None:
         """Return the measured tokens/s of a GPU, if the profile has them."""
@@ -155,7 +154,7 @@ class FamilyCost:
             length = trace_tokens(profile, self.family, cell.candidate) + self.compute.prompt_tokens
             flops = cost.training_flops(shape, tokens, length, recompute=profile.sft.gradient_checkpointing)
             scratch = cost.RESUME_BYTES * cost.parameters(shape) if profile.sft.backend != "trl" else 0.0
-        sampled, sample = self.sampling(cell.kind, self.problems * profile.evaluation.num_samples)
+        sampled, sample = self.sampling(cell.kind, profile.evaluation.num_samples)
         main = next(iter(self.family.sources.values()))
         length = main.mean_tokens.get("random", profile.sft.max_length / 2) + self.compute.prompt_tokens
         scored = main.validation * (1 if cell.kind == "base" else 2) * cost.sequence_flops(shape, length)
@@ -181,8 +180,7 @@ class FamilyCost:
         flops = cost.rl_training_flops(shape, rollouts, prompt, trained, **how)
         tokens = rollouts * answer
         rate = self.rate("rollout", answer, _rollout_share(profile))
-        samples = self.problems * profile.evaluation.rl_num_samples * settings.checkpoints
-        sampled, sample = self.sampling("rl", samples)
+        sampled, sample = self.sampling("rl", profile.evaluation.rl_num_samples * settings.checkpoints)
         weights = settings.checkpoints * cost.weight_bytes(shape)
         return {
             "flops": flops,
@@ -202,10 +200,11 @@ class FamilyCost:
         return self.compute.overhead * flops / (self.gpu.flops * self.compute.train_mfu) / 3600
 
     def sampling(self, stage: str, samples: float) -> tuple[float, float]:
-        """Return (tokens, hours) of so many answers."""
+        """Return (tokens, hours) of so many answers to each problem."""
         answer = answer_tokens(self.profile, stage)
+        tokens = sum(self.profile.benchmarks.values()) * samples * answer
         overhead = self.compute.overhead if self.probe("sampling") is None else 1.0
-        return samples * answer, overhead * samples * answer / self.rate("sampling", answer) / 3600
+        return tokens, overhead * tokens / self.rate("sampling", answer) / 3600
 
     def rate(self, kind: str, answer: float, memory_share: float = cost.MEMORY_SHARE) -> float:
         """Return the tokens/s that a GPU decodes."""

@@ -1,5 +1,6 @@
 """Sweeps that really run: records, resuming after kills, damage, failures, a Slurm of one machine, Ctrl-C."""
 
+import contextlib
 import os
 import random
 import re
@@ -41,22 +42,16 @@ def run(tiny, folder, *options):
     return subprocess.run(command(tiny, folder, *options), capture_output=True, text=True, check=False)
 
 
-def worker_of(process):
-    """Wait for a worker process of a sweep."""
+def worker_of(process, log=None):
+    """Wait for a worker process of a sweep, or for the one that has the log of its cell open."""
     while process.poll() is None:
         for child in psutil.Process(process.pid).children():
-            if "spawn_main" in " ".join(child.cmdline()):
-                return child
+            with contextlib.suppress(psutil.Error):
+                opened = {file.path for file in child.open_files()}
+                if "spawn_main" in " ".join(child.cmdline()) and (log is None or log in opened):
+                    return child
         time.sleep(0.05)
     raise AssertionError("the sweep ended before it had a worker")
-
-
-def opened(process, path):
-    """Whether a process has a file open, as the worker that computes a cell has its log."""
-    try:
-        return str(path) in {file.path for file in process.open_files()}
-    except psutil.Error:
-        return False
 
 
 def test_a_sweep_leaves_every_record(unbroken):
@@ -189,10 +184,7 @@ def test_a_cell_whose_process_dies_starts_again_and_is_given_up_after_some_attem
 def test_a_killed_worker_loses_its_cell_only_and_the_sweep_goes_on(tiny, unbroken, tmp_path):
     process = subprocess.Popen(command(tiny, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "scratch" / "logs" / "a__base.log"
-    while not (busy := [p for p in psutil.Process(process.pid).children() if opened(p, log)]):
-        assert process.poll() is None
-        time.sleep(0.05)
-    busy[0].kill()
+    worker_of(process, str(log)).kill()
     said = process.communicate(timeout=600)[1]
     assert process.returncode == 0, said
     assert log.read_text().count("the process died; started again") == 1
