@@ -106,17 +106,9 @@ def run_command(
         if only or parameters or fresh:
             raise ParameterError("--spot-check", spot_check, reason="it executes no notebook: use it with --profile")
         return _spot_check(profile, None, spot_check, None)
-    _execute(
-        Run(
-            profile=profile,
-            only=tuple(prefix.strip() for prefix in only.split(",") if prefix.strip()),
-            parameters=_assignments(parameters),
-            fresh=fresh,
-            jobs=jobs,
-            notebooks=notebooks.resolve(),
-            results=results.resolve(),
-        )
-    )
+    prefixes = tuple(prefix.strip() for prefix in only.split(",") if prefix.strip())
+    folders = {"notebooks": notebooks.resolve(), "results": results.resolve()}
+    _execute(Run(profile, prefixes, _assignments(parameters), fresh, jobs, **folders))
 
 
 @app.command(rich_help_panel=OWN)
@@ -132,16 +124,9 @@ def evaluate(
     parameters: Assignments = None,
 ) -> None:
     """Sample a checkpoint, grade every answer, and make a page with Pass@k for every k."""
-    given = {
-        "model": _place(model),
-        "benchmarks": ",".join(_place(name) for name in benchmarks.split(",")),
-        "num_samples": num_samples,
-        "k": num_samples if k is None else k,
-        "max_tokens": max_tokens,
-        "limit": limit,
-        "engine": engine,
-        "output": None if output is None else output.resolve(),
-    }
+    given = {"model": _place(model), "benchmarks": ",".join(_place(name) for name in benchmarks.split(","))}
+    given |= {"num_samples": num_samples, "k": num_samples if k is None else k, "max_tokens": max_tokens}
+    given |= {"limit": limit, "engine": engine, "output": None if output is None else output.resolve()}
     _workflow("evaluate_model", given, parameters)
 
 
@@ -224,9 +209,8 @@ def audit(
         check_writable(output)
     table = audit_store(held, _problems(held, benchmark or [], data_dir))
     found = table.attrs
-    print(
-        f"The second grader disagrees on {found['disagreements']} of {found['samples'] - found['undecided']} answers."
-    )
+    judged = found["samples"] - found["undecided"]
+    print(f"The second grader disagrees on {found['disagreements']} of {judged} answers.")
     if found["undecided"]:
         print(f"It cannot judge {found['undecided']} more.")
     if found["not_math"]:
@@ -234,8 +218,7 @@ def audit(
     if output is not None:
         write_csv(table, output)
     elif len(table):
-        shown = table.drop(columns=["index", "ending"]).map(printable)
-        print(shown.to_string(index=False, max_colwidth=40))
+        print(table.drop(columns=["index", "ending"]).map(printable).to_string(index=False, max_colwidth=40))
 
 
 def _open_store(folder: Path) -> SampleStore:
@@ -275,6 +258,11 @@ def _problems(store: SampleStore, named: Sequence[str], data_dir: str | None) ->
 # --- curate -----------------------------------------------------------------------------------------------------------
 
 
+Fields = Annotated[
+    list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="Any other field of a set, as YAML.")
+]
+
+
 @app.command(rich_help_panel=DATA)
 def curate(
     recipes: Annotated[str | None, typer.Argument(help="A YAML file with sets (and defaults, datasets).")] = None,
@@ -286,9 +274,7 @@ def curate(
     token_budget: Annotated[int | None, typer.Option(help="Tokens at most, instead of --n.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id of the model whose tokens count.")] = None,
     files: Annotated[list[str] | None, typer.Option(help="Local files, folders or globs; repeatable.")] = None,
-    parameters: Annotated[
-        list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="Any other field of a set, as YAML.")
-    ] = None,
+    parameters: Fields = None,
     cache: Annotated[Path | None, typer.Option(help="Where hashes and lengths are kept.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read. Default: one per core.")] = None,
     show: Annotated[bool, typer.Option("--list", help="List the training sets.")] = False,
@@ -296,6 +282,7 @@ def curate(
     """Make SFT and RL sets from hub datasets (streamed) or local files: select, deduplicate, decontaminate."""
     import yaml
 
+    from quagmire_utils.core.provenance import usable_cores
     from quagmire_utils.data import load_datasets
     from quagmire_utils.data.curation import load_sets
     from quagmire_utils.data.curation.build import CACHE, build, prepare, summary
@@ -315,7 +302,7 @@ def curate(
     for recipe, folder in asked if len(asked) > 1 else ():  # not after the hours that the first may take
         prepare(recipe, folder, datasets=datasets)
     for recipe, folder in asked:
-        manifest = build(recipe, folder, cache=cache or CACHE, datasets=datasets, workers=workers or cores())
+        manifest = build(recipe, folder, cache=cache or CACHE, datasets=datasets, workers=workers or usable_cores())
         print(summary(folder, manifest))
 
 
@@ -445,7 +432,7 @@ Records = Annotated[str, typer.Argument(help="A folder of results/, by name or p
 @report_app.command("page")
 def report_page(profile: Records) -> None:
     """Make results/PROFILE/report.html from the executed notebooks."""
-    from quagmire_utils.report import write_report
+    from quagmire_utils.report.page import write_report
 
     print(write_report(_records(profile)))
 
@@ -456,7 +443,7 @@ def report_readme(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if the table is stale.")] = False,
 ) -> None:
     """Write the README's table of figures and tables."""
-    from quagmire_utils.report.readme import update_readme
+    from quagmire_utils.report.card import update_readme
 
     stale = update_readme(ROOT / "README.md", _records(profile), write=not check)
     print("README.md " + (("is stale" if check else "was rewritten") if stale else "is up to date"))
@@ -493,11 +480,6 @@ def _records(profile: str) -> Path:
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _assignments(texts: Sequence[str] | None) -> dict[str, str]:

@@ -1,15 +1,43 @@
-"""Looking at a page in a headless Chromium: what a script finds in it, and what the console says."""
+"""Looking at a page: its elements, and in a headless Chromium what a script finds in it and what the console says."""
 
 from __future__ import annotations
 
 import html
 import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from quagmire_utils.report.browser import chromium
+
+VOID = ("br", "hr", "img", "input", "link", "meta")
+
+
+class Elements(HTMLParser):
+    """Every start tag of a page with its attributes, the text, and the tags that are left open or closed wrongly."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.open = "", list[str]()
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.found.append((tag, dict(attributes)))
+        self.open += [tag] if tag not in VOID else []
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+        else:
+            self.open.append(f"/{tag}")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
 
 # the page is a frame of this size; a script outside of it measures once all is loaded, so that the page's policy holds
 FRAME = """<!doctype html><meta charset="utf-8">

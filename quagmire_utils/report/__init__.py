@@ -1,7 +1,7 @@
 """The page of the whole study, and the README's table: every figure and table of the paper, ours beside the paper's.
 
-    write_report("results/mini")                    # results/mini/report.html, from results/mini/notebooks/*.ipynb
-    update_readme("README.md", "results/mini")      # the 20 rows between the marks
+    page.write_report("results/mini")               # results/mini/report.html, from results/mini/notebooks/*.ipynb
+    card.update_readme("README.md", "results/mini") # the 20 rows between the marks
 
     quagmire report page mini                       # from the shell, as `./reproduce.sh --only report` does
     quagmire report readme mini
@@ -11,20 +11,6 @@ The page is one file without scripts or requests. It shows what the executed not
 the paper, and everything passes a sanitizer (`clean`), because records hold text that models wrote.
 """
 
-from quagmire_utils.report.page import NAME, build, write_report
-from quagmire_utils.report.readme import update_readme
-from quagmire_utils.report.study import AUDIT, LEDGER, PLACES, STORY, Headline, label_of, read_study
+from quagmire_utils.report.study import Headline
 
-__all__ = [
-    "AUDIT",
-    "LEDGER",
-    "NAME",
-    "PLACES",
-    "STORY",
-    "Headline",
-    "build",
-    "label_of",
-    "read_study",
-    "update_readme",
-    "write_report",
-]
+__all__ = ["Headline"]

@@ -26,6 +26,7 @@ from typing import Any, TextIO
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
+from quagmire_utils.core.provenance import usable_cores
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.report.execution import Job, NotebookError, execute_all
 from quagmire_utils.report.progress import Screen
@@ -229,8 +230,7 @@ def run_notebooks(run: Run, terminal: TextIO | None = None) -> dict[str, float]:
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     jobs = [_job(path, run, logs, parameters[path]) for path in selected]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    at_once = min(MOST_JOBS, cores) if run.jobs is None else run.jobs
+    at_once = min(MOST_JOBS, usable_cores()) if run.jobs is None else run.jobs
     taken: dict[str, float] = {}
     screen.total = len(jobs)
     try:

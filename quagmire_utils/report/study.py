@@ -22,29 +22,21 @@ from quagmire_utils.report.clean import plain
 HEADLINE = "application/vnd.quagmire.headline+json"
 
 
-@dataclass(frozen=True)
-class Section:
-    """A section of the paper; `notebooks` are prefixes of notebook names (fig03, table01)."""
-
-    title: str
-    notebooks: tuple[str, ...]
-
-
-STORY = (
-    Section("Introduction", ("fig01", "fig02")),
-    Section("2.1 The SFT metric trap: dataset-level scenarios", ("fig03", "fig04")),
-    Section("3.1 Generalization loss on validation examples", ("fig05",)),
-    Section("4.2 Use case 1: dataset-level prediction", ("table01", "table02")),
-    Section("4.3 Use case 2: instance-level prediction", ("table03", "table04")),
-    Section("A.1 More examples: Llama3-8B-Instruct", ("fig06", "fig07")),
-    Section("A.2 More examples: Mistral-NeMo-12B-Instruct", ("fig08",)),
-    Section("A.3 More examples: Qwen3-4B-base", ("fig09", "fig10")),
-    Section("C.1 Additional results, dataset level", ("table05", "table06")),
-    Section("C.2 Additional results, instance level", ("table07", "table08", "table09", "table10")),
-)
+STORY = {  # sections of the paper, with the beginnings of the names of their notebooks
+    "Introduction": ("fig01", "fig02"),
+    "2.1 The SFT metric trap: dataset-level scenarios": ("fig03", "fig04"),
+    "3.1 Generalization loss on validation examples": ("fig05",),
+    "4.2 Use case 1: dataset-level prediction": ("table01", "table02"),
+    "4.3 Use case 2: instance-level prediction": ("table03", "table04"),
+    "A.1 More examples: Llama3-8B-Instruct": ("fig06", "fig07"),
+    "A.2 More examples: Mistral-NeMo-12B-Instruct": ("fig08",),
+    "A.3 More examples: Qwen3-4B-base": ("fig09", "fig10"),
+    "C.1 Additional results, dataset level": ("table05", "table06"),
+    "C.2 Additional results, instance level": ("table07", "table08", "table09", "table10"),
+}
 LEDGER = "claims"
 AUDIT = "paper_audit"
-PLACES = tuple(prefix for section in STORY for prefix in section.notebooks)  # in the paper's order
+PLACES = tuple(prefix for prefixes in STORY.values() for prefix in prefixes)  # in the paper's order
 
 
 def place_of(notebook: str) -> str:

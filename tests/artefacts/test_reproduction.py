@@ -11,12 +11,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from quagmire_utils import report, sweep
+from quagmire_utils import sweep
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.records import load_records
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.report import notebook, plots
+from quagmire_utils.report.card import update_readme
+from quagmire_utils.report.page import NAME, build
 from quagmire_utils.report.reproduction import Run, run_notebooks
+from quagmire_utils.report.study import AUDIT, LEDGER, PLACES, STORY, label_of, read_study
 from quagmire_utils.sweep.collect import is_collected
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,14 +43,14 @@ def readme_rows() -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return report.build(RESULTS)
+    return build(RESULTS)
 
 
 # --- what the paper has ---------------------------------------------------------------------------------------------
 
 
 def test_the_page_has_the_papers_figures_and_tables_and_no_other():
-    assert sorted(report.PLACES) == sorted(EXPECTED)
+    assert sorted(PLACES) == sorted(EXPECTED)
     printed = pd.read_csv(paper.FOLDER / "tables.csv")["table"].unique()
     assert sorted(f"table{number:02d}" for number in printed) == EXPECTED[10:]
 
@@ -59,9 +62,9 @@ def test_the_order_is_that_of_the_papers_captions():
     captions = re.findall(r"^(Figure|Table) (\d+) (?!shows )", text, flags=re.MULTILINE)
     order = [f"{'fig' if kind == 'Figure' else 'table'}{int(number):02d}" for kind, number in captions]
     assert sorted(order) == sorted(EXPECTED)
-    assert list(report.PLACES) == order
+    assert list(PLACES) == order
     headings = re.findall(r"^((?:\d|[A-Z])(?:\.\d)?) [A-Z]", text, flags=re.MULTILINE)
-    numbers = [section.title.split()[0] for section in report.STORY[1:]]
+    numbers = [title.split()[0] for title in list(STORY)[1:]]
     assert [number for number in headings if number in numbers] == numbers
 
 
@@ -73,17 +76,17 @@ def test_has_one_notebook_that_says_what_it_shows(place):
     source = f"{place}_*.ipynb" if place.startswith("fig") else "table.ipynb"  # all tables come from one
     found = sorted((ROOT / "notebooks").glob(source))
     assert len(found) == 1, f"{place} has {len(found)} notebooks"
-    entry = report.read_study(RESULTS / "nothing-executed", ROOT / "notebooks")[place]
-    assert entry.title.startswith(f"{report.label_of(place)}: ")
+    entry = read_study(RESULTS / "nothing-executed", ROOT / "notebooks")[place]
+    assert entry.title.startswith(f"{label_of(place)}: ")
     assert entry.claim
 
 
 @every_place
 def test_has_a_row_in_the_readme(place):
-    label = report.label_of(place)
+    label = label_of(place)
     rows = [row for row in readme_rows() if re.search(rf"\b{label}\b", row[0])]
     assert len(rows) == 1, f"README.md has {len(rows)} rows for {label}"
-    executed = report.read_study(RESULTS / "notebooks", ROOT / "notebooks")[place]
+    executed = read_study(RESULTS / "notebooks", ROOT / "notebooks")[place]
     assert executed.executed, f"{place} was not executed at profile mini"
     assert f"]({(RESULTS / 'notebooks' / executed.name).relative_to(ROOT)}.ipynb)" in rows[0][0]
     shows, published, ours, scale, seconds = rows[0][1:]
@@ -98,7 +101,7 @@ def test_has_a_row_in_the_readme(place):
 def test_has_a_place_on_the_page_with_something_in_it(place, page):
     (article,) = re.findall(rf'<article id="{place}">(.*?)</article>', page, re.DOTALL)
     heading = ". The paper: " if place.startswith("fig") else ": "
-    assert f"<h3>{report.label_of(place)}{heading}" in article
+    assert f"<h3>{label_of(place)}{heading}" in article
     assert "The paper’s claim" in article
     assert ".ipynb" in article, f"{place} was not executed at profile mini"
     assert ("<img " if place.startswith("fig") else "<table>") in article
@@ -106,7 +109,7 @@ def test_has_a_place_on_the_page_with_something_in_it(place, page):
     assert f'href="#{place}"' in page
 
 
-@pytest.mark.parametrize("place", [report.LEDGER, report.AUDIT])
+@pytest.mark.parametrize("place", [LEDGER, AUDIT])
 def test_the_ledger_and_the_audit_are_on_the_page(place, page):
     (article,) = re.findall(rf'<article id="{place}">(.*?)</article>', page, re.DOTALL)
     assert ".ipynb" in article, f"{place} was not executed at profile mini"
@@ -119,7 +122,7 @@ def test_the_readmes_table_is_that_of_the_executed_notebooks(tmp_path):
     """Run times are not compared: notebooks that are executed again show the same numbers after other seconds."""
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
-    report.update_readme(copy, RESULTS, link=(RESULTS / "notebooks").relative_to(ROOT).as_posix())
+    update_readme(copy, RESULTS, link=(RESULTS / "notebooks").relative_to(ROOT).as_posix())
     before, after = (
         [line.rpartition(" | ")[0] if line.startswith("|") else line for line in path.read_text("utf-8").splitlines()]
         for path in (ROOT / "README.md", copy)
@@ -128,7 +131,7 @@ def test_the_readmes_table_is_that_of_the_executed_notebooks(tmp_path):
 
 
 def test_the_page_is_that_of_the_executed_notebooks(page):
-    path = RESULTS / report.NAME
+    path = RESULTS / NAME
     assert path.is_file(), "there is no page: ./reproduce.sh --profile mini --only report"
     assert path.read_text(encoding="utf-8") == page, "the page is stale: ./reproduce.sh --profile mini --only report"
 

@@ -2,11 +2,10 @@
 
 import base64
 import re
-from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from browsing import look_at
+from browsing import Elements, look_at
 
 from quagmire_utils.data import Problem
 from quagmire_utils.evaluation.store import SampleStore
@@ -29,68 +28,36 @@ PAYLOADS = [
     "$\\require{html}\\href{javascript:document.title='owned'}{x}$ \\unicode{x3C}",
     "\ud800 \u202eesrever \x1b[31m \\u003cscript\\u003e",
 ]
+SET = "evil <b>set</b>"
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")
 ALLOWED = {"details", "summary", "b", "code", "pre", "p", "table", "tr", "th", "td", "div", "br"}
-
-
-class Tags(HTMLParser):
-    """The elements and attributes that a browser would see, and the text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.attributes, self.text, self.open = set(), set(), "", []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.add(tag)
-        self.attributes |= {name for name, _ in attributes}
-        self.open += [tag] if tag != "br" else []
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, "the page's own elements stay balanced"
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """Every payload as response, extracted answer, question, gold and problem's id, under each verdict."""
+    ids = [payload.encode("utf-8", "backslashreplace").decode() for payload in PAYLOADS]
+    problems = {SET: [Problem(name, f"Q {p}", f"G {p}") for name, p in zip(ids, PAYLOADS, strict=True)]}
+    rows = [
+        {"benchmark": SET, "problem": name, "index": index, "text": f"answer {payload}", "tokens": 3}
+        | {"finish_reason": "length" if index else "stop", "verdict": verdict}
+        | {"extracted": f"X {payload}".encode("utf-8", "replace").decode()}
+        for name, payload in zip(ids, PAYLOADS, strict=True)
+        for index, verdict in enumerate(("correct", "wrong", "timeout"))
+    ]
+    frame = pd.DataFrame(rows, dtype=object)  # of lone surrogates, a column of strings can't be made
     store = SampleStore(tmp_path_factory.mktemp("store"))
-    problems = {"evil <b>set</b>": [Problem(f"{p}", f"Q {p}", f"G {p}") for p in PAYLOADS]}
-    rows = []
-    for i, payload in enumerate(PAYLOADS):
-        for index, verdict in enumerate(("correct", "wrong", "timeout")):
-            rows.append(
-                {
-                    "benchmark": "evil <b>set</b>",
-                    "problem": problems["evil <b>set</b>"][i].id.encode("utf-8", "backslashreplace").decode(),
-                    "index": index,
-                    "text": f"answer {payload}",
-                    "tokens": 3,
-                    "finish_reason": "length" if index else "stop",
-                    "extracted": f"X {payload}".encode("utf-8", "replace").decode(),
-                    "verdict": verdict,
-                }
-            )
-    problems = {
-        name: [Problem(p.id.encode("utf-8", "backslashreplace").decode(), p.question, p.answer) for p in some]
-        for name, some in problems.items()
-    }
-    store.append(pd.DataFrame(rows, dtype=object))  # of lone surrogates, a column of strings can't be made
-    audit = pd.DataFrame(rows, dtype=object).assign(
-        kind="only the first grader says correct", samples=2, gold=PAYLOADS[0]
-    )
+    store.append(frame)
+    audit = frame.assign(kind="only the first grader says correct", samples=2, gold=PAYLOADS[0])
     audit = audit.assign(second_verdict="wrong", second_extracted=PAYLOADS[1], ending=audit["text"])
     audit.attrs = {"samples": 36, "disagreements": 36}
     return browse_answers(store, problems, each=len(PAYLOADS)) + show_audit(audit, rows=36)
 
 
 def test_no_payload_becomes_markup(page):
-    seen = Tags(page)
-    assert seen.elements <= ALLOWED
-    assert seen.attributes <= {"style", "class", "open"}
+    seen = Elements(page)
+    assert {tag for tag, _ in seen.found} <= ALLOWED
+    assert {name for _, attributes in seen.found for name in attributes} <= {"style", "class", "open"}
     assert not seen.open
     page.encode("utf-8")  # no lone surrogates: a notebook is a UTF-8 file
     for payload in PAYLOADS[:9]:
@@ -137,11 +104,12 @@ def test_the_page_to_send_holds_no_element_that_acts(evaluation):
     assert "script-src" not in evaluation
     assert "default-src 'none'" in evaluation
     assert "<script" not in evaluation.lower()
-    body = Tags(re.sub(r"(?s).*<body>|</body>.*|<(meta|link|img|input)\b[^>]*>", "", evaluation))
-    assert body.elements <= ALLOWED | {"header", "main", "section", "h1", "h2", "thead", "tbody", "figure"} | {
-        *("em", "strong", "a", "ul", "li", "blockquote")
-    }
-    assert not any(attribute.startswith("on") for attribute in body.attributes)
+    body = Elements(re.sub(r"(?s).*<body>|</body>.*", "", evaluation))
+    known = {"header", "main", "section", "h1", "h2", "thead", "tbody", "figure", "img"}
+    known |= {"em", "strong", "a", "ul", "li", "blockquote"}
+    assert {tag for tag, _ in body.found} <= ALLOWED | known
+    assert not any(name.startswith("on") for _, attributes in body.found for name in attributes)
+    assert not body.open
 
 
 @pytest.mark.requires_chromium
@@ -170,7 +138,7 @@ def test_right_wrong_and_undecided_answers_of_every_benchmark(tmp_path):
     page = browse_answers(store, problems, each=2)
     assert page.count("<details") == 3 + 3 * 2 * 2
     assert page.count("<details open") == 3 + 3  # every kind, and the first answer of each
-    text = Tags(page).text
+    text = Elements(page).text
     assert "right: 12 of 36 answers, 4 shown" in text
     assert "wrong: 12 of 36 answers, 4 shown" in text
     assert "undecided or no answer: 12 of 36 answers, 4 shown" in text
@@ -181,7 +149,7 @@ def test_right_wrong_and_undecided_answers_of_every_benchmark(tmp_path):
     assert text.count("cut off at the token limit") == 4
     assert "question 3" in text
     only = browse_answers(store, {"one": problems["one"][:1]}, each=2)
-    assert "right: 1 of 3 answers, 1 shown" in Tags(only).text
+    assert "right: 1 of 3 answers, 1 shown" in Elements(only).text
     assert "two says" not in only
 
 

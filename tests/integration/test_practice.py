@@ -15,7 +15,7 @@ from example_candidates import linear_world
 from quagmire_utils.analysis.forecasting import forecast_rl, known_runs
 from quagmire_utils.analysis.measurements import Measurements, load_measurements
 from quagmire_utils.analysis.ranking import rank_with_noise
-from quagmire_utils.report.plots import practice
+from quagmire_utils.report.plots import forest
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "results" / "mini"
@@ -31,16 +31,16 @@ def test_pictures_and_words_of_every_case(mini):
     for measured in sources:
         found = rank_with_noise(measured, n_draws=500)
         assert found.leader in found.advice
-        fig, axes = practice.practice_figure(found.table, columns=3)
-        for draw, ax in zip((practice.plot_ranking, practice.plot_chances, practice.plot_settling), axes, strict=True):
+        fig, axes = forest.practice_figure(found.table, columns=3)
+        for draw, ax in zip((forest.plot_ranking, forest.plot_chances, forest.plot_settling), axes, strict=True):
             draw(found, ax)
         fig.draw_without_rendering()
         runs = known_runs(measured.table, 5)
         forecasts = forecast_rl(measured.table, runs, n_draws=500)
-        fig, axes = practice.practice_figure(forecasts.table, columns=2)
+        fig, axes = forest.practice_figure(forecasts.table, columns=2)
         outcomes = measured.table.set_index("candidate")["outcome"]
-        practice.plot_forecast(forecasts, axes[0], outcomes.drop(runs).dropna().to_dict())
-        practice.plot_left_out(forecasts, axes[1])
+        forest.plot_forecast(forecasts, axes[0], outcomes.drop(runs).dropna().to_dict())
+        forest.plot_left_out(forecasts, axes[1])
         fig.draw_without_rendering()
         texts = [found.advice, *found.notes, forecasts.advice, *forecasts.warnings]
         assert "nan" not in " ".join(texts).lower().split()
@@ -59,10 +59,10 @@ def test_no_text_of_the_pictures_overlaps(count):
     forecasts = forecast_rl(table.assign(outcome=table["outcome"].where(table.index < max(3, count // 4))), n_draws=200)
     figures = []
     for shown, draws in (
-        (found, (practice.plot_ranking, practice.plot_chances)),
-        (forecasts, (practice.plot_forecast, practice.plot_left_out)),
+        (found, (forest.plot_ranking, forest.plot_chances)),
+        (forecasts, (forest.plot_forecast, forest.plot_left_out)),
     ):
-        fig, axes = practice.practice_figure(shown.table, columns=2)
+        fig, axes = forest.practice_figure(shown.table, columns=2)
         for draw, ax in zip(draws, axes, strict=True):
             draw(shown, ax)
         figures.append(fig)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html.parser
 import io
 import re
 from pathlib import Path
@@ -12,17 +11,19 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from browsing import look_at
+from browsing import Elements, look_at
 from example_records import make_records, write_records
 from typer.testing import CliRunner
 
-from quagmire_utils import report
 from quagmire_utils.analysis import claims, tables
 from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.cli import app
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import load_records
 from quagmire_utils.report import browser, clean
+from quagmire_utils.report.card import update_readme
+from quagmire_utils.report.page import NAME, build, write_report
+from quagmire_utils.report.study import PLACES, STORY, Headline
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = (
@@ -99,7 +100,7 @@ def example(tmp_path_factory) -> Path:
         shown("report", {"text/markdown": "**Figure 3 (profile example, measured).** One marker per candidate. More."}),
         above,
         shown("report", {"text/markdown": "Fig. 3: **undecided** at this scale."}),
-        shown("headline", report.Headline("R² = 0.43", "R² = 0.62 [0.41, 0.99]", "n = 7 | one")._repr_mimebundle_()),
+        shown("headline", Headline("R² = 0.43", "R² = 0.62 [0.41, 0.99]", "n = 7 | one")._repr_mimebundle_()),
         title="Figure 3: the score explains a part",
         k=16,
     )
@@ -128,20 +129,8 @@ def example(tmp_path_factory) -> Path:
     (folder / "figures").mkdir()
     (folder / "figures" / "fig03_sft_vs_rl.svg").write_text(svg)
     (folder / "notebooks" / "fig05_torn.ipynb").write_text('{"cells": [')
-    report.write_report(folder)
+    write_report(folder)
     return folder
-
-
-class Elements(html.parser.HTMLParser):
-    """Every start tag of a page, with its attributes."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attributes: list) -> None:
-        self.found.append((tag, dict(attributes)))
 
 
 def article(page: str, place: str) -> str:
@@ -152,7 +141,7 @@ def article(page: str, place: str) -> str:
 
 
 def test_an_article_has_the_title_the_claim_the_outputs_in_order_and_a_link(example):
-    part = article(report.build(example), "fig03")
+    part = article(build(example), "fig03")
     wanted = (
         "<h3>Figure 3. The paper: the score explains a part</h3>",
         "The paper’s claim",
@@ -176,31 +165,31 @@ def test_an_article_has_the_title_the_claim_the_outputs_in_order_and_a_link(exam
 
 
 def test_what_was_not_executed_names_the_command(example):
-    page = report.build(example)
-    for place in set(report.PLACES) - {"fig03", "fig04", "table01"} | {"paper_audit"}:
+    page = build(example)
+    for place in set(PLACES) - {"fig03", "fig04", "table01"} | {"paper_audit"}:
         assert f"./reproduce.sh --profile example --only {place}</code>" in article(page, place)
         assert "<strong>not run</strong>" in article(page, place)
     assert "3 of 20 figures and tables" in page
 
 
 def test_the_order_is_the_ledger_then_the_papers_order_then_the_origin(example):
-    page = report.build(example)
+    page = build(example)
     order = re.findall(r'<article id="(\w+)">', page)
-    assert order == ["claims", *report.PLACES, "paper_audit", "origin"]
+    assert order == ["claims", *PLACES, "paper_audit", "origin"]
     contents = re.search("<nav.*?</nav>", page, re.DOTALL)[0]
-    assert [target for target in re.findall('href="#([^"]+)"', contents) if target in order] == list(report.PLACES)
+    assert [target for target in re.findall('href="#([^"]+)"', contents) if target in order] == list(PLACES)
     assert set(re.findall('href="#([^"]+)"', contents)) <= set(re.findall('id="([^"]+)"', page))
 
 
 def test_the_same_notebooks_give_the_same_page_and_another_notebook_another(example, tmp_path):
-    page = report.build(example)
-    assert report.build(example) == page == (example / report.NAME).read_text()
+    page = build(example)
+    assert build(example) == page == (example / NAME).read_text()
     assert not list(example.glob(".*"))  # no temporary left
     write_notebook(
         tmp_path, "fig03_sft_vs_rl", shown("report", {"text/markdown": "another result"}), title="Figure 3: x"
     )
     write_notebook(tmp_path, "extra_study", shown("report", {"text/markdown": "what else we saw"}), title="An extra")
-    other = report.build(tmp_path)
+    other = build(tmp_path)
     assert "another result" in article(other, "fig03")
     assert (
         other.index("Beyond the paper") < other.index("what else we saw") < other.index("Where the numbers come from")
@@ -212,11 +201,11 @@ def test_notebooks_on_different_records_are_reported(tmp_path):
         line = f"*Provenance:* profile example, measured · commit {commit} · 2026-01-01 · 5 of 5 cells"
         cells = [shown("report", {"text/markdown": "x"}), shown("provenance", {"text/markdown": line})]
         write_notebook(tmp_path, name, *cells, title="Figure")
-    assert "on different records" not in article(report.build(tmp_path), "origin")  # the last cell of both is the same
+    assert "on different records" not in article(build(tmp_path), "origin")  # the last cell of both is the same
     for path in (tmp_path / "notebooks").iterdir():
         book = nbformat.read(path, as_version=4)
         nbformat.write(nbformat.v4.new_notebook(cells=book.cells[:-1], metadata=book.metadata), path)
-    assert "on different records" in article(report.build(tmp_path), "origin")
+    assert "on different records" in article(build(tmp_path), "origin")
 
 
 def test_a_page_that_would_be_too_large_leaves_out_the_largest_outputs(tmp_path, monkeypatch):
@@ -227,11 +216,11 @@ def test_a_page_that_would_be_too_large_leaves_out_the_largest_outputs(tmp_path,
         shown("report", {"text/html": "<p>" + "x" * (clean.LONGEST + 1)}),
         title="Figure 1",
     )
-    whole = report.build(tmp_path)
+    whole = build(tmp_path)
     assert "too long for the page" in whole
     assert "<img" in whole
     monkeypatch.setattr("quagmire_utils.report.page.LARGEST", len(whole.encode()) - 100)
-    less = report.build(tmp_path)
+    less = build(tmp_path)
     assert "Left out to keep this page small" in less
     assert "<img" not in less
     assert "<p>small</p>" in less
@@ -330,10 +319,10 @@ return {
 @pytest.fixture(scope="module")
 def pages(example) -> dict[str, str]:
     """The example's page, and those of the executed notebooks that are committed."""
-    made = {"example": report.build(example)}
+    made = {"example": build(example)}
     for profile in ("mini", "smoke"):
         if (ROOT / "results" / profile / "notebooks").is_dir():
-            made[profile] = report.build(ROOT / "results" / profile)
+            made[profile] = build(ROOT / "results" / profile)
     return made
 
 
@@ -382,7 +371,7 @@ def test_the_ledger_and_the_tables_fit_a_desktop_window(tmp_path):
         text = tables.show_table(tables.compute_table(frame, number), "mini")._repr_html_()
         name = f"table{number:02d}_x"
         write_notebook(folder, name, shown("report", {"text/html": text}), title=f"Table {number}: a table")
-    found = look_at(report.build(folder), tmp_path, MEASURE)["value"]
+    found = look_at(build(folder), tmp_path, MEASURE)["value"]
     assert len(found["boxes"]) == 7  # the origin's too
     assert [box for box in found["boxes"] if box[0] > box[1]] == []
 
@@ -403,7 +392,7 @@ return {
 @pytest.mark.parametrize("policy", [True, False])
 def test_hostile_output_does_nothing_in_a_browser(example, tmp_path, policy):
     """With the page's own policy, and without it: the sanitizer alone must be enough."""
-    page = report.build(example)
+    page = build(example)
     if not policy:
         page, count = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
         assert count == 1
@@ -415,7 +404,7 @@ def test_hostile_output_does_nothing_in_a_browser(example, tmp_path, policy):
     assert found["pressed"] >= 1
     assert found["title"].startswith("Quagmires in SFT-RL")
     assert found["acting"] == 0
-    assert found["sections"] == len(report.STORY) + 3
+    assert found["sections"] == len(STORY) + 3
     assert found["origin"] > 50  # not hidden
 
 
@@ -454,10 +443,10 @@ def test_the_readmes_table_comes_from_the_executed_notebooks(example, tmp_path):
     readme = tmp_path / "README.md"
     begin = "<!-- generated by `quagmire report readme example`: begin -->"
     readme.write_text(f"before\n\n{begin}\nold\n<!-- generated: end -->\n\nafter\n")
-    assert report.update_readme(readme, example, write=False)
+    assert update_readme(readme, example, write=False)
     assert "old" in readme.read_text()
-    assert report.update_readme(readme, example)
-    assert not report.update_readme(readme, example)
+    assert update_readme(readme, example)
+    assert not update_readme(readme, example)
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
@@ -473,7 +462,7 @@ def test_the_readmes_table_comes_from_the_executed_notebooks(example, tmp_path):
 def test_a_readme_without_marks_is_refused(example, tmp_path):
     (tmp_path / "README.md").write_text("no marks")
     with pytest.raises(ParameterError) as error:
-        report.update_readme(tmp_path / "README.md", example)
+        update_readme(tmp_path / "README.md", example)
     assert error.value.parameter == "readme"
 
 

@@ -29,7 +29,7 @@ from packaging.utils import canonicalize_name
 from quagmire_utils import cli
 from quagmire_utils.analysis.tables import TABLES
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.report import execution, progress, reproduction
+from quagmire_utils.report import progress, reproduction
 from quagmire_utils.report.execution import NotebookError
 from quagmire_utils.report.reproduction import Run
 
@@ -74,28 +74,22 @@ def bare(clone: Path, **variables: str) -> dict[str, str]:
 # --- reproduce.sh: what is wrong is said at once ------------------------------------------------------------------
 
 
-def test_help_names_every_command():
-    answer = shell("--help")
-    assert answer.returncode == 0
-    assert all(word in answer.stdout for word in ("setup", "test", "lab", "--profile", "--only", "-p", "--fresh"))
-
-
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["figures"], "'figures'"), (["setup", "smoke"], "smoke"), (["setup", "verl", "llamafactory"], "verl")],
+    [
+        (["figures"], "'figures'"),
+        (["setup", "smoke"], "smoke"),
+        (["setup", "verl", "llamafactory"], "verl"),
+        (["setup"], "'tpu'"),
+    ],
 )
 def test_a_wrong_argument_is_one_sentence_and_installs_nothing(clone: Path, arguments: list[str], named: str):
-    answer = shell(*arguments, script=clone / "reproduce.sh", cwd=clone.parent)
+    environment = bare(clone, QUAGMIRE_ACCELERATOR="tpu") if named == "'tpu'" else None
+    answer = shell(*arguments, script=clone / "reproduce.sh", cwd=clone.parent, env=environment)
     assert answer.returncode == 2
     assert named in answer.stderr
     assert answer.stderr.count("\n") == 1
     assert not (clone / ".venv").exists()
-
-
-def test_an_unknown_accelerator_is_refused(clone: Path):
-    answer = shell("setup", script=clone / "reproduce.sh", env=bare(clone, QUAGMIRE_ACCELERATOR="tpu"))
-    assert answer.returncode == 2
-    assert "'tpu'" in answer.stderr
 
 
 def test_a_machine_without_python_is_told_what_it_needs(clone: Path):
@@ -156,9 +150,6 @@ def test_the_environment_is_reused_until_a_pin_changes(clone: Path):
     pins.write_text(pins.read_text().replace("numpy==", "numpy==1"))
     changed = shell("test", "--version", script=clone / "reproduce.sh", env=bare(clone), cwd=clone.parent)
     assert "Setting up .venv" in changed.stderr
-
-
-def test_an_environment_without_a_stamp_is_made_anew(clone: Path):
     environment_of(clone)
     (clone / ".venv/quagmire-setup").unlink()  # as a set-up that was killed leaves it
     answer = shell("setup", script=clone / "reproduce.sh", env=bare(clone))
@@ -208,6 +199,21 @@ def study(tmp_path: Path) -> Run:
 
 def changed(run: Run, **changes) -> Run:
     return dataclasses.replace(run, **changes)
+
+
+def command(run: Run, only: str, *options: str) -> list[str]:
+    """The words of `quagmire run` for these notebooks of the study."""
+    folders = ["--notebooks", str(run.notebooks), "--results", str(run.results)]
+    return ["run", "--profile", "smoke", "--only", only, *options, *folders]
+
+
+@pytest.fixture
+def recorded(study: Run) -> Run:
+    """The study with records of an earlier sweep, so that figures and tables run at once."""
+    folder = study.results / "smoke"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("1")
+    return study
 
 
 def stdout(path: Path) -> str:
@@ -284,16 +290,13 @@ def test_a_failing_notebook_names_itself_and_leaves_the_good_copy_alone(study: R
     assert copy.read_text() == "the copy of an earlier run"
 
 
-def test_a_wrong_parameter_in_notebooks_is_one_sentence(study: Run, capfd):
+def test_a_wrong_parameter_in_notebooks_is_one_sentence(recorded: Run, capfd):
     """Two notebooks that refuse the same value say so once; no copy, no log, no way to resume; status 2."""
-    (study.results / "smoke").mkdir(parents=True)
-    (study.results / "smoke/manifest.json").write_text("1")
     code = "from quagmire_utils.core.errors import ParameterError\nraise ParameterError('k must be at least 1, not 0')"
     for number, other in ((1, 2), (2, 1)):
-        meet = MEETING.format(place=str(study.root), own=f"fig{number}", other=f"fig{other}", patience=90)
-        notebook(study.notebooks / f"fig0{number}_x.ipynb", meet, code)
-    command = ["run", "--profile", "smoke", "--only", "fig01,fig02", "--jobs", "2"]
-    assert cli.main([*command, "--notebooks", str(study.notebooks), "--results", str(study.results)]) == 2
+        meet = MEETING.format(place=str(recorded.root), own=f"fig{number}", other=f"fig{other}", patience=90)
+        notebook(recorded.notebooks / f"fig0{number}_x.ipynb", meet, code)
+    assert cli.main(command(recorded, "fig01,fig02", "--jobs", "2")) == 2
     said = capfd.readouterr().err
     assert said.strip().splitlines()[-1] == "quagmire: k must be at least 1, not 0"
     assert said.count("k must be") == 1
@@ -309,8 +312,7 @@ def test_a_full_disk_is_one_sentence_that_names_the_folder(study: Run, capfd, fi
     (study.results / "smoke/manifest.json").write_text("1")
     (logs / file).symlink_to("/dev/full")  # takes no byte
     notebook(study.notebooks / "fig01_x.ipynb", "print('something')")
-    command = ["run", "--profile", "smoke", "--only", "fig01"]
-    assert cli.main([*command, "--notebooks", str(study.notebooks), "--results", str(study.results)]) == 1
+    assert cli.main(command(study, "fig01")) == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert last == (
         f"quagmire: {study.results / 'smoke'} cannot be written to: No space left on device; resume with: "
@@ -324,28 +326,6 @@ def test_a_kernel_that_dies_is_a_failure_and_not_a_hang(study: Run):
         reproduction.run_notebooks(changed(study, only=("evaluate",)), io.StringIO())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_the_kernel_and_all_it_started(study: Run, number: signal.Signals):
-    pids = study.root / "pids"
-    start = "import os, pathlib, subprocess, time; child = subprocess.Popen(['sleep', '300'])"
-    notebook(
-        study.notebooks / "run_sweep.ipynb",
-        f"{start}\npathlib.Path({str(pids)!r}).write_text(f'{{os.getpid()}} {{child.pid}}')\ntime.sleep(300)",
-    )
-    command = [sys.executable, "-m", "quagmire_utils", "run", "--profile", "smoke", "--only", "run_sweep"]
-    command += ["--notebooks", str(study.notebooks), "--results", str(study.results)]
-    runner = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    started = [psutil.Process(int(pid)) for pid in wait_for(pids).split()]
-    runner.send_signal(number)
-    message = runner.communicate(timeout=120)[1]
-    assert runner.returncode == 130, message
-    last = message.strip().splitlines()[-1]
-    assert last == (
-        "quagmire: interrupted in notebook run_sweep; resume with: ./reproduce.sh --profile smoke --only run_sweep"
-    )
-    assert not psutil.wait_procs(started, timeout=20)[1]
-
-
 MEETING = (  # passes where another notebook is at the same place at the same time
     "import pathlib, time\nplace = pathlib.Path({place!r}); (place / {own!r}).touch()\n"
     "deadline = time.monotonic() + {patience}\n"
@@ -354,14 +334,12 @@ MEETING = (  # passes where another notebook is at the same place at the same ti
 )
 
 
-def test_notebooks_that_only_read_run_side_by_side_and_the_others_alone(study: Run):
-    (study.results / "smoke").mkdir(parents=True)
-    (study.results / "smoke/manifest.json").write_text("1")
-    place = str(study.root)
+def test_notebooks_that_only_read_run_side_by_side_and_the_others_alone(recorded: Run):
+    place = str(recorded.root)
     for own, other in (("claims", "fig03_loss"), ("fig03_loss", "claims")):
-        notebook(study.notebooks / f"{own}.ipynb", MEETING.format(place=place, own=own, other=other, patience=90))
+        notebook(recorded.notebooks / f"{own}.ipynb", MEETING.format(place=place, own=own, other=other, patience=90))
     terminal = io.StringIO()
-    taken = reproduction.run_notebooks(changed(study, jobs=2), terminal)
+    taken = reproduction.run_notebooks(changed(recorded, jobs=2), terminal)
     assert set(taken) == {"run_sweep", "claims", "fig03_loss", "table01_fit"}
     said = terminal.getvalue()
     assert said.index("[1/4] run_sweep: done in") < said.index("3 notebooks, 2 at a time")
@@ -369,72 +347,65 @@ def test_notebooks_that_only_read_run_side_by_side_and_the_others_alone(study: R
     assert said.rstrip().splitlines()[-1].startswith("[4/4] ")
 
     for own in ("claims", "fig03_loss"):
-        (study.root / own).unlink()
+        (recorded.root / own).unlink()
     claims = MEETING.format(place=place, own="claims", other="fig03_loss", patience=1)
-    notebook(study.notebooks / "claims.ipynb", claims)
+    notebook(recorded.notebooks / "claims.ipynb", claims)
     with pytest.raises(NotebookError, match=r"claims failed: .* nobody came"):  # one at a time, they can't meet
-        reproduction.run_notebooks(changed(study, jobs=1, only=("claims", "fig03")), io.StringIO())
+        reproduction.run_notebooks(changed(recorded, jobs=1, only=("claims", "fig03")), io.StringIO())
 
 
-def test_a_failure_lets_the_running_notebook_end_and_begins_no_other(study: Run):
-    (study.results / "smoke").mkdir(parents=True)
-    (study.results / "smoke/manifest.json").write_text("1")
-    began = study.root / "began"
+def test_a_failure_lets_the_running_notebook_end_and_begins_no_other(recorded: Run):
+    began = recorded.root / "began"
     wait = f"import pathlib, time; pathlib.Path({str(began)!r}).touch(); time.sleep(1)"
-    notebook(study.notebooks / "fig01_slow.ipynb", wait)
+    notebook(recorded.notebooks / "fig01_slow.ipynb", wait)
     meet = f"import pathlib, time\nwhile not pathlib.Path({str(began)!r}).exists(): time.sleep(0.05)"
-    notebook(study.notebooks / "fig02_bad.ipynb", meet, "1 / 0")
+    notebook(recorded.notebooks / "fig02_bad.ipynb", meet, "1 / 0")
     terminal = io.StringIO()
     with pytest.raises(NotebookError) as failure:
-        reproduction.run_notebooks(changed(study, jobs=2, only=("fig",)), terminal)
+        reproduction.run_notebooks(changed(recorded, jobs=2, only=("fig",)), terminal)
     assert "notebook fig02_bad failed: In [2] raised ZeroDivisionError" in str(failure.value)
     assert str(failure.value).endswith("resume with:  ./reproduce.sh --profile smoke --only fig --jobs 2")
     assert "fig02_bad: failed after" in terminal.getvalue()
-    copies = study.results / "smoke/notebooks"
+    copies = recorded.results / "smoke/notebooks"
     assert [path.stem for path in copies.iterdir()] == ["fig01_slow"]
-    assert not (study.results / "smoke/logs/fig03_loss.log").exists()
+    assert not (recorded.results / "smoke/logs/fig03_loss.log").exists()
 
 
-def test_an_interrupt_ends_every_kernel_that_is_running(study: Run):
-    (study.results / "smoke").mkdir(parents=True)
-    (study.results / "smoke/manifest.json").write_text("1")
-    files = [study.root / name for name in ("one", "two")]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_every_kernel_and_all_they_started(recorded: Run, number: signal.Signals):
+    files = [recorded.root / name for name in ("one", "two")]
     for file, name in zip(files, ("fig01_a", "fig02_b"), strict=True):
-        notebook(
-            study.notebooks / f"{name}.ipynb",
-            f"import os, pathlib, time; pathlib.Path({str(file)!r}).write_text(str(os.getpid())); time.sleep(300)",
-            "raise SystemExit('a cell after the interrupted one')",
-        )
-    command = [sys.executable, "-m", "quagmire_utils", "run", "--profile", "smoke", "--only", "fig01,fig02"]
-    command += ["--jobs", "2", "--notebooks", str(study.notebooks), "--results", str(study.results)]
-    runner = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    kernels = [psutil.Process(int(wait_for(file))) for file in files]
-    runner.send_signal(signal.SIGINT)
+        cell = "import os, pathlib, subprocess, time; child = subprocess.Popen(['sleep', '300'])\n"
+        cell += f"pathlib.Path({str(file)!r}).write_text(f'{{os.getpid()}} {{child.pid}}'); time.sleep(300)"
+        notebook(recorded.notebooks / f"{name}.ipynb", cell, "raise SystemExit('a cell after the interrupted one')")
+    words = [sys.executable, "-m", "quagmire_utils", *command(recorded, "fig01,fig02", "--jobs", "2")]
+    runner = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    started = [psutil.Process(int(pid)) for file in files for pid in wait_for(file).split()]
+    runner.send_signal(number)
     message = runner.communicate(timeout=120)[1]
     assert runner.returncode == 130, message
     last = message.strip().splitlines()[-1]
     assert last.startswith("quagmire: interrupted in notebooks fig0")
     assert last.endswith("resume with: ./reproduce.sh --profile smoke --only fig01,fig02 --jobs 2")
     assert "Traceback" not in message
-    assert not psutil.wait_procs(kernels, timeout=20)[1]
+    assert not psutil.wait_procs(started, timeout=20)[1]
 
 
 def test_the_page_is_made_at_the_end_and_alone(study: Run):
     folder = study.results / "smoke"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
-    command = ["run", "--profile", "smoke", "--notebooks", str(study.notebooks), "--results", str(study.results)]
-    assert cli.main([*command, "--only", "report"]) == 0
+    assert cli.main(command(study, "report")) == 0
     page = folder / "report.html"
     assert "0 of 20 figures and tables" in page.read_text()
     assert not (folder / "notebooks").exists()
     page.unlink()
-    assert cli.main([*command, "--only", "fig03"]) == 0
+    assert cli.main(command(study, "fig03")) == 0
     assert "1 of 20 figures and tables" in page.read_text()
     page.unlink()
-    assert cli.main([*command, "--only", "evaluate_model"]) == 0  # not on the page
+    assert cli.main(command(study, "evaluate_model")) == 0  # not on the page
     assert not page.exists()
-    assert cli.main([*command, "--only", "report", "--fresh"]) == 2
+    assert cli.main(command(study, "report", "--fresh")) == 2
     assert (folder / "notebooks/fig03_loss.ipynb").exists()
 
 
@@ -448,8 +419,7 @@ def test_what_a_named_notebook_found_is_the_last_thing_said(study: Run, capfd, m
     records = str(study.results / "smoke/manifest.json")
     sweep.cells.append(nbformat.v4.new_code_cell(f"{cell}\npathlib.Path({records!r}).write_text('{{}}')"))
     nbformat.write(sweep, study.notebooks / "run_sweep.ipynb")
-    command = ["run", "--profile", "smoke", "--notebooks", str(study.notebooks), "--results", str(study.results)]
-    assert cli.main([*command, "--only", "evaluate"]) == 0
+    assert cli.main(command(study, "evaluate")) == 0
     shown = capfd.readouterr().out.strip()
     assert " ".join(shown.split()) == found.replace("**", "")
     assert len(shown.splitlines()) > 1
@@ -459,7 +429,7 @@ def test_what_a_named_notebook_found_is_the_last_thing_said(study: Run, capfd, m
         "metadata": {"quagmire": "headline"},
         "data": {"text/markdown": found.replace("<", "&lt;"), "text/plain": "<IPython.core.display.Markdown object>"},
     }
-    assert cli.main([*command, "--only", "fig03"]) == 0
+    assert cli.main(command(study, "fig03")) == 0
     assert (study.results / "smoke/notebooks/run_sweep.ipynb").exists()
     assert "mine.csv" not in capfd.readouterr().out
 
@@ -597,17 +567,6 @@ def test_the_run_before_counts_where_it_had_the_same_parameters(tmp_path: Path):
     assert progress.usual_seconds(previous, given) is None
     # on a machine that took three times as long for another, this one too
     assert progress.expected_seconds({"a": 10.0, "b": 20.0, "c": None}, {"a": 30.0}) == {"a": 30, "b": 60, "c": None}
-
-
-def test_a_notebooks_own_progress_bar_has_the_only_estimate(tmp_path: Path):
-    log = io.StringIO()
-    job = execution.Job(tmp_path / "a.ipynb", tmp_path / "out.ipynb", tmp_path, tmp_path, {})
-    running = execution._Running(job, progress.ProgressLog(log, None), log)
-    assert running.state(95.0).endswith("left")
-    running.progress.write("\rsampling:  50%|#####     | 8/16 [00:02<00:02]")
-    assert running.state(95.0).endswith("sampling:  50%|#####     | 8/16 [00:02<00:02]")
-    running.progress.write("\rsampling: 100%|##########| 16/16 [00:04<00:00]\n")
-    assert "left" not in running.state(95.0)
 
 
 # --- pins and package -------------------------------------------------------------------------------------------------

@@ -347,7 +347,7 @@ def test_outcomes_show_every_run_in_order(grid):
     assert common.groupby(["family", "candidate"])["best"].max().to_dict() == pytest.approx(frame.to_dict())
     mine = runs[runs["family"] == "micro-llama"]
     _, ax = plots.new_figure()
-    plots.outcomes.plot_outcomes(mine, ax)
+    plots.curves.plot_outcomes(mine, ax)
     labels = [text.get_text() for text in ax.get_yticklabels()]
     means = mine.groupby("candidate")["best"].mean()
     assert means[labels].is_monotonic_increasing

@@ -244,24 +244,6 @@ def test_stages_show_the_numbers_of_the_frame(make_panel, figure, outcome):
     assert sorted(offsets(ax)[:, 1]) == pytest.approx(sorted(mine[OUTCOMES[outcome]]))
 
 
-def test_a_changed_record_moves_its_marker(grid, grid_frame, make_panel):
-    counts = grid.counts.copy()
-    changed = (counts["family"] == "micro-mistral") & (counts["candidate"] == "shortest-256x1")
-    counts.loc[changed & (counts["stage"] == "rl"), "correct"] = 0
-    moved = candidate_frame(dataclasses.replace(grid, counts=counts))
-    drawn = []
-    for frame in (grid_frame, moved):
-        _, ax = plots.new_figure()
-        panel = make_panel(MISTRAL, "instance", frame=frame, selections=["shortest"])
-        stages.plot_stages(panel, ax, "n_examples", "selection")
-        drawn.append((markers_of(ax, 9), markers_of(ax, 5)))
-    (first, before), (second, same) = drawn
-    assert before.equals(same)
-    different = first["y"] != second["y"]
-    assert second.loc[different, "y"].tolist() == [0.0]
-    assert first.loc[different, "x"].tolist() == [256.0]
-
-
 def test_fig01_rings_the_best_of_each_stage(make_panel):
     panel = make_panel(MISTRAL, "instance", selections=["random", "shortest", "longest"])
     rows = panel.candidates.copy()
@@ -528,19 +510,3 @@ def test_saved_whole_stamped_and_the_same_every_time(tmp_path, llama):
     ET.fromstring(svg)
     assert "measured" in svg  # matplotlib keeps the text of a path as a comment
     assert imread(copies[0][1]).shape[:2] == (880, 1200)
-
-
-def test_failed_save_leaves_the_old_figure(tmp_path, monkeypatch):
-    fig, ax = plots.new_figure()
-    ax.plot([0, 1])
-    svg, _ = plots.save_figure(fig, tmp_path / "figure")
-    before = svg.read_bytes()
-
-    def broken(*_, **__):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(fig, "savefig", broken)
-    with pytest.raises(OSError, match="disk full"):
-        plots.save_figure(fig, tmp_path / "figure")
-    assert svg.read_bytes() == before
-    assert len(list(tmp_path.iterdir())) == 2

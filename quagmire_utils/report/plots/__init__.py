@@ -11,46 +11,21 @@ colour blindness. Error bars are 95 % intervals from the sampling of answers alo
 """
 
 from quagmire_utils.report.plots.bars import on_benchmark, recipe_grid, recipe_labels, source_panels
-from quagmire_utils.report.plots.captions import caption
 from quagmire_utils.report.plots.curves import (
     loss_by_position_and_length,
+    outcome_grid,
+    overtraining_grid,
     pass_at_k_grid,
     rl_curve_grid,
     verdicts_and_lengths,
 )
 from quagmire_utils.report.plots.look import new_figure, save_figure, stamp
-from quagmire_utils.report.plots.outcomes import outcome_grid, overtraining_grid
-from quagmire_utils.report.plots.scatter import (
+from quagmire_utils.report.plots.series import Panel, caption, choose_candidates, half_widths
+from quagmire_utils.report.plots.stages import (
     plot_loss_by_epochs,
     plot_loss_vs_gain,
     plot_scores_by_epochs,
     plot_sft_vs_rl,
+    selection_figure,
+    stage_grid,
 )
-from quagmire_utils.report.plots.series import Panel, choose_candidates, half_widths
-from quagmire_utils.report.plots.stages import selection_figure, stage_grid
-
-__all__ = [
-    "Panel",
-    "caption",
-    "choose_candidates",
-    "half_widths",
-    "loss_by_position_and_length",
-    "new_figure",
-    "on_benchmark",
-    "outcome_grid",
-    "overtraining_grid",
-    "pass_at_k_grid",
-    "plot_loss_by_epochs",
-    "plot_loss_vs_gain",
-    "plot_scores_by_epochs",
-    "plot_sft_vs_rl",
-    "recipe_grid",
-    "recipe_labels",
-    "rl_curve_grid",
-    "save_figure",
-    "selection_figure",
-    "source_panels",
-    "stage_grid",
-    "stamp",
-    "verdicts_and_lengths",
-]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from quagmire_utils.analysis.candidates import select_candidates
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.report.clean import render
 from quagmire_utils.report.plots.look import INTERVAL, MARKERS, OTHER_SELECTION, SELECTION_STYLE, shades
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # of red, green and blue
@@ -164,3 +165,15 @@ def places(everything: Sequence[Series], x: str, apart: float = APART) -> list[n
 def counted(number: float, noun: str) -> str:
     """Return "1 epoch" or "4 epochs"."""
     return f"{number:,g} {noun}" + ("" if number == 1 else "s")
+
+
+def caption(figure: int, panels: Sequence[Panel], benchmarks: Sequence[str]) -> str:
+    """Return the caption of a figure of the paper in Markdown. benchmarks: names of those that the scores average."""
+    everyone = pd.concat([panel.candidates for panel in panels])
+    count = len(everyone[["family", "candidate"]].drop_duplicates()) if len(everyone) else 0
+    values = {
+        "families": everyone.groupby("family", sort=False)["stands_for"].first().items() if count else (),
+        "count": counted(count, "SFT candidate") if count else "",
+        "kinds": " or ".join(name for name in SELECTION_STYLE if count and name in set(everyone["selection"])),
+    }
+    return render("captions.md.j2", figure=figure, panel=panels[0], benchmarks=benchmarks, **values).strip()
