@@ -114,13 +114,9 @@ def test_parameters_are_independent_literals(path):
     if path.stem not in WORKFLOWS:
         assert "profile" in names
     # every parameter is used
-    used = {
-        node.id
-        for cell in code_cells(path)
-        if "parameters" not in cell.metadata.get("tags", [])
-        for node in ast.walk(ast.parse(plain(cell.source)))
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-    }
+    cells = [cell for cell in code_cells(path) if "parameters" not in cell.metadata.get("tags", [])]
+    nodes = [node for cell in cells for node in ast.walk(ast.parse(plain(cell.source)))]
+    used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     assert names <= used, sorted(names - used)
 
 
@@ -128,13 +124,8 @@ def test_parameters_are_independent_literals(path):
 
 
 def shown(book: nbformat.NotebookNode, kind: str) -> list[str]:
-    return [
-        output.data[kind]
-        for cell in book.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-        if kind in output.get("data", {})
-    ]
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    return [output.data[kind] for output in outputs if kind in output.get("data", {})]
 
 
 @pytest.fixture(scope="module")
@@ -212,13 +203,8 @@ def test_table_notebooks_show_what_tables_computes(run, name, scale, request):
 
 
 def test_parameters_of_a_table_notebook(run, full):
-    chosen = {
-        "family": "micro-llama",
-        "predictors": "gen_loss,pass_k",
-        "n_splits": 7,
-        "seed": 3,
-        "outcome": "outcome_last",
-    }
+    chosen = {"family": "micro-llama", "predictors": "gen_loss,pass_k", "n_splits": 7, "seed": 3}
+    chosen["outcome"] = "outcome_last"
     book = run("table02_r2_dataset_level", profile=full, k=16, **chosen)
     table = tables.compute_table(candidate_frame(load_records(full), k=16), 2, tables.Options(**chosen))
     assert set(table["family"]) == {"micro-llama"}
@@ -282,15 +268,9 @@ def test_evaluate_model_on_a_micro_model(run, tmp_path):
     for name in ("lanes2", "lanes4"):
         problems = microlab.make_problems(name, microlab.MICRO_BENCHMARKS[name], 3, 0)
         microlab.write_problems(problems, tmp_path / "own" / f"{name}.jsonl")
-    options = {
-        "model": tmp_path / "model",
-        "benchmarks": tmp_path / "own" / "*.jsonl",
-        "num_samples": 4,
-        "k": 4,
-        "max_tokens": 16,
-        "output": tmp_path / "evaluation",
-    }
-    book = run("evaluate_model", **options)
+    folders = {"model": tmp_path / "model", "output": tmp_path / "evaluation"}
+    own = tmp_path / "own" / "*.jsonl"
+    book = run("evaluate_model", benchmarks=own, num_samples=4, k=4, max_tokens=16, **folders)
     html = "\n".join(shown(book, "text/html"))
     assert "macro average" in html
     assert html.count("tex2jax_ignore") >= 5  # answers of a random model, escaped

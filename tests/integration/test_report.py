@@ -66,9 +66,8 @@ def shown(tags: str, *outputs: dict[str, str], **metadata: dict) -> nbformat.Not
 
 
 def write_notebook(folder: Path, name: str, *cells: nbformat.NotebookNode, title: str, **parameters: object) -> None:
-    first = nbformat.v4.new_markdown_cell(
-        f"# {title}\n\nThe paper finds *something* for `{name}`, [its source](../x.md)."
-    )
+    claim = f"The paper finds *something* for `{name}`, [its source](../x.md)."
+    first = nbformat.v4.new_markdown_cell(f"# {title}\n\n{claim}")
     run = {"parameters": {"profile": "example", **parameters}, "duration": 4.6, "end_time": "2026-01-02T03:04:05+00:00"}
     provenance = shown("provenance", {"text/markdown": "*Provenance:* profile example, measured · commit 12345678"})
     book = nbformat.v4.new_notebook(cells=[first, *cells, provenance], metadata={"papermill": run})
@@ -78,9 +77,8 @@ def write_notebook(folder: Path, name: str, *cells: nbformat.NotebookNode, title
 
 def wide_table(columns: int = 14) -> str:
     rng = np.random.default_rng(0)
-    index = pd.MultiIndex.from_product(
-        [["Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct"], ["paper", "measured (example)"]]
-    )
+    families = ["Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct"]
+    index = pd.MultiIndex.from_product([families, ["paper", "measured (example)"]])
     names = [f"a rather long name of column {i}" for i in range(columns)]
     frame = pd.DataFrame(rng.random((4, columns)), index=index, columns=names)
     frame["verdict"] = ["holds", "fails", "undecided", "not run"]
@@ -91,14 +89,13 @@ def wide_table(columns: int = 14) -> str:
 def example(tmp_path_factory) -> Path:
     """Executed notebooks as a run leaves them: a figure, a table, claims, hostile output; the others not executed."""
     folder = tmp_path_factory.mktemp("results") / "example"
-    above = nbformat.v4.new_markdown_cell("## What our scale says")
     write_notebook(
         folder,
         "fig03_sft_vs_rl",
         shown("", {"text/markdown": "a step on the way"}),
         shown("report", {"image/png": png(), "text/plain": "<Figure>"}, **{"image/png": {"width": 450}}),
         shown("report", {"text/markdown": "**Figure 3 (profile example, measured).** One marker per candidate. More."}),
-        above,
+        nbformat.v4.new_markdown_cell("## What our scale says"),
         shown("report", {"text/markdown": "Fig. 3: **undecided** at this scale."}),
         shown("headline", Headline("R² = 0.43", "R² = 0.62 [0.41, 0.99]", "n = 7 | one")._repr_mimebundle_()),
         title="Figure 3: the score explains a part",
@@ -113,10 +110,8 @@ def example(tmp_path_factory) -> Path:
     write_notebook(folder, "claims", shown("report", {"text/html": wide_table(5)}), title="The ledger of claims")
     streams = nbformat.v4.new_output("stream", name="stdout", text="\x1b[31mred\x1b[0m\x00 \u202e<b>plain</b>\n")
     cell = shown("report", *[{"text/html": text} for text in HOSTILE], *[{"text/markdown": text} for text in HOSTILE])
-    cell.outputs += [streams]
-    cell.outputs += shown(
-        "", {"image/png": base64.b64encode(b"no picture").decode()}, {"image/svg+xml": "<p>no"}
-    ).outputs
+    damaged = {"image/png": base64.b64encode(b"no picture").decode()}
+    cell.outputs += [streams, *shown("", damaged, {"image/svg+xml": "<p>no"}).outputs]
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="20"><script>window.hacked = 10</script>'
         '<image href="https://example.org/x.png"/><rect width="40" height="20"/></svg>'
@@ -142,18 +137,9 @@ def article(page: str, place: str) -> str:
 
 def test_an_article_has_the_title_the_claim_the_outputs_in_order_and_a_link(example):
     part = article(build(example), "fig03")
-    wanted = (
-        "<h3>Figure 3. The paper: the score explains a part</h3>",
-        "The paper’s claim",
-        "<em>something</em>",
-        "<img ",
-    )
-    wanted += (
-        "<figcaption>",
-        "One marker per candidate. More.</p>",
-        "<h4>What our scale says</h4>",
-        "<strong>undecided</strong>",
-    )
+    wanted = ("<h3>Figure 3. The paper: the score explains a part</h3>", "The paper’s claim", "<em>something</em>")
+    wanted += ("<img ", "<figcaption>", "One marker per candidate. More.</p>", "<h4>What our scale says</h4>")
+    wanted += ("<strong>undecided</strong>",)
     wanted += ('<a href="notebooks/fig03_sft_vs_rl.ipynb">', '<a href="figures/fig03_sft_vs_rl.svg">', "5 s", "k = 16")
     places = [part.index(text) for text in wanted]
     assert places == sorted(places)
@@ -185,15 +171,12 @@ def test_the_same_notebooks_give_the_same_page_and_another_notebook_another(exam
     page = build(example)
     assert build(example) == page == (example / NAME).read_text()
     assert not list(example.glob(".*"))  # no temporary left
-    write_notebook(
-        tmp_path, "fig03_sft_vs_rl", shown("report", {"text/markdown": "another result"}), title="Figure 3: x"
-    )
-    write_notebook(tmp_path, "extra_study", shown("report", {"text/markdown": "what else we saw"}), title="An extra")
+    for name, text in (("fig03_sft_vs_rl", "another result"), ("extra_study", "what else we saw")):
+        write_notebook(tmp_path, name, shown("report", {"text/markdown": text}), title="A title")
     other = build(tmp_path)
     assert "another result" in article(other, "fig03")
-    assert (
-        other.index("Beyond the paper") < other.index("what else we saw") < other.index("Where the numbers come from")
-    )
+    places = [other.index(text) for text in ("Beyond the paper", "what else we saw", "Where the numbers come from")]
+    assert places == sorted(places)
 
 
 def test_notebooks_on_different_records_are_reported(tmp_path):
@@ -265,55 +248,7 @@ def test_what_is_no_picture_is_refused(mime, data):
 
 # --- in a browser ---------------------------------------------------------------------------------------------------
 
-# the visible text whose contrast with what is painted behind it is below 4.5 (3 for large letters), by WCAG's formula;
-# elements that reach over the window's right or left edge although no box of theirs scrolls; pictures; colours; sizes
-MEASURE = """
-const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-const parse = colour => {
-  canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-  return [...canvas.getImageData(0, 0, 1, 1).data];
-};
-const light = rgb => {
-  const [r, g, b] = rgb.map(v => { v /= 255; return v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; });
-  return .2126 * r + .7152 * g + .0722 * b;
-};
-const behind = element => {
-  for (let e = element; e; e = e.parentElement) {
-    const colour = parse(view.getComputedStyle(e).backgroundColor);
-    if (colour[3] === 255) return colour.slice(0, 3);
-  }
-  return [255, 255, 255];
-};
-const pale = [], texts = page.createTreeWalker(page.body, NodeFilter.SHOW_TEXT);
-let seen = 0;
-while (texts.nextNode()) {
-  const element = texts.currentNode.parentElement, style = view.getComputedStyle(element);
-  if (!texts.currentNode.textContent.trim() || !element.getClientRects().length) continue;
-  seen += 1;
-  const [a, b] = [light(parse(style.color).slice(0, 3)), light(behind(element))];
-  const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-  const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
-  if (ratio < (large ? 3 : 4.5)) pale.push(texts.currentNode.textContent.trim().slice(0, 40) + ' ' + ratio.toFixed(2));
-}
-const overflowing = [...page.body.querySelectorAll('*')].filter(e => {
-  const box = e.getBoundingClientRect();
-  if (e.closest('.skip') || !box.width || (box.right <= view.innerWidth + .5 && box.left >= -.5)) return false;
-  for (let p = e.parentElement; p; p = p.parentElement)
-    if (view.getComputedStyle(p).overflowX === 'auto') return false;
-  return true;
-}).map(e => e.tagName + ' ' + e.textContent.slice(0, 40));
-const wide = [...page.querySelectorAll('.scroll')].find(b => b.scrollWidth > 2 * b.clientWidth);
-if (wide) wide.scrollLeft = 300;
-return {
-  pale, seen, overflowing, width: view.innerWidth, whole: page.documentElement.scrollWidth,
-  images: [...page.images].map(i => i.naturalWidth > 0 && i.complete && i.alt.length > 0),
-  dark: view.getComputedStyle(page.body).backgroundColor.match(/\\d+/g).every(v => v < 60),
-  cards: [...page.querySelectorAll('.card')].map(card => view.getComputedStyle(card).backgroundColor),
-  tables: page.querySelectorAll('table').length,
-  boxes: [...page.querySelectorAll('.scroll:has(table)')].map(b => [b.scrollWidth, b.clientWidth]),
-  scrolled: [wide ? wide.scrollLeft : null, page.documentElement.scrollLeft],
-};
-"""
+MEASURE = (ROOT / "tests" / "measure.js").read_text()
 
 
 @pytest.fixture(scope="module")
