@@ -15,18 +15,12 @@ WINDOW = (1280, 1500)  # of the README's picture
 PATIENCE = 240  # seconds; a loaded two-core machine takes many
 
 
-def find_chromium() -> str | None:
-    """Return the program of a Chromium or Chrome on this machine."""
-    found = next((path for path in map(shutil.which, NAMES) if path), None)
-    return found or (MAC if Path(MAC).exists() else None)
-
-
 def chromium(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Open a page in a headless Chromium with these command-line options; return its output once it has ended.
 
     Raises ParameterError if the machine has no Chromium, and RuntimeError if it fails.
     """
-    program = find_chromium()
+    program = next((path for path in map(shutil.which, (*NAMES, MAC)) if path), None)
     if program is None:
         raise ParameterError("chromium", reason=f"this needs a Chromium or Chrome on the PATH ({', '.join(NAMES)})")
     fixed = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from quagmire_utils.analysis.tables import TABLES
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.provenance import usable_cores
@@ -109,8 +110,6 @@ def _named(folder: Path) -> list[Path]:
     found = list(folder.glob("*.ipynb"))
     tables = folder / f"{TABLE}.ipynb"
     if tables in found:
-        from quagmire_utils.analysis.tables import TABLES
-
         found.remove(tables)
         found += [folder / f"{spec.slug}.ipynb" for spec in TABLES.values()]
     return found
@@ -122,16 +121,6 @@ def _source(path: Path) -> tuple[Path, int | None]:
     if path.exists() or not number:
         return path, None
     return path.with_name(f"{TABLE}.ipynb"), int(number[1])
-
-
-def _job(path: Path, run: Run, logs: Path, parameters: Mapping[str, Any]) -> Job:
-    source, number = _source(path)
-    heading = ""
-    if number:
-        from quagmire_utils.analysis.tables import TABLES
-
-        heading = TABLES[number].heading
-    return Job(source, run.folder / "notebooks" / path.name, logs, run.root, parameters, heading)
 
 
 def _position(path: Path) -> tuple[bool, bool, str]:
@@ -229,7 +218,11 @@ def run_notebooks(run: Run, terminal: TextIO | None = None) -> dict[str, float]:
         screen.line(f"Set aside what {folder.name} computed before: {os.path.relpath(keep, run.root)}")
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    jobs = [_job(path, run, logs, parameters[path]) for path in selected]
+    jobs = []
+    for path in selected:
+        source, number = _source(path)
+        heading = TABLES[number].heading if number else ""
+        jobs.append(Job(source, folder / "notebooks" / path.name, logs, run.root, parameters[path], heading))
     at_once = min(MOST_JOBS, usable_cores()) if run.jobs is None else run.jobs
     taken: dict[str, float] = {}
     screen.total = len(jobs)

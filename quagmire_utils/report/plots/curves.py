@@ -47,30 +47,26 @@ BROWN = "#a85d16"
 def rl_curve_grid(curves: pd.DataFrame, candidates: pd.DataFrame) -> Figure:
     """Draw the mean reward by step: a panel for each candidate, or for each family and scenario if there are many.
 
-    curves: `Records.rl_curves`; candidates: `Records.candidates`.
+    A candidate's own panel has a thin line for each RL run, a thick one for their mean. curves: `Records.rl_curves`;
+    candidates: `Records.candidates`.
     """
+    import seaborn as sns
+
     if curves.groupby(["family", "candidate"]).ngroups > MOST_PANELS:
         return _crowded_grid(curves, candidates)
     groups = list(curves.groupby(["family", "candidate"], sort=False))
     fig, axes = small_multiples(len(groups), 4, 2.6, 1.9)
     several = len(curves["family"].unique()) > 1
+    thin = {"units": "rl_run", "estimator": None, "style": "rl_run", "color": GREY, "lw": 0.9, "legend": False}
     for ax, ((family, candidate), part) in zip(axes, groups, strict=True):
-        plot_rl_curve(part, ax)
+        sns.lineplot(part, x="step", y="reward", ax=ax, **thin)
+        sns.lineplot(part, x="step", y="reward", ax=ax, errorbar=None, color=BLUE, lw=2)
         ax.set_title(f"{family}\n{candidate}" if several else candidate, fontsize=9, color=INK)
         ax.set_xlabel("RL step")
         ax.set_ylabel("mean reward")
         ax.label_outer(remove_inner_ticks=False)
     axes[0].set(xlim=(0, curves["step"].max()), ylim=(0, max(1.12 * curves["reward"].max(), 0.05)))
     return fig
-
-
-def plot_rl_curve(curves: pd.DataFrame, ax: Axes) -> None:
-    """Plot the mean reward by step of one candidate: a thin line for each RL run, a thick one for their mean."""
-    import seaborn as sns
-
-    thin = {"units": "rl_run", "estimator": None, "style": "rl_run", "color": GREY, "lw": 0.9, "legend": False}
-    sns.lineplot(curves, x="step", y="reward", ax=ax, **thin)
-    sns.lineplot(curves, x="step", y="reward", ax=ax, errorbar=None, color=BLUE, lw=2)
 
 
 def plot_rl_curves(curves: pd.DataFrame, ax: Axes, colours: ScalarMappable) -> None:

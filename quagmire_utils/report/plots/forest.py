@@ -109,7 +109,8 @@ def plot_claims(table: pd.DataFrame, ax: Axes, title: str = "") -> None:
     if printed.any():
         look = {"marker": "v", "facecolor": "white", "edgecolor": INK, "zorder": 3, "label": "paper"}
         ax.scatter(paper[printed], rows[printed] + 0.3, 22, **look)
-    name_rows(ax, [_row_label(row) for row in table.itertuples()])
+    claims = [text if len(text) <= CLAIM_LENGTH else text[: CLAIM_LENGTH - 1] + "…" for text in table["claim"]]
+    name_rows(ax, [f"{r.where} · {r.family}:  {text}" for r, text in zip(table.itertuples(), claims, strict=True)])
     ax.set_xlim(-limit * 1.04, limit * 1.04)
     ax.set_xlabel("← against the claim      as the paper claims →", fontsize=LABEL_SIZE)
 
@@ -122,11 +123,6 @@ def mark_verdicts(fig: Figure, table: pd.DataFrame) -> None:
     entries = [legend_entry(word, marker=m, mfc=face, mec=edge, ms=7) for word, (m, face, edge) in marks.items()]
     if entries:
         fig.legend(handles=entries, loc="outside upper left", ncols=len(entries))
-
-
-def _row_label(row: Any) -> str:
-    claim = row.claim if len(row.claim) <= CLAIM_LENGTH else row.claim[: CLAIM_LENGTH - 1] + "…"
-    return f"{row.where} · {row.family}:  {claim}"
 
 
 # --- the published tables ---------------------------------------------------------------------------------------------
