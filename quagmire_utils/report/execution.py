@@ -146,7 +146,9 @@ def reset(kernel: AsyncKernelManager) -> None:
     """Forget the names of the notebook, and count cells from 1 again."""
     client = kernel.blocking_client()
     client.start_channels()
-    client.execute("get_ipython().reset(new_session=True)", store_history=False, reply=True, timeout=PATIENCE)
+    # without __spec__ multiprocessing cannot start a process from the next notebook
+    code = "get_ipython().reset(new_session=True)\nget_ipython().user_module.__spec__ = None"
+    client.execute(code, store_history=False, reply=True, timeout=PATIENCE)
     client.stop_channels()
 
 

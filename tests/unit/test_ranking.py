@@ -289,7 +289,7 @@ def test_the_answers_needed_are_enough_in_half_of_all_repeats():
             then = rank_with_noise(replace(first, table=table, counts=counts), n_draws=400).table
             reached[name].append(then.set_index("candidate").loc[now.settling, name] >= 0.95)
     for came in reached.values():
-        assert len(came) >= 10
+        assert len(came) >= 8
         assert np.mean(came) == pytest.approx(0.5, abs=1.2 / math.sqrt(len(came)))
 
 
