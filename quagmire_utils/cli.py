@@ -52,6 +52,8 @@ class _Commands(TyperGroup):
             _stop(str(error), 2)
         except KeyboardInterrupt as interrupt:
             _stop(str(interrupt) or f"interrupted; what is finished is kept; resume with: {again}", 130)
+        except BrokenPipeError:  # the reader of the output has seen enough, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
             _stop(f"{error}; resume with: {again}", 1)
         except RuntimeError as error:
