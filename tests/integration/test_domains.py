@@ -517,24 +517,26 @@ def test_a_thread_bomb_and_infinite_output_cost_only_themselves(programs):
     assert last == CORRECT
 
 
-def test_no_program_outlives_its_worker(programs):
-    programs.grade([fenced("import time\ntime.sleep(77)")], [ADD], timeout=0.5, grader="code")
-    group = programs.pools["programs"].process.pid
+@pytest.mark.usefixtures("programs")
+def test_no_program_outlives_its_worker():
+    with Grader(1) as grader:
+        grader.grade([fenced("import time\ntime.sleep(77)")], [ADD], timeout=0.5, grader="code")
+        group = grader.pools["programs"].process.pid
 
-    def running():
-        """Count the processes of the pool: bwrap and its init, the server, a worker and its host; not a program."""
-        count = 0
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                fields = path.read_text().rpartition(")")[2].split()
-                count += int(fields[2]) == group and fields[0] != "Z"
-        return count
+        def running():
+            """Count the processes of the pool: bwrap and its init, the server, a worker and its host; not a program."""
+            count = 0
+            for path in Path("/proc").glob("[0-9]*/stat"):
+                with contextlib.suppress(OSError):
+                    fields = path.read_text().rpartition(")")[2].split()
+                    count += int(fields[2]) == group and fields[0] != "Z"
+            return count
 
-    for _ in range(100):
-        if running() <= 5:
-            break
-        time.sleep(0.05)
-    assert running() <= 5
+        for _ in range(100):
+            if running() <= 5:
+                break
+            time.sleep(0.05)
+        assert running() <= 5
 
 
 @pytest.mark.parametrize("broken", [None, "#!/bin/sh\necho no namespaces here >&2; exit 1"])
