@@ -17,6 +17,7 @@ from scipy import stats
 from quagmire_utils.analysis import claims, tables
 from quagmire_utils.analysis.candidates import candidate_frame, select_candidates
 from quagmire_utils.analysis.claims.evidence import (
+    STATISTICS,
     Estimate,
     Evidence,
     contrast,
@@ -26,7 +27,7 @@ from quagmire_utils.analysis.claims.evidence import (
     smallest_contrast,
 )
 from quagmire_utils.analysis.claims.ledger import FILE
-from quagmire_utils.analysis.claims.statistics import STATISTICS, published_gain
+from quagmire_utils.analysis.claims.statistics import published_gain
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import load_records

@@ -291,3 +291,17 @@ def _named(evidence: Evidence, pairs: Sequence[Pair]) -> str:
 
 def _covered(evidence: Evidence, what: str) -> str:
     return "sampling of answers" if what == "pass1" else evidence.noise.text
+
+
+STATISTICS: dict[str, Callable[..., Estimate]] = {}
+
+
+def statistic(function: Callable[..., Estimate]) -> Callable[..., Estimate]:
+    """Register a statistic under its name."""
+    STATISTICS[function.__name__] = function
+    return function
+
+
+def missing(statistic: str, n: int, counted: str = "candidates") -> Estimate:
+    """Return an estimate without a value, for want of candidates."""
+    return Estimate(math.nan, statistic, n, counted=counted)

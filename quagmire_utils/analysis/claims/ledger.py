@@ -16,8 +16,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from quagmire_utils.analysis.candidates import check_family, check_frame, check_outcome
-from quagmire_utils.analysis.claims.evidence import Estimate, Evidence, gather
-from quagmire_utils.analysis.claims.statistics import STATISTICS, published_gain
+from quagmire_utils.analysis.claims import comparisons  # noqa: F401 - registers its statistics
+from quagmire_utils.analysis.claims.evidence import STATISTICS, Estimate, Evidence, gather
+from quagmire_utils.analysis.claims.statistics import published_gain
 from quagmire_utils.analysis.tables import verdict
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError

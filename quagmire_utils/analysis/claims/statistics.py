@@ -1,17 +1,16 @@
 """The statistics that claims are tested with, by the name that claims.yaml uses: `STATISTICS[name](evidence, ...)`.
 
-1. Comparisons: some candidates do better than others (Figs. 1, 2, 4 and 6 to 10, the abstract). Which ones are compared
-   follows from what they were trained on, never from how they did.
-2. Measurements that vary together (Figs. 3 and 5, Sec. 3.1 and 4.3): a bootstrap over candidates. On normal variables
+`comparisons` has those of Figs. 1, 2, 4 and 6 to 10. Here:
+
+1. Measurements that vary together (Figs. 3 and 5, Sec. 3.1 and 4.3): a bootstrap over candidates. On normal variables
    its 95 % intervals covered the truth in 63 % to 84 % of samples of 4 candidates, 92 % to 95 % of 6.
-3. Predictors compared with Pass@1 (Tables 1 to 10). Gains in R2 are medians over splits, because the mean over splits,
+2. Predictors compared with Pass@1 (Tables 1 to 10). Gains in R2 are medians over splits, because the mean over splits,
    which the tables print, can depend on a single split.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,15 +20,13 @@ from scipy import stats
 
 from quagmire_utils.analysis.candidates import in_scenario
 from quagmire_utils.analysis.claims.evidence import (
-    MEASURED,
     Array,
     Estimate,
     Evidence,
     Interval,
-    Pair,
-    contrast,
+    missing,
     percentiles,
-    smallest_contrast,
+    statistic,
     student,
 )
 from quagmire_utils.analysis.fits import (
@@ -46,173 +43,10 @@ from quagmire_utils.analysis.tables.spec import BUDGETS, PREDICTORS, TABLES
 from quagmire_utils.core import published as paper
 
 MIN_CANDIDATES = 6  # with fewer, a bootstrap interval over candidates is far from its nominal level
-MIN_OTHERS = 4  # candidates, for a claim about the best of them
-EQUAL_TOKENS = 1.25  # two candidates have equal SFT tokens up to this ratio, as close as the grid has them
 RESAMPLES = 4000
 SPLITS = 500  # random splits behind a median R2
 BOOTSTRAP = "choice of candidates (bootstrap)"
 JACKKNIFE = "choice of candidates (jackknife)"
-
-What = Literal["pass1", "outcome", "gain"]
-STATISTICS: dict[str, Callable[..., Estimate]] = {}
-
-
-def statistic(function: Callable[..., Estimate]) -> Callable[..., Estimate]:
-    """Register a statistic under its name."""
-    STATISTICS[function.__name__] = function
-    return function
-
-
-def _missing(statistic: str, n: int, counted: str = "candidates") -> Estimate:
-    return Estimate(math.nan, statistic, n, counted=counted)
-
-
-# --- comparisons between candidates -----------------------------------------------------------------------------------
-
-
-@statistic
-def more_epochs(evidence: Evidence, what: What) -> Estimate:
-    """Compare the most epochs on the same random examples with the next fewer; mean over sets of examples."""
-    pairs = []
-    for _, rows in evidence.select("random").groupby("n_examples"):
-        if len(rows) > 1:
-            order = rows.sort_values("epochs").index
-            pairs.append((order[-1], order[-2]))
-    return contrast(evidence, pairs, what, "sets of examples")
-
-
-@statistic
-def repeated_minus_unique(evidence: Evidence, what: What, across_sources: bool = False) -> Estimate:
-    """Compare fewer random examples, repeated, with more of them once, at equal SFT tokens.
-
-    The partner of a candidate of one epoch has the fewest epochs above one: half the examples twice if the grid has
-    it, else a quarter four times. across_sources: within each source and learning rate (Fig. 6).
-    """
-    groups = [evidence.select("random")]
-    if across_sources:
-        rows = evidence.select("random", "source", main=False)
-        groups = [part for _, part in rows.groupby(["source", "learning_rate"])]
-    pairs = []
-    for rows in groups:
-        for one in rows[rows["epochs"] == 1].itertuples():
-            others = rows[(rows["epochs"] > 1) & _equal_tokens(rows, one.sft_tokens)]
-            if len(others):
-                pairs.append((others["epochs"].idxmin(), one.Index))
-    return contrast(evidence, pairs, what)
-
-
-@statistic
-def selection_minus_random(evidence: Evidence, what: What, selection: str) -> Estimate:
-    """Compare examples selected in some way with random ones, at equal SFT tokens and if possible equal epochs."""
-    return contrast(evidence, _partners(evidence.select(selection), evidence.select("random")), what)
-
-
-@statistic
-def mixture_minus_best_other(evidence: Evidence) -> Estimate:
-    """Compare longest + shortest examples with the best other selection, at equal SFT tokens: mean outcomes."""
-    label = f"{MEASURED['outcome']}, longest + shortest minus the best other selection at equal tokens"
-    mixtures = _once(evidence.select("shortest+longest"))
-    found = [_partners(mixtures, _once(evidence.select(other))) for other in ("shortest", "longest", "random")]
-    others = [pairs for pairs in found if pairs]
-    return smallest_contrast(evidence, others, "outcome", label, 1 + len(others), "selections")
-
-
-@statistic
-def minus_base(
-    evidence: Evidence,
-    what: What,
-    selections: Sequence[str],
-    epochs: Literal["one", "several", "any"] = "one",
-    keep: Literal["all", "fewest", "most"] = "all",
-) -> Estimate:
-    """Compare candidates trained on these selections with the base model: the mean.
-
-    keep: only the candidate with the fewest or the most SFT tokens, if there are several.
-    """
-    if evidence.base is None:
-        return _missing(MEASURED[what], 0)
-    rows = evidence.select()
-    rows = rows[rows["selection"].isin(selections)]
-    if epochs != "any":
-        rows = rows[rows["epochs"] == 1] if epochs == "one" else rows[rows["epochs"] > 1]
-    if keep != "all":
-        chosen = rows.nsmallest(1, "sft_tokens") if keep == "fewest" else rows.nlargest(1, "sft_tokens")
-        rows = chosen if len(rows) > 1 else rows.iloc[:0]
-    return contrast(evidence, [(row, evidence.base) for row in rows.index], what, "candidates")
-
-
-@statistic
-def smallest_rise_over_base(evidence: Evidence) -> Estimate:
-    """Return the smallest rise of Pass@1 over the base by any SFT of an instance-level grid."""
-    rows = evidence.select(scenario="instance").index
-    pairs = [] if evidence.base is None else [[(row, evidence.base)] for row in rows]
-    return smallest_contrast(evidence, pairs, "pass1", "smallest rise of Pass@1 over the base by any SFT", len(pairs))
-
-
-@statistic
-def lowest_outcome_minus_base(evidence: Evidence) -> Estimate:
-    """Compare the lowest outcome of the candidates that SFT had lifted above the base with RL from the base."""
-    pairs, label = [], "Pass@1 after RL, lowest SFT candidate minus the base"
-    if evidence.base is not None:
-        trained = evidence.select(main=False)
-        lifted = trained[trained["pass1"] > evidence.rows["pass1"].iloc[evidence.base]]
-        pairs = [[(row, evidence.base)] for row in lifted.index]
-    return smallest_contrast(evidence, pairs, "outcome", label, len(pairs))
-
-
-@statistic
-def more_examples(evidence: Evidence, what: What) -> Estimate:
-    """Compare the most random examples of one epoch with the fewest."""
-    rows = _once(evidence.select("random")).sort_values("n_examples")
-    return contrast(evidence, [(rows.index[-1], rows.index[0])] if len(rows) > 1 else [], what)
-
-
-@statistic
-def best_score_minus_best_other(evidence: Evidence, scenario: str, selections: Sequence[str] = ()) -> Estimate:
-    """Compare the outcome of the candidate with the best score with the best outcome of the others.
-
-    selections: those that a figure shows, of one epoch as in the paper; empty for all candidates of the scenario.
-    """
-    label = "Pass@1 after RL, candidate with the best score minus the best of the others"
-    rows = evidence.select(scenario=scenario, main=False)
-    if selections:
-        rows = _once(rows[rows["selection"].isin(selections)])
-        label += f", among {', '.join(selections)} examples of one epoch"
-    if len(rows) < MIN_OTHERS:
-        return _missing(label, len(rows))
-    best = rows["pass1"].idxmax()
-    pairs = [[(best, other)] for other in rows.index if other != best]
-    return smallest_contrast(evidence, pairs, "outcome", label, len(rows))
-
-
-@statistic
-def larger_learning_rate(evidence: Evidence, what: What) -> Estimate:
-    """Compare the largest learning rate with the smallest for the same examples and epochs, across sources (Fig. 6)."""
-    pairs = []
-    for _, part in evidence.select("random", "source", main=False).groupby(["source", "n_examples", "epochs"]):
-        if part["learning_rate"].max() > part["learning_rate"].min():
-            pairs.append((part["learning_rate"].idxmax(), part["learning_rate"].idxmin()))
-    return contrast(evidence, pairs, what)
-
-
-def _partners(ones: pd.DataFrame, others: pd.DataFrame) -> list[Pair]:
-    """Pair each of `ones` with the nearest of `others`: equal tokens, if possible equal epochs."""
-    pairs = []
-    for one in ones.itertuples():
-        near = others[_equal_tokens(others, one.sft_tokens)]
-        if len(near):
-            far = (near["sft_tokens"] / one.sft_tokens - 1).abs()
-            order = near.assign(differ=near["epochs"] != one.epochs, far=far)
-            pairs.append((one.Index, order.sort_values(["differ", "far"]).index[0]))
-    return pairs
-
-
-def _equal_tokens(rows: pd.DataFrame, tokens: float) -> pd.Series:
-    return np.maximum(rows["sft_tokens"], tokens) <= EQUAL_TOKENS * np.minimum(rows["sft_tokens"], tokens)
-
-
-def _once(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows["epochs"] == 1]
 
 
 # --- measurements that vary together over candidates ------------------------------------------------------------------
@@ -223,7 +57,7 @@ def explained_variance(evidence: Evidence) -> Estimate:
     """Return R2 of the line from post-SFT Pass@1 to the outcome (Fig. 3)."""
     known = evidence.candidates("dataset", ["pass1"])
     if len(known) < MIN_CANDIDATES:
-        return _missing("R² of the fit", len(known))
+        return missing("R² of the fit", len(known))
     value, replicates = bootstrap(known["pass1"], known[evidence.outcome], "r2", n_resamples=RESAMPLES)
     return Estimate(value, "R² of the fit", len(known), percentiles(replicates), BOOTSTRAP)
 
@@ -239,7 +73,7 @@ def loss_rise(evidence: Evidence) -> Estimate:
     settings = [name for name in ("source", "selection", "learning_rate", "n_examples") if name in known.columns]
     series = [rows for _, rows in known.groupby(settings) if len(rows) > 1]
     if not series:
-        return _missing(text, 0, "series of epochs")
+        return missing(text, 0, "series of epochs")
     rows = max(series, key=lambda rows: (rows["epochs"].max(), len(rows)))
     last, before = rows.iloc[-1], rows.iloc[:-1].sort_values("gen_loss").iloc[0]
     rise = float(last["gen_loss"] - before["gen_loss"])
@@ -253,7 +87,7 @@ def loss_and_gain(evidence: Evidence) -> Estimate:
     """Return the rank correlation of the generalization loss after SFT with the gain from RL (Fig. 5)."""
     known = evidence.candidates("dataset", ["gen_loss", "pass1"])
     if len(known) < MIN_CANDIDATES:
-        return _missing("rank correlation", len(known))
+        return missing("rank correlation", len(known))
     loss, gain = _columns(known.assign(gain=known[evidence.outcome] - known["pass1"]), "gen_loss", "gain")
     rows = _resampled(len(known))
     replicates = rank_correlations(loss[rows], gain[rows])
@@ -270,12 +104,12 @@ def loss_beyond_score(evidence: Evidence) -> Estimate:
     text = "rank correlation of loss and outcome at equal score"
     known = evidence.candidates("dataset", ["gen_loss", "pass1"])
     if len(known) < MIN_CANDIDATES:
-        return _missing(text, len(known))
+        return missing(text, len(known))
     loss, after, score = _columns(known, "gen_loss", evidence.outcome, "pass1")
     ab, ac, bc = spearman(loss, after), spearman(loss, score), spearman(after, score)
     left = math.sqrt((1 - ac**2) * (1 - bc**2))
     if not left > 1e-9:  # also NaN: nothing varies at equal score
-        return _missing(f"{text}, where nothing varies", len(known))
+        return missing(f"{text}, where nothing varies", len(known))
     value = min(max((ab - ac * bc) / left, -1.0), 1.0)
     transformed = student(math.atanh(min(max(value, -0.9999), 0.9999)), math.sqrt(1.06 / (len(known) - 4)))
 
@@ -297,7 +131,7 @@ def dominated_share(evidence: Evidence) -> Estimate:
     score, loss, after = _columns(known, "pass1", "gen_loss", evidence.outcome)
     dominated = (np.less.outer(score, score) & np.greater.outer(loss, loss)).astype(float)
     if len(known) < MIN_CANDIDATES or not dominated.any():
-        return _missing(text, min(len(known), MIN_CANDIDATES - 1))
+        return missing(text, min(len(known), MIN_CANDIDATES - 1))
     lower = dominated * (np.less.outer(after, after) + 0.5 * np.equal.outer(after, after))
     times = np.array([np.bincount(rows, minlength=len(known)) for rows in _resampled(len(known))], dtype=float)
     pairs = ((times @ dominated) * times).sum(axis=1)
@@ -317,13 +151,13 @@ def own_loss_minus_other(evidence: Evidence, other: Literal["pass_k", "gen_loss"
     title = {"pass_k": "Pass@large k's", "gen_loss": "that of the loss on common traces"}[other]
     text = f"rank correlation of the loss on own traces with the outcome, minus {title}"
     if evidence.own_loss is None:
-        return _missing(text, 0)
+        return missing(text, 0)
     trained = evidence.frame[evidence.frame["selection"] != "none"]
     differ = in_scenario(trained["scenario"], "instance") | in_scenario(trained["scenario"], "source")
     known = trained[differ].assign(own=lambda rows: rows["candidate"].map(evidence.own_loss))
     known = known.dropna(subset=["own", other, evidence.outcome])
     if len(known) < MIN_CANDIDATES:
-        return _missing(text, len(known))
+        return missing(text, len(known))
     own, theirs, after = _columns(known, "own", other, evidence.outcome)
     own, theirs = -own, -theirs if other == "gen_loss" else theirs
     mine, baseline = spearman(own, after), spearman(theirs, after)
@@ -362,7 +196,7 @@ def rank_gain(evidence: Evidence, table: int, predictor: str) -> Estimate:
         sizes = f" ({' + '.join(str(len(part)) for part in groups)})"
     fewest = min(map(len, groups))
     if fewest < least:
-        return _missing(text, fewest, counted)
+        return missing(text, fewest, counted)
     values, replicates = [], []
     for seed, part in enumerate(groups):
         (mine, drawn), (base, drawn_base) = (
@@ -390,7 +224,7 @@ def r2_gain(evidence: Evidence, table: int, predictor: str) -> Estimate:
     sizes = dict.fromkeys(row.n_fit or len(known) // 2 for row in TABLES[table].rows)
     sizes = [size for size in sizes if size <= len(known) - 3]
     if len(known) < MIN_CANDIDATES or not sizes:
-        return _missing(text, len(known))
+        return missing(text, len(known))
     gains, errors = np.array([_median_gain(known, predictor, evidence.outcome, size) for size in sizes]).T
     if len(sizes) > 1:
         least = sizes[int(gains.argmin())]
