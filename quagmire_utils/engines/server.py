@@ -24,17 +24,14 @@ import contextlib
 import hashlib
 import json
 import os
-import queue
 import random
 import re
-import threading
 import warnings
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.engines.base import Completion, EngineError, Request, StreamingEngine
@@ -44,9 +41,17 @@ from quagmire_utils.engines.checkpoints import (
     load_config,
     load_tokenizer,
     model_digest,
-    resolve_context_length,
 )
 from quagmire_utils.engines.config import EngineConfig, SamplingParams, ServerSettings
+from quagmire_utils.engines.endpoint import (
+    MalformedError,
+    check_prompt,
+    context_length,
+    in_thread,
+    is_loopback,
+    model_list,
+    shown,
+)
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -59,10 +64,6 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _NO_KEY = "none"  # openai wants one; it is not sent
 # What a model's generation_config.json would change on a vLLM server.
 _VLLM_NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-
-
-class MalformedError(ValueError):
-    """An answer does not have the form that the endpoint promises; the call is worth another try."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,13 @@ class ServerEngine(StreamingEngine):
         """Ask the server what it serves and load its tokenizer. Raises ParameterError if either fails."""
         self.config, self.base_url = config, check_base_url(config.model)
         self.settings = settings = config.server or ServerSettings()
-        [(card, self.version)] = _in_thread(self._ask_what_it_serves)
+        [(card, self.version)] = in_thread(self._ask_what_it_serves)
         self.model, self._root = card["id"], card["root"]
         self._is_vllm = card.get("owned_by") == "vllm"
 
         source = settings.tokenizer or self._root or self.model
         if settings.tokenizer is None and not Path(source).is_dir() and not _HUB_ID.fullmatch(source):
-            reason = f"give it, because the server's model, {_shown(source)}, is neither a folder here nor a hub id"
+            reason = f"give it, because the server's model, {shown(source)}, is neither a folder here nor a hub id"
             raise ParameterError("server.tokenizer", reason=reason)
         self.tokenizer = load_tokenizer(source, config.revision, config.trust_remote_code)
         try:
@@ -101,7 +102,7 @@ class ServerEngine(StreamingEngine):
         except ParameterError:
             model_config = None  # a tokenizer without a model
         self.ends = end_tokens(source, config.revision, model_config, self.tokenizer)
-        self.context_length = _context_length(card["max_model_len"], model_config, config.max_model_len)
+        self.context_length = context_length(card["max_model_len"], model_config, config.max_model_len)
         in_flight = config.batch_size or (_VLLM_SAMPLES if self._is_vllm else _CALLS)
         self.samples_per_call = min(_SAMPLES_PER_CALL if self._is_vllm else 1, in_flight)
         self._calls_at_once = in_flight // self.samples_per_call
@@ -114,7 +115,7 @@ class ServerEngine(StreamingEngine):
         the same name are noticed.
         """
         root = self._root
-        if root and _is_loopback(self.base_url) and Path(root).is_dir():
+        if root and is_loopback(self.base_url) and Path(root).is_dir():
             with contextlib.suppress(ParameterError):  # a folder of another kind, such as GGUF
                 root = model_digest(root)
         facts = [self.model, root, sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template, self.ends]
@@ -140,7 +141,7 @@ class ServerEngine(StreamingEngine):
         """Put the completions of calls together to those of requests."""
         parts: dict[int, dict[int, list[Completion]]] = {}
         withheld = 0
-        results = _in_thread(lambda put: self._run_calls(self._calls(requests, params), params, put))
+        results = in_thread(lambda put: self._run_calls(self._calls(requests, params), params, put))
         try:
             with contextlib.closing(results):
                 for call, completions in results:
@@ -228,7 +229,7 @@ class ServerEngine(StreamingEngine):
         if all(isinstance(choice.get("index"), int) for choice in choices):
             choices = sorted(choices, key=lambda choice: choice["index"])
         usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
-        _check_prompt(call.prompt_tokens, choices[0].get("prompt_token_ids"), usage.get("prompt_tokens"))
+        check_prompt(call.prompt_tokens, choices[0].get("prompt_token_ids"), usage.get("prompt_tokens"))
         total = usage.get("completion_tokens")
         alone = total if call.count == 1 and type(total) is int and total > 0 else None
         return [self._completion(choice, alone, params.max_tokens) for choice in choices]
@@ -239,7 +240,7 @@ class ServerEngine(StreamingEngine):
         if reason == "content_filter":  # trying again with the same seed gives the same
             return Completion("", tokens or 0, reason)
         if reason not in ("stop", "length"):  # "abort": a server that shuts down
-            raise MalformedError(f"an answer ended for the reason {_shown(str(reason))}")
+            raise MalformedError(f"an answer ended for the reason {shown(str(reason))}")
         if isinstance(ids, list):
             if not ids or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
                 raise MalformedError("token_ids are not token ids")
@@ -274,7 +275,7 @@ class ServerEngine(StreamingEngine):
             timeout=openai.Timeout(self.settings.timeout, connect=min(20.0, self.settings.timeout)),
             http_client=openai.DefaultAsyncHttpxClient(
                 follow_redirects=False,
-                trust_env=not _is_loopback(self.base_url),  # proxies are for other machines
+                trust_env=not is_loopback(self.base_url),  # proxies are for other machines
             ),
         )
 
@@ -343,7 +344,7 @@ class ServerEngine(StreamingEngine):
     def _cleaned(self, text: str) -> str:
         """Return a server's text for a message of ours: short, printable, and without the key, which some repeat."""
         key = os.environ.get(self.settings.api_key_env, "").strip()
-        return _shown(text.replace(key, "***") if key else text)
+        return shown(text.replace(key, "***") if key else text)
 
     # --- what is served --------------------------------------------------------------------------------------------
 
@@ -351,17 +352,17 @@ class ServerEngine(StreamingEngine):
         """Put the card of the model to use, with "root" (the folder or hub id it came from), and the version."""
         wanted, version = self.settings.model, "unknown"
         async with self._client(min(_PROBE_TRIES, self.settings.tries)) as client:
-            cards = {card["id"]: card for card in await self._ask(client, "models", _model_list)}
+            cards = {card["id"]: card for card in await self._ask(client, "models", model_list)}
             if wanted is None and len(cards) == 1:
                 [wanted] = cards
             if wanted not in cards:
-                names = ", ".join(map(_shown, list(cards)[:5])) + (", ..." if len(cards) > 5 else "")
+                names = ", ".join(map(shown, list(cards)[:5])) + (", ..." if len(cards) > 5 else "")
                 raise ParameterError("server.model", wanted, f"a model that {self.base_url} serves ({names or 'none'})")
             card = cards[wanted]
             if card.get("owned_by") == "vllm":
                 with contextlib.suppress(ParameterError, EngineError):
                     address = f"{self.base_url.removesuffix('/v1')}/version"
-                    version = "vllm " + await self._ask(client, address, lambda found: _shown(found["version"]))
+                    version = "vllm " + await self._ask(client, address, lambda found: shown(found["version"]))
         root = card.get("root")
         longest = card.get("max_model_len") or cards.get(card.get("parent"), {}).get("max_model_len")  # of an adapter
         card["root"] = root if isinstance(root, str) else None
@@ -369,84 +370,6 @@ class ServerEngine(StreamingEngine):
         put((card, version))
 
 
-def _in_thread(work: Callable[[Callable[[Any], None]], Coroutine[Any, Any, None]]) -> Iterator[Any]:
-    """Yield what the coroutine `work(put)` puts, and raise what it raises; closing the iterator cancels it.
-
-    It runs in a thread with an event loop of its own, because in a notebook this thread has one already.
-    """
-    items: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-    tasks: list[asyncio.Task[None]] = []
-
-    async def run() -> None:
-        tasks.append(asyncio.current_task())
-        await work(lambda item: items.put(("item", item)))
-
-    def target() -> None:
-        try:
-            asyncio.run(run())
-            items.put(("end", None))
-        except BaseException as error:  # raised again in the thread that waits for it
-            items.put(("error", error))
-
-    thread = threading.Thread(target=target, name="server-engine", daemon=True)
-    thread.start()
-    try:
-        while (item := items.get())[0] == "item":
-            yield item[1]
-        if item[0] == "error":
-            raise item[1]
-    finally:
-        while thread.is_alive():
-            for task in tasks:
-                with contextlib.suppress(RuntimeError):  # the loop has ended
-                    task.get_loop().call_soon_threadsafe(task.cancel)
-            thread.join(0.1)
-
-
 def _drawn(request: Request, params: SamplingParams) -> int:
     """Return how many samples to ask for: greedy ones are all the same."""
     return 1 if params.temperature == 0 else request.n
-
-
-def _check_prompt(ours: tuple[int, ...], seen: Any, count: Any) -> None:
-    """Raise ParameterError if the server read other prompt tokens than ours; seen: their ids, count: their number."""
-    if isinstance(seen, list):
-        same, theirs = tuple(seen) == ours, len(seen)
-    else:
-        same, theirs = not isinstance(count, int) or count in (0, len(ours)), count
-    if not same:
-        reason = f"the server's prompt tokens ({theirs}) are not ours ({len(ours)}); name its tokenizer"
-        raise ParameterError("server.tokenizer", reason=reason)
-
-
-def _model_list(data: Any) -> list[dict[str, Any]]:
-    """Return the model cards in an answer of the models endpoint."""
-    cards = data["data"]
-    if not isinstance(cards, list) or not all(isinstance(c, dict) and isinstance(c.get("id"), str) for c in cards):
-        raise MalformedError("no list of models")
-    return cards
-
-
-def _context_length(served: int | None, config: Any, wanted: int | None) -> int:
-    """Return how many tokens prompt and answer may have: `wanted`, or what the server or the configuration allows."""
-    if served is None and config is not None:
-        return resolve_context_length(config, wanted)
-    if served is None and wanted is None:
-        raise ParameterError("max_model_len", reason="give it, because neither server nor tokenizer reports it")
-    if served is not None and wanted is not None and wanted > served:
-        raise ParameterError("max_model_len", wanted, f"at most the server's {served}")
-    return wanted or served
-
-
-def _shown(text: str) -> str:
-    """Return at most 200 characters of foreign text on one line, without control characters."""
-    if not isinstance(text, str):
-        raise MalformedError("not a text")
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[:2000]).split()).rstrip(".")
-    return line if len(line) <= 200 else line[:197] + "..."
-
-
-def _is_loopback(base_url: str) -> bool:
-    """Whether the address is on this machine."""
-    host = urlsplit(base_url).hostname or ""
-    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
