@@ -14,7 +14,7 @@ from quagmire_utils.core.files import read_parquet, write_parquet
 from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS
 
 WRITE_SECONDS = 30.0  # between two writes: the most that a kill loses
-_MARK = b"quagmire_utils.evaluation.generalization_loss"
+_MARK = b"quagmire_utils.generalization_loss"
 _COLUMNS = ["total", *(f"range_{i}" for i in range(1, COLUMNS))]
 
 

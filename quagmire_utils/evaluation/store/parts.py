@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+
+from quagmire_utils.core import files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,7 +26,7 @@ LIGHT = [*KEYS, "tokens", "finish_reason"]  # repeated in a file of verdicts, so
 
 # keys of a file's metadata
 ORIGIN = b"quagmire_utils.origin"  # digest of what the samples were drawn with
-PROMPTS = b"quagmire_utils.data.prompts"  # {benchmark: {problem: digest of its prompt}}
+PROMPTS = b"quagmire_utils.prompts"  # {benchmark: {problem: digest of its prompt}}
 TEXTS = b"quagmire_utils.texts"  # digest of a part's texts
 PART = b"quagmire_utils.part"  # of a file of verdicts: `footer_digest` of the part that it belongs to
 GOLDS = b"quagmire_utils.golds"  # of a file of verdicts: {benchmark: {problem: what its verdicts rest on}}
@@ -89,3 +94,32 @@ def typed(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
         else:
             result[name] = values.astype("str")
     return pd.DataFrame(result)
+
+
+def read_intact(file: Path, columns: Sequence[str], names: Sequence[str] = ()) -> pa.Table | None:
+    """Return columns of a file, those in `names` as codes; None if it is missing or damaged (then set aside)."""
+    import pyarrow as pa
+
+    for _ in range(2):
+        try:
+            facts = file.stat()
+            table = files.read_arrow(file, columns, names)
+        except FileNotFoundError:
+            return None  # not there, or set aside by another reader
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise  # the system's error (too many open files, no permission), not the file's
+            reason = str(error).splitlines()[0]
+        else:
+            lacking = [name for name in columns if name not in table.column_names]
+            if not lacking:
+                return table
+            reason = f"it has no column {', '.join(lacking)}"
+        with suppress(OSError):
+            if file.stat().st_ino == facts.st_ino:  # else another process has just replaced it
+                break
+    aside = file.with_name(file.name + ".damaged")
+    warnings.warn(f"{file} cannot be read and is set aside as {aside.name}: {reason}", stacklevel=4)
+    with suppress(OSError):  # a read-only store
+        os.replace(file, aside)
+    return None

@@ -36,6 +36,7 @@ from quagmire_utils.evaluation.store.parts import (
     by_problem,
     footer_digest,
     holds_another,
+    read_intact,
     text_digest,
     to_metadata,
     typed,
@@ -357,32 +358,9 @@ class SampleStore:
         return table if (table.schema.metadata or {}).get(PART) == wanted else None
 
     def _table(self, file: Path, columns: Sequence[str], names: Sequence[str] = ()) -> pa.Table | None:
-        """Return columns of a file, those in `names` dictionary-encoded; None if the file is missing or damaged."""
-        import pyarrow as pa
-
-        for _ in range(2):
-            try:
-                facts = file.stat()
-                table = files.read_arrow(file, columns, names)
-            except FileNotFoundError:
-                return None  # not there, or set aside by another reader
-            except (pa.ArrowException, OSError) as error:
-                if getattr(error, "errno", None) is not None:
-                    raise  # the system's error (too many open files, no permission), not the file's
-                reason = str(error).splitlines()[0]
-            else:
-                lacking = [name for name in columns if name not in table.column_names]
-                if not lacking:
-                    return self._checked(file, table)
-                reason = f"it has no column {', '.join(lacking)}"
-            with suppress(OSError):
-                if file.stat().st_ino == facts.st_ino:  # else another process has just replaced it
-                    break
-        aside = file.with_name(file.name + ".damaged")
-        warnings.warn(f"{file} cannot be read and is set aside as {aside.name}: {reason}", stacklevel=3)
-        with suppress(OSError):  # a read-only store
-            os.replace(file, aside)
-        return None
+        """Return columns of a file of this store; None if the file is missing or damaged."""
+        table = read_intact(file, columns, names)
+        return None if table is None else self._checked(file, table)
 
     def _checked(self, file: Path, table: pa.Table) -> pa.Table:
         """Return the table. Raise ParameterError if its file names another origin or prompt than this store."""
