@@ -14,23 +14,11 @@ from quagmire_utils.analysis.forecasting import forecast_rl, known_runs
 from quagmire_utils.analysis.measurements import load_measurements
 from quagmire_utils.analysis.ranking import rank_with_noise
 from quagmire_utils.core.files import read_json, read_parquet
-from quagmire_utils.core.records import RECORDS, load_records
-from quagmire_utils.core.settings import load_profile
+from quagmire_utils.core.records import RECORDS
 from quagmire_utils.report import card
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "results" / "mini"
-
-
-@pytest.fixture(scope="module")
-def profile():
-    return load_profile("mini")
-
-
-@pytest.fixture(scope="module")
-def grid(tmp_path_factory, profile):
-    """Records as large in candidates and runs as the whole grid, few problems each."""
-    return load_records(write_grid_records(tmp_path_factory.mktemp("grid") / "mini", profile))
 
 
 @pytest.mark.parametrize("name", ["rank_candidates", "forecast_rl"])

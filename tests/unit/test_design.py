@@ -20,7 +20,6 @@ from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.analysis.criteria import CRITERIA, criteria_table
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import Records, load_records
-from quagmire_utils.core.settings import load_profile
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
 from quagmire_utils.report import plots
 from quagmire_utils.sweep.collect import seconds_by_part
@@ -28,17 +27,6 @@ from quagmire_utils.training.microlab import MICRO_BENCHMARKS, TaskSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
-
-
-@pytest.fixture(scope="module")
-def profile():
-    return load_profile("mini")
-
-
-@pytest.fixture(scope="module")
-def grid(tmp_path_factory, profile):
-    """Records as large in candidates and runs as the whole grid, few problems each."""
-    return load_records(write_grid_records(tmp_path_factory.mktemp("grid") / "mini", profile))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import json
@@ -10,7 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ from quagmire_utils.evaluation.store.parts import (
     SAMPLED,
     TEXTS,
     by_problem,
+    explain_full_disk,
     footer_digest,
     holds_another,
     read_intact,
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 PROMPT_COLUMNS = ["benchmark", "problem", "prompt", "prompt_tokens", "digest"]
 _DICTIONARIES = ["benchmark", "problem", "finish_reason", "verdict"]  # columns of few distinct values
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ABANDONED_SECONDS = 3600.0  # age at which a temporary file is taken for that of a killed process
 
 
@@ -99,7 +98,7 @@ class SampleStore:
         """
         wanted = json.loads(json.dumps(dict(origin), default=files.to_plain))
         if not self.origin:
-            with self.writing(), exclusive(self.path):
+            with explain_full_disk(self.path), exclusive(self.path):
                 if not self.origin:  # no other process was faster
                     if self.parts():
                         reason = f"{self.path} holds samples but no store.json; restore it, or use another folder"
@@ -139,7 +138,7 @@ class SampleStore:
         """
         digests = [hashlib.sha256(p.encode("utf-8", "surrogatepass")).hexdigest()[:16] for p in prompts["prompt"]]
         prompts = prompts.assign(digest=digests)
-        with self.writing(), exclusive(self.path):  # other processes may be adding theirs
+        with explain_full_disk(self.path), exclusive(self.path):  # other processes may be adding theirs
             held = self.prompts()
             keys = list(zip(prompts["benchmark"], prompts["problem"], strict=True))
             self.check_prompts(dict(zip(keys, prompts["prompt"], strict=True)))
@@ -196,7 +195,7 @@ class SampleStore:
         frame = typed(frame.sort_values(KEYS, kind="stable", ignore_index=True), COLUMNS)
         keys = list(frame[KEYS].itertuples(index=False, name=None))
         name = "part-" + hashlib.sha256("\n".join(map(repr, keys)).encode()).hexdigest()[:16]
-        with self.writing(), exclusive(self.path):
+        with explain_full_disk(self.path), exclusive(self.path):
             for again in itertools.count():
                 part = self.path / (f"{name}-{again}.parquet" if again else f"{name}.parquet")
                 held = self._table(part, SAMPLED)
@@ -293,7 +292,7 @@ class SampleStore:
         metadata = {name: held[name] for name in (ORIGIN, PROMPTS) if name in held}
         metadata |= {PART: footer_digest(part).encode(), GOLDS: to_metadata(golds)}
         graded = typed(frame.reset_index(drop=True), GRADED)
-        with self.writing():
+        with explain_full_disk(self.path):
             files.write_parquet(
                 pd.concat([files.to_frame([table]), graded], axis=1), verdict_file(part), metadata=metadata
             )
@@ -394,14 +393,3 @@ class SampleStore:
         metadata = {TEXTS: text_digest(frame).encode()}
         metadata |= {ORIGIN: self._mark().encode()} if self._mark() else {}
         return metadata | ({PROMPTS: to_metadata(prompts)} if prompts else {})
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Turn a full disk into an OSError that says what it means."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            reason = "what was stored before is safe: free some space and start again"
-            raise OSError(error.errno, f"no space is left for {self.path}; {reason}") from error

@@ -1,0 +1,193 @@
+"""Commands that execute notebooks: run, evaluate, rank, forecast; and what is made from their copies: report."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quagmire_utils.cli.app import OWN, REPRODUCE, Assignments, app, assignments, place, stop
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.paths import ROOT
+
+if TYPE_CHECKING:
+    from quagmire_utils.report.reproduction import Run
+
+report_app = typer.Typer(no_args_is_help=True, help="Make the page, its picture, the README's table, the data card.")
+app.add_typer(report_app, name="report", rich_help_panel=REPRODUCE)
+
+
+ProfileOption = Annotated[
+    str, typer.Option(help="A shipped profile, a YAML file, or a folder of records. Default: mini, else smoke.")
+]
+
+
+@app.command("run", rich_help_panel=REPRODUCE)
+def run_command(
+    profile: ProfileOption = "",
+    only: Annotated[str, typer.Option(help="Notebooks whose names begin so (fig03,table01), or report.")] = "",
+    parameters: Assignments = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Figures and tables to execute at a time.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Set aside what was computed; compute it again.")] = False,
+    spot_check: Annotated[
+        str, typer.Option(metavar="NAME", help="Retrain one recorded candidate (family/candidate, or random) instead.")
+    ] = "",
+    notebooks: Annotated[Path, typer.Option(help="Folder of the notebooks.")] = ROOT / "notebooks",
+    results: Annotated[Path, typer.Option(help="Folder of the results.")] = ROOT / "results",
+) -> None:
+    """Execute the notebooks of a profile; resume what an earlier run left."""
+    from quagmire_utils.report.reproduction import Run, default_profile
+
+    profile = profile or default_profile(results)
+    if (Path(profile) / "manifest.json").is_file():
+        profile = str(Path(profile).resolve())
+    if spot_check:
+        from quagmire_utils.cli.sweeps import spot_check_candidate
+
+        if only or parameters or fresh:
+            raise ParameterError("--spot-check", spot_check, reason="it executes no notebook: use it with --profile")
+        return spot_check_candidate(profile, None, spot_check, None)
+    prefixes = tuple(prefix.strip() for prefix in only.split(",") if prefix.strip())
+    folders = {"notebooks": notebooks.resolve(), "results": results.resolve()}
+    _execute(Run(profile, prefixes, assignments(parameters), fresh, jobs, **folders))
+
+
+@app.command(rich_help_panel=OWN)
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A folder, a hub id, or the address of an OpenAI-compatible server.")],
+    benchmarks: Annotated[str, typer.Option(help="Names, .jsonl or .yaml files, or all; separated by commas.")],
+    num_samples: Annotated[int, typer.Option(help="Answers to each problem.")] = 64,
+    k: Annotated[int | None, typer.Option(help="Largest k of Pass@k. Default: --num-samples.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Generated tokens an answer.")] = 2048,
+    limit: Annotated[int | None, typer.Option(help="Problems of each benchmark. Default: all.")] = None,
+    engine: Annotated[str, typer.Option(help="transformers, vllm or server.")] = "transformers",
+    output: Annotated[Path | None, typer.Option(help="Folder of answers, figures and page.")] = None,
+    parameters: Assignments = None,
+) -> None:
+    """Sample a checkpoint, grade every answer, and make a page with Pass@k for every k."""
+    given = {"model": place(model), "benchmarks": ",".join(place(name) for name in benchmarks.split(","))}
+    given |= {"num_samples": num_samples, "k": num_samples if k is None else k, "max_tokens": max_tokens}
+    given |= {"limit": limit, "engine": engine, "output": None if output is None else output.resolve()}
+    _workflow("evaluate_model", given, parameters)
+
+
+Measurements = Annotated[str, typer.Argument(help="A .csv file, or a folder of records or of evaluations.")]
+
+
+@app.command(rich_help_panel=OWN)
+def rank(measurements: Measurements, parameters: Assignments = None) -> None:
+    """Rank SFT candidates before RL: whom to send first, and how sure that is."""
+    _workflow("rank_candidates", {"measurements": place(measurements)}, parameters)
+
+
+@app.command(rich_help_panel=OWN)
+def forecast(measurements: Measurements, parameters: Assignments = None) -> None:
+    """Forecast what RL makes of each candidate, from RL runs of a few."""
+    _workflow("forecast_rl", {"measurements": place(measurements)}, parameters)
+
+
+def _workflow(notebook: str, given: dict[str, object], parameters: Sequence[str] | None) -> None:
+    """Execute one of the workflow notebooks on a user's own models."""
+    from quagmire_utils.report.reproduction import Run, default_profile
+
+    values = {name: str(value) for name, value in given.items() if value is not None}
+    _execute(Run(default_profile(), only=(notebook,), parameters={**values, **assignments(parameters)}))
+
+
+def _execute(run: Run) -> None:
+    """Execute notebooks, make the page, and print where everything is."""
+    from quagmire_utils.report.execution import NotebookError
+    from quagmire_utils.report.progress import clock
+    from quagmire_utils.report.reproduction import make_report, run_notebooks
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill also ends the kernel, not only us
+    started = time.monotonic()
+    try:
+        taken = run_notebooks(run)
+        page = make_report(run, taken)
+    except (ParameterError, NotebookError):
+        raise
+    except OSError as error:
+        sentence = f"{run.folder} cannot be written to: {error.strerror or error}"
+        stop(f"{sentence}; resume with: {run.resume_command}", 1)
+    except KeyboardInterrupt as interrupt:
+        where = f" in notebook{'s' * (',' in str(interrupt))} {interrupt}" if str(interrupt) else ""
+        raise KeyboardInterrupt(f"interrupted{where}; resume with: {run.resume_command}") from None
+    if taken:
+        copies = os.path.relpath(run.folder / "notebooks")
+        seconds = clock(time.monotonic() - started)
+        print(f"Done in {seconds}: {len(taken)} executed notebooks in {copies}", file=sys.stderr)
+    for name in (name for name in taken if run.names and name.startswith(run.names)):
+        _print_headlines(run.folder / "notebooks" / f"{name}.ipynb")
+    if page is not None:
+        print(f"All on one page: {os.path.relpath(page)}", file=sys.stderr)
+
+
+def _print_headlines(executed: Path) -> None:
+    """Print to stdout the headlines of an executed notebook."""
+    from quagmire_utils.report.notebook import headlines
+
+    width = max(40, shutil.get_terminal_size().columns)
+    for text in headlines(executed):
+        print("\n" + textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False), flush=True)
+
+
+Records = Annotated[str, typer.Argument(help="A folder of results/, by name or path.")]
+
+
+@report_app.command("page")
+def report_page(profile: Records) -> None:
+    """Make results/PROFILE/report.html from the executed notebooks."""
+    from quagmire_utils.report.page import write_report
+
+    print(write_report(_records(profile)))
+
+
+@report_app.command("readme")
+def report_readme(
+    profile: Records,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if the table is stale.")] = False,
+) -> None:
+    """Write the README's table of figures and tables."""
+    from quagmire_utils.report.card import update_readme
+
+    stale = update_readme(ROOT / "README.md", _records(profile), write=not check)
+    print("README.md " + (("is stale" if check else "was rewritten") if stale else "is up to date"))
+    raise typer.Exit(int(check and stale))
+
+
+@report_app.command("screenshot")
+def report_screenshot(profile: Records) -> None:
+    """Take the picture of the page for the README."""
+    from quagmire_utils.report.browser import take_screenshot
+    from quagmire_utils.report.page import NAME
+
+    page = _records(profile) / NAME
+    if not page.is_file():
+        raise ParameterError("profile", profile, reason=f"{page} does not exist; `quagmire report page` makes it")
+    print(take_screenshot(page, page.with_name("report.png")))
+
+
+@report_app.command("card")
+def report_card(profile: Records) -> None:
+    """Write the computed part of results/PROFILE/README.md, the data card of the records."""
+    from quagmire_utils.core.settings import load_profile
+    from quagmire_utils.report.card import update_card
+
+    if not update_card(_records(profile), load_profile(profile)):
+        raise ParameterError("profile", profile, reason="its README.md has no markers of a data card")
+
+
+def _records(profile: str) -> Path:
+    folder = Path(profile) if (Path(profile) / "notebooks").is_dir() else ROOT / "results" / profile
+    if not folder.is_dir():
+        raise ParameterError("profile", profile, reason=f"there is no folder {folder}")
+    return folder

@@ -1,0 +1,128 @@
+"""Commands on stored answers: compare, grade; they need no model and no GPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quagmire_utils.cli.app import OWN, app
+from quagmire_utils.core.errors import ParameterError
+
+if TYPE_CHECKING:
+    from quagmire_utils.data import Problem
+    from quagmire_utils.evaluation.store import SampleStore
+
+grade_app = typer.Typer(no_args_is_help=True, help="Score, regrade or audit stored answers; needs no model and no GPU.")
+app.add_typer(grade_app, name="grade", rich_help_panel=OWN)
+
+
+@app.command(rich_help_panel=OWN)
+def compare(
+    a: Annotated[Path, typer.Argument(help="Output folder of an evaluation.")],
+    b: Annotated[Path, typer.Argument(help="Output folder of the evaluation to compare it with.")],
+    k: Annotated[str, typer.Option("-k", help="One k, or several separated by commas.")] = "1",
+) -> None:
+    """Compare two evaluations on the same problems: difference, 95 % interval, p-value."""
+    from quagmire_utils.evaluation.evaluate import compare_outputs
+    from quagmire_utils.evaluation.measured import describe_comparison, show_comparison
+
+    if not all(item.strip().isdecimal() for item in k.split(",")):
+        raise ParameterError("-k", k, "whole numbers separated by commas")
+    table = compare_outputs(a, b, [int(item) for item in k.split(",")])
+    print(describe_comparison(table, str(a), str(b)))
+    print(show_comparison(table).to_string())
+
+
+StoreFolder = Annotated[Path, typer.Argument(help="Folder of the stored answers.")]
+Golds = Annotated[list[str] | None, typer.Option("--benchmark", help="Name or file with the golds; repeatable.")]
+DataDir = Annotated[str | None, typer.Option(help="Local mirror of the benchmarks.")]
+
+
+@grade_app.command()
+def score(store: StoreFolder) -> None:
+    """Print the score of each benchmark with its bounds: undecided answers count as wrong, and as right."""
+    _print_scores(_open_store(store))
+
+
+@grade_app.command()
+def regrade(
+    store: StoreFolder,
+    benchmark: Golds = None,
+    data_dir: DataDir = None,
+    timeout: Annotated[float, typer.Option(help="Seconds per answer.")] = 5.0,
+    workers: Annotated[int | None, typer.Option(help="Grading processes. Default: one per CPU.")] = None,
+) -> None:
+    """Grade every stored answer again, with the present grader."""
+    from quagmire_utils.evaluation.sampling import grade_store
+    from quagmire_utils.grading import Grader
+
+    held = _open_store(store)
+    with Grader(workers, timeout=timeout) as grader:
+        grade_store(held, _problems(held, benchmark or [], data_dir), grader.grade, regrade=True)
+    _print_scores(held)
+
+
+@grade_app.command()
+def audit(
+    store: StoreFolder,
+    benchmark: Golds = None,
+    data_dir: DataDir = None,
+    output: Annotated[Path | None, typer.Option(help="Write the list to this .csv file.")] = None,
+) -> None:
+    """List the answers that a second, independent grader judges differently."""
+    from quagmire_utils.core.spreadsheet import check_writable, printable, write_csv
+    from quagmire_utils.evaluation.audit import audit_store
+
+    held = _open_store(store)
+    if output is not None:
+        check_writable(output)
+    table = audit_store(held, _problems(held, benchmark or [], data_dir))
+    found = table.attrs
+    judged = found["samples"] - found["undecided"]
+    print(f"The second grader disagrees on {found['disagreements']} of {judged} answers.")
+    if found["undecided"]:
+        print(f"It cannot judge {found['undecided']} more.")
+    if found["not_math"]:
+        print(f"{found['not_math']} answers are not mathematics and were not audited.")
+    if output is not None:
+        write_csv(table, output)
+    elif len(table):
+        print(table.drop(columns=["index", "ending"]).map(printable).to_string(index=False, max_colwidth=40))
+
+
+def _open_store(folder: Path) -> SampleStore:
+    from quagmire_utils.evaluation.store import SampleStore
+
+    if not folder.is_dir():
+        raise ParameterError("store", folder, reason=f"there is no folder {folder}")
+    store = SampleStore(folder)
+    if not store.parts() and not (store.path / "store.json").is_file():
+        raise ParameterError("store", folder, reason=f"{folder} holds no stored answers")
+    return store
+
+
+def _print_scores(store: SampleStore) -> None:
+    from quagmire_utils.evaluation.audit import score_table
+
+    print(score_table(store.counts()).to_string(index=False, float_format="{:.4f}".format))
+
+
+def _problems(store: SampleStore, named: Sequence[str], data_dir: str | None) -> dict[str, list[Problem]]:
+    """Load the golds for a store: the benchmarks in `named`, or by default the store's that are in the catalogue."""
+    from quagmire_utils.data import benchmark_names, load_benchmark
+    from quagmire_utils.grading import prepare_problems
+
+    known = benchmark_names()
+    held = list(dict.fromkeys(store.counts()["benchmark"]))
+    sources = {source if source in known else Path(source).stem: source for source in named}
+    sources = sources or {name: name for name in held if name in known}
+    missing = [name for name in held if name not in sources]
+    if not sources:
+        raise ParameterError("--benchmark", reason=f"give a file with the golds of {', '.join(held) or 'the store'}")
+    if missing:
+        print(f"Left unchanged, because no golds were given: {', '.join(missing)}", file=sys.stderr)
+    return prepare_problems({name: load_benchmark(source, data_dir=data_dir) for name, source in sources.items()})
