@@ -26,10 +26,8 @@ from quagmire_utils.report.progress import (
     ProgressLog,
     Screen,
     clock,
-    expected_seconds,
     progress_line,
     time_left,
-    usual_seconds,
 )
 
 if TYPE_CHECKING:
@@ -170,12 +168,11 @@ class _Running:
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
-    def state(self, usual: float | None) -> str:
-        """Return its progress bar, or else its cells and, with its `usual` seconds, the time left."""
+    def state(self) -> str:
+        """Return the notebook's own progress bar, or else its cells and its time."""
         if bar := self.progress.bar:
             return f"{clock(self.seconds)} {bar}"
-        usual = None if self.progress.redraws else usual  # its own bars show the time left
-        return progress_line(self.job.name, self.job.partial, self.seconds, usual)
+        return progress_line(self.job.name, self.job.partial, self.seconds)
 
 
 def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen) -> dict[str, float]:
@@ -185,7 +182,6 @@ def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen) -> dict[st
     failed, or ParameterError if only parameters were wrong, its sentence once. Ends the kernels before it raises
     OSError, for a full disk, or KeyboardInterrupt with the names of the interrupted notebooks.
     """
-    before = {job.name: usual_seconds(job.final, job.parameters) for job in jobs}
     several = len(jobs) > 1
     if several:
         screen.line(f"{len(jobs)} notebooks, {min(at_once, len(jobs))} at a time")
@@ -209,9 +205,7 @@ def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen) -> dict[st
                     name, title = run.job.name, f"[{screen.done}/{screen.total}] {run.job.name}"
                     try:
                         taken[name] = future.result()
-                        busy = {other.job.name: other.seconds for other in running.values()}
-                        left = time_left([job.name for job in waiting], busy, before, taken, at_once)
-                        left = left if several and (waiting or running) else ""
+                        left = time_left(taken.values(), len(waiting) + len(running), at_once) if several else ""
                         screen.line(f"{title}: done in {clock(taken[name])}{left}", forget=name)
                     except ParameterError as error:
                         wrong[str(error)] = None
@@ -220,8 +214,7 @@ def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen) -> dict[st
                         places = f"  partial copy: {run.job.partial}\n  log:          {run.job.log}"
                         failures.append(f"notebook {name} failed: {error}\n{places}")
                 if running and screen.silent():
-                    usual = expected_seconds(before, taken)
-                    screen.state({run.job.name: run.state(usual[run.job.name]) for run in running.values()})
+                    screen.state({run.job.name: run.state() for run in running.values()})
         except (KeyboardInterrupt, OSError) as error:
             stop.set()
             _end_kernels(running)

@@ -2,7 +2,7 @@
 
 screen = Screen(sys.stderr)
 progress = ProgressLog(log, screen, "fig03_sft_vs_rl")       # takes what a notebook writes to stderr
-usual = usual_seconds(Path("results/mini/notebooks/fig03_sft_vs_rl.ipynb"), {"profile": "mini"})
+left = time_left([12.0, 14.0], remaining=5, at_once=2)          # ", about 0:32 left"
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 SILENCE = 10  # seconds between two lines in a file; a terminal is redrawn each second
 
@@ -63,7 +63,6 @@ class ProgressLog:
     def __init__(self, log: TextIO, screen: Screen | None, name: str = "", prefix: str = "") -> None:
         self._log, self._screen, self._name, self._prefix = log, screen, name, prefix
         self._line, self._lock = "", threading.Lock()
-        self.redraws = False  # whether the notebook has shown a progress bar
 
     def write(self, text: str) -> None:
         """Take a piece of the stream; it may begin and end within a line."""
@@ -73,7 +72,6 @@ class ProgressLog:
                     self._log.write(self._line + "\n")
                     if self._line.strip() and self._screen is not None:
                         self._screen.line(self._prefix + self._line)
-                self.redraws |= piece == "\r"
                 self._line = "" if piece in ("\r", "\n") else self._line + piece
             if self._line.strip() and self._screen is not None:
                 self._screen.state({self._name: self._prefix + self._line})
@@ -93,52 +91,21 @@ class ProgressLog:
         return self._line.strip()
 
 
-def usual_seconds(previous: Path, parameters: Mapping[str, Any]) -> float | None:
-    """Return what a notebook took in the run that left this executed copy, None if that had other parameters."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        facts = json.loads(previous.read_text(encoding="utf-8"))["metadata"]["papermill"]
-        if facts["parameters"] == json.loads(json.dumps(dict(parameters))):
-            return float(facts["duration"])
-    return None
-
-
-def expected_seconds(before: Mapping[str, float | None], taken: Mapping[str, float]) -> dict[str, float | None]:
-    """Return what each notebook should take: its seconds `before`, times how much slower those `taken` were."""
-    both = [(taken[name], seconds) for name, seconds in before.items() if seconds and name in taken]
-    pace = sum(now for now, _ in both) / sum(then for _, then in both) if both else 1.0
-    return {name: seconds and pace * seconds for name, seconds in before.items()}
-
-
-def time_left(
-    waiting: Sequence[str],
-    running: Mapping[str, float],
-    before: Mapping[str, float | None],
-    taken: Mapping[str, float],
-    at_once: int,
-) -> str:
-    """Return ", about 1:20 left", "" if unknown; running, before, taken: seconds by notebook.
-
-    A notebook without a run before is expected to take as long as the mean of the others.
-    """
-    expected = expected_seconds(before, taken)
-    known = [seconds for seconds in (taken.get(name, expected[name]) for name in before) if seconds is not None]
-    if not known:
+def time_left(taken: Collection[float], remaining: int, at_once: int) -> str:
+    """Return ", about 1:20 left", if each remaining notebook takes the mean of those taken; "" if none is known."""
+    if not taken or not remaining:
         return ""
-    likely = {name: sum(known) / len(known) if seconds is None else seconds for name, seconds in expected.items()}
-    left = sum(likely[name] for name in waiting)
-    left += sum(max(0.0, likely[name] - seconds) for name, seconds in running.items())
-    return f", about {clock(left / at_once)} left" if left >= 1 else ""  # "" if all take longer than before
+    return f", about {clock(sum(taken) / len(taken) * remaining / at_once)} left"
 
 
-def progress_line(name: str, partial: Path, seconds: float, usual: float | None) -> str:
-    """Return how far a running notebook is: cells done, time gone and, from its `usual` seconds, time left."""
+def progress_line(name: str, partial: Path, seconds: float) -> str:
+    """Return how far a running notebook is: cells done and time gone."""
     cells = "starting"
     with contextlib.suppress(OSError, ValueError, KeyError):  # papermill may be writing the file just now
         code = [cell for cell in json.loads(partial.read_text())["cells"] if cell["cell_type"] == "code"]
         done = sum(cell["metadata"].get("papermill", {}).get("status") == "completed" for cell in code)
         cells = f"{done} of {len(code)} cells"
-    left = f", about {clock(usual - seconds)} left" if usual is not None and seconds < usual else ""
-    return f"{name}: {cells}, {clock(seconds)}{left}"
+    return f"{name}: {cells}, {clock(seconds)}"
 
 
 def clock(seconds: float) -> str:

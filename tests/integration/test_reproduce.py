@@ -523,40 +523,17 @@ def test_a_terminal_sees_each_redraw_and_a_log_only_the_last():
     assert log.getvalue() == 2 * " 100%\nwarning\nno end\n"
 
 
-def test_the_time_left_follows_the_pace_of_what_is_done():
-    before = {"fig01": 10.0, "fig02": 20.0, "fig03": 30.0, "fig04": None}
-    # fig01 took twice its time; so fig02 is to take 40 s, fig03 60 s, and fig04 their mean with fig01's 20 s
-    left = progress.time_left(["fig03", "fig04"], {"fig02": 15.0}, before, {"fig01": 20.0}, 2)
-    assert left == f", about {progress.clock((60 + 40 + 25) / 2)} left"
-    assert progress.time_left(["b"], {}, {"a": None, "b": None}, {}, 1) == ""
-    assert progress.time_left(["b"], {}, {"a": None, "b": None}, {"a": 7.0}, 1) == ", about 0:07 left"
+def test_the_time_left_is_the_mean_of_what_is_done():
+    assert progress.time_left([10.0, 20.0], 3, 2) == f", about {progress.clock(15 * 3 / 2)} left"
+    assert progress.time_left([], 3, 2) == progress.time_left([5.0], 0, 2) == ""
 
 
-def test_how_far_a_notebook_is_and_the_time_left_of_the_run_before(tmp_path: Path):
+def test_how_far_a_notebook_is(tmp_path: Path):
     partial = tmp_path / "partial.ipynb"
-    assert progress.progress_line("fig03", partial, 20, None) == "fig03: starting, 0:20"
-    cells = [
-        {"cell_type": "code", "metadata": {"papermill": {"status": status}}} for status in ("completed", "running")
-    ]
+    assert progress.progress_line("fig03", partial, 20) == "fig03: starting, 0:20"
+    cells = [{"cell_type": "code", "metadata": {"papermill": {"status": at}}} for at in ("completed", "running")]
     partial.write_text(json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}}, *cells]}))
-    # half of its cells are done, which says nothing of the time that the other half takes
-    assert progress.progress_line("fig03", partial, 20, None) == "fig03: 1 of 2 cells, 0:20"
-    assert progress.progress_line("fig03", partial, 20, 95.0) == "fig03: 1 of 2 cells, 0:20, about 1:15 left"
-    assert progress.progress_line("fig03", partial, 97, 95.0) == "fig03: 1 of 2 cells, 1:37"
-
-
-def test_the_run_before_counts_where_it_had_the_same_parameters(tmp_path: Path):
-    previous = tmp_path / "previous.ipynb"
-    given = {"profile": "mini", "families": ("a", "b")}
-    assert progress.usual_seconds(previous, given) is None
-    facts = {"duration": 95.0, "parameters": {"profile": "mini", "families": ["a", "b"]}}
-    previous.write_text(json.dumps({"metadata": {"papermill": facts}}))
-    assert progress.usual_seconds(previous, given) == 95.0
-    assert progress.usual_seconds(previous, {**given, "k": 64}) is None
-    previous.write_text("torn")
-    assert progress.usual_seconds(previous, given) is None
-    # on a machine that took three times as long for another, this one too
-    assert progress.expected_seconds({"a": 10.0, "b": 20.0, "c": None}, {"a": 30.0}) == {"a": 30, "b": 60, "c": None}
+    assert progress.progress_line("fig03", partial, 20) == "fig03: 1 of 2 cells, 0:20"
 
 
 # --- pins and package -------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ class Panel:
 
     family: str  # as chosen: the title if nothing was run
     candidates: pd.DataFrame  # from `choose_candidates`
-    base: pd.DataFrame  # from `records.base_models`
+    base: pd.DataFrame  # from `candidates.base_models`
     outcome: str = "outcome"  # or outcome_last
     runs: pd.DataFrame | None = None  # from `design.run_outcomes`: each RL run is then a short dash
     profile: str = ""
