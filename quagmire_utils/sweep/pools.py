@@ -13,8 +13,10 @@ import signal
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
@@ -42,6 +44,7 @@ class LocalPool:
         self._cells: dict[Future, tuple[Cell, str | None]] = {}
         self._starts: Counter[str] = Counter()
         self._free = _devices(gpus, workers) if gpus and workers > 1 else [None] * workers
+        resource_tracker.ensure_running()  # its start unblocks interrupts, and a pool's first worker would be born so
         self._pool = ProcessPool(
             workers,
             max_tasks=1 if gpus else 0,  # a process that has used its GPUs cannot change to others
@@ -63,12 +66,8 @@ class LocalPool:
         """Start a cell."""
         self._starts[cell.id] += 1
         devices = self._free.pop(0)
-        # workers are born with interrupts blocked: Ctrl-C reaches all processes of a terminal, and the pool ends them
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _interrupts_wait():
             future = self._pool.schedule(_compute, args=(self.profile, self.folder, cell, devices))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._cells[future] = cell, devices
 
     def wait(self, seconds: float) -> Ended:
@@ -98,6 +97,24 @@ class LocalPool:
         else:
             self._pool.stop()
         self._pool.join()
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold Ctrl-C back while workers are born: they inherit the blocked signal, and the pool ends them.
+
+    A terminal sends it to all of its processes, and one that is half started would answer with a traceback.
+    """
+    waiting: list[object] = []
+    handler = signal.signal(signal.SIGINT, lambda *_: waiting.append(None))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        if waiting:
+            raise KeyboardInterrupt
 
 
 def _devices(gpus: int, workers: int) -> list[str | None]:
