@@ -127,35 +127,6 @@ def mark_verdicts(fig: Figure, table: pd.DataFrame) -> None:
 
 # --- the published tables ---------------------------------------------------------------------------------------------
 
-KIND_MARKS = {"r2": ("o", DARK), "clipped": ("s", ORANGE), "squared": ("^", "0.55")}
-
-
-def plot_split_spread(table: pd.DataFrame, ax: Axes) -> None:
-    """Plot the printed ± (x) against what the split alone gives at the same means (y, 95 % of draws), on log axes.
-
-    table: one table's `paper_audit.split_alone`. Values beyond the last tick are drawn on it, and its label says so.
-    """
-    low, high = 0.005, 100.0
-    ax.plot([low, high], [low, high], color=INK, linewidth=1)
-    for kind, (marker, colour) in KIND_MARKS.items():
-        part = table[table["kind"] == kind]
-        x = part["plus_minus"].to_numpy(float)
-        y, bottom, top = (np.clip(part[name].to_numpy(float), low, high) for name in ("expected_std", "low", "high"))
-        ax.vlines(x, bottom, top, color=colour, linewidth=1, alpha=0.7)
-        ax.plot(x, y, marker, color=colour, markersize=5, mec="none")
-    ax.set(xscale="log", yscale="log", xlabel="printed ±", ylabel="± from the split alone")
-    ax.set_xlim(low, 1.0)
-    ax.set_ylim(0.7 * low, 1.5 * high)  # room for the markers on the last ticks
-    ax.set_yticks([low, 0.01, 0.1, 1, 10, high], [f"≤ {low:g}", "0.01", "0.1", "1", "10", f"≥ {high:g}"])
-    ax.xaxis.set_major_formatter("{x:g}")
-
-
-def mark_kinds(fig: Figure, titles: Mapping[str, str]) -> None:
-    """Draw one legend for several `plot_split_spread`; titles: name of each kind of R²."""
-    entries = [legend_entry(titles[k], marker=m, color=colour, mec="none") for k, (m, colour) in KIND_MARKS.items()]
-    close = {"handlelength": 1.0, "handletextpad": 0.4, "columnspacing": 1.4}  # as wide as two panels
-    fig.legend(handles=entries, loc="outside upper left", ncols=len(entries), **close)
-
 
 def plot_rank_intervals(table: pd.DataFrame, ax: Axes, titles: Mapping[str, str]) -> None:
     """Plot printed rank correlations with the interval that so few candidates leave.
