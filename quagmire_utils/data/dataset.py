@@ -106,19 +106,18 @@ class Dataset(Settings):
             raise ParameterError("choices", reason="shuffle and answer_as need the column with the choices")
         return self
 
-    @property
-    def required_columns(self) -> list[str]:
-        """Columns that every row must have for `rows.records`."""
-        question = self.question[0] if len(self.question) == 1 else ""
-        asked = _COLUMN.findall(question) or [question]
-        named = [*asked, self.response, self.generator_column if self.generators else None, *self.where, *self.keep]
-        return list(dict.fromkeys(column for column in named if column))
-
-    @property
-    def optional_columns(self) -> list[str]:
-        """Columns that `rows.records` reads where a row has them."""
-        named = [*(self.question if len(self.question) > 1 else ()), *self.answer, self.generator_column]
-        return [column for column in named if column and column not in self.required_columns]
+    def columns_among(self, names: Sequence[str]) -> list[str] | None:
+        """Return those of a table's columns that `rows.records` reads; None if one that it needs may be missing."""
+        asked = [column for text in self.question for column in _COLUMN.findall(text) or [text]]
+        needed = [[column] for column in asked] if len(self.question) == 1 else [asked]
+        needed += [[column] for column in (self.response, self.generator_column, *self.where, *self.keep) if column]
+        used = []
+        for columns in [*needed, *filter(None, [self.answer])]:  # of each group at least one
+            there = [name for name in names if any(f"{column}.".startswith(f"{name}.") for column in columns)]
+            if not there:
+                return None
+            used += there
+        return list(dict.fromkeys(used))
 
     def from_files(self, files: Sequence[str]) -> Dataset:
         """Return the dataset read from these local files (paths, folders or globs) and nowhere else."""

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,28 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, Row]]:
 
 
 def read_csv(path: str | Path) -> Iterator[tuple[int, Row]]:
-    """Yield (number of the row, row) of a CSV file in UTF-8 with a header."""
+    """Yield (number of the row, row) of a CSV file in UTF-8 with a header. Raises ParameterError."""
     try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            yield from enumerate(csv.DictReader(file), start=1)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            yield from enumerate(csv_rows(file), start=1)
+    except (OSError, ValueError) as error:
         raise ParameterError(str(path), reason=f"cannot be read as CSV in UTF-8 ({error})") from error
+
+
+def csv_rows(lines: Iterable[str]) -> Iterator[Row]:
+    """Yield the rows of CSV text with a header. Raises ValueError with a sentence."""
+    csv.field_size_limit(2**31 - 1)  # a cell may hold a whole trace
+    reader = csv.DictReader(lines)
+    names = reader.fieldnames or []
+    if len(set(names)) < len(names):
+        raise ValueError("a column's name stands twice in the header")
+    try:
+        for number, row in enumerate(reader, start=1):
+            if None in row:
+                raise ValueError(f"row {number} has {len(row[None]) + len(names)} cells for {len(names)} columns")
+            yield row
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
 
 
 def check_ids(rows: Iterable[Problem | Trace], where: str) -> None:
@@ -116,12 +133,29 @@ def check_ids(rows: Iterable[Problem | Trace], where: str) -> None:
         seen.add(row.id)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text, large whole numbers that are written as floats exact. Raises ValueError."""
+    text = text if isinstance(text, str) else text.decode("utf-8-sig")
+    try:
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:  # also for numbers of too many digits, and too many brackets
+        raise ValueError(str(error).split(";")[0]) from error
+
+
+def _number(text: str) -> int | float:
+    """Return the number that a JSON text writes with a point or an exponent."""
+    value = float(text)
+    return int(Decimal(text)) if value.is_integer() and 2**53 <= abs(value) < 1e30 else value
+
+
+_DECODER = json.JSONDecoder(parse_float=_number)
+
+
 def _parse(line: str, path: str | Path, number: int) -> Row:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # also for numbers of too many digits, and too many brackets
-        reason = str(error).split(";")[0]
-        raise ParameterError(str(path), reason=f"line {number} is not JSON ({reason})") from error
+        row = parse_json(line)
+    except ValueError as error:
+        raise ParameterError(str(path), reason=f"line {number} is not JSON ({error})") from error
     if not isinstance(row, dict):
         raise ParameterError(str(path), reason=f"line {number} is not a JSON object")
     for column, value in row.items():

@@ -246,7 +246,6 @@ def test_two_at_once_make_one_set(tmp_path):
         assert process.wait() == 0, process.stderr.read()
         process.stderr.close()
     assert len(load_set(tmp_path / "out")[0]) == 900
-    assert not (tmp_path / "out/.unfinished").exists()
 
 
 def test_nothing_of_an_unfinished_set_is_left_in_the_next(tmp_path, monkeypatch):
@@ -257,8 +256,10 @@ def test_nothing_of_an_unfinished_set_is_left_in_the_next(tmp_path, monkeypatch)
         make(tmp_path / "out", path, n=10, validation_problems=3)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     monkeypatch.undo()
-    assert (tmp_path / "out/validation.jsonl").is_file()
+    assert (tmp_path / ".out.unfinished/validation.jsonl").is_file()
+    assert not (tmp_path / "out").exists()
     make(tmp_path / "out", path, n=12)
+    assert not (tmp_path / ".out.unfinished").exists()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["manifest.json", "removed.jsonl", "train.jsonl"]
     assert [len(side) for side in load_set(tmp_path / "out")] == [12, 0]
 

@@ -17,7 +17,7 @@ from quagmire_utils.data.curation import decontaminate, load_set, response_lengt
 from quagmire_utils.data.curation.contamination import normalise
 from quagmire_utils.data.curation.scan import problem_digest, trace_id
 from quagmire_utils.data.curation.selection import seeded_order
-from quagmire_utils.data.curation.token_counts import QWEN, TokenCounter
+from quagmire_utils.data.curation.token_counts import EXPRESSIONS, QWEN, TokenCounter
 from quagmire_utils.data.dataset import find_dataset
 from quagmire_utils.data.rows import Dropped, Record, made_by
 from quagmire_utils.training.microlab import build_tokenizer
@@ -242,7 +242,7 @@ def test_a_token_budget_is_filled_and_never_exceeded(tmp_path, tokenizer, pool, 
 
 
 def test_smaller_sets_are_part_of_larger_ones_and_hold_out_the_same_problems(tmp_path, pool):
-    small, large = (make(tmp_path / f"{n}", pool, n=n, validation_fraction=0.1) for n in (20, 100))
+    small, large = (make(tmp_path / f"{n}", pool, n=n, validation_problems=9) for n in (20, 100))
     assert load_set(tmp_path / "100")[0][:20] == load_set(tmp_path / "20")[0]
     assert small["sets"]["validation"] == large["sets"]["validation"]
     assert small["sets"]["train"]["tokens"] is None  # no tokenizer was named
@@ -263,7 +263,6 @@ def test_what_was_removed_is_listed(tmp_path, benchmark):
     )
     assert manifest["counts"] == {"read": 5, "met a benchmark": 2, "duplicates": 2, "pool": 1, "held out": 0}
     assert manifest["not_taken"] == {"category is code": 1}
-    assert make(tmp_path / "exact", path, benchmarks=benchmark, deduplicate="exact")["counts"]["pool"] == 2
 
 
 def test_a_problem_goes_with_all_its_spellings(tmp_path):
@@ -309,15 +308,6 @@ def test_a_finished_set_is_left_alone_and_another_is_not_overwritten(tmp_path, p
         make(tmp_path / "out", pool, n=11)
 
 
-def test_another_tokenizer_only_counts_again(tmp_path, tokenizer, pool):
-    make(tmp_path / "a", pool)
-    (rows,) = (tmp_path / "cache").glob("*.parquet")
-    read_at = rows.stat().st_mtime_ns
-    make(tmp_path / "b", pool, tokenizer=tokenizer, selection="longest", n=5)
-    assert sorted(p.name[:4] for p in (tmp_path / "cache").glob("*.parquet")) == ["leng", "rows"]
-    assert rows.stat().st_mtime_ns == read_at
-
-
 def test_what_is_in_the_folder_already_is_not_touched(tmp_path, pool):
     for name, text in {"mine/train.jsonl": "mine", "other/manifest.json": "{}", "file": "a file"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -343,19 +333,15 @@ def test_a_missing_column_names_those_that_there_are(tmp_path, name):
         ({"n": 10_000}, "random", "10,000 traces were asked for, but there are only 2.*duplicates"),
         ({"token_budget": 10**9, "tokenizer": True}, "random", "tokens were asked for, but there are only"),
         ({"token_budget": 3, "selection": "longest", "tokenizer": True}, "longest", "the 56 tokens of its first trace"),
-        ({"budgets": {"longest": 3, "shortest": 300}, "tokenizer": True}, "longest", "of its first trace"),
         ({"mixture": {"middle": 3}}, "mixture", "shortest, longest, random"),
         ({"selection": "shortest", "n": 5}, "tokenizer", "select by length"),
         ({"selection": "shortest", "tokenizer": True}, "n", "n or token_budget"),
         ({"selection": "middle", "n": 5}, "selection", "shortest, longest, random"),
         ({"n": 5, "token_budget": 5}, "token_budget", "with n"),
-        ({"n": 0}, "n", "1"),
         ({"max_tokens": 3, "min_tokens": 4, "tokenizer": True}, "max_tokens", "min_tokens"),
         ({"validation_problems": 10_000}, "validation_problems", "less than the number of problems"),
-        ({"validation_fraction": 1.5}, "validation_fraction", "1"),
         ({"generators": "QwQ-32B"}, "source", r"generator is DeepSeek-R1: 3"),
         ({"where": {"category": "physics"}}, "source", r"category is math: 3"),
-        ({"deduplicate": "minhash"}, "deduplicate", "'near' or 'exact'"),
         ({"tokenizer": "/no/such", "selection": "longest", "n": 1}, "tokenizer", "cannot be loaded"),
         ({"source": "no_such"}, "source", "one of acereason"),
         ({"files": "no/such/*.jsonl"}, "acereason.files", "no/such"),
@@ -396,23 +382,17 @@ def byte_level(expression: str | None, added: tuple = (), normalizer=None) -> st
 CORPUS = [
     "So, the answer isn't 12; it's $\\frac{1}{2}$.\n\nWait, let me check: x = 3 + 45.\n  - step 1: the sum  of two"
 ] * 5
-CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-REAL_EXPRESSIONS = {  # as the tokenizer.json files of these models have them
-    "llama3": CONTRACTIONS + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + SPACES,
-    "qwen2": CONTRACTIONS + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*" + SPACES,
-    "nemo": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
-    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + SPACES,
+COUNTERS = {
+    name: TokenCounter(byte_level(cut, ("<think>",)))
+    for name, cut in zip(("llama3", "qwen2", "nemo"), EXPRESSIONS, strict=True)
 }
-COUNTERS = {name: TokenCounter(byte_level(e, ("<think>",))) for name, e in REAL_EXPRESSIONS.items()}
 LONG_PIECES = (
     "  | \n|\n |the| The|12345|'s|'LL|<think>| \u0301|//\n|.\n\n|\n/|\r\n|e\u0301|\u2028 |\x1f |isn't|\\frac{1}{2}"
 )
 PIECES = st.sampled_from([*"  \n\t\r.,'$\\{}1a/\u00a0\u3000\x85\x00²ǅ\u4e2d🙂", *LONG_PIECES.split("|")])
 
 
-@pytest.mark.parametrize("name", REAL_EXPRESSIONS)
+@pytest.mark.parametrize("name", COUNTERS)
 @settings(max_examples=300, deadline=None)
 @given(texts=st.lists(st.lists(PIECES, max_size=25).map("".join), max_size=4))
 def test_counting_by_words_is_counting(name, texts):
@@ -445,19 +425,12 @@ def test_other_tokenizers_count_whole_texts(arguments):
     ("content", "parameter"),
     [
         ({"sets": [1]}, "sets"),
-        ({"sets": {"a": [1]}}, "sets.a"),
-        ({"sets": {"a": {"source": "acereason"}}, "defaults": [1]}, "defaults"),
-        ({"sets": {"a": {"source": "acereason"}}, "datasets": [1]}, "datasets"),
         ({"sets": {"a": {"source": "acereason"}}, "sources": {}}, "sources"),
-        ({"sets": {"a": {"source": 5}}}, "sets.a.source"),
         ({"sets": {"a": {"m": 5}}}, "sets.a.m"),
         ({"sets": {"a": {}}}, "sets.a.source"),
         ({"sets": {"a": {"source": "acereason", "n": "five"}}}, "sets.a.n"),
-        ({"sets": {"a": {"source": "acereason", "selection": 5}}}, "sets.a.selection"),
-        ({"sets": {"a": {"source": "acereason", "validation_fraction": "x"}}}, "sets.a.validation_fraction"),
         ({"sets": {"../a": {"source": "acereason"}}}, "sets.../a"),
         ({"sets": {"a": {"source": "m"}}, "datasets": {"m": {"question": 5}}}, "datasets.m.question"),
-        ({"sets": {"a": {"source": "m"}}, "datasets": {"m": {"question": "q", "where": ["x"]}}}, "datasets.m.where"),
         ({"sets": {"a": {"source": "m"}}, "datasets": {"m": {"files": "x", "question": "q"}}}, "datasets.m.answer"),
         # the second set is wrong: the error comes before the first set is made
         ({"sets": {"a": {"source": "acereason", "n": 3}, "b": {"source": "nope"}}}, "source"),

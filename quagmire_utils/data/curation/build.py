@@ -1,25 +1,22 @@
 """From a recipe to a set on disk: scan, choose, read the chosen texts again, write.
 
-The folder holds `train.jsonl` and, if problems were held out, `validation.jsonl`, `removed.jsonl` with
-what was taken out and why, and `manifest.json`, written last: a folder that has it is complete. While a set is being
-written its folder has `.unfinished` in it. Texts pass through a scratch file there, so memory does not grow with the
-set.
+The folder holds `train.jsonl` and, if problems were held out, `validation.jsonl`, `removed.jsonl` with what was taken
+out and why, and `manifest.json`. It is written under another name and appears when it is complete. Texts pass through a
+temporary file, so memory does not grow with the set.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
+import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -29,18 +26,18 @@ from quagmire_utils.core.files import atomic_path, read_json, write_json
 from quagmire_utils.core.locks import exclusive
 from quagmire_utils.data.curation.contamination import BenchmarkIndex
 from quagmire_utils.data.curation.recipes import Choice, Recipe, choose
-from quagmire_utils.data.curation.scan import Hit, Table, changed, problem_digest, scan, trace_id
+from quagmire_utils.data.curation.scan import problem_digest, scan, trace_id
 from quagmire_utils.data.curation.source_files import Unit, read_unit, units
-from quagmire_utils.data.curation.token_counts import TokenCounter, tokenizer_json
+from quagmire_utils.data.curation.token_counts import tokenizer_json
 from quagmire_utils.data.dataset import Dataset, load_datasets, local_files
 from quagmire_utils.data.loading import load_benchmark
 from quagmire_utils.data.problems import Trace, load_traces
-from quagmire_utils.data.rows import Dropped, Record
+from quagmire_utils.data.rows import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CACHE = Path(".quagmire/curation")
-_UNFINISHED = ".unfinished"
-_FILES = ("removed.jsonl", "train.jsonl", "validation.jsonl")
-_BATCH = 256  # traces that are written together
 
 
 def build(
@@ -56,49 +53,51 @@ def build(
     """Make the set that `recipe` describes in the folder `output`; return its manifest.
 
     `datasets`: those that the recipe may name, see `load_datasets`; None: the catalogue. A folder that already holds
-    this set (same recipe, same files or commit) is left alone; one with another set is an error, not overwritten.
-    Stopped at any moment and started again, it resumes after the units that were read. Raises ParameterError for
-    whatever cannot work, before anything is written to `output`.
+    this set (same recipe, same files or commit) is left alone; one with anything else is an error. Stopped at any
+    moment and started again, it resumes after the units that were read. Raises ParameterError for whatever cannot work,
+    before anything is written to `output`.
     """
     started = time.monotonic()
     plan = prepare(recipe, output, datasets=datasets, data_dir=data_dir)
     if plan.made is not None:
         return plan.made
-    counting = plan.tokenizer if recipe.needs_lengths else None
-    table = scan(plan.dataset, plan.pieces, plan.index, counting, cache=cache, workers=workers, progress=progress)
-    if not len(table):
-        dropped = ", ".join(f"{reason}: {count:,}" for reason, count in table.dropped.most_common(5))
-        reason = f"no trace of {recipe.source} passes ({dropped or 'it has no rows'})"
+    options = {"cache": cache, "workers": workers, "progress": progress}
+    table, dropped = scan(plan.dataset, plan.pieces, plan.index, plan.tokenizer, **options)
+    if table.empty:
+        left_out = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.most_common(5))
+        reason = f"no trace of {recipe.source} passes ({left_out or 'it has no rows'})"
         raise ParameterError("source", recipe.source, reason=reason)
     choice = choose(table, recipe)
-    output = plan.output
-    with exclusive(Path(cache) / "locks" / files.digest(str(output.absolute()))):
+    output = Path(output).absolute()
+    with exclusive(Path(cache) / "locks" / files.digest(str(output))):
         made = _made(output, plan.configuration)  # by a process that was asked for the same at the same time
         if made is not None:
             return made
-        (output / _UNFINISHED).mkdir(parents=True, exist_ok=True)
-        for name in _FILES:
-            (output / name).unlink(missing_ok=True)
+        unfinished = output.with_name(f".{output.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        chosen = {"train": choice.train, "validation": choice.validation}
         sets = {
-            name: _write_set(output / f"{name}.jsonl", rows, table, plan, recipe, progress)
-            for name, rows in {"train": choice.train, "validation": choice.validation}.items()
+            name: _write_set(unfinished / f"{name}.jsonl", table.iloc[rows], plan, progress)
+            for name, rows in chosen.items()
             if len(rows)
         }
-        _write_removed(output / "removed.jsonl", choice, table)
-        generators = np.bincount(table.generator[choice.pool], minlength=len(table.generators)).tolist()
+        _write_removed(unfinished / "removed.jsonl", choice, table)
+        pool = table.iloc[choice.pool]
+        generators = pool["generator"].value_counts().to_dict()
         manifest = provenance.manifest(
             plan.configuration,
             seeds=[recipe.seed],
             wall_seconds=time.monotonic() - started,
             sets=sets,
             counts=choice.counts,
-            not_taken=dict(table.dropped.most_common()),
-            generators={name or "not named": n for name, n in zip(table.generators, generators, strict=False) if n},
-            problems={"pool": len(np.unique(table.problem[choice.pool])), "benchmarks": plan.benchmark_problems},
+            not_taken=dict(dropped.most_common()),
+            generators={name or "not named": n for name, n in sorted(generators.items()) if n},
+            problems={"pool": pool["problem"].nunique(), "benchmarks": plan.benchmark_problems},
             licence=plan.dataset.licence,
         )
-        write_json(manifest, output / "manifest.json")
-        shutil.rmtree(output / _UNFINISHED, ignore_errors=True)
+        write_json(manifest, unfinished / "manifest.json")
+        unfinished.replace(output)  # which is empty, if it is there
     return read_json(output / "manifest.json")
 
 
@@ -106,7 +105,6 @@ def build(
 class Plan:
     """A recipe whose parameters were found to work: what there is to read, and what for."""
 
-    output: Path
     dataset: Dataset
     index: BenchmarkIndex
     benchmark_problems: int
@@ -124,7 +122,6 @@ def prepare(
     data_dir: str | Path | None = None,
 ) -> Plan:
     """Check all that can be checked before the dataset is read. Raises ParameterError for what cannot work."""
-    output = Path(output)
     known = load_datasets() if datasets is None else datasets
     if recipe.source not in known:
         raise ParameterError("source", recipe.source, f"one of {', '.join(known)}, or a dataset of your own")
@@ -145,28 +142,24 @@ def prepare(
         "benchmarks": index.digest,
         "tokenizer": None if tokenizer is None else files.digest(tokenizer),
     }
-    made = _made(output, configuration)
-    return Plan(output, dataset, index, len(problems), tokenizer, pieces, configuration, made)
+    made = _made(Path(output), configuration)
+    return Plan(dataset, index, len(problems), tokenizer, pieces, configuration, made)
 
 
 def _made(output: Path, configuration: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the manifest of the set in `output` if it is this one. Raises ParameterError if the folder is not ours."""
-    path = output / "manifest.json"
+    """Return the manifest of the set in `output` if it is this one; raise ParameterError if the folder is not free."""
     reason = ""
-    if path.is_file():
-        try:
-            manifest = read_json(path)
-            if manifest["configuration_digest"] == files.digest(configuration):
-                return manifest
-            reason = "holds another set"
-        except (ValueError, KeyError, TypeError):
-            reason = "has a manifest.json of something else"
-    elif not (output / _UNFINISHED).is_dir() and (there := [name for name in _FILES if (output / name).exists()]):
-        reason = f"has a {there[0]} of something else"
+    if (output / "manifest.json").is_file():
+        manifest = read_json(output / "manifest.json")
+        if manifest.get("configuration_digest") == files.digest(configuration):
+            return manifest
+        reason = "holds another set"
+    elif output.is_dir() and any(output.iterdir()):
+        reason = "is not empty"
     else:
-        nearest = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            reason = f"cannot be made: {nearest} is not a writable folder"
+        nearest = next(folder for folder in output.absolute().parents if folder.exists())
+        if output.is_file() or not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            reason = f"cannot be made: {nearest} is not a writable folder, or it is a file"
     if reason:
         raise ParameterError("output", str(output), reason=f"{output} {reason}; name another folder")
     return None
@@ -198,66 +191,47 @@ def summary(folder: Path, manifest: Mapping[str, Any]) -> str:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write_set(
-    path: Path, rows: np.ndarray, table: Table, plan: Plan, recipe: Recipe, progress: bool
-) -> dict[str, Any]:
+def _write_set(path: Path, rows: pd.DataFrame, plan: Plan, progress: bool) -> dict[str, Any]:
     """Write the rows' traces in their order and return what they are."""
-    count = TokenCounter(plan.tokenizer) if plan.tokenizer is not None and not recipe.needs_lengths else None
-    digest, tokens = sha256(), 0
-    scratch = path.parent / _UNFINISHED / f"{path.name}.scratch"
-    try:
-        with ExitStack() as stack:
-            texts = stack.enter_context(scratch.open("w+b"))
-            places = _copy_texts(rows, table, plan.dataset, texts, progress)
-            temporary = stack.enter_context(atomic_path(path))
-            file = stack.enter_context(temporary.open("w", encoding="utf-8"))
-            for start in range(0, len(rows), _BATCH):
-                records = []
-                for place in places[start : start + _BATCH].tolist():
-                    texts.seek(place)
-                    records.append(Record(*pickle.load(texts)))
-                lengths = table.tokens[rows[start : start + _BATCH]].tolist()
-                if count is not None:
-                    lengths = [n + 1 for n in count([record.response or record.question for record in records])]
-                tokens += sum(lengths)
-                for record in records:
-                    digest.update(trace_id(record).to_bytes(8))
-                    file.write(json.dumps(_as_row(record, plan.dataset), ensure_ascii=False) + "\n")
-    finally:
-        scratch.unlink(missing_ok=True)
+    with (
+        tempfile.TemporaryFile(dir=path.parent) as texts,
+        atomic_path(path) as temporary,
+        temporary.open("wb") as file,
+    ):
+        for place in _copy_texts(rows, plan, texts, progress).tolist():
+            texts.seek(place)
+            file.write(texts.readline())
     return {
         "file": path.name,
-        "digest": digest.hexdigest(),
+        "digest": sha256(rows["id"].to_numpy().astype(">u8").tobytes()).hexdigest(),
         "traces": len(rows),
-        "problems": len(np.unique(table.problem[rows])),
-        "tokens": tokens if plan.tokenizer is not None else None,
-        "bytes": int(table.bytes[rows].sum(dtype=np.int64)),
+        "problems": rows["problem"].nunique(),
+        "tokens": int(rows["tokens"].sum()) if plan.tokenizer is not None else None,
+        "bytes": int(rows["bytes"].sum()),
     }
 
 
-def _copy_texts(rows: np.ndarray, table: Table, dataset: Dataset, scratch: BinaryIO, progress: bool) -> np.ndarray:
-    """Copy the rows' texts, in the order of the files, to a scratch file; return where each row's begins."""
+def _copy_texts(rows: pd.DataFrame, plan: Plan, texts: BinaryIO, progress: bool) -> np.ndarray:
+    """Copy the rows' traces, in the order of the files, to `texts`, one a line; return where each row's begins."""
     from tqdm import tqdm
 
-    order = np.lexsort((table.part[rows], table.position[rows], table.unit[rows]))
-    starts = np.flatnonzero(np.diff(table.unit[rows][order], prepend=-1))
     places = np.full(len(rows), -1, np.int64)
+    numbered = rows.assign(row=np.arange(len(rows)))
     with tqdm(total=len(rows), desc="writing", unit="trace", unit_scale=True, disable=not progress, delay=3) as bar:
-        for group in np.split(order, starts[1:]):
-            unit = table.units[table.unit[rows[group[0]]]]
-            wanted = zip(table.position[rows[group]].tolist(), table.part[rows[group]].tolist(), strict=True)
-            rank = dict(zip(wanted, group.tolist(), strict=True))
-            for position, part, record in read_unit(dataset, unit, {position for position, _ in rank}):
-                i = rank.get((position, part))
+        for number, group in numbered.groupby("unit"):
+            unit = plan.pieces[number]
+            wanted = {(row.position, row.part): (row.row, row.id) for row in group.itertuples()}
+            for position, part, record in read_unit(plan.dataset, unit, {position for position, _ in wanted}):
+                i, known = wanted.get((position, part), (None, None))
                 if i is None:
                     continue
-                if isinstance(record, Dropped) or trace_id(record) != int(table.id[rows[i]]):
-                    raise changed(unit.name)
-                places[i] = scratch.tell()
-                pickle.dump(tuple(record), scratch)
+                if not isinstance(record, Record) or trace_id(record) != known:
+                    break
+                places[i] = texts.tell()
+                texts.write(json.dumps(_as_row(record, plan.dataset), ensure_ascii=False).encode() + b"\n")
                 bar.update()
-            if (places[group] < 0).any():
-                raise changed(unit.name)
+            if (places[group["row"]] < 0).any():
+                raise ParameterError("files", unit.name, reason=f"{unit.name} changed while it was read; start again")
     return places
 
 
@@ -270,32 +244,24 @@ def _as_row(record: Record, dataset: Dataset) -> dict[str, Any]:
     return {**row, **texts, "source": dataset.name}
 
 
-def _write_removed(path: Path, choice: Choice, table: Table) -> None:
+def _write_removed(path: Path, choice: Choice, table: pd.DataFrame) -> None:
     """Write one line for each question that matched a benchmark, then one for each duplicate."""
 
     def lines() -> Iterator[dict[str, Any]]:
-        problems = table.problem[choice.contaminated].tolist()
-        traces = Counter(problems)
-        met: dict[int, Hit] = {}
-        for problem, number in zip(problems, table.hit[choice.contaminated].tolist(), strict=True):
-            if number >= 0:  # of several spellings the first in the alphabet, wherever it stood
-                met[problem] = min(met.get(problem, table.hits[number]), table.hits[number])
-        for problem, hit in sorted(met.items()):
+        for problem, group in table.iloc[choice.contaminated].groupby("problem"):
+            # of several spellings the first in the alphabet, wherever it stood
+            question, benchmark_problem, shared = json.loads(min(group["hit"].dropna()))
             yield {
-                "reason": "shares words with a benchmark" if hit.shared else "equals a benchmark's question",
-                "benchmark_problem": hit.problem_id,
-                "shared": hit.shared,
+                "reason": "shares words with a benchmark" if shared else "equals a benchmark's question",
+                "benchmark_problem": benchmark_problem,
+                "shared": shared,
                 "problem_id": f"{problem:016x}",
-                "traces": traces[problem],
-                "question": hit.question,
+                "traces": len(group),
+                "question": question,
             }
-        for removed, kept in choice.duplicates.tolist():
-            exact = table.id[removed] == table.id[kept]
-            yield {
-                "reason": "repeats a trace" if exact else "repeats a trace up to spacing and case",
-                "id": f"{int(table.id[removed]):016x}",
-                "kept": f"{int(table.id[kept]):016x}",
-            }
+        for removed, kept in table["id"].to_numpy()[choice.duplicates].tolist():
+            reason = "repeats a trace" if removed == kept else "repeats a trace up to spacing and case"
+            yield {"reason": reason, "id": f"{removed:016x}", "kept": f"{kept:016x}"}
 
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines())

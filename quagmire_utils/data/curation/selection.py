@@ -78,7 +78,7 @@ def response_lengths(traces: Sequence[Trace], tokenizer: PreTrainedTokenizerBase
 
 
 def shares(how: str | Mapping[str, int], n: int | None, name: str = "selection") -> dict[str, int]:
-    """Return the count (or budget of tokens) of each part, in the order named, see `select`."""
+    """Return the count (or tokens) of each part, in the order named, see `select`."""
     if isinstance(how, str):
         names = how.split("+")
         if n is None:

@@ -1,29 +1,33 @@
 """The files of a dataset, on this machine or on its hub, read in pieces.
 
-Nothing is downloaded or held as a whole: a file is split into units of 64 MB, and a unit is read a few hundred rows at
-a time, of a hub's file only its bytes. A kill loses at most the units that are being read, wherever the file is.
+Nothing is downloaded as a whole: rows are read a few hundred at a time, of a hub's file only their bytes. A file of
+JSON lines is split into units of 64 MB, any other is one unit; a kill loses at most the units that are being read.
 
     dataset = find_dataset("openr1_math")
     for unit in units(dataset, local_files(dataset)):
         for position, part, record in read_unit(dataset, unit): ...
 
-`datasets` finds and streams the files, all but JSON lines. Its streaming cannot begin in the middle of such a file,
-refuses all of it for a column that is null at first or for one lone surrogate, and took 2.4 times as long.
+`datasets` finds the files of a hub, but does not read them: its streaming of JSON lines cannot begin in the middle of a
+file, refuses all of it for a column that is null at first or for one lone surrogate, and took 2.4 times as long.
 """
 
 from __future__ import annotations
 
 import gzip
-import json
+import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.dataset import ENDINGS, Dataset, has_rows
 from quagmire_utils.data.loading import HUB_TIMEOUT, unreachable
+from quagmire_utils.data.problems import csv_rows, parse_json
 from quagmire_utils.data.rows import Dropped, NoColumn, Record, records
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 UNIT_BYTES = 64 * 2**20
 _BATCH_ROWS = 256
@@ -68,7 +72,7 @@ def read_unit(
     With `positions`, only these rows; of a .jsonl file the others are not even read. Raises ParameterError if the first
     row lacks a column, with those that there are, and if a file is cut off or damaged.
     """
-    rows = _json_lines(unit, positions) if unit.kind == "jsonl" else _streamed(dataset, unit, positions)
+    rows = _json_lines(unit, positions) if unit.kind == "jsonl" else _numbered(dataset, unit, positions)
     first = True
     try:
         for position, row in rows:
@@ -90,8 +94,7 @@ def read_unit(
 
 
 def _unreadable(dataset: Dataset, name: str, error: Exception) -> ParameterError:
-    cause = error.__cause__ or error  # `datasets` wraps the errors of what it reads
-    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ParameterError(dataset.name, name, reason=f"{name} cannot be read: {reason}")
 
 
@@ -136,8 +139,7 @@ def _file_units(dataset: Dataset, name: str, commit: str | None) -> list[Unit]:
                 kind = "json" if file.read(4096).lstrip().startswith(b"[") else "jsonl"
         except Exception as error:
             raise error if remote else _unreadable(dataset, name, error) from error
-    divided = kind == "parquet" or (kind == "jsonl" and not name.endswith(".gz"))
-    count = -(-size // UNIT_BYTES) if divided else 1
+    count = -(-size // UNIT_BYTES) if kind == "jsonl" and not name.endswith(".gz") else 1
     return [Unit(kind, name, number, count, size, stamp) for number in range(count)]
 
 
@@ -162,7 +164,7 @@ def _json_lines(unit: Unit, wanted: Collection[int] | None) -> _Rows:
         with _open(unit.name, _SPARSE // 8 if sparse else None) as file:
             for position in sorted(wanted):
                 file.seek(position)
-                yield position, json.loads(file.readline())
+                yield position, parse_json(file.readline())
         return
     start, stop = ((unit.number + i) * UNIT_BYTES for i in (0, 1))
     with _open(unit.name) as file:
@@ -173,36 +175,39 @@ def _json_lines(unit: Unit, wanted: Collection[int] | None) -> _Rows:
         while (position < stop or unit.count == 1) and (line := file.readline()):
             if line.strip():
                 try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
+                    row = parse_json(line)
+                except ValueError as error:
                     raise ValueError(f"the line at byte {position} is not JSON ({error})") from None
                 yield position, row
             position += len(line)
 
 
-def _streamed(dataset: Dataset, unit: Unit, wanted: Collection[int] | None) -> _Rows:
-    """Yield the rows of a unit as `datasets` streams them; a row's position is its number in the unit."""
-    import datasets
-
-    options = {"data_files": unit.name, "split": "train", "streaming": True}
-    rows = datasets.load_dataset(unit.kind, **options)
-    if unit.kind == "parquet":
-        there = rows.column_names
-        if not set(dataset.required_columns) - set(there):  # else all are read, and the error names them
-            named = [*dataset.required_columns, *dataset.optional_columns]
-            rows = datasets.load_dataset(unit.kind, columns=[name for name in named if name in there], **options)
-        if unit.count > 1:
-            rows = rows.reshard()  # to row groups
-            count = min(unit.count, rows.num_shards)
-            if unit.number >= count:
-                return
-            rows = rows.shard(count, unit.number)
-    if unit.kind != "json":  # `datasets` must decode the mixed types of JSON columns itself
-        rows = rows.with_format("arrow")  # takes a third less time
-    position = 0
-    for batch in rows.iter(_BATCH_ROWS):
-        by_column = isinstance(batch, dict)
-        for row in zip(*batch.values(), strict=True) if by_column else batch.to_pylist():
+def _numbered(dataset: Dataset, unit: Unit, wanted: Collection[int] | None) -> _Rows:
+    """Yield the rows of a file; a row's position is its number."""
+    with _open(unit.name) as file:
+        if unit.kind == "json":
+            rows = parse_json(file.read())
+        elif unit.kind == "csv":
+            rows = csv_rows(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+        else:
+            rows = (row for batch in _batches(dataset, unit, file) for row in batch.to_pylist())
+        for position, row in enumerate(rows):
             if wanted is None or position in wanted:
-                yield position, dict(zip(batch, row, strict=True)) if by_column else row
-            position += 1
+                yield position, row
+
+
+def _batches(dataset: Dataset, unit: Unit, file: BinaryIO) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if unit.kind == "parquet":
+        table = pq.ParquetFile(file)
+        yield from table.iter_batches(_BATCH_ROWS, columns=dataset.columns_among(table.schema_arrow.names))
+        return
+    is_file = file.read(6) == b"ARROW1"  # else a stream
+    file.seek(0)
+    if is_file:
+        reader = pa.ipc.open_file(file)
+        yield from map(reader.get_batch, range(reader.num_record_batches))
+    else:
+        yield from pa.ipc.open_stream(file)

@@ -132,31 +132,18 @@ def _mark_words(text: str) -> str:
 
 def counts_by_words(tokenizer: dict[str, Any]) -> bool:
     """Tell whether a tokenizer (its JSON) is one of those whose count is the sum over words."""
-    model = tokenizer["model"]
-    if model.get("type") != "BPE" or any(model.get(name) for name in _SPANNING):
+    model, normalizer = tokenizer["model"], tokenizer["normalizer"]
+    if model["type"] != "BPE" or any(model.get(name) for name in _SPANNING):
         return False
-    for token in tokenizer.get("added_tokens", []):
+    if normalizer is not None and normalizer["type"] != "NFC":  # which composes nothing with a space
+        return False
+    for token in tokenizer["added_tokens"]:
         # found in the raw text before it is cut: one with a space in it, or that swallows spaces, might span a cut
-        if token["lstrip"] or token["rstrip"] or token.get("single_word") or re.search(r"\s", token["content"]):
+        if token["lstrip"] or token["rstrip"] or token["single_word"] or re.search(r"\s", token["content"]):
             return False
-    *cuts, last = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers") or [{"type": None}]
-    known = [
-        one["type"] == "Split"
-        and one["behavior"] == "Isolated"
-        and not one["invert"]
-        and one["pattern"].get("Regex") in EXPRESSIONS
-        for one in cuts
-    ]
-    bytes_last = last["type"] == "ByteLevel" and not last["add_prefix_space"] and not last.get("use_regex", True)
-    # NFC composes nothing with a space
-    composed = all(one["type"] == "NFC" for one in _steps(tokenizer.get("normalizer"), "normalizers"))
-    return known == [True] and bytes_last and composed
-
-
-def _steps(part: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
-    """Return the steps of a normalizer or pre-tokenizer, sequences taken apart."""
-    if part is None:
-        return []
-    if part["type"] != "Sequence":
-        return [part]
-    return [step for inner in part[name] for step in _steps(inner, name)]
+    steps = (tokenizer["pre_tokenizer"] or {}).get("pretokenizers", [])
+    if len(steps) != 2 or steps[0].get("pattern", {}).get("Regex") not in EXPRESSIONS:
+        return False
+    cut, last = steps
+    isolated = cut["behavior"] == "Isolated" and not cut["invert"]
+    return isolated and last["type"] == "ByteLevel" and not last["add_prefix_space"] and not last["use_regex"]
