@@ -17,11 +17,11 @@ from quagmire_utils.report.plots.look import (
     SAND,
     SKY,
     candidate_labels,
+    entries_of,
     halo,
+    legend_above,
     new_figure,
-    not_run,
     per_cent,
-    shared_legend,
 )
 from quagmire_utils.report.plots.series import Panel, half_widths
 
@@ -40,9 +40,7 @@ def plot_recipes(panel: Panel, ax: Axes, labels: Sequence[str] = ()) -> None:
 
     labels: below the bars of the candidates. Short dashes: single RL runs. Grey line: the base after RL.
     """
-    ax.set_title(panel.title)
-    ax.set_ylabel("Pass@1 (%)")
-    if not_run(ax, panel.candidates, panel.profile):
+    if not panel.begin(ax, title=panel.title, ylabel="Pass@1 (%)"):
         return
     rows = pd.concat([panel.base, panel.candidates], ignore_index=True)
     names = ["base\n(no SFT)"] * len(panel.base) + (list(labels) or candidate_labels(panel.candidates, repeats=False))
@@ -54,11 +52,9 @@ def plot_recipes(panel: Panel, ax: Axes, labels: Sequence[str] = ()) -> None:
         ax.bar(place, rows[column], WIDTH, label=label, zorder=2, **look)
         ax.errorbar(place, rows[column], halves, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2.5, zorder=4)
         tops = (rows[column] + np.nan_to_num(halves)).to_numpy()
-        if stage == "outcome" and panel.runs is not None:
-            runs = panel.run_scores(rows)
-            at = runs["candidate"].map(dict(zip(rows["candidate"], place, strict=True)))
-            ax.scatter(at, runs["score"], marker="_", s=90, color=INK, linewidths=0.9, zorder=3, label="an RL run")
-            tops = np.fmax(tops, runs.groupby("candidate")["score"].max().reindex(rows["candidate"]).to_numpy())
+        if stage == "outcome":
+            runs = panel.draw_runs(ax, rows, place, s=90, zorder=3, label="an RL run")
+            tops = np.fmax(tops, runs.groupby("candidate")["score"].max().reindex(rows["candidate"]).to_numpy(float))
         text = {"fontsize": 7.5, "color": INK, "ha": "center", "va": "bottom", "path_effects": halo(), "zorder": 5}
         for x, value, top in zip(place, rows[column], tops, strict=True):
             ax.annotate(f"{100 * value:.0f}", (x, top), xytext=(0, 2), textcoords="offset points", **text)
@@ -82,7 +78,8 @@ def recipe_grid(panels: Sequence[Panel], labels: Sequence[Sequence[str]] = ()) -
     drawn = [ax for ax, panel in zip(axes.flat, panels, strict=True) if len(panel.candidates)]
     for ax in drawn:
         ax.set_ylim(0, max(other.get_ylim()[1] for other in drawn))
-    shared_legend(fig, drawn, [label for label, *_ in STAGES.values()])
+    order = {label: i for i, (label, *_) in enumerate(STAGES.values())}
+    legend_above(fig, sorted(entries_of(drawn), key=lambda entry: order.get(entry.get_label(), len(order))))
     return fig
 
 

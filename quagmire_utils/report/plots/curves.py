@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,18 +19,18 @@ from quagmire_utils.report.plots.look import (
     OTHER_SELECTION,
     SELECTION_STYLE,
     VERDICT_STYLE,
+    entries_of,
+    legend_above,
     log_ticks,
     new_figure,
     per_cent,
     shades,
-    shared_legend,
     small_multiples,
     write_note,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
     from quagmire_utils.evaluation.generalization_loss import GeneralizationLoss
@@ -57,29 +57,29 @@ def rl_curve_grid(curves: pd.DataFrame, candidates: pd.DataFrame) -> Figure:
     groups = list(curves.groupby(["family", "candidate"], sort=False))
     fig, axes = small_multiples(len(groups), 4, 2.6, 1.9)
     several = len(curves["family"].unique()) > 1
-    thin = {"units": "rl_run", "estimator": None, "style": "rl_run", "color": GREY, "lw": 0.9, "legend": False}
+    thin = {"units": "rl_run", "estimator": None, "style": "rl_run", "color": GREY, "lw": 0.9}
     for ax, ((family, candidate), part) in zip(axes, groups, strict=True):
-        sns.lineplot(part, x="step", y="reward", ax=ax, **thin)
+        sns.lineplot(part, x="step", y="reward", ax=ax, legend=False, **thin)
         sns.lineplot(part, x="step", y="reward", ax=ax, errorbar=None, color=BLUE, lw=2)
         ax.set_title(f"{family}\n{candidate}" if several else candidate, fontsize=9, color=INK)
-        ax.set_xlabel("RL step")
-        ax.set_ylabel("mean reward")
+        ax.set(xlabel="RL step", ylabel="mean reward")
         ax.label_outer(remove_inner_ticks=False)
     axes[0].set(xlim=(0, curves["step"].max()), ylim=(0, max(1.12 * curves["reward"].max(), 0.05)))
     return fig
 
 
-def plot_rl_curves(curves: pd.DataFrame, ax: Axes, colours: ScalarMappable) -> None:
+def plot_rl_curves(curves: pd.DataFrame, ax: Axes, colours: Mapping[str, Any]) -> None:
     """Plot the mean reward by step of many candidates of one family: a thin line each (mean over runs, smoothed).
 
-    colours: from `start_colours`, for the reward at the start. Dashed: the base without SFT. The candidates that end
-    highest and lowest are thicker and marked, and the legend names them.
+    colours: of the candidates. Dashed: the base without SFT. The candidates that end highest and lowest are thicker
+    and marked, and the legend names them.
     """
     means = curves.pivot_table(index="step", columns="candidate", values="reward")
     means = means.rolling(SMOOTH, min_periods=1).mean()
-    for name, start in start_rewards(curves).droplevel("family").drop("base", errors="ignore").items():
-        ax.plot(means.index, means[name], color=colours.to_rgba(start), lw=1, gid=name)
-    lines = {line.get_gid(): line for line in ax.lines}
+    lines = {
+        name: ax.plot(means.index, means[name], color=colours[name], lw=1, gid=name)[0]
+        for name in means.columns.drop("base", errors="ignore")
+    }
     if "base" in means:
         ax.plot(means.index, means["base"], "k--", lw=1.8, zorder=3, label="base")
     ends = means[list(lines)].ffill().iloc[-1].sort_values()
@@ -90,24 +90,13 @@ def plot_rl_curves(curves: pd.DataFrame, ax: Axes, colours: ScalarMappable) -> N
     ax.legend(loc="best", fontsize=8, handlelength=1.6, borderaxespad=0.1)
 
 
-def start_rewards(curves: pd.DataFrame) -> pd.Series:
-    """Return the mean reward over the first 2 * `SMOOTH` steps, by family and candidate."""
-    return curves[curves["step"] <= 2 * SMOOTH].groupby(["family", "candidate"])["reward"].mean()
-
-
-def start_colours(curves: pd.DataFrame) -> ScalarMappable:
-    """Return colours for the rewards at the start of RL, dark for low ones."""
-    import seaborn as sns
+def _crowded_grid(curves: pd.DataFrame, candidates: pd.DataFrame) -> Figure:
+    """Draw a panel for each family (a row) and scenario, with the base in each of them; dark: low reward at first."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
-    starts = start_rewards(curves)
-    shades = ListedColormap(sns.color_palette("cividis", as_cmap=True)(np.linspace(0.0, 0.9, 256)))
-    return ScalarMappable(Normalize(starts.min(), starts.max()), shades)
-
-
-def _crowded_grid(curves: pd.DataFrame, candidates: pd.DataFrame) -> Figure:
-    """Draw a panel for each family (a row) and scenario, with the base in each of them."""
+    starts = curves[curves["step"] <= 2 * SMOOTH].groupby(["family", "candidate"])["reward"].mean()
+    scale = ScalarMappable(Normalize(starts.min(), starts.max()), ListedColormap(list(shades(range(256)).values())))
     tuned = candidates[candidates["selection"] != "none"].merge(curves[["family", "candidate"]].drop_duplicates())
     scenarios = tuned.assign(scenario=tuned["scenario"].str.split("+")).explode("scenario")
     panels = {
@@ -115,16 +104,16 @@ def _crowded_grid(curves: pd.DataFrame, candidates: pd.DataFrame) -> Figure:
         for family, mine in scenarios.groupby("family", sort=False)
     }
     fig, axes = new_figure(max(map(len, panels.values())), len(panels), 4.2, 3.2, squeeze=False)
-    colours, top = start_colours(curves), max(1.1 * curves["reward"].max(), 0.05)
+    top = max(1.1 * curves["reward"].max(), 0.05)
     for (family, mine), line in zip(panels.items(), axes, strict=True):
-        of_family = curves[curves["family"] == family]
+        of_family, colours = curves[curves["family"] == family], starts[family].map(scale.to_rgba)
         for ax, (scenario, names) in zip(line, mine.items(), strict=False):
             plot_rl_curves(of_family[of_family["candidate"].isin({*names, "base"})], ax, colours)
             ax.set_title(f"{family}, {scenario} level: {len(names)} candidates", fontsize=10)
             ax.set(xlim=(0, curves["step"].max()), ylim=(0, top), xlabel="RL step", ylabel="mean reward")
         for ax in line[len(mine) :]:
             ax.set_visible(False)
-    bar = fig.colorbar(colours, ax=axes, location="bottom", shrink=0.35, aspect=40, pad=0.02, anchor=(0.0, 0.5))
+    bar = fig.colorbar(scale, ax=axes, location="bottom", shrink=0.35, aspect=40, pad=0.02, anchor=(0.0, 0.5))
     bar.set_label(f"colour of a candidate's line: mean reward of its first {2 * SMOOTH} steps", loc="left")
     bar.outline.set_visible(False)
     return fig
@@ -155,8 +144,7 @@ def plot_outcomes(runs: pd.DataFrame, ax: Axes, outcome: str = "best") -> None:
         ax.scatter(rows[outcome], rows["candidate"].map(place), label=label, **look)
     ax.scatter(means, range(len(means)), s=130, marker="|", color=INK, linewidths=1.4, zorder=2)
     ax.set_yticks(range(len(means)), means.index, fontsize=LABEL_SIZE - 1)
-    ax.set_ylim(-0.8, len(means) - 0.2)
-    ax.set_xlabel("Pass@1 after RL (%)")
+    ax.set(ylim=(-0.8, len(means) - 0.2), xlabel="Pass@1 after RL (%)")
     per_cent(ax, "x")
 
 
@@ -175,7 +163,7 @@ def outcome_grid(runs: pd.DataFrame, spread: pd.DataFrame, outcome: str = "best"
         mine = spread[(spread["family"] == family) & (spread["outcome"] == outcome) & spread["ratio_low"].notna()]
         ratios = ", ".join(f"{s} {r:.1f}" for s, r in zip(mine["scenario"], mine["ratio"], strict=True))
         ax.set_title(f"{family}\nspread : run noise\n{ratios or 'too few candidates'}", fontsize=9)
-    shared_legend(fig, axes.flat, ncols=6, fontsize=9)
+    legend_above(fig, entries_of(axes.flat), ncols=6)
     return fig
 
 
@@ -315,7 +303,7 @@ def verdicts_and_lengths(counts: pd.DataFrame, samples: pd.DataFrame, max_tokens
     fig, (left, right) = new_figure(2, 1, 5.4, max(2.6, 0.9 + 0.42 * counts["benchmark"].nunique()))
     plot_verdicts(counts, left)
     plot_lengths(samples, max_tokens, right)
-    shared_legend(fig, [left], loc="outside right upper", ncols=1)
+    legend_above(fig, entries_of([left]), loc="outside right upper", ncols=1)
     return fig
 
 

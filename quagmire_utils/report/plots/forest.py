@@ -23,6 +23,7 @@ from quagmire_utils.report.plots.look import (
     INTERVAL,
     LABEL_SIZE,
     ORANGE,
+    legend_above,
     legend_entry,
     log_ticks,
     name_rows,
@@ -93,7 +94,8 @@ def plot_claims(table: pd.DataFrame, ax: Axes, title: str = "") -> None:
     limit = limit if points else min(max(limit, 0.3), LIMIT)
     beyond = np.abs(value) > limit
     inside = np.where(beyond, np.sign(value) * SHOWN * limit, value)
-    rows = np.arange(len(table))[::-1]
+    claims = [text if len(text) <= CLAIM_LENGTH else text[: CLAIM_LENGTH - 1] + "…" for text in table["claim"]]
+    rows = name_rows(ax, [f"{r.where} · {r.family}:  {c}" for r, c in zip(table.itertuples(), claims, strict=True)])
     ax.axvline(0, color=INK, linewidth=1)
     for verdict, (marker, face, edge) in VERDICT_MARKS.items():
         mine = (table["verdict"] == verdict).to_numpy()
@@ -106,11 +108,7 @@ def plot_claims(table: pd.DataFrame, ax: Axes, title: str = "") -> None:
         text = {"textcoords": "offset points", "ha": "left" if side < 0 else "right", "fontsize": LABEL_SIZE}
         ax.annotate(f"{at:+.1f}", (place, row), xytext=(-9 * side, 4), **text)
     printed = np.abs(paper) <= limit  # not NaN
-    if printed.any():
-        look = {"marker": "v", "facecolor": "white", "edgecolor": INK, "zorder": 3, "label": "paper"}
-        ax.scatter(paper[printed], rows[printed] + 0.3, 22, **look)
-    claims = [text if len(text) <= CLAIM_LENGTH else text[: CLAIM_LENGTH - 1] + "…" for text in table["claim"]]
-    name_rows(ax, [f"{r.where} · {r.family}:  {text}" for r, text in zip(table.itertuples(), claims, strict=True)])
+    ax.scatter(paper[printed], rows[printed] + 0.3, 22, marker="v", facecolor="white", edgecolor=INK, zorder=3)
     ax.set_xlim(-limit * 1.04, limit * 1.04)
     ax.set_xlabel("← against the claim      as the paper claims →", fontsize=LABEL_SIZE)
 
@@ -120,9 +118,9 @@ def mark_verdicts(fig: Figure, table: pd.DataFrame) -> None:
     marks = {word: mark for word, mark in VERDICT_MARKS.items() if (table["verdict"] == word).any()}
     if marks and table.loc[table["verdict"].isin(marks), "paper"].notna().any():
         marks["paper"] = ("v", "white", INK)
-    entries = [legend_entry(word, marker=m, mfc=face, mec=edge, ms=7) for word, (m, face, edge) in marks.items()]
-    if entries:
-        fig.legend(handles=entries, loc="outside upper left", ncols=len(entries))
+    legend_above(
+        fig, [legend_entry(word, marker=m, mfc=face, mec=edge, ms=7) for word, (m, face, edge) in marks.items()]
+    )
 
 
 # --- the published tables ---------------------------------------------------------------------------------------------
@@ -133,15 +131,13 @@ def plot_rank_intervals(table: pd.DataFrame, ax: Axes, titles: Mapping[str, str]
 
     table: from `paper_audit.what_candidates_show`. titles: name of each predictor.
     """
-    rows = np.arange(len(table))[::-1]
+    rows = name_rows(ax, [f"Table {r.table} · {r.family}, n = {r.n}:  {titles[r.column]}" for r in table.itertuples()])
     base = (table["column"] == "pass1").to_numpy()
     for mine, marker, face, line in ((base, "D", "white", GREY), (~base, "o", DARK, DARK)):
         part = table[mine]
         ax.hlines(rows[mine], part["low"], part["high"], color=line, linewidth=1.8)
         ax.scatter(part["value"], rows[mine], 40, marker=marker, facecolor=face, edgecolor=INK, zorder=3)
-    name_rows(ax, [f"Table {r.table} · {r.family}, n = {r.n}:  {titles[r.column]}" for r in table.itertuples()])
-    ax.set_xlim(0, 1.02)
-    ax.set_xlabel("rank correlation of prediction and outcome, 95 % interval")
+    ax.set(xlim=(0, 1.02), xlabel="rank correlation of prediction and outcome, 95 % interval")
 
 
 # --- the workflows of Sec. 4: how sure a ranking is, and which outcome of RL is forecast ------------------------------
@@ -156,31 +152,26 @@ def practice_figure(table: pd.DataFrame, columns: int = 1, width: float = 5.2) -
 def plot_ranking(found: Ranking, ax: Axes) -> None:
     """Plot Pass@k of each candidate: thin bars for all noise, thick ones for the sampling of answers."""
     table = found.table
-    rows = np.arange(len(table))[::-1]
+    rows = name_rows(ax, [short(name) for name in table["candidate"]])
     value, error, own = (100 * table[name].to_numpy(float) for name in ("pass_k", "pass_k_se", "pass_k_sampling_se"))
     for width, spread, colour in ((1.0, error, GREY), (3.2, own, BLUE)):
         known = ~np.isnan(spread)
         low, high = (value[known] + sign * INTERVAL * spread[known] for sign in (-1, 1))
         ax.hlines(rows[known], low, high, color=colour, linewidth=width, alpha=0.8)
-    out = table["rank"].isna().to_numpy()
-    for mine, face in ((~out, BLUE), (out, "white")):
-        if mine.any():
-            ax.scatter(value[mine], rows[mine], 34, facecolor=face, edgecolor=INK, zorder=3)
-    name_rows(ax, [short(name) for name in table["candidate"]])
+    faces = np.where(table["rank"].isna(), "white", BLUE)
+    ax.scatter(value, rows, 34, facecolor=faces, edgecolor=INK, zorder=3)
     ax.set_xlabel(f"Pass@{found.k} before RL (%), 95 % intervals")
-    ax.set_title("● in the running   ○ ruled out by score and loss", loc="left", fontsize=10)
+    ax.set_title("● in the running   ○ ruled out by score and loss", fontsize=10)
 
 
 def plot_chances(found: Ranking, ax: Axes) -> None:
     """Plot the chance of each candidate to be the rule's choice: a bar for all noise, a mark for these problems."""
     table = found.table
-    rows = np.arange(len(table))[::-1]
-    ax.set_title("Chance to be the rule's choice", loc="left", fontsize=10)
+    ax.set_title("Chance to be the rule's choice", fontsize=10)
     if math.isnan(found.chance):
         write_note(ax, "not known: no standard errors, no counts")
         return
-    ax.set_yticks(rows, [""] * len(rows))
-    ax.set_ylim(-0.8, len(rows) - 0.2)
+    rows = name_rows(ax, [""] * len(table))
     ax.barh(rows, 100 * table["chance"], height=0.6, color=BLUE, lw=0, label="other problems and traces of the kind")
     if found.samples is not None:
         here = table["chance_here"].to_numpy(float) * 100
@@ -195,7 +186,7 @@ def plot_chances(found: Ranking, ax: Axes) -> None:
 
 def plot_settling(found: Ranking, ax: Axes) -> None:
     """Plot the chance of `found.settling` with more answers a problem; dotted: the limit of infinitely many."""
-    ax.set_title(f"More answers for {short(found.settling)}", loc="left", fontsize=10)
+    ax.set_title(f"More answers for {short(found.settling)}", fontsize=10)
     if found.curve.empty:
         write_note(ax, "not known: it takes the counts of correct answers")
         return
@@ -209,7 +200,6 @@ def plot_settling(found: Ranking, ax: Axes) -> None:
         ax.axhline(100 * found.curve[name].iloc[-1], color=colour, linestyle=":", linewidth=1)
     ax.axhline(100 * found.confidence, color=GREY, linestyle="--", linewidth=1)
     log_ticks(ax, finite["n"])
-    ax.set_xticks(finite["n"], [f"{n:,.0f}" for n in finite["n"]])
     ax.set(ylim=(0, 104), xlabel="answers to each problem (the first: now)", ylabel="chance (%)")
     ax.legend(loc="lower right")
 
@@ -220,7 +210,8 @@ def plot_forecast(found: RLForecast, ax: Axes, truth: Mapping[str, float] | None
     Orange and dashed: the forecast extrapolates. truth: outcomes that were withheld, drawn as crosses.
     """
     table = found.table
-    for row, one in zip(np.arange(len(table))[::-1], table.itertuples(), strict=True):
+    names = [("next: " if name == found.advised_run else "") + short(name) for name in table["candidate"]]
+    for row, one in zip(name_rows(ax, names), table.itertuples(), strict=True):
         if one.calibrated:
             ax.plot(100 * one.outcome, row, "o", color=INK, ms=6, zorder=3)
             continue
@@ -228,10 +219,8 @@ def plot_forecast(found: RLForecast, ax: Axes, truth: Mapping[str, float] | None
         ax.plot(100 * one.predicted, row, "o", mfc="white", mec=colour, mew=1, ms=6, zorder=3)
         if truth is not None and one.candidate in truth:
             ax.plot(100 * truth[one.candidate], row, "x", color=INK, ms=6, mew=1.5, zorder=4)
-    names = [("next: " if name == found.advised_run else "") + short(name) for name in table["candidate"]]
-    name_rows(ax, names)
     withheld = "   × outcome, withheld" if truth else ""
-    ax.set_title(f"● RL run   ○ forecast{withheld}", loc="left", fontsize=10)
+    ax.set_title(f"● RL run   ○ forecast{withheld}", fontsize=10)
     dashed = ", dashed: extrapolated" if (table["extrapolated"] & ~table["calibrated"]).any() else ""
     ax.set_xlabel(f"Pass@1 after RL (%), {found.confidence:.0%} intervals{dashed}")
 
@@ -240,7 +229,7 @@ def plot_left_out(found: RLForecast, ax: Axes) -> None:
     """Plot each RL run's outcome and its forecast from the others, with the interval (cut at the axis)."""
     check = found.check
     known = "" if math.isnan(found.r2) else f": R² {found.r2:.2f}, ranks {found.rank_correlation:.2f}"
-    ax.set_title(f"Leave one out{known}", loc="left", fontsize=10)
+    ax.set_title(f"Leave one out{known}", fontsize=10)
     if check.empty:
         write_note(ax, "takes at least four RL runs")
         return
@@ -248,7 +237,7 @@ def plot_left_out(found: RLForecast, ax: Axes) -> None:
     outcome = 100 * check["outcome"].to_numpy(float)
     reach = max(np.ptp(outcome), 1.0)  # a forecast far off would flatten all others: it is written at the edge
     edges = outcome.min() - reach, outcome.max() + reach
-    for row, one in zip(np.arange(len(check))[::-1], check.itertuples(), strict=True):
+    for row, one in zip(name_rows(ax, [short(name) for name in check["candidate"]]), check.itertuples(), strict=True):
         low, high, middle = (100 * value for value in (one.low, one.high, one.predicted))
         colour = _interval(ax, row, max(low, edges[0]), min(high, edges[1]), one.extrapolated)
         if edges[0] < middle < edges[1]:
@@ -260,7 +249,6 @@ def plot_left_out(found: RLForecast, ax: Axes) -> None:
         ax.plot(100 * one.outcome, row, "o", color=INK, ms=6, zorder=4)
     ax.locator_params(axis="x", nbins=6)
     ax.set_xlim(edges[0] - 0.03 * reach, edges[1] + 0.03 * reach)
-    name_rows(ax, [short(name) for name in check["candidate"]])
     ax.set_xlabel("● outcome   ○ forecast by the others (%)")
 
 

@@ -91,20 +91,25 @@ def small_multiples(count: int, columns: int, width: float, height: float) -> tu
 
 def save_figure(fig: Figure, path: str | Path) -> list[Path]:
     """Write `path`.svg and `path`.png (200 dots an inch, 256 colours), each atomically; return the two paths."""
-    from PIL import Image
-
     path = Path(path)
     written = []
     for kind in FORMATS:
         target = path.with_name(f"{path.name}.{kind}")
         with atomic_path(target) as temporary:
             fig.savefig(temporary, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-            if kind == "png":  # a palette makes a third of the size
-                with Image.open(temporary) as image:
-                    palette = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-                palette.save(temporary, format="png")
+            if kind == "png":
+                shrink_picture(temporary)
         written.append(target)
     return written
+
+
+def shrink_picture(path: Path) -> None:
+    """Write a PNG again with a palette of 256 colours, which makes a third of the size."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        palette = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    palette.save(path, format="png")
 
 
 def stamp(fig: Figure, text: str) -> None:
@@ -124,20 +129,11 @@ def write_note(ax: Axes, text: str, gid: str | None = None) -> None:
     ax.set_yticks([])
 
 
-def not_run(ax: Axes, candidates: pd.DataFrame, profile: str, needs: int = 1) -> bool:
-    """Return whether there are fewer than `needs` candidates; if so, the axis says it."""
-    if candidates.empty:
-        write_note(ax, f"{NOT_RUN} at profile {profile}", gid=NOT_RUN)
-    elif len(candidates) < needs:
-        write_note(ax, f"too few candidates at profile {profile}: {len(candidates)}")
-    return len(candidates) < needs
-
-
 def shades(values: Sequence[Any]) -> dict[Any, Any]:
     """Return a colour of cividis for each value, dark for the first and light for the last."""
-    import seaborn as sns
+    from matplotlib import colormaps
 
-    colours = sns.color_palette("cividis", as_cmap=True)(np.linspace(0.0, 0.9, len(values)))
+    colours = colormaps["cividis"](np.linspace(0.0, 0.9, len(values)))
     return dict(zip(values, map(tuple, colours), strict=True))
 
 
@@ -155,12 +151,13 @@ def log_ticks(ax: Axes, values: Iterable[float], base: int = 2) -> None:
     ax.minorticks_off()
 
 
-def name_rows(ax: Axes, names: Sequence[str]) -> None:
-    """Name the rows of an axis, the first on top."""
-    shown = [name.replace("$", r"\$") for name in names]  # a dollar sign would begin a formula
-    ax.set_yticks(np.arange(len(shown))[::-1], shown, fontsize=LABEL_SIZE)
-    ax.set_ylim(-0.8, len(shown) - 0.2)
+def name_rows(ax: Axes, names: Sequence[str]) -> np.ndarray:
+    """Name the rows of an axis, the first on top; return their heights."""
+    rows = np.arange(len(names))[::-1]
+    ax.set_yticks(rows, [name.replace("$", r"\$") for name in names], fontsize=LABEL_SIZE)  # `$` begins a formula
+    ax.set_ylim(-0.8, len(names) - 0.2)
     ax.grid(axis="y", visible=False)
+    return rows
 
 
 def legend_entry(label: str, **looks: Any) -> Line2D:
@@ -170,15 +167,18 @@ def legend_entry(label: str, **looks: Any) -> Line2D:
     return Line2D([], [], label=label, **{"ls": "", "mec": INK, **looks})
 
 
-def shared_legend(fig: Figure, axes: Iterable[Axes], order: Sequence[str] = (), **looks: Any) -> None:
-    """Draw one legend above the figure with each label of its axes once, those of `order` first."""
-    entries: dict[str, Any] = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    labels = [*(label for label in order if label in entries), *(label for label in entries if label not in order)]
-    if labels:
-        fig.legend([entries[label] for label in labels], labels, **{"loc": "outside upper left", "ncols": 5, **looks})
+def legend_above(fig: Figure | Axes, entries: Iterable[Any], **looks: Any) -> None:
+    """Draw one legend, by default above the figure, with each label once; none without entries."""
+    once: dict[str, Any] = {}
+    for entry in entries:
+        once.setdefault(entry.get_label(), entry)
+    if once:
+        fig.legend(handles=list(once.values()), **{"loc": "outside upper left", "ncols": 5, **looks})
+
+
+def entries_of(axes: Iterable[Axes]) -> list[Any]:
+    """Return the legend entries of what is drawn on these axes."""
+    return [handle for ax in axes for handle in ax.get_legend_handles_labels()[0]]
 
 
 # --- labels beside points ---------------------------------------------------------------------------------------------
@@ -245,8 +245,11 @@ def label_points(ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequen
         ax.annotate(text.get_text(), at, tuple(box[:2] - point), textcoords="offset points", **looks)
 
 
-def along_bars(x: Sequence[float], y: Sequence[float], right: Any, up: Any) -> list[tuple[float, float]]:
-    """Return points along error bars, for labels to avoid."""
+def error_crosses(
+    ax: Axes, x: Sequence[float], y: Sequence[float], right: np.ndarray, up: np.ndarray
+) -> list[tuple[float, float]]:
+    """Draw error bars in both directions; return points along them, for labels to avoid."""
+    ax.errorbar(x, y, up, right, fmt="none", ecolor=GREY, elinewidth=0.8, zorder=1)
     steps = np.linspace(-1, 1, 7)
     bars = zip(x, y, np.nan_to_num(right), np.nan_to_num(up), strict=True)
     return [point for px, py, dx, dy in bars for t in steps for point in ((px + t * dx, py), (px, py + t * dy))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,19 @@ import pandas as pd
 from quagmire_utils.analysis.candidates import select_candidates
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.report.clean import render
-from quagmire_utils.report.plots.look import INTERVAL, MARKERS, OTHER_SELECTION, SELECTION_STYLE, shades
+from quagmire_utils.report.plots.look import (
+    INK,
+    INTERVAL,
+    MARKERS,
+    NOT_RUN,
+    OTHER_SELECTION,
+    SELECTION_STYLE,
+    shades,
+    write_note,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # of red, green and blue
 LIGHTEST_LINE = 0.62
@@ -69,12 +81,25 @@ class Panel:
             names, models = (", ".join(known[column].unique()) for column in ("family", "stands_for"))
             object.__setattr__(self, "title", f"{names} (for {models})" if len(known) else self.family)
 
-    def run_scores(self, candidates: pd.DataFrame) -> pd.DataFrame:
-        """Return the score of each RL run of `candidates`, its best or last checkpoint: candidate, score."""
+    def begin(self, ax: Axes, needs: int = 1, **labels: str) -> bool:
+        """Label an axis; return whether `needs` candidates are there to be drawn on it, else the axis says so."""
+        ax.set(**labels)
+        count = len(self.candidates)
+        if not count:
+            write_note(ax, f"{NOT_RUN} at profile {self.profile}", gid=NOT_RUN)
+        elif count < needs:
+            write_note(ax, f"too few candidates at profile {self.profile}: {count}")
+        return count >= needs
+
+    def draw_runs(self, ax: Axes, candidates: pd.DataFrame, x: np.ndarray, **look: Any) -> pd.DataFrame:
+        """Draw a short dash for each RL run of `candidates`, which are at `x`; return the runs: candidate, score."""
         if self.runs is None:
             return pd.DataFrame({"candidate": [], "score": []})
-        mine = self.runs["family"].isin(candidates["family"]) & self.runs["candidate"].isin(candidates["candidate"])
-        return self.runs[mine].assign(score=self.runs[OUTCOMES[self.outcome]])[["candidate", "score"]]
+        runs = self.runs.rename(columns={OUTCOMES[self.outcome]: "score"})
+        runs = runs[runs["family"].isin(candidates["family"]) & runs["candidate"].isin(candidates["candidate"])]
+        at = runs["candidate"].map(dict(zip(candidates["candidate"], x, strict=True)))
+        ax.scatter(at, runs["score"], marker="_", color=INK, linewidths=0.9, **look)
+        return runs
 
 
 @dataclass(frozen=True, eq=False)
