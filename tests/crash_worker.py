@@ -1,7 +1,7 @@
 """A process that samples and grades in children of its own, for tests that kill them (`python crash_worker.py MODEL`).
 
 It loads the engine once; then every line of its input, a JSON object, is one life: a forked child that samples and
-grades into `folder`, with files of at most `limit` bytes if given. It answers with the child's id at once, and with its
+grades into `folder`. It answers with the child's id at once, and with its
 exit status at the end: 0 if the work is finished, 3 and a line with the sentence if it met an OSError.
 """
 
@@ -121,10 +121,6 @@ def main():
         order = json.loads(line)
         child = os.fork()
         if child == 0:
-            if order.get("limit"):
-                import resource
-
-                resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], resource.RLIM_INFINITY))
             status = 0
             try:
                 live(Logged(engine, order["folder"] + ".log"), order["folder"])

@@ -215,21 +215,6 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_stored(model, un
     pd.testing.assert_frame_equal(pd.read_pickle(out), unbroken[0])
 
 
-def test_a_quota_is_one_sentence_too(workers, unbroken, tmp_path):
-    """A limit on the size of files stands in for it; the system refuses the write in the same place."""
-    folder = tmp_path / "store"
-    sizes = sorted(part.stat().st_size for part in SampleStore(unbroken[2]).parts())
-    workers[0].start(folder, limit=sizes[len(sizes) // 2])
-    assert workers[0].end() == 3
-    sentence = Path(f"{folder}.error").read_text()
-    assert sentence.startswith(str(errno.EFBIG))
-    assert "no space is left for" in sentence
-    assert not _temporaries(folder)
-    workers[0].start(folder)
-    assert workers[0].end() == 0
-    pd.testing.assert_frame_equal(SampleStore(folder).read(), unbroken[0])
-
-
 # --- torn writes ------------------------------------------------------------------------------------------------------
 
 

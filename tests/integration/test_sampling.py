@@ -12,7 +12,7 @@ import pytest
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import render
-from quagmire_utils.engines import Completion, EngineConfig, Request, SamplingParams, load_engine
+from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine
 from quagmire_utils.evaluation.sampling import grade_store, problem_seed, sample
 from quagmire_utils.evaluation.sampling.work import Work, chunks_of
 from quagmire_utils.evaluation.store import KEYS, SampleStore
@@ -130,17 +130,6 @@ def test_problems_without_an_answer_come_before_all_others(engine, tmp_path):
     work.close()
 
 
-def test_lengths_of_new_problems_follow_from_their_prompts(engine, tmp_path):
-    prompts = {problem.id: len(render(problem.question, engine.tokenizer).token_ids) for problem in PROBLEMS}
-    known = {problem: [10 * length] * 4 for problem, length in list(prompts.items())[:-1]}
-    work = _work(engine, SampleStore(tmp_path), 8, 8, known)
-    assert work.expected_lengths()["p9"] == pytest.approx(10 * prompts["p9"])
-    work.close()
-    nothing = _work(engine, SampleStore(tmp_path / "new"), 8, 8, {})
-    assert nothing.expected_lengths() == prompts
-    nothing.close()
-
-
 def test_a_sample_depends_on_its_own_seed_alone(engine, tmp_path):
     together = _sample(engine, 6, tmp_path / "all").read().set_index(KEYS)
     alone = sample(engine, PROBLEMS[4:5], 6, PARAMS, tmp_path / "one", benchmark="b", progress=False).read()
@@ -186,14 +175,6 @@ def test_the_batches_of_the_shipped_records(engine, n):
     size = 4096 // n
     expected = [(tuple(order[i : i + size]), range(n)) for i in range(0, 300, size)]
     assert [(chunk.problems, chunk.indices) for chunk in chunks_of(prompts, n, 4096)] == expected
-
-
-def test_hostile_texts_reach_the_store(engine, tmp_path, monkeypatch):
-    texts = ["\0", "\ud800", "", "{" * 100_000]
-    drawn = [Completion(text, 3, "stop") for text in texts]
-    monkeypatch.setattr(engine, "generate", lambda requests, params: [drawn for _ in requests])
-    frame = sample(engine, PROBLEMS[:2], 4, PARAMS, tmp_path, benchmark="b", progress=False).read()
-    assert frame["text"].tolist() == texts * 2
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -81,15 +81,6 @@ def test_shapes_follow_the_arguments():
     assert mean_pass_at_k([2, 2], [1, 1], [2, 1, 2]) == pytest.approx([1, 0.5, 1])
 
 
-def test_large_tables_are_cut_into_pieces_without_a_seam(monkeypatch):
-    n, c = np.full(50, 300), np.arange(50) * 6
-    whole = pass_at_k(n, c, np.arange(1, 301))
-    whole_mean = mean_pass_at_k(n, c)
-    monkeypatch.setattr("quagmire_utils.evaluation.pass_at_k.estimator.TABLE_CELLS", 1000)
-    np.testing.assert_array_equal(pass_at_k(n, c, np.arange(1, 301)), whole)
-    np.testing.assert_allclose(mean_pass_at_k(n, c), whole_mean, rtol=1e-14)
-
-
 def test_whole_floats_and_nullable_integers_are_counts():
     n, c = pd.Series([4, 4], dtype="Int64"), pd.Series([1.0, 2.0])
     np.testing.assert_array_equal(pass_at_k(n, c, 1), [0.25, 0.5])
@@ -171,16 +162,6 @@ def test_what_cannot_be_known_is_nan(frame):
     size = np.arange(1, 48)
     tenths = pd.DataFrame({"benchmark": "a", "problem": size, "n": size * 10, "correct": size * 9})
     assert benchmark_average(tenths, [1])["standard_error"].tolist() == [0], "not the square root of a rounding error"
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.randoms(use_true_random=False))
-def test_the_order_of_rows_is_irrelevant(random):
-    rows = [("ab"[i % 2], i, 9, i % 10) for i in range(20)]
-    table = pd.DataFrame(rows, columns=["benchmark", "problem", "n", "correct"])
-    random.shuffle(rows)
-    shuffled = pd.DataFrame(rows, columns=["benchmark", "problem", "n", "correct"])
-    pd.testing.assert_frame_equal(benchmark_average(table, [1, 5]), benchmark_average(shuffled, [1, 5]))
 
 
 @pytest.mark.parametrize(

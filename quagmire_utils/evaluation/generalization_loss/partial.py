@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import read_parquet, write_parquet
+from quagmire_utils.core.files import read_arrow, write_parquet
 from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS
 
 WRITE_SECONDS = 30.0  # between two writes: the most that a kill loses
@@ -62,22 +62,16 @@ class PartialLosses:
 
     def _read(self) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
-            mark = (pq.read_schema(self.path).metadata or {}).get(_MARK)
-        except (OSError, pa.ArrowInvalid):
-            mark = None
-        if mark is None:
-            raise ParameterError("partial", self.path, reason=f"{self.path} is not a file of losses; name another one")
-        origin = json.loads(mark)
+            table = read_arrow(self.path)
+            origin = json.loads((table.schema.metadata or {})[_MARK])
+        except (OSError, pa.ArrowException, KeyError) as error:
+            reason = f"{self.path} is damaged, or not a file of losses; delete it, or name another file"
+            raise ParameterError("partial", self.path, reason=reason) from error
         other = sorted(name for name in {*origin, *self.origin} if origin.get(name) != self.origin.get(name))
         if other:
             reason = f"the losses in {self.path} are of another {' and '.join(other)}; name another file"
             raise ParameterError("partial", self.path, reason=reason)
-        try:
-            frame = read_parquet(self.path)
-        except (OSError, pa.ArrowException) as error:
-            reason = f"{self.path} is damaged; delete it and start again"
-            raise ParameterError("partial", self.path, reason=reason) from error
-        self._known = dict(zip(frame["trace"], frame[_COLUMNS].to_numpy(dtype=np.float64), strict=True))
+        sums = np.column_stack([table[name].to_numpy() for name in _COLUMNS])
+        self._known = dict(zip(table["trace"].to_pylist(), sums, strict=True))

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.pass_at_k.averages import MACRO, each_benchmark
-from quagmire_utils.evaluation.pass_at_k.estimator import TABLE_CELLS, Counts, checked_ks, distinct_pairs, pass_at_k
+from quagmire_utils.evaluation.pass_at_k.estimator import Counts, checked_ks, distinct_pairs, pass_at_k
 
 UPPER = 0.975  # the quantile at the upper end of a 95 % interval
 LEVELS = 256  # quantiles that represent a binomial distribution
@@ -119,26 +119,23 @@ class _Replicates:
 
         mean, variance, sampling, seen = np.full((4, size), np.nan)
         deviations = np.full((replicates, size), np.nan)
-        possible = np.flatnonzero(ks <= samples.min())
-        width = max(1, TABLE_CELLS // int(first_row[-1]))
-        for left in range(0, possible.size, width):
-            columns = possible[left : left + width]
-            k = ks[columns]
-            scores = pass_at_k(pair_n, pair_c, k)
-            table = np.concatenate([pass_at_k(n, np.arange(n + 1), k) for n in sizes])
-            expected = chance @ table
-            spread = np.maximum(chance @ table**2 - expected**2, 0.0)  # over redraws
-            middle = weight @ scores
-            total = weight @ (scores - middle) ** 2 * m / max(m - 1, 1)
-            within = np.where(2 * k <= samples.min(), _sampling_variance(pair_n, pair_c, k, weight), weight @ spread)
-            shrink = np.sqrt(np.maximum(0.0, 1 - _ratio(within, total)))
-            scale = np.sqrt(_ratio(within, weight @ spread))
-            between = (scores - middle) * shrink * np.sqrt(m / max(m - 1, 1)) - expected * scale
-            deviations[:, columns] = (pairs_drawn @ between + rows_drawn @ (table * scale)) / m
-            mean[columns] = np.clip(middle, 0, 1)
-            variance[columns], sampling[columns] = np.maximum(total, within) / m, within / m
-            groups = m * weight * pair_n
-            seen[columns] = np.minimum(groups @ scores, groups @ (1 - scores)) / k
+        possible = ks <= samples.min()
+        k = ks[possible]
+        scores = pass_at_k(pair_n, pair_c, k)
+        table = np.concatenate([pass_at_k(n, np.arange(n + 1), k) for n in sizes])
+        expected = chance @ table
+        spread = np.maximum(chance @ table**2 - expected**2, 0.0)  # over redraws
+        middle = weight @ scores
+        total = weight @ (scores - middle) ** 2 * m / max(m - 1, 1)
+        within = np.where(2 * k <= samples.min(), _sampling_variance(pair_n, pair_c, k, weight), weight @ spread)
+        shrink = np.sqrt(np.maximum(0.0, 1 - _ratio(within, total)))
+        scale = np.sqrt(_ratio(within, weight @ spread))
+        between = (scores - middle) * shrink * np.sqrt(m / max(m - 1, 1)) - expected * scale
+        deviations[:, possible] = (pairs_drawn @ between + rows_drawn @ (table * scale)) / m
+        mean[possible] = np.clip(middle, 0, 1)
+        variance[possible], sampling[possible] = np.maximum(total, within) / m, within / m
+        groups = m * weight * pair_n
+        seen[possible] = np.minimum(groups @ scores, groups @ (1 - scores)) / k
         if m == 1:  # no information on other problems
             variance[:], deviations[:] = np.nan, np.nan
         if samples.min() == 1:  # no information on other answers

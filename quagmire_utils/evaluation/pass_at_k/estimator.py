@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import itertools
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from quagmire_utils.core.errors import ParameterError
 
-TABLE_CELLS = 1 << 20  # cells of the (correct count, k) table held at a time: 8 MB
 MAX_SAMPLES = 1 << 24  # far beyond any real n; keeps a wrong column from asking for gigabytes
 
 Counts = NDArray[np.int64]
@@ -32,9 +31,7 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike) -> N
     samples, correct = checked_counts(num_samples, num_correct)
     ks = _ks(k)
     pair_samples, pair_correct, inverse, _ = distinct_pairs(samples.ravel(), correct.ravel())
-    values = np.empty((len(pair_samples), ks.size))
-    for rows, columns, block in _blocks(pair_samples, pair_correct, ks):
-        values[rows, columns] = block
+    values = _table(pair_samples, pair_correct, ks.ravel())
     return values[inverse].reshape(samples.shape + np.shape(k))[()]
 
 
@@ -54,41 +51,33 @@ def mean_pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, ks: ArrayLike
 
 def mean_and_variance(samples: Counts, correct: Counts, ks: Counts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean over problems and the unbiased variance between problems, (k,) each."""
-    mean, variance = np.full((2, ks.size), np.nan)
-    possible = np.flatnonzero(ks <= samples.min())
     pair_samples, pair_correct, _, weight = distinct_pairs(samples, correct)
     weight = weight / samples.size
-    # sums of the differences from the first pair's values, so that equal problems have a variance of exactly zero
-    shift, first, second = np.zeros((3, possible.size))
-    for rows, columns, block in _blocks(pair_samples, pair_correct, ks[possible]):
-        if rows.start == 0:
-            shift[columns] = block[0]
-        distance = block - shift[columns]
-        first[columns] += weight[rows] @ distance
-        second[columns] += weight[rows] @ distance**2
-    mean[possible] = np.clip(first + shift, 0.0, 1.0)
+    values = _table(pair_samples, pair_correct, ks)
+    distance = values - values[0]  # so that equal problems have a variance of exactly zero
+    first, second = weight @ distance, weight @ distance**2
+    variance = np.full(ks.size, np.nan)
     if samples.size > 1:
-        variance[possible] = np.maximum(second - first**2, 0.0) * samples.size / (samples.size - 1)
-    return mean, variance
+        variance = np.maximum(second - first**2, 0.0) * samples.size / (samples.size - 1)
+    return np.clip(first + values[0], 0.0, 1.0), variance
 
 
-def _blocks(samples: Counts, correct: Counts, ks: Counts) -> Iterator[tuple[slice, slice, NDArray[np.float64]]]:
-    """Yield Pass@k of sorted, distinct (n, c) pairs as (rows, columns of k, values), for one n and some k at a time."""
+def _table(samples: Counts, correct: Counts, ks: Counts) -> NDArray[np.float64]:
+    """Return Pass@k of sorted, distinct (n, c) pairs: (pairs, k)."""
+    values = np.empty((len(samples), ks.size))
     edges = np.flatnonzero(np.diff(samples, prepend=-1, append=-1))
     for start, stop in itertools.pairwise(edges):
         n, counts = int(samples[start]), correct[start:stop]
         steps = np.arange(n, n - int(counts[-1]), -1.0)[:, None]  # n - j for j < c; counts are sorted
-        width = max(1, TABLE_CELLS // (len(steps) + 1))
-        for left in range(0, ks.size, width):
-            k = ks.ravel()[left : left + width]
-            log_fail = np.zeros((len(steps) + 1, k.size))
-            with np.errstate(divide="ignore"):  # log1p(-1) = -inf: fewer than k wrong answers, Pass@k = 1
-                np.log1p(-np.minimum(k / steps, 1.0), out=log_fail[1:])
-            np.cumsum(log_fail, axis=0, out=log_fail)
-            values = -np.expm1(log_fail[counts])
-            values[:, k == 1] = counts[:, None] / n if n else 0.0  # c / n to the last bit
-            values[:, k > n] = np.nan
-            yield slice(start, stop), slice(left, left + k.size), values + 0.0  # + 0.0 turns -0.0 into 0.0
+        log_fail = np.zeros((len(steps) + 1, ks.size))
+        with np.errstate(divide="ignore"):  # log1p(-1) = -inf: fewer than k wrong answers, Pass@k = 1
+            np.log1p(-np.minimum(ks / steps, 1.0), out=log_fail[1:])
+        np.cumsum(log_fail, axis=0, out=log_fail)
+        block = -np.expm1(log_fail[counts])
+        block[:, ks == 1] = counts[:, None] / n if n else 0.0  # c / n to the last bit
+        block[:, ks > n] = np.nan
+        values[start:stop] = block + 0.0  # turns -0.0 into 0.0
+    return values
 
 
 def distinct_pairs(samples: Counts, correct: Counts) -> tuple[Counts, Counts, Counts, Counts]:

@@ -1,4 +1,4 @@
-"""maj@k: the chance that a vote of k answers is right. Exact, for every k at once.
+"""maj@k: the chance that a vote of k answers is right. Exact.
 
     maj_at_k(5, [3, 2], 6, [1, 4, 16])           # 5 correct, two wrong answers given 3 and 2 times, 6 without an answer
     benchmark_maj_at_k(samples, ks=[1, 8, 64])   # samples: benchmark, problem, verdict, extracted (a store's columns)
@@ -10,10 +10,11 @@ are the same candidate if their texts are equal up to white space. So 1/2 and 0.
 makes maj@k slightly too high if a model spells one error in several ways.
 
 Method: the right answer gets x votes; a wrong answer given b times gets y votes in C(b, y) ways. Take the product over
-wrong answers of the polynomials sum over y < x of C(b, y) z^y, plus s C(b, x) z^x. Its coefficient of z^j counts the
-ways in which j wrong votes stay below x, with a factor s per tie. A right answer tied with t others wins with chance
-1/(t+1), the integral of s^t from 0 to 1, which Gauss-Legendre nodes give exactly. All terms are positive, so nothing
-cancels.
+wrong answers of the polynomials sum over y < x of C(b, y) z^y, plus s C(b, x) z^x. Its coefficient of z^(k-x) counts
+the ways in which the wrong votes stay below x, with a factor s per tie. A right answer tied with t others wins with
+chance 1/(t+1), the integral of s^t from 0 to 1, which Gauss-Legendre nodes give exactly. All terms are positive, so
+nothing cancels. Each C(b, y) is taken times p^y (1-p)^(b-y) with p = k/n, which cancels in the end, so that none leaves
+the range of a double however large n is.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from quagmire_utils.evaluation.pass_at_k.averages import MACRO
 from quagmire_utils.evaluation.pass_at_k.bootstrap import UPPER, wilson
 from quagmire_utils.evaluation.pass_at_k.estimator import checked_ks, integers
 
-MAX_VOTES = 1000  # beyond, 2^-n leaves the range of a double
 _PROBLEM = ["benchmark", "problem"]
 
 
@@ -39,15 +39,12 @@ def maj_at_k(num_correct: int, wrong: Sequence[int], abstained: int, k: ArrayLik
     """Return the chance that k of a problem's answers elect the right one, () or (k,), NaN where k > n.
 
     num_correct: right answers; wrong: how often each distinct wrong answer was given; abstained: responses without an
-    answer. n is the sum of all. Raise ParameterError for negative or fractional numbers, k < 1, and n above 1000.
+    answer. n is the sum of all. Raise ParameterError for negative or fractional numbers and k < 1.
     """
     numbers = integers("num_correct, wrong and abstained", [num_correct, abstained, *wrong])
-    n = int(numbers.sum())
-    if n > MAX_VOTES:
-        raise ParameterError("num_correct, wrong and abstained", n, f"at most {MAX_VOTES} in sum")
-    ks = checked_ks(k).reshape(np.shape(k))
-    every = _every_k(int(numbers[0]), tuple(np.sort(numbers[2:])[::-1].tolist()), int(numbers[1]))
-    return np.where(ks <= n, every[np.minimum(ks, n)], np.nan)[()]
+    votes = int(numbers[0]), tuple(np.sort(numbers[2:])[::-1].tolist()), int(numbers[1])
+    values = [_chance(*votes, each) for each in checked_ks(k).tolist()]
+    return np.reshape(values, np.shape(k))[()]
 
 
 def benchmark_maj_at_k(samples: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame:
@@ -100,36 +97,41 @@ def _votes(graded: pd.DataFrame) -> dict[object, list[tuple[int, list[int], int]
     return votes
 
 
-@lru_cache(maxsize=4096)
-def _every_k(correct: int, wrong: tuple[int, ...], abstained: int) -> NDArray[np.float64]:
-    """Return maj@k for k = 0 .. n. Every factor C(b, y) is divided by 2^b, so that no product overflows."""
+@lru_cache(maxsize=16384)
+def _chance(correct: int, wrong: tuple[int, ...], abstained: int, k: int) -> float:
+    """Return maj@k for one k; NaN where k > n."""
     n = correct + sum(wrong) + abstained
-    won = np.zeros(n + 1)
-    most = min(correct, max(wrong, default=0))
-    for x in range(1, most + 1):
+    if k > n:
+        return np.nan
+    right = _ways(correct, k, n)
+    most = max(wrong, default=0)
+    won = 0.0
+    for x in range(1, min(correct, most, k) + 1):
         rivals = [b for b in wrong if b >= x]  # the others can neither win nor tie
-        nodes, weights = _nodes(min(len(rivals), (n - x) // x) // 2 + 1)
-        ways = np.tile(_half_binomial(n - correct - sum(rivals)), (nodes.size, 1))
+        nodes, weights = _nodes(min(len(rivals), (k - x) // x) // 2 + 1)
+        ways = np.zeros((nodes.size, k - x + 1))  # by the votes that are not for the right answer
+        others = _ways(n - correct - sum(rivals), k, n)[: k - x + 1]
+        ways[:, : len(others)] = others
         for b in rivals:
-            factor = np.tile(_half_binomial(b)[: x + 1], (nodes.size, 1))
-            factor[:, x] *= nodes
-            longer = np.zeros((nodes.size, ways.shape[1] + x))
-            for y in range(x + 1):
-                longer[:, y : y + ways.shape[1]] += factor[:, y, None] * ways
+            factor = np.tile(_ways(b, k, n)[: x + 1], (nodes.size, 1))
+            factor[:, x:] *= nodes[:, None]
+            longer = np.zeros_like(ways)
+            for y in range(min(x, k - x) + 1):
+                longer[:, y:] += factor[:, y, None] * ways[:, : k - x + 1 - y]
             ways = longer
-        won[x : x + ways.shape[1]] += _half_binomial(correct)[x] * (weights @ ways)
-    unrivalled = _half_binomial(correct)[most + 1 :]  # more votes than any wrong answer can get
-    if unrivalled.size:
-        won[most + 1 :] += np.convolve(unrivalled, _half_binomial(n - correct))
-    return np.clip(won / _half_binomial(n), 0.0, 1.0)
+        won += right[x] * (weights @ ways[:, k - x])
+    rest = _ways(n - correct, k, n)
+    alone = np.arange(max(most + 1, k - n + correct), min(correct, k) + 1)  # more than any wrong answer can get
+    won += right[alone] @ rest[k - alone]
+    return float(np.clip(won / _ways(n, k, n)[k], 0.0, 1.0))
 
 
-@lru_cache(maxsize=1024)
-def _half_binomial(b: int) -> NDArray[np.float64]:
-    """Return C(b, y) / 2^b for y = 0 .. b."""
+@lru_cache(maxsize=4096)
+def _ways(b: int, k: int, n: int) -> NDArray[np.float64]:
+    """Return C(b, y) p^y (1-p)^(b-y) with p = k/n for y = 0 .. min(b, k)."""
     from scipy.stats import binom
 
-    return binom.pmf(np.arange(b + 1), b, 0.5)
+    return binom.pmf(np.arange(min(b, k) + 1), b, k / n)
 
 
 @lru_cache(maxsize=512)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 _BLOCK = 64  # in a run of many samples, a chunk's sample indices begin and end at multiples of this
 _WHOLE = 128  # up to so many, a problem's samples stay together; the shipped records were drawn this way
-_FEW = 8  # problems; with fewer, answer lengths are not extrapolated from prompt lengths
 
 
 @dataclass(frozen=True)
@@ -93,12 +91,10 @@ class Work:
         from tqdm import tqdm
 
         self.store, self.benchmark, self.prompts, self.params = store, benchmark, prompts, params
-        self.todo = chunks = list(chunks_of(prompts, num_samples, chunk_samples))
+        self.todo = list(chunks_of(prompts, num_samples, chunk_samples))
         self.tokens = 0  # generated for this process
-        self._block = block_of(num_samples, chunk_samples)
-        self._ranges = {(problem, chunk.indices.start): chunk.indices for chunk in chunks for problem in chunk.problems}
-        self._open = {key: len(indices) for key, indices in self._ranges.items()}  # samples missing in the store
-        self.wanted = self.left = sum(self._open.values())
+        self._indices = range(num_samples)
+        self.wanted = self.left = len(prompts) * num_samples
         self._held: dict[str, set[int]] = {problem: set() for problem in prompts}
         self._lengths: dict[str, tuple[int, int]] = {}  # known answers, and their tokens, by problem
         self._seen: set[str] = set()  # names of parts that were read
@@ -120,14 +116,15 @@ class Work:
         left, or other processes have claimed the rest (then `todo` is not empty; ask again later).
         """
         self._refresh()
-        self.todo = [chunk for chunk in self.todo if self._lacks(chunk)]
         expected = self.expected_lengths()
-        for chunk in sorted(self.todo, key=lambda chunk: (chunk.indices.start > 0, -self._cost(chunk, expected))):
+        costs = {chunk: self._cost(chunk, expected) for chunk in self.todo}
+        self.todo = [chunk for chunk in self.todo if costs[chunk]]
+        for chunk in sorted(self.todo, key=lambda chunk: (chunk.indices.start > 0, -costs[chunk])):
             if not self._claims.take(self._claim(chunk)):
                 continue
             self._refresh()  # its last owner may have finished it just now
             self.todo.remove(chunk)
-            if self._lacks(chunk):
+            if self._cost(chunk, expected):
                 return chunk
             self._claims.release(self._claim(chunk))
         return None
@@ -175,8 +172,7 @@ class Work:
         """Raise ParameterError if the store, read once more, lacks any of the chunks' samples."""
         held = self.store.read(KEYS, benchmark=self.benchmark)
         there = held.groupby("problem")["index"].agg(set).to_dict()
-        wanted = [(problem, index) for (problem, _), indices in self._ranges.items() for index in indices]
-        lacking = [(problem, index) for problem, index in wanted if index not in there.get(problem, ())]
+        lacking = [(p, i) for p in self.prompts for i in self._indices if i not in there.get(p, ())]
         if lacking:
             reason = f"{self.store.path} has lost {len(lacking)} samples of {self.benchmark} (such as index "
             reason += f"{lacking[0][1]} of problem {lacking[0][0]}), because its files were changed; sample again"
@@ -192,31 +188,17 @@ class Work:
         self.todo.append(chunk)
 
     def expected_lengths(self) -> dict[str, float]:
-        """Return the expected tokens of an answer to each problem.
-
-        The mean of the known answers, with the mean of all problems as one more answer; for a problem without answers,
-        a linear fit of answer length to prompt length.
-        """
-        prompt = {problem: float(len(rendered.token_ids)) for problem, rendered in self.prompts.items()}
-        if not self._lengths:
-            return prompt
-        means = {problem: tokens / count for problem, (count, tokens) in self._lengths.items()}
-        overall = float(np.mean(list(means.values())))
-        slope, level = 0.0, overall
-        x = np.array([prompt[problem] for problem in means])
-        if len(means) >= _FEW and x.std() > 0:
-            slope, level = np.polyfit(x, np.array(list(means.values())), 1)
-        known = {problem: (tokens + overall) / (count + 1) for problem, (count, tokens) in self._lengths.items()}
-        return {problem: slope * length + level for problem, length in prompt.items()} | known
+        """Return the mean tokens of the known answers to each problem; without any, those of its prompt."""
+        prompts = {problem: float(len(prompt.token_ids)) for problem, prompt in self.prompts.items()}
+        return prompts | {problem: tokens / count for problem, (count, tokens) in self._lengths.items()}
 
     def _claim(self, chunk: Chunk) -> str:
         return f"{self.benchmark} {chunk.name}"
 
-    def _lacks(self, chunk: Chunk) -> bool:
-        return any(self._open[problem, chunk.indices.start] for problem in chunk.problems)
-
     def _cost(self, chunk: Chunk, expected: Mapping[str, float]) -> float:
-        return sum(self._open[problem, chunk.indices.start] * expected[problem] for problem in chunk.problems)
+        """Return the tokens that the chunk's missing samples are expected to have."""
+        wanted = set(chunk.indices)
+        return sum(len(wanted - self._held[problem]) * expected[problem] for problem in chunk.problems)
 
     def _refresh(self) -> None:
         """Read the parts that are new in the store, from an earlier run or another process."""
@@ -234,9 +216,6 @@ class Work:
             held.add(index)
             count, total = self._lengths.get(problem, (0, 0))
             self._lengths[problem] = (count + 1, total + length)
-            key = problem, index - index % self._block
-            if index in self._ranges.get(key, ()):
-                self._open[key] -= 1
-                self.left -= 1
+            self.left -= index in self._indices
         if self._bar is not None:
             self._bar.update(self.wanted - self.left - self._bar.n)

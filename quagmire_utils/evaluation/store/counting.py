@@ -1,4 +1,4 @@
-"""Counts of verdicts per problem, file by file: ten million samples in seconds and a few hundred megabytes."""
+"""What the samples of a store hold in sum: verdicts per problem, and answers that were drawn twice with one seed."""
 
 from __future__ import annotations
 
@@ -11,79 +11,101 @@ import pandas as pd
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERDICTS = ("correct", "wrong", "no_answer", "timeout", "error")
+VERDICTS = ["correct", "wrong", "no_answer", "timeout", "error"]
 COUNTS = ["benchmark", "problem", "n", "correct", "wrong", "no_answer", "truncated", "timeout", "error", "mean_tokens"]
+DUPLICATES = ["benchmark", "shift", "identical", "expected"]
+_PROBLEM = ["benchmark", "problem"]
 _INDEX_BITS = 40
+_COMMON = 4  # texts that more than one in so many of a problem's samples have say nothing about seeds
+_ALPHA = 1e-6  # largest p-value that is reported
+_LONG = 32  # tokens; independent answers of this length are not all the same
 
 
 def count(tables: Iterable[pa.Table]) -> tuple[pd.DataFrame, int]:
     """Return the frame of `SampleStore.counts` and the number of samples that are there twice; the first copy counts.
 
     The tables have the columns benchmark, problem, index, tokens, finish_reason, and verdict where anything is graded.
-    Needs 13 bytes per sample.
     """
-    owners: dict[tuple[str, str], int] = {}
-    keys, facts, tokens = [np.zeros(0, np.int64)], [np.zeros(0, np.int8)], [np.zeros(0, np.int32)]
-    for table in tables:
-        keys.append(problem_numbers(table, owners) << _INDEX_BITS | numbers(table, "index"))
-        ended, reasons = codes(table, "finish_reason")
-        judged, verdicts = codes(table, "verdict") if "verdict" in table.column_names else (np.full(len(ended), -1), [])
-        kind = np.array([1 + VERDICTS.index(name) for name in verdicts] + [0], dtype=np.int8)[judged]  # 0: not graded
-        cut = np.array([name == "length" for name in reasons] + [False])[ended]
-        facts.append(kind | cut.astype(np.int8) << 4)
-        tokens.append(numbers(table, "tokens").astype(np.int32))
-    key, fact, length = np.concatenate(keys), np.concatenate(facts), np.concatenate(tokens)
-    keys.clear(), facts.clear(), tokens.clear()
-    doubled = _doubled(key)
-    if len(doubled):
-        keep = np.ones(len(key), dtype=bool)
-        keep[doubled] = False
-        key, fact, length = key[keep], fact[keep], length[keep]
-    problem = key >> _INDEX_BITS
-    kind = fact & 15
-    by_verdict = np.bincount(problem * 6 + kind, minlength=6 * len(owners)).reshape(-1, 6)[:, 1:]
-    total = np.bincount(problem, weights=np.where(kind > 0, length, 0), minlength=len(owners))
-    frame = pd.DataFrame(list(owners), columns=["benchmark", "problem"]).astype("str")
-    frame["n"] = n = by_verdict.sum(axis=1)
-    frame[list(VERDICTS)] = by_verdict
-    frame["truncated"] = np.bincount(problem[(kind > 0) & (fact >= 16)], minlength=len(owners))
-    frame["mean_tokens"] = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
-    return frame.sort_values(["benchmark", "problem"], ignore_index=True)[COUNTS], len(doubled)
-
-
-def _doubled(key: np.ndarray) -> np.ndarray:
-    """Return the positions of all but the first of equal keys."""
+    frame = _categories(tables, [*_PROBLEM, "finish_reason", "verdict"], ["index", "tokens"])
+    problem = frame.groupby(_PROBLEM, observed=True).ngroup()
+    key = problem.to_numpy(np.int64) << _INDEX_BITS | frame["index"].to_numpy()
     ordered = np.sort(key)
-    if not (ordered[1:] == ordered[:-1]).any():
-        return np.zeros(0, dtype=np.int64)
-    order = np.argsort(key, kind="stable")
-    return order[1:][key[order[1:]] == key[order[:-1]]]
+    doubled = int((ordered[1:] == ordered[:-1]).sum())
+    if doubled:
+        frame = frame[~pd.Series(key).duplicated()]
+    judged = frame["verdict"].notna()
+    facts = {name: (frame["verdict"] == name) for name in VERDICTS}
+    facts |= {"n": judged, "truncated": judged & (frame["finish_reason"] == "length")}
+    facts["mean_tokens"] = frame["tokens"].where(judged)
+    grouped = frame[_PROBLEM].assign(**facts).groupby(_PROBLEM, observed=True)
+    counts = grouped.agg(dict.fromkeys(facts, "sum") | {"mean_tokens": "mean"}).reset_index()
+    counts = counts.astype(dict.fromkeys(_PROBLEM, "str") | dict.fromkeys(COUNTS[2:-1], "int64"))
+    return counts.sort_values(_PROBLEM, ignore_index=True)[COUNTS], doubled
 
 
-def codes(table: pa.Table, name: str) -> tuple[np.ndarray, list[str]]:
-    """Return a column of names as codes (-1 for null), and the distinct names."""
+def find_duplicates(tables: Iterable[pa.Table]) -> pd.DataFrame:
+    """Return the shifts at which samples have equal texts more often than by chance: benchmark, shift, identical, ...
+
+    tables: benchmark, problem, index, text and tokens of the samples. If seeds are used again, sample i of a problem
+    equals sample i + shift. Short answers also agree by chance, but at any distance alike, which gives the expected
+    number of pairs; shifts with more of them than chance gives once in a million checks are returned. Shift 0 stands
+    for samples of most problems that are all one long text, as with an engine that ignores seeds.
+    """
+    frame = _categories(tables, _PROBLEM, ["index", "tokens"], texts=True)
+    rows = []
+    for benchmark, own in frame.groupby("benchmark", observed=True):
+        found = [*_always_the_same(own), *_shifted(own)]
+        rows += [(benchmark, *row) for row in found]
+    return pd.DataFrame(rows, columns=DUPLICATES)
+
+
+def _always_the_same(samples: pd.DataFrame) -> list[tuple[int, int, float]]:
+    by_problem = samples.groupby("problem", observed=True)
+    several = by_problem.agg(n=("text", "size"), texts=("text", "nunique"), tokens=("tokens", "mean")).query("n > 1")
+    same = several[(several["texts"] == 1) & (several["tokens"] >= _LONG)]
+    pairs = int((same["n"] * (same["n"] - 1) // 2).sum())
+    return [(0, pairs, 0.0)] if len(same) * 2 > len(several) else []
+
+
+def _shifted(samples: pd.DataFrame) -> list[tuple[int, int, float]]:
+    from scipy.stats import poisson
+
+    by_text = samples.groupby(["problem", "text"], observed=True)["index"]
+    n = samples.groupby("problem", observed=True)["index"].transform("size")
+    copies = by_text.transform("size")
+    rare = (copies > 1) & ((copies * _COMMON <= n) | (copies == 2))
+    samples = samples[samples["problem"].isin(samples.loc[rare, "problem"])]
+    if samples.empty:
+        return []
+    rows, columns = samples["problem"].factorize()[0], samples["index"].to_numpy()
+    shape = rows.max() + 1, columns.max() + 1
+    there, texts = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=np.uint64)  # 0: no sample, or a common text
+    there[rows, columns] = True
+    texts[rows, columns] = np.where(rare[samples.index], samples["text"], 0)
+    shifts = range(1, shape[1])
+    pairs = np.array([(there[:, d:] & there[:, :-d]).sum(axis=1) for d in shifts])
+    equal = np.array([((texts[:, d:] == texts[:, :-d]) & (texts[:, d:] > 0)).sum(axis=1) for d in shifts])
+    expected = (pairs * equal.sum(axis=0) / np.maximum(pairs.sum(axis=0), 1)).sum(axis=1)
+    identical = equal.sum(axis=1)
+    # positions of rare texts are almost independent; dependence makes the number vary less than Poisson's
+    p_value = poisson.sf(identical - 1, expected) * (pairs.sum(axis=1) > 0).sum()
+    found = np.flatnonzero((identical > 1) & (p_value < _ALPHA))
+    return [(int(d) + 1, int(identical[d]), float(expected[d])) for d in found]
+
+
+def _categories(
+    tables: Iterable[pa.Table], names: list[str], numbers: list[str], *, texts: bool = False
+) -> pd.DataFrame:
+    """Return a frame of the tables' names as categories, of numbers, and of a 64-bit hash of each text."""
     import pyarrow as pa
 
-    column = table.column(name).combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # a column without rows
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.string())
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    return column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), column.dictionary.to_pylist()
-
-
-def numbers(table: pa.Table, name: str) -> np.ndarray:
-    """Return a column of integers."""
-    return table.column(name).to_numpy().astype(np.int64, copy=False)
-
-
-def problem_numbers(table: pa.Table, owners: dict[tuple[str, str], int]) -> np.ndarray:
-    """Return the number of each row's (benchmark, problem) in `owners`; new ones are added."""
-    benchmark, benchmarks = codes(table, "benchmark")
-    problem, problems = codes(table, "problem")
-    pairs, rows = np.unique(benchmark * max(1, len(problems)) + problem, return_inverse=True)
-    found = [
-        owners.setdefault((benchmarks[pair // len(problems)], problems[pair % len(problems)]), len(owners))
-        for pair in pairs.tolist()
-    ]
-    return np.array(found, dtype=np.int64)[rows]
+    kinds = dict.fromkeys(names, pa.dictionary(pa.int32(), pa.string())) | dict.fromkeys(numbers, pa.int32())
+    schema = pa.schema(kinds | ({"text": pa.uint64()} if texts else {}))
+    plain = []
+    for table in tables:
+        arrays = [table[name] if name in table.column_names else pa.nulls(len(table)) for name in [*names, *numbers]]
+        if texts:
+            arrays.append(pa.array(pd.util.hash_array(table["text"].to_numpy().astype(object), categorize=False)))
+        plain.append(pa.table(arrays, [*names, *numbers, *(["text"] if texts else [])]).cast(schema))
+    joined = pa.concat_tables(plain or [schema.empty_table()]).unify_dictionaries()
+    return joined.to_pandas(split_blocks=True, self_destruct=True)

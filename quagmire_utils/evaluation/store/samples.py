@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import time
@@ -19,8 +18,7 @@ from quagmire_utils.core import files
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.locks import exclusive
 from quagmire_utils.core.provenance import package_versions
-from quagmire_utils.evaluation.store.counting import count
-from quagmire_utils.evaluation.store.duplicates import find_duplicates
+from quagmire_utils.evaluation.store.counting import count, find_duplicates
 from quagmire_utils.evaluation.store.parts import (
     COLUMNS,
     GOLDS,
@@ -134,7 +132,7 @@ class SampleStore:
     def add_prompts(self, prompts: pd.DataFrame) -> None:
         """Record rendered prompts (columns of `PROMPT_COLUMNS` without digest).
 
-        Raise ParameterError if a problem is recorded with another prompt, or has samples whose prompt is unknown.
+        Raise ParameterError if a problem is recorded, or has samples that were drawn, with another prompt.
         """
         digests = [hashlib.sha256(p.encode("utf-8", "surrogatepass")).hexdigest()[:16] for p in prompts["prompt"]]
         prompts = prompts.assign(digest=digests)
@@ -144,7 +142,8 @@ class SampleStore:
             self.check_prompts(dict(zip(keys, prompts["prompt"], strict=True)))
             known = {*zip(held["benchmark"], held["problem"], strict=True)}
             if new := {key: mark for key, mark in zip(keys, digests, strict=True) if key not in known}:
-                self._check_parts(new)
+                for part in self.parts():  # prompts.parquet may be lost; the parts know the digests of their prompts
+                    self._check_digests(part, self._table(part, KEYS[:1]), new)
                 joined = pd.concat([held, prompts[PROMPT_COLUMNS]])
                 files.write_parquet(joined.drop_duplicates(["benchmark", "problem"]), self.path / "prompts.parquet")
         self._prompts = None
@@ -158,18 +157,12 @@ class SampleStore:
             reason = f"{self.path} holds samples of {some}; use another folder"
             raise ParameterError("store", self.path, reason=reason)
 
-    def _check_parts(self, new: Mapping[tuple[str, str], str]) -> None:
-        """Raise ParameterError for samples of the problems in `new` whose part does not name that prompt digest."""
-        for part in self.parts():
-            table = self._table(part, KEYS[:2])
-            if table is None:
-                continue
-            named = by_problem(table, PROMPTS)
-            for key in table.to_pandas().drop_duplicates().itertuples(index=False, name=None):
-                if key in new and named.get(key) != new[key]:
-                    what = "were drawn with another prompt" if key in named else "have no prompt in prompts.parquet"
-                    reason = f"samples of {' '.join(key)} in {part} {what}; restore that file, or use another folder"
-                    raise ParameterError("store", self.path, reason=reason)
+    def _check_digests(self, file: Path, table: pa.Table | None, known: dict[tuple[str, str], str]) -> None:
+        """Raise ParameterError if a file names another prompt digest of a problem; add those that are not known."""
+        for key, prompt in by_problem(table, PROMPTS).items() if table is not None else ():
+            if known.setdefault(key, prompt) != prompt:
+                reason = f"{file} answers another prompt of {' '.join(key)} than the other samples"
+                raise ParameterError("store", self.path, reason=f"{reason}; move it to another folder")
 
     # --- samples ---
 
@@ -180,10 +173,10 @@ class SampleStore:
     def append(self, frame: pd.DataFrame, *, golds: Mapping[tuple[str, str], Any] | None = None) -> Path:
         """Add samples as one new part file, and their verdicts if `frame` has any (`golds` as in `write_verdicts`).
 
-        The file is named after the samples' keys. If two processes draw the same chunk, the first file stays, with its
-        verdicts; if a file of that name holds other samples, another name is used. The caller leaves out samples that
-        the store already has (see `existing`). Raise ParameterError for missing columns and for keys that occur twice
-        in `frame`, OSError if the disk is full (what was stored before is safe).
+        The file is named after the samples' keys: if two processes draw the same chunk, the first file stays, with its
+        verdicts. The caller leaves out samples that the store already has (see `existing`). Raise ParameterError for
+        missing columns and for keys that occur twice in `frame`, OSError if the disk is full (what was stored before is
+        safe).
         """
         missing = [name for name in SAMPLED if name not in frame.columns]
         if missing:
@@ -194,18 +187,14 @@ class SampleStore:
             raise ParameterError("samples", tuple(row[KEYS]), reason=reason)
         frame = typed(frame.sort_values(KEYS, kind="stable", ignore_index=True), COLUMNS)
         keys = list(frame[KEYS].itertuples(index=False, name=None))
-        name = "part-" + hashlib.sha256("\n".join(map(repr, keys)).encode()).hexdigest()[:16]
+        name = hashlib.sha256("\n".join(map(repr, keys)).encode()).hexdigest()[:16]
+        part = self.path / f"part-{name}.parquet"
         with explain_full_disk(self.path), exclusive(self.path):
-            for again in itertools.count():
-                part = self.path / (f"{name}-{again}.parquet" if again else f"{name}.parquet")
-                held = self._table(part, SAMPLED)
-                if held is None:
-                    files.write_parquet(frame[SAMPLED], part, metadata=self._part_metadata(frame))
-                    if frame["verdict"].notna().any():
-                        self.write_verdicts(part, frame, golds or {})
-                    return part
-                if sorted(files.to_frame([held.select(KEYS)]).itertuples(index=False, name=None)) == keys:
-                    return part
+            if self._table(part, SAMPLED) is None:
+                files.write_parquet(frame[SAMPLED], part, metadata=self._part_metadata(frame))
+                if frame["verdict"].notna().any():
+                    self.write_verdicts(part, frame, golds or {})
+        return part
 
     def read(self, columns: Sequence[str] | None = None, *, benchmark: str | None = None) -> pd.DataFrame:
         """Return all samples, or a benchmark's, sorted by benchmark, problem and index.
@@ -324,9 +313,7 @@ class SampleStore:
     def duplicates(self) -> pd.DataFrame:
         """Return samples that were drawn with one seed although they should be independent; empty if there are none.
 
-        Look for texts that are equal at a fixed distance of their indices more often than by chance; see the columns of
-        `find_duplicates`. At temperature 0 all samples are equal by design, and nothing is reported. Needs 28 bytes per
-        sample.
+        See `find_duplicates`. At temperature 0 all samples are equal by design, and nothing is reported.
         """
         parts = [] if self.origin.get("temperature") == 0 else self.parts()
         columns = [*KEYS, "text", "tokens"]
@@ -357,20 +344,18 @@ class SampleStore:
         return table if (table.schema.metadata or {}).get(PART) == wanted else None
 
     def _table(self, file: Path, columns: Sequence[str], names: Sequence[str] = ()) -> pa.Table | None:
-        """Return columns of a file of this store; None if the file is missing or damaged."""
-        table = read_intact(file, columns, names)
-        return None if table is None else self._checked(file, table)
+        """Return columns of a file of this store; None if the file is missing or damaged.
 
-    def _checked(self, file: Path, table: pa.Table) -> pa.Table:
-        """Return the table. Raise ParameterError if its file names another origin or prompt than this store."""
+        Raise ParameterError if the file names another origin or prompt than this store.
+        """
+        table = read_intact(file, columns, names)
+        if table is None:
+            return None
         mark = (table.schema.metadata or {}).get(ORIGIN, b"").decode()
         if mark and mark != self._mark():
             reason = f"{file} was drawn with another model, template, engine or parameters than store.json says"
             raise ParameterError("store", self.path, reason=f"{reason}; move it to another folder")
-        for key, prompt in by_problem(table, PROMPTS).items():
-            if self._known_prompts().setdefault(key, prompt) != prompt:
-                reason = f"{file} answers another prompt of {' '.join(key)} than the other samples"
-                raise ParameterError("store", self.path, reason=f"{reason}; move it to another folder")
+        self._check_digests(file, table, self._known_prompts())
         return table
 
     def _known_prompts(self) -> dict[tuple[str, str], str]:
