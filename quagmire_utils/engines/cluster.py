@@ -43,10 +43,11 @@ class ReplicaLostError(RuntimeError):
     """Replicas keep dying, or there is no node for one."""
 
 
-def connect(address: str) -> bool:
+def connect(address: str | None) -> bool:
     """Connect this process to the cluster at `address` ("auto": this machine's); return False if it already was.
 
-    Raises ParameterError, within seconds, if ray is not installed or no cluster answers.
+    None starts Ray on this machine, which ends with this process. Raises ParameterError, within seconds, if ray is not
+    installed or no cluster answers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -57,6 +58,10 @@ def connect(address: str) -> bool:
         raise ParameterError("ray", address, reason=reason) from error
     if ray.is_initialized():
         return False
+    quiet = {"log_to_driver": False, "logging_level": "error"}
+    if address is None:
+        ray.init("local", num_cpus=0, num_gpus=0, include_dashboard=False, **quiet)
+        return True
     if "://" in address:
         reason = f"{address} is not the address of a node; run this on a node of the cluster, with ray=auto"
         raise ParameterError("ray", address, reason=reason)
@@ -64,7 +69,7 @@ def connect(address: str) -> bool:
         place = canonicalize_bootstrap_address_or_die(address)
         host, port = place.rsplit(":", 1)
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
-        ray.init(address=place, log_to_driver=False, logging_level="warning")
+        ray.init(place, **quiet)
     except (OSError, ValueError) as error:  # ConnectionError is an OSError
         raise ParameterError("ray", address, reason=f"no cluster answers at {address}; {REMEDY}") from error
     except RuntimeError as error:  # other versions of Ray or Python

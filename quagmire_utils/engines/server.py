@@ -24,14 +24,15 @@ import contextlib
 import hashlib
 import json
 import os
-import random
+import queue
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.engines.base import Completion, EngineError, Request, StreamingEngine
@@ -41,17 +42,9 @@ from quagmire_utils.engines.checkpoints import (
     load_config,
     load_tokenizer,
     model_digest,
+    resolve_context_length,
 )
 from quagmire_utils.engines.config import EngineConfig, SamplingParams, ServerSettings
-from quagmire_utils.engines.endpoint import (
-    MalformedError,
-    check_prompt,
-    context_length,
-    in_thread,
-    is_loopback,
-    model_list,
-    shown,
-)
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -64,6 +57,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _NO_KEY = "none"  # openai wants one; it is not sent
 # What a model's generation_config.json would change on a vLLM server.
 _VLLM_NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+_WRONG_FORM = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what reading an odd answer raises
 
 
 @dataclass(frozen=True)
@@ -88,13 +82,13 @@ class ServerEngine(StreamingEngine):
         """Ask the server what it serves and load its tokenizer. Raises ParameterError if either fails."""
         self.config, self.base_url = config, check_base_url(config.model)
         self.settings = settings = config.server or ServerSettings()
-        [(card, self.version)] = in_thread(self._ask_what_it_serves)
+        [(card, self.version)] = _in_thread(self._ask_what_it_serves)
         self.model, self._root = card["id"], card["root"]
         self._is_vllm = card.get("owned_by") == "vllm"
 
         source = settings.tokenizer or self._root or self.model
         if settings.tokenizer is None and not Path(source).is_dir() and not _HUB_ID.fullmatch(source):
-            reason = f"give it, because the server's model, {shown(source)}, is neither a folder here nor a hub id"
+            reason = f"give it, because the server's model, {_shown(source)}, is neither a folder here nor a hub id"
             raise ParameterError("server.tokenizer", reason=reason)
         self.tokenizer = load_tokenizer(source, config.revision, config.trust_remote_code)
         try:
@@ -102,7 +96,7 @@ class ServerEngine(StreamingEngine):
         except ParameterError:
             model_config = None  # a tokenizer without a model
         self.ends = end_tokens(source, config.revision, model_config, self.tokenizer)
-        self.context_length = context_length(card["max_model_len"], model_config, config.max_model_len)
+        self.context_length = _context_length(card["max_model_len"], model_config, config.max_model_len)
         in_flight = config.batch_size or (_VLLM_SAMPLES if self._is_vllm else _CALLS)
         self.samples_per_call = min(_SAMPLES_PER_CALL if self._is_vllm else 1, in_flight)
         self._calls_at_once = in_flight // self.samples_per_call
@@ -115,7 +109,7 @@ class ServerEngine(StreamingEngine):
         the same name are noticed.
         """
         root = self._root
-        if root and is_loopback(self.base_url) and Path(root).is_dir():
+        if root and _is_loopback(self.base_url) and Path(root).is_dir():
             with contextlib.suppress(ParameterError):  # a folder of another kind, such as GGUF
                 root = model_digest(root)
         facts = [self.model, root, sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template, self.ends]
@@ -135,38 +129,27 @@ class ServerEngine(StreamingEngine):
     def close(self) -> None:
         """Do nothing: no connection is held between calls."""
 
-    # --- from requests to calls and back ---------------------------------------------------------------------------
+    # --- from requests to calls and back ------------------------------------------------------------------------------
 
     def _stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
         """Put the completions of calls together to those of requests."""
         parts: dict[int, dict[int, list[Completion]]] = {}
-        withheld = 0
-        results = in_thread(lambda put: self._run_calls(self._calls(requests, params), params, put))
-        try:
-            with contextlib.closing(results):
-                for call, completions in results:
-                    withheld += sum(completion.finish_reason == "content_filter" for completion in completions)
-                    held = parts.setdefault(call.index, {})
-                    held[call.first] = completions
-                    request = requests[call.index]
-                    if sum(map(len, held.values())) == (drawn := _drawn(request, params)):
-                        del parts[call.index]
-                        whole = [completion for first in sorted(held) for completion in held[first]]
-                        yield call.index, whole * (request.n // drawn)
-        finally:
-            if withheld:
-                warnings.warn(
-                    f"{self.base_url} withheld {withheld} answers (content_filter), which count as empty", stacklevel=2
-                )
+        results = _in_thread(lambda put: self._run_calls(self._calls(requests, params), params, put))
+        with contextlib.closing(results):
+            for call, completions in results:
+                held = parts.setdefault(call.index, {})
+                held[call.first] = completions
+                request = requests[call.index]
+                if sum(map(len, held.values())) == (drawn := _drawn(request, params)):
+                    del parts[call.index]
+                    whole = [completion for first in sorted(held) for completion in held[first]]
+                    yield call.index, whole * (request.n // drawn)
 
     def _calls(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[_Call]:
         """Yield the calls to make, in the order of the requests."""
-        ids: tuple[int, ...] = ()
-        prompt: list[int] | str = ""
         for index, request in enumerate(requests):
-            if tuple(request.prompt_ids) != ids:  # several requests in a row may share a prompt
-                ids = tuple(request.prompt_ids)
-                prompt = list(ids) if self.settings.prompt_format == "token_ids" else self._as_text(ids)
+            ids = tuple(request.prompt_ids)
+            prompt = list(ids) if self.settings.prompt_format == "token_ids" else self._as_text(ids)
             n = _drawn(request, params)
             for first in range(0, n, self.samples_per_call):
                 count = min(self.samples_per_call, n - first)
@@ -183,27 +166,6 @@ class ServerEngine(StreamingEngine):
             reason = "this prompt changes when its text is tokenised again; use a server that takes token ids"
             raise ParameterError("prompt_format", "text", reason=reason)
         return text
-
-    async def _run_calls(
-        self, calls: Iterator[_Call], params: SamplingParams, put: Callable[[tuple[_Call, list[Completion]]], None]
-    ) -> None:
-        """Make all calls, a bounded number at a time; after a failure, finish those in flight and raise it."""
-        failures: list[Exception] = []
-
-        async def work() -> None:
-            for call in calls:  # shared: each worker takes the next
-                if failures:
-                    return
-                try:
-                    read = partial(self._read, call, params)
-                    put((call, await self._ask(client, "completions", read, self._body(call, params))))
-                except Exception as error:
-                    failures.append(error)
-
-        async with self._client(self.settings.tries) as client:
-            await asyncio.gather(*(work() for _ in range(self._calls_at_once)))
-        if failures:
-            raise failures[0]
 
     def _body(self, call: _Call, params: SamplingParams) -> dict[str, Any]:
         body = {
@@ -222,34 +184,36 @@ class ServerEngine(StreamingEngine):
         return body | dict(self.settings.extra_body)
 
     def _read(self, call: _Call, params: SamplingParams, data: Any) -> list[Completion]:
-        """Return the completions in an answer; MalformedError: try again, ParameterError: it is to another prompt."""
-        choices = data.get("choices") if isinstance(data, dict) else None
-        if not isinstance(choices, list) or [type(choice) for choice in choices] != [dict] * call.count:
-            raise MalformedError(f"{call.count} choices were asked for, and the answer holds others")
-        if all(isinstance(choice.get("index"), int) for choice in choices):
-            choices = sorted(choices, key=lambda choice: choice["index"])
-        usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
-        check_prompt(call.prompt_tokens, choices[0].get("prompt_token_ids"), usage.get("prompt_tokens"))
-        total = usage.get("completion_tokens")
-        alone = total if call.count == 1 and type(total) is int and total > 0 else None
+        """Return the completions in an answer. Raises ParameterError if it is to another prompt, else `_WRONG_FORM`."""
+        choices = data["choices"]
+        if [type(choice) for choice in choices] != [dict] * call.count:
+            raise ValueError(f"{call.count} choices were asked for, and the answer holds others")
+        choices.sort(key=lambda choice: choice.get("index", 0))
+        usage = data.get("usage") or {}
+        ours, seen, theirs = list(call.prompt_tokens), choices[0].get("prompt_token_ids"), usage.get("prompt_tokens")
+        if seen is not None:
+            theirs = len(seen)
+        if seen not in (None, ours) or theirs not in (None, 0, len(ours)):
+            reason = f"the server's prompt tokens ({theirs}) are not ours ({len(ours)}); name its tokenizer"
+            raise ParameterError("server.tokenizer", reason=reason)
+        alone = usage.get("completion_tokens") if call.count == 1 else None
         return [self._completion(choice, alone, params.max_tokens) for choice in choices]
 
     def _completion(self, choice: Mapping[str, Any], tokens: int | None, max_tokens: int) -> Completion:
         """Return the completion in a choice; `tokens`: how many the server counted, if it is known."""
         ids, text, reason = choice.get("token_ids"), choice.get("text"), choice.get("finish_reason")
         if reason == "content_filter":  # trying again with the same seed gives the same
+            warnings.warn(f"{self.base_url} withheld an answer (content_filter), which counts as empty", stacklevel=2)
             return Completion("", tokens or 0, reason)
         if reason not in ("stop", "length"):  # "abort": a server that shuts down
-            raise MalformedError(f"an answer ended for the reason {shown(str(reason))}")
-        if isinstance(ids, list):
+            raise ValueError(f"an answer ended for the reason {reason}")
+        if ids is not None:
             if not ids or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
-                raise MalformedError("token_ids are not token ids")
+                raise ValueError("token_ids are not token ids")
             completion = self.complete([ids])[0]
         else:
-            if not isinstance(text, str):
-                raise MalformedError("a choice has no text")
             text = text.encode("utf-8", "replace").decode()  # JSON can hold lone surrogates, which no file can
-            if tokens is None:  # count them ourselves, as well as that can be done from the text
+            if not tokens:  # count them ourselves, as well as that can be done from the text
                 tokens = len(self.tokenizer.encode(text, add_special_tokens=False)) + (reason == "stop")
                 return Completion(text, min(tokens, max_tokens), reason)
             completion = Completion(text, tokens, reason)
@@ -258,7 +222,40 @@ class ServerEngine(StreamingEngine):
             raise ParameterError("max_tokens", max_tokens, reason=reason)
         return completion
 
-    # --- calls ------------------------------------------------------------------------------------------------------
+    # --- calls --------------------------------------------------------------------------------------------------------
+
+    async def _run_calls(
+        self, calls: Iterator[_Call], params: SamplingParams, put: Callable[[tuple[_Call, list[Completion]]], None]
+    ) -> None:
+        """Make all calls, a bounded number at a time; after a failure, finish those in flight and raise it."""
+        failures: list[Exception] = []
+
+        async def work() -> None:
+            for call in calls:  # shared: each worker takes the next
+                if failures:
+                    return
+                try:
+                    put((call, await self._draw(client, call, params)))
+                except Exception as error:
+                    failures.append(error)
+
+        async with self._client(self.settings.tries) as client:
+            await asyncio.gather(*(work() for _ in range(self._calls_at_once)))
+        if failures:
+            raise failures[0]
+
+    async def _draw(self, client: AsyncOpenAI, call: _Call, params: SamplingParams) -> list[Completion]:
+        """Return the completions of a call; an answer of the wrong form is asked for again."""
+        reason = ""
+        for attempt in range(self.settings.tries):
+            try:
+                return self._read(call, params, await self._ask(client, "completions", self._body(call, params)))
+            except ParameterError:
+                raise
+            except _WRONG_FORM as error:
+                reason = self._cleaned(str(error))
+            await asyncio.sleep(min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt))
+        raise EngineError(f"{self.base_url} gives answers of the wrong form ({reason})")
 
     def _client(self, tries: int) -> AsyncOpenAI:
         """Return a client; the key is read now, and nothing else of OpenAI's environment variables is used."""
@@ -275,67 +272,43 @@ class ServerEngine(StreamingEngine):
             timeout=openai.Timeout(self.settings.timeout, connect=min(20.0, self.settings.timeout)),
             http_client=openai.DefaultAsyncHttpxClient(
                 follow_redirects=False,
-                trust_env=not is_loopback(self.base_url),  # proxies are for other machines
+                trust_env=not _is_loopback(self.base_url),  # proxies are for other machines
             ),
         )
 
-    async def _ask(self, client: AsyncOpenAI, path: str, read: Callable[[Any], Any], body: Any = None) -> Any:
-        """Return `read(answer)`; GET without a body, else POST.
+    async def _ask(self, client: AsyncOpenAI, path: str, body: Any = None) -> Any:
+        """Return the JSON of an answer; GET without a body, else POST.
 
-        `read` raises MalformedError for what is worth another try. Raises EngineError when the tries are used up,
-        ParameterError if another try can't help.
+        Raises EngineError when the tries are used up, ParameterError if another try can't help.
         """
         import openai
 
         unsent = ["OpenAI-Organization", "OpenAI-Project", *(["Authorization"] if client.api_key == _NO_KEY else [])]
         options = {"headers": {name: openai.Omit() for name in unsent}}
-        reason = ""
-        for attempt in range(client.max_retries + 1):
-            try:
-                if body is None:
-                    text = await client.get(path, cast_to=str, options=options)
-                else:
-                    text = await client.post(path, cast_to=str, body=body, options=options)
-            except openai.APIStatusError as error:
-                raise self._refusal(error, path) from None
-            except openai.APIConnectionError as error:
-                cause = error.__cause__ or error
-                reason = self._cleaned(str(cause) or type(cause).__name__)
-                if body is None and not isinstance(error, openai.APITimeoutError):
-                    reason = f"nothing answers at {self.base_url} ({reason})"
-                    raise ParameterError("base_url", self.base_url, reason=reason) from None
-                raise EngineError(f"{self.base_url} does not answer ({reason})") from None
-            try:
-                return read(json.loads(text))
-            except ParameterError:
-                raise
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                if body is None:
-                    reason = f"{self.base_url} is not an OpenAI-compatible server; their addresses mostly end in /v1"
-                    raise ParameterError("base_url", self.base_url, reason=reason) from None
-                reason = self._cleaned(str(error)) if isinstance(error, MalformedError) else "not the JSON expected"
-            await asyncio.sleep(min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt) * random.uniform(0.75, 1))
-        raise EngineError(f"{self.base_url} gives answers of the wrong form ({reason})")
+        try:
+            if body is None:
+                return json.loads(await client.get(path, cast_to=str, options=options))
+            return json.loads(await client.post(path, cast_to=str, body=body, options=options))
+        except openai.APIStatusError as error:
+            raise self._refusal(error, path) from None
+        except openai.APIConnectionError as error:
+            reason = self._cleaned(str(error.__cause__ or error) or type(error.__cause__).__name__)
+            raise EngineError(f"{self.base_url} does not answer ({reason})") from None
 
     def _refusal(self, error: APIStatusError, path: str) -> ParameterError | EngineError:
         """Return the error for a status: EngineError if a later run may succeed, else ParameterError."""
         status, url, variable = error.status_code, self.base_url, self.settings.api_key_env
-        said: Any = error.body if error.body is not None else error.response.text
-        while isinstance(said, dict):  # {"error": {"message": ...}}, {"detail": ...} and such
-            said = next((said[name] for name in ("error", "message", "detail") if said.get(name)), json.dumps(said))
-        said = self._cleaned(str(said)) or error.response.reason_phrase
+        said = error.body  # of {"error": {"message": ...}}, {"detail": ...} and such, openai gives what "error" holds
+        if isinstance(said, dict):
+            said = said.get("message") or said.get("detail") or json.dumps(said)
+        said = self._cleaned(str(said or error.response.text)) or error.response.reason_phrase
         if status in (408, 409, 429) or status >= 500:
             return EngineError(f"{url} does not answer ({status}, {said})")
         if status in (401, 403):
             remedy = f"{variable} holds another" if os.environ.get(variable) else f"put it into {variable}"
             return ParameterError("api_key_env", variable, reason=f"{url} wants an API key ({status}); {remedy}")
-        if 300 <= status < 400:
-            target = self._cleaned(error.response.headers.get("location", "elsewhere"))
-            return ParameterError("base_url", url, reason=f"{url} redirects to {target}; give the address that answers")
-        if path == "models" or (status in (404, 405) and "model" not in said.lower()):
-            reason = (
-                f"{url} has no {path} endpoint ({status}); addresses of OpenAI-compatible servers mostly end in /v1"
-            )
+        if status < 400 or path == "models" or (status in (404, 405) and "model" not in said.lower()):
+            reason = f"{url} has no {path} endpoint ({status}, {said}); the addresses of servers mostly end in /v1"
             return ParameterError("base_url", url, reason=reason)
         if re.search(r"context|maximum.*length|too long|max_tokens", said, re.IGNORECASE):
             return ParameterError("max_tokens", reason=f"prompt and answer do not fit the server's context ({said})")
@@ -344,25 +317,31 @@ class ServerEngine(StreamingEngine):
     def _cleaned(self, text: str) -> str:
         """Return a server's text for a message of ours: short, printable, and without the key, which some repeat."""
         key = os.environ.get(self.settings.api_key_env, "").strip()
-        return shown(text.replace(key, "***") if key else text)
-
-    # --- what is served --------------------------------------------------------------------------------------------
+        return _shown(text.replace(key, "***") if key else text)
 
     async def _ask_what_it_serves(self, put: Callable[[tuple[dict[str, Any], str]], None]) -> None:
         """Put the card of the model to use, with "root" (the folder or hub id it came from), and the version."""
         wanted, version = self.settings.model, "unknown"
         async with self._client(min(_PROBE_TRIES, self.settings.tries)) as client:
-            cards = {card["id"]: card for card in await self._ask(client, "models", model_list)}
+            try:
+                cards = {card["id"]: card for card in (await self._ask(client, "models"))["data"]}
+            except ParameterError:
+                raise
+            except (EngineError, *_WRONG_FORM) as error:
+                reason = str(error)
+                if not isinstance(error, EngineError):
+                    reason = f"{self.base_url} is not an OpenAI-compatible server; their addresses mostly end in /v1"
+                raise ParameterError("base_url", self.base_url, reason=reason) from None
             if wanted is None and len(cards) == 1:
                 [wanted] = cards
             if wanted not in cards:
-                names = ", ".join(map(shown, list(cards)[:5])) + (", ..." if len(cards) > 5 else "")
+                names = ", ".join(map(_shown, list(cards)[:5])) + (", ..." if len(cards) > 5 else "")
                 raise ParameterError("server.model", wanted, f"a model that {self.base_url} serves ({names or 'none'})")
             card = cards[wanted]
             if card.get("owned_by") == "vllm":
-                with contextlib.suppress(ParameterError, EngineError):
-                    address = f"{self.base_url.removesuffix('/v1')}/version"
-                    version = "vllm " + await self._ask(client, address, lambda found: shown(found["version"]))
+                with contextlib.suppress(EngineError, *_WRONG_FORM):  # ParameterError is a ValueError
+                    found = await self._ask(client, f"{self.base_url.removesuffix('/v1')}/version")
+                    version = f"vllm {_shown(found['version'])}"
         root = card.get("root")
         longest = card.get("max_model_len") or cards.get(card.get("parent"), {}).get("max_model_len")  # of an adapter
         card["root"] = root if isinstance(root, str) else None
@@ -370,6 +349,48 @@ class ServerEngine(StreamingEngine):
         put((card, version))
 
 
+def _in_thread(work: Callable[[Callable[[Any], None]], Coroutine[Any, Any, None]]) -> Iterator[Any]:
+    """Yield what the coroutine `work(put)` puts, and raise what it raises; closing the iterator cancels it.
+
+    It runs in a thread with an event loop of its own, because in a notebook this thread has one already.
+    """
+    from anyio.from_thread import start_blocking_portal  # openai needs anyio
+
+    items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with start_blocking_portal() as portal:
+        running = portal.start_task_soon(work, items.put)
+        running.add_done_callback(items.put)  # the last item
+        try:
+            while (item := items.get()) is not running:
+                yield item
+            running.result()
+        finally:
+            running.cancel()
+
+
 def _drawn(request: Request, params: SamplingParams) -> int:
     """Return how many samples to ask for: greedy ones are all the same."""
     return 1 if params.temperature == 0 else request.n
+
+
+def _context_length(served: int | None, config: Any, wanted: int | None) -> int:
+    """Return how many tokens prompt and answer may have: `wanted`, or what the server or the configuration allows."""
+    if served is None and config is not None:
+        return resolve_context_length(config, wanted)
+    if served is None and wanted is None:
+        raise ParameterError("max_model_len", reason="give it, because neither server nor tokenizer reports it")
+    if served is not None and wanted is not None and wanted > served:
+        raise ParameterError("max_model_len", wanted, f"at most the server's {served}")
+    return wanted or served
+
+
+def _shown(text: str) -> str:
+    """Return at most 200 characters of foreign text on one line, without control characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[:2000]).split()).rstrip(".")
+    return line if len(line) <= 200 else line[:197] + "..."
+
+
+def _is_loopback(base_url: str) -> bool:
+    """Whether the address is on this machine."""
+    host = urlsplit(base_url).hostname or ""
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None

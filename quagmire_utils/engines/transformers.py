@@ -151,7 +151,6 @@ def load_weights(config: EngineConfig, dtype: torch.dtype | str) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(
@@ -159,6 +158,3 @@ def load_weights(config: EngineConfig, dtype: torch.dtype | str) -> Any:
         )
     except (OSError, ValueError) as error:
         raise cannot_load("weights", config.model, error) from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()

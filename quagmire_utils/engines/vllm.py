@@ -19,7 +19,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
@@ -34,8 +33,6 @@ _NO_MEMORY = re.compile(
     r"|available memory for the cache|larger than the available KV cache|is less than desired .* memory utilization",
     re.IGNORECASE,
 )
-# If a child process fails, vLLM doesn't say why.
-_CHILD_FAILED = re.compile(r"initialization failed", re.IGNORECASE)
 
 
 class VLLMEngine(StreamingEngine):
@@ -59,15 +56,12 @@ class VLLMEngine(StreamingEngine):
                 raise ParameterError("device", config.device, f"auto or {kind}, on which the installed vLLM runs")
             check_devices(config.tensor_parallel_size, on_cpu)
             rows = config.batch_size or (_CPU_ROWS if on_cpu else None)
-            failure = self._start(rows, on_cpu)
+            fewer = max(1, rows // 4) if rows else _GPU_RETRY_ROWS
+            if (failure := self._start(rows, on_cpu)) is not None:
+                print(f"vLLM did not start ({failure}); once more with {fewer} sequences at a time", file=sys.stderr)
+                failure = self._start(fewer, on_cpu)
             if failure is not None:
-                rows = max(1, rows // 4) if rows else _GPU_RETRY_ROWS
-                print(f"vLLM did not start ({failure}); once more with {rows} sequences at a time", file=sys.stderr)
-                self._free()
-                failure = self._start(rows, on_cpu)
-            if failure is not None:
-                self._free()
-                reason = f"vLLM can't start {self.model} with {rows} sequences at a time either ({failure}); a smaller"
+                reason = f"vLLM can't start {self.model} with {fewer} sequences at a time either ({failure}); a smaller"
                 reason += " max_model_len or a larger tensor_parallel_size needs less memory on each device"
                 raise ParameterError("max_model_len", config.max_model_len, reason=reason)
 
@@ -75,15 +69,12 @@ class VLLMEngine(StreamingEngine):
         """Load the model for `rows` sequences at a time; return why if memory doesn't suffice, or may not."""
         from vllm import LLM
 
-        folder = Path(self.model).expanduser()
         options: dict[str, Any] = {} if rows is None else {"max_num_seqs": rows}
         if on_cpu:
             # vLLM 0.32 rewinds the generator of a seeded request whose prompt it has read in part, which a CPU
             # generator can't do, so no prompt is read in part.
-            options |= {
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(self.context_length, 4096, rows or 0),
-            }
+            options["enable_chunked_prefill"] = False
+            options["max_num_batched_tokens"] = max(self.context_length, 4096, rows or 0)
         try:
             self._llm = LLM(
                 model=self.model,
@@ -97,13 +88,13 @@ class VLLMEngine(StreamingEngine):
                 generation_config="vllm",  # not the model's sampling defaults
                 enforce_eager=on_cpu,  # on a CPU, compiling costs a minute and gains little
                 disable_log_stats=True,
-                # worth showing for a hub id, and weights in several files
-                use_tqdm_on_load=not folder.is_dir() or len(list(folder.glob("*.safetensors"))) > 1,
+                use_tqdm_on_load=not on_cpu,
                 **options,
             )
         except Exception as error:  # torch, numpy and vLLM each have their own
+            self._free()
             reason = f"{type(error).__name__}: {error}"
-            in_child = self.config.tensor_parallel_size > 1 and _CHILD_FAILED.search(reason)
+            in_child = self.config.tensor_parallel_size > 1 and "initialization failed" in reason  # it doesn't say why
             if not (_NO_MEMORY.search(reason) or in_child):
                 raise
             return " ".join(str(error).split(". ")[0].split())[:300] or type(error).__name__

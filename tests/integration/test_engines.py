@@ -207,6 +207,7 @@ def on_cpu():
 @pytest.mark.slow
 @pytest.mark.usefixtures("on_cpu")
 def test_two_copies_of_a_model_answer_like_one(folder, transformers_engine, refused):
+    ray = pytest.importorskip("ray")
     requests, params = [Request(PROMPT, 5, 3), Request(PROMPT[:-1], 4, 90)], SamplingParams(max_tokens=12)
     with closing(load_engine(EngineConfig(engine="vllm", model=folder, data_parallel_size=2))) as engine:
         assert (engine.dtype, engine.context_length) == ("float32", 8192)
@@ -219,10 +220,10 @@ def test_two_copies_of_a_model_answer_like_one(folder, transformers_engine, refu
         assert engine.generate(requests, greedy) == transformers_engine.generate(requests, greedy)
         with refused("max_tokens"):
             engine.generate([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=8192))
-        engine._processes[1].kill()
-        with pytest.raises(EngineError, match=r"vLLM process 2 of 2 died \(killed by signal 9\)"):
+        ray.kill(engine._copies[1])
+        with pytest.raises(EngineError, match="a copy of vLLM died"):
             engine.generate(requests, params)
-        assert not engine._processes  # the other copy was stopped
+        assert not ray.is_initialized()  # the other copy was stopped
         with pytest.raises(EngineError, match="were stopped; load it again"):
             engine.generate(requests, params)
 
@@ -270,13 +271,8 @@ def test_too_little_memory_is_tried_once_more_with_fewer_sequences(tmp_path, gib
     )
     assert done.stderr.count(f"; once more with {fewer} sequences at a time") == 1, done.stderr[-2000:]
     assert ("answers 3" in done.stdout) == (done.returncode == 0) == works, done.stderr[-2000:]
-    for noise in ("FutureWarning", "Triton is installed", "checkpoint shards", "INFO"):  # an ERROR is shown
-        assert noise not in done.stderr
     if not works:
-        assert (
-            f"ParameterError: max_model_len: vLLM can't start {tmp_path} with {fewer} sequences at a time either"
-            in done.stderr
-        )
+        assert f"ParameterError: max_model_len: vLLM can't start {tmp_path} with {fewer} sequences" in done.stderr
 
 
 # --- the decode loop of the transformers engine -----------------------------------------------------------------------
@@ -357,42 +353,34 @@ def test_probabilities_that_are_not_numbers(folder):
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("model.safetensors", None, "no weights"),
+        ("model.safetensors", b"", "no weights"),
+        *(("model.safetensors", slice(end), "is damaged or incomplete") for end in (-1, 1000, 4)),
+        ("model.safetensors", b"x" * 100, "is damaged or incomplete"),
+        ("config.json", None, "no config.json"),
+        ("tokenizer*", None, "no tokenizer"),
+        ("tokenizer.json", b"{", r"tokenizer of .* can't be loaded"),
+    ],
+)
 @pytest.mark.parametrize("name", ["transformers", "vllm"])
-def test_models_that_are_not_there(name, folder, tmp_path):
-    def broken(*without):
-        copy = tmp_path / "-".join(without).replace("*", "")
-        shutil.copytree(folder, copy)
-        for pattern in without:
-            for file in copy.glob(pattern):
-                file.unlink()
-        return copy
-
-    cases = {
-        "no weights": broken("*.safetensors"),
-        "no config.json": broken("config.json"),
-        "no tokenizer": broken("tokenizer*"),
-        "there is no folder": tmp_path / "nowhere",
-        "is a file": folder / "config.json",
-    }
-    (empty := broken("nothing")).joinpath("model.safetensors").write_bytes(b"")
-    for message, path in [*cases.items(), ("no weights", empty), ("there is no folder", "./some/where/else")]:
-        with pytest.raises(ParameterError, match=message):
-            load_engine(EngineConfig(engine=name, model=path))
+def test_checkpoints_that_are_not_whole(name, folder, tmp_path, file, content, said):
+    copy = shutil.copytree(folder, tmp_path / "model")
+    for path in copy.glob(file):
+        whole = path.read_bytes()
+        path.unlink()
+        if content is not None:
+            path.write_bytes(whole[content] if isinstance(content, slice) else content)
+    with pytest.raises(ParameterError, match=said):
+        load_engine(EngineConfig(engine=name, model=copy))
 
 
-def test_a_damaged_tokenizer_or_weight_file(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "a")
-    (tmp_path / "a" / "tokenizer.json").write_text("{")
-    with pytest.raises(ParameterError, match=r"tokenizer of .* can't be loaded"):
-        load_engine(EngineConfig(engine="transformers", model=tmp_path / "a"))
-    shutil.copytree(folder, tmp_path / "b")
-    weights = tmp_path / "b" / "model.safetensors"
-    whole = weights.read_bytes()
-    for part in (whole[:-1], whole[:1000], whole[:4], b"x" * 100, whole + b"x"):
-        weights.write_bytes(part)
-        for name in ("transformers", "vllm"):
-            with pytest.raises(ParameterError, match=r"model\.safetensors is damaged or incomplete"):
-                load_engine(EngineConfig(engine=name, model=tmp_path / "b"))
+@pytest.mark.parametrize("model", ["./some/where/else", __file__])
+def test_models_that_are_no_folders(refused, model):
+    with refused("model"):
+        load_engine(EngineConfig(engine="transformers", model=model))
 
 
 @pytest.mark.parametrize(
@@ -434,12 +422,6 @@ def test_sampling_parameters_and_requests_that_cannot_work(transformers_engine, 
             transformers_engine.generate([request], SamplingParams(max_tokens=8192))
     with refused("n"):
         transformers_engine.generate([Request(PROMPT, 0, 0)], SamplingParams())
-
-
-def test_an_engine_that_is_not_installed(folder, monkeypatch, refused):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with refused("engine"):
-        load_engine(EngineConfig(engine="vllm", model=folder))
 
 
 def test_model_digest(folder, tmp_path):

@@ -14,9 +14,8 @@ from crash_worker import CHUNK, PARAMS, PROBLEMS, SAMPLES, save_model
 from ray_nodes import add_node, start_cluster
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines import EngineConfig, Request, model_digest
+from quagmire_utils.engines import EngineConfig
 from quagmire_utils.engines import cluster as clusters
-from quagmire_utils.engines.cluster import checkpoint_files
 from quagmire_utils.evaluation.sampling import sample
 from quagmire_utils.evaluation.sampling import sampling_replicas as replicas
 from quagmire_utils.evaluation.sampling.sampling_replicas import EngineReplica
@@ -170,25 +169,6 @@ def test_parameters_that_make_no_sense_are_refused_without_a_cluster(spec, tmp_p
         with pytest.raises(ParameterError) as refused:
             _sample(spec.replace(**changes), tmp_path)
         assert refused.value.parameter.endswith(parameter)
-
-
-def test_a_replica_draws_with_a_checkpoint_that_it_was_sent(spec, single, tmp_path):
-    """What the actor does, in this process: it has no such folder, gets the files in pieces, and loads those."""
-    digest = model_digest(spec.model)
-    own = clusters.versions(replicas.PACKAGES)
-    replica = EngineReplica(str(tmp_path / "not here"), own, spec)
-    assert replica.lacks(digest)
-    assert not EngineReplica(spec.model, own, spec).lacks(digest)
-    for file in checkpoint_files(spec.model):
-        content = file.read_bytes()
-        for start in range(0, max(1, len(content)), 100_000):
-            replica.receive(file.name, content[start : start + 100_000])
-    facts = replica.load()
-    assert (facts["model_digest"], facts["engine"]) == (digest, "transformers")
-    request = Request((5, 300, 301), 4, 7)
-    assert replica.draw([request], PARAMS) == crash_worker.load(spec.model).generate([request], PARAMS)
-    assert not Path(replica.folder).exists()  # what was sent is in memory: a kill leaves no copy behind
-    replica.close()
 
 
 def test_a_node_with_other_versions_is_refused(spec):
