@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import html
-import itertools
 import math
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +21,8 @@ from quagmire_utils.core.records import Records, load_records
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
 from quagmire_utils.report import plots
 from quagmire_utils.sweep.collect import seconds_by_part
-from quagmire_utils.training.microlab import MICRO_BENCHMARKS, TaskSpec
 
 ROOT = Path(__file__).resolve().parents[2]
-APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 
 
 @pytest.fixture(scope="module")
@@ -77,28 +73,6 @@ def hand_made(candidates: list[dict], counts: list[pd.DataFrame], losses: dict[s
 
 
 # --- the base ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("spec", [TaskSpec(2, "*", 1), TaskSpec(3, "+-*", 1), TaskSpec(3, "+-", 1)])
-@pytest.mark.parametrize("k", [1, 7])
-def test_informed_chance_is_that_of_enumerating_every_chain(spec, k):
-    chances = []
-    for operators in itertools.product(spec.operators, repeat=spec.terms - 1):
-        answers = Counter()
-        for state, *terms in itertools.product(range(10), repeat=spec.terms):
-            for operator, term in zip(operators, terms, strict=True):
-                state = APPLY[operator](state, term) % 10
-            answers[state] += 1
-        shares = [count / answers.total() for count in answers.values()]
-        chances.append(sum(p * (1 - (1 - p) ** k) for p in shares))
-    assert design.informed_chance(spec, 1, k) == pytest.approx(np.mean(chances), rel=1e-12)
-
-
-def test_informed_chance_of_uniform_answers_is_the_closed_form():
-    for digits, k in ((3, 64), (4, 64)):
-        assert design.informed_chance(MICRO_BENCHMARKS["sums5"], digits, k) == pytest.approx(
-            1 - (1 - 10**-digits) ** k, rel=1e-9
-        )
 
 
 def test_base_table_against_fractions_worked_by_hand():
