@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.settings import RLSettings, SFTSettings
 from quagmire_utils.data import Problem, Trace
-from quagmire_utils.training.backends import Machines, environment_python
-from quagmire_utils.training.backends.environments import ROOT
+from quagmire_utils.training.backends import environment_python
 
 pytest.importorskip("torch", reason="the micro models need torch")
 
@@ -23,7 +23,6 @@ from quagmire_utils.engines import load_tokenizer
 from quagmire_utils.training.microlab import build_model, build_tokenizer
 
 LISTS = ROOT / "quagmire_utils" / "training" / "backends"
-CPU = Machines(nodes=1, devices=0)
 SFT = SFTSettings(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, max_length=512)
 RL = RLSettings(steps=8, checkpoints=4, prompts_per_step=4, rollouts=4, max_tokens=64)
 TRACES = [

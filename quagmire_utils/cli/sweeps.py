@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,10 +95,9 @@ def sweep(
     gpu: Annotated[str | None, typer.Option(help="With --dry-run: another GPU than the profile's.")] = None,
     price: Annotated[float | None, typer.Option(help="With --dry-run: dollars per GPU hour.")] = None,
     mfu: Annotated[float | None, typer.Option(help="With --dry-run: share of the GPU's peak in training.")] = None,
-    submit: Annotated[str | None, typer.Option(help="slurm: write a job script; ray: submit one Ray job.")] = None,
-    output: Annotated[Path | None, typer.Option(help="With --submit slurm: file of the script, else printed.")] = None,
+    submit: Annotated[str | None, typer.Option(help="slurm: write a job script.")] = None,
+    output: Annotated[Path | None, typer.Option(help="With --submit: file of the script, else printed.")] = None,
     cell: Annotated[str | None, typer.Option(help="Compute one cell, unless it is finished.")] = None,
-    digest: Annotated[str | None, typer.Option(help="With --cell: refuse other parameters than these.")] = None,
     collect: Annotated[bool, typer.Option("--collect", help="Gather the records of finished cells.")] = False,
     spot_check: Annotated[str | None, typer.Option(help="Retrain one candidate (or random) and compare.")] = None,
     seed: Annotated[int | None, typer.Option(help="With --spot-check: of the random choice.")] = None,
@@ -119,7 +116,6 @@ def sweep(
     for option, given, mode in (
         ("--cells", cells, "--dry-run"),
         ("--gpu, --price and --mfu", overrides, "--dry-run"),
-        ("--digest", digest is not None, "--cell"),
         ("--output", output is not None, "--submit"),
         ("--seed", seed is not None, "--spot-check"),
     ):
@@ -137,30 +133,25 @@ def sweep(
     elif dry_run:
         print(grid.dry_run(settings, folder, cells=cells))
     elif submit is not None:
-        _submit(settings, profile, folder, submit, ray, output)
+        _submit(settings, profile, folder, submit, output)
     elif cell is not None:
-        grid.run_one(settings, folder, cell, digest)
+        grid.run_one(settings, folder, cell)
     elif collect:
         grid.collect(settings, folder)
     else:
         grid.run_sweep(settings, folder, workers=workers, ray=ray)
 
 
-def _submit(profile: Profile, name: str, folder: Path, to: str, ray: str | None, output: Path | None) -> None:
-    """Write a Slurm script, or hand the sweep to a Ray cluster."""
+def _submit(profile: Profile, name: str, folder: Path, to: str, output: Path | None) -> None:
+    """Write a Slurm script."""
     from quagmire_utils.core.files import write_text
     from quagmire_utils.sweep import check, finished_cells, plan
-    from quagmire_utils.sweep.submit import check_dashboard, ray_command, slurm_script
+    from quagmire_utils.sweep.submit import slurm_script
 
-    if to not in ("slurm", "ray"):
-        raise ParameterError("--submit", to, "slurm or ray")
+    if to != "slurm":
+        raise ParameterError("--submit", to, "slurm")
     check(profile, here=False)
     name = str(Path(name).resolve()) if Path(name).suffix in (".yaml", ".yml") else name
-    if to == "ray":
-        command = ray_command(name, folder, ray or "")
-        print(shlex.join(command), flush=True)
-        check_dashboard(ray or "")
-        raise typer.Exit(subprocess.run(command, check=False).returncode)
     script = slurm_script(profile, name, folder, finished_cells(folder, plan(profile)))
     if output is None:
         print(script)

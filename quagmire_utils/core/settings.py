@@ -8,6 +8,7 @@ profile runs the same code. Defaults are the paper's where a comment names the p
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,12 @@ from quagmire_utils.core.validation import (
 PROFILES = Path(__file__).parent / "profiles"
 SCENARIOS = ("dataset", "instance", "source")  # Tables 1, 2; 3, 4; Fig. 6
 SELECTIONS = ("shortest", "longest", "random")  # how traces are chosen
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # of folders
+Architecture = Literal["llama", "mistral", "qwen3"]  # of a micro model
+# of the microlab; repeated entries weigh more
+Styles = Annotated[tuple[Literal["stepwise", "restated"], ...], Field(min_length=1)]
+Terms = Annotated[tuple[Annotated[Integer, Field(ge=2, le=14)], ...], Field(min_length=1)]
 
 
 class SFTSettings(Settings):
@@ -93,10 +100,30 @@ class RLSettings(Settings):
             allowed = f"a divisor of rl.prompts_per_step x rl.rollouts ({rollouts})"
             raise ParameterError("micro_batch_size", self.micro_batch_size, allowed)
 
+    def over(self, problems: int) -> RLSettings:
+        """Return the settings with `epochs` over so many problems as steps; an epoch's incomplete last step is dropped.
+
+        Raises ParameterError for fewer problems than a step takes, or fewer steps than checkpoints.
+        """
+        if self.prompts_per_step > problems:
+            raise ParameterError("rl.prompts_per_step", self.prompts_per_step, f"at most the {problems} problems")
+        if self.epochs is None:
+            return self
+        steps = max(1, math.floor(self.epochs * (problems // self.prompts_per_step)))
+        return self.replace(steps=steps, epochs=None)
+
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:
-        """The steps at which a checkpoint is kept, evenly spaced, the last one at the end."""
-        return tuple(round(self.steps * (i + 1) / self.checkpoints) for i in range(self.checkpoints))
+        """The steps at which a checkpoint is kept: evenly spaced, the last one at the end.
+
+        verl keeps every n-th step and the last, so these are at least `checkpoints`.
+        """
+        if self.backend != "verl":
+            return tuple(round(self.steps * (i + 1) / self.checkpoints) for i in range(self.checkpoints))
+        every = math.ceil(self.steps / self.checkpoints)
+        if math.ceil(self.steps / every) < self.checkpoints:
+            every = self.steps // self.checkpoints
+        return (*range(every, self.steps, every), self.steps)
 
 
 class EvaluationSettings(Settings):
@@ -115,6 +142,9 @@ class EvaluationSettings(Settings):
     def _check(self) -> None:
         if self.k > self.num_samples:
             raise ParameterError("k", self.k, f"at most evaluation.num_samples ({self.num_samples})")
+        if self.max_model_len is not None and self.max_tokens >= self.max_model_len:
+            allowed = f"below evaluation.max_model_len ({self.max_model_len}), to leave room for the prompt"
+            raise ParameterError("max_tokens", self.max_tokens, allowed)
 
 
 class ModelShape(Settings):
@@ -168,10 +198,6 @@ class ComputeSettings(Settings):
     prompt_tokens: Count = 150
     # expected answer tokens of base, sft, rl (measuring) and rollout (training); at most the profile's max_tokens
     answer_tokens: dict[Literal["base", "sft", "rl", "rollout"], Positive] = Field(default_factory=dict)
-    # measured tokens/s of a GPU that replace computed ones: {"llama3-8b.sampling": 2900}; also rollout, sft, rl
-    probes: dict[str, Positive] = Field(default_factory=dict)
-    published_gpu_hours: Positive | None = None  # what the study that the profile repeats reports to have spent
-    published_run_hours: Positive | None = None  # its longest RL run
     slurm: dict[str, str] = Field(default_factory=dict)  # more #SBATCH options: {"partition": "gpu"}
 
 
@@ -182,8 +208,8 @@ class SourceSettings(Settings):
     `dataset`: one of the catalogue, or of the profile's own `datasets`.
     """
 
-    styles: tuple[str, ...] = ("stepwise",)  # repeated entries weigh more, here and below
-    terms: tuple[Integer, ...] = (2, 3, 4, 5, 6)
+    styles: Styles = ("stepwise",)
+    terms: Terms = (2, 3, 4, 5, 6)
     pool: Annotated[Integer, Field(ge=2)] = 4000  # traces to select from; of a dataset, roughly how many it has
     validation: Annotated[Integer, Field(ge=2)] = 300  # held-out traces for the generalization loss, of other problems
     dataset: str | None = None
@@ -206,12 +232,12 @@ class SourceSettings(Settings):
 class PretrainingSettings(Settings):
     """How a micro base model is made: its corpus decides what it knows before any SFT."""
 
-    architecture: str = "llama"
-    hidden_size: Count = 96
+    architecture: Architecture = "llama"
+    hidden_size: Annotated[Count, Field(multiple_of=32)] = 96  # heads are 32 wide
     layers: Count = 4
     chat_template: Flag = True  # an "instruct" model; false for a plain base model
-    terms: tuple[Integer, ...] = (2, 2, 3, 3, 4, 4, 5)
-    styles: tuple[str, ...] = ("stepwise",)
+    terms: Terms = (2, 2, 3, 3, 4, 4, 5)
+    styles: Styles = ("stepwise",)
     examples: Count = 22400  # first phase: correct worked solutions
     learning_rate: Positive = 3e-3
     fallible_examples: Count = 3200  # second phase: what makes the base unreliable
@@ -219,7 +245,7 @@ class PretrainingSettings(Settings):
     slip: Fraction = 0.25  # chance that a digit of a result is replaced by a random one
     direct_fraction: Fraction = 0.15  # share of examples that answer without working
     # operator -> [low, high]: each of its 100 digit facts is misremembered with a chance drawn from that range
-    misconceptions: dict[str, tuple[Fraction, Fraction]] = Field(default_factory=dict)
+    misconceptions: dict[Literal["+", "-", "*"], tuple[Fraction, Fraction]] = Field(default_factory=dict)
     gives_up: dict[Integer, Fraction] = Field(default_factory=dict)  # number of terms -> chance of stopping half-way
     batch_size: Count = 32
     seed: Integer = 0  # another draw of weights and corpus, if one did not learn the task
@@ -245,11 +271,13 @@ class CandidateSettings(Settings):
         if not set(self.scenario.split("+")) <= set(SCENARIOS):
             raise ParameterError("scenario", self.scenario, f"{', '.join(SCENARIOS)}, or several joined by +")
         parts = self.selection.split("+")
-        if self.selection == "none" and self.n_examples:
-            raise ParameterError("n_examples", self.n_examples, "0 if selection is none")
-        if self.selection != "none" and (self.n_examples < len(parts) or len(set(parts)) < len(parts)):
-            allowed = f"at least one for each selection of {self.selection}, named once"
-            raise ParameterError("n_examples", self.n_examples, allowed)
+        if self.selection == "none":
+            if self.n_examples:
+                raise ParameterError("n_examples", self.n_examples, "0 if selection is none")
+        elif not set(parts) <= set(SELECTIONS) or len(set(parts)) < len(parts):
+            raise ParameterError("selection", self.selection, f"none, or of {', '.join(SELECTIONS)} joined by +")
+        elif self.n_examples < len(parts):
+            raise ParameterError("n_examples", self.n_examples, f"at least one for each selection of {self.selection}")
 
     @property
     def name(self) -> str:
@@ -267,13 +295,13 @@ class FamilySettings(Settings):
     The base is either a micro model, made by `pretraining`, or a pretrained `model`.
     """
 
-    name: str
+    name: Name
     stands_for: str  # the paper's model in whose place it stands
     sources: Annotated[dict[str, SourceSettings], Field(min_length=1)]
     candidates: Annotated[tuple[CandidateSettings, ...], Field(min_length=1)]
     pretraining: PretrainingSettings | None = None
     model: ModelSettings | None = None
-    rl_terms: tuple[Integer, ...] = (2, 3, 4, 5, 6)  # of a micro family
+    rl_terms: Terms = (2, 3, 4, 5, 6)  # of a micro family
     rl_set: str | None = None  # of a pretrained model: a dataset of the catalogue, or of the profile's `datasets`
     rl_problems: Integer = 2000
 
@@ -287,20 +315,27 @@ class FamilySettings(Settings):
         if (self.rl_set is None) == (self.model is not None):
             raise ParameterError("rl_set", self.rl_set, kind)
         names = [candidate.name for candidate in self.candidates]
-        for name in names:
+        for candidate in self.candidates:
+            name, n, source = candidate.name, candidate.n_examples, self.sources.get(candidate.source)
             if names.count(name) > 1:
                 raise ParameterError("candidates", name, reason=f"{name} occurs {names.count(name)} times")
+            if source is None:
+                allowed = f"one of {', '.join(self.sources)}"
+                raise ParameterError(f"candidates.{name}.source", candidate.source, allowed)
+            if n > source.pool:
+                allowed = f"at most the pool of its source ({source.pool})"
+                raise ParameterError(f"candidates.{name}.n_examples", n, allowed)
 
 
 class Profile(Settings):
     """Everything that a run depends on."""
 
-    name: str
+    name: Name
     description: str
     families: Annotated[tuple[FamilySettings, ...], Field(min_length=1)]
-    # name -> problems at most: of the microlab, or (for pretrained models) a name or .jsonl path of load_benchmark
+    # name -> its first problems: of the microlab, or (for pretrained models) a name or .jsonl path of load_benchmark
     benchmarks: Annotated[dict[str, Count], Field(min_length=1)]
-    digits: Integer = 3  # of the microlab's numbers
+    digits: Literal[3, 4] = 3  # of the microlab's numbers
     budgets: dict[str, Positive] = Field(default_factory=dict)  # name -> most SFT tokens, rising (Tables 8, 10)
     sft: SFTSettings = SFTSettings()
     rl: RLSettings = RLSettings()
@@ -315,10 +350,6 @@ class Profile(Settings):
         names = [family.name for family in self.families]
         if len(set(names)) < len(names):
             raise ParameterError("families", names, "of different names")
-        kinds = [f"{name}.{what}" for name in names for what in ("sampling", "rollout", "sft", "rl")]
-        for name in self.compute.probes:
-            if name not in kinds:
-                raise ParameterError(f"compute.probes.{name}", reason=f"is not one of {', '.join(kinds)}")
         bounds = list(self.budgets.values())
         if bounds != sorted(set(bounds)):
             raise ParameterError("budgets", bounds, "rising")

@@ -20,7 +20,7 @@ from quagmire_utils.core.settings import Profile
 from quagmire_utils.data import Trace
 from quagmire_utils.grading import Grader
 from quagmire_utils.sweep import datasets, trainers
-from quagmire_utils.sweep.grid import Cell, derive_seed, resolved_rl
+from quagmire_utils.sweep.grid import Cell, derive_seed
 
 SHIPPED = "base.json"  # in a shipped base model: the cell that trained it, and the checksums of its files
 Results = tuple[dict[str, object], dict[str, pd.DataFrame]]  # further facts of a cell, and its tables
@@ -143,8 +143,8 @@ class _Run:
 
     def rl(self) -> Results:
         profile, family, cell = self.profile, self.cell.family, self.cell
-        settings = resolved_rl(profile, family).replace(seed=self.seed)
-        checkpoints = {step: self.model / f"checkpoint-{step}" for step in trainers.kept_steps(settings)}
+        settings = profile.rl.over(family.rl_problems).replace(seed=self.seed)
+        checkpoints = {step: self.model / f"checkpoint-{step}" for step in settings.checkpoint_steps}
         if (self.model / "rl.json").is_file() and not all(map(_is_complete, checkpoints.values())):
             shutil.rmtree(self.model)
         if not (self.model / "rl.json").is_file():

@@ -108,18 +108,6 @@ def training_flops(shape: ModelShape, tokens: float, length: float, *, recompute
     return (4 if recompute else 3) * tokens / length * sequence_flops(shape, length)
 
 
-def rl_training_flops(
-    shape: ModelShape, rollouts: float, prompt: float, answer: float, *, recompute: bool = True, old_pass: bool = True
-) -> float:
-    """Return the FLOPs of GRPO's updates on `rollouts` answers, without sampling and without a reference model.
-
-    `old_pass`: their log-probabilities are computed once more under the policy that drew them, as verl does.
-    """
-    length = prompt + answer
-    update = training_flops(shape, rollouts * length, length, recompute=recompute)
-    return update + (rollouts * sequence_flops(shape, length) if old_pass else 0.0)
-
-
 def training_bytes(
     shape: ModelShape, tokens: float, *, gpus: int = 1, logits: bool = True, recompute: bool = True
 ) -> float:

@@ -19,6 +19,7 @@ from quagmire_utils.core.files import digest
 from quagmire_utils.core.settings import CandidateSettings, FamilySettings, ModelSettings, Profile
 from quagmire_utils.data import BENCHMARKS, Dataset, Problem, Trace, load_benchmark, load_datasets
 from quagmire_utils.data.dataset import local_files
+from quagmire_utils.grading import prepare_problems
 from quagmire_utils.sweep.grid import derive_seed
 
 if TYPE_CHECKING:
@@ -34,13 +35,20 @@ def benchmark_problems(profile: Profile) -> dict[str, list[Problem]]:
     """Return the first problems of each benchmark, as many as the profile asks for."""
     from quagmire_utils.training import microlab
 
+    if profile.families[0].model is not None:
+        return {name: load_problems(name, count) for name, count in profile.benchmarks.items()}
     problems = {}
     for name, count in profile.benchmarks.items():
-        if profile.families[0].model is not None:
-            problems[name] = load_benchmark(name, limit=count)
-        else:
-            kind = replace(microlab.MICRO_BENCHMARKS[name], digits=profile.digits)
-            problems[name] = microlab.make_problems(name, kind, count, profile.seed)
+        kind = replace(microlab.MICRO_BENCHMARKS[name], digits=profile.digits)
+        problems[name] = microlab.make_problems(name, kind, count, profile.seed)
+    return problems
+
+
+def load_problems(name: str, count: int) -> list[Problem]:
+    """Return the first `count` problems of a benchmark. Raises ParameterError if there are fewer or one has no gold."""
+    problems = prepare_problems({name: load_benchmark(name, limit=count)})[name]
+    if len(problems) < count:
+        raise ParameterError(f"benchmarks.{name}", count, f"at most the {len(problems):,} problems that it has")
     return problems
 
 

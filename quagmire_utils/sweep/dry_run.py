@@ -12,10 +12,11 @@ from quagmire_utils.sweep import cost
 from quagmire_utils.sweep.checks import check
 from quagmire_utils.sweep.collect import finished_cells
 from quagmire_utils.sweep.estimate import PARTS, FamilyCost, answer_tokens, estimate, gpu_memory
-from quagmire_utils.sweep.grid import Cell, plan
+from quagmire_utils.sweep.grid import plan
 from quagmire_utils.sweep.missing import disk_needed, missing, size
 
 STAGES = {"base": "base", "sft": "SFT", "rl": "RL"}
+UNITS = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}  # in an hour
 WIDTH = 100  # columns
 
 
@@ -29,11 +30,11 @@ def dry_run(profile: Profile, folder: Path, *, cells: bool = False) -> str:
     done = finished_cells(folder, grid)
     costs = estimate(profile, grid, folder)
     left = costs[~costs.index.isin(done)]
-    candidates = sum(len(family.candidates) for family in profile.families)
+    kinds = {"base": "base model", "sft": "SFT candidate", "rl": "RL run"}
+    counted = ", ".join(_count((costs["kind"] == kind).sum(), title) for kind, title in kinds.items())
     head = [
         f"{profile.name}: {profile.description}",
-        f"{_count(len(grid), 'cell')} ({len(done)} done): {_count(len(profile.families), 'base model')}, "
-        f"{_count(candidates, 'candidate')}, {_count((costs['kind'] == 'rl').sum(), 'RL run')}",
+        f"{_count(len(grid), 'cell')} ({len(done)} done): {counted}",
         f"{sum(profile.benchmarks.values()):,} problems of {_count(len(profile.benchmarks), 'benchmark')}. "
         "The parameters pass preflight.",
     ]
@@ -42,8 +43,6 @@ def dry_run(profile: Profile, folder: Path, *, cells: bool = False) -> str:
         sections.append(_cells(profile, costs, done))
     if profile.families[0].model is not None:
         sections.append(_assumptions(profile))
-    if profile.compute.published_gpu_hours and profile.compute.published_run_hours:
-        sections.append(_published(profile, grid, costs))
     how = {"subsequent_indent": "    ", "break_on_hyphens": False, "break_long_words": False}
     lacking = [textwrap.fill(f"  - {line}", WIDTH, **how) for line in missing(profile, folder, left)]
     sections.append("\n".join(["Missing on this machine:" if lacking else "Nothing is missing here.", *lacking]))
@@ -51,37 +50,40 @@ def dry_run(profile: Profile, folder: Path, *, cells: bool = False) -> str:
 
 
 def _table(profile: Profile, costs: pd.DataFrame) -> str:
-    """Return hours by family and stage; the longest cell in hours of its node."""
-    titled = {
-        f"{family.name} {title}": costs[(costs["family"] == family.name) & (costs["kind"] == kind)]
-        for family in profile.families
-        for kind, title in STAGES.items()
-    }
-    if len(profile.families) > 1:
-        titled |= {f"all {title}": costs[costs["kind"] == kind] for kind, title in STAGES.items()}
-    rows = []
-    for title, mine in {**titled, "all": costs}.items():
-        if len(mine):
-            longest, basis = mine["hours"].max() / max(1, profile.compute.gpus), ", ".join(sorted(set(mine["basis"])))
-            hours = mine[[*PARTS, "hours"]].sum()
-            rows.append({"": title, "cells": len(mine), **hours, "longest": longest, "basis": basis})
-    unit = f"{profile.compute.gpu} hours" if profile.compute.gpus else "core hours"
-    return f"In {unit}; the longest cell in hours of its node:\n{_text(pd.DataFrame(rows))}"
+    """Return times by family and stage; the longest cell in the time of its node."""
+    several = len(profile.families) > 1
+    by_family = costs.assign(part=costs["family"] + " " + costs["kind"].map(STAGES))
+    by_stage = costs.assign(part="all " + costs["kind"].map(STAGES))
+    rows = pd.concat([by_family, *([by_stage] if several else []), costs.assign(part="all")])
+    groups = rows.groupby("part", sort=False)
+    parts = [*(PARTS if profile.families[0].model is not None else []), "hours"]
+    table = pd.concat([groups.size().rename("cells"), groups[parts].sum()], axis=1)
+    table["longest"] = groups["hours"].max() / max(1, profile.compute.gpus)
+    names = [*(family.name for family in profile.families), "all"]
+    order = [f"{name} {stage}" for name in names for stage in STAGES.values()]
+    table = table.loc[[part for part in [*order, "all"] if part in table.index]]
+    unit = _unit(table["hours"]["all"])
+    table[[*parts, "longest"]] *= UNITS[unit]
+    table["basis"] = groups["basis"].agg(lambda basis: ", ".join(sorted(set(basis))))
+    title = f"In {profile.compute.gpu if profile.compute.gpus else 'core'} {unit}"
+    return f"{title}; the longest cell in {unit} of its node:\n{_text(table.rename(columns={'hours': unit}))}"
 
 
-def _text(frame: pd.DataFrame) -> str:
-    frame.iloc[:, 0] = frame.iloc[:, 0].str.ljust(frame.iloc[:, 0].str.len().max())
+def _text(table: pd.DataFrame) -> str:
+    frame = table.rename_axis("").reset_index()
+    frame[""] = frame[""].str.ljust(frame[""].str.len().max())
     return frame.to_string(index=False, float_format=_number)
 
 
 def _totals(profile: Profile, costs: pd.DataFrame, left: pd.DataFrame) -> str:
     compute, rest = profile.compute, left["hours"].sum()
     at_once = profile.workers * compute.nodes
-    days = rest / max(1, compute.gpus) / at_once / 24
-    lines = [f"In all {_number(costs['hours'].sum())} hours, of which {_number(rest)} are left to do."]
+    wall = rest / max(1, compute.gpus) / at_once
+    days = f" ({_number(wall / 24)} days)" if wall >= 24 else ""
+    lines = [f"In all {_time(costs['hours'].sum())}, of which {_time(rest)} are left to do."]
     if compute.gpus:
         lines.append(f"Price: ${_number(rest * compute.dollars_per_gpu_hour)} at ${compute.dollars_per_gpu_hour:g}.")
-    lines.append(f"Time: {_number(days * 24)} hours ({_number(days)} days) with {_count(at_once, 'cell')} at a time.")
+    lines.append(f"Time: {_time(wall)}{days} with {_count(at_once, 'cell')} at a time.")
     lines.append(f"Disk: {size(left['kept'].sum())} stay, {size(disk_needed(profile, left))} at most while it runs.")
     return "\n".join(lines)
 
@@ -90,8 +92,7 @@ def _cells(profile: Profile, costs: pd.DataFrame, done: set[str]) -> str:
     price = profile.compute.dollars_per_gpu_hour * bool(profile.compute.gpus)
     shown = costs[["digest", "hours"]].assign(dollars=costs["hours"] * price, kept=costs["kept"].map(size))
     shown["flops"] = costs["flops"].map("{:.2g}".format)
-    shown[""] = ["done" if cell in done else "" for cell in costs.index]
-    return _text(shown.reset_index())
+    return _text(shown.assign(done=["done" if cell in done else "" for cell in costs.index]))
 
 
 def _assumptions(profile: Profile) -> str:
@@ -102,27 +103,9 @@ def _assumptions(profile: Profile) -> str:
     for family in profile.families:
         memory = ", ".join(f"{stage} {need / 1e9:.1f}" for stage, need in gpu_memory(profile, family).items())
         costs = FamilyCost(profile, family)
-        parameters, rate = cost.parameters(costs.shape) / 1e9, costs.rate("sampling", answer_tokens(profile, "sft"))
+        parameters, rate = cost.parameters(costs.shape) / 1e9, costs.rate(answer_tokens(profile, "sft"))
         lines.append(f"  {family.name}: {parameters:.2f}B parameters, sampling at {rate:,.0f} tokens/s a GPU;")
         lines.append(f"    memory of a GPU at most, in GB: {memory}")
-    return "\n".join(lines)
-
-
-def _published(profile: Profile, grid: list[Cell], costs: pd.DataFrame) -> str:
-    """Return our hours beside those that the paper reports, under other readings of what it leaves open."""
-    compute, published, total = profile.compute, profile.compute.published_gpu_hours, costs["hours"].sum()
-    longest = dict.fromkeys(("base", "sft", "rl", "rollout"), float(profile.evaluation.max_tokens))
-    upper = estimate(profile.replace(compute=compute.replace(answer_tokens=longest)), grid)["hours"].sum()
-    most = compute.published_run_hours * compute.gpus
-    capped = costs["train"].clip(upper=most).sum() + costs[["sample", "score"]].sum().sum()
-    days = f"{compute.published_run_hours / 24:g} days of a node ({_number(most)} GPU hours, App. B)"
-    lines = [
-        f"The paper reports more than {_number(published)} GPU hours (Abstract, Sec. 4.1, App. B):",
-        f"  this grid as computed: {_number(total)}, {total / published:.2f} of it",
-        f"  with answers of {profile.evaluation.max_tokens:,} tokens each: {_number(upper)}, {upper / published:.2f}",
-        f"  with RL runs of at most {days}: {_number(capped)}, {capped / published:.2f}",
-        f"  {_number(published)} GPU hours are {_number(published / most)} RL runs of that length",
-    ]
     return "\n".join(lines)
 
 
@@ -130,7 +113,19 @@ def _count(value: int, what: str) -> str:
     return f"{value:,} {what}{'' if value == 1 else 's'}"
 
 
+def _unit(hours: float) -> str:
+    """Return the largest unit of which there is at least one."""
+    return next((unit for unit, share in UNITS.items() if hours * share >= 1), "seconds")
+
+
+def _time(hours: float) -> str:
+    unit = _unit(hours)
+    return f"{_number(hours * UNITS[unit])} {unit}"
+
+
 def _number(value: float) -> str:
     if value >= 1e6:
         return f"{value / 1e6:.2f} M"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    if 0 < value < 0.005:
+        return "<0.01"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 1 else f"{value:.2f}"

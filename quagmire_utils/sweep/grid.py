@@ -6,13 +6,14 @@ cells[-1].needs.path(Path("results/smoke"), "models")   # the checkpoint that th
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from quagmire_utils.core import files
-from quagmire_utils.core.settings import SCENARIOS, CandidateSettings, FamilySettings, Profile, RLSettings, explicit
+from quagmire_utils.core.settings import SCENARIOS, CandidateSettings, FamilySettings, Profile, explicit
 
+FIRST_RUNS = 2  # RL runs that every candidate gets before any candidate gets more
 CELL_VERSION = 1  # raise it when a change of the code changes what cells compute
 
 
@@ -85,24 +86,21 @@ def plan(profile: Profile) -> list[Cell]:
     return cells
 
 
+def first_runs_first(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells in their order, but after the first RL runs of all candidates their further ones."""
+    return sorted(cells, key=lambda cell: cell.run is not None and cell.run >= FIRST_RUNS)
+
+
 def rl_runs(profile: Profile, candidate: CandidateSettings) -> int:
     """Return how many RL runs start from a candidate."""
     return profile.rl.runs if candidate.rl_runs is None else candidate.rl_runs
-
-
-def resolved_rl(profile: Profile, family: FamilySettings) -> RLSettings:
-    """Return the RL settings with `epochs` turned into steps; an incomplete last step of an epoch is dropped."""
-    if profile.rl.epochs is None:
-        return profile.rl
-    steps = max(1, math.floor(profile.rl.epochs * (family.rl_problems // profile.rl.prompts_per_step)))
-    return profile.rl.replace(steps=steps, epochs=None)
 
 
 def work(profile: Profile, cell: Cell) -> float:
     """Return the rough cost of a cell in sampled answers, for progress bars. A trained example costs about four."""
     problems, pretraining = sum(profile.benchmarks.values()), cell.family.pretraining
     if cell.kind == "rl":
-        rl = resolved_rl(profile, cell.family)
+        rl = profile.rl.over(cell.family.rl_problems)
         rollouts = rl.steps * rl.prompts_per_step * rl.rollouts
         return 5 * rollouts + problems * profile.evaluation.rl_num_samples * rl.checkpoints
     trained = cell.candidate.n_examples * cell.candidate.epochs

@@ -6,7 +6,6 @@ seconds.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import shutil
 from collections.abc import Iterator
@@ -17,11 +16,9 @@ import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import Profile
-from quagmire_utils.data import load_benchmark
 from quagmire_utils.data.dataset import local_files
-from quagmire_utils.grading import prepare_problems
 from quagmire_utils.sweep import cost
-from quagmire_utils.sweep.datasets import check_files, rows_needed, training_sets
+from quagmire_utils.sweep.datasets import check_files, load_problems, rows_needed, training_sets
 from quagmire_utils.sweep.estimate import gpu_memory, model_shape
 
 HUB_TIMEOUT = 3.0  # seconds
@@ -32,22 +29,18 @@ def missing(profile: Profile, folder: Path, costs: pd.DataFrame) -> list[str]:
 
     costs: the estimate of the cells that are left to do.
     """
-    from tqdm import tqdm
-
-    found = [missing_devices(profile), missing_programs(profile)]
+    lacking = [*missing_devices(profile), *missing_programs(profile)]
     if profile.compute.gpus:  # this machine may have larger ones, or none
-        found.append(_too_large(profile, cost.gpu(profile.compute.gpu).memory))
+        lacking += _too_large(profile, cost.gpu(profile.compute.gpu).memory)
     if profile.families[0].model is not None:
-        found += [_models(profile, set(costs.index)), _datasets(profile), _benchmarks(profile)]
-    steps = tqdm(found, desc="looking at this machine", unit="check", delay=3, leave=False)
-    lacking = list(dict.fromkeys(lack for step in steps for lack in step))
+        lacking += [*_models(profile, set(costs.index)), *_datasets(profile), *_benchmarks(profile)]
     place = folder.resolve()
     while not place.exists():
         place = place.parent
     needed, free = disk_needed(profile, costs), shutil.disk_usage(place).free
     if needed > free:
         lacking.append(f"disk: {size(needed)} are needed and {size(free)} are free at {place}")
-    return lacking
+    return list(dict.fromkeys(lacking))
 
 
 def missing_devices(profile: Profile) -> Iterator[str]:
@@ -75,12 +68,12 @@ def _too_large(profile: Profile, memory: float) -> Iterator[str]:
 
 def missing_programs(profile: Profile) -> Iterator[str]:
     """Yield the engine and the back-ends that are not installed."""
+    from quagmire_utils.training.backends import BACKENDS, environment_python
+
     engine = profile.evaluation.engine
     if importlib.util.find_spec(engine) is None:
         yield f"engine {engine}: it is not installed; `./reproduce.sh setup` installs it"
-    for name in sorted({profile.sft.backend, profile.rl.backend} & {"llamafactory", "verl"}):
-        from quagmire_utils.training.backends import environment_python
-
+    for name in sorted({profile.sft.backend, profile.rl.backend} & BACKENDS.keys()):
         try:
             environment_python(name)
         except ParameterError as error:
@@ -116,16 +109,18 @@ def _datasets(profile: Profile) -> Iterator[str]:
     yield from check_files(profile)
     known = training_sets(profile)
     for name in sorted(rows_needed(profile)):
-        with contextlib.suppress(ParameterError):  # check_files has named it
-            if not local_files(known[name]) and not hub_answers():
-                yield f"dataset {name}: there is no local copy, and the hub of {known[name].hub_id} does not answer"
+        try:
+            lost = not local_files(known[name]) and not hub_answers()
+        except ParameterError:  # check_files has named it
+            continue
+        if lost:
+            yield f"dataset {name}: there is no local copy, and the hub of {known[name].hub_id} does not answer"
 
 
 def _benchmarks(profile: Profile) -> Iterator[str]:
     for name, count in profile.benchmarks.items():
         try:
-            if not prepare_problems({name: load_benchmark(name, limit=count)})[name]:
-                yield f"benchmark {name}: it has no problems"
+            load_problems(name, count)
         except ParameterError as error:
             yield str(error)
 
@@ -133,17 +128,13 @@ def _benchmarks(profile: Profile) -> Iterator[str]:
 @lru_cache(maxsize=1)
 def hub_answers() -> bool:
     """Return whether the hub of models and datasets can be reached from here."""
+    import httpx
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
-        return False
-    import httpx
-
     try:
-        httpx.head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+        return not constants.HF_HUB_OFFLINE and bool(httpx.head(constants.ENDPOINT, timeout=HUB_TIMEOUT))
     except httpx.HTTPError:
         return False
-    return True
 
 
 def size(count: float) -> str:

@@ -18,6 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import TextIO
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -48,7 +49,7 @@ class LocalPool:
         self._pool = ProcessPool(
             workers,
             max_tasks=1 if gpus else 0,  # a process that has used its GPUs cannot change to others
-            initializer=_start_worker,
+            initializer=end_with_parent,
             initargs=(os.getpid(),),
             context=multiprocessing.get_context("spawn"),
         )
@@ -80,7 +81,8 @@ class LocalPool:
             error = future.exception()
             if isinstance(error, ProcessExpired):
                 if self._starts[cell.id] < ATTEMPTS:
-                    add_to_log(self.folder, cell, "--- the process died; started again\n")
+                    with _log(self.folder, cell) as log:
+                        log.write("--- the process died; started again\n")
                     self.submit(cell)
                     continue
                 said = f"the process of cell {cell.id} died {ATTEMPTS} times; is there too little memory?"
@@ -91,11 +93,8 @@ class LocalPool:
     def __enter__(self) -> LocalPool:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._pool.close()
-        else:
-            self._pool.stop()
+    def __exit__(self, *_: object) -> None:
+        self._pool.stop()  # without an exception, nothing runs any more
         self._pool.join()
 
 
@@ -124,11 +123,6 @@ def _devices(gpus: int, workers: int) -> list[str | None]:
     return [",".join(names[i * gpus : (i + 1) * gpus]) for i in range(workers)]
 
 
-def _start_worker(parent: int) -> None:
-    end_with_parent(parent)
-    set_environment()
-
-
 def set_environment() -> None:
     """Set the variables of a process that runs cells, before torch is loaded."""
     os.environ.update(ENVIRONMENT)
@@ -136,27 +130,24 @@ def set_environment() -> None:
 
 
 def _compute(profile: Profile, folder: Path, cell: Cell, devices: str | None) -> None:
+    set_environment()
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     logged_cell(profile, folder, cell)
 
 
-def logged_cell(profile: Profile, folder: Path, cell: Cell) -> None:
-    """Run a cell and write everything it prints to its own log."""
+def _log(folder: Path, cell: Cell) -> TextIO:
     path = cell.path(folder, "logs")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    return path.open("a", buffering=1)
+
+
+def logged_cell(profile: Profile, folder: Path, cell: Cell) -> None:
+    """Run a cell and write everything it prints to its own log."""
+    with _log(folder, cell) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {cell.id}")
         try:
             run_cell(profile, folder, cell)
         except BaseException:
             traceback.print_exc()
             raise
-
-
-def add_to_log(folder: Path, cell: Cell, text: str | bytes) -> None:
-    """Append to a cell's log."""
-    path = cell.path(folder, "logs")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as log:
-        log.write(text.encode() if isinstance(text, str) else text)

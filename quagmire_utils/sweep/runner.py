@@ -16,14 +16,13 @@ from quagmire_utils.sweep.cells import has_checkpoint, restore_base
 from quagmire_utils.sweep.checks import check
 from quagmire_utils.sweep.collect import collect, finished_cells, is_collected
 from quagmire_utils.sweep.datasets import check_files
-from quagmire_utils.sweep.grid import Cell, plan, work
+from quagmire_utils.sweep.grid import Cell, first_runs_first, plan, work
 from quagmire_utils.sweep.missing import missing_devices, missing_programs
 from quagmire_utils.sweep.pools import CellLostError, LocalPool, logged_cell, set_environment
 
 if TYPE_CHECKING:
     from quagmire_utils.sweep.ray_pool import RayPool
 
-FIRST_RUNS = 2  # RL runs that every candidate gets before any candidate gets more
 COLLECT_EVERY = 300.0  # seconds; collecting 400 cells takes about one
 
 
@@ -63,9 +62,8 @@ def run_sweep(
         todo = [cell for cell in cells if cell.id not in done]
         started = time.time()
         if todo:
-            # a cell needs a checkpoint on disk: one that was measured earlier, on another machine, is trained again
-            todo += _missing_parents(folder, todo)
-            todo.sort(key=lambda cell: (cell.run is not None and cell.run >= FIRST_RUNS, cells.index(cell)))
+            wanted = {cell.id for cell in todo} | _missing_parents(folder, todo)
+            todo = first_runs_first([cell for cell in cells if cell.id in wanted])
             # until a cell of each kind has finished, some table would have no rows
             missing = {cell.kind for cell in cells} - {cell.kind for cell in cells if cell.id in done}
             collected = time.monotonic()
@@ -81,18 +79,16 @@ def run_sweep(
     return folder
 
 
-def run_one(profile: Profile, folder: str | Path, cell_id: str, digest: str | None = None) -> None:
+def run_one(profile: Profile, folder: str | Path, cell_id: str) -> None:
     """Compute one cell in this process, unless `folder` holds its records: one element of a job array.
 
-    digest: that of the cell when it was submitted. Raises ParameterError for a cell that the profile does not have, or
-    has with other parameters, that another process computes now, or whose starting checkpoint is missing.
+    Raises ParameterError for a cell that the profile does not have, that another process computes now, or whose
+    starting checkpoint is missing.
     """
     folder = Path(folder)
     cell = next((cell for cell in plan(profile) if cell.id == cell_id), None)
     if cell is None:
         raise ParameterError("cell", cell_id, f"one of profile {profile.name}; `--plan` lists them")
-    if digest is not None and digest != cell.digest:
-        raise ParameterError("digest", digest, f"{cell.digest}: the parameters have changed; submit the cell again")
     _check_all(profile.replace(workers=1), folder)
     set_environment()
     with only_sweep(folder, f"lock-{cell_id.replace('/', '__')}", f"another process computes cell {cell_id}"):
@@ -113,17 +109,18 @@ def _check_all(profile: Profile, folder: Path, *, here: bool = True) -> None:
         raise ParameterError("datasets", reason=lack)
 
 
-def _missing_parents(folder: Path, todo: Sequence[Cell]) -> list[Cell]:
-    """Return the finished cells whose checkpoints `todo` needs and that are no longer there."""
-    parents: dict[str, Cell] = {}
+def _missing_parents(folder: Path, todo: Sequence[Cell]) -> set[str]:
+    """Return the finished cells to train again: `todo` needs their checkpoints, and they are not on this machine."""
+    parents: set[str] = set()
     ids = {cell.id for cell in todo}
     for cell in todo:
         parent = cell.needs
-        while parent is not None and parent.id not in ids | parents.keys():
+        while parent is not None and parent.id not in ids | parents:
             if has_checkpoint(folder, parent) or restore_base(folder, parent):
                 break
-            parents[parent.id], parent = parent, parent.needs
-    return list(parents.values())
+            parents.add(parent.id)
+            parent = parent.needs
+    return parents
 
 
 def _open_pool(profile: Profile, folder: Path, workers: int | None, ray: str | None) -> LocalPool | RayPool:

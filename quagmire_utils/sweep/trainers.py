@@ -31,11 +31,10 @@ def train_sft(
 
         sft.train_sft(base, traces, output, settings, progress=False, on_progress=on_progress)
     else:
-        from quagmire_utils.training.backends import Machines, llamafactory
+        from quagmire_utils.training.backends import llamafactory
 
         run = output.with_name(output.name + ".run")
-        machines = Machines(nodes=1, devices=profile.compute.gpus)  # App. B: each experiment on one node
-        llamafactory.write(base, traces, run, settings, machines=machines, progress=False)
+        llamafactory.write(base, traces, run, settings, gpus=profile.compute.gpus)
         llamafactory.train(run, progress=False, on_progress=on_progress)
         shutil.rmtree(output, ignore_errors=True)
         (run / "model").rename(output)
@@ -54,10 +53,10 @@ def train_rl(
 ) -> None:
     """Run GRPO from `start`: `checkpoint-<step>` folders, `curve.parquet` and, last, `rl.json` under `output`."""
     if settings.backend == "verl":
-        from quagmire_utils.training.backends import Machines, verl
+        from quagmire_utils.training.backends import verl
 
-        machines, timeout = Machines(nodes=1, devices=profile.compute.gpus), profile.evaluation.grading_timeout
-        verl.write(start, problems, output, settings, machines=machines, grading_timeout=timeout)
+        timeout = profile.evaluation.grading_timeout
+        verl.write(start, problems, output, settings, gpus=profile.compute.gpus, grading_timeout=timeout)
         verl.train(output, progress=False, on_progress=on_progress)
     elif profile.families[0].model is not None:
         _train_in_own_process(profile.evaluation.grading_timeout, start, problems, output, settings, on_progress)
@@ -66,15 +65,6 @@ def train_rl(
 
         grpo.train_rl(start, problems, output, settings, grader=grader.grade, progress=False, on_progress=on_progress)
     _free_memory()
-
-
-def kept_steps(settings: RLSettings) -> tuple[int, ...]:
-    """Return the steps whose checkpoints a run keeps."""
-    if settings.backend == "verl":
-        from quagmire_utils.training.backends import verl
-
-        return verl.kept_steps(settings)
-    return settings.checkpoint_steps
 
 
 def _train_in_own_process(timeout: float, *arguments: object) -> None:

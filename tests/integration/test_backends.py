@@ -19,16 +19,16 @@ import yaml
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, read_parquet
+from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.settings import RLSettings, SFTSettings
 from quagmire_utils.data import Problem
-from quagmire_utils.training.backends import BackendError, Machines, environment_python, llamafactory, verl
-from quagmire_utils.training.backends.environments import ROOT, backend_environment
+from quagmire_utils.training.backends import BackendError, environment_python, llamafactory, verl
+from quagmire_utils.training.backends.environments import backend_environment
 from quagmire_utils.training.backends.runs import LOG, run_command
 
 pytest.importorskip("torch", reason="the micro models need torch")
 
 from back_ends import (  # noqa: F401
-    CPU,
     LISTS,
     PROBLEMS,
     RL,
@@ -48,21 +48,19 @@ from quagmire_utils.engines import load_tokenizer
 
 
 @pytest.mark.parametrize(
-    ("machines", "micro_batch", "accumulation"),
-    [(Machines(1, 8), None, 16), (Machines(2, 8), 2, 4), (Machines(1, 1), 16, 8), (CPU, None, 128)],
+    ("gpus", "micro_batch", "accumulation"),
+    [(8, None, 16), (8, 2, 8), (1, 16, 8), (0, None, 128)],
 )
-def test_the_training_yaml_has_the_papers_values_and_the_global_batch(
-    plain, tmp_path, machines, micro_batch, accumulation
-):
+def test_the_training_yaml_has_the_papers_values_and_the_global_batch(plain, tmp_path, gpus, micro_batch, accumulation):
     settings = SFTSettings(micro_batch_size=micro_batch)
-    llamafactory.write(plain, TRACES, tmp_path / "run", settings, machines=machines)
+    llamafactory.write(plain, TRACES, tmp_path / "run", settings, gpus=gpus)
     values = yaml.safe_load((tmp_path / "run" / "train.yaml").read_text())
     assert values["learning_rate"] == 1e-5  # a number, though YAML reads 1e-5 as text
     assert values["cutoff_len"] == 8192
     assert values["gradient_accumulation_steps"] == accumulation
-    assert values["per_device_train_batch_size"] * accumulation * machines.processes == 128
-    assert values["use_cpu"] == (machines.devices == 0) == (not values["bf16"])
-    assert ("fsdp" in values) == (machines.processes > 1)
+    assert values["per_device_train_batch_size"] * accumulation * max(1, gpus) == 128
+    assert values["use_cpu"] == (gpus == 0) == (not values["bf16"])
+    assert ("fsdp" in values) == (gpus > 1)
     if "fsdp" in values:  # else each GPU sums the gradients of all weights, in bfloat16
         assert values["accelerator_config"]["gradient_accumulation_kwargs"] == {"sync_each_batch": True}
     assert values["model_name_or_path"] == str(plain.resolve())
@@ -70,7 +68,7 @@ def test_the_training_yaml_has_the_papers_values_and_the_global_batch(
 
 def test_what_llamafactory_reads_is_the_prompt_that_sampling_renders(plain, chat, with_bos, tmp_path):
     for base in (plain, chat, with_bos):
-        folder = llamafactory.write(base, TRACES, tmp_path / base.name, SFT, machines=CPU)
+        folder = llamafactory.write(base, TRACES, tmp_path / base.name, SFT, gpus=0)
         info = read_json(folder / "data" / "dataset_info.json")
         tokenizer = load_tokenizer(str(base))
         lines = (folder / "data" / info["traces"]["file_name"]).read_text().splitlines()
@@ -84,18 +82,18 @@ def test_what_llamafactory_reads_is_the_prompt_that_sampling_renders(plain, chat
 
 
 def test_writing_again_changes_nothing_and_another_run_is_refused_once_begun(plain, tmp_path, refused):
-    folder = llamafactory.write(plain, TRACES, tmp_path / "run", SFT, machines=CPU)
+    folder = llamafactory.write(plain, TRACES, tmp_path / "run", SFT, gpus=0)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    llamafactory.write(plain, TRACES, folder, SFT, machines=CPU)
+    llamafactory.write(plain, TRACES, folder, SFT, gpus=0)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     faster = SFT.replace(learning_rate=1e-2)
-    llamafactory.write(plain, TRACES, folder, faster, machines=CPU)  # nothing has begun: written anew
+    llamafactory.write(plain, TRACES, folder, faster, gpus=0)  # nothing has begun: written anew
     assert yaml.safe_load((folder / "train.yaml").read_text())["learning_rate"] == 1e-2
     (folder / "checkpoints").mkdir()
     with refused("folder"):
-        llamafactory.write(plain, TRACES, folder, SFT, machines=CPU)
+        llamafactory.write(plain, TRACES, folder, SFT, gpus=0)
     with refused("folder"):
-        llamafactory.write(plain, TRACES[:-1], folder, faster, machines=CPU)
+        llamafactory.write(plain, TRACES[:-1], folder, faster, gpus=0)
 
 
 @pytest.mark.parametrize(
@@ -103,41 +101,26 @@ def test_writing_again_changes_nothing_and_another_run_is_refused_once_begun(pla
     [
         ({"traces": []}, "traces"),
         ({"settings": SFT.replace(max_length=40)}, "sft.max_length"),
-        ({"machines": Machines(3, 1)}, "sft.batch_size"),
-        ({"saves": 0}, "saves"),
+        ({"gpus": 3}, "sft.batch_size"),
         ({"folder": "a$b"}, "folder"),
         ({"model": "no/such/model/here"}, "model"),
     ],
 )
 def test_what_cannot_train_is_refused_before_anything_is_written(plain, tmp_path, change, parameter, refused):
-    arguments = {"model": plain, "traces": TRACES, "settings": SFT, "machines": CPU, **change}
+    arguments = {"model": plain, "traces": TRACES, "settings": SFT, "gpus": 0, **change}
     arguments["folder"] = tmp_path / change.get("folder", "run")
     with refused(parameter):
         llamafactory.write(**arguments)
     assert not (arguments["folder"] / "run.json").exists()
 
 
-def test_run_sh_tokenises_once_then_trains_with_the_readers_own_values(plain, tmp_path, refused):
-    folder = llamafactory.write(plain, TRACES, tmp_path / "a folder" / "run", SFT, machines=CPU)
+def test_run_sh_trains_with_the_readers_own_values(plain, tmp_path):
+    folder = llamafactory.write(plain, TRACES, tmp_path / "a folder" / "run", SFT, gpus=0)
     half = folder / "checkpoints" / "checkpoint-3"
     half.mkdir(parents=True)  # left by a kill: without its trainer_state.json
     given = arguments_of(folder / "run.sh", tmp_path, "num_train_epochs=3")
     assert given == ["train", "train.yaml", "num_train_epochs=3"]
     assert not half.exists()
-    nodes = llamafactory.write(plain, TRACES, tmp_path / "nodes", SFT, machines=Machines(2, 1))
-    alone = subprocess.run(["bash", str(nodes / "run.sh")], capture_output=True, text=True, timeout=60)
-    assert alone.returncode != 0
-    assert "NODE_RANK" in alone.stderr
-    (nodes / "tokenized").mkdir()
-    half = nodes / "checkpoints" / "checkpoint-3"
-    half.mkdir(parents=True)
-    variables = {"MASTER_ADDR": "localhost"}
-    arguments_of(nodes / "run.sh", tmp_path, NODE_RANK="1", **variables)
-    assert half.is_dir()  # one node clears up, or they would trip over each other
-    arguments_of(nodes / "run.sh", tmp_path, NODE_RANK="0", **variables)
-    assert not half.exists()
-    with refused("machines.nodes"):
-        llamafactory.train(nodes)
 
 
 # --- verl's files -------------------------------------------------------------------------------------------------
@@ -151,8 +134,8 @@ def overrides_of(folder: Path, tmp_path: Path) -> dict[str, str]:
 
 def test_verls_overrides_have_the_papers_values(plain, tmp_path):
     problems = [Problem(str(i), f"{i} + 1", str(i + 1)) for i in range(650)]
-    settings = RLSettings(max_tokens=8000)  # the micro model's context is 8192 tokens
-    folder = verl.write(plain, problems, tmp_path / "a folder", settings, epochs=3)
+    settings = RLSettings(max_tokens=8000, epochs=3)  # the micro model's context is 8192 tokens
+    folder = verl.write(plain, problems, tmp_path / "a folder", settings)
     values = overrides_of(folder, tmp_path)
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
     for name, value in {
@@ -181,16 +164,16 @@ def test_verls_overrides_have_the_papers_values(plain, tmp_path):
 @pytest.mark.parametrize("checkpoints", [1, 3, 4, 7])
 def test_kept_steps_are_the_multiples_of_savings_and_the_last_and_enough(checkpoints):
     for steps in range(checkpoints, 60):
-        kept = verl.kept_steps(RLSettings(steps=steps, checkpoints=checkpoints))
+        kept = RLSettings(steps=steps, checkpoints=checkpoints, backend="verl").checkpoint_steps
         assert kept == tuple(step for step in range(1, steps + 1) if step % kept[0] == 0 or step == steps)
         assert len(kept) >= checkpoints
         assert steps % checkpoints or len(kept) == checkpoints
-    assert verl.kept_steps(RLSettings(steps=945, checkpoints=4)) == (237, 474, 711, 945)
+    assert RLSettings(steps=945, checkpoints=4, backend="verl").checkpoint_steps == (237, 474, 711, 945)
 
 
 def test_verls_parquet_holds_prompts_gold_answers_and_tolerances(plain, chat, with_bos, tmp_path):
     for base in (plain, chat, with_bos):
-        folder = verl.write(base, PROBLEMS, tmp_path / base.name, RL, machines=Machines(1, 2))
+        folder = verl.write(base, PROBLEMS, tmp_path / base.name, RL, gpus=2)
         tokenizer = load_tokenizer(str(base))
         for row, problem in zip(read_parquet(folder / "train.parquet").to_dict("records"), PROBLEMS, strict=True):
             (message,) = row["prompt"]
@@ -207,7 +190,7 @@ def test_verls_parquet_holds_prompts_gold_answers_and_tolerances(plain, chat, wi
 
 def test_verl_asks_and_grades_as_the_problems_domain_does(plain, tmp_path):
     problems = [Problem(f"c{i}", f"Which is {i}?\nA) 1\nB) {i}", "B", grader="choice") for i in range(4)]
-    folder = verl.write(plain, problems, tmp_path / "run", RL, machines=Machines(1, 2))
+    folder = verl.write(plain, problems, tmp_path / "run", RL, gpus=2)
     rows = read_parquet(folder / "train.parquet").to_dict("records")
     assert all(INSTRUCTIONS["choice"] in row["prompt"][0]["content"] for row in rows)
     code = (
@@ -225,24 +208,21 @@ def test_verl_asks_and_grades_as_the_problems_domain_does(plain, tmp_path):
 @pytest.mark.parametrize(
     ("change", "parameter"),
     [
-        ({"machines": CPU}, "machines.devices"),
+        ({"gpus": 0}, "gpus"),
         ({"problems": PROBLEMS[:3]}, "rl.prompts_per_step"),
-        ({"machines": Machines(1, 3)}, "rl.rollouts"),
-        ({"tensor_parallel": 4}, "tensor_parallel"),
-        ({"settings": RL.replace(checkpoints=8), "epochs": 1}, "rl.checkpoints"),
+        ({"gpus": 3}, "rl.rollouts"),
+        ({"settings": RL.replace(epochs=1)}, "rl.checkpoints"),
         ({"settings": RL.replace(max_tokens=8192)}, "max_tokens"),
-        ({"gpu_memory": 1.5}, "gpu_memory"),
-        ({"epochs": 0}, "epochs"),
     ],
 )
 def test_what_verl_cannot_run_is_refused(plain, tmp_path, change, parameter, refused):
-    arguments = {"problems": PROBLEMS, "settings": RL, "machines": Machines(1, 2), **change}
+    arguments = {"problems": PROBLEMS, "settings": RL, "gpus": 2, **change}
     with refused(parameter):
         verl.write(plain, arguments.pop("problems"), tmp_path / "run", arguments.pop("settings"), **arguments)
 
 
 def test_the_curve_counts_a_step_that_was_taken_again_once(plain, tmp_path):
-    folder = verl.write(plain, PROBLEMS, tmp_path / "run", RL, machines=Machines(1, 2))
+    folder = verl.write(plain, PROBLEMS, tmp_path / "run", RL, gpus=2)
     (folder / "metrics").mkdir()
 
     def line(step: int, reward: float) -> str:
@@ -261,23 +241,21 @@ def test_the_curve_counts_a_step_that_was_taken_again_once(plain, tmp_path):
     assert curve.reward_std[2] == 0
 
 
-def test_verl_on_one_node_starts_a_ray_of_its_own(plain, tmp_path):
+def test_verl_starts_a_ray_of_its_own(plain, tmp_path):
     """Inside a cell on a Ray cluster it would join that, and wait for the very GPUs that the cell holds."""
     (tmp_path / "python").write_text(f'#!/usr/bin/env bash\necho "$RAY_ADDRESS" >"{tmp_path}/address"\n')
     (tmp_path / "python").chmod(0o755)
     environment = {**os.environ, "QUAGMIRE_VERL_PYTHON": str(tmp_path / "python"), "RAY_ADDRESS": "head:6379"}
-    for nodes, address in ((1, "local"), (2, "head:6379")):
-        folder = verl.write(plain, PROBLEMS, tmp_path / f"run{nodes}", RL, machines=Machines(nodes, 2))
-        subprocess.run(["bash", str(folder / "run.sh")], env=environment, check=True, timeout=60)
-        assert (tmp_path / "address").read_text().strip() == address
+    folder = verl.write(plain, PROBLEMS, tmp_path / "run", RL, gpus=2)
+    subprocess.run(["bash", str(folder / "run.sh")], env=environment, check=True, timeout=60)
+    assert (tmp_path / "address").read_text() == "local\n"
 
 
 def test_a_machine_without_gpus_is_told_before_verl_starts(plain, tmp_path, monkeypatch, refused):
     monkeypatch.setenv("QUAGMIRE_VERL_PYTHON", sys.executable)
-    monkeypatch.setattr(verl, "count_gpus", lambda: 0)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    folder = verl.write(plain, PROBLEMS, tmp_path / "run", RL, machines=Machines(1, 2))
-    with refused("machines.devices"):
+    monkeypatch.setattr("quagmire_utils.training.backends.environments.hardware", lambda: {"gpus": []})
+    folder = verl.write(plain, PROBLEMS, tmp_path / "run", RL, gpus=2)
+    with refused("gpus"):
         verl.train(folder)
     with refused("step"):
         verl.export(folder, 2)
@@ -301,8 +279,6 @@ def test_a_back_end_that_is_not_there_is_named_with_the_command_that_installs_it
     monkeypatch.setenv("QUAGMIRE_VERL_PYTHON", str(tmp_path / "nowhere"))
     with refused("QUAGMIRE_VERL_PYTHON"):
         environment_python("verl")
-    with refused("backend"):
-        environment_python("trl")
 
 
 def test_a_python_that_cannot_run_a_back_end_is_refused_in_one_sentence(tmp_path, monkeypatch, refused):

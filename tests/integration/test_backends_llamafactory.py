@@ -18,15 +18,14 @@ import psutil
 import pytest
 
 from quagmire_utils.core.files import read_json
+from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.settings import SFTSettings
 from quagmire_utils.training.backends import BackendError, llamafactory
-from quagmire_utils.training.backends.environments import ROOT
 from quagmire_utils.training.backends.runs import LOG
 
 pytest.importorskip("torch", reason="the micro models need torch")
 
 from back_ends import (  # noqa: F401
-    CPU,
     SFT,
     TRACES,
     backend_python,
@@ -50,7 +49,7 @@ def test_llamafactory_makes_the_tokens_that_sampling_uses_and_a_difference_is_re
     base, request, tmp_path, llamafactory_python
 ):
     model = request.getfixturevalue(base)
-    folder = llamafactory.write(model, TRACES, tmp_path / "run", SFT, machines=CPU)
+    folder = llamafactory.write(model, TRACES, tmp_path / "run", SFT, gpus=0)
     llamafactory.check(folder)
     tokenizer = load_tokenizer(str(model))
     code = (
@@ -81,7 +80,7 @@ def unbroken(plain, tmp_path_factory) -> Path:
     backend_python("llamafactory")
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     settings = SFT.replace(epochs=60)
-    llamafactory.write(plain, TRACES, folder, settings, machines=CPU, saves=6)
+    llamafactory.write(plain, TRACES, folder, settings, gpus=0)
     summary = llamafactory.train(folder, progress=False)
     assert summary["steps"] == 180
     return folder
@@ -126,7 +125,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(unbroken, plain, tm
 
     folder = tmp_path / "run"
     settings = SFT.replace(epochs=60)
-    llamafactory.write(plain, TRACES, folder, settings, machines=CPU, saves=6)
+    llamafactory.write(plain, TRACES, folder, settings, gpus=0)
     shutil.copytree(unbroken / "tokenized", folder / "tokenized")  # the same traces
     code = "import sys; from quagmire_utils.training.backends import llamafactory; llamafactory.train(sys.argv[1])"
     caller = subprocess.Popen(
@@ -142,7 +141,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(unbroken, plain, tm
     wait_for(lambda: not any(psutil.pid_exists(process.pid) for process in processes))
     assert not (folder / "model").exists()
     reached = max(entry["current_steps"] for entry in llamafactory.log_entries(folder))
-    assert 30 <= reached < 180
+    assert 18 <= reached < 180
     llamafactory.train(folder, progress=False)
     assert "Resuming training from" in (folder / LOG).read_text()
     ours, theirs = weights_of(folder / "model"), weights_of(unbroken / "model")
@@ -164,7 +163,7 @@ def test_llamafactory_by_hand_on_two_processes_and_trl_train_the_same_model(plai
         epochs=12, batch_size=24, micro_batch_size=8, learning_rate=1e-3, max_length=512, warmup_fraction=0.25
     )
     ours = sft.train_sft(plain, TRACES, tmp_path / "trl", settings, progress=False)
-    folder = llamafactory.write(plain, TRACES, tmp_path / "lf", settings, machines=CPU)
+    folder = llamafactory.write(plain, TRACES, tmp_path / "lf", settings, gpus=0)
     variables = {"QUAGMIRE_LLAMAFACTORY_PYTHON": str(llamafactory_python), "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
     done = subprocess.run(
         ["bash", folder / "run.sh", "per_device_train_batch_size=4", "gradient_accumulation_steps=3"],

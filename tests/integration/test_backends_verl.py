@@ -19,7 +19,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
 from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
-from quagmire_utils.training.backends import Machines, verl
+from quagmire_utils.training.backends import verl
 from quagmire_utils.training.backends.runs import LOG
 
 pytest.importorskip("torch", reason="the micro models need torch")
@@ -43,8 +43,7 @@ from quagmire_utils.engines import load_tokenizer
 @pytest.mark.slow
 def test_verl_accepts_every_override_and_refuses_a_wrong_one(chat, tmp_path, verl_python):
     folder = verl.write(
-        chat, PROBLEMS, tmp_path / "a folder, of = signs", RL.replace(micro_batch_size=2), epochs=3,
-        machines=Machines(1, 2),
+        chat, PROBLEMS, tmp_path / "a folder, of = signs", RL.replace(micro_batch_size=2, epochs=3), gpus=2
     )  # fmt: skip
     environment = {**os.environ, "QUAGMIRE_VERL_PYTHON": str(verl_python)}
     done = subprocess.run(
@@ -70,7 +69,7 @@ def test_verl_accepts_every_override_and_refuses_a_wrong_one(chat, tmp_path, ver
 @pytest.mark.parametrize("base", ["chat", "with_bos"])
 def test_verl_makes_the_tokens_that_sampling_uses_and_a_difference_is_refused(base, request, tmp_path, verl_python):
     model = request.getfixturevalue(base)
-    folder = verl.write(model, PROBLEMS, tmp_path / "run", RL, machines=Machines(1, 2))
+    folder = verl.write(model, PROBLEMS, tmp_path / "run", RL, gpus=2)
     verl.check(folder)
     assert "every token is the one that sampling uses; reward works" in (folder / LOG).read_text()
     if base == "with_bos":
@@ -135,7 +134,7 @@ def test_verls_reward_manager_gives_the_verdicts_of_grading_on_real_responses(pl
         {"gold": "B", "response": "So it is \\boxed{B}.", "tolerance": None, "grader": "choice"},
     ]
     rows = [{"grader": "math", **row} for row in rows]
-    folder = verl.write(plain, PROBLEMS, tmp_path / "run", RL, machines=Machines(1, 2))
+    folder = verl.write(plain, PROBLEMS, tmp_path / "run", RL, gpus=2)
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("PYTHONPATH", None)  # reward.py finds the package by itself
@@ -294,7 +293,7 @@ def test_a_step_of_verl_is_the_one_computed_by_hand_and_our_engine_loads_its_che
     from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine
 
     settings = RL.replace(learning_rate=1e-3, entropy_coefficient=0.02, temperature=0.8, max_grad_norm=0.5)
-    folder = verl.write(chat, PROBLEMS, tmp_path / "run", settings, machines=Machines(1, 2))
+    folder = verl.write(chat, PROBLEMS, tmp_path / "run", settings, gpus=2)
     full = "{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"  # what is done by hand
     variables = {**os.environ, "QUAGMIRE_VERL_PYTHON": str(verl_python), "OMP_NUM_THREADS": "1"}
     with (tmp_path / "job.yaml").open("w") as job:

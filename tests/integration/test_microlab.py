@@ -35,9 +35,7 @@ def test_a_worked_example_by_hand():
     assert CHAIN.question == "374a+258b*112=?"
     assert CHAIN.states == ("522", "524")
     assert microlab.write_trace(CHAIN, "stepwise") == "a3+257+524+82\nb5*152*122*24\n\\boxed{524}"
-    assert microlab.write_trace(CHAIN, "digitwise") == "a:3+2=5 7+5=2 4+8=2=522\nb:5*1=5 2*1=2 2*2=4=524\n\\boxed{524}"
     assert microlab.write_trace(CHAIN, "restated") == "a3+257+524+82=522\nb5*152*122*24=524\n\\boxed{524}"
-    assert microlab.write_trace(CHAIN, "terse") == "522\n524\n\\boxed{524}"
 
 
 @pytest.mark.parametrize("name", list(microlab.MICRO_BENCHMARKS))
@@ -175,17 +173,14 @@ def test_models_are_ordinary_checkpoints(architecture, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("call", "named"),
+    ("values", "named"),
     [
-        (lambda t: microlab.build_model("gpt5", t), "architecture"),
-        (lambda t: microlab.build_model("llama", t, hidden_size=100), "hidden_size"),
-        (lambda t: microlab.write_trace(CHAIN, "prose"), "style"),
-        (lambda t: PretrainingSettings(misconceptions={"+": (0.5, 0.2)}), "misconceptions.+"),
-        (lambda t: PretrainingSettings(gives_up={4: 1.5}), "gives_up"),
-        (lambda t: microlab.check_pretraining(PretrainingSettings(misconceptions={"/": (0, 1)}), "f"), "f.pretraining"),
+        ({"hidden_size": 100}, "hidden_size"),
+        ({"misconceptions": {"/": (0, 1)}}, "misconceptions./"),
+        ({"gives_up": {4: 1.5}}, "gives_up.4"),
     ],
 )
-def test_bad_parameters_are_named(call, named, tokenizer):
+def test_a_base_that_cannot_be_made_is_refused(values, named):
     with pytest.raises(ParameterError) as caught:
-        call(tokenizer)
-    assert named in caught.value.parameter
+        PretrainingSettings(**values)
+    assert caught.value.parameter == f"pretraining.{named}"

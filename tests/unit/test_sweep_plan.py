@@ -17,10 +17,10 @@ from quagmire_utils.core.settings import PROFILES, Profile, load_profile
 from quagmire_utils.data import Trace
 from quagmire_utils.sweep import runner
 from quagmire_utils.sweep.cells import restore_base
+from quagmire_utils.sweep.checks import check
 from quagmire_utils.sweep.datasets import boxed, without_problems
-from quagmire_utils.sweep.grid import resolved_rl
 from quagmire_utils.sweep.pools import CellLostError
-from quagmire_utils.sweep.submit import ray_command, slurm_script
+from quagmire_utils.sweep.submit import slurm_script
 
 TWO_SOURCES = {name: {"terms": [terms], "pool": 40, "validation": 6} for name, terms in (("main", 2), ("other", 3))}
 
@@ -90,7 +90,7 @@ def test_solutions_get_the_ending_that_the_prompt_asks_for():
 def test_rl_epochs_become_steps():
     profile = load_profile("paper")
     for family in profile.families:
-        assert resolved_rl(profile, family).steps == 3 * (family.rl_problems // 128)
+        assert profile.rl.over(family.rl_problems).steps == 3 * (family.rl_problems // 128)
 
 
 def test_what_is_expected_of_data_changes_no_digest():
@@ -118,16 +118,7 @@ def test_what_is_expected_of_data_changes_no_digest():
         ({"evaluation": {"engine": "llama.cpp"}}, "engine"),
         ({"evaluation": {"engine": "server"}}, "evaluation.engine"),
         ({"evaluation": {"template": "alpaca"}}, "evaluation.template"),
-        ({"rl": {"prompts_per_step": 9}}, "families.a.rl_problems"),
-        ({"digits": 9}, "digits"),
-        (in_family("candidates", [{"selection": "prettiest", "n_examples": 4}]), "prettiest-4x1.selection"),
-        (in_family("candidates", [{"selection": "random", "n_examples": 400}]), "random-400x1.n_examples"),
-        (in_family("candidates", [{"selection": "random", "n_examples": 4, "source": "x"}]), "random-4x1-x.source"),
-        (in_family("candidates", []), "families.a.candidates"),
-        (in_family("rl_terms", [2, 99]), "rl_terms"),
-        (in_family("sources", {"main": {"styles": ["prose"]}}), "sources.main.styles"),
-        (in_family("pretraining", {"architecture": "rnn"}), "architecture"),
-        (in_family("name", "../a"), "name"),
+        ({"rl": {"prompts_per_step": 9}}, "rl.prompts_per_step"),
     ],
 )
 def test_impossible_micro_profiles_are_refused(tmp_path, change, parameter):
@@ -149,6 +140,7 @@ MAIN = (*FAMILY_OF, "sources", "main")
         ("single_gpu", (*MAIN, "pool", 500), "families.qwen3-0.6b.candidates.random-1000x2.n_examples"),
         ("single_gpu", (*FAMILY_OF, "model", {"hub_id": "./nowhere"}), "model.hub_id"),
         ("single_gpu", ("benchmarks", {"sums2": 3}), "benchmarks"),
+        ("single_gpu", ("benchmarks", "math500", 501), "benchmarks.math500"),
         ("single_gpu", ("compute", "gpus", 2), "compute.gpus"),
         ("single_gpu", ("compute", "gpus", 0), "compute.gpus"),
         ("single_gpu", ("compute", "gpu", "abacus"), "compute.gpu"),
@@ -170,12 +162,26 @@ def test_impossible_profiles_of_pretrained_models_are_refused(tmp_path, profile,
         sweep.dry_run(Profile.load(values), tmp_path / "results")
 
 
-def test_a_cell_needs_its_starting_point_and_its_parameters(tmp_path):
+def test_more_problems_than_a_file_has_are_refused(tmp_path):
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(f'{{"id": "{i}", "question": "1+{i}?", "answer": "{1 + i}"}}\n' for i in range(3)))
+    values = yaml.safe_load((PROFILES / "single_gpu.yaml").read_text())
+    for count in (3, 4):
+        profile = Profile.load(values | {"benchmarks": {str(file): count}})
+        if count == 3:
+            check(profile, here=False)
+            assert [p.answer for p in sweep.benchmark_problems(profile)[str(file)]] == ["1", "2", "3"]
+        else:
+            with pytest.raises(ParameterError, match="at most the 3 problems that it has"):
+                check(profile, here=False)
+
+
+def test_a_cell_needs_its_starting_point(tmp_path):
     profile = tiny_profile()
-    for cell, digest, parameter in (("a/random-16x2", None, "cell"), ("a/x", None, "cell"), ("a/base", "0", "digest")):
+    for cell in ("a/random-16x2", "a/x"):
         with pytest.raises(ParameterError) as raised:
-            sweep.run_one(profile, tmp_path, cell, digest)
-        assert raised.value.parameter == parameter
+            sweep.run_one(profile, tmp_path, cell)
+        assert raised.value.parameter == "cell"
     with pytest.raises(ParameterError, match="workers"):
         sweep.run_sweep(profile, tmp_path, workers=0)
 
@@ -310,24 +316,16 @@ def test_a_slurm_script_covers_every_cell_once(tmp_path):
     script = slurm_script(profile, "paper", tmp_path / "my results", set())
     checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
     assert checked.returncode == 0, checked.stderr
-    listed = dict(re.findall(r'^    \[\w+:\d+\]="(\S+) (\w+)"$', script, re.M))
-    assert listed == {cell.id: cell.digest for cell in sweep.plan(profile)}
+    listed = re.findall(r'^    "(\S+)"$', script, re.M)
+    assert sorted(listed) == sorted(cell.id for cell in sweep.plan(profile))
+    stages = re.findall(r'--array=(\d+)-(\d+) --time=(\d)-\d\d:00:00 "\$\{after\[@\]\}"', script)
+    assert [(int(first), int(last)) for first, last, _ in stages] == [(0, 2), (3, 66), (67, 334)]
+    assert "/" not in listed[3].partition("/")[2]
+    further = [name.endswith(("rl2", "rl3")) for name in listed[67:]]
+    assert further == sorted(further)  # after the first two runs of all candidates
     assert "#SBATCH --gpus-per-node=8\n#SBATCH --exclusive\n#SBATCH --partition=gpu\n" in script
     assert f'#SBATCH --chdir="{Path.cwd()}"' in script
-    assert re.search(r'rl0=\$\(submit rl0 --array=[\d,]+ .*--dependency="aftercorr:\$sft" --kill-on-invalid', script)
-    nice = [re.search(rf"{stage}=.*", script)[0].count("--nice=100") for stage in ("sft", "rl0", "rl1", "rl2", "rl3")]
-    assert nice == [0, 0, 0, 1, 1]
     done = {cell.id for cell in sweep.plan(profile) if cell.kind != "rl"}
-    assert "submit sft" not in slurm_script(profile, "paper", tmp_path, done)
+    assert "--array=0-267 " in slurm_script(profile, "paper", tmp_path, done)
     with pytest.raises(ParameterError):
         slurm_script(profile, "paper", tmp_path, {cell.id for cell in sweep.plan(profile)})
-
-
-def test_a_ray_job_runs_the_sweep(tmp_path):
-    submit, _, job = " ".join(ray_command("paper", tmp_path, "http://head:8265")).partition(" -- ")
-    assert submit.endswith("job submit --address http://head:8265 --no-wait")
-    assert job.startswith(f"env --chdir={Path.cwd()} ")
-    assert job.endswith(f"-m quagmire_utils sweep paper --results {tmp_path} --ray auto")
-    with pytest.raises(ParameterError) as raised:
-        ray_command("paper", tmp_path, "auto")
-    assert raised.value.parameter == "ray"

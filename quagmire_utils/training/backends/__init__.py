@@ -1,4 +1,4 @@
-"""Train as the paper trained: SFT with LLaMA-Factory, GRPO with verl, on one machine or on nodes of GPUs. App. B.2.
+"""Train as the paper trained: SFT with LLaMA-Factory, GRPO with verl, each on the GPUs of one machine. App. B.2.
 
 Each is installed in an environment of its own (`./reproduce.sh setup llamafactory`, `./reproduce.sh setup verl`),
 because neither installs next to the versions of this package. A run is a folder of files that a person can read,
@@ -8,7 +8,7 @@ change, and start by hand with its run.sh; `llamafactory` and `verl` have exampl
 sampling and of the generalization loss; `train` does so first. A run that was killed resumes from its last checkpoint.
 """
 
-from quagmire_utils.training.backends.environments import BACKENDS, Machines, environment_python
+from quagmire_utils.training.backends.environments import BACKENDS, environment_python
 from quagmire_utils.training.backends.runs import BackendError
 
-__all__ = ["BACKENDS", "BackendError", "Machines", "environment_python"]
+__all__ = ["BACKENDS", "BackendError", "environment_python"]

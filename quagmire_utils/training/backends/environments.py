@@ -1,37 +1,16 @@
-"""Find the environments that the back-ends are installed in, and describe the machines they run on."""
+"""Find the environments that the back-ends are installed in, and the GPUs that they run on."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
+from quagmire_utils.core.provenance import hardware
 
 BACKENDS = {"llamafactory": "LLaMA-Factory", "verl": "verl"}
-
-
-@dataclass(frozen=True)
-class Machines:
-    """What a run has: `devices` GPUs on each of `nodes` machines. No devices: a CPU, to try things out."""
-
-    nodes: int = 1
-    devices: int = 8  # the paper's nodes have 8 A100
-
-    def __post_init__(self) -> None:
-        """Raise ParameterError for fewer machines than one."""
-        if self.nodes < 1:
-            raise ParameterError("machines.nodes", self.nodes, "at least 1")
-        if self.devices < 0 or (self.nodes > 1 and self.devices == 0):
-            raise ParameterError("machines.devices", self.devices, "at least 1, or 0 (a CPU) on one node")
-
-    @property
-    def processes(self) -> int:
-        """Processes that train: one per GPU, or one on a CPU."""
-        return self.nodes * max(1, self.devices)
 
 
 def python_variable(backend: str) -> str:
@@ -50,8 +29,6 @@ def environment_python(backend: str) -> Path:
     It is the one that QUAGMIRE_LLAMAFACTORY_PYTHON or QUAGMIRE_VERL_PYTHON names, else the one of this repository.
     Raises ParameterError, with the command that installs it, if there is none.
     """
-    if backend not in BACKENDS:
-        raise ParameterError("backend", backend, f"one of {', '.join(BACKENDS)}")
     variable = python_variable(backend)
     named = os.environ.get(variable)
     python = Path(named).expanduser() if named else default_python(backend)
@@ -85,12 +62,8 @@ def backend_environment(backend: str) -> dict[str, str]:
     return {variable: str(python)}
 
 
-def count_gpus() -> int:
-    """Return the number of GPUs of this machine, as nvidia-smi counts them."""
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+def check_gpus(needed: int) -> None:
+    """Raise ParameterError if this machine has fewer GPUs than a run needs."""
+    there = len(hardware()["gpus"])
+    if there < needed:
+        raise ParameterError("gpus", needed, f"at most the {there} GPUs of this machine")

@@ -1,6 +1,6 @@
 """Fine-tune with LLaMA-Factory, the paper's trainer (App. B.2): write the files of a run, check them, run it.
 
-    llamafactory.write(model, traces, "runs/sft", SFTSettings(epochs=2), machines=Machines(nodes=1, devices=8))
+    llamafactory.write(model, traces, "runs/sft", SFTSettings(epochs=2), gpus=8)
     llamafactory.train("runs/sft")     # resumes; the checkpoint for our engines: runs/sft/model
 
 The folder holds:
@@ -8,7 +8,7 @@ The folder holds:
     data/dataset_info.json, data/traces.jsonl    the training data
     train.yaml                                   LLaMA-Factory's configuration, each value with its origin
     tokenize_traces.py, tokens.json              the check of LLaMA-Factory's token ids against ours
-    run.sh                                       check and training; on several nodes, start it once on each
+    run.sh                                       check and training
     tokenized/, checkpoints/, train.log, model/  written by the run
 
 LLaMA-Factory's own templates may differ from a model's (a system message, a blank line, a thinking block), so none is
@@ -23,7 +23,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,7 @@ from quagmire_utils.core.files import atomic_path, digest, read_json, write_json
 from quagmire_utils.core.settings import SFTSettings
 from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import render, resolve_template, response_ids
-from quagmire_utils.training.backends.environments import (
-    BACKENDS,
-    Machines,
-    backend_environment,
-    count_gpus,
-)
+from quagmire_utils.training.backends.environments import check_gpus
 from quagmire_utils.training.backends.runs import (
     close_run,
     command_in,
@@ -49,12 +43,13 @@ from quagmire_utils.training.backends.runs import (
     read_run,
     render_template,
     resolve_model,
-    run_command,
+    run_backend,
     short_digest,
 )
 
 NAME = "llamafactory"
 DATASET = "traces"
+SAVES = 10  # checkpoints to resume from; only the last is kept
 
 
 def write(
@@ -63,45 +58,36 @@ def write(
     folder: str | Path,
     settings: SFTSettings,
     *,
-    machines: Machines | None = None,
+    gpus: int = 8,
     template: str = "auto",
-    saves: int = 10,
-    progress: bool = True,
 ) -> Path:
     """Write everything that LLaMA-Factory needs to fine-tune `model` on `traces`; return the folder.
 
     `settings.batch_size` is the global batch; `settings.micro_batch_size` is the traces of one forward pass on one
-    device (None: 1). Their ratio must be a multiple of the devices. Weights and optimizer are spread over all devices,
-    because AdamW needs 16 bytes per parameter. `saves` is the number of checkpoints to resume from; only the last is
-    kept.
+    GPU (None: 1). Their ratio must be a multiple of the GPUs (0: a CPU, to try things out). Weights and optimizer are
+    spread over all GPUs, because AdamW needs 16 bytes per parameter.
 
     Calling it again with the same arguments changes nothing. Raises ParameterError for no traces, traces longer than
     `settings.max_length`, a batch that does not divide, or a folder that holds another run.
     """
-    from tqdm import tqdm
+    from quagmire_utils.engines import load_tokenizer
 
-    from quagmire_utils.engines import check_model, load_tokenizer
-
-    machines, folder = machines or Machines(), Path(folder)
+    folder, processes = Path(folder), max(1, gpus)
     if not traces:
         raise ParameterError("traces", traces, "at least one trace")
-    if saves < 1:
-        raise ParameterError("saves", saves, "at least 1")
     micro_batch = settings.micro_batch_size or 1
-    if settings.batch_size % (micro_batch * machines.processes):
-        allowed = f"a multiple of sft.micro_batch_size ({micro_batch}) x devices ({machines.processes})"
+    if settings.batch_size % (micro_batch * processes):
+        allowed = f"a multiple of sft.micro_batch_size ({micro_batch}) x GPUs ({processes})"
         raise ParameterError("sft.batch_size", settings.batch_size, allowed)
-    check_model(model)
     model = resolve_model(model)
-    tokenizer = load_tokenizer(str(model))
+    tokenizer = load_tokenizer(model)
     steps = math.ceil(math.ceil(len(traces) / settings.batch_size) * settings.epochs)
     facts = {
         "backend": NAME,
-        "model": str(model),
+        "model": model,
         "settings": settings.model_dump(),
-        "machines": asdict(machines),
+        "gpus": gpus,
         "template": resolve_template(tokenizer, template),
-        "saves": saves,
         "traces": len(traces),
         "data": digest([[trace.id, trace.question, trace.response] for trace in traces]),
     }
@@ -111,9 +97,8 @@ def write(
     with (
         atomic_path(folder / "data" / f"{DATASET}.jsonl") as path,
         path.open("w", encoding="utf-8") as file,
-        tqdm(traces, desc="tokenising traces", unit="trace", delay=10, disable=not progress) as bar,
     ):
-        for trace in bar:
+        for trace in traces:
             prompt = render(trace.question, tokenizer, template)
             response = response_ids(tokenizer, trace.response)
             length = len(prompt.token_ids) + len(response)
@@ -124,31 +109,25 @@ def write(
             rows.append([trace.id, short_digest(json.dumps([prompt.token_ids, response]))])
             line = {"prompt": prompt_text(prompt, tokenizer), "response": trace.response + tokenizer.eos_token}
             file.write(json.dumps(line) + "\n")  # ASCII keeps a lone surrogate of a damaged trace
-    write_json(
-        {DATASET: {"file_name": f"{DATASET}.jsonl", "columns": {"prompt": "prompt", "response": "response"}}},
-        folder / "data" / "dataset_info.json",
-    )
+    columns = {"prompt": "prompt", "response": "response"}
+    write_json({DATASET: {"file_name": f"{DATASET}.jsonl", "columns": columns}}, folder / "data" / "dataset_info.json")
     write_json({"rows": rows}, folder / "tokens.json")
-    # One more if a trace has the maximum length: LLaMA-Factory's rounding could cut a token off it.
-    cutoff = settings.max_length + (longest == settings.max_length)
     values = {
         "model": model,
         "settings": settings,
-        "cutoff": cutoff,
+        # one more if a trace has the maximum length: LLaMA-Factory's rounding could cut a token off it
+        "cutoff": settings.max_length + (longest == settings.max_length),
         "steps": steps,
         "micro_batch": micro_batch,
-        "accumulation": settings.batch_size // (micro_batch * machines.processes),
+        "accumulation": settings.batch_size // (micro_batch * processes),
         "warmup_steps": round(settings.warmup_fraction * steps),
-        "cpu": machines.devices == 0,
-        "sharded": machines.processes > 1,
-        "save_steps": max(1, math.ceil(steps / saves)),
+        "save_steps": max(1, math.ceil(steps / SAVES)),
         "logging_steps": max(1, steps // 200),
-        "machines": machines,
+        "gpus": gpus,
     }
     write_text(render_template("llamafactory_train.yaml.j2", NAME, **values), folder / "train.yaml")
     copy_script("tokenize_traces.py", folder)
-    script = render_template("llamafactory_run.sh.j2", NAME, machines=machines)
-    close_run(folder, facts, script, steps=steps, tokens=tokens)
+    close_run(folder, facts, render_template("llamafactory_run.sh.j2", NAME, gpus=gpus), steps=steps, tokens=tokens)
     return folder
 
 
@@ -159,10 +138,9 @@ def check(folder: str | Path) -> None:
     """
     folder = Path(folder)
     read_run(folder, NAME)
-    if (folder / "tokenized").is_dir():
-        return
-    command = command_in(NAME, "tokenize_traces.py train.yaml tokens.json")
-    run_command(folder, command, name="tokenising in LLaMA-Factory", environment=backend_environment(NAME))
+    if not (folder / "tokenized").is_dir():
+        command = command_in(NAME, "tokenize_traces.py train.yaml tokens.json")
+        run_backend(folder, NAME, command, doing="tokenising with ")
 
 
 def train(
@@ -172,8 +150,7 @@ def train(
 
     Returns the content of its `sft.json`: settings, traces, steps, tokens seen, final loss in nats per response token,
     seconds of this call. `on_progress` is called with the fraction of steps done. Raises ParameterError if
-    LLaMA-Factory or the GPUs are missing or another run is active in the folder, BackendError if the run fails. A run
-    over several nodes is started with run.sh on each; then call this to export its checkpoint.
+    LLaMA-Factory or the GPUs are missing or another run is active in the folder, BackendError if the run fails.
     """
     folder = Path(folder)
     run = read_run(folder, NAME)
@@ -183,15 +160,10 @@ def train(
     started = time.perf_counter()
     checkpoints = folder / "checkpoints"
     if not (checkpoints / "train_results.json").is_file():  # LLaMA-Factory writes it after the weights
-        devices, nodes = run["machines"]["devices"], run["machines"]["nodes"]
-        if nodes > 1:
-            raise ParameterError("machines.nodes", nodes, reason=f"start {folder / 'run.sh'} on each of {nodes} nodes")
-        if count_gpus() < devices:
-            raise ParameterError("machines.devices", devices, f"at most the {count_gpus()} GPUs of this machine")
-        run_command(
+        check_gpus(run["gpus"])
+        run_backend(
             folder,
-            name=BACKENDS[NAME],
-            environment=backend_environment(NAME),
+            NAME,
             steps=run["steps"],
             steps_done=lambda: max((entry["current_steps"] for entry in log_entries(folder)), default=0),
             progress=progress,

@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, read_json, write_json, write_text
 from quagmire_utils.core.paths import ROOT
-from quagmire_utils.training.backends.environments import default_python, python_variable
+from quagmire_utils.training.backends.environments import (
+    BACKENDS,
+    backend_environment,
+    default_python,
+    python_variable,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +65,13 @@ def open_run(folder: Path, facts: Mapping[str, Any], *outputs: str) -> bool:
 
 
 def resolve_model(model: str | Path) -> str:
-    """Return the full path of a model's folder, or its hub id; raise ParameterError for a path bash cannot hold."""
+    """Return the full path of a model's folder, or its hub id.
+
+    Raises ParameterError for a model that cannot be loaded, and for a path that bash cannot hold.
+    """
+    from quagmire_utils.engines import check_model
+
+    check_model(model)
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return str(model)
@@ -124,6 +135,11 @@ def _number(value: float) -> str:
 def short_digest(value: str) -> str:
     """Return twelve hexadecimal digits for the tokens of a trace or prompt; the scripts compute the same."""
     return hashlib.sha256(value.encode()).hexdigest()[:12]
+
+
+def run_backend(folder: Path, backend: str, command: str = "exec bash run.sh", *, doing: str = "", **how: Any) -> None:
+    """Run a command as `run_command` does, with a back-end's Python. `doing`: what it does with it, if not train."""
+    run_command(folder, command, name=doing + BACKENDS[backend], environment=backend_environment(backend), **how)
 
 
 def run_command(

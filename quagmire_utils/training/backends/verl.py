@@ -1,6 +1,6 @@
 """Run GRPO with verl, the paper's trainer (App. B.2): write the files of a run, check them, run it.
 
-    verl.write("runs/sft/model", problems, "runs/rl", RLSettings(), epochs=3, machines=Machines(nodes=1, devices=8))
+    verl.write("runs/sft/model", problems, "runs/rl", RLSettings(epochs=3), gpus=8)
     verl.check("runs/rl")     # without a GPU: verl's own code accepts configuration, prompts and reward
     verl.train("runs/rl")     # resumes; checkpoints for our engines: runs/rl/checkpoint-<step>
 
@@ -26,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -39,12 +38,7 @@ from quagmire_utils.core.files import digest, write_json, write_parquet
 from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import check_fits, render_problem, resolve_template
-from quagmire_utils.training.backends.environments import (
-    BACKENDS,
-    Machines,
-    backend_environment,
-    count_gpus,
-)
+from quagmire_utils.training.backends.environments import check_gpus
 from quagmire_utils.training.backends.runs import (
     close_run,
     command_in,
@@ -56,7 +50,7 @@ from quagmire_utils.training.backends.runs import (
     read_run,
     render_template,
     resolve_model,
-    run_command,
+    run_backend,
     short_digest,
 )
 
@@ -64,6 +58,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "verl"
+GPU_MEMORY = 0.6  # share of a GPU that vLLM takes while it samples
 _CURVE = {  # our names and verl's
     "reward": "critic/score/mean",
     "entropy": "actor/entropy",
@@ -79,60 +74,37 @@ def write(
     folder: str | Path,
     settings: RLSettings,
     *,
-    machines: Machines | None = None,
-    epochs: int | None = None,
+    gpus: int = 8,
     template: str = "auto",
-    tensor_parallel: int = 1,
-    gpu_memory: float = 0.6,
     grading_timeout: float = 5.0,
 ) -> Path:
     """Write everything that verl needs to run GRPO from `model` on `problems`; return the folder.
 
-    `settings.steps` counts the steps, or `epochs` over the problems does (the paper: 3); the problems left over at the
-    end of an epoch are dropped. Checkpoints are kept at `kept_steps`. `settings.micro_batch_size` is the rollouts of
-    one forward pass on one GPU (None: as many as fit 2 full-length answers). `tensor_parallel` GPUs share one vLLM.
-    `gpu_memory` is the fraction that vLLM takes while it samples.
+    Checkpoints are kept at `settings.checkpoint_steps`. `settings.micro_batch_size` is the rollouts of one forward pass
+    on one GPU (None: as many as fit 2 full-length answers). Each GPU has a vLLM of its own.
 
     Calling it again with the same arguments changes nothing. Raises ParameterError for a machine without GPUs, fewer
     problems than a step takes, prompts and answers beyond the model's context, or a folder that holds another run.
     """
-    from quagmire_utils.engines import check_model, load_config, load_tokenizer, resolve_context_length
+    from quagmire_utils.engines import load_config, load_tokenizer, resolve_context_length
 
-    machines, folder = machines or Machines(), Path(folder)
-    gpus, rollouts = machines.nodes * machines.devices, settings.prompts_per_step * settings.rollouts
-    if machines.devices == 0:
-        raise ParameterError("machines.devices", 0, "at least 1: verl trains on GPUs only")
-    if len(problems) < settings.prompts_per_step:
-        allowed = f"at most the number of problems ({len(problems)})"
-        raise ParameterError("rl.prompts_per_step", settings.prompts_per_step, allowed)
+    folder, settings = Path(folder), settings.replace(backend="verl").over(len(problems))
+    rollouts = settings.prompts_per_step * settings.rollouts
+    if gpus < 1:
+        raise ParameterError("gpus", gpus, "at least 1: verl trains on GPUs only")
     if rollouts % gpus:
         reason = f"rl.prompts_per_step x rl.rollouts ({rollouts}) must be a multiple of the {gpus} GPUs"
         raise ParameterError("rl.rollouts", settings.rollouts, reason=reason)
-    if tensor_parallel < 1 or machines.devices % tensor_parallel:
-        raise ParameterError("tensor_parallel", tensor_parallel, f"a divisor of machines.devices ({machines.devices})")
-    if not 0 < gpu_memory < 1:
-        raise ParameterError("gpu_memory", gpu_memory, "between 0 and 1")
-    check_model(model)
     model = resolve_model(model)
-    if epochs is not None:
-        if epochs < 1:
-            raise ParameterError("epochs", epochs, "at least 1")
-        steps = epochs * (len(problems) // settings.prompts_per_step)
-        if steps < settings.checkpoints:
-            allowed = f"at most the {steps} steps of {epochs} epochs"
-            raise ParameterError("rl.checkpoints", settings.checkpoints, allowed)
-        settings = settings.replace(steps=steps)
-    tokenizer = load_tokenizer(str(model))
+    tokenizer = load_tokenizer(model)
     prompts = [render_problem(problem, tokenizer, template) for problem in problems]
-    check_fits(prompts, settings.max_tokens, resolve_context_length(load_config(str(model)), None))
+    check_fits(prompts, settings.max_tokens, resolve_context_length(load_config(model), None))
     facts = {
         "backend": NAME,
-        "model": str(model),
+        "model": model,
         "settings": settings.model_dump(),
-        "machines": asdict(machines),
+        "gpus": gpus,
         "template": resolve_template(tokenizer, template),
-        "tensor_parallel": tensor_parallel,
-        "gpu_memory": gpu_memory,
         "grading_timeout": grading_timeout,
         "problems": len(problems),
         "data": digest([asdict(problem) for problem in problems]),
@@ -151,21 +123,13 @@ def write(
         NAME,
         facts=facts,
         settings=settings,
-        machines=machines,
+        gpu_memory=GPU_MEMORY,
         prompt_tokens=longest,
         epochs=math.ceil(settings.steps / (len(problems) // settings.prompts_per_step)),
-        save_freq=kept_steps(settings)[0],
+        save_freq=settings.checkpoint_steps[0],
     )
-    close_run(folder, facts, script, checkpoints=list(kept_steps(settings)))
+    close_run(folder, facts, script, checkpoints=list(settings.checkpoint_steps))
     return folder
-
-
-def kept_steps(settings: RLSettings) -> tuple[int, ...]:
-    """Return the steps at which verl keeps a checkpoint: every n-th and the last, at least `settings.checkpoints`."""
-    every = math.ceil(settings.steps / settings.checkpoints)
-    if math.ceil(settings.steps / every) < settings.checkpoints:
-        every = settings.steps // settings.checkpoints
-    return (*range(every, settings.steps, every), settings.steps)
 
 
 def _frame(problems: Sequence[Problem], texts: Sequence[str]) -> pd.DataFrame:
@@ -193,9 +157,8 @@ def check(folder: str | Path) -> None:
     """
     folder = Path(folder)
     read_run(folder, NAME)
-    command = "export RAY_ADDRESS=${RAY_ADDRESS:-none}\n./run.sh --cfg job >.job.yaml\n"
-    command += command_in(NAME, "check_run.py .job.yaml prompts.json train.parquet")
-    run_command(folder, command, name="checking with verl", environment=backend_environment(NAME))
+    compare = command_in(NAME, "check_run.py .job.yaml prompts.json train.parquet")
+    run_backend(folder, NAME, f"./run.sh --cfg job >.job.yaml\n{compare}", doing="checking with ")
 
 
 def train(
@@ -213,15 +176,13 @@ def train(
     if (folder / "rl.json").is_file():
         return curve(folder)
     started = time.perf_counter()
-    steps, devices = run["settings"]["steps"], run["machines"]["devices"]
+    steps = run["settings"]["steps"]
     if latest_step(folder) < steps:
-        if (run["machines"]["nodes"] == 1 or "RAY_ADDRESS" not in os.environ) and count_gpus() < devices:
-            raise ParameterError("machines.devices", devices, f"at most the {count_gpus()} GPUs of this machine")
+        check_gpus(run["gpus"])
         check(folder)
-        run_command(
+        run_backend(
             folder,
-            name=BACKENDS[NAME],
-            environment=backend_environment(NAME),
+            NAME,
             steps=steps,
             steps_done=lambda: _steps_done(folder),
             progress=progress,
@@ -255,7 +216,7 @@ def export(folder: str | Path, step: int) -> Path:
     shutil.rmtree(merged, ignore_errors=True)
     places = f'--local_dir "$PWD"/{shards.relative_to(folder)} --target_dir "$PWD"/{merged.name}'
     command = command_in(NAME, f"-m verl.model_merger merge --backend fsdp {places}")
-    run_command(folder, command, name=f"merging step {step} with verl", environment=backend_environment(NAME))
+    run_backend(folder, NAME, command, doing=f"merging step {step} with ")
     export_checkpoint(merged, run["model"], target)
     shutil.rmtree(merged)
     return target

@@ -9,15 +9,13 @@ Qwen3), so vLLM, TRL and everything else load them like any other checkpoint.
 # ruff: noqa: F401 - callers import these names from here
 
 from quagmire_utils.training.microlab.models import ARCHITECTURES, CONTEXT_LENGTH, build_model, build_tokenizer
-from quagmire_utils.training.microlab.pretraining import check_pretraining, pretrain, pretraining_corpus
+from quagmire_utils.training.microlab.pretraining import pretrain, pretraining_corpus
 from quagmire_utils.training.microlab.tasks import (
     DIGITS,
     MICRO_BENCHMARKS,
     STYLES,
     Expression,
     TaskSpec,
-    check_styles,
-    check_terms,
     draw_expressions,
     make_mixed_problems,
     make_problems,

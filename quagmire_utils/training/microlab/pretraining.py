@@ -7,33 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import PretrainingSettings, SFTSettings
 from quagmire_utils.data import Trace
-from quagmire_utils.training.microlab.models import CONTEXT_LENGTH, build_model, build_tokenizer, check_architecture
+from quagmire_utils.training.microlab.models import CONTEXT_LENGTH, build_model, build_tokenizer
 from quagmire_utils.training.microlab.tasks import (
     DIGITS,
     FACTS,
-    OPERATORS,
     Expression,
     TaskSpec,
-    check_styles,
-    check_terms,
     draw_expressions,
     draw_style,
     write_trace,
 )
 from quagmire_utils.training.sft import train_sft
-
-
-def check_pretraining(settings: PretrainingSettings, where: str) -> None:
-    """Raise ParameterError for a base model that cannot be pretrained."""
-    check_architecture(settings.architecture, settings.hidden_size)
-    check_terms(settings.terms, f"{where}.pretraining.terms")
-    check_styles(settings.styles, f"{where}.pretraining.styles")
-    unknown = sorted(set(settings.misconceptions) - set(OPERATORS))
-    if unknown:
-        raise ParameterError(f"{where}.pretraining.misconceptions", unknown[0], f"one of {' '.join(OPERATORS)}")
 
 
 class _FallibleWriter:
@@ -111,32 +97,28 @@ def pretrain(
     digits: int = DIGITS[0],
     progress: bool = False,
     on_progress: Callable[[float], None] | None = None,
-) -> dict[str, object]:
+) -> None:
     """Train a base model from random weights on its corpus, one pass, and save it to the folder `output`.
 
     `on_progress` is called with the fraction done after each step.
     """
     tokenizer = build_tokenizer(settings.chat_template)
-    model = build_model(
-        settings.architecture, tokenizer, hidden_size=settings.hidden_size, layers=settings.layers, seed=seed
-    )
+    size = {"hidden_size": settings.hidden_size, "layers": settings.layers}
+    model = build_model(settings.architecture, tokenizer, **size, seed=seed)
     clean, fallible = pretraining_corpus(settings, seed, digits=digits)
     total = len(clean) + len(fallible)
-    summaries = []
     training = SFTSettings(batch_size=settings.batch_size, max_length=CONTEXT_LENGTH, adam_beta2=0.98, seed=seed)
+    done = 0  # examples of the phases before
+
+    def report(fraction: float) -> None:
+        if on_progress is not None:
+            on_progress((done + fraction * len(traces)) / total)
+
     # only the last phase is saved, so a base model on disk is complete
-    phases = [
-        (clean, settings.learning_rate, None, 0),
-        (fallible, settings.fallible_learning_rate, output, len(clean)),
-    ]
-    for traces, rate, folder, before in phases:
-
-        def report(fraction: float, before: int = before, size: int = len(traces)) -> None:
-            if on_progress is not None:
-                on_progress((before + fraction * size) / total)
-
-        training = training.replace(learning_rate=rate)
-        summaries.append(
-            train_sft(model, traces, folder, training, tokenizer=tokenizer, progress=progress, on_progress=report)
-        )
-    return {"phases": summaries}
+    for traces, rate, folder in (
+        (clean, settings.learning_rate, None),
+        (fallible, settings.fallible_learning_rate, output),
+    ):
+        phase = training.replace(learning_rate=rate)
+        train_sft(model, traces, folder, phase, tokenizer=tokenizer, progress=progress, on_progress=report)
+        done += len(traces)

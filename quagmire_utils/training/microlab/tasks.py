@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_text
 from quagmire_utils.data import Problem, Trace
 
@@ -23,7 +22,7 @@ from quagmire_utils.data import Problem, Trace
 DIGITS = (3, 4)  # of a state; a fourth makes traces a third longer and chance ten times smaller
 OPERATORS = "+-*"
 LABELS = "abcdefghijklm"
-STYLES = ("stepwise", "restated", "digitwise", "terse")
+STYLES = ("stepwise", "restated")
 
 
 @dataclass(frozen=True)
@@ -94,20 +93,6 @@ class Expression:
         return self.states[-1]
 
 
-def check_terms(terms: Sequence[int], where: str) -> None:
-    """Raise ParameterError unless there are labels for the steps of every length."""
-    most = len(LABELS) + 1
-    if not terms or not all(2 <= n <= most for n in terms):
-        raise ParameterError(where, list(terms), f"numbers of terms between 2 and {most}")
-
-
-def check_styles(styles: Sequence[str], where: str = "style") -> None:
-    """Raise ParameterError for no style, or an unknown one."""
-    for style in styles or [""]:
-        if style not in STYLES:
-            raise ParameterError(where, style, f"one of {', '.join(STYLES)}")
-
-
 def draw_style(styles: Sequence[str], rng: np.random.Generator) -> str:
     """Draw one of the styles uniformly."""
     return styles[int(rng.integers(len(styles)))] if len(styles) > 1 else styles[0]
@@ -115,7 +100,6 @@ def draw_style(styles: Sequence[str], rng: np.random.Generator) -> str:
 
 def draw_expressions(specs: Sequence[TaskSpec], count: int, rng: np.random.Generator) -> list[Expression]:
     """Draw `count` different expressions, each of a spec drawn uniformly from `specs` (repeat a spec to weight it)."""
-    check_terms([spec.terms for spec in specs], "terms")
     drawn: dict[str, Expression] = {}
     while len(drawn) < count:
         spec = specs[rng.integers(len(specs))]
@@ -129,22 +113,14 @@ def draw_expressions(specs: Sequence[TaskSpec], count: int, rng: np.random.Gener
 def write_trace(expression: Expression, style: str = "stepwise", results: Sequence[str] | None = None) -> str:
     """Return a worked solution ending in \\boxed{...}, in one of `STYLES` (for the paper's SFT sources).
 
-    For 374a+258=? stepwise writes a3+257+524+82 (digit, operator, digit, result, for each digit), restated adds =522,
-    digitwise writes a:3+2=5 7+5=2 4+8=2=522, terse only the states. `results` replace the true states after each step;
-    if they are fewer than the steps, the solution ends there.
+    For 374a+258=? stepwise writes a3+257+524+82 (digit, operator, digit, result, for each digit), and restated adds
+    =522. `results` replace the true states after each step; if they are fewer than the steps, the solution ends there.
     """
-    check_styles([style])
     state = expression.terms[0]
     lines = []
     for (label, operator, term), result in zip(expression.steps, results or expression.states, strict=False):
-        lanes = list(zip(state, term, result, strict=True))
-        if style == "digitwise":
-            lines.append(f"{label}:{' '.join(f'{a}{operator}{b}={c}' for a, b, c in lanes)}={result}")
-        elif style == "terse":
-            lines.append(result)
-        else:
-            restated = f"={result}" if style == "restated" else ""
-            lines.append(label + "".join(f"{a}{operator}{b}{c}" for a, b, c in lanes) + restated)
+        lanes = "".join(f"{a}{operator}{b}{c}" for a, b, c in zip(state, term, result, strict=True))
+        lines.append(label + lanes + (f"={result}" if style == "restated" else ""))
         state = result
     return "\n".join([*lines, f"\\boxed{{{state}}}"])
 
