@@ -65,7 +65,7 @@ class Dataset(Settings):
     question: Texts = Field(min_length=1)  # column (a text, or chat messages) or template; or the first column there is
     strip: Texts = ()  # instructions around the question that are cut off: prompts get their own
     answer: Texts = ()  # column; or several, of which the first that a row has is taken
-    # boxed: the last \boxed{} in the answer; gsm8k: what follows ####; list: several answers
+    # boxed: what is boxed at the end of a solution; gsm8k: what follows ####; list: several answers
     answer_format: Literal["plain", "boxed", "gsm8k", "list"] = "plain"
     tolerance: str | None = None  # column
     grader: str = "math"  # math, choice, code, or module:NAME of an AnswerGrader, also in a module beside the YAML file

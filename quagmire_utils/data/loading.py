@@ -41,20 +41,20 @@ def _load(dataset: Dataset, data_dir: str | Path | None) -> list[Problem]:
     files = local_files(dataset, data_dir)
     rows = (row for path in files for row in _read(path)) if files else _hub_rows(dataset)
     where = ", ".join(map(str, files)) or dataset.hub_id
-    problems = []
+    problems, left_out = [], 0
     for index, row in enumerate(rows):
         try:
             problems.append(to_problem(dataset, index, row))
-        except NoAnswer as error:
-            if dataset.kind == "benchmark":
-                raise ParameterError(dataset.name, reason=f"row {index + 1} of {where}: {error}") from error
         except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            if isinstance(error, NoAnswer) and dataset.kind == "training":
+                left_out += 1
+                continue
             said = str(error) if isinstance(error, ValueError) else repr(error)
             raise ParameterError(dataset.name, reason=f"row {index + 1} of {where}: {said}") from error
     check_ids(problems, f"{dataset.name}: {where}")
     expected = dataset.count if files else dataset.hub_count or dataset.count
     remedy = f"restore the file, or set QUAGMIRE_DATA_DIR to a folder with {dataset.files[0]}" if dataset.files else ""
-    if not problems or (expected is not None and len(problems) != expected):
+    if not problems or expected not in (None, len(problems), len(problems) + left_out):
         reason = f"{where} has {len(problems)} problems, expected {expected or 'some'}; {remedy or 'correct count'}"
         raise ParameterError(dataset.name, len(problems), reason=reason)
     if files and dataset.digest is not None and digest(problems) != dataset.digest:

@@ -62,15 +62,21 @@ def digest(problems: Iterable[Problem]) -> str:
 
 
 def load_traces(path: str | Path) -> list[Trace]:
-    """Load traces from a .jsonl file with the fields of Trace. Raises ParameterError with the line of a bad row."""
+    """Load traces from a .jsonl file with the fields of Trace; an id may be a number.
+
+    Raises ParameterError with the line of a row that lacks a field, or whose question or response is blank or no text.
+    """
     known = {field.name for field in fields(Trace)}
     traces = []
     for number, row in read_jsonl(path):
         missing = [name for name in ("id", "problem_id", "question", "response") if row.get(name) in (None, "")]
         unknown = sorted(set(row) - known)
-        if missing or unknown:
-            what = f"no {missing[0]!r}" if missing else f"the unknown column {unknown[0]!r}"
-            raise ParameterError(str(path), reason=f"line {number} has {what}")
+        bad = [name for name in ("question", "response") if not isinstance(row.get(name), str) or not row[name].strip()]
+        if missing or unknown or bad:
+            what = f"no {missing[0]!r}" if missing else f"the unknown column {unknown[0]!r}" if unknown else ""
+            raise ParameterError(
+                str(path), reason=f"line {number} has {what or f'a {bad[0]} that is blank or no text'}"
+            )
         traces.append(Trace(**{column: str(value) for column, value in row.items() if value is not None}))
     check_ids(traces, str(path))
     return traces

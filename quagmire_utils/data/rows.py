@@ -1,23 +1,23 @@
 """What a row of a dataset says: a problem with the gold answer that its grader needs, or traces to train on.
 
-Golds are what the hubs publish, reduced to bare LaTeX (no `$`, no prose), so that math-verify reads them inside
-`\\boxed{...}`; outside it, `1,3,5` parses as the number 1.3.
-
     to_problem(dataset, index, row)    # for evaluation and RL
     records(dataset, row)              # for curation: one per response, or why there is none
+
+A column may be a field of another one: `reward_model.ground_truth`.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from decimal import Decimal
 from typing import Any, NamedTuple
 
 from quagmire_utils.data.dataset import Dataset
+from quagmire_utils.data.golds import boxed_answer, is_answer, is_nan, math_gold, plain, single
 from quagmire_utils.data.problems import Problem, Row
 from quagmire_utils.data.prompts import STDIN_INSTRUCTION
 
@@ -46,12 +46,11 @@ def to_problem(dataset: Dataset, index: int, row: Row) -> Problem:
     fields["instruction"] = _fill(dataset.instruction, row) if dataset.instruction else None
     if dataset.choices:
         fields |= _choices(dataset, problem_id, row)
-    elif dataset.grader == "math":
-        fields["answer"] = _math_gold(dataset, row)
-        if isinstance(fields["answer"], tuple):
-            fields["answer"], fields["tolerance"] = fields["answer"]
     elif dataset.answer:
         fields["answer"] = _answer(dataset, row)
+        if dataset.grader == "math" and is_answer(fields["answer"]):
+            fields["answer"], tolerance = math_gold(plain(fields["answer"]))
+            fields["tolerance"] = fields["tolerance"] if tolerance is None else tolerance
     if dataset.tests:
         fields["tests"] = _column_or_template(dataset.tests, row)
         if dataset.test_call:
@@ -90,90 +89,26 @@ def make_problem(problem_id: str, grader: str, row: Row) -> Problem:
         question = "\n".join([question, "", *lines])
     elif answer is None or not str(answer).strip():
         raise NoAnswer("it has no answer")
-    elif isinstance(answer, bool) or not isinstance(answer, str | int | float) or (grader == "math" and _odd(answer)):
+    elif not is_answer(answer) or (grader == "math" and (is_nan(answer) or answer in (math.inf, -math.inf))):
         raise ValueError(f"its answer must be a text or a number, not {str(answer)[:40]!r}")
-    return Problem(problem_id, question, _plain(answer), _tolerance(row.get("tolerance")), grader, instruction)
-
-
-# --- golds ------------------------------------------------------------------------------------------------------------
-
-
-def last_boxed(text: str) -> str | None:
-    """Return the content of the last complete `\\boxed{...}` in a text, braces balanced; None if there is none."""
-    for start in reversed([match.end() for match in re.finditer(r"\\boxed\s*\{", text)]):
-        depth = 1
-        for end in range(start, len(text)):
-            if text[end - 1] == "\\" and text[end] in "{}":
-                continue  # an escaped brace, as in a set
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                return text[start:end].strip()
-    return None
-
-
-# Golds that math-verify misreads, and the same answer as it reads it.
-_READABLE = {
-    "m_{\\max }=n^{2}-n-1": "n^{2}-n-1",  # not read at all
-    "t(0,4]": "(0,4]",  # not read at all: t is the unknown, and the element sign was lost
-    (
-        "f(x)=a x+b, where b is an arbitrary integer, and a is an arbitrary positive integer with \\mho(a)=0"
-    ): "f(x)=a x+b",  # read as 0
-    "\\frac{1}{m} t": "\\frac{t}{m}",  # read as 1/m: the t is taken for tons
-    "\\frac{1}{\\sqrt{2}}c": "\\frac{c}{\\sqrt{2}}",  # read as 1/sqrt(2): the c is taken for a unit
-    "\\approx 8.24 \\text{ mph}": "8.24",
-    "2007 + \\frac\\pi 2": "2007 + \\frac{\\pi}{2}",
-}
-
-
-def _math_gold(dataset: Dataset, row: Row) -> Any:
-    """Return the gold, or (gold, tolerance) if a problem of AIME accepts two neighbouring integers."""
-    answer = _answer(dataset, row)
-    if not isinstance(answer, str | int | float) or isinstance(answer, bool) or _odd(answer):
-        return answer  # refused by make_problem
-    answer = _plain(answer)
-    both = re.fullmatch(r"(\d+) or (\d+) \(both were accepted\)", answer)
-    if both:
-        low, high = int(both[1]), int(both[2])
-        return str((low + high) / 2), (high - low) / 2
-    # Some golds are Python rather than LaTeX: 4.5e33 would read as 4.5*e*33, "-1./3" not at all.
-    answer = re.sub(r"(?<![\w.])(\d+\.?\d*)e([+-]?\d+)", lambda m: f"{m[1]} \\times 10^{{{int(m[2])}}}", answer)
-    answer = re.sub(r"(\d)\./", r"\1/", answer).replace("np.arcsin", "\\arcsin")
-    # without dollar signs, thousands separators and the full stop of its sentence
-    answer = answer.replace("\\$", "").replace("$", "").strip().rstrip(".,; ")
-    answer = re.sub(r"(?<=\d),\\!\s*(?=\d{3})", "", answer)
-    answer = re.sub(r"(?<!\\)%", r"\\%", answer)  # a bare % starts a LaTeX comment
-    return _READABLE.get(answer, answer)
+    return Problem(problem_id, question, plain(answer), _tolerance(row.get("tolerance")), grader, instruction)
 
 
 def _answer(dataset: Dataset, row: Row) -> Any:
-    """Return the answer in the first of its columns that is not empty, taken out of its text."""
-    there = [column for column in dataset.answer if column in row]
+    """Return the answer in the first of its columns that has one, taken out of its text; None if none has."""
+    there = [value for value in (_find(column, row) for column in dataset.answer) if value is not _MISSING]
     if dataset.answer and not there:
         raise NoColumn(dataset.answer[0], row)
-    answer = next((row[column] for column in there if row[column] not in (None, "")), None)
-    if dataset.answer_format == "list" and isinstance(answer, list):
-        return ",".join(answer)
-    if not isinstance(answer, str):
+    several = dataset.answer_format == "list"
+    answer = next((found for found in (single(value, several) for value in there) if found is not None), None)
+    if not isinstance(answer, str) or dataset.answer_format not in ("boxed", "gsm8k"):
         return answer
     if dataset.answer_format == "boxed":
-        return last_boxed(answer) or answer
-    if dataset.answer_format == "gsm8k":
-        _, mark, number = answer.rpartition("####")
-        if not mark:
-            raise ValueError("its answer has no ####")
-        return number.strip().replace(",", "")
-    return answer
-
-
-def _plain(answer: object) -> str:
-    """Return the answer as text: `142.0` as 142, and never 1e-07, which a grader reads as e - 7."""
-    if isinstance(answer, float):
-        return str(int(answer)) if answer.is_integer() else format(Decimal(repr(answer)), "f")
-    return str(answer).strip()
-
-
-def _odd(answer: object) -> bool:
-    return isinstance(answer, float) and not math.isfinite(answer)
+        return boxed_answer(answer)
+    _, mark, number = answer.rpartition("####")
+    if not mark:
+        raise ValueError("its answer has no ####")
+    return number.strip().replace(",", "")
 
 
 def _tolerance(value: Any) -> float | None:
@@ -240,11 +175,13 @@ def _texts_of(choices: Any) -> list[str]:
 
 # --- columns ----------------------------------------------------------------------------------------------------------
 
+_MISSING = object()
+
 
 def _question(dataset: Dataset, row: Row) -> str:
     """Return the question's text, without the instructions that the dataset puts around it."""
-    named = next((name for name in dataset.question if "{" in name or row.get(name)), dataset.question[0])
-    question = _said(_column_or_template(named, row), _USER).strip()
+    filled = (name for name in dataset.question if "{" in name or _find(name, row) not in (_MISSING, None, ""))
+    question = _said(_column_or_template(next(filled, dataset.question[0]), row), _USER).strip()
     for instruction in dataset.strip:
         question = question.removeprefix(instruction).removesuffix(instruction).strip()
     return question
@@ -255,9 +192,33 @@ def _column_or_template(what: str, row: Row) -> Any:
 
 
 def _value(column: str, row: Row) -> Any:
-    if column not in row:
+    value = _find(column, row)
+    if value is _MISSING:
         raise NoColumn(column, row)
-    return row[column]
+    return value
+
+
+def _find(column: str, row: Row) -> Any:
+    """Return what a row has in a column, or in the field of one (`a.b`); _MISSING if it has none."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for name in column.split("."):
+        value = _parsed(value) if isinstance(value, str) else value
+        if not isinstance(value, Mapping) or name not in value:
+            return _MISSING
+        value = value[name]
+    return value
+
+
+def _parsed(text: str) -> Any:
+    """Return the value of a JSON or Python text; None for any other."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None
 
 
 def _fill(template: str, row: Row) -> str:
@@ -273,7 +234,9 @@ def _fill(template: str, row: Row) -> str:
 
 # --- traces -----------------------------------------------------------------------------------------------------------
 
-_USER, _MODEL = ("user", "human"), ("assistant", "gpt")
+_USER, _MODEL = ("user", "human"), ("assistant", "gpt", "model")
+_CHAT_TEXT = re.compile(r"""\s*\[?\s*\{\s*["'](role|from|content|value)["']\s*:""")  # a chat, as JSON or Python text
+_REASONING = ("reasoning_content", "reasoning", "thinking")  # fields of a turn that hold what was thought before it
 
 
 class Record(NamedTuple):
@@ -298,38 +261,50 @@ def records(dataset: Dataset, row: Row) -> list[Record | Dropped]:
     """
     for column, allowed in dataset.where.items():
         if str(_value(column, row)) not in allowed:
-            return [Dropped(f"{column} is {row[column]}")]
+            return [Dropped(f"{column} is {_value(column, row)}")]
     generator = dataset.generator
     if dataset.generator_column:
-        generator = str(row.get(dataset.generator_column) or "")
+        named = _find(dataset.generator_column, row)
+        generator = "" if named in (_MISSING, None) else str(named)
     if dataset.generators and not made_by(generator, dataset.generators):
         return [Dropped(f"generator is {generator or 'not named'}")]
-    question = _question(dataset, row)
     try:
-        answer = str(_answer(dataset, row) or "").strip()
-    except NoColumn:  # traces need none
-        answer = ""
+        return _records(dataset, row, generator)
+    except NoColumn:
+        raise
     except ValueError as error:
         return [Dropped(str(error))]
+
+
+def _records(dataset: Dataset, row: Row, generator: str) -> list[Record | Dropped]:
+    question = _question(dataset, row)
+    try:
+        answer = _answer(dataset, row)
+    except NoColumn:
+        if dataset.response is None:
+            raise
+        answer = None  # traces need none
+    if answer is not None and (not is_answer(answer) or answer in (math.inf, -math.inf)):
+        raise ValueError("its answer must be a text or a number")
+    answer = "" if answer is None else plain(answer)
     if not question or (dataset.response is None and not answer):
         return [Dropped("empty")]
     if dataset.response is None:
         return [_checked(Record(question, "", answer, generator))]
     responses = _value(dataset.response, row)
-    if not isinstance(responses, list):
+    if not isinstance(responses, list) or _turns(responses):
         responses = [responses]
-    elif responses and isinstance(responses[0], dict):  # a chat
-        if sum(_speaker(turn) in _MODEL for turn in responses) > 1:
-            return [Dropped("a chat of several answers")]
-        responses = [_said(responses, _MODEL)]
     kept: list[Record | Dropped] = []
     for i, response in enumerate(responses):
+        said = _said(response, _MODEL)
         if not all(_flag(_value(column, row), i) for column in dataset.keep):
             kept.append(Dropped(f"not {' and '.join(dataset.keep)}"))
-        elif not isinstance(response, str) or not response.strip():
+        elif sum(_speaker(turn) in _MODEL for turn in _turns(response)) > 1:
+            kept.append(Dropped("a chat of several answers"))
+        elif not said.strip():
             kept.append(Dropped("empty"))
         else:
-            kept.append(_checked(Record(question, response, answer, generator)))
+            kept.append(_checked(Record(question, said, answer, generator)))
     return kept
 
 
@@ -358,16 +333,43 @@ def _checked(record: Record) -> Record | Dropped:
 
 def _flag(flags: Any, i: int) -> bool:
     """Tell whether response `i` carries the flag, the row's or its own in a list; in a shorter list it does not."""
-    return flags is True or (isinstance(flags, list) and i < len(flags) and flags[i] is True)
+    if isinstance(flags, list):
+        flags = flags[i] if i < len(flags) else None
+    return flags is not None and str(flags).casefold() in ("true", "1", "1.0")
+
+
+# --- chats ------------------------------------------------------------------------------------------------------------
 
 
 def _said(value: Any, speakers: Collection[str]) -> str:
     """Return a text, or what these speakers say in a chat: turns of role and content, or of from and value."""
-    if isinstance(value, list):
-        turns = [turn.get("content", turn.get("value")) for turn in value if _speaker(turn) in speakers]
-        value = "\n\n".join(turn for turn in turns if isinstance(turn, str))
-    return value if isinstance(value, str) else ""
+    turns = [_text(turn) for turn in _turns(value) if _speaker(turn) in speakers]
+    if turns:
+        return "\n\n".join(turn for turn in turns if turn)
+    return value if isinstance(value, str) and not _turns(value) else ""
+
+
+def _turns(value: Any) -> list[Any]:
+    """Return the turns of a chat, also of one stored as text; [] for anything else. Raises ValueError if it is torn."""
+    if isinstance(value, str) and _CHAT_TEXT.match(value):
+        value = _parsed(value)
+        if value is None:
+            raise ValueError("a chat that cannot be read")
+    turns = [value] if isinstance(value, Mapping) else value
+    return turns if isinstance(turns, list) and any(_speaker(turn) for turn in turns) else []
+
+
+def _text(turn: Mapping[str, Any]) -> str:
+    """Return what a turn says, its reasoning first, in <think> tags. Raises ValueError for pictures and the like."""
+    content = turn.get("content", turn.get("value"))
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    if len(parts) > 1 and not all(isinstance(text, str) for text in texts):
+        raise ValueError("a chat with more than text")
+    said = "".join(text for text in texts if isinstance(text, str))
+    thought = next((turn[name] for name in _REASONING if isinstance(turn.get(name), str) and turn[name].strip()), "")
+    return f"<think>\n{thought.strip()}\n</think>\n\n{said}" if thought and "<think>" not in said else said
 
 
 def _speaker(turn: Any) -> Any:
-    return turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
+    return turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
