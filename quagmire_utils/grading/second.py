@@ -1,27 +1,49 @@
-"""A second grader, for the audit: it shares no code with math-verify and needs no sympy.
+"""A second grader that proves: it shares no code with math-verify and needs no sympy.
 
-It reads the answer by itself (the last box, else what follows "answer is", "A:" or "####", else the last formula or
-number) and compares in three steps: as normalised strings; by structure (lists without order, tuples, intervals, sets,
-matrices, equations); and term by term as exact rational numbers, or, where roots, logarithms or variables occur, by
-value at fixed points. A list is never equal to one of its members, a base never ignored, a tuple never a list.
+`prove` compares an answer with a gold in three steps: as normalised strings; by structure (lists without order, tuples,
+intervals and relations as sets of numbers, matrices, equations); and term by term as exact numbers or formulas. It says
+equal or different only where that follows; what notation leaves open (is `1/2x` x/2?) is undecided.
 
-    second_grade("1331 and 1728", "1728")     # Grade(WRONG, "1331, 1728")
+    prove("x > 2", "(2, \\infty)")            # True
+    second_grade("1331 and 1728", "1728")     # Grade(WRONG, "1331, 1728"), for the audit
 
-It runs in the caller's process, so it is built for hostile text: nothing is evaluated but arithmetic, every number and
-power is bounded, every search is linear and recursion is limited. What is beyond it is an ERROR, as is a box of more
-than 1,000 characters or without an end, for which no other number is taken.
+`second_grade` also finds the answer by itself: the last box, else what follows "answer is", "A:" or "####", else the
+last formula or number. It runs in the caller's process, so it is built for hostile text: nothing is evaluated but
+arithmetic, every number and power is bounded, every search is linear and recursion is limited. What is beyond it is an
+ERROR, as is a last box of more than 1,000 characters or without an end, for which no other number is taken.
 """
 
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.grading.arithmetic import POINTS, BeyondError, evaluate, is_number_word, same_value
+from quagmire_utils.grading.arithmetic import (
+    BeyondError,
+    Value,
+    add,
+    difference,
+    evaluate,
+    is_real,
+    roots,
+    same_value,
+    sortable,
+)
+from quagmire_utils.grading.notation import (
+    ANNOUNCED,
+    MAX_ANSWER,
+    PLAIN_WORDS,
+    boxed,
+    normalise,
+    partner,
+    read_answer,
+    split,
+)
 from quagmire_utils.grading.verdicts import MATH, UNDECIDED, Grade, Verdict, printable
 
 if TYPE_CHECKING:
@@ -29,41 +51,10 @@ if TYPE_CHECKING:
 
     from quagmire_utils.data import Problem
 
-_MAX_ANSWER = 1000  # characters of an answer that is looked at
-_TAIL = 4000  # characters at the end of a response where an answer without a box is looked for
-
-_BOXES = re.compile(r"\\(?:boxed|fbox)\s*\{(?!\s*\})")  # an empty one, as in a repeated prompt, does not count
-_BOX_COMMAND = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
-_BETWEEN_BOXES = re.compile(r"(?:[\s$,.]|and|or|\\[()\[\]]|\\text\{ ?(?:and|or) ?\})*")
-_ANNOUNCED = re.compile(r"(?:answer\s*(?:is|:|=)|^\s*A:|####)[\s:*]*", re.IGNORECASE | re.MULTILINE)
-_FORMULA = re.compile(
-    r"\$\$?([^$]{1,300})\$\$?|\\\(((?:[^\\]|\\[^()]){1,300})\\\)|\\\[((?:[^\\]|\\[^\[\]]){1,300})\\\]"
+_NAME = re.compile(
+    r"(?:[A-Za-z]+|\\[A-Za-z]+\s?|\|[A-Za-z]+\||\[[A-Z]+\]|\{[A-Za-z]+\})+(?:_\{?\w+\}?)?'*(?:\((?:[a-z]|-?\d+|[A-Z]+)(?:,(?:[a-z]|\d+))*\))?|\([a-z](?:,[a-z])+\)"
 )
-_NUMBER = r"-?(?:\d[\d,]*\.?\d*|\.\d+)(?:\s*/\s*\d+)?"
-_NUMBERS = re.compile(rf"{_NUMBER}(?:(?:,\s+|\s+)(?:and\s+|or\s+)?{_NUMBER})*")
-
-_WORD = re.compile(
-    r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|operatorname|mathit|rm|bf)\s*\{([^{}]*)\}(\s*\^\s*(?:\{?\d\}?))?"
-)
-_LETTER = re.compile(r"\\(?:text|mathrm|mathbf|mathit|mathbb|rm|bf)\s*(?=[A-Za-z0-9](?![A-Za-z]))")
-_SPACING = re.compile(
-    r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|displaystyle|textstyle|limits|quad|qquad)(?![a-zA-Z])"
-)
-_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d])")
-_PLAIN_WORDS = re.compile(r"[A-Za-z][A-Za-z\s'.-]*")
-_UNIT = re.compile(
-    r"(?<=\d)\s*(?:dollars|cents|percent|degrees|units|hours|minutes|seconds|days|years|miles|meters|feet|inches|cm|km|"
-    r"kg|mph)\b\.?$"
-)
-_NAME = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?|\([a-z]\))?'?")
-_REPLACED = (
-    ("\\\\", "\\cr "), ("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\cfrac", "\\frac"),
-    ("\\,", " "), ("\\;", " "), ("\\:", " "), ("\\ ", " "), ("~", " "), ("{,}", ","), ("\\!", ""),
-    ("\u2212", "-"), ("\u00d7", "\\times "), ("\u00b7", "\\cdot "), ("\u03c0", "\\pi "), ("\u221e", "\\infty "),
-    ("\\leqslant", "\\le "), ("\\geqslant", "\\ge "), ("\\leq", "\\le "), ("\\geq", "\\ge "), ("\\ne ", "\\neq "),
-    ("^{\\circ}", ""), ("^\\circ", ""), ("\\degree", ""), ("\u00b0", ""), ("\\$", ""), ("$", ""),
-    ("\\lbrace", "\\{"), ("\\rbrace", "\\}"), ("\\(", ""), ("\\)", ""), ("\\[", ""), ("\\]", ""),
-)  # fmt: skip
+_RELATION = re.compile(r"<|>|\\(?:le|ge|neq)(?![a-z])")
 
 
 AUDIT_KINDS = ("only the first grader says correct", "only the second grader says correct", "the first is undecided")
@@ -128,262 +119,364 @@ def second_grade(response: str, gold: str | Problem) -> Grade:
     """
     text, tolerance = (gold, None) if isinstance(gold, str) else (gold.answer, gold.tolerance)
     try:
-        answer = _read_answer(response)
-        text = _boxed(text) or text.strip()
+        answer = read_answer(response)
     except BeyondError:
         return Grade(Verdict.ERROR, "")
     if not answer:
         return Grade(Verdict.NO_ANSWER, "")
-    return Grade(_compare(answer, text, tolerance), printable(answer))
-
-
-def _read_answer(response: str) -> str:
-    """Return the final answer, "" without one. Raises BeyondError for a box that cannot be read."""
-    boxed = _boxed(response)
-    if boxed:
-        return boxed
-    tail = response[-_TAIL:]
-    announced = list(_ANNOUNCED.finditer(tail))
-    if announced:
-        tail = tail[announced[-1].end() :]
-        line = tail.strip().split("\n")[0].strip().rstrip(".* ")
-        formula = _FORMULA.match(line)
-        if formula and not re.match(r"\s*(?:,|and\b|or\b)", line[formula.end() :]):
-            return next(filter(None, formula.groups())).strip()
-        if line and len(line) <= 60 and "<<" not in line:
-            return line
-    formulas = [match for match in _FORMULA.finditer(tail) if not match[0].isspace()]
-    numbers = list(_NUMBERS.finditer(tail))
-    if formulas and (not numbers or numbers[-1].end() <= formulas[-1].end()):
-        return _joined_formulas(tail, formulas).strip()
-    last = numbers[-1][0] if numbers else ""
-    return last if _THOUSANDS.fullmatch(last) else ", ".join(re.findall(_NUMBER, last))
-
-
-def _joined_formulas(text: str, formulas: list[re.Match[str]]) -> str:
-    """Return the last formula, with those before it that only a comma, "and" or "or" separates from it."""
-    parts, start = [], None
-    for formula in reversed(formulas):
-        if start is not None and not re.fullmatch(r"\s*(?:,|,?\s*and|,?\s*or)\s*", text[formula.end() : start]):
-            break
-        parts.append(next(filter(None, formula.groups())))
-        start = formula.start()
-    return ", ".join(reversed(parts))
-
-
-def _boxed(text: str) -> str:
-    """Return the content of the last box, with those before it that only "and", "or" or a comma separates from it.
-
-    Empty boxes do not count; of nested boxes the outermost does. Raises BeyondError if the last box is too long or none
-    is closed: what else the text holds is not its answer.
-    """
-    boxes: list[tuple[int, int, int | None]] = []  # where a box, and its content, begins and ends
-    for match in deque(_BOXES.finditer(text), maxlen=20):
-        if not boxes or match.start() > (boxes[-1][2] or 0):
-            boxes.append((*match.span(), _closing(text, match.end())))
-    last = len(boxes)
-    while last and boxes[last - 1][2] is None:  # cut off: the one before it may be whole
-        last -= 1
-        if last == 0 or len(text) - boxes[last][1] > _MAX_ANSWER:
-            raise BeyondError("a box without an end in reach")
-    found: list[str] = []
-    edge = None
-    for start, inside, end in reversed(boxes[:last]):
-        if end is None or (edge and not (edge - end < 101 and _BETWEEN_BOXES.fullmatch(text, end + 1, edge))):
-            break
-        found.append(text[inside:end].strip())
-        edge = start
-    return ", ".join(dict.fromkeys(reversed(found)))
-
-
-def _closing(text: str, start: int) -> int | None:
-    """Return where the brace opened before `start` is closed; None if nowhere, or too far away."""
-    depth = 1
-    for i in range(start, min(len(text), start + _MAX_ANSWER)):
-        if text[i] == "{" and text[i - 1] != "\\":
-            depth += 1
-        elif text[i] == "}" and text[i - 1] != "\\":
-            depth -= 1
-            if depth == 0:
-                return i
-    return None
+    verdict = {True: Verdict.CORRECT, False: Verdict.WRONG, None: Verdict.ERROR}[prove(answer, text, tolerance)]
+    return Grade(verdict, printable(answer))
 
 
 @lru_cache(maxsize=65536)
-def _compare(answer: str, gold: str, tolerance: float | None) -> Verdict:
-    if len(answer) > _MAX_ANSWER or len(gold) > _MAX_ANSWER:
-        return Verdict.CORRECT if answer == gold else Verdict.ERROR
-    answer, gold = _normalise(answer), _normalise(gold)
-    if answer == gold:
-        return Verdict.CORRECT if answer else Verdict.ERROR
+def prove(answer: str, gold: str, tolerance: float | None = None) -> bool | None:
+    """Return whether an answer is equal (True) to a gold or different (False); None where neither is certain.
+
+    answer: as extracted from a response, LaTeX or plain. gold: LaTeX, may be a box or a sentence with one. tolerance:
+    absolute, between numbers.
+    """
     try:
-        return Verdict.CORRECT if _equal(_structure(answer), _structure(gold), tolerance) else Verdict.WRONG
-    except (BeyondError, RecursionError, ArithmeticError, ValueError):
-        return Verdict.ERROR
-
-
-def _normalise(text: str) -> str:
-    """Return LaTeX without spacing, styles, boxes, units and thousands separators."""
-    text = _BOX_COMMAND.sub("", text).strip()
-    for _ in range(10):  # groups around all of it, say of a box within the box
-        if not text.startswith("{") or _closing(text, 1) != len(text) - 1:
-            break
-        text = text[1:-1].strip()
-    for old, new in _REPLACED:
-        text = text.replace(old, new)
-    text = _LETTER.sub("", _SPACING.sub("", text))
-    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
-    bare = _WORD.sub("", text).strip()
-    text = _WORD.sub(lambda match: _word(match, bare != ""), text)
-    text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
-    text = text.strip().rstrip(".,;").strip()
-    if _PLAIN_WORDS.fullmatch(text) and len(text) > 1:
-        return " ".join(text.lower().split())
-    text = _UNIT.sub("", text)
-    text = re.sub(r"^(-?\d+\.?\d*)[eE]([+-]?\d{1,3})$", r"\1*10^{\2}", text)
-    choice = re.fullmatch(r"\(([A-Za-z])\)", text)
-    return choice[1] if choice else re.sub(r"\s*([^\sA-Za-z\\])\s*", r"\1", re.sub(r"\s+", " ", text)).strip()
-
-
-def _word(match: re.Match[str], beside_math: bool) -> str:
-    word = match[1].strip()
-    if word in ("and", "or"):
-        return ","
-    if not beside_math:
-        return f" {match[1]} "
-    return f" {word} " if len(word) == 1 or is_number_word(word) else " "  # otherwise a unit or a remark
+        gold = boxed(gold) or (read_answer(gold) if ANNOUNCED.search(gold) else gold).strip()
+        if len(answer) > MAX_ANSWER or len(gold) > MAX_ANSWER:
+            return True if answer == gold else None
+        (mine, my_remarks), (theirs, their_remarks) = normalise(answer), normalise(gold)
+        if my_remarks and their_remarks and my_remarks != their_remarks:
+            return None  # 5 m and 5 cm, but also 5 m and 5 meters
+        if mine == theirs:
+            return True if mine else None
+        if re.search(r"^[A-H][.)]\s+\S|^[\[{]['\"]|&\w+;", gold):
+            return None  # a gold that somebody has yet to read
+        return _equal(_structure(mine), _structure(theirs), tolerance)
+    except (BeyondError, RecursionError, ArithmeticError, ValueError, TypeError, LookupError):
+        return None
 
 
 # ------------------------------------------------------------------------------------------------------- structures
 
 _Structure = tuple  # (kind, ...), see `_structure`
-_OPENERS, _CLOSERS = {"(": ")", "[": "]", "{": "}"}, {")", "]", "}"}
 
 
+@lru_cache(maxsize=16384)
 def _structure(text: str) -> _Structure:
     """Return the structure of an answer: a kind and its parts.
 
-    ("words", text), ("list", items), ("sequence", open, close, items), ("relation", text), ("equation", left, right),
-    ("value", text). A list has no order: `a, b`, also `\\{a, b\\}` and a union of intervals.
+    ("words", text), ("list", items), ("set", items), ("union", items), ("sequence", open, close, items),
+    ("matrix", rows), ("relation", sides, signs), ("equation", left, right), ("ratio", parts), ("value", text).
     """
     if not text:
         raise BeyondError("nothing there")
-    if _PLAIN_WORDS.fullmatch(text) and len(text) > 1:
-        return "words", text.lower()
-    text = re.sub(r"^(?:[a-zA-Z]|\([a-z](?:,[a-z])+\))\s*(?:\\in(?![a-z])|\\colon|:)", "", text).strip()
-    matrix = re.fullmatch(r"\\begin\{[pbv]?(?:matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{[a-z]*\}", text, re.DOTALL)
+    if "\\unread" in text or "\\dots" in text:
+        raise BeyondError("a remark")
+    if PLAIN_WORDS.fullmatch(text):
+        return "words", text
+    text = re.sub(r"^(?:[a-zA-Z]|\([a-z](?:,[a-z])+\))\s*(?:\\in(?![a-z])|:)", "", text).strip()
+    matrix = re.fullmatch(r"\\begin\{[pb]?(?:matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{[a-z]*\}", text, re.DOTALL)
     if matrix:
         rows = [row for row in matrix[1].split("\\cr") if row.strip()]
-        cells = [("sequence", "(", ")", [_structure(cell.strip()) for cell in row.split("&")]) for row in rows]
-        return "sequence", "[", "]", cells
+        return "matrix", [("sequence", "(", ")", [_structure(cell.strip()) for cell in row.split("&")]) for row in rows]
     if "\\begin" in text:
         raise BeyondError("an environment")
-    for separators in (("\\cup",), (",", ";", "&&")):
-        items = _split(text, separators)
+    if text in ("\\emptyset", "\\{\\}"):
+        return "set", []
+    described = re.fullmatch(r"\\\{([a-z])(?:\\in[^:|]*)?[:|](.*)\\\}", text)
+    if described:
+        text = described[2]
+    for kind, separators in (("union", ("\\cup", "\\or")), ("list", (",", ";", "&&", "\\quad", "\\or"))):
+        items = [item for item in split(text, separators) if item]
+        text = items[0] if len(items) == 1 else text
         if len(items) > 1:
-            return "list", [_structure(item) for item in items if item]
+            parts = [_structure(item) for item in items]
+            if (
+                kind == "union"
+                and "\\or" in text
+                and not all(part[0] in ("relation", "sequence", "union") for part in parts)
+            ):
+                continue
+            if kind == "list" and all(part[0] == "relation" for part in parts):
+                return "both", parts
+            return kind, parts
     if text.startswith("\\{") and text.endswith("\\}") and len(text) > 4:
-        inner = _split(text[2:-2].strip(), (",", ";"))
-        return "list", [_structure(item) for item in inner if item]
-    if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and _partner(text) == len(text) - 1:
-        items = _split(text[1:-1], (",", ";"))
+        inner = split(text[2:-2].strip(), (",", ";"))
+        return "set", [_structure(item) for item in inner if item]
+    if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and partner(text) == len(text) - 1:
+        items = split(text[1:-1], (",", ";"))
         if len(items) > 1:
             return "sequence", text[0], text[-1], [_structure(item) for item in items]
-    if re.search(r"[<>]|\\(?:le|ge|neq|lt|gt)(?![a-z])", text):
-        return "relation", re.sub(r"\s", "", text)
+    signs = _RELATION.findall(text)
+    if signs and "=" not in text:
+        sides = [side.strip() for side in _RELATION.split(text)]
+        return "relation", tuple(sides), tuple(signs)
     sides = text.split("=")
     if len(sides) > 1 and all(side.strip() for side in sides):
         return "equation", sides[0].strip(), sides[-1].strip()
     if text.count("\\pm") == 1:
         return "list", [("value", text.replace("\\pm", sign).lstrip("+ ")) for sign in "+-"]
+    if re.fullmatch(r"[\d.]+(?::[\d.]+)+", text):
+        return "ratio", text.split(":")
     return "value", text
 
 
-def _split(text: str, separators: tuple[str, ...]) -> list[str]:
-    """Split a text at the separators outside brackets."""
-    parts, depth, start, i = [], 0, 0, 0
-    while i < len(text):
-        if text[i] == "\\" and text[i + 1 : i + 2] in ("{", "}"):
-            depth += 1 if text[i + 1] == "{" else -1
-            i += 2
-            continue
-        if text[i] in _OPENERS:
-            depth += 1
-        elif text[i] in _CLOSERS:
-            depth -= 1
-        elif depth == 0:
-            found = next((separator for separator in separators if text.startswith(separator, i)), None)
-            if found:
-                parts.append(text[start:i].strip())
-                i += len(found)
-                start = i
-                continue
-        i += 1
-    return [*parts, text[start:].strip()]
+_Truth = bool | None  # None: undecided
 
 
-def _partner(text: str) -> int:
-    """Return the index of the bracket that closes the first one; the kinds may differ, as in `[0,1)`."""
-    depth = 0
-    for i, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        if depth == 0:
-            return i
-    return -1
+def _all(results: Iterable[_Truth]) -> _Truth:
+    """Return False if any is False, otherwise None if any is None, otherwise True."""
+    found = set(results)
+    return False if False in found else None if None in found else True
 
 
-def _equal(answer: _Structure, gold: _Structure, tolerance: float | None) -> bool:
-    if gold[0] != "equation" and answer[0] == "equation" and _NAME.fullmatch(answer[1]):
-        return _equal(_structure(answer[2]), gold, tolerance)  # `x = 5` for `5`
-    if gold[0] == "equation" and answer[0] != "equation" and _NAME.fullmatch(gold[1]):
-        return _equal(answer, _structure(gold[2]), tolerance)
-    if answer[0] != gold[0]:
-        return _equal_kinds(answer, gold, tolerance)
-    if gold[0] == "equation":
-        if _NAME.fullmatch(gold[1]) and _NAME.fullmatch(answer[1]):
-            return answer[1] == gold[1] and _equal(_structure(answer[2]), _structure(gold[2]), tolerance)
-        return _same_equation(answer, gold)
-    if gold[0] == "value":
+def _any(results: Iterable[_Truth]) -> _Truth:
+    opposite = _all(None if result is None else not result for result in results)
+    return None if opposite is None else not opposite
+
+
+def _equal(answer: _Structure, gold: _Structure, tolerance: float | None) -> _Truth:
+    kinds = answer[0], gold[0]
+    if kinds == ("value", "value"):
+        if len(answer[1]) == len(gold[1]) == 1 and answer[1].isalpha() and gold[1].isalpha():  # choices, or variables
+            return answer[1] == gold[1] or (None if answer[1].lower() == gold[1].lower() else False)
         return same_value(answer[1], gold[1], tolerance)
-    if gold[0] == "words":
-        return answer[1] == gold[1]
-    if gold[0] == "relation":
-        if answer[1] == gold[1]:
-            return True
-        raise BeyondError("relations are compared as strings only")
-    if gold[0] == "sequence":
-        return (
-            answer[1:3] == gold[1:3]
-            and len(answer[3]) == len(gold[3])
-            and all(_equal(mine, theirs, tolerance) for mine, theirs in zip(answer[3], gold[3], strict=True))
-        )
-    return _same_list(answer[1], gold[1], tolerance)
+    if "equation" in kinds:
+        return _same_equation(answer, gold, tolerance)
+    if {"relation", "union", "both"} & set(kinds):
+        return _same_numbers(answer, gold)
+    if "words" in kinds:
+        return _same_words(answer, gold)
+    if answer[0] != gold[0] and "set" not in kinds and "list" not in kinds:
+        return _different_kinds(answer, gold, tolerance)
+    if gold[0] == "ratio":
+        return _same_ratio(answer[1], gold[1])
+    if gold[0] in ("sequence", "matrix") and answer[0] == gold[0]:
+        same_length = len(answer[-1]) == len(gold[-1])
+        if not same_length or answer[1:-1] != gold[1:-1]:
+            return False
+        return _all(_equal(mine, theirs, tolerance) for mine, theirs in zip(answer[-1], gold[-1], strict=True))
+    if {"list", "set"} >= set(kinds):
+        return _same_list(answer[1], gold[1], tolerance)
+    return _different_kinds(answer, gold, tolerance)
 
 
-def _same_list(answer: list[_Structure], gold: list[_Structure], tolerance: float | None) -> bool:
+def _same_ratio(answer: Sequence[str], gold: Sequence[str]) -> _Truth:
+    """Compare ratios, or times of the day: 14:64 may be 7:32, and 4:30 may be 16:30."""
+    mine, theirs = ([Fraction(part) for part in side] for side in (answer, gold))
+    if mine == theirs:
+        return True
+    if len(mine) != len(theirs) or abs(mine[0] - theirs[0]) == 12:
+        return None
+    return (
+        None
+        if all(theirs[1:]) and all(mine[0] * b == a * theirs[0] for a, b in zip(mine, theirs, strict=True))
+        else False
+    )
+
+
+def _same_list(answer: Sequence[_Structure], gold: Sequence[_Structure], tolerance: float | None) -> _Truth:
     """Return whether each item of either is equal to one of the other; order and repetition do not matter."""
     if len(answer) > 64 or len(gold) > 64:
         raise BeyondError("a long list")
     pairs = [[_equal(mine, theirs, tolerance) for theirs in gold] for mine in answer]
-    return all(map(any, pairs)) and all(map(any, zip(*pairs, strict=True)))
+    return _all([_any(row) for row in pairs] + [_any(row[i] for row in pairs) for i in range(len(gold))])
 
 
-def _equal_kinds(answer: _Structure, gold: _Structure, tolerance: float | None) -> bool:
-    """Return False: structures of different kinds differ. Raises BeyondError if one of them could not be read."""
-    for kind, *rest in (answer, gold):
-        if kind == "list" and len(rest[0]) == 1:  # `\\{5\\}` is not 5, but a union of one interval is it
+_SYNONYMS = frozenset(
+    [
+        "yes",
+        "no",
+        "true",
+        "false",
+        "none",
+        "never",
+        "undefined",
+        "impossible",
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "infinite",
+        "infinity",
+        "real",
+        "reals",
+        "empty",
+        "unbounded",
+        "nan",
+        "even",
+        "odd",
+    ]
+)
+
+
+def _same_words(answer: _Structure, gold: _Structure) -> _Truth:
+    """Return whether two words are the same; single words that have nothing in common are different."""
+    if answer[0] != gold[0]:
+        words, other = (answer, gold) if answer[0] == "words" else (gold, answer)
+        if len(words[1]) <= 3:
+            return _equal(*(("value", part[1]) if part is words else part for part in (answer, gold)), None)
+        if other[0] != "value" or " " in words[1] or words[1] in _SYNONYMS:
+            return None
+        return None if evaluate(other[1]).names else False
+    mine, theirs = answer[1], gold[1]
+    if mine == theirs:
+        return True
+    if len(mine) <= 3 and len(theirs) <= 3 and sorted(mine) == sorted(theirs):
+        return True  # xy and yx
+    if mine.lower() == theirs.lower() or " " in mine or " " in theirs or mine[:4] == theirs[:4]:
+        return None
+    opposites = ({"yes", "no"}, {"true", "false"}, {"even", "odd"})
+    return False if {mine, theirs} in opposites or not {mine, theirs} & _SYNONYMS else None
+
+
+def _different_kinds(answer: _Structure, gold: _Structure, tolerance: float | None) -> _Truth:
+    """Return False if structures of different kinds differ however they are read, else None."""
+    if {answer[0], gold[0]} == {"set", "sequence"}:
+        return False
+    items = [[part] if part[0] == "value" else _items(part) for part in (answer, gold)]
+    if not all(items):
+        return False  # the empty set and a number
+    if len(items[0]) != len(items[1]) and "value" not in (answer[0], gold[0]):
+        return False
+    if "value" in (answer[0], gold[0]):
+        alone, others = sorted(items, key=len)[0][0], sorted(items, key=len)[1]
+        if evaluate(alone[1]).names:
+            return None
+        results = [_equal(item, alone, tolerance) for item in others]
+        return (
+            False if False in results or not results else (True if None not in results and len(results) > 1 else None)
+        )
+    same = _all(_equal(mine, theirs, tolerance) for mine, theirs in zip(*items, strict=True))
+    return False if same is False else None
+
+
+def _items(structure: _Structure) -> list[_Structure]:
+    if structure[0] in ("list", "set", "sequence"):
+        return list(structure[-1])
+    if structure[0] == "matrix":
+        return [cell for row in structure[1] for cell in row[-1]]
+    raise BeyondError(structure[0])
+
+
+def _same_equation(answer: _Structure, gold: _Structure, tolerance: float | None) -> _Truth:
+    """Compare equations, or an equation with something else: `x = 5` and 5, `x = 5` and `2x = 10`."""
+    if answer[0] != gold[0]:
+        equation, other = (answer, gold) if answer[0] == "equation" else (gold, answer)
+        value = _structure(equation[2])
+        same = _equal(value, gold, tolerance) if equation is answer else _equal(answer, value, tolerance)
+        if _NAME.fullmatch(equation[1]):
+            return same
+        left = evaluate(equation[1])
+        if not left.names:  # a computation, 12 + 5 = 17
+            return same if same_value(equation[1], equation[2]) else None
+        return (
+            False
+            if same is False
+            and len(left.names) > 1
+            and other[0] == "value"
+            and same_value(equation[1], other[1]) is False
+            else None
+        )
+    if answer[1] == gold[1] and _NAME.fullmatch(gold[1]):
+        return _equal(_structure(answer[2]), _structure(gold[2]), tolerance)
+    (one, two), *others = [[difference(side[1], side[2], point) for side in (answer, gold)] for point in range(3)]
+    if not one or not two:
+        raise BeyondError("an identity")
+    if not any(add(one * b, -two * a) for a, b in others):
+        return True
+    return False if _misses(answer, gold) else None
+
+
+def _misses(answer: _Structure, gold: _Structure) -> bool:
+    """Return whether some solution of the gold does not solve the answer."""
+    names = sorted(evaluate(f"({gold[1]})-({gold[2]})").names | evaluate(f"({answer[1]})-({answer[2]})").names)
+    for name in names:
+        try:
+            found = roots(gold[1], gold[2], name)
+        except BeyondError:
             continue
-        if kind == "relation":
-            raise BeyondError("relations are compared with relations only")
-        if kind == "value":
-            evaluate(rest[0], 0)
+        if any(
+            is_real(difference(answer[1], answer[2], 0, ((name, root),)))
+            and difference(answer[1], answer[2], 0, ((name, root),))
+            for root in found
+        ):
+            return True
     return False
 
 
-def _same_equation(answer: _Structure, gold: _Structure) -> bool:
-    """Return whether left - right of the two are proportional to each other at the points."""
-    mine, theirs = ([evaluate(f"({side[1]})-({side[2]})", i) for i in range(POINTS)] for side in (answer, gold))
-    (first, second), *others = zip(mine, theirs, strict=True)
-    if not complex(first) or not complex(second):
-        raise BeyondError("an identity")
-    return all(abs(complex(first * b - second * a)) <= 1e-9 * abs(complex(first * b)) for a, b in others)
+# ------------------------------------------------------------------------------------------- sets of real numbers
+
+
+def _same_numbers(answer: _Structure, gold: _Structure) -> _Truth:
+    """Compare relations, intervals and unions as sets of real numbers: at, between and beyond all of their ends."""
+    names = {name for part in (answer, gold) for name in _variables(part)}
+    if answer == gold:
+        return True
+    if len(names) > 1:
+        raise BeyondError("several variables")
+    name = names.pop() if names else "x"
+    ends: list[Value] = []
+    for end in (*_ends(answer, name), *_ends(gold, name)):
+        if not is_real(end):
+            raise BeyondError("a complex end")
+        if all(add(end, -other) for other in ends):
+            ends.append(end)
+    ends.sort(key=sortable)
+    between = [(low + high) / 2 for low, high in pairwise(ends)]
+    points = [ends[0] - 1, *ends, *between, ends[-1] + 1] if ends else [evaluate("0").value]
+    return all(_contains(answer, name, point) == _contains(gold, name, point) for point in points)
+
+
+def _variables(part: _Structure) -> set[str]:
+    if part[0] in ("union", "both", "set", "list"):
+        return {name for item in part[1] for name in _variables(item)}
+    sides = part[1] if part[0] == "relation" else []
+    return {name for side in sides if "\\infty" not in side for name in evaluate(side or "x").names}
+
+
+def _ends(part: _Structure, name: str) -> list[Value]:
+    """Return the numbers where a set may begin or end."""
+    if part[0] in ("union", "both", "set", "list"):
+        return [end for item in part[1] for end in _ends(item, name)]
+    if part[0] == "relation":
+        pairs = [pair for pair in zip(part[1], part[1][1:], strict=False) if "\\infty" not in "".join(pair)]
+        return [root for pair in pairs for root in roots(*pair, name)]
+    items = part[3] if part[0] == "sequence" else [part]
+    if (part[0] == "sequence" and len(items) != 2) or any(item[0] != "value" for item in items):
+        raise BeyondError("not an interval")
+    readings = [evaluate(item[1]) for item in items if "\\infty" not in item[1]]
+    if any(reading.names for reading in readings):
+        raise BeyondError("an end with a variable")
+    return [reading.value for reading in readings]
+
+
+def _contains(part: _Structure, name: str, point: Value) -> bool:
+    """Return whether a number belongs to a set."""
+    if part[0] in ("union", "set", "list"):
+        return any(_contains(item, name, point) for item in part[1])
+    if part[0] == "both":
+        return all(_contains(item, name, point) for item in part[1])
+    if part[0] == "relation":
+        pairs = zip(part[1], part[2], part[1][1:], strict=False)
+        return all(_holds(left, sign, right, ((name, point),)) for left, sign, right in pairs)
+    if part[0] == "value":
+        return not add(point, -evaluate(part[1]).value)
+    low, high = (item[1] for item in part[3])
+    here = (("x", point),)
+    return _holds(low, "<" if part[1] == "(" else "\\le", "x", here) and _holds(
+        "x", "<" if part[2] == ")" else "\\le", high, here
+    )
+
+
+def _holds(left: str, sign: str, right: str, variables: tuple[tuple[str, Value], ...]) -> bool:
+    if "\\infty" in left + right:
+        if left.strip("+") == "\\infty" or right == "-\\infty":
+            return sign in (">", "\\ge", "\\neq")
+        return sign in ("<", "\\le", "\\neq")
+    gap = difference(left, right, 0, variables)
+    if not is_real(gap):
+        raise BeyondError("a complex number")
+    return {"<": gap < 0, ">": gap > 0, "\\le": gap <= 0, "\\ge": gap >= 0, "\\neq": gap != 0}[sign]

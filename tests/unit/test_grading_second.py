@@ -35,7 +35,7 @@ def verdict(response, gold):
         ("$\\boxed{3}$ and $\\boxed{4}$.", "3, 4"),
         ("\\boxed{6}, that is \\boxed{6}", "6"),
         ("\\fbox{7}", "7"),
-        ("\\boxed{8} and then \\boxed{9", "8"),  # the last one is cut off
+        ("\\boxed{8} and then \\boxed{9", ""),  # the last one is cut off
         ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
         ("\\boxed{\\boxed{3}, \\boxed{4}} and \\boxed{5}", "\\boxed{3}, \\boxed{4}, 5"),
         ("\\boxed{\\boxed{3} < \\boxed{4}}", "\\boxed{3} < \\boxed{4}"),
@@ -96,8 +96,8 @@ CASES = {
         ["\\sqrt3/2", "\\frac{3}{2\\sqrt3}", "0.8660254", "\\cos\\frac{\\pi}{6}"], ["0.866", "\\frac32"], [],
     ),
     "(x+1)^2": (["x^2+2x+1", "(1+x)(x+1)"], ["x^2+1", "(y+1)^2"], []),
-    "(2,3)": (["(2, 3.0)", "\\left(2,\\frac{6}{2}\\right)"], ["(3,2)", "[2,3]", "2,3", "(2,3,4)"], []),
-    "1,-2": (["-2, 1", "\\{1,-2\\}", "-2 \\text{ and } 1", "x=1, x=-2"], ["1", "1,2", "(1,-2)"], []),
+    "(2,3)": (["(2, 3.0)", "\\left(2,\\frac{6}{2}\\right)"], ["(3,2)", "[2,3]", "(2,3,4)"], ["2,3"]),
+    "1,-2": (["-2, 1", "\\{1,-2\\}", "-2 \\text{ and } 1", "x=1, x=-2"], ["1", "1,2"], ["(1,-2)"]),
     "[0,1)": (["[0, 1.0)", "x \\in [0,1)"], ["(0,1)", "[0,1]"], []),
     "(-\\infty,2)\\cup(3,\\infty)": (["(3,+\\infty) \\cup (-\\infty,2)"], ["(-\\infty,2)\\cup[3,\\infty)"], []),
     "1\\pm\\sqrt{19}": (["1+\\sqrt{19}, 1-\\sqrt{19}"], ["1+\\sqrt{19}"], []),
@@ -113,9 +113,9 @@ CASES = {
     "4.4 \\times 10^{7}": (["44000000", "4.4e7", "4.4\\cdot10^7"], ["4.5e7"], []),
     "\\log_2 3": (["\\frac{\\ln 3}{\\ln 2}"], ["\\log_3 2"], []),
     "1\\frac{1}{2}": (["\\frac{3}{2}"], ["\\frac{11}{2}"], []),
-    "30^\\circ": (["30", "30^{\\circ}"], ["\\frac{\\pi}{6}"], []),
+    "30^\\circ": (["30", "30^{\\circ}"], ["31"], ["\\frac{\\pi}{6}"]),
     "120_5": (["120_{5}"], [], ["120", "35"]),  # a base is not dropped
-    "x \\ge 3": (["x\\geq 3"], [], ["[3,\\infty)", "x > 3"]),
+    "x \\ge 3": (["x\\geq 3", "[3,\\infty)"], ["x > 3"], []),
     "2^{1009}": (["2 \\cdot 2^{1008}"], ["2^{1010}"], ["9^{9^{9^9}}"]),
 }  # fmt: skip
 
@@ -201,7 +201,7 @@ def test_it_reads_the_golds_of_the_benchmarks(name, data_dir):
         other = verdict("\\boxed{-987654321}", problem)
         assert other in (WRONG, ERROR)
         unreadable += other == ERROR
-    assert unreadable <= {"math500": 6, "olympiad": 9, "minerva": 1}.get(name, 0)  # other bases, floors, factorials
+    assert unreadable <= {"math500": 7, "olympiad": 10, "minerva": 10}.get(name, 0)  # other bases, floors, factorials
 
 
 # --------------------------------------------------------------------------------------------------------------- audit

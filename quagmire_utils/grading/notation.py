@@ -1,0 +1,313 @@
+"""How the second grader reads: the final answer of a response, and LaTeX without its dressing.
+
+`read_answer` takes the last box, else what follows "answer is", "A:" or "####", else the last formula or number, of
+what follows the thinking. `normalise` leaves one spelling of many: no styles, units or thousands separators, `\\frac`
+for `\\dfrac`, `\\sqrt` for its sign. Every search is linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import deque
+from functools import lru_cache
+
+from quagmire_utils.grading.arithmetic import FUNCTIONS, BeyondError
+
+MAX_ANSWER = 1000  # characters of an answer that is looked at
+_TAIL = 4000  # characters at the end of a response where an answer without a box is looked for
+
+_BOXES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{(?!\s*\})")  # an empty one, as in a repeated prompt, does not count
+_BOX_COMMAND = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=\{)")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;.]|and|or|\\[()\[\],;:! ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|[A-Za-z](?:_\{?\w\}?)?\s*=)*"
+)
+ANNOUNCED = re.compile(r"(?:answer\s*(?:is|:|=)|^\s*A:|####)[\s:*]*", re.IGNORECASE | re.MULTILINE)
+_FORMULA = re.compile(
+    r"\$\$?([^$]{1,300})\$\$?|\\\(((?:[^\\]|\\[^()]){1,300})\\\)|\\\[((?:[^\\]|\\[^\[\]]){1,300})\\\]"
+)
+_NUMBER = r"-?(?:\d+\s\d+/\d+|\d[\d,]*\.?\d*|\.\d+)(?:\s*/\s*\d+)?"
+_NUMBERS = re.compile(rf"{_NUMBER}(?:(?:,\s+|\s+)(?:and\s+|or\s+)?{_NUMBER})*")
+_SENTENCE_END = re.compile(r"(?<=[\w)}$%*])[.!?](?:\s|$)")
+
+_WORD = re.compile(
+    r"\\(?:text|mathrm|textbf|mathbf|textit|textrm|mbox|operatorname|mathit|mathsf|rm|bf)\s*\{([^{}]*)\}"
+    r"(\s*\^\s*(?:\{?\d\}?))?"
+)
+_LETTER = re.compile(r"\\(?:text|mathrm|mathbf|mathit|mathbb|rm|bf)\s*(?=[A-Za-z0-9](?![A-Za-z]))")
+_DRESSING = re.compile(
+    r"\\(?:boldsymbol|bm|pmb|underline|textbf|mathbf|mathrm|textit|text|large|Large|ensuremath|operatorname)\s*(?=\{)"
+    r"|\\(?:text)?color(?:box)?\s*\{[^{}]*\}|\\begin\{(?:aligned|align\*?|gathered|split)\}"
+    r"|\\end\{(?:aligned|align\*?|gathered|split)\}|\*\*(?!\s*[\d({a-zA-Z])|^\*\*"
+)
+_COMMAND = re.compile(r"\\!\s*|\\(?:[A-Za-z]+|.)|\^\s*\\circ|\^\s*\{\s*\\circ\s*\}|\{,\}|[$~]|[^\x00-\x7f]", re.DOTALL)
+_COMMANDS = {
+    **dict.fromkeys(
+        ("left", "right", "bigl", "bigr", "Bigl", "Bigr", "big", "Big", "displaystyle", "textstyle", "limits"), ""
+    ),
+    "dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "dbinom": "\\binom", "tbinom": "\\binom",
+    "leqslant": "\\le ", "geqslant": "\\ge ", "leq": "\\le ", "geq": "\\ge ", "ne": "\\neq ", "lt": "<", "gt": ">",
+    "lbrace": "\\{", "rbrace": "\\}", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "varnothing": "\\emptyset ",
+    "quad": "\\quad ", "qquad": "\\quad ", "land": "\\quad ", "wedge": "\\quad ", "lor": "\\or ", "vee": "\\or ",
+    "\\": "\\cr ", ",": " ", ";": " ", ":": " ", " ": " ", "!": "", "(": "", ")": "", "[": "", "]": "",
+    "degree": "\u00b0", "ldots": "\\dots ", "cdots": "\\dots ", "colon": ":", "$": "",
+}  # fmt: skip
+_UNICODE = {
+    "\u2212": "-", "\u2013": "-", "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u00f7": "\\div ", "\u03c0": "\\pi ",
+    "\u221e": "\\infty ", "\u03b8": "\\theta ", "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\neq ",
+    "\u2248": "\\approx ", "\u222a": "\\cup ", "\u2208": "\\in ", "\u2026": "\\dots ", "\u221a": "\\sqrt ",
+    "\u221b": "\\sqrt[3]", "\u2205": "\\emptyset ", "\u211d": "\\mathbb{R}", "\u00b0": "\u00b0",
+}  # fmt: skip
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
+_PLAIN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+PLAIN_WORDS = re.compile(r"[A-Za-z]{2}[A-Za-z'.]*(?:[\s-]+[A-Za-z'.]{2,})*\.?")
+_UNIT = re.compile(
+    r"(?<=[\d})\u00b0])\s*((?:sq\.?|square|cubic)?\s*(?:dollars?|cents?|percent|degrees?|units?|hours?|minutes?|seconds?|days?|"
+    r"weeks?|years?|miles?|meters?|feet|foot|inch(?:es)?|cm|mm|km|kg|mph|ml|USD|EUR|[ap]\.?m\.?|points?|people|[\u20ac\u00a3\u00a5])"
+    r"(?:\^\{?[23]\}?)?)\.?$",
+    re.IGNORECASE,
+)
+_RISKY = re.compile(r"not|illion|thousand|hundred|dozen|mod|least|most|more|less|than|except|between|base|two|factor")
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))")
+_TIDY = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"\*\*", "^"),
+        (
+            r"(?<![\\A-Za-z])(" + "|".join(sorted(FUNCTIONS | {"pi", "sqrt"}, key=len, reverse=True)) + r")(?![a-z])",
+            r"\\\1 ",
+        ),
+        (r"\\sqrt\s+(\d{2,})", r"\\sqrt{\1}"),
+        (r"(?<![\w\\.}])(\d+\.?\d*)[eE]([+-]?\d{1,3})(?![\w.])", r"(\1*10^{\2})"),
+        (r"(?<=\d)\s+[xX]\s+(?=10\s*\^)|(?<=\d)[xX](?=10\^)", r"\\times "),
+        (r"\^\s*(-?\d{2,})", r"^{\1}"),
+        (r"([_^])\s*\{(\w)\}", r"\1\2"),
+        (r"(?<![\d.])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
+        (r"(?<![\d.])(\d{1,3})((?:\s\d{3})+)(?!\d)", lambda m: m[1] + re.sub(r"\s", "", m[2])),
+        (r"(<|>)=", lambda m: "\\le " if m[1] == "<" else "\\ge "),
+        (r"(?<![A-Za-z\\])(?:,\s*)?(?:and|or)(?![A-Za-z])", lambda m: "\\or " if m[0].endswith("r") else "\\quad "),
+    )
+)
+
+
+# ---------------------------------------------------------------------------------------------- where the answer is
+
+
+def read_answer(response: str) -> str:
+    """Return the final answer, "" without one. Raises BeyondError for a box that cannot be read."""
+    _, end, answer = response.rpartition("</think>")
+    if end:
+        response = answer
+    elif "<think>" in response:
+        return ""
+    content = boxed(response)
+    if content:
+        return content
+    tail = response[-_TAIL:]
+    announced = list(ANNOUNCED.finditer(tail))
+    if announced:
+        tail = tail[announced[-1].end() :]
+        line = _SENTENCE_END.split(tail.strip().split("\n")[0])[0].strip().rstrip(".* ")
+        formula = _FORMULA.match(line)
+        if formula and not re.match(r"\s*(?:,|and\b|or\b)", line[formula.end() :]):
+            return next(filter(None, formula.groups())).strip()
+        words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", re.sub(r"\\text\s*\{[^{}]*\}", "", line))
+        if (
+            line
+            and len(line) <= 60
+            and "<<" not in line
+            and not (len(set(words) - {"and", "or"}) > 1 and re.search(r"\d", line))
+        ):
+            return re.sub(r"^\$(?=\d+(?:,\d{3})*(?:\.\d+)?\b[^$]*$)", "", line)
+        tail = line or tail
+    formulas = [match for match in _FORMULA.finditer(tail) if not match[0].isspace()]
+    numbers = list(_NUMBERS.finditer(tail))
+    if formulas and (not numbers or numbers[-1].end() <= formulas[-1].end()):
+        return _joined_formulas(tail, formulas).strip()
+    if announced and len(numbers) > 1 and "=" not in tail:
+        raise BeyondError("several numbers")
+    last = numbers[-1][0] if numbers else ""
+    return last if _THOUSANDS.fullmatch(last) else ", ".join(re.findall(_NUMBER, last))
+
+
+def _joined_formulas(text: str, formulas: list[re.Match[str]]) -> str:
+    """Return the last formula, with those before it that only a comma, "and" or "or" separates from it."""
+    parts, start = [], None
+    for formula in reversed(formulas):
+        if start is not None and not re.fullmatch(r"\s*(?:,|,?\s*and|,?\s*or)\s*", text[formula.end() : start]):
+            break
+        parts.append(next(filter(None, formula.groups())))
+        start = formula.start()
+    return ", ".join(reversed(parts))
+
+
+def boxed(text: str) -> str:
+    """Return the content of the last box, with those before it that only "and", "or" or a comma separates from it.
+
+    Empty boxes do not count; of nested boxes the outermost does. Raises BeyondError if the last box is too long or has
+    no end: what else the text holds is not its answer.
+    """
+    boxes: list[tuple[int, int, int | None]] = []  # where a box, and its content, begins and ends
+    for match in deque(_BOXES.finditer(text), maxlen=20):
+        if not boxes or match.start() > (boxes[-1][2] or 0):
+            boxes.append((*match.span(), _closing(text, match.end())))
+    if boxes and boxes[-1][2] is None:
+        raise BeyondError("a box without an end in reach")
+    found: list[str] = []
+    edge = None
+    for start, inside, end in reversed(boxes):
+        if end is None or (edge and not (edge - end < 101 and _BETWEEN_BOXES.fullmatch(text, end + 1, edge))):
+            break
+        found.append(text[inside:end].strip())
+        edge = start
+    return ", ".join(dict.fromkeys(reversed(found)))
+
+
+def _closing(text: str, start: int) -> int | None:
+    """Return where the brace opened before `start` is closed; None if nowhere, or too far away."""
+    depth = 1
+    for i in range(start, min(len(text), start + MAX_ANSWER)):
+        if text[i] == "{" and text[i - 1] != "\\":
+            depth += 1
+        elif text[i] == "}" and text[i - 1] != "\\":
+            depth -= 1
+            if depth == 0:
+                return i
+    return None
+
+
+# -------------------------------------------------------------------------------------------------- normalised text
+
+
+@lru_cache(maxsize=16384)
+def normalise(text: str) -> tuple[str, tuple[str, ...]]:
+    """Return LaTeX without spacing, styles, boxes, units and thousands separators; and the units and remarks."""
+    text = text.strip()
+    if _PLAIN_NUMBER.fullmatch(text):
+        return text, ()
+    text = _ungrouped(_BOX_COMMAND.sub("", text).strip())
+    if not text.isascii():
+        text = re.sub(
+            "[\u2070-\u2079\u00b2\u00b3\u00b9]+", lambda run: "^{" + unicodedata.normalize("NFKC", run[0]) + "}", text
+        )
+        text = "".join(map(_plain_character, text))
+    text = _COMMAND.sub(_command, text)
+    text = _LETTER.sub("", text)
+    remarks: list[str] = []
+    bare = _WORD.sub("", text).strip()
+    text = _WORD.sub(lambda match: _word(match, remarks if bare else None), text)
+    text = _ungrouped(_DRESSING.sub("", text).strip().rstrip(".,;*` ").strip("`* "))
+    if PLAIN_WORDS.fullmatch(text) and text not in FUNCTIONS and text != "pi":
+        return " ".join(text.lower().split()) if len(text) > 3 or text.istitle() else text, ()
+    text = _REPEATING.sub(_repeating, _without_thousands(re.sub(r",\s+(?=\d{3}(?!\d))", ", ", text)))
+    unit = _UNIT.search(text)
+    if unit:
+        remarks.append(re.sub(r"[\s.]|s$", "", unit[1].lower()))
+        text = text[: unit.start()]
+    for pattern, new in _TIDY:
+        text = pattern.sub(new, text)
+    text = re.sub(
+        r"^\s*(?:=|:|\\approx|\\therefore)\s*|\\approx.*$", lambda m: "" if m.start() == 0 or m[0] else m[0], text
+    )
+    choice = re.fullmatch(r"\(([A-Za-z])\)", text)
+    if choice:
+        return choice[1], tuple(remarks)
+    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"\s*([^\sA-Za-z0-9\\])\s*|(?<=\d) (?=[A-Za-z\\])", lambda m: m[1] or "", text).strip().rstrip(".,;")
+    return text, tuple(sorted(remarks))
+
+
+def _ungrouped(text: str) -> str:
+    """Return a text without braces or dollars around all of it."""
+    for _ in range(10):
+        if not text.startswith("{") or _closing(text, 1) != len(text) - 1:
+            break
+        text = text[1:-1].strip()
+    return text
+
+
+def _plain_character(character: str) -> str:
+    if character in _UNICODE:
+        return _UNICODE[character]
+    decomposed = unicodedata.normalize("NFKC", character)
+    above, slash, below = decomposed.partition("\u2044")
+    return f"\\frac{{{above}}}{{{below}}}" if slash else decomposed
+
+
+def _command(match: re.Match[str]) -> str:
+    text = match[0]
+    if text[0] == "\\":
+        return _COMMANDS.get(text[1:].strip() or " ", text)
+    return {"^": "\u00b0", "{": ",", "$": "", "~": " "}.get(text[0], text)
+
+
+def _word(match: re.Match[str], remarks: list[str] | None) -> str:
+    word = match[1].strip()
+    if word in ("and", "or"):
+        return " \\or " if word == "or" else " \\quad "
+    if remarks is None:
+        return f" {match[1]} "
+    if len(word) == 1 or word in FUNCTIONS:
+        return f" {word} "
+    if _PLAIN_NUMBER.fullmatch(word) or _RISKY.search(word):
+        return f" {word} " if not _RISKY.search(word) else f" \\unread{{{word}}} "
+    remark = re.sub(r"[\s.:,]|s$", "", word.lower())
+    if remark:
+        remarks.append(remark + re.sub(r"[\s{}^]", "", match[2] or ""))
+    return " "
+
+
+def _without_thousands(text: str) -> str:
+    """Return a text without the commas within numbers, except between brackets: (1,234) is a pair."""
+    if "," not in text:
+        return text
+    depths, depth = [], 0
+    for i, character in enumerate(text):
+        bracket = character in "([" or (character == "{" and text[i - 1 : i] == "\\")
+        depth += bracket - (character in ")]" or (character == "}" and text[i - 1 : i] == "\\"))
+        depths.append(depth)
+    return _THOUSANDS.sub(lambda match: match[0] if depths[match.start()] else match[0].replace(",", ""), text)
+
+
+def _repeating(match: re.Match[str]) -> str:
+    whole, fixed, repeated = match[1] or "0", match[2], match[3] or match[4]
+    if len(whole) + len(fixed) + len(repeated) > 100:
+        return match[0]
+    value = int(whole + fixed + repeated) - int(whole + fixed)
+    return f"(\\frac{{{value}}}{{{10 ** len(fixed) * (10 ** len(repeated) - 1)}}})"
+
+
+_OPENERS, _CLOSERS = {"(": ")", "[": "]", "{": "}"}, {")", "]", "}"}
+
+
+def split(text: str, separators: tuple[str, ...]) -> list[str]:
+    """Split a text at the separators outside brackets."""
+    parts, depth, start, i = [], 0, 0, 0
+    while i < len(text):
+        if text[i] == "\\" and text[i + 1 : i + 2] in ("{", "}"):
+            depth += 1 if text[i + 1] == "{" else -1
+            i += 2
+            continue
+        if text[i] in _OPENERS:
+            depth += 1
+        elif text[i] in _CLOSERS:
+            depth -= 1
+        elif depth == 0:
+            found = next((separator for separator in separators if text.startswith(separator, i)), None)
+            if found:
+                parts.append(text[start:i].strip())
+                i += len(found)
+                start = i
+                continue
+        i += 1
+    return [*parts, text[start:].strip()]
+
+
+def partner(text: str) -> int:
+    """Return the index of the bracket that closes the first one; the kinds may differ, as in `[0,1)`."""
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0:
+            return i
+    return -1
