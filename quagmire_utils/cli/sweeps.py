@@ -91,7 +91,6 @@ def sweep(
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster; auto: this machine's.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="List the cells and which are done.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Hours, price, disk, and what is missing here.")] = False,
-    cells: Annotated[bool, typer.Option("--cells", help="With --dry-run: a line for each cell.")] = False,
     gpu: Annotated[str | None, typer.Option(help="With --dry-run: another GPU than the profile's.")] = None,
     price: Annotated[float | None, typer.Option(help="With --dry-run: dollars per GPU hour.")] = None,
     mfu: Annotated[float | None, typer.Option(help="With --dry-run: share of the GPU's peak in training.")] = None,
@@ -114,7 +113,6 @@ def sweep(
     costs = {"gpu": gpu, "dollars_per_gpu_hour": price, "train_mfu": mfu}
     overrides = {f"compute.{name}": value for name, value in costs.items() if value is not None}
     for option, given, mode in (
-        ("--cells", cells, "--dry-run"),
         ("--gpu, --price and --mfu", overrides, "--dry-run"),
         ("--output", output is not None, "--submit"),
         ("--seed", seed is not None, "--spot-check"),
@@ -131,7 +129,7 @@ def sweep(
         for item in everything:
             print("done" if item.id in done else "to do", item.id)
     elif dry_run:
-        print(grid.dry_run(settings, folder, cells=cells))
+        print(grid.dry_run(settings, folder))
     elif submit is not None:
         _submit(settings, profile, folder, submit, output)
     elif cell is not None:

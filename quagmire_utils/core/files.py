@@ -1,4 +1,4 @@
-"""Atomic files: text, JSON, and parquet that holds any text a model can write.
+"""Atomic files and folders: text, JSON, and parquet that holds any text a model can write.
 
 write_json({"seed": 3}, "manifest.json")      # readers see the old file or the new one, never a part
 write_parquet(frame, "counts.parquet")
@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target` that takes its place when the block ends without an exception."""
+    scratch = target.with_name(target.name + ".writing")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    yield scratch
+    if target.exists():
+        shutil.rmtree(target)
+    scratch.rename(target)
 
 
 def _umask() -> int:

@@ -59,8 +59,9 @@ class SFTSettings(Settings):
 
     def _check(self) -> None:
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            allowed = f"a divisor of batch_size ({self.batch_size})"
-            raise ParameterError("micro_batch_size", self.micro_batch_size, allowed)
+            raise ParameterError(
+                "micro_batch_size", self.micro_batch_size, f"a divisor of batch_size ({self.batch_size})"
+            )
 
 
 class RLSettings(Settings):
@@ -114,10 +115,7 @@ class RLSettings(Settings):
 
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:
-        """The steps at which a checkpoint is kept: evenly spaced, the last one at the end.
-
-        verl keeps every n-th step and the last, so these are at least `checkpoints`.
-        """
+        """The steps at which a checkpoint is kept: evenly spaced (with verl every n-th, so perhaps more), and the last."""
         if self.backend != "verl":
             return tuple(round(self.steps * (i + 1) / self.checkpoints) for i in range(self.checkpoints))
         every = math.ceil(self.steps / self.checkpoints)
@@ -187,7 +185,7 @@ class ComputeSettings(Settings):
     """What a cell runs on, and what the dry run assumes of it."""
 
     gpus: Annotated[Integer, Field(ge=0)] = 0  # GPUs of one cell, all in one node; 0: cells compute on CPU cores
-    gpu: str = "A100-80GB"  # App. B; one of cost.GPUS
+    gpu: Literal["A100-80GB", "A100-40GB", "H100-80GB", "H200", "L40S", "A10G", "L4", "RTX4090"] = "A100-80GB"  # App. B
     nodes: Count = 1  # that work at the same time
     dollars_per_gpu_hour: NonNegative = 2.0
     train_mfu: Share = 0.35  # share of the GPU's peak FLOPs that training reaches
@@ -315,13 +313,13 @@ class FamilySettings(Settings):
         if (self.rl_set is None) == (self.model is not None):
             raise ParameterError("rl_set", self.rl_set, kind)
         names = [candidate.name for candidate in self.candidates]
-        for candidate in self.candidates:
-            name, n, source = candidate.name, candidate.n_examples, self.sources.get(candidate.source)
+        for name in names:
             if names.count(name) > 1:
                 raise ParameterError("candidates", name, reason=f"{name} occurs {names.count(name)} times")
+        for candidate in (candidate for candidate in self.candidates if candidate.selection != "none"):
+            name, n, source = candidate.name, candidate.n_examples, self.sources.get(candidate.source)
             if source is None:
-                allowed = f"one of {', '.join(self.sources)}"
-                raise ParameterError(f"candidates.{name}.source", candidate.source, allowed)
+                raise ParameterError(f"candidates.{name}.source", candidate.source, f"one of {', '.join(self.sources)}")
             if n > source.pool:
                 allowed = f"at most the pool of its source ({source.pool})"
                 raise ParameterError(f"candidates.{name}.n_examples", n, allowed)

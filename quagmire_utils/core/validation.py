@@ -121,11 +121,10 @@ def parameter_error(error: ValidationError, values: object, where: str = "") -> 
 
 def _item(values: object, step: object) -> object:
     """Return an entry of a list, a mapping or settings; None if there is none."""
-    if isinstance(values, Mapping):
-        return values.get(step)
-    if isinstance(values, list | tuple):
-        return values[step] if isinstance(step, int) and step < len(values) else None
-    return getattr(values, str(step), None)
+    try:
+        return values[step]
+    except (TypeError, LookupError):
+        return getattr(values, str(step), None)
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:

@@ -8,12 +8,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import read_json, read_parquet, write_json, write_parquet, write_text
+from quagmire_utils.core.files import atomic_folder, read_json, read_parquet, write_json, write_parquet, write_text
 from quagmire_utils.core.provenance import hardware, package_versions
 from quagmire_utils.core.records import read_object
 from quagmire_utils.core.settings import Profile
@@ -50,7 +51,7 @@ def run_cell(profile: Profile, folder: Path, cell: Cell) -> None:
         "packages": package_versions(),
         "seed": derive_seed(profile.seed, cell.id),
     }
-    with _replacing(cell.path(folder, "cells")) as scratch:
+    with atomic_folder(cell.path(folder, "cells")) as scratch:
         for name, frame in records.items():
             write_parquet(frame, scratch / f"{name}.parquet")
         write_json(row, scratch / "cell.json")
@@ -69,17 +70,8 @@ def cell_threads(profile: Profile, cell: Cell) -> int:
     return 2 if cell.kind == "base" and len(profile.families) == 1 else 1
 
 
-class _Progress:
-    """Notes the trained fraction in a file, at most once a second; a class, so that it can go to another process."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.noted = path, 0.0
-
-    def __call__(self, fraction: float) -> None:
-        if time.monotonic() - self.noted >= 1:
-            self.noted = time.monotonic()
-            self.path.write_text(f"{fraction:.4f}")
+def _note_progress(path: Path, fraction: float) -> None:
+    path.write_text(f"{fraction:.4f}")
 
 
 class _Run:
@@ -91,7 +83,9 @@ class _Run:
         self.seed = derive_seed(profile.seed, cell.id)
         self.benchmarks = datasets.benchmark_problems(profile)
         self.seconds: dict[str, float] = {}
-        self.note_progress = _Progress(cell.path(folder, "progress"))
+        noted = cell.path(folder, "progress")
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        self.note_progress = partial(_note_progress, noted)  # can go to another process
 
     @contextlib.contextmanager
     def clock(self, name: str) -> Iterator[None]:
@@ -103,17 +97,16 @@ class _Run:
         from quagmire_utils.training import microlab
 
         profile, family = self.profile, self.cell.family
-        if family.model is not None and not _is_complete(self.model):
+        complete = _is_complete(self.model)
+        if family.model is not None and not complete:
             with self.clock("download"):
                 datasets.fetch_model(family.model, self.model)
-        elif not _is_complete(self.model):
+        elif not complete:
             draw = [family.pretraining.seed] if family.pretraining.seed else []
             seed = derive_seed(profile.seed, self.cell.id, *draw)
             how = {"seed": seed, "digits": profile.digits, "on_progress": self.note_progress}
             with self.clock("pretraining"):
                 microlab.pretrain(family.pretraining, self.model, **how)
-        for name, problems in self.benchmarks.items() if family.model is None else ():
-            microlab.write_problems(problems, self.folder / "scratch" / "benchmarks" / f"{name}.jsonl")
         return {}, self.tables(self.model)
 
     def tables(self, base: Path, **own: Sequence[Trace]) -> dict[str, pd.DataFrame]:
@@ -204,18 +197,6 @@ def _with_keys(keys: Mapping[str, object], frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**keys)[[*keys, *frame.columns]]
 
 
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `target` when the block ends without an exception."""
-    scratch = target.with_name(target.name + ".writing")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    yield scratch
-    if target.exists():
-        shutil.rmtree(target)
-    scratch.rename(target)
-
-
 # --- checkpoints on disk ----------------------------------------------------------------------------------------------
 
 
@@ -252,7 +233,7 @@ def ship_base(folder: Path, cell: Cell) -> None:
     shipped = folder / "bases" / cell.family.name
     if not has_checkpoint(folder, cell) or _shipped_note(shipped).get("digest") == cell.digest:
         return
-    with _replacing(shipped) as scratch:
+    with atomic_folder(shipped) as scratch:
         shutil.copytree(cell.path(folder, "models"), scratch, dirs_exist_ok=True)
         write_json({"digest": cell.digest, "files": _checksums(scratch)}, scratch / SHIPPED)
 
@@ -267,7 +248,7 @@ def restore_base(folder: Path, cell: Cell, records: Path | None = None) -> bool:
     if cell.kind != "base" or note.get("digest") != cell.digest or _checksums(shipped) != note.get("files"):
         return False
     _clear_stale(folder, cell)
-    with _replacing(cell.path(folder, "models")) as scratch:
+    with atomic_folder(cell.path(folder, "models")) as scratch:
         shutil.copytree(shipped, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SHIPPED))
     return True
 

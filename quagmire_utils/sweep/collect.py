@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from quagmire_utils.core import files, provenance
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, read_parquet, write_json, write_parquet
-from quagmire_utils.core.records import RECORDS, read_table
+from quagmire_utils.core.records import load_records, read_table
 from quagmire_utils.core.settings import CandidateSettings, FamilySettings, Profile, explicit
 from quagmire_utils.sweep.cells import ship_base
 from quagmire_utils.sweep.grid import Cell, plan, rl_runs
@@ -39,26 +40,22 @@ def _finished(folder: Path, cells: Sequence[Cell]) -> tuple[dict[str, dict[str, 
 
 def is_collected(profile: Profile, folder: Path, cells: Sequence[Cell]) -> bool:
     """Return whether the records in `folder` are this profile's, complete and readable."""
-    if _noted(folder / "manifest.json", "settings_digest") != files.digest(explicit(profile)):
-        return False
-    if any(_read(folder / f"{name}.parquet") is None for name in RECORDS):
-        return False
-    collected = _collected(folder)
-    return all(collected.get(cell.id) == cell.digest for cell in cells)
-
-
-def _noted(path: Path, name: str) -> object:
-    """Return a value of a JSON file; None if the file is missing or damaged."""
     try:
-        return read_json(path)[name]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        records = load_records(folder)
+    except ParameterError:
+        return False
+    collected = dict(zip(records.cells["cell"], records.cells["digest"], strict=True))
+    same = records.manifest.get("settings_digest") == files.digest(explicit(profile))
+    return same and all(collected.get(cell.id) == cell.digest for cell in cells)
 
 
 def _fresh(folder: Path, cell: Cell) -> dict[str, pd.DataFrame] | None:
     """Read a cell's own tables; None unless all are there, made with its present parameters, and readable."""
     place = cell.path(folder, "cells")
-    if _noted(place / "cell.json", "digest") != cell.digest:
+    try:
+        if read_json(place / "cell.json")["digest"] != cell.digest:
+            return None
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
         return None
     tables = {table: _read(place / f"{table}.parquet") for table, kinds in KINDS.items() if cell.kind in kinds}
     return None if any(frame is None for frame in tables.values()) else tables
@@ -72,7 +69,7 @@ def _read(path: Path) -> pd.DataFrame | None:
         return None
 
 
-def _collected(folder: Path, fresh: Collection[str] = ()) -> dict[str, str]:
+def _collected(folder: Path, fresh: Collection[str]) -> dict[str, str]:
     """Return the digest of each cell that has rows in every table that it belongs to.
 
     Raises ParameterError for a damaged table, and for a lost one beside a manifest, which is written last, unless all
@@ -107,23 +104,23 @@ def collect(
     folder, cells = Path(folder), plan(profile) if cells is None else cells
     fresh, kept = _finished(folder, cells)
     done = kept | fresh.keys()
-
-    def merged(table: str, new: list[pd.DataFrame]) -> pd.DataFrame:
-        if kept and (folder / f"{table}.parquet").is_file():
-            old = read_parquet(folder / f"{table}.parquet")
-            new = [old[old["cell"].isin(kept)], *new]
-        return pd.concat([frame for frame in new if len(frame)], ignore_index=True) if done else pd.DataFrame()
-
+    new = {table: [] for table in TABLES} | {"cells": []}
+    for cell_id, tables in fresh.items():
+        for table, frame in tables.items():
+            frame.insert(0, "cell", cell_id)
+            new[table].append(frame)
+    rows = [_cell_row(read_json(cell.path(folder, "cells") / "cell.json")) for cell in cells if cell.id in fresh]
+    new["cells"].append(pd.DataFrame(rows))
     records: dict[str, pd.DataFrame] = {}
     order = {cell.id: i for i, cell in enumerate(cells)}
-    for table in TABLES:
-        new = [tables[table].assign(cell=cell_id) for cell_id, tables in fresh.items() if table in tables]
-        new = [frame[["cell", *frame.columns.drop("cell")]] for frame in new]
-        if new or (kept and (folder / f"{table}.parquet").is_file()):
-            rows = merged(table, new)
-            records[table] = rows.sort_values("cell", key=lambda i: i.map(order), kind="stable", ignore_index=True)
-    new = [_cell_row(read_json(cell.path(folder, "cells") / "cell.json")) for cell in cells if cell.id in fresh]
-    finished = merged("cells", [pd.DataFrame(new)])
+    for table, frames in new.items():
+        if kept and (folder / f"{table}.parquet").is_file():
+            old = read_parquet(folder / f"{table}.parquet")
+            frames.insert(0, old[old["cell"].isin(kept)])
+        if frames := [frame for frame in frames if len(frame)]:
+            merged = pd.concat(frames).sort_values("cell", key=lambda ids: ids.map(order), kind="stable")
+            records[table] = merged.reset_index(drop=True)
+    finished = records.pop("cells", pd.DataFrame())
     tokens = finished[finished["kind"] == "sft"].set_index("cell")["sft_tokens"].to_dict() if done else {}
     rows = [
         candidate_row(profile, family, candidate, tokens.get(f"{family.name}/{candidate.name}"))

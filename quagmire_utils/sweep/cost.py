@@ -37,7 +37,7 @@ class Gpu:
     bandwidth: float  # bytes a second
 
 
-GPUS = {
+GPUS = {  # those of ComputeSettings.gpu
     "A100-80GB": Gpu(312e12, 80e9, 2.039e12),
     "A100-40GB": Gpu(312e12, 40e9, 1.555e12),
     "H100-80GB": Gpu(989e12, 80e9, 3.35e12),
@@ -47,13 +47,6 @@ GPUS = {
     "L4": Gpu(121e12, 24e9, 0.3e12),
     "RTX4090": Gpu(165e12, 24e9, 1.008e12),
 }
-
-
-def gpu(name: str) -> Gpu:
-    """Return a GPU by its name. Raises ParameterError for one that is not in the list."""
-    if name not in GPUS:
-        raise ParameterError("compute.gpu", name, f"one of {', '.join(GPUS)}")
-    return GPUS[name]
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:

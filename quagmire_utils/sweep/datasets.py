@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import digest
+from quagmire_utils.core.files import atomic_folder, digest
 from quagmire_utils.core.settings import CandidateSettings, FamilySettings, ModelSettings, Profile
 from quagmire_utils.data import BENCHMARKS, Dataset, Problem, Trace, load_benchmark, load_datasets
 from quagmire_utils.data.dataset import local_files
@@ -197,27 +197,23 @@ def boxed(trace: Trace) -> Trace:
 
 def fetch_model(model: ModelSettings, target: Path) -> None:
     """Put a base model's files into the folder `target`, which appears when they are complete."""
-    scratch = target.with_name(target.name + ".writing")
     if model.is_folder:
         source = Path(model.hub_id).expanduser()
         if not source.is_dir():
             raise ParameterError("model.hub_id", model.hub_id, "a folder that exists, or a hub id")
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.copytree(source, scratch)
     else:
         from huggingface_hub import snapshot_download
 
-        try:  # resumes an interrupted download
+        try:  # into the hub's cache; resumes an interrupted download
             which = {"allow_patterns": list(WEIGHTS), "ignore_patterns": ["original/*", "consolidated*"]}
-            snapshot_download(model.hub_id, revision=model.revision, local_dir=scratch, **which)
+            source = snapshot_download(model.hub_id, revision=model.revision, **which)
         except Exception as error:  # the hub's client raises many kinds
             cause = str(error).strip().split("\n")[0] or type(error).__name__
             remedy = "; accept its licence on its page and log in with `hf auth login`" if model.gated else ""
             reason = f"the hub gave no files of {model.hub_id} ({cause}){remedy}"
             raise ParameterError("model.hub_id", model.hub_id, reason=reason) from error
-        shutil.rmtree(scratch / ".cache", ignore_errors=True)
-    shutil.rmtree(target, ignore_errors=True)
-    scratch.rename(target)
+    with atomic_folder(target) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 # --- the datasets that a profile names ------------------------------------------------------------------------------

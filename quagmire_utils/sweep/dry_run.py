@@ -20,10 +20,10 @@ UNITS = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}  # in an hour
 WIDTH = 100  # columns
 
 
-def dry_run(profile: Profile, folder: Path, *, cells: bool = False) -> str:
+def dry_run(profile: Profile, folder: Path) -> str:
     """Check a profile and return a page on what running it takes. Computes and downloads nothing.
 
-    `cells`: also one line for each cell. Raises ParameterError for what no machine could run.
+    Raises ParameterError for what no machine could run.
     """
     check(profile, here=False)
     grid = plan(profile)
@@ -39,8 +39,6 @@ def dry_run(profile: Profile, folder: Path, *, cells: bool = False) -> str:
         "The parameters pass preflight.",
     ]
     sections = ["\n".join(head), _table(profile, costs), _totals(profile, costs, left)]
-    if cells:
-        sections.append(_cells(profile, costs, done))
     if profile.families[0].model is not None:
         sections.append(_assumptions(profile))
     how = {"subsequent_indent": "    ", "break_on_hyphens": False, "break_long_words": False}
@@ -66,13 +64,10 @@ def _table(profile: Profile, costs: pd.DataFrame) -> str:
     table[[*parts, "longest"]] *= UNITS[unit]
     table["basis"] = groups["basis"].agg(lambda basis: ", ".join(sorted(set(basis))))
     title = f"In {profile.compute.gpu if profile.compute.gpus else 'core'} {unit}"
-    return f"{title}; the longest cell in {unit} of its node:\n{_text(table.rename(columns={'hours': unit}))}"
-
-
-def _text(table: pd.DataFrame) -> str:
-    frame = table.rename_axis("").reset_index()
-    frame[""] = frame[""].str.ljust(frame[""].str.len().max())
-    return frame.to_string(index=False, float_format=_number)
+    table = table.rename(columns={"hours": unit}).rename_axis("").reset_index()
+    table[""] = table[""].str.ljust(table[""].str.len().max())
+    text = table.to_string(index=False, float_format=_number)
+    return f"{title}; the longest cell in {unit} of its node:\n{text}"
 
 
 def _totals(profile: Profile, costs: pd.DataFrame, left: pd.DataFrame) -> str:
@@ -86,13 +81,6 @@ def _totals(profile: Profile, costs: pd.DataFrame, left: pd.DataFrame) -> str:
     lines.append(f"Time: {_time(wall)}{days} with {_count(at_once, 'cell')} at a time.")
     lines.append(f"Disk: {size(left['kept'].sum())} stay, {size(disk_needed(profile, left))} at most while it runs.")
     return "\n".join(lines)
-
-
-def _cells(profile: Profile, costs: pd.DataFrame, done: set[str]) -> str:
-    price = profile.compute.dollars_per_gpu_hour * bool(profile.compute.gpus)
-    shown = costs[["digest", "hours"]].assign(dollars=costs["hours"] * price, kept=costs["kept"].map(size))
-    shown["flops"] = costs["flops"].map("{:.2g}".format)
-    return _text(shown.assign(done=["done" if cell in done else "" for cell in costs.index]))
 
 
 def _assumptions(profile: Profile) -> str:

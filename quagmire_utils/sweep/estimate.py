@@ -26,7 +26,7 @@ SECONDS_PER_CELL = 3.0  # of a micro model besides: loading, and the first step
 MICRO_BYTES = 3e6  # that a cell of a micro model leaves
 PARTS = ["train", "sample", "score"]
 KEYS = ["cell", "family", "kind", "digest"]
-COLUMNS = [*KEYS, "flops", *PARTS, "kept", "scratch", "basis"]
+COLUMNS = [*KEYS, *PARTS, "kept", "scratch", "basis"]
 
 
 def estimate(profile: Profile, cells: Sequence[Cell], folder: Path | None = None) -> pd.DataFrame:
@@ -121,7 +121,7 @@ def gpu_memory(profile: Profile, family: FamilySettings) -> dict[str, float]:
     }
     if profile.compute.gpus and (share := _rollout_share(profile)) < cost.MEMORY_SHARE:
         states = (cost.ADAM_BYTES - 4) * cost.parameters(shape) / gpus if rl.backend == "trl" else 0.0  # no gradients
-        memory["rollouts"] = share * cost.gpu(profile.compute.gpu).memory + states
+        memory["rollouts"] = share * cost.GPUS[profile.compute.gpu].memory + states
     return memory
 
 
@@ -137,7 +137,7 @@ class FamilyCost:
 
     def __init__(self, profile: Profile, family: FamilySettings) -> None:
         self.profile, self.family = profile, family
-        self.shape, self.gpu = model_shape(family.model), cost.gpu(profile.compute.gpu)
+        self.shape, self.gpu = model_shape(family.model), cost.GPUS[profile.compute.gpu]
 
     def row(self, cell: Cell) -> dict[str, float]:
         """Return the cost of a cell by column of `estimate`."""
@@ -155,7 +155,6 @@ class FamilyCost:
         scored = validated * cost.sequence_flops(shape, trace_tokens(profile, self.family, main, "random"))
         sampled, sample = self._sampling(cell.kind, profile.evaluation.num_samples)
         return {
-            "flops": flops + scored,
             "train": self._training(flops),
             "sample": sample,
             "score": self._training(scored),
@@ -178,7 +177,6 @@ class FamilyCost:
         sampled, sample = self._sampling("rl", profile.evaluation.rl_num_samples * settings.checkpoints)
         weights = settings.checkpoints * cost.weight_bytes(shape)
         return {
-            "flops": flops,
             "train": self._training(flops) + profile.compute.overhead * rollouts * answer / rate / 3600,
             "sample": sample,
             "kept": (weights if profile.keep_rl_models else 0.0) + TEXT_BYTES * sampled,

@@ -31,7 +31,7 @@ def missing(profile: Profile, folder: Path, costs: pd.DataFrame) -> list[str]:
     """
     lacking = [*missing_devices(profile), *missing_programs(profile)]
     if profile.compute.gpus:  # this machine may have larger ones, or none
-        lacking += _too_large(profile, cost.gpu(profile.compute.gpu).memory)
+        lacking += _too_large(profile, cost.GPUS[profile.compute.gpu].memory)
     if profile.families[0].model is not None:
         lacking += [*_models(profile, set(costs.index)), *_datasets(profile), *_benchmarks(profile)]
     place = folder.resolve()

@@ -85,8 +85,7 @@ class LocalPool:
                         log.write("--- the process died; started again\n")
                     self.submit(cell)
                     continue
-                said = f"the process of cell {cell.id} died {ATTEMPTS} times; is there too little memory?"
-                error = CellLostError(said)
+                error = CellLostError(f"cell {cell.id} died {ATTEMPTS} times; is there too little memory?")
             ended.append((cell, error))
         return ended
 

@@ -45,8 +45,8 @@ def run_sweep(
 ) -> Path:
     """Run every cell of `profile` that `folder` does not hold yet, then `collect`. Return the folder.
 
-    The first two RL runs of every candidate come before the further runs of any. The finished
-    cells are collected every five minutes, so that the records of a long sweep can be read while it runs.
+    The first two RL runs of every candidate come before the further runs of any. Finished cells are collected every
+    five minutes, so that the records of a long sweep can be read while it runs.
 
     workers: cells at a time; None: the profile's number, or all that a Ray cluster has room for. ray: its address
     ("auto": the one that this machine belongs to). Raises ParameterError before anything runs, SweepError if a cell

@@ -72,9 +72,7 @@ class SpotCheck:
         return "\n".join([*lines, "", f"{self.verdict}: on {place}, where {expected}"])
 
 
-def spot_check(
-    profile: Profile, folder: str | Path, name: str = "", *, seed: int | None = None, progress: bool = True
-) -> SpotCheck:
+def spot_check(profile: Profile, folder: str | Path, name: str = "", *, seed: int | None = None) -> SpotCheck:
     """Compute one candidate of the records in `folder` again and compare.
 
     name: family/candidate, or family/candidate/rlN; the rest is drawn with `seed` (None: a new one) from what is
@@ -86,17 +84,14 @@ def spot_check(
     records = load_records(folder)
     seed = secrets.randbelow(2**31) if seed is None else seed
     rl = choose(profile, records, name, seed)
-    if progress:
-        print(f"Spot check of {rl.id} (seed {seed}) against the records in {folder}", flush=True)
+    print(f"Spot check of {rl.id} (seed {seed}) against the records in {folder}", flush=True)
     with tempfile.TemporaryDirectory(prefix="quagmire-spot-check-") as temporary:
         place, base = Path(temporary), rl.needs.needs
         restored = base is not None and restore_base(place, base, folder)
         todo = [rl.needs, rl] if base is None or restored else [base, rl.needs, rl]
-        if progress:
-            print("Starts from " + ("the base model kept there" if restored else "random weights"), flush=True)
+        print("Starts from " + ("the base model kept there" if restored else "random weights"), flush=True)
         try:
-            bar = SweepBar(profile, place, todo, "spot check", shown=progress)
-            with bar, LocalPool(profile, place, workers=2) as pool:
+            with SweepBar(profile, place, todo, "spot check") as bar, LocalPool(profile, place, workers=2) as pool:
                 list(run_cells(place, todo, pool, bar))
         except SweepError as error:
             tail = error.log.read_text().splitlines()[-15:] if error.log and error.log.is_file() else []

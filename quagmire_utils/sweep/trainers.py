@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import multiprocessing
 import os
@@ -29,13 +28,13 @@ def train_sft(
     if settings.backend == "trl":
         from quagmire_utils.training import sft
 
-        sft.train_sft(base, traces, output, settings, progress=False, on_progress=on_progress)
+        sft.train_sft(base, traces, output, settings, on_progress=on_progress)
     else:
         from quagmire_utils.training.backends import llamafactory
 
         run = output.with_name(output.name + ".run")
         llamafactory.write(base, traces, run, settings, gpus=profile.compute.gpus)
-        llamafactory.train(run, progress=False, on_progress=on_progress)
+        llamafactory.train(run, on_progress=on_progress)
         shutil.rmtree(output, ignore_errors=True)
         (run / "model").rename(output)
         shutil.rmtree(run)
@@ -57,13 +56,13 @@ def train_rl(
 
         timeout = profile.evaluation.grading_timeout
         verl.write(start, problems, output, settings, gpus=profile.compute.gpus, grading_timeout=timeout)
-        verl.train(output, progress=False, on_progress=on_progress)
+        verl.train(output, on_progress=on_progress)
     elif profile.families[0].model is not None:
         _train_in_own_process(profile.evaluation.grading_timeout, start, problems, output, settings, on_progress)
     else:
         from quagmire_utils.training import grpo
 
-        grpo.train_rl(start, problems, output, settings, grader=grader.grade, progress=False, on_progress=on_progress)
+        grpo.train_rl(start, problems, output, settings, grader=grader.grade, on_progress=on_progress)
     _free_memory()
 
 
@@ -72,28 +71,30 @@ def _train_in_own_process(timeout: float, *arguments: object) -> None:
     import torch
 
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=end_with_parent, initargs=(os.getpid(),)) as process:
-        log = getattr(sys.stderr, "name", "")  # the cell's
+    log = getattr(sys.stderr, "name", "")  # the cell's
+    start = {"initializer": _begin, "initargs": (os.getpid(), log, torch.get_num_threads())}
+    with ProcessPoolExecutor(1, context, **start) as process:
         try:
-            process.submit(_train_here, log, torch.get_num_threads(), timeout, *arguments).result()
+            process.submit(_train_here, timeout, *arguments).result()
         except BrokenProcessPool as error:
             raise RuntimeError("the training process was killed; is there too little memory?") from error
 
 
-def _train_here(log: object, threads: int, timeout: float, *arguments: object) -> None:
+def _begin(parent: int, log: object, threads: int) -> None:
+    end_with_parent(parent)
     import torch
 
+    torch.set_num_threads(threads)
+    if isinstance(log, str) and Path(log).is_file():
+        sys.stdout = sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115 - as long as the process lives
+
+
+def _train_here(timeout: float, *arguments: object) -> None:
     from quagmire_utils.training import grpo
 
     *arguments, on_progress = arguments
-    with contextlib.ExitStack() as stack:
-        if isinstance(log, str) and Path(log).is_file():
-            file = stack.enter_context(open(log, "a", buffering=1))
-            stack.enter_context(contextlib.redirect_stdout(file))
-            stack.enter_context(contextlib.redirect_stderr(file))
-        torch.set_num_threads(threads)
-        grader = stack.enter_context(Grader(timeout=timeout, workers=1))
-        grpo.train_rl(*arguments, grader=grader.grade, progress=False, on_progress=on_progress)
+    with Grader(timeout=timeout, workers=1) as grader:
+        grpo.train_rl(*arguments, grader=grader.grade, on_progress=on_progress)
 
 
 def end_with_parent(parent: int) -> None:

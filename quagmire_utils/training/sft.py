@@ -9,7 +9,6 @@ token; prompts are rendered exactly as for sampling and for the generalization l
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import write_json
+from quagmire_utils.core.files import atomic_folder, write_json
 from quagmire_utils.core.settings import SFTSettings
 from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import render, response_ids
@@ -58,15 +57,14 @@ def train_sft(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: str = "auto",
-    progress: bool = True,
     on_progress: Callable[[float], None] | None = None,
 ) -> dict[str, object]:
     """Fine-tune `model` on `traces` and save the checkpoint to the folder `output`.
 
     A model object is trained in place (and not saved if `output` is None); a path or hub id is loaded first. The folder
     appears only when training has finished, with `sft.json` (also returned): settings, traces, tokens seen, final loss
-    in nats per response token, seconds. `on_progress` is called with the fraction done after each step. Raises
-    ParameterError for no traces, traces over `max_length`, or a model object without its tokenizer.
+    in nats per response token, seconds. `on_progress` is called with the fraction done after each step, in place of a
+    progress bar. Raises ParameterError for no traces, traces over `max_length`, or a model without its tokenizer.
     """
     if not traces:
         raise ParameterError("traces", reason="there are none to fine-tune on")
@@ -110,7 +108,7 @@ def train_sft(
         save_strategy="no",
         logging_steps=max(1, steps // 50),
         report_to="none",
-        disable_tqdm=not progress,
+        disable_tqdm=on_progress is not None,
     )
     trainer = SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
@@ -131,20 +129,11 @@ def train_sft(
     }
     model.eval().to(own_dtype)
     if output is not None:
-        _save(model, tokenizer, summary, Path(output))
+        with atomic_folder(Path(output)) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            write_json(summary, folder / "sft.json")
     return summary
-
-
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, summary: dict, output: Path) -> None:
-    """Save the checkpoint so that it is either complete or absent."""
-    scratch = output.with_name(output.name + ".saving")
-    shutil.rmtree(scratch, ignore_errors=True)
-    model.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
-    write_json(summary, scratch / "sft.json")
-    if output.exists():
-        shutil.rmtree(output)
-    scratch.rename(output)
 
 
 def progress_callback(on_progress: Callable[[float], None]) -> TrainerCallback:

@@ -301,8 +301,8 @@ def test_a_python_that_cannot_run_a_back_end_is_refused_in_one_sentence(tmp_path
 
 def test_the_pinned_lists_are_exact_and_verl_grades_with_the_versions_that_grade_the_benchmarks():
     pins = {}
-    for name, path in {name: LISTS / f"{name}.txt" for name in ("llamafactory", "verl")}.items():
-        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    for name in ("llamafactory", "verl"):
+        lines = [line for line in (LISTS / f"{name}.txt").read_text().splitlines() if not line.startswith("#")]
         assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line) for line in lines)
         pins[name] = dict(line.split("==") for line in lines)
         assert len(pins[name]) == len(lines)
@@ -320,7 +320,7 @@ def script(folder: Path, text: str) -> Path:
 def test_a_failure_names_its_log_and_shows_its_end(tmp_path):
     script(tmp_path, 'for i in $(seq 50); do echo "line $i"; done; echo "CUDA out of memory" >&2; exit 3')
     with pytest.raises(BackendError) as raised:
-        run_command(tmp_path, name="verl", environment={}, steps=9, steps_done=lambda: 4, progress=False)
+        run_command(tmp_path, name="verl", environment={}, steps=9, steps_done=lambda: 4)
     message = str(raised.value)
     assert "verl stopped with exit code 3 after 4 of 9 steps" in message
     assert str(tmp_path / LOG) in message
@@ -329,24 +329,22 @@ def test_a_failure_names_its_log_and_shows_its_end(tmp_path):
     assert "line 30" not in message
 
 
-def test_progress_is_reported_and_a_resumed_run_begins_where_it_was(tmp_path, capfd):
+def test_progress_is_reported_and_a_resumed_run_begins_where_it_was(tmp_path):
     count = tmp_path / "count"
     count.write_text("xx")
     script(tmp_path, f'for i in 1 2 3; do printf x >>"{count}"; sleep 0.7; done')
     fractions: list[float] = []
     watched = {"steps": 5, "steps_done": lambda: count.stat().st_size, "on_progress": fractions.append}
     run_command(tmp_path, name="LLaMA-Factory", environment={}, **watched)
-    assert fractions == sorted(set(fractions))
-    assert fractions[0] >= 3 / 5
-    assert fractions[-1] == 1
-    assert "LLaMA-Factory: 100%" in capfd.readouterr().err
+    assert fractions == sorted(fractions)
+    assert (fractions[0], fractions[-1]) == (3 / 5, 1)
 
 
 def test_an_interrupt_ends_everything_that_was_started(tmp_path):
     script(tmp_path, 'sleep 600 & echo $! >child; echo "$QUAGMIRE_X" >variable; wait')
     threading.Timer(0.1, lambda: (wait_for((tmp_path / "variable").exists), signal.raise_signal(signal.SIGINT))).start()
     with pytest.raises(KeyboardInterrupt):
-        run_command(tmp_path, name="verl", environment={"QUAGMIRE_X": "yes"}, progress=False)
+        run_command(tmp_path, name="verl", environment={"QUAGMIRE_X": "yes"})
     assert (tmp_path / "variable").read_text() == "yes\n"
     wait_for(lambda: not psutil.pid_exists(int((tmp_path / "child").read_text())))
 
@@ -355,7 +353,7 @@ def test_a_run_outlives_its_killed_caller_and_is_not_started_twice(tmp_path, ref
     script(tmp_path, f'echo $$ >"{tmp_path}/pid"; exec sleep 600')
     code = (
         "import sys; from pathlib import Path; from quagmire_utils.training.backends.runs import run_command; "
-        "run_command(Path(sys.argv[1]), name='verl', environment={}, progress=False)"
+        "run_command(Path(sys.argv[1]), name='verl', environment={})"
     )
     caller = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT)})
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
@@ -364,9 +362,9 @@ def test_a_run_outlives_its_killed_caller_and_is_not_started_twice(tmp_path, ref
     pid = int((tmp_path / "pid").read_text())
     try:
         with refused("folder"):
-            run_command(tmp_path, name="verl", environment={}, progress=False)
+            run_command(tmp_path, name="verl", environment={})
     finally:
         os.kill(pid, signal.SIGKILL)
     script(tmp_path, "true")
     wait_for(lambda: not psutil.pid_exists(pid))
-    run_command(tmp_path, name="verl", environment={}, progress=False)
+    run_command(tmp_path, name="verl", environment={})

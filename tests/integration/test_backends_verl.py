@@ -1,4 +1,4 @@
-"""What the real verl makes of our files: its configuration, its reward manager, a step of its GRPO.
+"""What the real verl makes of our files: its configuration, its tokens, a step of its GRPO.
 
 It is taken from `./reproduce.sh setup verl`, or from the Python that QUAGMIRE_VERL_PYTHON names; without
 it the tests skip.
@@ -18,7 +18,6 @@ import yaml
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
 from quagmire_utils.core.settings import RLSettings
-from quagmire_utils.data import Problem
 from quagmire_utils.training.backends import verl
 from quagmire_utils.training.backends.runs import LOG
 
@@ -80,76 +79,6 @@ def test_verl_makes_the_tokens_that_sampling_uses_and_a_difference_is_refused(ba
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
         assert done.returncode == 1
         assert "verl makes other tokens of problem p7 than sampling does" in done.stderr
-
-
-REWARDS = """
-import asyncio, json, sys
-import numpy as np, torch
-from omegaconf import OmegaConf
-from transformers import AutoTokenizer
-from verl import DataProto
-from verl.trainer.ppo.reward import load_reward_manager
-
-model, reward, rows, target = sys.argv[1:]
-config = OmegaConf.create({"reward": {
-    "custom_reward_function": {"path": reward, "name": "compute_score", "reward_kwargs": {"timeout": 5.0}},
-    "reward_manager": {"source": "register", "name": "naive"}}})
-tokenizer = AutoTokenizer.from_pretrained(model)
-
-async def main():
-    manager = load_reward_manager(config, tokenizer)
-    async def one(row):
-        ids = torch.tensor([tokenizer.encode(row["response"], add_special_tokens=False) + [tokenizer.eos_token_id]])
-        mask = torch.ones_like(ids)
-        data = DataProto.from_dict(
-            tensors={"responses": ids, "attention_mask": mask},
-            non_tensors={"data_source": np.array(["math"], dtype=object),
-                         "reward_model": np.array([{"ground_truth": row["gold"]}], dtype=object),
-                         "extra_info": np.array([{name: row[name] for name in ("tolerance", "grader")}], dtype=object)})
-        return await manager.run_single(data)
-    return await asyncio.gather(*map(one, [json.loads(line) for line in open(rows)]))
-
-json.dump([[r["reward_score"], r["reward_extra_info"]["verdict"]] for r in asyncio.run(main())], open(target, "w"))
-"""
-
-
-@pytest.mark.slow
-def test_verls_reward_manager_gives_the_verdicts_of_grading_on_real_responses(plain, tmp_path, verl_python):
-    from quagmire_utils.grading import Verdict, grade
-
-    data = Path(os.environ.get("QUAGMIRE_DATA_DIR") or "/nowhere") / "responses"
-    if not data.is_dir():
-        pytest.skip(f"real responses are missing: {data} does not exist")
-    rows = [
-        {"gold": line["gold"], "response": response, "tolerance": None}
-        for file, count in (("gsm8k_gpt3.jsonl", 40), ("math_cot.jsonl", 50))
-        for line in map(json.loads, (data / file).read_text().splitlines()[:count])
-        for response in line["responses"][:6]
-    ]
-    rows += [
-        {"gold": "4.2", "response": "\\boxed{4.25}", "tolerance": 0.1},
-        {"gold": "4.2", "response": "\\boxed{4.35}", "tolerance": 0.1},
-        {"gold": "1", "response": "\\boxed{9^{9^{9^{9}}}}", "tolerance": None},  # hostile
-        {"gold": "1", "response": "", "tolerance": None},
-        {"gold": "B", "response": "So it is \\boxed{B}.", "tolerance": None, "grader": "choice"},
-    ]
-    rows = [{"grader": "math", **row} for row in rows]
-    folder = verl.write(plain, PROBLEMS, tmp_path / "run", RL, gpus=2)
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    environment.pop("PYTHONPATH", None)  # reward.py finds the package by itself
-    done = subprocess.run(
-        [verl_python, "-c", REWARDS, plain, folder / "reward.py", tmp_path / "rows.jsonl", tmp_path / "out.json"],
-        env=environment, capture_output=True, text=True, timeout=540, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    golds = [Problem("", "", row["gold"], row["tolerance"], row["grader"]) for row in rows]
-    verdicts = [grade.verdict for grade in grade([row["response"] for row in rows], golds, timeout=5.0)]
-    rewarded = read_json(tmp_path / "out.json")
-    assert [verdict for _, verdict in rewarded] == [verdict.value for verdict in verdicts]
-    assert [score for score, _ in rewarded] == [float(verdict == Verdict.CORRECT) for verdict in verdicts]
-    assert len({verdict for _, verdict in rewarded}) >= 3
-    assert 0.1 < sum(score for score, _ in rewarded) / len(rewarded) < 0.9
 
 
 PLATFORM = """

@@ -11,18 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 from example_cells import TINY, assert_same_records, command, tiny_profile
-from ray_nodes import add_node, start_cluster
+from ray_nodes import start_cluster
 
 from quagmire_utils import sweep
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
-from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.settings import load_profile
-from quagmire_utils.data import save_traces
 from quagmire_utils.engines import cluster as clusters
 from quagmire_utils.sweep import ray_pool
 from quagmire_utils.sweep.pools import ATTEMPTS, CellLostError
-from quagmire_utils.training import microlab
 
 pytestmark = pytest.mark.requires_ray
 MEMORY = 80 * 2**20  # bytes of a node's object store
@@ -53,13 +50,13 @@ def cell_process(node) -> psutil.Process | None:
     return None
 
 
-def run_and_lose_a_node(cluster, line: list[str], output: Path, after: Path | None = None, **surroundings) -> None:
-    """Take a node away, with the cell that it computes (once `after` exists); the sweep must end well without it."""
+def run_and_lose_a_node(cluster, line: list[str], output: Path, after: Path, cwd: Path) -> None:
+    """Take a node away, with the cell that it computes, once `after` exists; the sweep must end well without it."""
     doomed = next(iter(cluster.worker_nodes))
     deadline = time.monotonic() + 1200
     with output.open("w") as file:
-        driver = subprocess.Popen(line, stdout=file, stderr=file, **surroundings)
-    while not (lost := (after is None or after.exists()) and cell_process(doomed)):
+        driver = subprocess.Popen(line, stdout=file, stderr=file, cwd=cwd)
+    while not (lost := after.exists() and cell_process(doomed)):
         assert driver.poll() is None, output.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -70,11 +67,12 @@ def run_and_lose_a_node(cluster, line: list[str], output: Path, after: Path | No
 
 @pytest.mark.slow
 def test_a_cluster_that_loses_a_node_leaves_the_records_of_one_machine(cluster, tmp_path):
+    """Nodes begin elsewhere; the folder in which the sweep was started goes with the cells."""
     tiny, local, remote = tmp_path / "tiny.yaml", tmp_path / "local", tmp_path / "remote"
     tiny.write_text(TINY)
     subprocess.run(command(tiny, local), check=True, capture_output=True)
-    line = command(tiny, remote, "--ray", cluster.address)
-    run_and_lose_a_node(cluster, line, tmp_path / "output", after=remote / "scratch/cells/a__base")
+    line = command(tiny, Path("remote"), "--ray", cluster.address)
+    run_and_lose_a_node(cluster, line, tmp_path / "output", remote / "scratch/cells/a__base", cwd=tmp_path)
     assert_same_records(remote, local)
     left = [sorted(_files(folder / "scratch")) for folder in (local, remote)]
     assert left[0] == left[1]
@@ -140,60 +138,6 @@ def test_a_failing_cell_brings_its_log_and_leaves_the_cluster_free(cluster, tmp_
         ray.shutdown()
 
 
-# --- pretrained models: a folder that all nodes share, GPUs of one node each -----------------------------------------
-
-
-SHARED = """
-name: shared
-description: a pretrained model in a folder, on two nodes
-seed: 0
-workers: 1
-benchmarks: {benchmark.jsonl: 3}
-datasets:
-  mine: {files: [traces.jsonl], question: question, response: response, answer: [answer]}
-families:
-  - name: a
-    stands_for: x
-    model: {hub_id: MODEL}
-    sources: {main: {dataset: mine, pool: 40, validation: 4, max_tokens: 100}}
-    rl_set: mine
-    rl_problems: 8
-    candidates:
-      - {selection: none}
-      - {selection: random, n_examples: 16, epochs: 2}
-sft: {batch_size: 8, micro_batch_size: 8, learning_rate: 1.0e-3, max_length: 160}
-rl: {steps: 2, prompts_per_step: 2, rollouts: 4, learning_rate: 1.0e-4, max_tokens: 12, runs: 1, checkpoints: 1}
-evaluation: {engine: transformers, num_samples: 4, rl_num_samples: 2, k: 4, max_tokens: 16}
-"""
-
-
-@pytest.fixture
-def shared_profile(tmp_path):
-    """A profile whose dataset and benchmark are named by paths that hold in `tmp_path` alone."""
-    path = tmp_path / "shared.yaml"
-    path.write_text(SHARED.replace("MODEL", str(ROOT / "results" / "mini" / "bases" / "micro-llama")))
-    traces = microlab.make_traces((2, 3), 60, styles=("stepwise",), source="mine", seed=0)
-    save_traces(tmp_path / "traces.jsonl", traces)
-    problems = microlab.make_problems("sums2", microlab.MICRO_BENCHMARKS["sums2"], 3, 1)
-    microlab.write_problems(problems, tmp_path / "benchmark.jsonl")
-    return path
-
-
-@pytest.mark.requires_data
-@pytest.mark.slow
-def test_cells_in_a_shared_folder_survive_a_node_and_leave_the_records_of_one_machine(
-    shared_profile, cluster, tmp_path
-):
-    """Nodes begin elsewhere and without the variables of the sweep's process; both go with the cells."""
-    subprocess.run(command(shared_profile, Path("local")), check=True, capture_output=True, cwd=tmp_path)
-    for _ in range(2 - len(cluster.list_all_nodes())):
-        add_node(cluster, {"num_cpus": 1, "object_store_memory": MEMORY})
-    line = command(shared_profile, Path("remote"), "--ray", cluster.address)
-    run_and_lose_a_node(cluster, line, tmp_path / "output", cwd=tmp_path)
-    assert_same_records(tmp_path / "remote", tmp_path / "local")
-    assert read_json(tmp_path / "remote" / "manifest.json")["complete"]
-
-
 @pytest.fixture(scope="module")
 def gpu_cluster():
     """Two nodes that say they have two GPUs each."""
@@ -201,7 +145,7 @@ def gpu_cluster():
 
 
 @pytest.mark.slow
-def test_each_cell_has_gpus_of_one_node_that_no_other_has(shared_profile, gpu_cluster, tmp_path, monkeypatch):
+def test_each_cell_has_gpus_of_one_node_that_no_other_has(gpu_cluster, tmp_path, monkeypatch):
     """What Ray grants to the cells, in place of what they compute, which would need the GPUs."""
     import ray
 
@@ -218,8 +162,8 @@ def test_each_cell_has_gpus_of_one_node_that_no_other_has(shared_profile, gpu_cl
         Path(notes, cell.id.replace("/", "__") + ".note").write_text(repr(line))
 
     monkeypatch.setattr(ray_pool, "_remote_cell", note)
-    profile = load_profile(shared_profile, {"compute.gpus": 1, "rl.runs": 3})
-    waiting, ended = sweep.plan(profile), []
+    profile = load_profile("single_gpu")
+    waiting, ended = sweep.plan(profile)[:8], []
     with ray_pool.RayPool(profile, tmp_path, gpu_cluster.address) as pool:
         while len(ended) < 8:
             while waiting and pool.has_room():

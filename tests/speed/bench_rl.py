@@ -54,7 +54,7 @@ def main() -> None:
                     seed=i,
                 )
                 output = Path(scratch) / f"{backend}-{i}"
-                curve = train_rl(model, problems, output, settings, grader=grader.grade, progress=False)
+                curve = train_rl(model, problems, output, settings, grader=grader.grade)
                 seconds += curve["seconds"][1:].tolist()
                 print(f"{backend:8} run {i}: reward {curve['reward'].iloc[0]:.2f} to {curve['reward'].iloc[-1]:.2f}")
     print("\nseconds per step  median  mean")

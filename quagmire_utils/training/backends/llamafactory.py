@@ -143,9 +143,7 @@ def check(folder: str | Path) -> None:
         run_backend(folder, NAME, command, doing="tokenising with ")
 
 
-def train(
-    folder: str | Path, *, progress: bool = True, on_progress: Callable[[float], None] | None = None
-) -> dict[str, Any]:
+def train(folder: str | Path, *, on_progress: Callable[[float], None] | None = None) -> dict[str, Any]:
     """Train from the last checkpoint, if there is one, and put the trained checkpoint into `model/`.
 
     Returns the content of its `sft.json`: settings, traces, steps, tokens seen, final loss in nats per response token,
@@ -166,7 +164,6 @@ def train(
             NAME,
             steps=run["steps"],
             steps_done=lambda: max((entry["current_steps"] for entry in log_entries(folder)), default=0),
-            progress=progress,
             on_progress=on_progress,
         )
     losses = [entry["loss"] for entry in log_entries(folder) if "loss" in entry]

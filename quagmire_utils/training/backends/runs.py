@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import digest, read_json, write_json, write_text
+from quagmire_utils.core.files import atomic_folder, digest, read_json, write_json, write_text
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.training.backends.environments import (
     BACKENDS,
@@ -150,14 +150,13 @@ def run_command(
     environment: Mapping[str, str],
     steps: int = 0,
     steps_done: Callable[[], int] = lambda: 0,
-    progress: bool = True,
     on_progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Run a command of bash in the folder to its end, with its output in the log and a progress bar on stderr.
+    """Run a command of bash in the folder to its end, with its output in the log.
 
-    `steps_done` returns the number of steps taken so far, of `steps`. An exception (an interrupt, say) ends the command
-    and everything that it started. Raises BackendError if it fails, and ParameterError if one that an earlier process
-    started still runs in the folder.
+    `steps_done` returns the number of steps taken so far, of `steps`; `on_progress` is called with their fraction, in
+    place of a progress bar. An exception (an interrupt, say) ends the command and everything that it started. Raises
+    BackendError if it fails, and ParameterError if one that an earlier process started still runs in the folder.
     """
     from tqdm import tqdm
 
@@ -170,27 +169,28 @@ def run_command(
             raise ParameterError("folder", str(folder), reason=reason) from None
         output.write(f"\n=== {name} ({time.strftime('%Y-%m-%d %H:%M:%S')})\n".encode())
         output.flush()
-        before = steps_done()
-        with tqdm(
-            total=steps, initial=before, desc=name, unit="step", delay=0 if steps else 1e9, disable=not progress
-        ) as bar:
-            child = subprocess.Popen(
-                ["bash", "-euo", "pipefail", "-c", command],
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that all of it can be ended at once
-                pass_fds=[lock.fileno()],  # the lock lasts as long as the script, even if this process is killed
-                env={**os.environ, **environment},
-            )
-            try:
-                while child.poll() is None:
-                    time.sleep(_POLL)
-                    _show(bar, steps_done(), steps, on_progress)
-            finally:
-                _end(child)
-            _show(bar, steps_done(), steps, on_progress)
+        child = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that all of it can be ended at once
+            pass_fds=[lock.fileno()],  # the lock lasts as long as the script, even if this process is killed
+            env={**os.environ, **environment},
+        )
+        hidden = on_progress is not None or not steps
+        try:
+            with tqdm(total=steps, initial=steps_done(), desc=name, unit="step", disable=hidden) as bar:
+                ended = False
+                while not ended:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        ended = child.wait(_POLL) is not None
+                    bar.update(steps_done() - bar.n)
+                    if on_progress is not None and steps:
+                        on_progress(steps_done() / steps)
+        finally:
+            _end(child)
         if child.returncode != 0:
             raise BackendError(
                 f"{name} stopped with exit code {child.returncode} after {steps_done()} of {steps} steps; log: {log}; "
@@ -218,13 +218,6 @@ def read_log(file: Path) -> list[dict[str, Any]]:
             with contextlib.suppress(ValueError):
                 entries.append(json.loads(line))
     return [entry for entry in entries if isinstance(entry, dict)]
-
-
-def _show(bar: Any, done: int, steps: int, on_progress: Callable[[float], None] | None) -> None:
-    if done > bar.n:
-        bar.update(done - bar.n)
-        if on_progress is not None:
-            on_progress(done / max(1, steps))
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -266,24 +259,17 @@ def export_checkpoint(weights: Path, model: str, target: Path, notes: Mapping[st
         raise ParameterError("weights", str(weights), reason=f"{weights} has no model*.safetensors files")
     config = load_config(model)
     dtype = getattr(torch, resolve_dtype(config, "auto"))
-    scratch = target.with_name(target.name + ".saving")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    for shard in shards:
-        tensors = load_file(shard)
-        save_file(
-            {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()},
-            scratch / shard.name,
-            metadata={"format": "pt"},
-        )
-    for index in weights.glob("model*.safetensors.index.json"):
-        shutil.copy2(index, scratch)
-    config.save_pretrained(scratch)
-    load_tokenizer(model).save_pretrained(scratch)
-    with contextlib.suppress(OSError):  # a model without a generation_config.json
-        GenerationConfig.from_pretrained(model).save_pretrained(scratch)
-    for name, content in (notes or {}).items():
-        write_json(content, scratch / name)
-    check_model(scratch)
-    shutil.rmtree(target, ignore_errors=True)
-    scratch.rename(target)
+    with atomic_folder(target) as folder:
+        for shard in shards:
+            tensors = load_file(shard).items()
+            cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors}
+            save_file(cast, folder / shard.name, metadata={"format": "pt"})
+        for index in weights.glob("model*.safetensors.index.json"):
+            shutil.copy2(index, folder)
+        config.save_pretrained(folder)
+        load_tokenizer(model).save_pretrained(folder)
+        with contextlib.suppress(OSError):  # a model without a generation_config.json
+            GenerationConfig.from_pretrained(model).save_pretrained(folder)
+        for name, content in (notes or {}).items():
+            write_json(content, folder / name)
+        check_model(folder)

@@ -17,8 +17,8 @@ The parquet holds each prompt as `prompts.render` renders it, special tokens inc
 them.
 
 verl trains on GPUs only: its engines exist for cuda and npu, and its rollouts come from servers of vLLM, SGLang or
-TensorRT-LLM. The tests run everything but the rollouts on a CPU with the real verl: `check`, the reward manager, a step
-of two ranks with these overrides against the same step by hand, then its checkpoint, merged and loaded by our engines.
+TensorRT-LLM. The tests run everything but the rollouts on a CPU with the real verl: `check`, a step of two ranks with
+these overrides against the same step by hand, then its checkpoint, merged and loaded by our engines.
 """
 
 from __future__ import annotations
@@ -161,9 +161,7 @@ def check(folder: str | Path) -> None:
     run_backend(folder, NAME, f"./run.sh --cfg job >.job.yaml\n{compare}", doing="checking with ")
 
 
-def train(
-    folder: str | Path, *, progress: bool = True, on_progress: Callable[[float], None] | None = None
-) -> pd.DataFrame:
+def train(folder: str | Path, *, on_progress: Callable[[float], None] | None = None) -> pd.DataFrame:
     """Train from the last checkpoint, if there is one, and export the kept checkpoints for our engines.
 
     Returns the curve (see `curve`), also written to `curve.parquet`; `rl.json` is written last. verl's sharded
@@ -184,8 +182,7 @@ def train(
             folder,
             NAME,
             steps=steps,
-            steps_done=lambda: _steps_done(folder),
-            progress=progress,
+            steps_done=lambda: max([latest_step(folder), *_taken(folder)]),
             on_progress=on_progress,
         )
     for step in run["checkpoints"]:
@@ -222,15 +219,10 @@ def export(folder: str | Path, step: int) -> Path:
     return target
 
 
-def _steps_done(folder: Path) -> int:
-    newest = max(folder.glob("metrics/*.jsonl"), default=None)
-    return max([latest_step(folder), *(_entries(newest) if newest else {})])
-
-
-def latest_step(folder: str | Path) -> int:
+def latest_step(folder: Path) -> int:
     """Return the step of the last whole checkpoint that verl kept; 0 before the first."""
     with contextlib.suppress(OSError, ValueError):
-        return int((Path(folder) / "checkpoints" / "latest_checkpointed_iteration.txt").read_text())
+        return int((folder / "checkpoints" / "latest_checkpointed_iteration.txt").read_text())
     return 0
 
 
@@ -242,22 +234,15 @@ def curve(folder: str | Path) -> pd.DataFrame:
     import pandas as pd
 
     settings = read_run(Path(folder), NAME)["settings"]
-    taken: dict[int, dict[str, float]] = {}
-    for file in sorted(Path(folder).glob("metrics/*.jsonl")):  # verl begins a new file at each start
-        taken |= _entries(file)
-    n = settings["prompts_per_step"] * settings["rollouts"]
-    rows = []
-    for step, values in sorted(taken.items()):
-        row = {"step": step, **{ours: values.get(theirs) for ours, theirs in _CURVE.items()}}
-        mean = row["reward"]
-        if mean is None:
-            continue  # logged before the first step
-        # rewards are 0 or 1, so their mean gives their spread
-        row["reward_std"] = math.sqrt(max(0.0, mean * (1 - mean)) * n / (n - 1))
-        rows.append(row)
-    columns = ["step", "reward", "reward_std", "entropy", "length", "truncated", "seconds"]
-    return pd.DataFrame(rows, columns=columns)
+    logged = pd.DataFrame.from_dict(_taken(Path(folder)), orient="index", columns=list(_CURVE.values()), dtype=float)
+    table = logged.set_axis(list(_CURVE), axis=1).dropna(subset="reward").sort_index()  # without what precedes a step
+    # rewards are 0 or 1, so their mean gives their spread
+    n, mean = settings["prompts_per_step"] * settings["rollouts"], table["reward"]
+    table.insert(1, "reward_std", (mean * (1 - mean) * n / (n - 1)).clip(lower=0) ** 0.5)
+    return table.rename_axis("step").reset_index()
 
 
-def _entries(file: Path) -> dict[int, dict[str, float]]:
-    return {int(entry["step"]): entry["data"] for entry in read_log(file) if {"step", "data"} <= entry.keys()}
+def _taken(folder: Path) -> dict[int, dict[str, float]]:
+    """Return what verl has logged of each step; it begins a new file at each start."""
+    entries = [entry for file in sorted(folder.glob("metrics/*.jsonl")) for entry in read_log(file)]
+    return {int(entry["step"]): entry["data"] for entry in entries if {"step", "data"} <= entry.keys()}

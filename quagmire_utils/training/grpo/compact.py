@@ -65,7 +65,6 @@ def train(
     output: Path,
     latest: Path | None,
     *,
-    progress: bool,
     on_progress: Callable[[float], None] | None,
 ) -> list[dict[str, float]]:
     """Take the steps that are left after the checkpoint `latest`; return the log. Checkpoints go to `output`."""
@@ -87,7 +86,7 @@ def train(
         optimizer.load_state_dict(torch.load(latest / _OPTIMIZER, map_location=engine.device, weights_only=True))
         history = read_state(latest)["log_history"]
     steps = range(len(history), settings.steps)
-    for step in tqdm(steps, "RL", settings.steps, initial=len(history), disable=not progress):
+    for step in tqdm(steps, "RL", settings.steps, initial=len(history), disable=on_progress is not None):
         history.append(take_step(environment, optimizer, step))
         if step + 1 in settings.checkpoint_steps:
             _save(environment, optimizer, output, history)

@@ -21,13 +21,12 @@ def train(
     output: Path,
     latest: Path | None,
     *,
-    progress: bool,
     on_progress: Callable[[float], None] | None,
 ) -> list[dict[str, float]]:
     """Take the steps that are left after the checkpoint `latest`; return the log. Checkpoints go to `output`."""
     from transformers import PrinterCallback
 
-    trainer = make_trainer(environment, output, progress=progress)
+    trainer = make_trainer(environment, output, progress=on_progress is None)
     trainer.remove_callback(PrinterCallback)
     if on_progress is not None:
         trainer.add_callback(progress_callback(on_progress))

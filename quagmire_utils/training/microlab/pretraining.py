@@ -95,7 +95,6 @@ def pretrain(
     *,
     seed: int,
     digits: int = DIGITS[0],
-    progress: bool = False,
     on_progress: Callable[[float], None] | None = None,
 ) -> None:
     """Train a base model from random weights on its corpus, one pass, and save it to the folder `output`.
@@ -120,5 +119,5 @@ def pretrain(
         (fallible, settings.fallible_learning_rate, output),
     ):
         phase = training.replace(learning_rate=rate)
-        train_sft(model, traces, folder, phase, tokenizer=tokenizer, progress=progress, on_progress=report)
+        train_sft(model, traces, folder, phase, tokenizer=tokenizer, on_progress=report)
         done += len(traces)
