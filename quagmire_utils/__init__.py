@@ -5,4 +5,8 @@ it loads nothing heavy: each subpackage (`quagmire_utils.evaluation.sampling`, `
 libraries where it uses them.
 """
 
+from quagmire_utils.core.threads import wait_asleep
+
 __version__ = "0.1.0"
+
+wait_asleep()

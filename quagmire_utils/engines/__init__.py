@@ -15,14 +15,15 @@ One interface with three implementations, each imported only when it is asked fo
 
 from __future__ import annotations
 
+from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.engines.base import Completion, Engine, EngineError, Request
 from quagmire_utils.engines.checkpoints import (
     check_base_url,
     check_model,
     load_config,
-    load_tokenizer,
     model_digest,
     resolve_context_length,
+    resolve_device,
     resolve_dtype,
 )
 from quagmire_utils.engines.config import ENGINES, EngineConfig, SamplingParams, ServerSettings, check_engine

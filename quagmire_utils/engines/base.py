@@ -3,7 +3,8 @@
 What every engine promises, so that results are equal in distribution and can be stored side by side:
 
 - sample j of a request is drawn with the seed `request.seed + j`, whatever else is in the call;
-- an answer ends at any end-of-sequence token of the tokenizer, the model's configuration or generation configuration;
+- an answer ends at any end-of-sequence token of the tokenizer, the model's configuration or generation configuration,
+  and at the token that the chat template writes after an assistant's turn;
 - `text` is the decoded answer without the end-of-sequence token and without other special tokens;
 - `tokens` counts every generated token, the end-of-sequence token included;
 - no penalties and no top-k; of a model's `generation_config.json`, only its end-of-sequence tokens are used;
@@ -20,10 +21,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.engines.checkpoints import (
     end_tokens,
     load_config,
-    load_tokenizer,
     model_digest,
     resolve_context_length,
     resolve_dtype,
@@ -75,14 +76,14 @@ class Engine(ABC):
     tokenizer: PreTrainedTokenizerBase
     ends: list[int]  # token ids that end an answer
 
-    def _read_checkpoint(self, config: EngineConfig) -> PreTrainedConfig:
+    def _read_checkpoint(self, config: EngineConfig, device: str) -> PreTrainedConfig:
         """Set what the checkpoint's files tell before any weight is read; return the model's configuration."""
         where = config.model, config.revision, config.trust_remote_code
         model_config = load_config(*where)
         self.config, self.model = config, config.model
         self.context_length = resolve_context_length(model_config, config.max_model_len)
         self.tokenizer = load_tokenizer(*where)
-        self.dtype = resolve_dtype(model_config, config.dtype)
+        self.dtype = resolve_dtype(model_config, config.dtype, device)
         self.ends = end_tokens(config.model, config.revision, model_config, self.tokenizer)
         return model_config
 

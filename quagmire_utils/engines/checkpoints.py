@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.tokenizer import cannot_load, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
+_INSTRUCTIONS = {"bfloat16": {"avx512_bf16", "amx_bf16"}, "float16": {"avx512_fp16", "amx_fp16"}}  # of Linux, x86
 _TOKENIZER_CONTENT = ("tokenizer*", "vocab*", "merges.txt", "spiece.model", "special_tokens_map.json", "chat_template*")
 
 
@@ -91,7 +93,7 @@ def model_digest(model: str | Path, revision: str | None = None) -> str:
         try:
             commit = extract_commit_hash(cached_file(str(model), "config.json", revision=revision), None)
         except (OSError, ValueError) as error:
-            raise ParameterError("model", str(model), reason=f"{model} can't be found ({_reason(error)})") from error
+            raise ParameterError("model", str(model), reason=f"{model} can't be found ({first_line(error)})") from error
         total.update(f"{model}@{commit or revision}".encode())
         return total.hexdigest()[:16]
     check_model(folder)
@@ -126,28 +128,6 @@ def load_config(model: str, revision: str | None = None, trust_remote_code: bool
         raise cannot_load("configuration", model, error) from error
 
 
-def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Return the model's tokenizer; raise ParameterError if it can't be loaded."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # tokenizers raises bare Exception for a broken tokenizer.json
-        raise cannot_load("tokenizer", model, error) from error
-
-
-def cannot_load(part: str, model: str, error: Exception) -> ParameterError:
-    """Return the error for a part of a model that a library did not load."""
-    if "trust_remote_code" in str(error):
-        reason = f"{model} comes with its own Python code, which only runs with trust_remote_code=True"
-        return ParameterError("trust_remote_code", False, reason=reason)
-    return ParameterError("model", model, reason=f"the {part} of {model} can't be loaded ({_reason(error)})")
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def resolve_context_length(config: PreTrainedConfig, max_model_len: int | None) -> int:
     """Return how many tokens prompt and answer may have together: the model's, or `max_model_len` if that is less."""
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -160,18 +140,46 @@ def resolve_context_length(config: PreTrainedConfig, max_model_len: int | None) 
     return max_model_len
 
 
-def resolve_dtype(config: PreTrainedConfig, dtype: str) -> str:
-    """Return `dtype`, with "auto" replaced by the checkpoint's own (float32 if it names none that engines know)."""
+def resolve_device(device: str) -> str:
+    """Return `device`, with "auto" replaced by cuda where torch sees a GPU, else cpu.
+
+    Raises ParameterError for cuda without a GPU.
+    """
+    import torch
+
+    there = torch.cuda.is_available()
+    if device.startswith("cuda") and not there:
+        raise ParameterError("device", device, reason=f"{device} was asked for, and torch sees no GPU")
+    return device if device != "auto" else "cuda" if there else "cpu"
+
+
+def resolve_dtype(config: PreTrainedConfig, dtype: str, device: str = "") -> str:
+    """Return `dtype`, with "auto" replaced by the checkpoint's own (float32 if it names none that engines know).
+
+    On `device` cpu, "auto" is float32 where the CPU has no instructions for the checkpoint's own: without them, matrix
+    products in bfloat16 take 4 to 50 times as long.
+    """
     if dtype != "auto":
         return dtype
     own = str(config.get_text_config().dtype or config.dtype or "float32").removeprefix("torch.")
-    return own if own in ("bfloat16", "float16") else "float32"
+    if own not in _INSTRUCTIONS or (device == "cpu" and not _INSTRUCTIONS[own] & _cpu_flags()):
+        return "float32"
+    return own
+
+
+@lru_cache
+def _cpu_flags() -> frozenset[str]:
+    """Return the names of what this CPU can do; none where the system doesn't tell."""
+    try:
+        return frozenset(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return frozenset()
 
 
 def end_tokens(
     model: str, revision: str | None, config: PreTrainedConfig | None, tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
-    """Return every token id that ends an answer: the tokenizer's, the configuration's, the generation configuration's.
+    """Return every token id that ends an answer: those that tokenizer, configuration and chat template name.
 
     Ids beyond the model's vocabulary (the tokenizer may be larger) are left out, because vLLM refuses them.
     """
@@ -185,6 +193,27 @@ def end_tokens(
     text = None if config is None else config.get_text_config()
     own = getattr(text, "eos_token_id", None)
     size = getattr(text, "vocab_size", None) or math.inf
-    for ids in (tokenizer.eos_token_id, own, generation):
+    for ids in (tokenizer.eos_token_id, own, generation, turn_end(tokenizer)):
         found.update([] if ids is None else [ids] if isinstance(ids, int) else ids)
     return sorted(token for token in found if token < size)
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the special token that the chat template writes after an assistant's turn; None if there is none.
+
+    Base models of the ChatML kind have another EOS, and would go on with an invented question after `<|im_end|>`. The
+    last turn counts more than one before a question, because some templates end an answer otherwise than a thought. A
+    token that opens a user's turn ends nothing.
+    """
+    question, answer = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "It is 12321."}
+    for turns in ([question, answer], [question, answer, question]) if tokenizer.chat_template else ():
+        try:
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+        except Exception:  # whatever a template raises, such as for a turn of a kind it doesn't know
+            return None
+        opening, rest = text.partition(question["content"])[0], text.rpartition(answer["content"])[2].lstrip()
+        if rest:
+            first = tokenizer.encode(rest, add_special_tokens=False)[0]
+            opens = first in tokenizer.encode(opening, add_special_tokens=False)
+            return None if opens or first not in tokenizer.added_tokens_decoder else first
+    return None

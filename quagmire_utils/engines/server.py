@@ -35,14 +35,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.engines.base import Completion, EngineError, Request, StreamingEngine
 from quagmire_utils.engines.checkpoints import (
     check_base_url,
     end_tokens,
     load_config,
-    load_tokenizer,
     model_digest,
     resolve_context_length,
+    turn_end,
 )
 from quagmire_utils.engines.config import EngineConfig, SamplingParams, ServerSettings
 
@@ -96,6 +97,8 @@ class ServerEngine(StreamingEngine):
         except ParameterError:
             model_config = None  # a tokenizer without a model
         self.ends = end_tokens(source, config.revision, model_config, self.tokenizer)
+        turn = turn_end(self.tokenizer)  # servers know a model's EOS, but not always this
+        self._stop = None if turn in (None, self.tokenizer.eos_token_id) else self.tokenizer.convert_ids_to_tokens(turn)
         self.context_length = _context_length(card["max_model_len"], model_config, config.max_model_len)
         in_flight = config.batch_size or (_VLLM_SAMPLES if self._is_vllm else _CALLS)
         self.samples_per_call = min(_SAMPLES_PER_CALL if self._is_vllm else 1, in_flight)
@@ -181,6 +184,8 @@ class ServerEngine(StreamingEngine):
         }
         if self._is_vllm:
             body |= {**_VLLM_NEUTRAL, "stop_token_ids": self.ends, "return_token_ids": True}
+        elif self._stop is not None:
+            body["stop"] = [self._stop]
         return body | dict(self.settings.extra_body)
 
     def _read(self, call: _Call, params: SamplingParams, data: Any) -> list[Completion]:

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.threads import settle_threads
+from quagmire_utils.core.tokenizer import cannot_load
 from quagmire_utils.engines.base import Completion, Engine, Request
-from quagmire_utils.engines.checkpoints import cannot_load
+from quagmire_utils.engines.checkpoints import resolve_device
 from quagmire_utils.engines.config import EngineConfig, SamplingParams
 from quagmire_utils.engines.decoding import Batch, NotFiniteError, can_share, decode_each, decode_shared
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 _PREFILL_TOKENS = 32_768  # prompt tokens read at once: bounds the activations
@@ -43,18 +44,12 @@ class TransformersEngine(Engine):
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the model. Raises ParameterError if its files are damaged, or there is no GPU for device "cuda"."""
-        import torch
         import transformers
 
-        self._read_checkpoint(config)
-        device = config.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ParameterError("device", device, reason=f"{device} was asked for, and torch sees no GPU")
+        self._read_checkpoint(config, resolve_device(config.device))
         self.version = transformers.__version__
-        self.device = torch.device(device)
-        self.module: PreTrainedModel = load_weights(config, getattr(torch, self.dtype)).to(self.device).eval()
+        self.module: PreTrainedModel = load_weights(config, self.dtype).eval()
+        self.device = self.module.device
         # On a CPU, plain matrix products beat the fused kernel for one query at a time, unless heads share their keys.
         self._attention = self.module.config._attn_implementation
         heads, key_heads = _heads(self.module.config)
@@ -146,15 +141,19 @@ def _heads(config: Any) -> tuple[int, int]:
     return config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
-def load_weights(config: EngineConfig, dtype: torch.dtype | str) -> Any:
-    """Return the model, loaded without a progress bar: a sweep loads hundreds of small models."""
+def load_weights(config: EngineConfig, dtype: str) -> PreTrainedModel:
+    """Return the model on its device, loaded without a progress bar: a sweep loads hundreds of small models."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    device = resolve_device(config.device)
     logging.disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        module = AutoModelForCausalLM.from_pretrained(
             config.model, revision=config.revision, dtype=dtype, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise cannot_load("weights", config.model, error) from error
+    if device == "cpu":
+        settle_threads(module)
+    return module.to(device)

@@ -42,16 +42,16 @@ class VLLMEngine(StreamingEngine):
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the model. Raises ParameterError if vLLM can't run it, here or in the memory there is."""
-        heads = self._read_checkpoint(config).get_text_config().num_attention_heads
-        if heads % config.tensor_parallel_size:
-            allowed = f"a divisor of the model's {heads} attention heads"
-            raise ParameterError("tensor_parallel_size", config.tensor_parallel_size, allowed)
         self.version = _version()
         self._llm: Any = None
         with _contained():
             from vllm.platforms import current_platform
 
             on_cpu, kind = current_platform.is_cpu(), current_platform.device_type
+            heads = self._read_checkpoint(config, kind).get_text_config().num_attention_heads
+            if heads % config.tensor_parallel_size:
+                allowed = f"a divisor of the model's {heads} attention heads"
+                raise ParameterError("tensor_parallel_size", config.tensor_parallel_size, allowed)
             if config.device != "auto" and (config.device == "cpu") != on_cpu:
                 raise ParameterError("device", config.device, f"auto or {kind}, on which the installed vLLM runs")
             check_devices(config.tensor_parallel_size, on_cpu)
@@ -70,6 +70,8 @@ class VLLMEngine(StreamingEngine):
         from vllm import LLM
 
         options: dict[str, Any] = {} if rows is None else {"max_num_seqs": rows}
+        if self.config.tensor_parallel_size > 1:
+            options["worker_extension_cls"] = "quagmire_utils.engines.vllm_worker.EndsWithParent"
         if on_cpu:
             # vLLM 0.32 rewinds the generator of a seeded request whose prompt it has read in part, which a CPU
             # generator can't do, so no prompt is read in part.

@@ -33,7 +33,7 @@ class ReplicatedVLLMEngine(StreamingEngine):
     def __init__(self, config: EngineConfig) -> None:
         """Start the copies. Raises ParameterError for fewer GPUs than they need, and what `VLLMEngine` raises."""
         groups = _device_groups(config.tensor_parallel_size, config.data_parallel_size)
-        self._read_checkpoint(config)
+        self._read_checkpoint(config, "cpu" if groups[0] is None else "cuda")
         self._owns_connection = cluster.connect(None)
         import ray
 

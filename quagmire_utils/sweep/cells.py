@@ -18,6 +18,7 @@ from quagmire_utils.core.files import atomic_folder, read_json, read_parquet, wr
 from quagmire_utils.core.provenance import hardware, package_versions
 from quagmire_utils.core.records import read_object
 from quagmire_utils.core.settings import Profile
+from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.data import Trace
 from quagmire_utils.grading import Grader
 from quagmire_utils.sweep import datasets, trainers
@@ -175,14 +176,14 @@ class _Run:
 
     def losses(self, validation_sets: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
         """Compute the generalization loss of the cell's model on each validation set."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         from quagmire_utils.evaluation.generalization_loss import generalization_loss
 
         rows, template = [], self.profile.evaluation.template
         with self.clock("generalization_loss"):
             module = AutoModelForCausalLM.from_pretrained(self.model)
-            tokenizer = AutoTokenizer.from_pretrained(self.model)
+            tokenizer = load_tokenizer(self.model)
             if self.profile.compute.gpus:
                 module.to("cuda")
             for name, traces in validation_sets.items():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_folder, digest
 from quagmire_utils.core.settings import CandidateSettings, FamilySettings, ModelSettings, Profile
+from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.data import BENCHMARKS, Dataset, Problem, Trace, load_benchmark, load_datasets
 from quagmire_utils.data.dataset import local_files
 from quagmire_utils.grading import prepare_problems
@@ -95,11 +96,9 @@ def candidate_traces(
 
     `base` is the checkpoint whose tokenizer counts lengths.
     """
-    from transformers import AutoTokenizer
-
     from quagmire_utils.data import curation
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = load_tokenizer(base)
     seed = derive_seed(profile.seed, family.name, candidate.source, "selection")
     if family.model is None:
         pool, held_out = source_traces(profile, family, candidate.source)
@@ -165,11 +164,9 @@ def _sft_set(
 
 def _fitting(traces: Sequence[Trace], base: Path, max_length: int) -> list[Trace]:
     """Return the traces that fit `max_length` tokens with their prompts."""
-    from transformers import AutoTokenizer
-
     from quagmire_utils.data.prompts import render, response_ids
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = load_tokenizer(base)
 
     def tokens(trace: Trace) -> int:
         return len(render(trace.question, tokenizer).token_ids) + len(response_ids(tokenizer, trace.response))

@@ -22,10 +22,10 @@ from typing import TextIO
 
 from pebble import ProcessExpired, ProcessPool
 
+from quagmire_utils.core.processes import end_with_parent
 from quagmire_utils.core.settings import Profile
 from quagmire_utils.sweep.cells import run_cell
 from quagmire_utils.sweep.grid import Cell
-from quagmire_utils.sweep.trainers import end_with_parent
 
 ATTEMPTS = 4  # starts of a cell whose process or node keeps dying
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}

@@ -7,13 +7,12 @@ import multiprocessing
 import os
 import shutil
 import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from quagmire_utils.core.processes import end_with_parent
 from quagmire_utils.core.settings import Profile, RLSettings, SFTSettings
 from quagmire_utils.data import Problem, Trace
 from quagmire_utils.grading import Grader
@@ -95,17 +94,6 @@ def _train_here(timeout: float, *arguments: object) -> None:
     *arguments, on_progress = arguments
     with Grader(timeout=timeout, workers=1) as grader:
         grpo.train_rl(*arguments, grader=grader.grade, on_progress=on_progress)
-
-
-def end_with_parent(parent: int) -> None:
-    """End this process when the process `parent` ends: a resumed run must not meet it at the same files."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _free_memory() -> None:

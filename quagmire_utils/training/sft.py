@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_folder, write_json
 from quagmire_utils.core.settings import SFTSettings
+from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import render, response_ids
 
@@ -70,12 +71,12 @@ def train_sft(
         raise ParameterError("traces", reason="there are none to fine-tune on")
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+    from transformers import AutoModelForCausalLM, PreTrainedModel
     from transformers.trainer_callback import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     if not isinstance(model, PreTrainedModel):
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
+        tokenizer = tokenizer or load_tokenizer(model)
         model = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
     elif tokenizer is None:
         raise ParameterError("tokenizer", reason="give it, because the model is an object rather than a path")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,13 +53,10 @@ def tokenizer_json(tokenizer: str | Path | PreTrainedTokenizerBase) -> str:
     Raises ParameterError if there is none, and for one without a fast version.
     """
     if isinstance(tokenizer, str | Path):
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        except (OSError, ValueError) as error:
-            reason = f"{tokenizer} cannot be loaded: {str(error).splitlines()[0]}"
-            raise ParameterError("tokenizer", str(tokenizer), reason=reason) from error
+            tokenizer = load_tokenizer(tokenizer)
+        except ParameterError as error:
+            raise ParameterError("tokenizer", str(tokenizer), reason=error.reason) from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ParameterError("tokenizer", reason=f"{type(tokenizer).__name__} has no fast version")

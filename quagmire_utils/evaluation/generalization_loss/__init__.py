@@ -31,7 +31,14 @@ import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Trace
-from quagmire_utils.engines import EngineConfig, load_config, load_tokenizer, model_digest, resolve_dtype
+from quagmire_utils.engines import (
+    EngineConfig,
+    load_config,
+    load_tokenizer,
+    model_digest,
+    resolve_device,
+    resolve_dtype,
+)
 from quagmire_utils.evaluation.generalization_loss.partial import PartialLosses
 from quagmire_utils.evaluation.generalization_loss.scoring import score_here
 from quagmire_utils.evaluation.generalization_loss.sequences import (
@@ -93,7 +100,9 @@ def generalization_loss(
         entries = config.get_text_config().vocab_size
         tokenizer, template = tokenizer or load_tokenizer(*how), model.template
         if partial is not None:
-            origin = {"model": model_digest(model.model, model.revision), "dtype": resolve_dtype(config, model.dtype)}
+            device = resolve_device(model.device) if model.ray is None else ""  # nodes have their own
+            dtype = resolve_dtype(config, model.dtype, device)
+            origin = {"model": model_digest(model.model, model.revision), "dtype": dtype}
     else:
         for name, wrong in (("tokenizer", tokenizer is None), ("partial", partial is not None)):
             if wrong:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines import EngineConfig
+from quagmire_utils.engines import EngineConfig, load_config, resolve_device, resolve_dtype
 from quagmire_utils.evaluation.generalization_loss.sequences import TokenSequence
 from quagmire_utils.evaluation.generalization_loss.summary import COLUMNS, position_bin_of
 
@@ -24,16 +24,10 @@ if TYPE_CHECKING:
 
 def load_model(config: EngineConfig) -> PreTrainedModel:
     """Return the model of a configuration, on its device."""
-    import torch
-
     from quagmire_utils.engines.transformers import load_weights
 
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ParameterError("device", device, reason=f"{device} was asked for, and torch sees no GPU")
-    return load_weights(config, config.dtype).to(device)
+    where = config.model, config.revision, config.trust_remote_code
+    return load_weights(config, resolve_dtype(load_config(*where), config.dtype, resolve_device(config.device)))
 
 
 def score_here(

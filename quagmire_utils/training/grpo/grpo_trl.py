@@ -84,6 +84,7 @@ def make_trainer(environment: Environment, output: Path, *, progress: bool = Fal
         entropy_coef=settings.entropy_coefficient,
         use_vllm=settings.rollout_engine == "vllm",
         vllm_mode="colocate",  # vLLM shares the GPU, and sleeps during training
+        generation_kwargs={"stop_token_ids": engine.ends} if settings.rollout_engine == "vllm" else None,
         vllm_gpu_memory_utilization=settings.vllm_memory,
         vllm_enable_sleep_mode=settings.rollout_engine == "vllm" and engine.device.type == "cuda",
         vllm_max_model_length=max(len(prompt.token_ids) for prompt in environment.prompts) + settings.max_tokens,
