@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,11 @@ from quagmire_utils.core.settings import SCENARIOS
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
 from quagmire_utils.evaluation.store import SampleStore
 
-NUMBERS = ("pass1", "pass1_se", "gen_loss", "gen_loss_se", "pass_k", "pass_k_se", "outcome")
-TEXTS = ("candidate", "samples", "family", "scenario", "note")
-SCORES = ("pass1", "pass1_se", "pass_k", "pass_k_se", "outcome")  # shares, may be written in per cent
+SCORES = ("pass1", "pass1_se", "pass_k", "pass_k_se", "outcome", "outcome_se")  # shares, may be written in per cent
+NUMBERS = (*SCORES, "gen_loss", "gen_loss_se")
+TEXTS = ("candidate", "samples", "family", "scenario")  # and labels
 SLACK = 0.02  # by which a typed Pass@1 may exceed Pass@k: they may come from other answers, and are rounded
-ALIASES = {
-    **dict.fromkeys(("name", "checkpoint"), "candidate"),
-    **dict.fromkeys(("loss", "generalization_loss"), "gen_loss"),
-    **dict.fromkeys(("loss_se", "generalization_loss_se"), "gen_loss_se"),
-    **dict.fromkeys(("after_rl", "pass1_after_rl"), "outcome"),
-    **dict.fromkeys(("notes", "comment"), "note"),
-}
-MISSING = {"", "-", "–", "—", "?", "na", "n/a", "nan", "none", "null"}
+MISSING = {"", "-", "–", "?", "na", "n/a", "nan"}
 MUST_AGREE = ("template", "temperature", "top_p", "max_tokens")  # for scores of two stores to compare
 
 
@@ -148,12 +141,10 @@ def _select(measured: Measurements, family: str, scenario: str) -> Measurements:
     for column, wanted in (("family", family), ("scenario", scenario)):
         if column not in table or table[column].isna().all():
             continue
-        if table[column].isna().any():
-            lacking = table.loc[table[column].isna(), "candidate"].iloc[0]
-            raise ParameterError(column, reason=f"{measured.source}: {lacking} has none, and others have")
-        if wanted and wanted not in set(table[column]):
-            raise ParameterError(column, wanted, f"one of {', '.join(table[column].unique())}")
-        table = table[table[column] == (wanted or _only(table[column], column))]
+        values = table[column].fillna("none")
+        if wanted and wanted not in set(values):
+            raise ParameterError(column, wanted, f"one of {', '.join(values.unique())}")
+        table = table[values == (wanted or _only(values, column))]
     check_once(table, ["candidate"], measured.source)
     counts = measured.counts
     if counts is not None:
@@ -167,12 +158,12 @@ def _select(measured: Measurements, family: str, scenario: str) -> Measurements:
 
 
 def read_csv(path: str | Path, k: int = 64) -> Measurements:
-    """Read a table filled in by hand: columns candidate, pass1, gen_loss, pass_k [, their _se, outcome, samples, ...].
+    """Read a table filled in by hand: columns candidate, pass1, gen_loss, pass_k, and the others of NUMBERS and TEXTS.
 
-    It is read as people and spreadsheets write it: commas, semicolons or tabs between cells; decimal commas (in quotes
-    if cells are separated by commas); shares as 0.523, as 52.3%, or as 52.3 under a heading that ends in %; blank cells
-    or - for what is not known; headings such as `Pass@1`, `pass_at_256` (then 256 is the large k) or `generalization
-    loss`; remarks: lines and headings that begin with #. Raises ParameterError with line and column for anything else.
+    Between cells stand commas, semicolons or tabs. Decimal commas are read (in quotes if commas separate cells), and
+    shares as 0.523, as 52.3%, or as 52.3 under a heading that ends in %. Blank cells or - stand for what is not known.
+    `Pass@1` and `Pass@256` are headings too (then 256 is the large k). Other columns are labels, and lines that begin
+    with # are remarks. Raises ParameterError with line and column for anything else.
 
     `samples` names a candidate's folder of graded answers (a SampleStore as evaluate_model writes it; relative to the
     table, the working directory or the repository). Its pass1 and pass_k are then computed and may be left blank.
@@ -185,15 +176,15 @@ def read_csv(path: str | Path, k: int = 64) -> Measurements:
     lines = _lines(path.name, text)
     if len(lines) < 2:
         raise ParameterError(path.name, reason="a line of headings and a line per candidate are needed")
-    width, (names, percent, large) = len(lines[0][1]), _headings(path.name, lines[0][1])
+    names, percent, large = _headings(path.name, lines[0][1])
     rows, seen = [], dict[tuple[str, ...], int]()
     for number, cells in lines[1:]:
         place = f"{path.name}, line {number}"
-        if len(cells) > width or any(cells[len(names) :]):
+        if any(cells[len(names) :]):
             reason = f"{len(cells)} cells, and {len(names)} headings; with decimal commas use semicolons or quotes"
             raise ParameterError(place, reason=reason)
         cells = dict(zip(names, cells + [""] * len(names), strict=False))
-        row = {name: _cell(place, name, cell, name in percent) for name, cell in cells.items() if name}
+        row = {name: _cell(place, name, cell, name in percent) for name, cell in cells.items()}
         if not row["candidate"]:
             raise ParameterError(f"{place}, column candidate", reason="a name is needed")
         _check_row(place, row, cells, percent)
@@ -202,61 +193,40 @@ def read_csv(path: str | Path, k: int = 64) -> Measurements:
             raise ParameterError(place, reason=f"the candidate {row['candidate']} is in line {seen[key]} already")
         seen[key] = number
         rows.append(row)
-    table = pd.DataFrame(rows)
-    for name in ("pass1", "gen_loss", "pass_k"):
-        if name not in table:
-            table[name] = math.nan
+    table = pd.DataFrame(rows, columns=list(dict.fromkeys([*names, "pass1", "gen_loss", "pass_k"])))
     return _measured(table, path, large or k, path.name)
 
 
 def _lines(file: str, text: str) -> list[tuple[int, list[str]]]:
-    """Return the non-empty lines with their numbers, as stripped cells, without remarks and a spreadsheet's `sep=;`."""
-    raw = ["" if line.lstrip(' "').startswith(("#", "sep=")) else line for line in text.split("\n")]
+    """Return the non-empty lines with their numbers, as stripped cells, without remarks."""
+    raw = ["" if line.lstrip(' "').startswith("#") else line for line in text.split("\n")]
     first = next((line for line in raw if line.strip(' ;,\t"')), "")
-    reader = csv.reader((line + "\n" for line in raw), delimiter=max(";\t,", key=first.count), strict=True)
-    lines: list[tuple[int, list[str]]] = []
-    while True:
-        number = reader.line_num + 1  # of the first line, where a cell holds line ends
-        try:
-            cells = [" ".join(cell.split()) for cell in next(reader)]
-        except StopIteration:
-            return lines
-        except csv.Error as error:
-            raise ParameterError(f"{file}, line {number}", reason=f"not CSV ({error}); is a quote open?") from None
-        if any(cells):
-            lines.append((number, cells))
+    reader, number, lines = csv.reader(raw, delimiter=max(";\t,", key=first.count), strict=True), 1, []
+    try:
+        for row in reader:
+            lines.append((number, [" ".join(cell.split()) for cell in row]))
+            number = reader.line_num + 1  # of the first line, where a cell holds line ends
+    except csv.Error as error:
+        raise ParameterError(f"{file}, line {number}", reason=f"not CSV ({error}); is a quote open?") from None
+    return [(number, cells) for number, cells in lines if any(cells)]
 
 
 def _headings(file: str, cells: Sequence[str]) -> tuple[list[str], set[str], int]:
-    """Return column names (empty for remarks), which of them are in per cent, and the large k (0 if none is named)."""
-    names, percent, unknown, large = list[str](), set[str](), list[str](), 0
+    """Return column names, which of them are in per cent, and the large k (0 if none is named)."""
+    names, percent, large = list[str](), set[str](), 0
     for cell in cells:
-        name = re.sub(r"[\s\-]+", "_", cell.lower()).replace("@", "")
-        name, marked = re.subn(r"_?[(\[]?(%|percent|per_cent)[)\]]?$", "", name)
-        name = re.sub(r"_?[(\[]nats.*[)\]]$", "", name)
-        name = re.sub(r"_?(standard_error|std_?err(or)?|[(\[]se[)\]])$", "_se", name)
-        found = re.fullmatch(r"pass_?(?:at_?)?(\d+|k)(_se)?", name)
-        if found:
+        name, marked = re.subn(r"_?[(\[]?%[)\]]?$", "", re.sub(r"\s+", "_", cell.lower()))
+        if found := re.fullmatch(r"pass_?@?(\d+)(_se)?", name):
             name = ("pass1" if found[1] == "1" else "pass_k") + (found[2] or "")
-            if found[1] not in ("1", "k"):
-                if large and int(found[1]) != large:
-                    raise ParameterError(file, reason=f"it has Pass@{large} and Pass@{found[1]}; give one large k")
-                large = int(found[1])
-        name = "" if name.startswith("#") else ALIASES.get(name, name)
+            large = large if found[1] == "1" else int(found[1])
+        name = "gen_loss" if name in ("loss", "generalization_loss") else name
         if name and name in names:
             raise ParameterError(file, reason=f"it has the column {name} twice (the second time as {cell!r})")
-        if name and name not in (*NUMBERS, *TEXTS):
-            unknown.append(cell[:40])
-        if marked and name in SCORES:
-            percent.add(name)
+        percent |= {name} if marked else set()
         names.append(name)
-    if unknown:
-        some = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        known = ", ".join((*TEXTS, *NUMBERS))
-        raise ParameterError(file, reason=f"unknown columns: {some}; known are {known}; put a # before others")
-    while names and not cells[len(names) - 1]:
+    while names and not names[-1]:
         names.pop()
-    if not all(cells[: len(names)]) or "candidate" not in names:
+    if not all(names) or "candidate" not in names:
         reason = f"the first line must name the columns (candidate, pass1, gen_loss, pass_k); it is {', '.join(cells)}"
         raise ParameterError(file, reason=reason[:300])
     return names, percent, large
@@ -265,7 +235,7 @@ def _headings(file: str, cells: Sequence[str]) -> tuple[list[str], set[str], int
 def _cell(place: str, column: str, cell: str, in_percent: bool) -> Any:
     """Return a cell's text or number; None or NaN if it is blank."""
     place, blank = f"{place}, column {column}", cell.lower() in MISSING
-    if column in TEXTS:
+    if column not in NUMBERS:
         return None if blank else cell
     if blank:
         return math.nan
@@ -290,14 +260,12 @@ def _check_row(place: str, row: dict[str, Any], cells: dict[str, str], percent: 
     """Raise ParameterError for values that do not fit each other: mistaken units, swapped columns."""
     if row.get("scenario") not in (None, *SCENARIOS):
         raise ParameterError(f"{place}, column scenario", row["scenario"], f"one of {', '.join(SCENARIOS)}")
-    for name in ("pass1", "pass_k"):
+    for name in ("pass1", "pass_k", "outcome"):
         error = row.get(f"{name}_se", math.nan)
         units = [column in percent or "%" in cells.get(column, "") for column in (name, f"{name}_se")]
-        column = f"{place}, column {name}_se"
-        if error > 0 and not math.isnan(row.get(name, math.nan)) and units == [True, False]:
-            raise ParameterError(column, cells[f"{name}_se"], f"in per cent as {name} is")
-        if error > 0.5:  # the standard deviation of a single answer to a single problem at most
-            raise ParameterError(column, cells[f"{name}_se"], "at most 0.5")
+        if error > 0.5 or (error > 0 and row.get(name, 0) > 0 and units == [True, False]):
+            allowed = f"at most 0.5, and in per cent if {name} is"
+            raise ParameterError(f"{place}, column {name}_se", cells[f"{name}_se"], allowed)
     if row.get("pass1", 0) > row.get("pass_k", 1) + SLACK:
         scores = f"Pass@1 ({row['pass1']:g}) is above Pass@k ({row['pass_k']:g})"
         raise ParameterError(place, reason=f"{scores}: mistaken units, or swapped columns?")
@@ -343,7 +311,7 @@ def _measured(table: pd.DataFrame, path: Path, k: int, title: str) -> Measuremen
     counts = None
     if len(parts) == len(table):
         counts = pd.concat(parts, names=["candidate"]).reset_index("candidate").reset_index(drop=True)
-    table = table.drop(columns=["samples", "note"], errors="ignore")
+    table = table.drop(columns="samples", errors="ignore")
     frame = table.assign(stands_for="", selection="")  # the columns of a candidate frame, for checks on known outcomes
     for name, usual in (("family", ""), ("scenario", "dataset"), ("outcome", math.nan)):
         frame[name] = table[name].fillna(usual) if name in table else usual
@@ -352,21 +320,18 @@ def _measured(table: pd.DataFrame, path: Path, k: int, title: str) -> Measuremen
 
 def _check_alike(file: str, parts: dict[str, pd.DataFrame], stores: dict[str, SampleStore]) -> None:
     """Raise ParameterError unless problems, golds and sampling are the same, as scores do not compare otherwise."""
-    names: Iterable[str] = iter(parts)
-    first = next(names, "")
-    for name in names:
+    for name in list(parts)[1:]:
+        first = next(iter(parts))
         one, other = (set(zip(parts[n]["benchmark"], parts[n]["problem"], strict=True)) for n in (first, name))
         golds, others = (stores[n].golds() for n in (first, name))
-        wrong = next((key for key in golds.keys() & others.keys() if golds[key] != others[key]), None)
-        mine, its = stores[first].origin, stores[name].origin
-        entry = next((entry for entry in MUST_AGREE if mine.get(entry) != its.get(entry)), None)
-        reason = ""
-        if one != other:
-            reason = f"{name} and {first} answered different problems ({len(other)} and {len(one)})"
-        elif wrong:
-            answers = f"{others[wrong][0]!r} for {name} and {golds[wrong][0]!r} for {first}"
-            reason = f"the gold of {'/'.join(wrong)} is {answers}"
-        elif entry:
-            reason = f"{name} was sampled with {entry} {its.get(entry)!r}, {first} with {mine.get(entry)!r}"
-        if reason:
-            raise ParameterError(file, reason=f"{reason}, so their scores do not compare")
+        reasons = [f"{name} and {first} answered different problems ({len(other)} and {len(one)})"] * (one != other)
+        for key in golds.keys() & others.keys():
+            if golds[key] != others[key]:
+                answers = f"{others[key][0]!r} for {name} and {golds[key][0]!r} for {first}"
+                reasons.append(f"the gold of {'/'.join(key)} is {answers}")
+        for entry in MUST_AGREE:
+            mine, its = (stores[n].origin.get(entry) for n in (first, name))
+            if mine != its:
+                reasons.append(f"{name} was sampled with {entry} {its!r}, {first} with {mine!r}")
+        if reasons:
+            raise ParameterError(file, reason=f"{reasons[0]}, so their scores do not compare")
