@@ -9,7 +9,7 @@
 | `mathematics` | the first grader: math-verify, gold first |
 | `choice`, `code`, `registry` | the graders of other domains, and your own |
 | `program_host`, `programs`, `sandbox` | run a model's programs; what these processes cannot do |
-| `second`, `notation`, `arithmetic` | the second grader, which proves equal or different, and the audit |
+| `second`, `notation`, `quantities`, `arithmetic` | the second grader, which proves equal or different; the audit |
 
 Speed comes from grading equal (gold, response) pairs once, a response with a single box by the content of that box, and
 integers without a worker; no verdict depends on it.

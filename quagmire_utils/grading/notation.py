@@ -36,10 +36,10 @@ _WORD = re.compile(
 )
 _LETTER = re.compile(r"\\(?:text|mathrm|mathbf|mathit|mathbb|rm|bf)\s*(?=[A-Za-z0-9](?![A-Za-z]))")
 _DRESSING = re.compile(
-    r"\\(?:boldsymbol|bm|pmb|underline|textbf|mathbf|mathrm|textit|text|large|Large|ensuremath|operatorname)\s*(?=\{)"
-    r"|\\(?:text)?color(?:box)?\s*\{[^{}]*\}|\\begin\{(?:aligned|align\*?|gathered|split)\}"
-    r"|\\end\{(?:aligned|align\*?|gathered|split)\}|\*\*(?!\s*[\d({a-zA-Z])|^\*\*"
+    r"\\(?:boldsymbol|bm|pmb|underline|large|Large|ensuremath)\s*(?=\{)|\\(?:text)?color(?:box)?\s*\{[^{}]*\}"
+    r"|\\(?:begin|end)\{(?:aligned|align\*?|gathered|split)\}|^\*\*|\*\*$"
 )
+_STYLE = re.compile(r"\\(?:text|math|operatorname)(?:bf|rm|it|sf)?\s*(?=\{)")
 _COMMAND = re.compile(r"\\!\s*|\\(?:[A-Za-z]+|.)|\^\s*\\circ|\^\s*\{\s*\\circ\s*\}|\{,\}|[$~]|[^\x00-\x7f]", re.DOTALL)
 _COMMANDS = {
     **dict.fromkeys(
@@ -62,21 +62,25 @@ _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _PLAIN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 PLAIN_WORDS = re.compile(r"[A-Za-z]{2}[A-Za-z'.]*(?:[\s-]+[A-Za-z'.]{2,})*\.?")
 _UNIT = re.compile(
-    r"(?<=[\d})\u00b0])\s*((?:sq\.?|square|cubic)?\s*(?:dollars?|cents?|percent|degrees?|units?|hours?|minutes?|seconds?|days?|"
-    r"weeks?|years?|miles?|meters?|feet|foot|inch(?:es)?|cm|mm|km|kg|mph|ml|USD|EUR|[ap]\.?m\.?|points?|people|[\u20ac\u00a3\u00a5])"
+    r"(?<=[\d})\u00b0])\s*((?:sq\.?|square|cubic)?\s*(?:dollars?|cents?|units?|hours?|minutes?|seconds?|days?|"
+    r"weeks?|years?|miles?|meters?|feet|foot|inch(?:es)?|cm|mm|km|kg|mph|ml|ft|yd|lbs?|oz|hrs?|mins?|secs?|in|USD|EUR|"
+    r"[ap]\.?m\.?|(?<=\s)[a-z]{4,}(?:\s[a-z]+)*|[\u20ac\u00a3\u00a5])"
     r"(?:\^\{?[23]\}?)?)\.?$",
     re.IGNORECASE,
 )
-_RISKY = re.compile(r"not|illion|thousand|hundred|dozen|mod|least|most|more|less|than|except|between|base|two|factor")
+_SIGNS = {"percent": "\\%", "degree": "\u00b0", "degrees": "\u00b0"}
+_RISKY = re.compile(
+    r"not|illion|thousand|hundred|dozen|mod|least|most|more|less|than|"
+    r"except|between|base|two|factor|times|half|double|over|plus|minus|\bno\b"
+)
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))")
 _TIDY = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
         (r"\*\*", "^"),
-        (
-            r"(?<![\\A-Za-z])(" + "|".join(sorted(FUNCTIONS | {"pi", "sqrt"}, key=len, reverse=True)) + r")(?![a-z])",
-            r"\\\1 ",
-        ),
+        (r"(^|=)\s*\\quad", r"\1"),
+        (r"\s*(?<![A-Za-z\\])(percent|degrees?)(?![a-z])", lambda m: _SIGNS[m[1]]),
+        (rf"(?<![\\A-Za-z])({'|'.join({*FUNCTIONS, 'pi', 'sqrt'})})(?![a-z])", r"\\\1 "),
         (r"\\sqrt\s+(\d{2,})", r"\\sqrt{\1}"),
         (r"(?<![\w\\.}])(\d+\.?\d*)[eE]([+-]?\d{1,3})(?![\w.])", r"(\1*10^{\2})"),
         (r"(?<=\d)\s+[xX]\s+(?=10\s*\^)|(?<=\d)[xX](?=10\^)", r"\\times "),
@@ -112,12 +116,8 @@ def read_answer(response: str) -> str:
         if formula and not re.match(r"\s*(?:,|and\b|or\b)", line[formula.end() :]):
             return next(filter(None, formula.groups())).strip()
         words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", re.sub(r"\\text\s*\{[^{}]*\}", "", line))
-        if (
-            line
-            and len(line) <= 60
-            and "<<" not in line
-            and not (len(set(words) - {"and", "or"}) > 1 and re.search(r"\d", line))
-        ):
+        prose = len(set(words) - {"and", "or"}) > 1 and re.search(r"\d", line)
+        if line and len(line) <= 60 and "<<" not in line and not prose:
             return re.sub(r"^\$(?=\d+(?:,\d{3})*(?:\.\d+)?\b[^$]*$)", "", line)
         tail = line or tail
     formulas = [match for match in _FORMULA.finditer(tail) if not match[0].isspace()]
@@ -194,21 +194,22 @@ def normalise(text: str) -> tuple[str, tuple[str, ...]]:
     text = _COMMAND.sub(_command, text)
     text = _LETTER.sub("", text)
     remarks: list[str] = []
-    bare = _WORD.sub("", text).strip()
-    text = _WORD.sub(lambda match: _word(match, remarks if bare else None), text)
-    text = _ungrouped(_DRESSING.sub("", text).strip().rstrip(".,;*` ").strip("`* "))
+    text = _ungrouped(_DRESSING.sub("", text).strip(" *`").rstrip(" .,;"))
+    alone = re.fullmatch(r"(?:[A-Za-z]\s*=)?", _WORD.sub("", text).strip(" .,;:"))
+    text = _WORD.sub(lambda match: _word(match, None if alone else remarks), text)
+    text = _ungrouped(_STYLE.sub("", text).strip().rstrip(".,;"))
+    if _PLAIN_NUMBER.fullmatch(text):
+        return text, tuple(remarks)
     if PLAIN_WORDS.fullmatch(text) and text not in FUNCTIONS and text != "pi":
         return " ".join(text.lower().split()) if len(text) > 3 or text.istitle() else text, ()
     text = _REPEATING.sub(_repeating, _without_thousands(re.sub(r",\s+(?=\d{3}(?!\d))", ", ", text)))
     unit = _UNIT.search(text)
-    if unit:
+    if unit and unit[1] not in _SIGNS and not _RISKY.search(unit[1]):
         remarks.append(re.sub(r"[\s.]|s$", "", unit[1].lower()))
         text = text[: unit.start()]
     for pattern, new in _TIDY:
         text = pattern.sub(new, text)
-    text = re.sub(
-        r"^\s*(?:=|:|\\approx|\\therefore)\s*|\\approx.*$", lambda m: "" if m.start() == 0 or m[0] else m[0], text
-    )
+    text = re.sub(r"^\s*(?:=|:|\\approx|\\therefore)\s*|\\approx.*$", "", text)
     choice = re.fullmatch(r"\(([A-Za-z])\)", text)
     if choice:
         return choice[1], tuple(remarks)
@@ -245,10 +246,12 @@ def _word(match: re.Match[str], remarks: list[str] | None) -> str:
     word = match[1].strip()
     if word in ("and", "or"):
         return " \\or " if word == "or" else " \\quad "
+    if word in _SIGNS:
+        return _SIGNS[word]
     if remarks is None:
-        return f" {match[1]} "
+        return f" {match[1]}{match[2] or ''} "
     if len(word) == 1 or word in FUNCTIONS:
-        return f" {word} "
+        return f" {word}{match[2] or ''} "
     if _PLAIN_NUMBER.fullmatch(word) or _RISKY.search(word):
         return f" {word} " if not _RISKY.search(word) else f" \\unread{{{word}}} "
     remark = re.sub(r"[\s.:,]|s$", "", word.lower())

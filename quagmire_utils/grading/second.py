@@ -19,21 +19,11 @@ import re
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.grading.arithmetic import (
-    BeyondError,
-    Value,
-    add,
-    difference,
-    evaluate,
-    is_real,
-    roots,
-    same_value,
-    sortable,
-)
+from quagmire_utils.grading.arithmetic import BeyondError, add, difference, evaluate, is_real
 from quagmire_utils.grading.notation import (
     ANNOUNCED,
     MAX_ANSWER,
@@ -44,6 +34,7 @@ from quagmire_utils.grading.notation import (
     read_answer,
     split,
 )
+from quagmire_utils.grading.quantities import Structure, roots, same_numbers, same_value
 from quagmire_utils.grading.verdicts import MATH, UNDECIDED, Grade, Verdict, printable
 
 if TYPE_CHECKING:
@@ -128,6 +119,14 @@ def second_grade(response: str, gold: str | Problem) -> Grade:
     return Grade(verdict, printable(answer))
 
 
+@lru_cache(maxsize=4096)
+def _gold(text: str) -> str:
+    """Return the answer in a gold. Raises BeyondError for one that somebody has yet to read."""
+    if re.search(r"^[A-H][.)]\s+\S|^[\[{]['\"]|&\w+;", text):
+        raise BeyondError("a choice, or the text of a list or a dict")
+    return boxed(text) or (read_answer(text) if ANNOUNCED.search(text) else text).strip()
+
+
 @lru_cache(maxsize=65536)
 def prove(answer: str, gold: str, tolerance: float | None = None) -> bool | None:
     """Return whether an answer is equal (True) to a gold or different (False); None where neither is certain.
@@ -136,16 +135,16 @@ def prove(answer: str, gold: str, tolerance: float | None = None) -> bool | None
     absolute, between numbers.
     """
     try:
-        gold = boxed(gold) or (read_answer(gold) if ANNOUNCED.search(gold) else gold).strip()
+        gold = _gold(gold)
         if len(answer) > MAX_ANSWER or len(gold) > MAX_ANSWER:
             return True if answer == gold else None
         (mine, my_remarks), (theirs, their_remarks) = normalise(answer), normalise(gold)
         if my_remarks and their_remarks and my_remarks != their_remarks:
             return None  # 5 m and 5 cm, but also 5 m and 5 meters
-        if mine == theirs:
-            return True if mine else None
-        if re.search(r"^[A-H][.)]\s+\S|^[\[{]['\"]|&\w+;", gold):
-            return None  # a gold that somebody has yet to read
+        if not mine:
+            return None
+        if theirs in (mine, mine.removesuffix("\\%"), mine[2:] if mine[1:2] == "=" else mine):
+            return True
         return _equal(_structure(mine), _structure(theirs), tolerance)
     except (BeyondError, RecursionError, ArithmeticError, ValueError, TypeError, LookupError):
         return None
@@ -153,15 +152,14 @@ def prove(answer: str, gold: str, tolerance: float | None = None) -> bool | None
 
 # ------------------------------------------------------------------------------------------------------- structures
 
-_Structure = tuple  # (kind, ...), see `_structure`
-
 
 @lru_cache(maxsize=16384)
-def _structure(text: str) -> _Structure:
+def _structure(text: str) -> Structure:
     """Return the structure of an answer: a kind and its parts.
 
     ("words", text), ("list", items), ("set", items), ("union", items), ("sequence", open, close, items),
-    ("matrix", rows), ("relation", sides, signs), ("equation", left, right), ("ratio", parts), ("value", text).
+    ("matrix", rows), ("relation", sides, signs), ("equation", left, right, names, number of sides), ("ratio", parts),
+    ("value", text). The names of an equation are those of its sides that only name something: `x = f(2) = 5`.
     """
     if not text:
         raise BeyondError("nothing there")
@@ -169,7 +167,7 @@ def _structure(text: str) -> _Structure:
         raise BeyondError("a remark")
     if PLAIN_WORDS.fullmatch(text):
         return "words", text
-    text = re.sub(r"^(?:[a-zA-Z]|\([a-z](?:,[a-z])+\))\s*(?:\\in(?![a-z])|:)", "", text).strip()
+    text = re.sub(r"^(?:[a-zA-Z]|\([a-z](?:,[a-z])+\))\s*(?:\\in(?![a-z])|:|=(?=\\begin|.*\\cup))", "", text).strip()
     matrix = re.fullmatch(r"\\begin\{[pb]?(?:matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{[a-z]*\}", text, re.DOTALL)
     if matrix:
         rows = [row for row in matrix[1].split("\\cr") if row.strip()]
@@ -178,7 +176,7 @@ def _structure(text: str) -> _Structure:
         raise BeyondError("an environment")
     if text in ("\\emptyset", "\\{\\}"):
         return "set", []
-    described = re.fullmatch(r"\\\{([a-z])(?:\\in[^:|]*)?[:|](.*)\\\}", text)
+    described = re.fullmatch(r"\\\{\s*([a-z])\s*(?:\\in[^:|]*)?[:|](.*)\\\}", text)
     if described:
         text = described[2]
     for kind, separators in (("union", ("\\cup", "\\or")), ("list", (",", ";", "&&", "\\quad", "\\or"))):
@@ -186,15 +184,10 @@ def _structure(text: str) -> _Structure:
         text = items[0] if len(items) == 1 else text
         if len(items) > 1:
             parts = [_structure(item) for item in items]
-            if (
-                kind == "union"
-                and "\\or" in text
-                and not all(part[0] in ("relation", "sequence", "union") for part in parts)
-            ):
-                continue
-            if kind == "list" and all(part[0] == "relation" for part in parts):
-                return "both", parts
-            return kind, parts
+            kinds = {part[0] for part in parts}
+            if kind == "union" and "\\or" in text and not kinds <= {"relation", "sequence", "union"}:
+                continue  # 3 or 4 is a list
+            return ("both" if kind == "list" and kinds == {"relation"} else kind), parts
     if text.startswith("\\{") and text.endswith("\\}") and len(text) > 4:
         inner = split(text[2:-2].strip(), (",", ";"))
         return "set", [_structure(item) for item in inner if item]
@@ -208,7 +201,8 @@ def _structure(text: str) -> _Structure:
         return "relation", tuple(sides), tuple(signs)
     sides = text.split("=")
     if len(sides) > 1 and all(side.strip() for side in sides):
-        return "equation", sides[0].strip(), sides[-1].strip()
+        left, *middle, right = map(str.strip, sides)
+        return "equation", left, right, tuple(side for side in (left, *middle) if _NAME.fullmatch(side)), len(sides)
     if text.count("\\pm") == 1:
         return "list", [("value", text.replace("\\pm", sign).lstrip("+ ")) for sign in "+-"]
     if re.fullmatch(r"[\d.]+(?::[\d.]+)+", text):
@@ -230,7 +224,7 @@ def _any(results: Iterable[_Truth]) -> _Truth:
     return None if opposite is None else not opposite
 
 
-def _equal(answer: _Structure, gold: _Structure, tolerance: float | None) -> _Truth:
+def _equal(answer: Structure, gold: Structure, tolerance: float | None) -> _Truth:
     kinds = answer[0], gold[0]
     if kinds == ("value", "value"):
         if len(answer[1]) == len(gold[1]) == 1 and answer[1].isalpha() and gold[1].isalpha():  # choices, or variables
@@ -239,7 +233,7 @@ def _equal(answer: _Structure, gold: _Structure, tolerance: float | None) -> _Tr
     if "equation" in kinds:
         return _same_equation(answer, gold, tolerance)
     if {"relation", "union", "both"} & set(kinds):
-        return _same_numbers(answer, gold)
+        return same_numbers(answer, gold)
     if "words" in kinds:
         return _same_words(answer, gold)
     if answer[0] != gold[0] and "set" not in kinds and "list" not in kinds:
@@ -263,14 +257,11 @@ def _same_ratio(answer: Sequence[str], gold: Sequence[str]) -> _Truth:
         return True
     if len(mine) != len(theirs) or abs(mine[0] - theirs[0]) == 12:
         return None
-    return (
-        None
-        if all(theirs[1:]) and all(mine[0] * b == a * theirs[0] for a, b in zip(mine, theirs, strict=True))
-        else False
-    )
+    proportional = all(mine[0] * b == a * theirs[0] for a, b in zip(mine, theirs, strict=True))
+    return None if proportional and all(theirs) else False
 
 
-def _same_list(answer: Sequence[_Structure], gold: Sequence[_Structure], tolerance: float | None) -> _Truth:
+def _same_list(answer: Sequence[Structure], gold: Sequence[Structure], tolerance: float | None) -> _Truth:
     """Return whether each item of either is equal to one of the other; order and repetition do not matter."""
     if len(answer) > 64 or len(gold) > 64:
         raise BeyondError("a long list")
@@ -278,47 +269,19 @@ def _same_list(answer: Sequence[_Structure], gold: Sequence[_Structure], toleran
     return _all([_any(row) for row in pairs] + [_any(row[i] for row in pairs) for i in range(len(gold))])
 
 
-_SYNONYMS = frozenset(
-    [
-        "yes",
-        "no",
-        "true",
-        "false",
-        "none",
-        "never",
-        "undefined",
-        "impossible",
-        "zero",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "infinite",
-        "infinity",
-        "real",
-        "reals",
-        "empty",
-        "unbounded",
-        "nan",
-        "even",
-        "odd",
-    ]
+_MEANS_MORE = re.compile(  # words that may say the same as another word or as a number
+    r"yes|no|true|false|none|never|undefined|impossible|zero|one|two|three|four|five|six|seven|eight|nine|ten|infinite|"
+    r"infinity|reals?|empty|unbounded|nan|even|odd"
 )
 
 
-def _same_words(answer: _Structure, gold: _Structure) -> _Truth:
+def _same_words(answer: Structure, gold: Structure) -> _Truth:
     """Return whether two words are the same; single words that have nothing in common are different."""
     if answer[0] != gold[0]:
         words, other = (answer, gold) if answer[0] == "words" else (gold, answer)
         if len(words[1]) <= 3:
             return _equal(*(("value", part[1]) if part is words else part for part in (answer, gold)), None)
-        if other[0] != "value" or " " in words[1] or words[1] in _SYNONYMS:
+        if other[0] != "value" or " " in words[1] or _MEANS_MORE.fullmatch(words[1]):
             return None
         return None if evaluate(other[1]).names else False
     mine, theirs = answer[1], gold[1]
@@ -329,31 +292,30 @@ def _same_words(answer: _Structure, gold: _Structure) -> _Truth:
     if mine.lower() == theirs.lower() or " " in mine or " " in theirs or mine[:4] == theirs[:4]:
         return None
     opposites = ({"yes", "no"}, {"true", "false"}, {"even", "odd"})
-    return False if {mine, theirs} in opposites or not {mine, theirs} & _SYNONYMS else None
+    vague = {mine, theirs} not in opposites and (_MEANS_MORE.fullmatch(mine) or _MEANS_MORE.fullmatch(theirs))
+    return None if vague else False
 
 
-def _different_kinds(answer: _Structure, gold: _Structure, tolerance: float | None) -> _Truth:
+def _different_kinds(answer: Structure, gold: Structure, tolerance: float | None) -> _Truth:
     """Return False if structures of different kinds differ however they are read, else None."""
-    if {answer[0], gold[0]} == {"set", "sequence"}:
+    kinds = {answer[0], gold[0]}
+    if kinds == {"set", "sequence"}:
         return False
-    items = [[part] if part[0] == "value" else _items(part) for part in (answer, gold)]
-    if not all(items):
-        return False  # the empty set and a number
-    if len(items[0]) != len(items[1]) and "value" not in (answer[0], gold[0]):
+    if "value" not in kinds:
+        mine, theirs = _items(answer), _items(gold)
+        if len(mine) != len(theirs):
+            return False
+        return None if _all(map(_equal, mine, theirs, repeat(tolerance))) is not False else False
+    value, other = (answer, gold) if answer[0] == "value" else (gold, answer)
+    if other[0] in ("sequence", "matrix"):
+        return None if evaluate(value[1]).names & {"j", "k"} else False  # i + 2j is a vector
+    results = [_equal(item, value, tolerance) for item in _items(other)]
+    if False in results or not results:  # also the empty set
         return False
-    if "value" in (answer[0], gold[0]):
-        alone, others = sorted(items, key=len)[0][0], sorted(items, key=len)[1]
-        if evaluate(alone[1]).names:
-            return None
-        results = [_equal(item, alone, tolerance) for item in others]
-        return (
-            False if False in results or not results else (True if None not in results and len(results) > 1 else None)
-        )
-    same = _all(_equal(mine, theirs, tolerance) for mine, theirs in zip(*items, strict=True))
-    return False if same is False else None
+    return None if None in results or len(results) == 1 else True
 
 
-def _items(structure: _Structure) -> list[_Structure]:
+def _items(structure: Structure) -> list[Structure]:
     if structure[0] in ("list", "set", "sequence"):
         return list(structure[-1])
     if structure[0] == "matrix":
@@ -361,36 +323,31 @@ def _items(structure: _Structure) -> list[_Structure]:
     raise BeyondError(structure[0])
 
 
-def _same_equation(answer: _Structure, gold: _Structure, tolerance: float | None) -> _Truth:
+def _same_equation(answer: Structure, gold: Structure, tolerance: float | None) -> _Truth:
     """Compare equations, or an equation with something else: `x = 5` and 5, `x = 5` and `2x = 10`."""
     if answer[0] != gold[0]:
         equation, other = (answer, gold) if answer[0] == "equation" else (gold, answer)
         value = _structure(equation[2])
         same = _equal(value, gold, tolerance) if equation is answer else _equal(answer, value, tolerance)
-        if _NAME.fullmatch(equation[1]):
+        if equation[3]:
             return same
         left = evaluate(equation[1])
         if not left.names:  # a computation, 12 + 5 = 17
             return same if same_value(equation[1], equation[2]) else None
-        return (
-            False
-            if same is False
-            and len(left.names) > 1
-            and other[0] == "value"
-            and same_value(equation[1], other[1]) is False
-            else None
-        )
-    if answer[1] == gold[1] and _NAME.fullmatch(gold[1]):
+        if same is False and len(left.names) > 1 and other[0] == "value":
+            return False if same_value(equation[1], other[1]) is False else None
+        return None
+    if set(answer[3]) & set(gold[3]):
         return _equal(_structure(answer[2]), _structure(gold[2]), tolerance)
     (one, two), *others = [[difference(side[1], side[2], point) for side in (answer, gold)] for point in range(3)]
     if not one or not two:
         raise BeyondError("an identity")
     if not any(add(one * b, -two * a) for a, b in others):
         return True
-    return False if _misses(answer, gold) else None
+    return False if answer[4] == gold[4] == 2 and _misses(answer, gold) else None
 
 
-def _misses(answer: _Structure, gold: _Structure) -> bool:
+def _misses(answer: Structure, gold: Structure) -> bool:
     """Return whether some solution of the gold does not solve the answer."""
     names = sorted(evaluate(f"({gold[1]})-({gold[2]})").names | evaluate(f"({answer[1]})-({answer[2]})").names)
     for name in names:
@@ -398,85 +355,7 @@ def _misses(answer: _Structure, gold: _Structure) -> bool:
             found = roots(gold[1], gold[2], name)
         except BeyondError:
             continue
-        if any(
-            is_real(difference(answer[1], answer[2], 0, ((name, root),)))
-            and difference(answer[1], answer[2], 0, ((name, root),))
-            for root in found
-        ):
+        gaps = [difference(answer[1], answer[2], 0, ((name, root),)) for root in found]
+        if any(gap and is_real(gap) for gap in gaps):
             return True
     return False
-
-
-# ------------------------------------------------------------------------------------------- sets of real numbers
-
-
-def _same_numbers(answer: _Structure, gold: _Structure) -> _Truth:
-    """Compare relations, intervals and unions as sets of real numbers: at, between and beyond all of their ends."""
-    names = {name for part in (answer, gold) for name in _variables(part)}
-    if answer == gold:
-        return True
-    if len(names) > 1:
-        raise BeyondError("several variables")
-    name = names.pop() if names else "x"
-    ends: list[Value] = []
-    for end in (*_ends(answer, name), *_ends(gold, name)):
-        if not is_real(end):
-            raise BeyondError("a complex end")
-        if all(add(end, -other) for other in ends):
-            ends.append(end)
-    ends.sort(key=sortable)
-    between = [(low + high) / 2 for low, high in pairwise(ends)]
-    points = [ends[0] - 1, *ends, *between, ends[-1] + 1] if ends else [evaluate("0").value]
-    return all(_contains(answer, name, point) == _contains(gold, name, point) for point in points)
-
-
-def _variables(part: _Structure) -> set[str]:
-    if part[0] in ("union", "both", "set", "list"):
-        return {name for item in part[1] for name in _variables(item)}
-    sides = part[1] if part[0] == "relation" else []
-    return {name for side in sides if "\\infty" not in side for name in evaluate(side or "x").names}
-
-
-def _ends(part: _Structure, name: str) -> list[Value]:
-    """Return the numbers where a set may begin or end."""
-    if part[0] in ("union", "both", "set", "list"):
-        return [end for item in part[1] for end in _ends(item, name)]
-    if part[0] == "relation":
-        pairs = [pair for pair in zip(part[1], part[1][1:], strict=False) if "\\infty" not in "".join(pair)]
-        return [root for pair in pairs for root in roots(*pair, name)]
-    items = part[3] if part[0] == "sequence" else [part]
-    if (part[0] == "sequence" and len(items) != 2) or any(item[0] != "value" for item in items):
-        raise BeyondError("not an interval")
-    readings = [evaluate(item[1]) for item in items if "\\infty" not in item[1]]
-    if any(reading.names for reading in readings):
-        raise BeyondError("an end with a variable")
-    return [reading.value for reading in readings]
-
-
-def _contains(part: _Structure, name: str, point: Value) -> bool:
-    """Return whether a number belongs to a set."""
-    if part[0] in ("union", "set", "list"):
-        return any(_contains(item, name, point) for item in part[1])
-    if part[0] == "both":
-        return all(_contains(item, name, point) for item in part[1])
-    if part[0] == "relation":
-        pairs = zip(part[1], part[2], part[1][1:], strict=False)
-        return all(_holds(left, sign, right, ((name, point),)) for left, sign, right in pairs)
-    if part[0] == "value":
-        return not add(point, -evaluate(part[1]).value)
-    low, high = (item[1] for item in part[3])
-    here = (("x", point),)
-    return _holds(low, "<" if part[1] == "(" else "\\le", "x", here) and _holds(
-        "x", "<" if part[2] == ")" else "\\le", high, here
-    )
-
-
-def _holds(left: str, sign: str, right: str, variables: tuple[tuple[str, Value], ...]) -> bool:
-    if "\\infty" in left + right:
-        if left.strip("+") == "\\infty" or right == "-\\infty":
-            return sign in (">", "\\ge", "\\neq")
-        return sign in ("<", "\\le", "\\neq")
-    gap = difference(left, right, 0, variables)
-    if not is_real(gap):
-        raise BeyondError("a complex number")
-    return {"<": gap < 0, ">": gap > 0, "\\le": gap <= 0, "\\ge": gap >= 0, "\\neq": gap != 0}[sign]

@@ -1,21 +1,15 @@
-"""The second grader against truth, the audit of real responses, scores with their bounds, and `quagmire grade`."""
+"""The second grader against truth."""
 
-import csv
 import math
 from fractions import Fraction
 
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quagmire_utils import cli
-from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.spreadsheet import write_csv
 from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
-from quagmire_utils.evaluation.audit import audit_store, score_table
-from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.grading import Grade, Verdict, audit, second_grade
+from quagmire_utils.grading import Grade, Verdict, second_grade
+from quagmire_utils.grading.second import prove
 
 CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
 
@@ -49,6 +43,15 @@ def verdict(response, gold):
         ("We get 1331 and 1728", "1331, 1728"),
         ("either $1331$ or $1728$.", "1331, 1728"),
         ("We get $3$ and then $\\frac{4}{5}$.", "\\frac{4}{5}"),
+        ("\\[\\boxed{-2}\\quad\\text{and}\\quad\\boxed{1}\\]", "-2, 1"),
+        ("$x=\\boxed{-2}$ or $x=\\boxed{1}$; done", "-2, 1"),
+        ("\\boxed{12}, so \\boxed{15}", "15"),
+        ("Answer: Ravi needs 65 tiles.", "65"),
+        ("The answer is $18 per day.", "18"),
+        ("The answer is 2 2/3 cups.", "2 2/3 cups"),
+        ("**Final Answer:** The sum is $\\frac{3}{4}$.", "\\frac{3}{4}"),
+        ("<think>Is it \\boxed{3}? No.</think> It is 44", "44"),
+        ("<think>Is it \\boxed{3}? No, I", ""),
         ("We don't know.", ""),
         ("", ""),
     ],
@@ -85,47 +88,124 @@ def test_golds_and_answers_in_boxes_within_boxes_or_prose_are_read():
 
 # ----------------------------------------------------------------------------------------------------------- comparing
 
-# gold: (answers that are right, answers that are wrong, answers of which it cannot tell)
-CASES = {
-    "1728": (["1,728", "1728.0", "1728\\text{ cm}^2", "x = 1728", "12^3", "1728\\%"], ["1331, 1728", "1727.99"], []),
-    "\\frac{1}{2}": (["0.5", "\\dfrac12", "1/2", "50\\%", "\\frac{2}{4}", "2^{-1}"], ["0.51", "2", "-\\frac12"], []),
-    "\\frac{1}{3}": (["0.333333", "\\tfrac13"], ["0.333", "0.333334"], []),
-    "0": (["0.0", "\\sin(\\pi)", "1-1"], ["0.0000004", "10^{-9}"], []),
-    "1+1/\\mathrm e": (["1+\\frac{1}{e}", "\\frac{e+1}{e}"], ["1-1/\\mathrm e", "1"], []),
-    "\\frac{\\sqrt{3}}{2}": (
-        ["\\sqrt3/2", "\\frac{3}{2\\sqrt3}", "0.8660254", "\\cos\\frac{\\pi}{6}"], ["0.866", "\\frac32"], [],
-    ),
-    "(x+1)^2": (["x^2+2x+1", "(1+x)(x+1)"], ["x^2+1", "(y+1)^2"], []),
-    "(2,3)": (["(2, 3.0)", "\\left(2,\\frac{6}{2}\\right)"], ["(3,2)", "[2,3]", "(2,3,4)"], ["2,3"]),
-    "1,-2": (["-2, 1", "\\{1,-2\\}", "-2 \\text{ and } 1", "x=1, x=-2"], ["1", "1,2"], ["(1,-2)"]),
-    "[0,1)": (["[0, 1.0)", "x \\in [0,1)"], ["(0,1)", "[0,1]"], []),
-    "(-\\infty,2)\\cup(3,\\infty)": (["(3,+\\infty) \\cup (-\\infty,2)"], ["(-\\infty,2)\\cup[3,\\infty)"], []),
-    "1\\pm\\sqrt{19}": (["1+\\sqrt{19}, 1-\\sqrt{19}"], ["1+\\sqrt{19}"], []),
-    "y=2x+3": (["2x-y+3=0", "2x+3", "y = 3 + 2x"], ["y=2x-3", "z=2x+3"], []),
-    "x=5": (["5", "x = 10/2"], ["y=5", "6"], []),
-    "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}": (
-        ["\\begin{pmatrix} 1 & 2 \\\\ 3 & 4.0 \\end{pmatrix}"],
-        ["\\begin{pmatrix} 1 & 3 \\\\ 2 & 4 \\end{pmatrix}"],
-        ["\\begin{cases}1\\end{cases}"],
-    ),
-    "\\text{Evelyn}": (["Evelyn", "\\textbf{evelyn}"], ["\\text{Bob}", "5"], []),
-    "\\text{(C)}": (["C", "(C)", "\\mathrm{C}"], ["B"], []),
-    "4.4 \\times 10^{7}": (["44000000", "4.4e7", "4.4\\cdot10^7"], ["4.5e7"], []),
-    "\\log_2 3": (["\\frac{\\ln 3}{\\ln 2}"], ["\\log_3 2"], []),
-    "1\\frac{1}{2}": (["\\frac{3}{2}"], ["\\frac{11}{2}"], []),
-    "30^\\circ": (["30", "30^{\\circ}"], ["31"], ["\\frac{\\pi}{6}"]),
-    "120_5": (["120_{5}"], [], ["120", "35"]),  # a base is not dropped
-    "x \\ge 3": (["x\\geq 3", "[3,\\infty)"], ["x > 3"], []),
-    "2^{1009}": (["2 \\cdot 2^{1008}"], ["2^{1010}"], ["9^{9^{9^9}}"]),
-}  # fmt: skip
+# By kind; each line is a gold and answers that are proved equal (=), proved different (!), or undecided (?).
+PROOFS = r"""
+thousands
+= 1234567 ~ 1,234,567 ~ 1{,}234{,}567 ~ 1\,234\,567 ~ 1,\! 234,\! 567 ~ \$1,234,567 ~ 1 234 567
+= (1, 234, 5) ~ (1,234,5)
+= \{1, 100\} ~ \{1,100\} ~ 100, 1
+! 2640 ~ [2,640] ~ 2,64 ~ (2,640)
+! 1728 ~ 1331, 1728 ~ 1727.99
+numbers
+= \frac{1}{2} ~ 0.5 ~ \dfrac12 ~ 1/2 ~ 50\% ~ 2^{-1} ~ .5 ~ 50 percent ~ \frac ab \cdot \frac{b}{2a}
+! \frac{1}{2} ~ 0.51 ~ 2 ~ -\frac12
+= \frac{1}{3} ~ 0.333333 ~ 0.\overline{3} ~ \tfrac13
+! \frac{1}{3} ~ 0.333 ~ 0.334
+= \frac{5}{18} ~ 0.2\overline{7} ~ 0.2\dot{7} ~ 0.2\bar 7
+= \frac{8}{3} ~ 2 2/3 ~ 2\frac{2}{3} ~ 2\frac23 \text{ hours} ~ 2⅔
+! 2 ~ 2 2/3 ~ 22/3 ~ \frac43
+= 62000 ~ 6.2e4 ~ 6.2E4 ~ 6.2\times10^4 ~ 6.2 x 10^4 ~ 62 \cdot 10^3
+? 15 ~ 5!! ~ 3 5 ~ 15\text{ million}
+tiny magnitudes
+! 2 \times 10^{-19} ~ 3 \times 10^{-19} ~ 0 ~ 2 \times 10^{-19} \sqrt{2}
+! \frac{1}{2005!} ~ \frac{1}{2007!}
+! \sqrt{2} ~ \sqrt{2}+10^{-90} ~ 1.4142
+! e^{-1000} ~ e^{-1001}
+= 0 ~ \sqrt{2}\sqrt{3}-\sqrt{6} ~ \sin(10^{15}\pi) ~ 1-1
+! 0 ~ \sqrt{10^{40}+1}-10^{20} ~ 10^{-9}
+roots, logarithms, angles
+= -2 ~ \sqrt[3]{-8} ~ -\sqrt[3]{8} ~ -√4
+= \sqrt{2}+\sqrt{3} ~ \sqrt{5+2\sqrt6} ~ sqrt(2)+sqrt(3) ~ √2 + √3 ~ \frac{1}{\sqrt3-\sqrt2}
+= \frac{\sqrt{3}}{2} ~ \sin 60^\circ ~ \cos\frac{\pi}{6} ~ sqrt(3)/2 ~ \frac{3}{2\sqrt3} ~ 0.8660254
+= 2\pi ~ 2pi ~ 2*pi ~ 2π ~ 360^\circ \cdot \frac{\pi}{180}
+= 3 ~ \log_2 8 ~ \lg 1000 ~ \log_{10} 1000 ~ \log 8/\log 2 ~ \ln e^3
+? 2 ~ \log 100
+= 30^\circ ~ 30 ~ 30 degrees ~ \angle ABC = 30^{\circ} ~ 30°
+! 30^\circ ~ 31
+? 30^\circ ~ \frac{\pi}{6}
+? -2 ~ (-8)^{1/3}
+bases
+= 341_5 ~ 341_{5}
+! 341_5 ~ 341_6
+? 341_5 ~ 341 ~ 96 ~ 140_8 ~ 129_5
+lists, tuples, sets
+= 12, 13 ~ 12 and 13 ~ 13 \text{ or } 12 ~ x=12, x=13 ~ \{13, 12\} ~ 12 \quad 13 ~ 12; 13
+! 12, 13 ~ 12 ~ 12, 14 ~ (13, 14)
+? (1,2) ~ 1,2 ~ \begin{pmatrix}1\\2\end{pmatrix} ~ x=1, y=2
+! (1,2) ~ \{1,2\} ~ [1,2] ~ (2,1) ~ 2,1 ~ (1,2,3) ~ 3
+= 1\pm\sqrt{19} ~ 1+\sqrt{19}, 1-\sqrt{19}
+= \emptyset ~ \{\} ~ \varnothing
+! \emptyset ~ 0 ~ 5
+? 5 ~ \{5\} ~ five
+= \begin{pmatrix}1&2\\3&4\end{pmatrix} ~ \begin{bmatrix} 1 & 2 \\ 3 & 4.0 \end{bmatrix}
+! \begin{pmatrix}1&2\\3&4\end{pmatrix} ~ \begin{pmatrix}1&3\\2&4\end{pmatrix} ~ 5
+? -2 ~ \begin{vmatrix}1&2\\3&4\end{vmatrix} ~ \begin{cases}-2\end{cases}
+sets of numbers
+= (2, \infty) ~ x > 2 ~ 2 < x ~ 2x > 4 ~ \{x : x > 2\} ~ \{x \in \mathbb{R} \mid x>2\} ~ x \in (2,+\infty)
+! (2, \infty) ~ x \ge 2 ~ [2,\infty) ~ x < 2 ~ x > 3
+= [\sqrt{3}, 5) ~ \sqrt{3} \le k < 5 ~ k>=√3, k<5 ~ 5 > k \geqslant \sqrt{3}
+= (-\infty,-1)\cup(3,\infty) ~ x<-1 \text{ or } x>3 ~ (3,\infty) \cup (-\infty,-1) ~ x^2-2x>3
+! (-\infty,-1)\cup(3,\infty) ~ (-\infty,-1]\cup(3,\infty) ~ 1<x<3
+= [1,3] ~ [1,2]\cup(2,3] ~ [1,2]\cup[2,3]
+= (-\infty,2)\cup(2,\infty) ~ x \ne 2
+formulas
+= (x+1)^2 ~ x^2+2x+1 ~ x²+2x+1 ~ x**2+2*x+1 ~ (1+x)(x+1) ~ (x+1)^2 \text{ by the formula}
+! (x+1)^2 ~ x^2+1 ~ (y+1)^2 ~ 4
+= x\sqrt{y} ~ \sqrt{x^2y}
+? x ~ \sqrt{x^2} ~ x+C
+= yx ~ xy
+= \frac{n!}{(n-2)!} ~ n(n-1) ~ 2\binom{n}{2} ~ n^2-n
+? (-1)^n ~ \cos(n\pi)
+? \frac{x}{2} ~ 1/2x
+! 6p ~ 3p(2)
+! 0 ~ f(0) ~ I(0)
+= f(1, 200) ~ f(1,200)
+! \lfloor n \rfloor ~ \lfloor n \rfloor + 1
+= -3 ~ \lfloor -2.5 \rfloor ~ \lceil -\sqrt{10} \rceil
+? 12 ~ \gcd(12,144) ~ gcd(12,144) ~ floor(12.5)
+? 3R^2 ~ 3r^2
+= \frac{5}{2n} ~ 5\frac{1}{2n} ~ \frac5{2n}
+equations
+= 4 ~ AB=4 ~ |AB| = 4 ~ f(3)=4 ~ \sin\theta = 4 ~ \text{Area} = 4 ~ 1 + 3 = 4 ~ x = f(1) = 4 ~ S_{ABC}=4 ~ \approx 4
+! 4 ~ AB=5 ~ x = 2+3 = 5
+? 4 ~ 2x=8 ~ 1+3=5 ~ x^2=4 ~ x+y=4
+= y=2x+3 ~ 2x-y+3=0 ~ 2x+3 ~ x = \frac{y-3}{2}
+! y=2x+3 ~ y=2x-3 ~ 2x+y+3=0
+= \frac{x^2}{25}+\frac{y^2}{9}=1 ~ 9x^2+25y^2=225
+! (2,3) ~ (x,y) = (3,2)
+= \frac{\sqrt3}{3} ~ \frac{\sqrt{3}}{3} \approx 0.577
+words, choices, units, times
+= \text{Evelyn} ~ Evelyn ~ \textbf{evelyn} ~ \boldsymbol{\text{Evelyn}}.
+! \text{Evelyn} ~ \text{Bob} ~ 5
+! even ~ odd
+? \text{No solution} ~ \emptyset ~ none
+= \text{(C)} ~ C ~ (C) ~ \mathrm{C}
+! \text{(C)} ~ B
+? \text{(C)} ~ c
+= 125 ~ 125~\text{cm}^2 ~ 125 cm ~ 125€ ~ 125 \text{ square units} ~ 125 USD ~ 125 apples in all
+? 125\text{ m} ~ 125\text{ km} ~ 125\text{ meters}
+? 125 ~ 125 m ~ 125\Omega ~ 125 million ~ 125 \text{ or more}
+! 125 ~ 126 m ~ 12x
+? 2 ~ 2abcd
+= 4:30 \text{ PM} ~ 4:30 ~ \text{4:30 p.m.}
+! 11:00 ~ 2:00
+? 4:30 ~ 16:30 ~ 8:60 ~ 4.5
+dressing
+= \frac79 ~ \boldsymbol{\frac{7}{9}} ~ \underline{\frac79} ~ \color{blue}{\frac79} ~ \mathbf{\frac{7}{9}} ~ **7/9**
+= 12 ~ 12. ~ $12$ ~ \(12\) ~ \displaystyle 12 ~ \textcolor{red}{12} ~ \begin{aligned}12\end{aligned} ~ １２ ~ \text{12}
+= 4-7i ~ 4-7 i ~ 4-7\mathrm{i}
+"""
+PROVED = [line for line in PROOFS.splitlines() if line[1:2] == " "]
+GOLDS = [line[2:].split(" ~ ")[0] for line in PROVED]
 
 
-@pytest.mark.parametrize("gold", CASES)
-def test_answers_are_compared_by_value_and_structure(gold):
-    for expected, answers in zip((CORRECT, WRONG, ERROR), CASES[gold], strict=True):
-        found = {answer: verdict(f"\\boxed{{{answer}}}", gold) for answer in answers}
-        assert found == dict.fromkeys(answers, expected)
-    assert verdict("I do not know.", gold) == NO_ANSWER
+@pytest.mark.parametrize("line", PROVED)
+def test_what_is_equal_different_or_undecided(line):
+    gold, *answers = line[2:].split(" ~ ")
+    assert {answer: prove(answer, gold) for answer in answers} == dict.fromkeys(
+        answers, {"=": True, "!": False, "?": None}[line[0]]
+    )
+    assert prove(gold, gold) is True
 
 
 def written(number):
@@ -167,7 +247,7 @@ PIECES = [
 
 
 @settings(max_examples=1500, deadline=None)
-@given(st.lists(st.sampled_from(PIECES), max_size=14), st.sampled_from(list(CASES)))
+@given(st.lists(st.sampled_from(PIECES), max_size=14), st.sampled_from(GOLDS))
 def test_every_text_gets_a_verdict(pieces, gold):
     text = "".join(pieces)
     assert verdict(text, gold) in Verdict
@@ -202,193 +282,3 @@ def test_it_reads_the_golds_of_the_benchmarks(name, data_dir):
         assert other in (WRONG, ERROR)
         unreadable += other == ERROR
     assert unreadable <= {"math500": 7, "olympiad": 10, "minerva": 10}.get(name, 0)  # other bases, floors, factorials
-
-
-# --------------------------------------------------------------------------------------------------------------- audit
-
-
-@pytest.mark.parametrize(("name", "samples"), [("math_cot", 400), ("gsm8k_gpt3", 1600)])
-def test_both_graders_meet_the_labels_of_real_responses(grader, labelled, name, samples):
-    responses, golds, labels = labelled(name)
-    grades = grader.grade(responses, golds, timeout=60)
-    second = [verdict(response, gold) for response, gold in zip(responses, golds, strict=True)]
-    assert len(labels) == samples
-    assert [grade.verdict == CORRECT for grade in grades] == labels
-    assert [found == CORRECT for found in second] == labels
-    # Neither can judge math_cot's gold `4:30p..`, which is corrupt; nor the second grader an endless decimal fraction.
-    undecided = [gold for gold, found in zip(golds, second, strict=True) if found == ERROR]
-    assert undecided == (["4:30p.."] * 8 if name == "math_cot" else ["8"])
-    listed = audit(responses, golds, grades)
-    assert listed.attrs == {
-        "samples": samples, "disagreements": 0, "undecided": len(undecided), "not_math": 0, "agreement": 1.0,
-    }  # fmt: skip
-    assert listed.empty
-
-
-SPOILT = {  # how a right response is spoilt so that its last words are no longer the gold: (gold, response) -> response
-    "a second answer": lambda gold, text: f"{gold}1 and {gold}",
-    "a range": lambda gold, text: f"\\boxed{{{gold}}} and \\boxed{{{gold}1}}",
-    "minus": lambda gold, text: f"\\boxed{{-{gold}}}",
-    "words": lambda gold, text: "\\boxed{\\text{none of these}}",
-    "base": lambda gold, text: f"\\boxed{{{gold}_7}}",
-}
-
-
-def test_the_audit_finds_what_math_verify_accepts_of_spoilt_answers(grader):
-    golds = ["2", "5", "9", "12", "31", "420", "1728"]
-    samples = [(how, gold, spoil(gold, "")) for how, spoil in SPOILT.items() for gold in golds]
-    responses, golds = [text for *_, text in samples], [gold for _, gold, _ in samples]
-    grades = grader.grade(responses, golds, timeout=60)
-    accepted = [i for i, grade in enumerate(grades) if grade.verdict == CORRECT]
-    assert {samples[i][0] for i in accepted} >= {"a second answer", "base"}
-    listed = audit(responses, golds, grades)
-    assert set(listed["kind"]) == {"only the first grader says correct"}
-    assert listed["index"].tolist() == accepted
-
-
-def test_the_audit_of_a_store_groups_and_sorts(tmp_path):
-    problems = {"b": [Problem("p", "?", "5"), Problem("q", "?", "7")]}
-    rows = [
-        ("b", "p", 0, "A: 5", "timeout", ""),
-        ("b", "p", 1, "A: 6", "error", ""),
-        ("b", "p", 2, "x" * 900 + "\nA: 5", "wrong", "4"),
-        ("b", "p", 3, "\\boxed{6}", "correct", "5"),
-        ("b", "q", 0, "\\boxed{8}", "correct", "7"),
-        ("b", "q", 1, "so \\boxed{8}", "correct", "7"),
-        ("b", "q", 2, "\\boxed{7}", "correct", "7"),
-        ("b", "q", 3, "\\boxed{8}", "no_answer", ""),
-        ("b", "q", 4, "\\boxed{8}", None, None),  # not graded yet
-        ("b", "r", 0, "\\boxed{8}", "correct", "7"),  # no such problem
-    ]
-    names = ["benchmark", "problem", "index", "text", "verdict", "extracted"]
-    frame = pd.DataFrame(rows, columns=names).assign(tokens=1, finish_reason="stop")
-    store = SampleStore(tmp_path / "store")
-    empty = audit_store(store, problems)
-    for part in (frame[:5], frame[5:]):
-        store.append(part)
-    table = audit_store(store, problems)
-    assert table.drop(columns=["benchmark", "ending"]).to_numpy().tolist() == [
-        ["only the first grader says correct", "q", 0, 2, "7", "correct", "7", "wrong", "8"],
-        ["only the first grader says correct", "p", 3, 1, "5", "correct", "5", "wrong", "6"],
-        ["only the second grader says correct", "p", 2, 1, "5", "wrong", "4", "correct", "5"],
-        ["the first is undecided", "p", 0, 1, "5", "timeout", "", "correct", "5"],
-        ["the first is undecided", "p", 1, 1, "5", "error", "", "wrong", "6"],
-    ]
-    assert table["ending"].str.len().max() == 200
-    assert table.attrs == {"samples": 8, "disagreements": 6, "undecided": 0, "not_math": 0, "agreement": 0.25}
-    assert list(empty.columns) == list(table.columns)
-    assert math.isnan(empty.attrs["agreement"])
-
-
-def test_what_the_second_grader_cannot_judge_is_no_agreement():
-    text = "\\boxed{\\begin{cases}1\\end{cases}}"
-    first = [Grade(verdict, "") for verdict in (ERROR, TIMEOUT, WRONG)]
-    table = audit([text] * 3, ["5"] * 3, first)
-    assert table.empty
-    assert math.isnan(table.attrs.pop("agreement"))
-    assert table.attrs == {"samples": 3, "disagreements": 0, "undecided": 3, "not_math": 0}
-    table = audit([text] * 4 + ["A: 6"], ["5"] * 5, [*first, Grade(CORRECT, "5"), Grade(WRONG, "6")])
-    assert table.attrs == {"samples": 5, "disagreements": 1, "undecided": 3, "not_math": 0, "agreement": 0.5}
-    with pytest.raises(ParameterError, match="grades"):
-        audit([text], ["5"], [])
-
-
-# --------------------------------------------------------------------------------------------------- scores, the shell
-
-
-def test_the_bounds_of_counts_average_over_problems_and_then_over_benchmarks():
-    names = ["benchmark", "problem", "n", "correct", "wrong", "no_answer", "timeout", "error"]
-    rows = [
-        ("a", "1", 4, 2, 1, 0, 1, 0),
-        ("a", "2", 2, 0, 2, 0, 0, 0),
-        ("a", "3", 0, 0, 0, 0, 0, 0),
-        ("b", "1", 10, 5, 0, 0, 0, 5),
-    ]
-    counts = pd.DataFrame(rows, columns=names)
-    assert score_table(counts).to_dict("list") == {
-        "benchmark": ["a", "b", "macro average"],
-        "problems": [2, 1, 3],
-        "samples": [6, 10, 16],
-        "low": [0.25, 0.5, 0.375],
-        "high": [0.375, 1.0, 0.6875],
-        "undecided": [1 / 6, 0.5, pytest.approx(1 / 3)],
-    }
-    for bad in (counts.drop(columns="timeout"), counts[2:3]):
-        with pytest.raises(ParameterError, match="counts"):
-            score_table(bad)
-
-
-@pytest.fixture
-def mine(tmp_path):
-    """A store whose verdicts are all wrong, and the benchmark it was sampled from."""
-    path = tmp_path / "mine.jsonl"
-    path.write_text('{"id": "p", "question": "?", "answer": "5"}\n{"id": "q", "question": "?", "answer": "1728"}\n')
-    store = SampleStore(tmp_path / "samples")
-    store.bind({"model_digest": "none"})
-    texts = ["\\boxed{5}", "\\boxed{10/2}", "\\boxed{6}", "1331 and 1728", "\\boxed{1728}", "none"]
-    rows = {"benchmark": "mine", "problem": ["p"] * 3 + ["q"] * 3, "index": [0, 1, 2] * 2, "text": texts, "tokens": 9}
-    store.append(pd.DataFrame({**rows, "finish_reason": "stop", "verdict": "error", "extracted": ""}))
-    return store, path
-
-
-def test_a_store_is_regraded_and_audited_from_the_shell(mine, capsys):
-    store, path = mine
-    golds = ["--benchmark", str(path)]
-    assert cli.main(["grade", "score", str(store.path)]) == 0
-    assert capsys.readouterr().out.split("\n")[1].split() == ["mine", "2", "6", "0.0000", "1.0000", "1.0000"]
-    assert cli.main(["grade", "regrade", str(store.path), *golds, "--workers", "1", "--timeout", "60"]) == 0
-    graded = store.read(["verdict"])["verdict"].tolist()
-    assert graded == ["correct", "correct", "wrong", "correct", "correct", "no_answer"]
-    assert capsys.readouterr().out.split("\n")[1].split() == ["mine", "2", "6", "0.6667", "0.6667", "0.0000"]
-    output = path.with_name("audit.csv")
-    assert cli.main(["grade", "audit", str(store.path), *golds, "--output", str(output)]) == 0
-    assert "1 of 6" in capsys.readouterr().out
-    listed = pd.read_csv(output)
-    assert listed[["gold", "extracted", "second_extracted"]].to_numpy().tolist() == [[1728, 1728, "1331, 1728"]]
-
-
-def test_the_shell_refuses_in_a_sentence(mine, tmp_path, capsys):
-    store, path = mine
-    other = tmp_path / "other"
-    other.mkdir()
-    golds = ["--benchmark", str(path)]
-    for arguments, said in (
-        (["audit", str(store.path)], "--benchmark"),
-        (["score", str(tmp_path / "no")], "no folder"),
-        (["audit", str(store.path), *golds, "--output", str(path / "x.csv")], "cannot be written to"),
-        (["audit", str(store.path), *golds, "--output", str(other)], "not a file"),
-        (["regrade", str(other), *golds], "no stored answers"),
-        (["audit", str(other), *golds], "no stored answers"),
-        (["score", str(other)], "no stored answers"),
-    ):
-        assert cli.main(["grade", *arguments]) == 2
-        assert said in capsys.readouterr().err
-    assert list(other.iterdir()) == []
-
-
-FORMULAS = [
-    "=1", "+1", "-1", "@A1", "\n=1", " =1", "\u3000\xa0 +1", "\uff1d1", "\xa0\uff20A1", "\ufeff\u200b=1", "\t1", "\r1",
-    "\r=1",
-]  # fmt: skip
-
-
-def test_no_cell_is_a_formula_to_a_spreadsheet(tmp_path):
-    write_csv(pd.DataFrame({"cell": [*FORMULAS, "1", "x = 1", "", None, 3]}), tmp_path / "out.csv")
-    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
-        cells = [row[0] for row in csv.reader(file)]
-    assert cells == ["cell", *(f"'{cell}" for cell in FORMULAS), "1", "x = 1", "", "", "3"]
-    assert [file.name for file in tmp_path.iterdir()] == ["out.csv"]
-
-
-def test_what_a_model_wrote_commands_neither_a_spreadsheet_nor_a_terminal(mine, capsys):
-    store, path = mine
-    sample = {"benchmark": "mine", "problem": "p", "text": "\\boxed{=1+1}", "tokens": 9, "finish_reason": "stop"}
-    for index, extracted in enumerate(("=cmd|'/c calc'!A0", "\x1b]0;title\x07"), start=7):
-        store.append(pd.DataFrame({**sample, "index": [index], "verdict": "correct", "extracted": extracted}))
-    arguments = ["grade", "audit", str(store.path), "--benchmark", str(path)]
-    cli.main(arguments)
-    assert "\x1b" not in capsys.readouterr().out
-    output = path.with_name("audit.csv")
-    cli.main([*arguments, "--output", str(output)])
-    assert "'=cmd" in output.read_text()
-    assert not pd.read_csv(output).map(lambda cell: str(cell).startswith("=")).any(axis=None)

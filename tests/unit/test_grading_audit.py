@@ -1,0 +1,207 @@
+"""The audit of real responses by the second grader, scores with their bounds, and `quagmire grade`."""
+
+import csv
+import math
+
+import pandas as pd
+import pytest
+
+from quagmire_utils import cli
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.spreadsheet import write_csv
+from quagmire_utils.data import Problem
+from quagmire_utils.evaluation.audit import audit_store, score_table
+from quagmire_utils.evaluation.store import SampleStore
+from quagmire_utils.grading import Grade, Verdict, audit, second_grade
+
+CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
+
+
+# --------------------------------------------------------------------------------------------------------------- audit
+
+
+@pytest.mark.parametrize(("name", "samples"), [("math_cot", 400), ("gsm8k_gpt3", 1600)])
+def test_both_graders_meet_the_labels_of_real_responses(grader, labelled, name, samples):
+    responses, golds, labels = labelled(name)
+    grades = grader.grade(responses, golds, timeout=60)
+    second = [second_grade(response, gold).verdict for response, gold in zip(responses, golds, strict=True)]
+    assert len(labels) == samples
+    assert [grade.verdict == CORRECT for grade in grades] == labels
+    assert [found == CORRECT for found in second] == labels
+    # Neither can judge math_cot's gold `4:30p..`, which is corrupt; nor the second grader an endless decimal fraction.
+    undecided = [gold for gold, found in zip(golds, second, strict=True) if found == ERROR]
+    assert undecided == (["4:30p.."] * 8 if name == "math_cot" else ["8"])
+    listed = audit(responses, golds, grades)
+    assert listed.attrs == {
+        "samples": samples, "disagreements": 0, "undecided": len(undecided), "not_math": 0, "agreement": 1.0,
+    }  # fmt: skip
+    assert listed.empty
+
+
+SPOILT = {  # how a right response is spoilt so that its last words are no longer the gold: (gold, response) -> response
+    "a second answer": lambda gold, text: f"{gold}1 and {gold}",
+    "a range": lambda gold, text: f"\\boxed{{{gold}}} and \\boxed{{{gold}1}}",
+    "minus": lambda gold, text: f"\\boxed{{-{gold}}}",
+    "words": lambda gold, text: "\\boxed{\\text{none of these}}",
+    "base": lambda gold, text: f"\\boxed{{{gold}_7}}",
+}
+
+
+def test_the_audit_finds_what_math_verify_accepts_of_spoilt_answers(grader):
+    golds = ["2", "5", "9", "12", "31", "420", "1728"]
+    samples = [(how, gold, spoil(gold, "")) for how, spoil in SPOILT.items() for gold in golds]
+    responses, golds = [text for *_, text in samples], [gold for _, gold, _ in samples]
+    grades = grader.grade(responses, golds, timeout=60)
+    accepted = [i for i, grade in enumerate(grades) if grade.verdict == CORRECT]
+    assert {samples[i][0] for i in accepted} >= {"a second answer", "base"}
+    listed = audit(responses, golds, grades)
+    assert set(listed["kind"]) == {"only the first grader says correct"}
+    assert listed["index"].tolist() == accepted
+
+
+def test_the_audit_of_a_store_groups_and_sorts(tmp_path):
+    problems = {"b": [Problem("p", "?", "5"), Problem("q", "?", "7")]}
+    rows = [
+        ("b", "p", 0, "A: 5", "timeout", ""),
+        ("b", "p", 1, "A: 6", "error", ""),
+        ("b", "p", 2, "x" * 900 + "\nA: 5", "wrong", "4"),
+        ("b", "p", 3, "\\boxed{6}", "correct", "5"),
+        ("b", "q", 0, "\\boxed{8}", "correct", "7"),
+        ("b", "q", 1, "so \\boxed{8}", "correct", "7"),
+        ("b", "q", 2, "\\boxed{7}", "correct", "7"),
+        ("b", "q", 3, "\\boxed{8}", "no_answer", ""),
+        ("b", "q", 4, "\\boxed{8}", None, None),  # not graded yet
+        ("b", "r", 0, "\\boxed{8}", "correct", "7"),  # no such problem
+    ]
+    names = ["benchmark", "problem", "index", "text", "verdict", "extracted"]
+    frame = pd.DataFrame(rows, columns=names).assign(tokens=1, finish_reason="stop")
+    store = SampleStore(tmp_path / "store")
+    empty = audit_store(store, problems)
+    for part in (frame[:5], frame[5:]):
+        store.append(part)
+    table = audit_store(store, problems)
+    assert table.drop(columns=["benchmark", "ending"]).to_numpy().tolist() == [
+        ["only the first grader says correct", "q", 0, 2, "7", "correct", "7", "wrong", "8"],
+        ["only the first grader says correct", "p", 3, 1, "5", "correct", "5", "wrong", "6"],
+        ["only the second grader says correct", "p", 2, 1, "5", "wrong", "4", "correct", "5"],
+        ["the first is undecided", "p", 0, 1, "5", "timeout", "", "correct", "5"],
+        ["the first is undecided", "p", 1, 1, "5", "error", "", "wrong", "6"],
+    ]
+    assert table["ending"].str.len().max() == 200
+    assert table.attrs == {"samples": 8, "disagreements": 6, "undecided": 0, "not_math": 0, "agreement": 0.25}
+    assert list(empty.columns) == list(table.columns)
+    assert math.isnan(empty.attrs["agreement"])
+
+
+def test_what_the_second_grader_cannot_judge_is_no_agreement():
+    text = "\\boxed{\\begin{cases}1\\end{cases}}"
+    first = [Grade(verdict, "") for verdict in (ERROR, TIMEOUT, WRONG)]
+    table = audit([text] * 3, ["5"] * 3, first)
+    assert table.empty
+    assert math.isnan(table.attrs.pop("agreement"))
+    assert table.attrs == {"samples": 3, "disagreements": 0, "undecided": 3, "not_math": 0}
+    table = audit([text] * 4 + ["A: 6"], ["5"] * 5, [*first, Grade(CORRECT, "5"), Grade(WRONG, "6")])
+    assert table.attrs == {"samples": 5, "disagreements": 1, "undecided": 3, "not_math": 0, "agreement": 0.5}
+    with pytest.raises(ParameterError, match="grades"):
+        audit([text], ["5"], [])
+
+
+# --------------------------------------------------------------------------------------------------- scores, the shell
+
+
+def test_the_bounds_of_counts_average_over_problems_and_then_over_benchmarks():
+    names = ["benchmark", "problem", "n", "correct", "wrong", "no_answer", "timeout", "error"]
+    rows = [
+        ("a", "1", 4, 2, 1, 0, 1, 0),
+        ("a", "2", 2, 0, 2, 0, 0, 0),
+        ("a", "3", 0, 0, 0, 0, 0, 0),
+        ("b", "1", 10, 5, 0, 0, 0, 5),
+    ]
+    counts = pd.DataFrame(rows, columns=names)
+    assert score_table(counts).to_dict("list") == {
+        "benchmark": ["a", "b", "macro average"],
+        "problems": [2, 1, 3],
+        "samples": [6, 10, 16],
+        "low": [0.25, 0.5, 0.375],
+        "high": [0.375, 1.0, 0.6875],
+        "undecided": [1 / 6, 0.5, pytest.approx(1 / 3)],
+    }
+    for bad in (counts.drop(columns="timeout"), counts[2:3]):
+        with pytest.raises(ParameterError, match="counts"):
+            score_table(bad)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A store whose verdicts are all wrong, and the benchmark it was sampled from."""
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"id": "p", "question": "?", "answer": "5"}\n{"id": "q", "question": "?", "answer": "1728"}\n')
+    store = SampleStore(tmp_path / "samples")
+    store.bind({"model_digest": "none"})
+    texts = ["\\boxed{5}", "\\boxed{10/2}", "\\boxed{6}", "1331 and 1728", "\\boxed{1728}", "none"]
+    rows = {"benchmark": "mine", "problem": ["p"] * 3 + ["q"] * 3, "index": [0, 1, 2] * 2, "text": texts, "tokens": 9}
+    store.append(pd.DataFrame({**rows, "finish_reason": "stop", "verdict": "error", "extracted": ""}))
+    return store, path
+
+
+def test_a_store_is_regraded_and_audited_from_the_shell(mine, capsys):
+    store, path = mine
+    golds = ["--benchmark", str(path)]
+    assert cli.main(["grade", "score", str(store.path)]) == 0
+    assert capsys.readouterr().out.split("\n")[1].split() == ["mine", "2", "6", "0.0000", "1.0000", "1.0000"]
+    assert cli.main(["grade", "regrade", str(store.path), *golds, "--workers", "1", "--timeout", "60"]) == 0
+    graded = store.read(["verdict"])["verdict"].tolist()
+    assert graded == ["correct", "correct", "wrong", "correct", "correct", "no_answer"]
+    assert capsys.readouterr().out.split("\n")[1].split() == ["mine", "2", "6", "0.6667", "0.6667", "0.0000"]
+    output = path.with_name("audit.csv")
+    assert cli.main(["grade", "audit", str(store.path), *golds, "--output", str(output)]) == 0
+    assert "1 of 6" in capsys.readouterr().out
+    listed = pd.read_csv(output)
+    assert listed[["gold", "extracted", "second_extracted"]].to_numpy().tolist() == [[1728, 1728, "1331, 1728"]]
+
+
+def test_the_shell_refuses_in_a_sentence(mine, tmp_path, capsys):
+    store, path = mine
+    other = tmp_path / "other"
+    other.mkdir()
+    golds = ["--benchmark", str(path)]
+    for arguments, said in (
+        (["audit", str(store.path)], "--benchmark"),
+        (["score", str(tmp_path / "no")], "no folder"),
+        (["audit", str(store.path), *golds, "--output", str(path / "x.csv")], "cannot be written to"),
+        (["audit", str(store.path), *golds, "--output", str(other)], "not a file"),
+        (["regrade", str(other), *golds], "no stored answers"),
+        (["audit", str(other), *golds], "no stored answers"),
+        (["score", str(other)], "no stored answers"),
+    ):
+        assert cli.main(["grade", *arguments]) == 2
+        assert said in capsys.readouterr().err
+    assert list(other.iterdir()) == []
+
+
+FORMULAS = [
+    "=1", "+1", "-1", "@A1", "\n=1", " =1", "\u3000\xa0 +1", "\uff1d1", "\xa0\uff20A1", "\ufeff\u200b=1", "\t1", "\r1",
+    "\r=1",
+]  # fmt: skip
+
+
+def test_no_cell_is_a_formula_to_a_spreadsheet(tmp_path):
+    write_csv(pd.DataFrame({"cell": [*FORMULAS, "1", "x = 1", "", None, 3]}), tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        cells = [row[0] for row in csv.reader(file)]
+    assert cells == ["cell", *(f"'{cell}" for cell in FORMULAS), "1", "x = 1", "", "", "3"]
+    assert [file.name for file in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_what_a_model_wrote_commands_neither_a_spreadsheet_nor_a_terminal(mine, capsys):
+    store, path = mine
+    sample = {"benchmark": "mine", "problem": "p", "text": "\\boxed{=1+1}", "tokens": 9, "finish_reason": "stop"}
+    for index, extracted in enumerate(("=cmd|'/c calc'!A0", "\x1b]0;title\x07"), start=7):
+        store.append(pd.DataFrame({**sample, "index": [index], "verdict": "correct", "extracted": extracted}))
+    arguments = ["grade", "audit", str(store.path), "--benchmark", str(path)]
+    cli.main(arguments)
+    assert "\x1b" not in capsys.readouterr().out
+    output = path.with_name("audit.csv")
+    cli.main([*arguments, "--output", str(output)])
+    assert "'=cmd" in output.read_text()
+    assert not pd.read_csv(output).map(lambda cell: str(cell).startswith("=")).any(axis=None)
