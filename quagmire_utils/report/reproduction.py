@@ -5,19 +5,17 @@
 `run_sweep` comes first: it computes the records and resumes what an earlier run left. Then follow, several at a time
 because they only read, every `figNN_*` and `tableNN_*` notebook, `claims` and `paper_audit`. Other notebooks (workflows
 such as `evaluate_model`) run one by one, if `only` names them. An executed copy replaces
-`results/<profile>/notebooks/<name>.ipynb` in one step when it is complete. The copy in progress and the log stay in
-`results/<profile>/logs/` if a notebook fails.
+`results/<profile>/notebooks/<name>.ipynb` in one step when it is complete, unless it shows the same. The copy in
+progress and the log stay in `results/<profile>/logs/` if a notebook fails. With parameters of the user, all of this and
+the figures go to `runs/<profile>` instead, so that the results with default parameters stay.
 """
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import itertools
 import os
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +28,8 @@ from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.provenance import usable_cores
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.report.execution import Job, NotebookError, execute_all
+from quagmire_utils.report.notebook import set_aside_records
+from quagmire_utils.report.parameters import check_values, notebook_parameters, parse_value
 from quagmire_utils.report.progress import Screen
 
 SWEEP = "run_sweep"
@@ -49,6 +49,7 @@ class Run:
     parameters: Mapping[str, str] = field(default_factory=dict)  # as typed by the user
     fresh: bool = False  # set aside what the profile computed before
     jobs: int | None = None  # notebooks at a time; None: one for each core, at most MOST_JOBS
+    output: Path | None = None  # executed copies, figures, page; None: folder, with own parameters runs/<profile>
     root: Path = ROOT  # working directory of the notebooks
     notebooks: Path = ROOT / "notebooks"
     results: Path = ROOT / "results"
@@ -60,10 +61,15 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where the profile's records, executed notebooks and logs go."""
+        """Where the profile's records are."""
         if self.records_only:
             return Path(self.profile).resolve()
         return self.results / load_profile(self.profile).name
+
+    @property
+    def place(self) -> Path:
+        """Where executed notebooks, figures, logs and the page go."""
+        return self.output or (self.root / "runs" / self.folder.name if self.parameters else self.folder)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -127,47 +133,10 @@ def _position(path: Path) -> tuple[bool, bool, str]:
     return path.stem != SWEEP, REGULAR.match(path.stem) is None, path.stem
 
 
-def notebook_parameters(path: Path) -> dict[str, Any]:
-    """Return the names and defaults of the notebook's parameters cell (None if a default is not a literal)."""
-    import papermill
-
-    defaults: dict[str, Any] = {}
-    for name, parameter in papermill.inspect_notebook(str(path)).items():
-        defaults[name] = None
-        with contextlib.suppress(ValueError, SyntaxError):
-            defaults[name] = ast.literal_eval(parameter["default"])
-    return defaults
-
-
-def parse_value(name: str, text: str, default: Any = None) -> Any:
-    """Return the value of `-p name=text`, of the type that the notebook's default has.
-
-    A list or tuple may be written without brackets (a,b); a default of None takes any literal, and plain text as text.
-    Raises ParameterError if the value is of another type.
-    """
-    if isinstance(default, str):
-        return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
-    if value is None or default is None:
-        return value
-    if isinstance(default, (list, tuple)):
-        if isinstance(value, str) and value is text:
-            value = [parse_value(name, item.strip()) for item in text.split(",") if item.strip()]
-        return type(default)(value) if isinstance(value, (list, tuple)) else type(default)([value])
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(default):
-        raise ParameterError(name, text, f"{type(default).__name__} like {default!r}")
-    return value
-
-
 def assign_parameters(run: Run, paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
     """Return the parameters of each notebook: `profile`, and those of the user that it has.
 
-    Raises ParameterError for a parameter that no notebook has.
+    Raises ParameterError for a parameter that no notebook has, and for a value that one would refuse.
     """
     if "profile" in run.parameters:
         raise ParameterError("profile", reason="--profile chooses it, not -p")
@@ -183,23 +152,13 @@ def assign_parameters(run: Run, paths: Sequence[Path]) -> dict[Path, dict[str, A
             reason = f"{notebooks} has no such parameter; known: {', '.join(known) or 'none'}"
             raise ParameterError(name, run.parameters[name], reason=reason)
     given = {**run.parameters, "profile": run.profile}
-    return {
-        path: {name: parse_value(name, given[name], default) for name, default in known.items() if name in given}
-        | ({TABLE: sources[path][1]} if sources[path][1] else {})
-        for path, known in defaults.items()
-    }
-
-
-def set_aside(folder: Path, keep: Path) -> None:
-    """Move a profile's results to `keep`, replacing what is there; its README.md stays."""
-    if not folder.is_dir():
-        return
-    shutil.rmtree(keep, ignore_errors=True)
-    keep.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(folder, keep)
-    if (keep / "README.md").exists():
-        folder.mkdir()
-        shutil.copy2(keep / "README.md", folder)
+    assigned = {}
+    for path, known in defaults.items():
+        values = {name: parse_value(name, given[name], default) for name, default in known.items() if name in given}
+        if run.parameters:
+            check_values(known | values, run.folder)
+        assigned[path] = values | ({TABLE: sources[path][1]} if sources[path][1] else {})
+    return assigned
 
 
 def run_notebooks(run: Run, terminal: TextIO | None = None) -> dict[str, float]:
@@ -209,20 +168,17 @@ def run_notebooks(run: Run, terminal: TextIO | None = None) -> dict[str, float]:
     disk is full, and KeyboardInterrupt with the names of the interrupted notebooks.
     """
     screen = Screen(sys.stderr if terminal is None else terminal)
-    folder = run.folder
     selected = _plan(run, screen)
     parameters = assign_parameters(run, selected)
-    if run.fresh:
-        keep = run.results.parent / ".quagmire" / "previous" / folder.name
-        set_aside(folder, keep)
-        screen.line(f"Set aside what {folder.name} computed before: {os.path.relpath(keep, run.root)}")
-    logs = folder / "logs"
+    if run.fresh and (kept := set_aside_records(run.folder, run.root)):
+        screen.line(f"Set aside the records of {run.folder.name}: {os.path.relpath(kept, run.root)}")
+    logs = run.place / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     jobs = []
     for path in selected:
         source, number = _source(path)
         heading = TABLES[number].heading if number else ""
-        jobs.append(Job(source, folder / "notebooks" / path.name, logs, run.root, parameters[path], heading))
+        jobs.append(Job(source, run.place / "notebooks" / path.name, logs, run.root, parameters[path], heading))
     at_once = min(MOST_JOBS, usable_cores()) if run.jobs is None else run.jobs
     taken: dict[str, float] = {}
     screen.total = len(jobs)
@@ -262,4 +218,4 @@ def make_report(run: Run, taken: Collection[str]) -> Path | None:
         return None
     from quagmire_utils.report.page import write_report
 
-    return write_report(run.folder, sources=run.notebooks)
+    return write_report(run.place, sources=run.notebooks)

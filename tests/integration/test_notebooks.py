@@ -290,12 +290,13 @@ def test_run_sweep_from_nothing_and_again(run, tmp_path):
         records = load_records(results)
         assert records.profile == name
         assert records_summary(records).T._repr_html_() in shown(book, "text/html")
-        assert (results / "figures" / "rl_curves.svg").is_file()
+        assert (ROOT / "runs" / name / "figures" / "rl_curves.svg").is_file()
         before = candidate_frame(records, k=4)
         run("run_sweep", again=True, profile=profile)
         assert candidate_frame(load_records(results), k=4).equals(before)  # nothing is computed again
     finally:
-        shutil.rmtree(results, ignore_errors=True)
+        for folder in (results, ROOT / "runs" / name):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- what notebooks share ---------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from packaging.utils import canonicalize_name
 from quagmire_utils import cli
 from quagmire_utils.analysis.tables import TABLES
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.report import progress, reproduction
+from quagmire_utils.report import parameters, progress, reproduction
 from quagmire_utils.report.execution import NotebookError
 from quagmire_utils.report.reproduction import Run
 
@@ -252,8 +252,8 @@ def test_a_run_executes_with_typed_parameters_and_keeps_clean_copies(study: Run)
     run = changed(study, only=("fig03",), parameters={"value": "11", "k": "8", "rates": "0.1,2"}, fresh=True)
     taken = reproduction.run_notebooks(run, terminal)
     assert list(taken) == ["run_sweep", "fig03_loss"]  # the figure needs records, and fresh set them aside
-    assert (study.root / ".quagmire/previous/smoke/manifest.json").read_text() == "1"
-    copies = study.results / "smoke/notebooks"
+    assert (study.root / ".quagmire/previous/smoke-records/manifest.json").read_text() == "1"
+    copies = study.root / "runs/smoke/notebooks"
     assert sorted(path.stem for path in copies.iterdir()) == ["fig03_loss", "run_sweep"]  # no temporary left
     assert stdout(copies / "fig03_loss.ipynb") == "11\n8 [0.1, 2]\n"
     sweep = nbformat.read(copies / "run_sweep.ipynb", as_version=4)
@@ -262,13 +262,14 @@ def test_a_run_executes_with_typed_parameters_and_keeps_clean_copies(study: Run)
     assert sweep.metadata.papermill.parameters == {"profile": "smoke", "value": 11}
     assert "sweep 9/9" in terminal.getvalue()
     assert "[2/2] fig03_loss: done in" in terminal.getvalue()
-    assert (study.results / "smoke/logs/run_sweep.log").read_text().splitlines() == ["sweep 9/9"]
+    assert (study.root / "runs/smoke/logs/run_sweep.log").read_text().splitlines() == ["sweep 9/9"]
 
 
 def test_a_failing_notebook_names_itself_and_leaves_the_good_copy_alone(study: Run):
-    copy = study.results / "smoke/notebooks/table01_fit.ipynb"
+    copy = study.root / "runs/smoke/notebooks/table01_fit.ipynb"
     copy.parent.mkdir(parents=True)
     copy.write_text("the copy of an earlier run")
+    (study.results / "smoke").mkdir(parents=True)
     (study.results / "smoke/manifest.json").write_text("1")
     run = changed(study, only=("table01",), parameters={"divisor": "0"})
     with pytest.raises(NotebookError) as failure:
@@ -276,10 +277,10 @@ def test_a_failing_notebook_names_itself_and_leaves_the_good_copy_alone(study: R
     message = str(failure.value)
     assert "notebook table01_fit failed: In [4] raised ZeroDivisionError: " in message
     assert "resume with:  ./reproduce.sh --profile smoke --only table01 -p divisor=0" in message
-    partial = study.results / "smoke/logs/table01_fit.ipynb"
+    partial = study.root / "runs/smoke/logs/table01_fit.ipynb"
     assert str(partial) in message
     assert stdout(partial) == "1\n"
-    assert "ZeroDivisionError" in (study.results / "smoke/logs/table01_fit.log").read_text()
+    assert "ZeroDivisionError" in partial.with_suffix(".log").read_text()
     assert copy.read_text() == "the copy of an earlier run"
 
 
@@ -458,18 +459,49 @@ def test_an_unknown_or_mistyped_parameter_is_refused_before_anything_runs_or_is_
     assert not (study.results / "smoke/notebooks").exists()
 
 
-def test_fresh_sets_the_old_records_aside_and_keeps_the_data_card(study: Run):
-    folder, kept = study.results / "smoke", study.root / ".quagmire/previous/smoke"
-    (folder / "samples").mkdir(parents=True)
-    (folder / "README.md").write_text("the data card")
-    (folder / "samples/part.parquet").write_text("old")
-    kept.mkdir(parents=True)
-    (kept / "older").touch()
-    reproduction.set_aside(folder, kept)
-    assert [path.name for path in folder.iterdir()] == ["README.md"]
-    assert sorted(path.name for path in kept.iterdir()) == ["README.md", "samples"]
-    reproduction.set_aside(study.results / "mini", kept)  # never computed: nothing to do
-    assert (kept / "samples/part.parquet").read_text() == "old"
+@pytest.mark.parametrize(
+    ("notebook", "name", "value"),
+    [
+        ("fig03_sft_vs_rl", "k", 1_000_000),
+        ("fig03_sft_vs_rl", "family", "gpt"),
+        ("fig03_sft_vs_rl", "outcome", "best"),
+        ("fig03_sft_vs_rl", "scenario", "task"),
+        ("fig01_random_longest_shortest", "selections", ["random", "short"]),
+        ("fig01_random_longest_shortest", "x", "tokens"),
+        ("fig04_repeating_examples", "n_examples", 7),
+        ("fig06_sources_and_repetition", "benchmark", "gsm8k"),
+        ("table", "n_splits", 0),
+        ("table", "predictors", ["loss"]),
+        ("rank_candidates", "confidence", 1.5),
+        ("forecast_rl", "measurements", "no-such.csv"),
+        ("evaluate_model", "engine", "tgi"),
+        ("evaluate_model", "temperature", -1.0),
+        ("evaluate_model", "k", 17),
+        ("evaluate_model", "benchmarks", "gsm9k"),
+        ("evaluate_model", "validation_traces", "no-such.jsonl"),
+        ("evaluate_model", "server_model", "qwen"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_a_kernel_starts(notebook: str, name: str, value: object, refused):
+    defaults = parameters.notebook_parameters(ROOT / "notebooks" / f"{notebook}.ipynb")
+    parameters.check_values(defaults, ROOT / "results" / "mini")
+    with refused(name):
+        parameters.check_values(defaults | {name: value}, ROOT / "results" / "mini")
+
+
+def test_a_copy_that_shows_the_same_stays_and_own_parameters_go_elsewhere(recorded: Run):
+    run = changed(recorded, only=("fig03",))
+    reproduction.run_notebooks(run, io.StringIO())
+    copy = recorded.results / "smoke/notebooks/fig03_loss.ipynb"
+    before = copy.read_bytes()
+    reproduction.run_notebooks(run, io.StringIO())
+    assert copy.read_bytes() == before  # with the times of the first execution
+    reproduction.run_notebooks(changed(run, parameters={"k": "8"}), io.StringIO())
+    assert copy.read_bytes() == before
+    assert stdout(recorded.root / "runs/smoke/notebooks/fig03_loss.ipynb") == "1\n8 [0.5]\n"
+    (recorded.results / "smoke/manifest.json").write_text("2")
+    reproduction.run_notebooks(run, io.StringIO())
+    assert stdout(copy) == "2\n64 [0.5]\n"
 
 
 @pytest.mark.parametrize(
@@ -493,7 +525,7 @@ def test_fresh_sets_the_old_records_aside_and_keeps_the_data_card(study: Run):
     ],
 )
 def test_values_take_the_type_of_the_notebooks_default(text: str, default: object, value: object):
-    parsed = reproduction.parse_value("name", text, default)
+    parsed = parameters.parse_value("name", text, default)
     assert parsed == value
     assert type(parsed) is type(value)
 
@@ -501,7 +533,7 @@ def test_values_take_the_type_of_the_notebooks_default(text: str, default: objec
 @pytest.mark.parametrize(("text", "default"), [("4.5", 8), ("1", True), ("True", 8), ("x", {"a": 1}), ("x", 0.5)])
 def test_values_of_another_type_are_refused(text: str, default: object, refused):
     with refused("name"):
-        reproduction.parse_value("name", text, default)
+        parameters.parse_value("name", text, default)
 
 
 class Terminal(io.StringIO):

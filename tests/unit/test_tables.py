@@ -542,6 +542,7 @@ def test_the_headline_of_a_table():
 def test_numbers_of_any_size_are_readable():
     values = (0.123, -12.3, -999.994, -6.1e6, -2e11, math.nan)
     assert [tables.number_text(value) for value in values] == [
-        *("0.12", "-12.30", "-999.99", "-6e6", "-2e11", "undefined")
+        *("0.12", "-12.30", "-999.99", "below -1000", "below -1000", "undefined")
     ]
-    assert tables.number_text(1234.0, "+") == "+1e3"
+    assert tables.number_text(1234.0, "+") == "above +1000"
+    assert tables.number_text(-0.001, "+") == "+0.00"

@@ -153,10 +153,10 @@ class Result:
         if math.isnan(value):
             return "undefined"
         if unit == "points":
-            return f"{100 * value:+.1f} points"
+            return f"{round(100 * value, 1) + 0.0:+.1f} points"  # + 0.0: no minus before a zero
         if unit == "nats":
-            return f"{value:+.3f} nats"
-        return f"{value:{'+' if unit.startswith('difference') else ''}.2f}"
+            return f"{round(value, 3) + 0.0:+.3f} nats"
+        return f"{round(value, 2) + 0.0:{'+' if unit.startswith('difference') else ''}.2f}"
 
     def row(self) -> dict[str, Any]:
         """Return the result as a row of the ledger."""

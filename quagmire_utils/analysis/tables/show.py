@@ -11,7 +11,7 @@ from quagmire_utils.analysis.tables.spec import STATISTICS, TABLES
 from quagmire_utils.core import published as paper
 
 ROW = ["row", "model", "family"]  # a row such as Average may occur once for each model
-LARGE = 1000  # a larger R2 is shown by its size alone: the predicted candidates are almost alike
+LARGE = 1000  # a larger R2 is not shown: the predicted candidates are almost alike
 
 
 def predictor_title(column: str, k: int = 64) -> str:
@@ -27,10 +27,12 @@ def predictor_title(column: str, k: int = 64) -> str:
 
 
 def number_text(value: float, sign: str = "") -> str:
-    """Format a number with two digits; an R2 of minus thousands by its size alone: -6e6."""
+    """Format a number with two digits; an R2 of minus thousands as "below -1000"."""
     if math.isnan(value):
         return "undefined"
-    return f"{value:{sign}.2f}" if abs(value) < LARGE else f"{value:{sign}.0e}".replace("e+0", "e").replace("e+", "e")
+    if abs(value) >= LARGE:
+        return f"above {LARGE:{sign}}" if value > 0 else f"below -{LARGE}"
+    return f"{round(value, 2) + 0.0:{sign}.2f}"  # + 0.0: no minus before a zero
 
 
 def show_table(table: pd.DataFrame, profile: str) -> pd.DataFrame:
@@ -168,7 +170,7 @@ def _own(cell: pd.Series, best: bool) -> str:
     text = _text(cell["value"], cell["std"])
     if math.isnan(cell["standard_error"]):
         text += _interval(cell["low"], cell["high"])
-    else:
+    elif abs(cell["value"]) < LARGE:
         text += f", SE {number_text(cell['standard_error'])}"
     return text + (f" ({number_text(cell['gain'], '+')})" if best and not math.isnan(cell["gain"]) else "")
 
@@ -184,5 +186,7 @@ def _interval(low: float, high: float, sign: str = "") -> str:
 
 def _text(value: float, plus_minus: float = math.nan, gain: float = math.nan) -> str:
     text = number_text(value)
+    if abs(value) >= LARGE:
+        return text
     text += "" if math.isnan(plus_minus) else f" ± {number_text(plus_minus)}"
     return text + ("" if math.isnan(gain) else f" ({number_text(gain, '+')})")

@@ -199,6 +199,7 @@ def caption(figure: int, panels: Sequence[Panel], benchmarks: Sequence[str]) -> 
     values = {
         "families": everyone.groupby("family", sort=False)["stands_for"].first().items() if count else (),
         "count": counted(count, "SFT candidate") if count else "",
+        "runs": f"the first {counted(everyone['n_runs'].max(), 'RL run')}" if count else "",
         "kinds": " or ".join(name for name in SELECTION_STYLE if count and name in set(everyone["selection"])),
     }
     return render("captions.md.j2", figure=figure, panel=panels[0], benchmarks=benchmarks, **values).strip()
