@@ -1,8 +1,9 @@
 r"""The grader of multiple choice: which letter a response chooses, and whether it is the gold's.
 
-The first of four places that names a letter decides. Boxes: `\boxed{C}`, `\boxed{\text{(C) 5 kg}}`. Announcing lines:
-`Answer: C`, `**Final answer:** (C)`. The last sentence such as "the answer is (C)" or "option C is correct". The last
-line, if it is a label: `(C)`, `C. 5 kg`, "... so (C)", "... hence C."
+The first of four places that names a letter decides. Boxes: `\boxed{C}`, `\boxed{\text{(C) 5 kg}}`, `\boxed C`. What is
+announced at the start of a line or sentence: `Answer: C`, `**Final answer:** (C)`, `#### C`, `Antwort: C`. The last
+sentence such as "the answer is (C)", "option C is correct" or "la respuesta es C". The last line, if it is a label:
+`(C)`, `C. 5 kg`, "... so (C)", "... hence C."
 
 Several letters are no choice: different letters in boxes (one `\boxed{A, C}` or two boxes), in announcing lines, or in
 the deciding sentence are NO_ANSWER. But boxes and lines of a later paragraph replace those of an earlier one. Only what
@@ -15,6 +16,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import deque
+from operator import itemgetter, methodcaller
 
 from quagmire_utils.grading.verdicts import Verdict
 
@@ -22,24 +24,32 @@ _MAX_BOX = 1000  # characters in a box that may hold a choice
 _MAX_SENTENCES = 1000  # that are read, from the end
 _TAIL = 400  # characters at the end that are searched first
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s?\{|[{}]")
+_BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s{1,3}([A-Z])\b")
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|[A-Za-z]+|[0-9]+|[^\sA-Za-z0-9]")
 _COMMAND = re.compile(r"\\(?:text|math)?(?:bf|it|rm|sf|tt)|\\text|\\boldsymbol|\\left|\\right|\\q?quad|\\displaystyle")
 _STYLES = {"\\,", "\\;", "\\:", "\\!", "\\ ", "\\(", "\\)", "\\[", "\\]", "{", "}", "$", "*", "_", "~", '"', "'", "`"}
-_BRACKETS = {"(", ")", "[", "]", ".", ":"}
+_BRACKETS = {"(", ")", "[", "]", ".", ":", "\u3002"}
 _BETWEEN = {",", ";", "/", "&", "\\&", "and", "or", "+"}
 _REASON = {"because", "since", "as", "with", "for"}
 _NARROW = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20, 0x3010: 0x5B, 0x3011: 0x5D}
 _TAG = re.compile(r"</?[A-Za-z]{1,10}>")
 _CHOICE = {"option", "choice", "answer"}
-_ANNOUNCING = re.compile(
-    r"^[ \t>*#_\-]*(?:(?:the|my)[ \t]+)?(?:final[ \t]+|correct[ \t]+|best[ \t]+)?(?:answer|choice|option)(?:[ \t]+is)?"
-    r"[ \t*_]*[:=]\s*(.{0,80})",
-    re.IGNORECASE | re.MULTILINE,
+_FOREIGN = r"(?:respuesta|antwort|r[e\u00e9]ponse|risposta|resposta)"
+_ANNOUNCEMENT = (
+    r"(?:(?:the|my|so)[ \t]+)?(?:final[ \t]+|correct[ \t]+|best[ \t]+)?"
+    rf"(?:answer|choice|option|{_FOREIGN}|\u043e\u0442\u0432\u0435\u0442|\u7b54\u3048|\u6b63\u89e3|\uc815\ub2f5)"
+    r"(?:[ \t]+is)?[ \t*_]*[:=]\s*(?=(.{0,80}))"
 )
+_ANNOUNCING = re.compile(
+    rf"^[ \t>*#_\-]*(?:{_ANNOUNCEMENT}|(?<=####)[ \t]*(?=(.{{0,80}})))", re.IGNORECASE | re.MULTILINE
+)
+_ANNOUNCING_WITHIN = re.compile(rf"[.!?;,\u21d2\u2192]\s{{1,3}}[*_]{{0,3}}{_ANNOUNCEMENT}", re.IGNORECASE)
 _SAYING = re.compile(
     r"\b(?:answer|choice|option)\s{1,3}(?:(?:would|should|must|has\s{1,3}to)\s{1,3})?(?:is|was|be)\b"
-    r"(?:,?\s{1,3}(?:therefore|thus|hence|clearly|indeed)\b,?)?[\s:*]{0,9}(?=([^\n]{0,80}))"
-    r"|\u7b54\u6848\s{0,3}(?:\u662f|\u4e3a|\u9009|\u5e94\u4e3a|\u5e94\u9009|:)[\s:*]{0,9}(?=([^\n]{0,80}))"
+    r"(?:,?\s{1,3}(?:therefore|thus|hence|clearly|indeed)\b,?|\s{1,3}\w{1,12}[:,]\s{1,3}it\s{1,3}is\b"
+    r"|\s{1,3}not\s{1,3}\W{0,3}[A-Z]\W{0,3}\sbut\b)?[\s:*]{0,9}(?=([^\n]{0,80}))"
+    r"|(?:\u7b54\u6848\s{0,3}(?:\u662f|\u4e3a|\u5e94\u4e3a|:)|(?<!\u4e0d)\u9009\u62e9?)[\s:*]{0,9}(?=([^\n]{0,80}))"
+    rf"|\b{_FOREIGN}\s{{1,3}}(?:\w{{1,12}}\s{{1,3}})?(?:es|ist|est|\u00e8|\u00e9)\b[\s:*]{{0,9}}(?=([^\n]{{0,80}}))"
     r"|\b(?:so|thus|hence|therefore|only)\b[\s,*]{1,5}((?-i:\b[A-Z]\b)\*{0,2})\s{1,3}is\s{1,3}(?:the\s{1,3})?"
     r"(?:correct|right|best)\b"
     r"|\b(?:option|choice|answer)\s{1,3}([^\n]{1,12}?)\s{1,3}is\s{1,3}(?:the\s{1,3})?(?:correct|right|best)\b"
@@ -49,8 +59,8 @@ _SAYING = re.compile(
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 _LABEL_AT_END = re.compile(r"\(([A-Z])\)[\s.*$]*$")
 _CHOSEN_AT_END = re.compile(
-    r"\b(?:so|thus|hence|therefore|(?<!not )(?:choose|pick|select|go\s{1,3}with))\b[\s,:*]{1,5}"
-    r"(?:(?:option|choice|answer)\s{1,3})?\*{0,2}((?-i:\b[A-Z]\b))[\s.*$]*$",
+    r"\b(?:so|thus|hence|therefore|(?<!not )(?:choose|pick|select|go\s{1,3}with)|w\u00e4hle|elijo|choisis|scelgo|"
+    r"escolho)\b[\s,:*]{1,5}(?:(?:option|choice|answer)\s{1,3})?\*{0,2}((?-i:\b[A-Z]\b))[\s.*$]*$",
     re.IGNORECASE,
 )
 _LABEL = re.compile(r"\(([A-Z])\)")
@@ -91,18 +101,20 @@ def show(answer: str) -> str:
 
 
 def _in_boxes(text: str, start: int) -> list[Label]:
-    labels: list[Label] = []
+    labels: list[Label] = [(box[1], box.start(1)) for box in _BARE_BOX.finditer(text, start)]
     opened: list[int] = []  # where the content of each box begins; 0 for another brace
     for brace in _BRACE.finditer(text, start):
         if brace[0] != "}":
             opened.append(brace.end() if len(brace[0]) > 1 else 0)
         elif opened and (begin := opened.pop()) and brace.start() - begin <= _MAX_BOX:
             labels += _read(text, begin, brace.start(), boxed=True)
-    return labels
+    return sorted(labels, key=itemgetter(1))
 
 
 def _in_lines(text: str, start: int) -> list[Label]:
-    return [label for line in _ANNOUNCING.finditer(text, start) for label in _read(text, *line.span(1))]
+    within = _ANNOUNCING_WITHIN.finditer(text, max(start, len(text) - _TAIL))
+    said = sorted((*_ANNOUNCING.finditer(text, start), *within), key=methodcaller("start"))
+    return [label for line in said for label in _read(text, *line.span(line.lastindex))]
 
 
 def _in_sentences(text: str, start: int) -> list[Label]:

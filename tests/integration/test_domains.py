@@ -81,7 +81,16 @@ CHOSEN = {  # None: several letters, or none; in Chinese too, with wide letters 
         "<answer>C</answer>", "The answer is <b>C</b>.", "\u7b54\u6848\uff1aC", "The answer is \uff08C\uff09",
         "\\boxed{A}\n\nWait, that is wrong.\n\n\\boxed{C}", "Answer: A\n\nOn reflection it rusts.\n\nAnswer: C",
     ],
-    "D": [r"The mass is \boxed{9.8} newtons. The answer is (D)"],
+    "D": [
+        r"The mass is \boxed{9.8} newtons. The answer is (D)", "I ruled out (A). Final answer: D.", r"So \boxed D.",
+        "We get 45 kg. **Final Answer: D**", "1. ... 2. ... \u21d2 Answer: D", "work\n#### D", "work\n#### (D) 5 kg",
+        "The answer is not A but D.", "The answer is not (A), but (D).", "The answer is clear: it is D.",
+        "\u6240\u4ee5\u7b54\u6848\u9009D\u3002", "\u6545\u9009\uff1aD", "\u9009 D",  # Chinese
+        "La respuesta correcta es D.", "Die richtige Antwort ist (D).", "Antwort: D", "R\u00e9ponse : D",
+        "La r\u00e9ponse est D.", "A resposta \u00e9 D.", "Ich w\u00e4hle D.", "Elijo D.",
+        "\u041e\u0442\u0432\u0435\u0442: D",
+        "\u7b54\u3048\uff1aD", "\uc815\ub2f5: D",
+    ],
     "B": ["<think>the answer is A. \\boxed{A}</think>The answer is B."],
     "J": ["Answer: J"],
     None: [
@@ -91,7 +100,9 @@ CHOSEN = {  # None: several letters, or none; in Chinese too, with wide letters 
         "The answer is (A) or (C).", "The answer is not A.", "A. iron\nB. zinc\nC. lead\nD. tin", r"\boxed{C^2}",
         r"\boxed{x = C}", "The answer is A function of time", "I think it is iron.", r"\boxed{A function of time}",
         r"\boxed{P(A)}", r"\boxed{A \cap B}", "Neither A nor C is correct.", "I would not choose C.",
-        "Each of them reacts with A.", "It is a matter of A and what it does", "The answer is I think iron", "",
+        "Each of them reacts with A.", "Answer: A. No, wait. Final answer: D.", "\u4e0d\u9009 A",
+        "Option: A is heavy; option: B is light.", "The answer is not A but both B and C.", "#### 45", r"\boxed 45",
+        "It is a matter of A and what it does", "The answer is I think iron", "",
     ],
 }  # fmt: skip
 
