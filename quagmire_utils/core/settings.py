@@ -136,6 +136,7 @@ class EvaluationSettings(Settings):
     max_model_len: Integer | None = None  # context in tokens, prompt and answer; None: the model's own
     template: str = "auto"
     grading_timeout: Positive = 5.0  # seconds per answer
+    grader: Literal["math_verify", "math"] = "math_verify"  # App. B; of benchmarks and rewards in mathematics
 
     def _check(self) -> None:
         if self.k > self.num_samples:

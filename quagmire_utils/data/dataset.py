@@ -68,7 +68,7 @@ class Dataset(Settings):
     # boxed: what is boxed at the end of a solution; gsm8k: what follows ####; list: several answers
     answer_format: Literal["plain", "boxed", "gsm8k", "list"] = "plain"
     tolerance: str | None = None  # column
-    grader: str = "math"  # math, choice, code, or module:NAME of an AnswerGrader, also in a module beside the YAML file
+    grader: str = "math"  # math, math_verify, choice, code, or module:NAME (an AnswerGrader, also beside the YAML file)
     instruction: str | None = None  # text or template after the question; None: the grader's
 
     # multiple choice

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
 INSTRUCTIONS = {  # by grader; those of other domains than the paper's are ours, kept close to its own
     "math": INSTRUCTION,
+    "math_verify": INSTRUCTION,
     "choice": "Let's think step by step and output only the letter of the correct choice within \\boxed{}.",
     "code": "Let's think step by step and output the complete Python code in one ```python block at the end.",
 }

@@ -9,16 +9,17 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.grading import mathematics
+from quagmire_utils.grading import mathematics, parity
 from quagmire_utils.grading.pool import Pool
 from quagmire_utils.grading.registry import check_grader
-from quagmire_utils.grading.verdicts import MATH, Found, Grade, Job, Verdict
+from quagmire_utils.grading.verdicts import MATH, MATH_VERIFY, Found, Grade, Job, Verdict
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from quagmire_utils.data import Problem
 
+ANSWERS = ("any", "boxed")
 _MAX_WORKERS = 32  # by default
 _MIN_MEMORY = 512 * 2**20
 
@@ -69,32 +70,38 @@ class Grader:
         *,
         timeout: float | None = None,
         grader: str = MATH,
+        answer: str = "any",
         progress: bool = True,
     ) -> list[Grade]:
         """Grade `responses` (n texts) against `golds` (n answers in LaTeX, or Problems); return n grades, in order.
 
         grader: for golds that are texts; Problems name theirs. timeout: for this call, instead of the Grader's.
-        progress: show a bar on stderr after ten seconds. A Problem's tolerance also admits a number that differs from
-        the gold by no more. A gold that cannot be read is an ERROR for every response, see `mathematics`.
+        answer: what counts as one for the grader `math`, see `extraction`: `boxed`, a box or a stated final answer;
+        `any`, also the last formula or number. progress: show a bar on stderr after ten seconds. A Problem's tolerance
+        also admits a number that differs from the gold by no more.
 
         Raises ParameterError for bad parameters, an empty gold, and a grader that this machine cannot run;
         RuntimeError if the processes cannot be started.
         """
         timeout = self.timeout if timeout is None else _checked_seconds("timeout", timeout)
-        answers = _checked_answers(responses, golds, grader)
-        for name in {answer.grader for answer in answers}:
+        if answer not in ANSWERS:
+            raise ParameterError("answer", answer, f"one of {', '.join(ANSWERS)}")
+        asked = _checked_answers(responses, golds, grader)
+        for name in {one.grader for one in asked}:
             check_grader(name)
         state: dict[_Answer, Grade | Job] = {}
-        for answer in dict.fromkeys(answers):
-            if len(answer.response) > self.memory_limit // 16:
-                state[answer] = Grade(Verdict.ERROR, "")  # no worker could hold it
-            elif answer.grader == MATH:
-                state[answer] = mathematics.decide(answer.gold, answer.tolerance, answer.response, timeout)
+        for one in dict.fromkeys(asked):
+            if len(one.response) > self.memory_limit // 16:
+                state[one] = Grade(Verdict.ERROR, "")  # no worker could hold it
+            elif one.grader == MATH:
+                state[one] = mathematics.decide(one.gold, one.tolerance, one.response, answer == "boxed", timeout)
+            elif one.grader == MATH_VERIFY:
+                state[one] = parity.decide(one.gold, one.tolerance, one.response, timeout)
             else:
-                state[answer] = Job(answer.grader, None, None, answer.response, False, timeout)
-            if not self.pools and isinstance(state[answer], Job):  # the processes import meanwhile
+                state[one] = Job(one.grader, None, None, one.response, False, timeout)
+            if not self.pools and isinstance(state[one], Job):  # the processes import meanwhile
                 with self._lock:
-                    self._pool(answer.grader).start()
+                    self._pool(one.grader).start()
         jobs = {job for job in state.values() if isinstance(job, Job)}
         if jobs:
             from tqdm import tqdm
@@ -102,7 +109,7 @@ class Grader:
             settings = {"desc": "grading", "unit": "answer", "delay": 10, "leave": False, "disable": not progress}
             with self._lock, tqdm(total=len(jobs), **settings) as bar:
                 self._settle(state, timeout, bar)
-        return [state[answer] for answer in answers]
+        return [state[one] for one in asked]
 
     def _settle(self, state: dict[_Answer, Grade | Job], timeout: float, bar: tqdm) -> None:
         """Replace each job by its grade. An answer that was only found needs a second job, to judge it."""
@@ -119,7 +126,7 @@ class Grader:
             bar.total += len({state[answer] for answer in waiting if isinstance(state[answer], Job)})
 
     def _pool(self, grader: str) -> Pool:
-        subject = {MATH: "math", "code": "programs"}.get(grader, "other")
+        subject = {MATH: "math", MATH_VERIFY: "math", "code": "programs"}.get(grader, "other")
         if subject not in self.pools:
             self.pools[subject] = Pool(subject, self.workers, self.memory_limit)
         return self.pools[subject]
@@ -137,6 +144,7 @@ def grade(
     timeout: float = 5.0,
     workers: int | None = None,
     grader: str = MATH,
+    answer: str = "any",
 ) -> list[Grade]:
     """Grade `responses` (n texts) against `golds` (n answers in LaTeX, or Problems); see `Grader.grade`.
 
@@ -145,7 +153,7 @@ def grade(
     workers = _count_workers(workers)
     with _shared_lock:
         pool = _shared.setdefault(workers, Grader(workers))
-    return pool.grade(responses, golds, timeout=timeout, grader=grader)
+    return pool.grade(responses, golds, timeout=timeout, grader=grader, answer=answer)
 
 
 _shared: dict[int, Grader] = {}
@@ -169,10 +177,10 @@ class _Answer(NamedTuple):
 
 
 def _judging(answer: _Answer, job: Job, found: Found, timeout: float) -> Grade | Job:
-    """Return the job that judges what was found; for math: that reads the whole response, in the time that is left."""
+    """Return the job that judges what was found; for math-verify: that reads the whole response in the time left."""
     gold, tolerance = answer.gold, answer.tolerance
-    if job.grader == MATH:
-        return Job(MATH, gold, tolerance, answer.response, False, timeout - found.seconds)
+    if job.grader == MATH_VERIFY:
+        return Job(MATH_VERIFY, gold, tolerance, answer.response, False, timeout - found.seconds)
     if not 0 <= found.start < found.end <= len(job.text):
         return Grade(Verdict.ERROR, "")
     return Job(job.grader, gold, tolerance, job.text[found.start : found.end], True, timeout)

@@ -1,179 +1,103 @@
-"""The first grader of mathematics: math-verify, gold first (Sec. 4, App. B).
+"""The grader `math`: the final answer is found once, undressed once, and compared by exact arithmetic and math-verify.
 
-`decide` runs in the caller and settles what is certain without math-verify. `judge` runs in a worker. Neither changes a
-verdict of math-verify, except that a gold is read as a whole, as `\\boxed{gold}`: where math-verify cannot read it, an
-answer spelt the same is CORRECT and any other an ERROR. (Plain math-verify would settle for some number in that gold.)
+What the second grader's arithmetic proves (equal, or different) is the verdict. Where it proves nothing, math-verify
+decides, held to three things that it leaves open: numbers are compared relative to their size, variables under roots
+and logarithms are positive, and what it could not read is an ERROR, not WRONG.
+
+`decide` runs in the caller, `judge` in a worker.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from functools import lru_cache, wraps
-from itertools import product
+from functools import lru_cache
 from typing import Any
 
+from quagmire_utils.grading.dressing import undress, undress_gold
+from quagmire_utils.grading.extraction import final_answer
+from quagmire_utils.grading.parity import read_box, verify_pairs, within
+from quagmire_utils.grading.second import prove
 from quagmire_utils.grading.verdicts import MATH, Grade, Job, Verdict, printable
 
-_MAX_BOX = 1000  # characters within which the end of a box is looked for
-
-_BRACE = re.compile(r"[{}]")
-_CLOSER = re.compile(r"\$|\]|\\\)")
-_PERCENT = re.compile(r"%|[Pp]ercent|[Pp]ct")
-_FINAL_ANSWER = re.compile(r"final answer", re.IGNORECASE)
-_IS = re.compile(r"\sis", re.IGNORECASE)
-_READABLE = re.compile(r"[$\\\[\d]")
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
-_PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(\.[0-9]{1,12})?")
-_BOX = re.compile(r"(?P<first_latexBoxed>\\boxed{.+})", re.DOTALL)  # math-verify goes by the name of the group
+_PRECISION = 1e-5  # of numbers, relative to their size
+_POINTS = (0.7310585786, 1.4142135624, 2.2360679775)  # where expressions are compared
 
 
-class OutOfMemoryError(BaseException):
-    """A MemoryError within math-verify. Not an Exception, because math-verify and sympy ignore those."""
-
-
-# ---------------------------------------------------------------------------------------------------- in the caller
-
-
-def decide(gold: str, tolerance: float | None, response: str, limit: float) -> Grade | Job:
-    """Return the grade where it is certain without math-verify, otherwise the job for a worker."""
-    box = only_box(response)
-    if box is None:
-        if not _READABLE.search(response):  # each of math-verify's patterns needs a digit, `$`, `[` or backslash
-            return Grade(Verdict.NO_ANSWER, "")
-        return Job(MATH, gold, tolerance, response, False, limit)
-    answer = box.strip()
-    if tolerance is None and _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
-        return Grade(Verdict.CORRECT if int(answer) == int(gold) else Verdict.WRONG, answer)
-    return Job(MATH, gold, tolerance, box, True, limit)
-
-
-def only_box(text: str) -> str | None:
-    """Return the content of a text's only box if math-verify reads that and nothing else, None if that is not certain.
-
-    Why it is certain: math-verify tries its patterns by priority, first "final answer is ...", which is excluded here,
-    then boxes. Each match of these holds the one box there is, whole: a LaTeX environment ends at a `$`, `]` or
-    `\\)`, excluded here. Only a percent sign behind it, also excluded, could change its value. No lower priority is
-    tried unless the content is not LaTeX; then the worker says so, and the whole text is graded. All searches are
-    linear in the text.
-    """
-    start = text.find("\\boxed{")
-    if start < 0 or text.count("\\boxed") > 1 or "\\fbox" in text:
-        return None
-    start, depth, end = start + len("\\boxed{"), 1, -1
-    for brace in _BRACE.finditer(text, start, start + _MAX_BOX):
-        depth += 1 if brace[0] == "{" else -1
-        if depth == 0:
-            end = brace.start()
-            break
-    if end <= start or _CLOSER.search(text, start, end) or _PERCENT.search(text, end):
-        return None
-    # Lower-casing is the faster test; beyond ASCII a few more letters match one of these when case is ignored.
-    if not text.isascii() or "final answer" in text.lower():
-        final = _FINAL_ANSWER.search(text)
-        if final and _IS.search(text, final.end()):
-            return None
-    return text[start:end]
-
-
-# ---------------------------------------------------------------------------------------------------- in a worker
-
-
-def prepare() -> None:
-    """Import math-verify, let its memory errors through, and do once what it does on its first calls."""
-    import math_verify.grader
-    import math_verify.parser
-
-    def reporting(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return function(*args, **kwargs)
-            except MemoryError as error:
-                raise OutOfMemoryError from error
-
-        return wrapped
-
-    parser, grader = ("latex2sympy", "parse_expr"), ("safe_sympy_doit", "simplify", "solve")
-    for module, names in ((math_verify.parser, parser), (math_verify.grader, grader)):
-        for name in names:
-            setattr(module, name, reporting(getattr(module, name)))
-    math_verify.parser.Number = read_number
-    judge("\\frac{x}{2}", None, "0.25 x", True)
-    judge("2", None, "so it is $1 + 1$", False)
-
-
-@lru_cache(maxsize=4096)
-def read_number(text: str) -> Any:
-    """Return `sympy.Number(text)`, which runs sympy's whole parser: two thirds of the time of a plain response."""
-    from sympy import Float, Integer, Number
-
-    plain = _PLAIN_NUMBER.fullmatch(text)
-    if plain is None:
-        return Number(text)
-    return Float(text) if plain[1] else Integer(int(text))
-
-
-def judge(gold: str, tolerance: float | None, text: str, is_box: bool) -> Grade | None:
-    """Return math-verify's grade for a response or the content of its only box; None for a box that is not LaTeX."""
-    from math_verify import parse
-
-    answer = read_box(text) if is_box else parse(text, parsing_timeout=None, raise_on_error=True)
-    if is_box and len(answer) == 1:
-        return None
-    if not answer:
+def decide(gold: str, tolerance: float | None, response: str, boxed: bool, limit: float) -> Grade | Job:
+    """Return the grade where it is certain at once, otherwise the job for a worker. boxed: see `final_answer`."""
+    answer = final_answer(response, boxed)
+    if answer is None:
         return Grade(Verdict.NO_ANSWER, "")
-    extracted = printable(next((part for part in answer if isinstance(part, str)), ""))
-    if getattr(answer[0], "is_Rational", False):  # cached: equal ones of these are the same
-        return Grade(_compare_number(gold, tolerance, tuple(answer)), extracted)
-    return Grade(_compare(gold, tolerance, answer), extracted)
+    if tolerance is None and answer.whole and _INTEGER.fullmatch(answer.text) and _INTEGER.fullmatch(gold):
+        return Grade(Verdict.CORRECT if int(answer.text) == int(gold) else Verdict.WRONG, answer.text)
+    return Job(MATH, gold, tolerance, answer.text, answer.whole, limit)
 
 
-def read_box(content: str) -> list[Any]:
-    """Return what math-verify reads of `\\boxed{content}`: [expression, text], or [text] if it is not LaTeX."""
-    from math_verify.parser import LatexExtractionConfig, extract_latex
+def judge(gold: str, tolerance: float | None, text: str, whole: bool) -> Grade:
+    """Return the grade of an answer, or (whole is False) of the last answer that math-verify finds in a text."""
+    parsed = None
+    if not whole:
+        from math_verify import parse
 
-    expression, text = extract_latex(_BOX.fullmatch(f"\\boxed{{{content}}}"), LatexExtractionConfig())
-    return [text] if expression is None else [expression, text]
+        parsed = parse(text, parsing_timeout=None, raise_on_error=True)
+        if not parsed:
+            return Grade(Verdict.NO_ANSWER, "")
+        text = next((part for part in parsed if isinstance(part, str)), "")
+    return Grade(_compare(gold, tolerance, text, None if parsed is None else tuple(parsed)), printable(text))
 
 
+@lru_cache(maxsize=16384)
+def _compare(gold: str, tolerance: float | None, text: str, parsed: tuple[Any, ...] | None) -> Verdict:
+    answer, gold = undress(text), _undress_gold(gold)
+    equal = prove(answer, gold, tolerance)
+    if equal is not None:
+        return Verdict.CORRECT if equal else Verdict.WRONG
+    read = tuple(read_box(answer)) if parsed is None else parsed
+    read_gold = _read_gold(gold)
+    verdict = verify_pairs(read_gold, read)
+    both_read = len(read_gold) > 1 and len(read) > 1
+    if both_read and verdict == Verdict.CORRECT:
+        return Verdict.CORRECT if _same_size(read_gold[0], read[0]) else Verdict.WRONG
+    if verdict == Verdict.CORRECT or (both_read and _equal_for_positive(read_gold[0], read[0])):
+        return Verdict.CORRECT
+    if both_read and tolerance is not None and within(read_gold[0], read[0], tolerance):
+        return Verdict.CORRECT
+    return verdict if both_read else Verdict.ERROR
+
+
+_undress_gold = lru_cache(maxsize=4096)(undress_gold)
 _read_gold = lru_cache(maxsize=4096)(read_box)
 
 
-def _compare(gold: str, tolerance: float | None, answer: Sequence[Any]) -> Verdict:
-    """Return the verdict on a parsed answer; ERROR rather than WRONG where something could not be compared."""
-    parsed = _read_gold(gold)
-    verdict = _verify(parsed, answer)
-    if verdict != Verdict.CORRECT and tolerance is not None and _within(parsed[0], answer[0], tolerance):
-        return Verdict.CORRECT
-    return Verdict.ERROR if verdict == Verdict.WRONG and len(parsed) == 1 else verdict
-
-
-_compare_number = lru_cache(maxsize=16384)(_compare)
-
-
-def _verify(gold: Sequence[Any], answer: Sequence[Any]) -> Verdict:
-    """Compare as `math_verify.verify(gold, answer)`: CORRECT if any pair is equal. A pair that raises is an ERROR."""
-    from math_verify import verify
-
-    verdict = Verdict.WRONG
-    for pair in product(gold, answer):
-        try:
-            if verify(*pair, timeout_seconds=None, raise_on_error=True):
-                return Verdict.CORRECT
-        except MemoryError:
-            raise
-        except Exception:
-            verdict = Verdict.ERROR
-    return verdict
-
-
-def _within(gold: Any, answer: Any, tolerance: float) -> bool:
-    """Return whether two numbers (also `x = 4.2`, also `4.2 %` and `4.2`) differ by at most `tolerance`."""
+def _same_size(gold: Any, answer: Any) -> bool:
+    """Return False for two numbers that differ relative to their size: math-verify rounds to 6 decimals."""
     from math_verify.grader import get_pct_val, unwrap_eq
 
     try:
-        gold, answer = (float(get_pct_val(unwrap_eq(side), unwrap_eq(side))) for side in (gold, answer))
-    except (TypeError, ValueError, AttributeError, OverflowError):
-        return False  # one of them is not a number
-    return abs(gold - answer) <= tolerance * (1 + 1e-9)  # 4.1 is within 0.1 of 4.2, also in binary
+        gold, answer = (get_pct_val(unwrap_eq(side), unwrap_eq(side)) for side in (gold, answer))
+        if gold.free_symbols or answer.free_symbols or not (gold.is_number and answer.is_number) or gold == answer:
+            return True
+        return bool(abs((answer / gold).evalf() - 1) < _PRECISION)
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError):
+        return True
+
+
+def _equal_for_positive(gold: Any, answer: Any) -> bool:
+    """Return whether two expressions with roots or logarithms are equal wherever their variables are positive."""
+    from sympy import Abs, Pow, log
+
+    symbols = getattr(gold, "free_symbols", None)
+    if not symbols or symbols != getattr(answer, "free_symbols", None) or gold.has(Abs) or answer.has(Abs):
+        return False
+    if not any(side.has(log) or any(not power.exp.is_Integer for power in side.atoms(Pow)) for side in (gold, answer)):
+        return False
+    ordered = sorted(symbols, key=str)
+    for shift in range(len(_POINTS)):
+        at = {symbol: _POINTS[(shift + i) % 3] + i // 3 for i, symbol in enumerate(ordered)}
+        values = [side.subs(at).evalf() for side in (gold, answer)]
+        if not all(value.is_number and value.is_finite for value in values) or abs(values[0] - values[1]) > 1e-9 * max(
+            abs(values[0]), abs(values[1])
+        ):
+            return False
+    return True

@@ -3,6 +3,7 @@
 A benchmark names its grader (`Problem.grader`):
 
     math                  mathematics, the default (`mathematics`)
+    math_verify           math-verify's own verdict, as the paper grades (`parity`)
     choice                one letter of several choices (`choice`)
     code                  a Python program against unit tests, run in a sandbox (`code`)
     package.module:NAME   an `AnswerGrader` of your own
@@ -20,13 +21,13 @@ from typing import TYPE_CHECKING
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.grading import choice, code
 from quagmire_utils.grading.sandbox import check_bubblewrap
-from quagmire_utils.grading.verdicts import MATH, Verdict
+from quagmire_utils.grading.verdicts import MATH, MATH_VERIFY, Verdict
 
 if TYPE_CHECKING:
     from quagmire_utils.data import Problem
 
 # Raise a version with every change that may change a verdict: a store then grades its answers of the older one again.
-VERSIONS = {MATH: "1", "choice": "2", "code": "3"}
+VERSIONS = {MATH: "2", MATH_VERIFY: "1", "choice": "2", "code": "3"}
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,14 @@ GRADERS: dict[str, AnswerGrader] = {
 
 @lru_cache(maxsize=64)
 def find_grader(name: str) -> AnswerGrader:
-    """Return the grader of that name, except math. Raises ParameterError if there is none."""
+    """Return the grader of that name, except those of mathematics. Raises ParameterError if there is none."""
     if name in GRADERS:
         return GRADERS[name]
     module, _, attribute = name.partition(":")
     if not re.fullmatch(r"[\w.]+", module) or not attribute.isidentifier():
-        raise ParameterError("grader", name, f"one of {', '.join([MATH, *GRADERS])} or package.module:NAME")
+        raise ParameterError(
+            "grader", name, f"one of {', '.join([MATH, MATH_VERIFY, *GRADERS])} or package.module:NAME"
+        )
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # importing runs the module
@@ -72,7 +75,7 @@ def check_grader(name: str) -> None:
     """Raise ParameterError if there is no such grader, or this machine cannot run it."""
     if name == "code":
         check_bubblewrap()
-    elif name != MATH:
+    elif name not in (MATH, MATH_VERIFY):
         find_grader(name)
 
 
@@ -88,7 +91,7 @@ def prepare_problems(benchmarks: Mapping[str, Sequence[Problem]]) -> dict[str, l
 
 
 def _prepared(benchmark: str, problem: Problem) -> Problem:
-    if problem.grader == MATH:
+    if problem.grader in (MATH, MATH_VERIFY):
         return problem
     grader = find_grader(problem.grader)
     try:
@@ -101,6 +104,6 @@ def _prepared(benchmark: str, problem: Problem) -> Problem:
 
 
 def grader_version(name: str) -> str | None:
-    """Return what a store notes beside verdicts, such as `choice 2`. None for math 1, which stores do not note."""
-    version = VERSIONS[MATH] if name == MATH else find_grader(name).version
-    return None if (name, version) == (MATH, "1") else f"{name} {version}"
+    """Return what a store notes beside verdicts, such as `choice 2`; None for math_verify 1, which it does not note."""
+    version = VERSIONS[name] if name in (MATH, MATH_VERIFY) else find_grader(name).version
+    return None if (name, version) == (MATH_VERIFY, "1") else f"{name} {version}"

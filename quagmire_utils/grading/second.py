@@ -35,7 +35,7 @@ from quagmire_utils.grading.notation import (
     split,
 )
 from quagmire_utils.grading.quantities import Structure, roots, same_numbers, same_value
-from quagmire_utils.grading.verdicts import MATH, UNDECIDED, Grade, Verdict, printable
+from quagmire_utils.grading.verdicts import MATH, MATH_VERIFY, UNDECIDED, Grade, Verdict, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +70,7 @@ def audit(responses: Sequence[str], golds: Sequence[str | Problem], grades: Sequ
         raise ParameterError("grades", len(grades), f"as many as responses and golds ({len(responses)}, {len(golds)})")
     rows, undecided, not_math = [], 0, 0
     for index, (response, gold, first) in enumerate(zip(responses, golds, grades, strict=True)):
-        if getattr(gold, "grader", MATH) != MATH:
+        if getattr(gold, "grader", MATH) not in (MATH, MATH_VERIFY):
             not_math += 1
             continue
         second = second_grade(response, gold)

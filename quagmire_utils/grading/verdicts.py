@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 MATH = "math"  # the default grader
+MATH_VERIFY = "math_verify"  # the library's own verdict, as the paper grades
 _MAX_EXTRACTED = 500  # characters kept of an extracted answer
 _UNSAFE = re.compile("[\x00\ud800-\udfff]")
 

@@ -15,11 +15,11 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from quagmire_utils.grading import mathematics, program_host
+from quagmire_utils.grading import mathematics, parity, program_host
 from quagmire_utils.grading.programs import Programs
 from quagmire_utils.grading.registry import find_grader
 from quagmire_utils.grading.sandbox import confine
-from quagmire_utils.grading.verdicts import Found, Grade, Job, Verdict, printable
+from quagmire_utils.grading.verdicts import MATH, Found, Grade, Job, Verdict, printable
 
 SERVE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -35,7 +35,8 @@ def serve(handles: list[int], memory_limit: int, subject: str) -> None:
     finished = {handle: mmap.mmap(-1, mmap.PAGESIZE) for handle in handles}  # shared with the worker
     gc.disable()  # a quarter of the time of the imports, which allocate much and free little
     if subject == "math":
-        mathematics.prepare()
+        parity.prepare()
+        mathematics.judge("\\frac{x}{2}", None, "0.25 x", True)
     else:
         program_host.prepare()
     gc.freeze()  # what is imported stays, and the workers share its memory
@@ -148,8 +149,10 @@ def _work(connection: Connection, finished: mmap.mmap, memory_limit: int, subjec
 
 
 def _judge_math(job: Job) -> Grade | tuple[int, int]:
-    """Return the grade; (0, 0) for a box that is not LaTeX."""
-    return mathematics.judge(job.gold, job.tolerance, job.text, job.is_answer) or (0, 0)
+    """Return the grade; (0, 0) for a box that math-verify cannot read."""
+    if job.grader == MATH:
+        return mathematics.judge(job.gold, job.tolerance, job.text, job.is_answer)
+    return parity.judge(job.gold, job.tolerance, job.text, job.is_answer) or (0, 0)
 
 
 def _judge_other(programs: Programs | None, job: Job) -> Grade | tuple[int, int] | None:

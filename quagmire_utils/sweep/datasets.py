@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,12 +37,18 @@ def benchmark_problems(profile: Profile) -> dict[str, list[Problem]]:
     from quagmire_utils.training import microlab
 
     if profile.families[0].model is not None:
-        return {name: load_problems(name, count) for name, count in profile.benchmarks.items()}
+        return {name: _graded(profile, load_problems(name, count)) for name, count in profile.benchmarks.items()}
     problems = {}
     for name, count in profile.benchmarks.items():
         kind = replace(microlab.MICRO_BENCHMARKS[name], digits=profile.digits)
-        problems[name] = microlab.make_problems(name, kind, count, profile.seed)
+        problems[name] = _graded(profile, microlab.make_problems(name, kind, count, profile.seed))
     return problems
+
+
+def _graded(profile: Profile, problems: Iterable[Problem]) -> list[Problem]:
+    """Return problems of mathematics with the profile's grader, the others as they are."""
+    grader = profile.evaluation.grader
+    return [replace(problem, grader=grader) if problem.grader == "math" else problem for problem in problems]
 
 
 def load_problems(name: str, count: int) -> list[Problem]:
@@ -81,12 +87,12 @@ def rl_problems(profile: Profile, family: FamilySettings, folder: Path) -> list[
         taken = {problem.question for group in benchmark_problems(profile).values() for problem in group}
         count = family.rl_problems + len(taken)
         drawn = microlab.make_mixed_problems(family.rl_terms, count, seed, digits=profile.digits)
-        return [problem for problem in drawn if problem.question not in taken][: family.rl_problems]
+        return _graded(profile, [problem for problem in drawn if problem.question not in taken][: family.rl_problems])
     from quagmire_utils.data.curation import Recipe
 
     recipe = Recipe(source=family.rl_set, n=family.rl_problems, benchmarks=_forbidden(profile), seed=seed)
     problems = load_benchmark(_build(profile, folder, recipe) / "train.jsonl")
-    return [replace(problem, id=f"{family.rl_set}/{problem.id}") for problem in problems]
+    return _graded(profile, (replace(problem, id=f"{family.rl_set}/{problem.id}") for problem in problems))
 
 
 def candidate_traces(

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
-from quagmire_utils.grading import Grade, Grader, Verdict, grade, mathematics, pool
+from quagmire_utils.grading import Grade, Grader, Verdict, grade, parity, pool
 
 REPO = Path(__file__).resolve().parents[2]
 TOWER = "\\boxed{9^{9^{9^9}}}"
 CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
 
+both_graders = pytest.mark.parametrize("name", ["math", "math_verify"])
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="workers are found through /proc")
 
 
@@ -62,9 +63,10 @@ def later(seconds, action):
 # ---------------------------------------------------------------------------------------------------------- labels
 
 
-def test_agrees_with_the_labels_of_math_cot(grader, labelled):
+@both_graders
+def test_agrees_with_the_labels_of_math_cot(grader, labelled, name):
     responses, golds, labels = labelled("math_cot")
-    grades = grader.grade(responses, golds)
+    grades = grader.grade(responses, golds, grader=name)
     assert len(labels) == 400
     assert [grade.verdict == CORRECT for grade in grades] == labels
     # One gold, `4:30p..`, is a corrupt `4:30\text{ p.m.}`. All eight responses to it end in `4:30 \text{ p.m.}`: right,
@@ -74,9 +76,10 @@ def test_agrees_with_the_labels_of_math_cot(grader, labelled):
     assert all("4:30 \\text{ p.m.}" in responses[i] for i in undecided)
 
 
-def test_agrees_with_the_labels_of_gsm8k(grader, labelled):
+@both_graders
+def test_agrees_with_the_labels_of_gsm8k(grader, labelled, name):
     responses, golds, labels = labelled("gsm8k_gpt3")
-    grades = grader.grade(responses, golds)
+    grades = grader.grade(responses, golds, grader=name)
     assert len(labels) == 1600
     assert verdicts(grades) == [CORRECT if label else WRONG for label in labels]
     # A second reading, in case math-verify made the labels: the number behind `A:`. Five responses without one were cut
@@ -90,10 +93,11 @@ def test_agrees_with_the_labels_of_gsm8k(grader, labelled):
             continue
         number = closing[1].replace(",", "")
         assert (float(number) == float(gold.replace(",", ""))) == (graded.verdict == CORRECT)
-        if float(graded.extracted) != float(number):
+        if float(graded.extracted.strip("$").replace(",", "")) != float(number):
             read_elsewhere.append((graded.extracted, number, gold))
     assert cut_off == 5
-    assert read_elsewhere == [("32", "35.55555555555556", "33"), ("92", "68", "20")]
+    if name == "math_verify":
+        assert read_elsewhere == [("32", "35.55555555555556", "33"), ("92", "68", "20")]
 
 
 # ------------------------------------------------------------------------------------- the same as plain math-verify
@@ -137,9 +141,9 @@ def test_an_only_box_is_all_that_math_verify_reads():
     @settings(max_examples=1000, deadline=None, derandomize=True)
     @given(texts())
     def check(text):
-        box = mathematics.only_box(text)
+        box = parity.only_box(text)
         if box is not None:
-            found = mathematics.read_box(box)
+            found = parity.read_box(box)
             if len(found) == 2:
                 assert same([part for part in found if part != ""], parse(text, parsing_timeout=None))
                 read.append(text)
@@ -155,7 +159,7 @@ def test_what_is_decided_without_math_verify_is_its_verdict():
     @settings(max_examples=1500, deadline=None, derandomize=True)
     @given(texts(), st.sampled_from(GOLDS))
     def check(text, gold):
-        found = mathematics.decide(gold, None, text, 5.0)
+        found = parity.decide(gold, None, text, 5.0)
         if isinstance(found, Grade):
             assert found.verdict == {True: CORRECT, False: WRONG, None: NO_ANSWER}[plain(text, gold)]
             decided.append(found.verdict)
@@ -180,7 +184,7 @@ def test_what_is_decided_without_math_verify_is_its_verdict():
     ],
 )
 def test_only_box(text, box):
-    assert mathematics.only_box(text) == box
+    assert parity.only_box(text) == box
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -195,7 +199,7 @@ def test_the_short_way_to_a_number_is_that_of_sympy(text):
             return type(error)
         return type(number), srepr(number), getattr(number, "_mpf_", None)
 
-    assert outcome(mathematics.read_number) == outcome(Number)
+    assert outcome(parity.read_number) == outcome(Number)
 
 
 MUTATIONS = [
@@ -219,7 +223,9 @@ MUTATIONS = [
 def test_verdicts_are_those_of_a_plain_loop(grader, labelled):
     rows = [*zip(*labelled("math_cot"), strict=True)][::4] + [*zip(*labelled("gsm8k_gpt3"), strict=True)][::12]
     pairs = [(mutate(response), gold) for i, (response, gold, _) in enumerate(rows) for mutate in MUTATIONS[i % 2 :: 2]]
-    grades = grader.grade([response for response, _ in pairs], [gold for _, gold in pairs], timeout=20)
+    grades = grader.grade(
+        [response for response, _ in pairs], [gold for _, gold in pairs], timeout=20, grader="math_verify"
+    )
     for (response, gold), graded in zip(pairs, grades, strict=True):
         expected = {True: (CORRECT,), False: (WRONG, ERROR), None: (NO_ANSWER,)}[plain(response, gold)]
         assert graded.verdict in expected, (response, gold)
@@ -254,14 +260,16 @@ CASES = [
 
 
 def test_cases(grader):
-    grades = grader.grade([case[1] for case in CASES], [case[0] for case in CASES])
+    grades = grader.grade([case[1] for case in CASES], [case[0] for case in CASES], grader="math_verify")
     assert grades == [Grade(verdict, extracted) for _, _, verdict, extracted in CASES]
 
 
 def test_gold_comes_first(grader):
     # math-verify lets an interval answer an inequality, not the other way round.
     inequality, interval = "1 < x < 2", "(1,2)"
-    grades = grader.grade([f"\\boxed{{{interval}}}", f"\\boxed{{{inequality}}}"], [inequality, interval])
+    grades = grader.grade(
+        [f"\\boxed{{{interval}}}", f"\\boxed{{{inequality}}}"], [inequality, interval], grader="math_verify"
+    )
     assert verdicts(grades) == [CORRECT, WRONG]
 
 
@@ -269,7 +277,7 @@ def test_an_unreadable_gold_is_never_wrong(grader):
     gold = "\\hbar \\omega(v+1 / 2)-\\frac{E_{0}^{2} e^{2}}{2 m \\omega^{2}}"
     assert plain("\\boxed{2}", gold) is True  # which is why the gold is not left to math-verify's search for numbers
     responses = ["\\boxed{2}", f"\\boxed{{{gold}}}", "\\boxed{x}", "no idea"]
-    assert verdicts(grader.grade(responses, [gold] * 4)) == [ERROR, CORRECT, ERROR, NO_ANSWER]
+    assert verdicts(grader.grade(responses, [gold] * 4, grader="math_verify")) == [ERROR, CORRECT, ERROR, NO_ANSWER]
 
 
 def test_tolerance_is_absolute_and_inclusive(grader):
@@ -288,7 +296,8 @@ def test_tolerance_is_absolute_and_inclusive(grader):
 # -------------------------------------------------------------------------------------------------- hostile responses
 
 
-def test_hostile_responses_neither_hang_nor_crash_nor_run(tmp_path):
+@both_graders
+def test_hostile_responses_neither_hang_nor_crash_nor_run(tmp_path, name):
     marker = tmp_path / "ran"
     code = f"__import__('os').system('touch {marker}')"
     cases = {
@@ -313,12 +322,15 @@ def test_hostile_responses_neither_hang_nor_crash_nor_run(tmp_path):
     }
     with Grader(2, timeout=300, processor_limit=0.6) as grader:  # not of wall time: tests may run on a busy machine
         start = time.monotonic()
-        grades = grader.grade(list(cases), ["5"] * len(cases))
+        grades = grader.grade(list(cases), ["5"] * len(cases), grader=name)
         assert time.monotonic() - start < 200
         assert verdicts(grader.grade(["\\boxed{x+1}"], ["1+x"])) == [CORRECT]
     assert not marker.exists()
     for (response, expected), graded in zip(cases.items(), grades, strict=True):
-        assert graded.verdict == expected, response[:80]
+        if name == "math_verify":
+            assert graded.verdict == expected, response[:80]
+        else:  # it may settle more of them, but calls no other one right
+            assert (graded.verdict == CORRECT) == (expected == CORRECT), response[:80]
         assert len(graded.extracted) <= 500
         assert "\x00" not in graded.extracted
         assert json.loads(json.dumps(graded.extracted, ensure_ascii=False).encode("utf-8")) == graded.extracted

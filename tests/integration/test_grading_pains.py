@@ -150,7 +150,7 @@ def test_time_limits_hold_in_threads_and_may_be_fractions_of_a_second(grader):
 @pytest.mark.usefixtures("stand_in")
 def test_an_exception_or_a_crash_is_an_error_and_never_a_wrong_answer():
     with Grader(2) as grader:
-        found = grader.grade(["1 raise x", "1 crash", "1 fine"], ["g"] * 3, timeout=30)
+        found = grader.grade(["1 raise x", "1 crash", "1 fine"], ["g"] * 3, timeout=30, grader="math_verify")
     assert verdicts(found) == [ERROR, ERROR, CORRECT]
 
 
@@ -158,7 +158,7 @@ def test_an_exception_or_a_crash_is_an_error_and_never_a_wrong_answer():
 def test_waiting_in_the_queue_counts_towards_no_time_limit():
     with Grader(1, timeout=3) as grader:
         start = time.monotonic()
-        found = grader.grade([f"1 sleep 0.4{i}" for i in range(8)], ["g"] * 8)
+        found = grader.grade([f"1 sleep 0.4{i}" for i in range(8)], ["g"] * 8, grader="math_verify")
         assert time.monotonic() - start > 3
     assert verdicts(found) == [CORRECT] * 8
 
@@ -167,9 +167,13 @@ def test_waiting_in_the_queue_counts_towards_no_time_limit():
 @pytest.mark.usefixtures("stand_in")
 def test_a_hung_worker_is_killed_and_another_takes_its_place():
     with Grader(1, timeout=1) as grader:
-        grader.grade(["1 fine"], ["g"])
+        grader.grade(["1 fine"], ["g"], grader="math_verify")
         (before,) = children(grader)
-        assert verdicts(grader.grade(["1 sleep 600", "1 spin 600", "1 fine"], ["g"] * 3)) == [TIMEOUT, TIMEOUT, CORRECT]
+        assert verdicts(grader.grade(["1 sleep 600", "1 spin 600", "1 fine"], ["g"] * 3, grader="math_verify")) == [
+            TIMEOUT,
+            TIMEOUT,
+            CORRECT,
+        ]
         assert gone(before)
         assert before not in children(grader)
         left = children(grader)
@@ -186,7 +190,7 @@ def test_answers_that_math_verify_wrongly_accepts_are_listed(grader):
     assert listed["kind"].tolist() == ["only the first grader says correct"] * 3
     assert listed["second_verdict"].tolist() == ["wrong"] * 3
     # `grade` reads the gold as a whole: the first answer is not accepted but undecided. All three are listed.
-    grades = grader.grade(responses, golds)
+    grades = grader.grade(responses, golds, grader="math_verify")
     assert verdicts(grades) == [ERROR, CORRECT, CORRECT]
     listed = audit(responses, golds, grades)
     assert listed["kind"].tolist() == ["the first is undecided"] + ["only the first grader says correct"] * 2
@@ -201,7 +205,7 @@ def test_the_end_of_a_worker_is_put_down_to_the_response_that_caused_it(end):
     texts[9], texts[10], texts[30] = f"1 {end}", f"1 {end} ", f"1 {end}  "
     verdict = ERROR if end == "crash" else TIMEOUT
     with Grader(1, timeout=0.5) as grader:
-        found = grader.grade(texts, ["g"] * 40)
+        found = grader.grade(texts, ["g"] * 40, grader="math_verify")
     assert verdicts(found) == [verdict if i in (9, 10, 30) else CORRECT for i in range(40)]
 
 
@@ -225,7 +229,9 @@ def test_slow_responses_wait_for_the_others_and_then_share_the_processors(monkey
     monkeypatch.setattr(Pool, "_run", lambda self, *how: (turns.append((how[0], *how[1:3])), run(self, *how))[1])
     texts = [f"1 spin {99 + i}" for i in range(4)] + ["1 spin 0.4"] + [f"1 spin 0.00{i}" for i in range(5)]
     with Grader(2, timeout=120, processor_limit=0.6) as grader:
-        assert verdicts(grader.grade(texts, ["g"] * 10)) == [TIMEOUT] * 4 + [CORRECT] * 6  # one needs its second turn
+        assert (
+            verdicts(grader.grade(texts, ["g"] * 10, grader="math_verify")) == [TIMEOUT] * 4 + [CORRECT] * 6
+        )  # one needs its second turn
     first, rest = turns[:2]
     assert (len(first[0]), first[1:]) == (10, (0.25, 2))
     assert {job.text for job in rest[0]} == set(texts[:5])
@@ -236,7 +242,10 @@ def test_slow_responses_wait_for_the_others_and_then_share_the_processors(monkey
 def test_a_limit_of_processor_time_spares_those_who_wait():
     with Grader(1, timeout=300, processor_limit=0.5) as grader:
         start = time.monotonic()
-        assert verdicts(grader.grade(["1 sleep 1", "1 spin 9999"], ["g"] * 2)) == [CORRECT, TIMEOUT]
+        assert verdicts(grader.grade(["1 sleep 1", "1 spin 9999"], ["g"] * 2, grader="math_verify")) == [
+            CORRECT,
+            TIMEOUT,
+        ]
         assert time.monotonic() - start < 200
 
 
@@ -244,7 +253,9 @@ def test_a_limit_of_processor_time_spares_those_who_wait():
 @pytest.mark.usefixtures("stand_in")
 def test_memory_is_limited():
     with Grader(1, memory_limit=600 * 2**20) as grader:
-        found = grader.grade(["1 memory 1000", f"1 memory {2**30}", "1 fine"], ["g"] * 3, timeout=60)
+        found = grader.grade(
+            ["1 memory 1000", f"1 memory {2**30}", "1 fine"], ["g"] * 3, timeout=60, grader="math_verify"
+        )
     assert found == [Grade(CORRECT, "1000"), Grade(ERROR, ""), Grade(CORRECT, "fine")]
 
 
@@ -252,14 +263,17 @@ def test_memory_is_limited():
 @pytest.mark.usefixtures("stand_in")
 def test_a_worker_killed_while_idle_costs_nothing():
     with Grader(1) as grader:
-        grader.grade(["1 fine"], ["g"])
+        grader.grade(["1 fine"], ["g"], grader="math_verify")
         (pid,) = children(grader)
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: gone(pid), "the worker lives")
-        assert grader.grade(["1 one", "1 two"], ["g", "h"]) == [Grade(CORRECT, "one"), Grade(CORRECT, "two")]
+        assert grader.grade(["1 one", "1 two"], ["g", "h"], grader="math_verify") == [
+            Grade(CORRECT, "one"),
+            Grade(CORRECT, "two"),
+        ]
         os.killpg(grader.pools["math"].process.pid, signal.SIGKILL)
         grader.pools["math"].process.wait()
-        assert verdicts(grader.grade(["1 three"], ["g"])) == [CORRECT]
+        assert verdicts(grader.grade(["1 three"], ["g"], grader="math_verify")) == [CORRECT]
 
 
 # --------------------------------------------------------------------------------------------------------- confinement
@@ -270,7 +284,7 @@ def test_a_worker_killed_while_idle_costs_nothing():
 def test_a_worker_has_no_network_starts_nothing_and_writes_nothing(tmp_path):
     (tmp_path / "kept").write_text("as-it-was")
     with socket.create_server(("127.0.0.1", 0)) as server, Grader(1, timeout=60) as grader:
-        (found,) = grader.grade([f"1 attack {server.getsockname()[1]} {tmp_path}"], ["g"])
+        (found,) = grader.grade([f"1 attack {server.getsockname()[1]} {tmp_path}"], ["g"], grader="math_verify")
         server.settimeout(0.2)
         with pytest.raises(TimeoutError):
             server.accept()
@@ -330,6 +344,6 @@ def test_what_a_worker_says_is_never_unpickled_or_trusted(tmp_path):
     ]
     for payload in payloads:
         with Grader(1, timeout=60) as grader:
-            assert verdicts(grader.grade([f"1 speak {payload.hex()}"], ["g"])) == [ERROR], payload
-            assert verdicts(grader.grade(["1 fine"], ["g"])) == [CORRECT]
+            assert verdicts(grader.grade([f"1 speak {payload.hex()}"], ["g"], grader="math_verify")) == [ERROR], payload
+            assert verdicts(grader.grade(["1 fine"], ["g"], grader="math_verify")) == [CORRECT]
     assert not marker.exists()

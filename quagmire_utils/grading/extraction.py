@@ -1,0 +1,133 @@
+r"""Where a response's final answer is, and what its LaTeX means without its dressing.
+
+The final answer is looked for in what follows the thinking: the last box, else the last stated answer ("the answer
+is", "####", `<answer>`), else, where any answer will do, whatever math-verify reads in the text. Thinking that never
+ends and a last box that is cut off leave no answer, because what stands before them was not final. All searches are
+linear.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_MAX_BOX = 1000  # characters within which the end of a box is looked for
+_MAX_STATED = 60  # characters of a line that is an answer as it stands
+
+# Openings and ends of thinking, as models mark them.
+_THINKING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>|\[(/?)THINK\]|◁(/?)think▷|<(/?)seed:think>")
+_BOX = re.compile(
+    r"(?:\\(?:boxed|fbox|framebox)|(?<![\\A-Za-z])boxed|\x08oxed)\s*(?:\{(?!\s*\})|(?<=d)\s+(?=[-+]?[\d.]))|\\boxed(?=\d)"
+)
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_BARE_BOX = re.compile(r"[-+]?[\d.,/]*\d")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;]|\band\b|\bor\b|\\[()\[\],;]|\\quad|\\qquad|\\text\{\s*(?:,?\s*and|or)\s*\}|[a-zA-Z]\s*=)*"
+)
+_PERCENT = re.compile(r"[\s$]*(?:\\?%|percent\b)")
+_STATED = re.compile(
+    r"(?:answers?\W{0,4}\s*(?:is|are|:|=)|^\s*A:|####|答案\s*(?:是|为|：|:)|答えは?[:：]?|<answer>)[\s:：*=]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_FORMULA = re.compile(r"\$\$?([^$]{1,300})\$\$?|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]", re.DOTALL)
+_GOES_ON = re.compile(r"\s*(?:,|and\b|or\b|%|\\%)")
+_NUMBER = re.compile(r"[-+]?\$?(?:\d+\s+\d+/\d+|\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?|\.\d+)\s*%?(?=\s|$)")
+_WORDS = re.compile(r"(?<!\\)(?!and|or|pi|sqrt|log|ln|sin|cos|tan|exp)[^\W\d_]{2,}")
+_READABLE = re.compile(r"[$\\\[\d]")  # each of math-verify's patterns needs one of these
+
+
+class Answer(NamedTuple):
+    """A final answer: itself, or (whole is False) a text in which math-verify has to find it."""
+
+    text: str
+    whole: bool
+
+
+def final_answer(response: str, boxed: bool) -> Answer | None:
+    """Return the final answer of a response; None without one. boxed: only a box or a stated answer counts."""
+    text = _after_thinking(response)
+    if text is None:
+        return None
+    found = _last_box(text)
+    if found is not None:
+        return Answer(found, True) if found else None
+    stated = _stated(text)
+    if stated is not None or boxed:
+        return stated
+    return Answer(text, False) if _READABLE.search(text) else None
+
+
+def _after_thinking(response: str) -> str | None:
+    """Return what follows the thinking; None where it never ends."""
+    if "think" not in response.lower() and "<" not in response:
+        return response
+    last = None
+    for last in _THINKING.finditer(response):  # noqa: B007
+        pass
+    if last is None:
+        return response
+    return response[last.end() :] if any(last.groups()) else None
+
+
+def _last_box(text: str) -> str | None:
+    """Return the content of the last box, with those beside it; "" if it is cut off, None if there is no box."""
+    boxes: list[tuple[int, str, int]] = []  # start, content, end
+    end = 0
+    for match in _BOX.finditer(text):
+        if match.start() < end:
+            continue  # within another box
+        if match[0].endswith("{"):
+            end = closing(text, match.end()) or 0
+            if not end:
+                boxes.append((match.start(), "", len(text)))
+                end = len(text)
+                continue
+            boxes.append((match.start(), text[match.end() : end], end + 1))
+        elif bare := _BARE_BOX.match(text, match.end()):
+            end = bare.end()
+            boxes.append((match.start(), bare[0], end))
+    if not boxes:
+        return None
+    if not boxes[-1][1]:
+        return ""
+    start, content, end = boxes[-1]
+    contents = [content.strip() + ("\\%" if _PERCENT.match(text, end) else "")]
+    for before, content, end in reversed(boxes[:-1]):
+        if (
+            end == start
+            or start - end > 100
+            or not _BETWEEN_BOXES.fullmatch(text, end, start)
+            or "\n\n" in text[end:start]
+        ):
+            break
+        contents.append(content.strip())
+        start = before
+    return ", ".join(dict.fromkeys(reversed(contents)))
+
+
+def closing(text: str, start: int, reach: int = _MAX_BOX) -> int | None:
+    """Return where the brace opened before `start` is closed; None if nowhere within `reach` characters."""
+    depth = 1
+    for brace in _BRACE.finditer(text, start, start + reach):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return brace.start()
+    return None
+
+
+def _stated(text: str) -> Answer | None:
+    last = None
+    for last in _STATED.finditer(text):  # noqa: B007
+        pass
+    if last is None:
+        return None
+    line = text[last.end() :].split("</answer>")[0].strip().split("\n")[0].strip().strip("*").rstrip(". ")
+    formula = _FORMULA.match(line)
+    if formula and not _GOES_ON.match(line, formula.end()):
+        return Answer(next(filter(None, formula.groups())).strip(), True)
+    if line and len(line) <= _MAX_STATED and not _WORDS.search(line):
+        return Answer(line, True)
+    number = _NUMBER.match(line)
+    if number and "<<" not in line and "=" not in line:
+        return Answer(number[0].strip(), True)
+    return Answer(line, False) if _READABLE.search(line) else None
