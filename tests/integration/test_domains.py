@@ -608,7 +608,7 @@ def test_an_own_file_names_its_grader(tmp_path):
         ({"grader": "code", "tests": ["import math\nassert math.pi"]}, "nothing that a program would define"),
         ({"grader": "code", "tests": [{"input": "1"}]}, "input and output"),
         ({"grader": "choice", "answer": "A", "tolerance": -1}, "tolerance"),
-        ({"grader": "poetry", "answer": "A"}, "'poetry' is not one of math, choice, code"),
+        ({"grader": "poetry", "answer": "A"}, "'poetry' is not one of math, math_verify, choice, code"),
         ({"grader": "os:system", "answer": "A"}, "is not one of"),
     ],
 )
@@ -652,7 +652,7 @@ CHOICE = "question: q\nfiles: rows.jsonl\ngrader: choice\nchoices: c\n"
         ("question: q\nanswer: a", "hub_id or files"),
         ("question: q\nfiles: x.jsonl", "the column with the answer"),
         ("question: q\nfiles: x.jsonl\ngrader: code", "the column with the tests"),
-        ("question: q\nfiles: x.jsonl\nanswer: a\ngrader: poetry", "grader must be one of math, choice, code"),
+        ("question: q\nfiles: x.jsonl\nanswer: a\ngrader: poetry", "grader must be one of math, math_verify, choice, code"),
         ("question: q\nfiles: x.jsonl\nanswer: a\nanswer_as: guess\nchoices: c\ngrader: choice", "answer_as must be"),
         ("question: q\nfiles: x.jsonl\nanswer: a\ncount: many", "count must be"),
         ("[1, 2]", "must be a mapping"),
@@ -783,7 +783,7 @@ def test_a_store_notes_the_grader_and_grades_anew_when_it_changes(tmp_path, grad
     assert store.golds() == {
         ("which", "p"): ["C", None, grader_version("choice")],
         ("which", "q"): ["C", None, grader_version("choice")],
-        ("sums", "m"): ["2", None],
+        ("sums", "m"): ["2", None, "math 2"],
     }
     table = audit_store(store, everything, progress=False)
     assert (table.attrs["samples"], table.attrs["not_math"]) == (1, 2)
