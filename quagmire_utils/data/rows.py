@@ -46,16 +46,9 @@ def to_problem(dataset: Dataset, index: int, row: Row) -> Problem:
     fields["instruction"] = _fill(dataset.instruction, row) if dataset.instruction else None
     if dataset.choices:
         fields |= _choices(dataset, problem_id, row)
-<<<<<<< HEAD
-=======
-    elif dataset.grader in ("math", "math_verify"):
-        fields["answer"] = _math_gold(dataset, row)
-        if isinstance(fields["answer"], tuple):
-            fields["answer"], fields["tolerance"] = fields["answer"]
->>>>>>> a08a29c (The grader math finds the final answer after thinking, undresses it once, and is held to exact arithmetic; math_verify keeps the library's verdict)
     elif dataset.answer:
         fields["answer"] = _answer(dataset, row)
-        if dataset.grader == "math" and is_answer(fields["answer"]):
+        if dataset.grader in ("math", "math_verify") and is_answer(fields["answer"]):
             fields["answer"], tolerance = math_gold(plain(fields["answer"]))
             fields["tolerance"] = fields["tolerance"] if tolerance is None else tolerance
     if dataset.tests:
@@ -96,15 +89,9 @@ def make_problem(problem_id: str, grader: str, row: Row) -> Problem:
         question = "\n".join([question, "", *lines])
     elif answer is None or not str(answer).strip():
         raise NoAnswer("it has no answer")
-<<<<<<< HEAD
-    elif not is_answer(answer) or (grader == "math" and (is_nan(answer) or answer in (math.inf, -math.inf))):
-=======
-    elif (
-        isinstance(answer, bool)
-        or not isinstance(answer, str | int | float)
-        or (grader in ("math", "math_verify") and _odd(answer))
+    elif not is_answer(answer) or (
+        grader in ("math", "math_verify") and (is_nan(answer) or answer in (math.inf, -math.inf))
     ):
->>>>>>> a08a29c (The grader math finds the final answer after thinking, undresses it once, and is held to exact arithmetic; math_verify keeps the library's verdict)
         raise ValueError(f"its answer must be a text or a number, not {str(answer)[:40]!r}")
     return Problem(problem_id, question, plain(answer), _tolerance(row.get("tolerance")), grader, instruction)
 

@@ -8,6 +8,9 @@ linear.
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import html
 import re
 from typing import NamedTuple
 
@@ -32,8 +35,9 @@ _STATED = re.compile(
 _FORMULA = re.compile(r"\$\$?([^$]{1,300})\$\$?|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]", re.DOTALL)
 _GOES_ON = re.compile(r"\s*(?:,|and\b|or\b|%|\\%)")
 _NUMBER = re.compile(r"[-+]?\$?(?:\d+\s+\d+/\d+|\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?|\.\d+)\s*%?(?=\s|$)")
-_WORDS = re.compile(r"(?<!\\)(?!and|or|pi|sqrt|log|ln|sin|cos|tan|exp)[^\W\d_]{2,}")
+_WORDS = re.compile(r"(?<!\\)(?!and|or|pi|sqrt|log|ln|sin|cos|tan|exp)[^\W\d_]{2,}|[\u4e00-\u9fff]")
 _READABLE = re.compile(r"[$\\\[\d]")  # each of math-verify's patterns needs one of these
+_OPTION = re.compile(r"\(?[A-J][.):]\)?\s+(?=\S)")
 
 
 class Answer(NamedTuple):
@@ -131,3 +135,15 @@ def _stated(text: str) -> Answer | None:
     if number and "<<" not in line and "=" not in line:
         return Answer(number[0].strip(), True)
     return Answer(line, False) if _READABLE.search(line) else None
+
+
+def bare_gold(text: str) -> str:
+    """Return a gold without what public sets write around it: a solution, a letter, HTML, a Python dictionary."""
+    text = html.unescape(text).strip()
+    if "####" in text:
+        text = text.rpartition("####")[2]
+    elif text.startswith(("{'", '{"')):
+        with contextlib.suppress(ValueError, SyntaxError, KeyError, TypeError):
+            text = str(ast.literal_eval(text)["ground_truth"])
+    option = _OPTION.match(text)
+    return text[option.end() if option else 0 :].strip()

@@ -13,8 +13,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from quagmire_utils.grading.dressing import undress, undress_gold
-from quagmire_utils.grading.extraction import final_answer
+from quagmire_utils.grading.extraction import bare_gold, final_answer
 from quagmire_utils.grading.parity import read_box, verify_pairs, within
 from quagmire_utils.grading.second import prove
 from quagmire_utils.grading.verdicts import MATH, Grade, Job, Verdict, printable
@@ -49,11 +48,11 @@ def judge(gold: str, tolerance: float | None, text: str, whole: bool) -> Grade:
 
 @lru_cache(maxsize=16384)
 def _compare(gold: str, tolerance: float | None, text: str, parsed: tuple[Any, ...] | None) -> Verdict:
-    answer, gold = undress(text), _undress_gold(gold)
-    equal = prove(answer, gold, tolerance)
+    gold = _bare_gold(gold)
+    equal = prove(text, gold, tolerance)
     if equal is not None:
         return Verdict.CORRECT if equal else Verdict.WRONG
-    read = tuple(read_box(answer)) if parsed is None else parsed
+    read = tuple(read_box(text)) if parsed is None else parsed
     read_gold = _read_gold(gold)
     verdict = verify_pairs(read_gold, read)
     both_read = len(read_gold) > 1 and len(read) > 1
@@ -66,7 +65,7 @@ def _compare(gold: str, tolerance: float | None, text: str, parsed: tuple[Any, .
     return verdict if both_read else Verdict.ERROR
 
 
-_undress_gold = lru_cache(maxsize=4096)(undress_gold)
+_bare_gold = lru_cache(maxsize=4096)(bare_gold)
 _read_gold = lru_cache(maxsize=4096)(read_box)
 
 

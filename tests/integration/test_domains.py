@@ -652,7 +652,10 @@ CHOICE = "question: q\nfiles: rows.jsonl\ngrader: choice\nchoices: c\n"
         ("question: q\nanswer: a", "hub_id or files"),
         ("question: q\nfiles: x.jsonl", "the column with the answer"),
         ("question: q\nfiles: x.jsonl\ngrader: code", "the column with the tests"),
-        ("question: q\nfiles: x.jsonl\nanswer: a\ngrader: poetry", "grader must be one of math, math_verify, choice, code"),
+        (
+            "question: q\nfiles: x.jsonl\nanswer: a\ngrader: poetry",
+            "grader must be one of math, math_verify, choice, code",
+        ),
         ("question: q\nfiles: x.jsonl\nanswer: a\nanswer_as: guess\nchoices: c\ngrader: choice", "answer_as must be"),
         ("question: q\nfiles: x.jsonl\nanswer: a\ncount: many", "count must be"),
         ("[1, 2]", "must be a mapping"),
