@@ -88,8 +88,8 @@ def test_what_is_right_and_what_is_close(frame):
 
 DRESSINGS = [
     "\\boxed{%s}", "so $\\boxed{%s}$.", "\\boxed{%s.}", "\\boxed {%s}", "\\boxed{\\boldsymbol{%s}}", "\\fbox{%s}",
-    "\\boxed{%s,}", "\\boxed{ %s }", "\\boxed{\\displaystyle %s}", "\\boxed{\\color{red}{%s}}", "\\boxed{%s}. Again: \\boxed{%s}",
-    "<think>\\boxed{0}</think>$$\\boxed{%s}$$",
+    "\\boxed{%s,}", "\\boxed{ %s }", "\\boxed{\\displaystyle %s}", "\\boxed{\\color{red}{%s}}",
+    "\\boxed{%s}. Again: \\boxed{%s}", "<think>\\boxed{0}</think>$$\\boxed{%s}$$",
 ]  # fmt: skip
 
 
