@@ -37,55 +37,67 @@ from quagmire_utils.grading.program_host import MAX_OUTPUT
 from quagmire_utils.grading.programs import CannotCrossError, Programs, Running
 from quagmire_utils.grading.verdicts import Verdict
 
-_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\n`]*)$", re.MULTILINE)
+_FENCE = re.compile(r"(?:^[ \t]*(~{3,}|`{3,})|(?<!`)(`{3,}))[ \t]*([^\n`]*)$", re.MULTILINE)  # the second within a line
 _PYTHON = {"python", "py", "python3", "py3"}
 _BUILTINS = frozenset(dir(builtins))
 _DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def extract(response: str) -> tuple[int, int] | None:
-    """Return start and end of the last block fenced as Python; without one, of the last that names no language.
+    """Return start and end of the last program in a block fenced as Python; without one, in one of no language.
 
-    If an earlier block can run alone, later ones that cannot are skipped: a program's output, or an example that calls
-    what only an earlier block defines. Only what follows a closing `</think>` counts.
+    Not a program is what follows one: its output, imports alone, an example that calls what only an earlier block
+    defines, functions of other names. Only what follows a closing `</think>` counts.
     """
     found: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
     fence, tagged, start = "", False, 0
     for line in _FENCE.finditer(response, response.rfind("</think>") + 1):
-        words = line[2].split()
+        mark, words = line[1] or line[2], line[3].partition("<")[0].split()
         if not fence:
             language = words[0].strip("{}.").lower() if words else ""
-            fence, tagged, start = line[1], language in _PYTHON, min(line.end() + 1, len(response))
+            if not line[1] and language not in _PYTHON:
+                continue  # a mark within a line of text
+            fence, tagged, start = mark, language in _PYTHON, min(line.end() + 1, len(response))
             if language and not tagged:
                 start = -1
-        elif line[1][0] == fence[0] and len(line[1]) >= len(fence) and not words:
+        elif mark[0] == fence[0] and len(mark) >= len(fence) and not words:
             if start >= 0 and response[start : line.start()].strip():
                 found[tagged].append((start, line.start()))
             fence = ""
     if fence and start >= 0 and response[start:].strip():
         found[tagged].append((start, len(response)))  # no closing fence: cut off, or stopped at the fence
     blocks = found[True] or found[False]
-    return blocks[_last_complete([response[slice(*block)] for block in blocks])] if blocks else None
+    return blocks[_last_program([response[slice(*block)] for block in blocks])] if blocks else None
 
 
-def _last_complete(blocks: list[str]) -> int:
-    """Return the index of the last block that runs without the others, or of the last one if none does."""
+def _last_program(blocks: list[str]) -> int:
+    """Return the index of the last block that is a program by itself, or of the last one if none is."""
     if len(blocks) == 1:
         return 0
     defined: set[str] = set()  # by the blocks before
-    complete = -1
+    program = -1
     for i, block in enumerate(blocks):
         try:
-            nodes = list(ast.walk(ast.parse(show(block))))
+            tree = ast.parse(show(block))
         except (SyntaxError, ValueError, RecursionError):
             continue
-        names = [node for node in nodes if isinstance(node, ast.Name)]
-        here = {node.name for node in nodes if isinstance(node, _DEFINITION)}
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        here = {node.name for node in ast.walk(tree) if isinstance(node, _DEFINITION)}
         bound = here | {node.id for node in names if not isinstance(node.ctx, ast.Load)}
-        if not ({node.id for node in names} - bound) & defined:
-            complete = i
+        borrows = bool(({node.id for node in names} - bound) & defined)
+        does = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom) and not _is_value(node)]
+        others = defined and here.isdisjoint(defined) and all(isinstance(node, _DEFINITION) for node in does)
+        if does and (program < 0 or not (borrows or others)):
+            program = i
         defined |= here
-    return complete if complete >= 0 else len(blocks) - 1
+    return program if program >= 0 else len(blocks) - 1
+
+
+def _is_value(node: ast.stmt) -> bool:
+    """Return whether a statement does nothing: a number, a text, or a list of them, as in a program's output."""
+    if not isinstance(node, ast.Expr):
+        return False
+    return not any(isinstance(part, ast.Call | ast.Name | ast.Await) for part in ast.walk(node))
 
 
 def show(answer: str) -> str:

@@ -21,7 +21,7 @@ from quagmire_utils.data.rows import code_gold, shuffled, to_problem
 from quagmire_utils.evaluation.audit import audit_store
 from quagmire_utils.evaluation.sampling import grade_store
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.grading import AnswerGrader, Grade, Grader, Verdict, prepare_problems
+from quagmire_utils.grading import AnswerGrader, Grade, Grader, Verdict, code, prepare_problems
 from quagmire_utils.grading.choice import extract
 from quagmire_utils.grading.code import extract as extract_code
 from quagmire_utils.grading.pool import Pool
@@ -772,6 +772,26 @@ def fill(store, name, texts):
 
     frame = pd.DataFrame({"benchmark": name, "problem": list(texts), "index": 0, "text": list(texts.values())})
     store.append(frame.assign(tokens=1, finish_reason="stop"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Here it is: ```python\n{}\n```",
+        "<answer>```python\n{}\n```</answer>",
+        "```python\n{}```",
+        "```python\n{}\n```\nOutput:\n```python\n0.5\n```",
+        "```python\n{}\n```\nIt prints:\n```python\n[0.5, -0.25, 'a']\n```",
+        "```python\n{}\n```\nFirst:\n```python\nimport math\n```",
+        "```python\n{}\n```\n```python\n# O(1)\n```",
+        "```python\n{}\n```\nA helper:\n```python\ndef check(x):\n    return x\n```",
+        "```python\ndef trunc(x): return 0\n```\nBetter:\n```python\n{}\n```",
+    ],
+)
+def test_the_program_is_found_among_other_blocks(text):
+    program = "def trunc(x):\n    return x - int(x)"
+    response = text.format(program)
+    assert response[slice(*code.extract(response))].strip() == program
 
 
 def test_a_store_notes_the_grader_and_grades_anew_when_it_changes(tmp_path, grader, monkeypatch):
