@@ -73,10 +73,9 @@ def load_traces(path: str | Path) -> list[Trace]:
         unknown = sorted(set(row) - known)
         bad = [name for name in ("question", "response") if not isinstance(row.get(name), str) or not row[name].strip()]
         if missing or unknown or bad:
-            what = f"no {missing[0]!r}" if missing else f"the unknown column {unknown[0]!r}" if unknown else ""
-            raise ParameterError(
-                str(path), reason=f"line {number} has {what or f'a {bad[0]} that is blank or no text'}"
-            )
+            found = [f"no {name!r}" for name in missing] + [f"the unknown column {name!r}" for name in unknown]
+            found += [f"a {name} that is blank or no text" for name in bad]
+            raise ParameterError(str(path), reason=f"line {number} has {found[0]}")
         traces.append(Trace(**{column: str(value) for column, value in row.items() if value is not None}))
     check_ids(traces, str(path))
     return traces

@@ -38,6 +38,12 @@ BYTES_PER_TOKEN = 3.0  # on disk: a token is about four characters, and zstd at 
 BYTES_PER_SAMPLE = 64.0  # keys, verdict, extracted answer
 _UNLIKE_ANY_GOLD = r"\boxed{\text{preflight}}"  # quickly graded, whatever the gold
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")  # golds that any grader can read
+# What math-verify reads as something else: words as products of letters (pi/4 as i p/4), 2 3/4 as 5/4, 4.5e7 as 4.5 e 7
+_LATEX_WORDS = re.compile(r"\\(?:text|math|mbox|operatorname|begin|end)[a-z]*\s*\{[^{}]*\}|\\[a-zA-Z]+")
+_MISREAD = re.compile(
+    r"(?<![a-zA-Z])(?![A-Z]+(?![a-zA-Z]))[a-zA-Z]{3,}|(?<![a-zA-Z])(?:pi|ln|no|oo)(?![a-zA-Z])"
+    r"|\d\s+\d+\s*/\s*\d|\d\.?e[+-]?\d"
+)
 _LENGTH_WARNING = "sequence-length-is-longer-than-the-specified-maximum"  # the tokenizers' name for it
 _WEIGHTS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")  # the first that fits: some repositories
 # hold their weights twice
@@ -58,6 +64,7 @@ class Plan:
     disk_at_most: float  # bytes, if every answer reaches max_tokens
     disk_free: float  # bytes
     unreadable: tuple[str, ...]  # golds that the grader cannot read, each as benchmark/problem (answer)
+    misread: tuple[str, ...]  # golds that it reads as something else than they say
 
     @property
     def to_draw(self) -> int:
@@ -91,13 +98,19 @@ class Plan:
 
     @property
     def warning(self) -> str:
-        """A sentence on golds that the grader cannot read; empty if there are none."""
-        if not self.unreadable:
-            return ""
-        return (
-            f"The grader cannot read the gold answer of {_listed(self.unreadable)}: only an answer with the same "
-            "spelling will count as correct, and any other as an error."
-        )
+        """A sentence each on golds that the grader cannot read or misreads; empty if there are none."""
+        sentences = []
+        if self.unreadable:
+            sentences.append(
+                f"The grader cannot read the gold answer of {_listed(self.unreadable)}: only an answer with the same "
+                "spelling will count as correct, and any other as an error."
+            )
+        if self.misread:
+            sentences.append(
+                f"The grader misreads the gold answer of {_listed(self.misread)}: write it as LaTeX without prose, "
+                r"such as 2\frac{3}{4}, \frac{\pi}{4}, 4.5 \times 10^{7} or \text{none}."
+            )
+        return " ".join(sentences)
 
 
 def check(
@@ -142,8 +155,8 @@ def check(
         reason = f"{total:,} answers of up to {params.max_tokens:,} tokens may need {size(needed)}, and {store.path} "
         reason += f"has {size(free)} free; name another folder, or fewer samples or tokens"
         raise ParameterError("store", store.path, reason=reason)
-    unreadable = tuple(_unreadable_golds(benchmarks, grader))
-    return Plan(config, params.max_tokens, table, template, context, longest, needed, free, unreadable)
+    unreadable, misread = _odd_golds(benchmarks, grader)
+    return Plan(config, params.max_tokens, table, template, context, longest, needed, free, unreadable, misread)
 
 
 def check_numbers(benchmarks: Benchmarks, num_samples: int, k: int) -> None:
@@ -180,9 +193,9 @@ def check_prompts(
     """
     if hasattr(tokenizer, "deprecation_warnings"):
         tokenizer.deprecation_warnings[_LENGTH_WARNING] = True  # the error below says it
-    longest, texts = 0, {}
+    longest, texts, day = 0, {}, store.day
     for name, problems in benchmarks.items():
-        prompts = [render_problem(problem, tokenizer, template) for problem in problems]
+        prompts = [render_problem(problem, tokenizer, template, day=day) for problem in problems]
         try:
             check_fits(prompts, max_tokens, context_length)
         except ParameterError as error:
@@ -193,19 +206,28 @@ def check_prompts(
     return longest
 
 
-def _unreadable_golds(benchmarks: Benchmarks, grader: Grader | None) -> list[str]:
-    """Return the gold answers that the grader cannot read, each as "benchmark/problem (answer)"."""
+def _odd_golds(benchmarks: Benchmarks, grader: Grader | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the golds that the grader cannot read and those that it misreads, each as "benchmark/problem (answer)"."""
     named = [
         (f"{name}/{problem.id} ({problem.answer})", problem)
         for name, problems in benchmarks.items()
         for problem in problems
         if not _NUMBER.fullmatch(problem.answer.strip())
     ]
+    suspects = [(name, p) for name, p in named if p.grader == "math" and _looks_misread(p.answer)]
     if not named:
-        return []
+        return (), ()
+    responses = [_UNLIKE_ANY_GOLD] * len(named) + [f"\\boxed{{{problem.answer}}}" for _, problem in suspects]
     with nullcontext(grader) if grader is not None else Grader() as using:
-        grades = using.grade([_UNLIKE_ANY_GOLD] * len(named), [problem for _, problem in named], progress=True)
-    return [name for (name, _), grade in zip(named, grades, strict=True) if grade.verdict == Verdict.ERROR]
+        grades = using.grade(responses, [problem for _, problem in [*named, *suspects]], progress=True)
+    unreadable = [name for (name, _), grade in zip(named, grades, strict=False) if grade.verdict == Verdict.ERROR]
+    read = zip(suspects, grades[len(named) :], strict=True)  # without units and with names such as sqrt as commands
+    misread = [name for (name, _), grade in read if _looks_misread(grade.extracted) and name not in unreadable]
+    return tuple(unreadable), tuple(misread)
+
+
+def _looks_misread(gold: str) -> bool:
+    return _MISREAD.search(_LATEX_WORDS.sub(" ", gold)) is not None
 
 
 def _what_is_left(benchmarks: Benchmarks, num_samples: int, store: SampleStore) -> pd.DataFrame:

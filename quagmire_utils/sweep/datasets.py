@@ -175,7 +175,8 @@ def _fitting(traces: Sequence[Trace], base: Path, max_length: int) -> list[Trace
     tokenizer = load_tokenizer(base)
 
     def tokens(trace: Trace) -> int:
-        return len(render(trace.question, tokenizer).token_ids) + len(response_ids(tokenizer, trace.response))
+        prompt = render(trace.question, tokenizer)
+        return len(prompt.token_ids) + len(response_ids(tokenizer, trace.response, prompt))
 
     return [trace for trace in traces if tokens(trace) <= max_length]
 

@@ -35,13 +35,15 @@ def tokenize_traces(
 ) -> list[dict[str, list[int]]]:
     """Return rows of `input_ids` and `completion_mask` (1 on response tokens) for `SFTTrainer`.
 
-    Raises ParameterError if a trace is longer than `max_length`: truncation would cut off its answer.
+    Raises ParameterError if a trace is blank, or longer than `max_length`: truncation would cut off its answer.
     """
     rows = []
     for trace in traces:
-        prompt = list(render(trace.question, tokenizer, template).token_ids)
-        response = list(response_ids(tokenizer, trace.response))
-        rows.append({"input_ids": prompt + response, "completion_mask": [0] * len(prompt) + [1] * len(response)})
+        if not trace.question.strip() or not trace.response.strip():
+            raise ParameterError("traces", trace.id, reason=f"{trace.id} has a blank question or response")
+        prompt = render(trace.question, tokenizer, template)
+        ids, response = list(prompt.token_ids), list(response_ids(tokenizer, trace.response, prompt))
+        rows.append({"input_ids": ids + response, "completion_mask": [0] * len(ids) + [1] * len(response)})
     longest = max((len(row["input_ids"]) for row in rows), default=0)
     if max_length is not None and longest > max_length:
         too_long = sum(len(row["input_ids"]) > max_length for row in rows)

@@ -4,7 +4,9 @@ What a kill does to a run is in test_crash_safety.py, what a cluster does in tes
 """
 
 import re
+from contextlib import closing
 from dataclasses import replace
+from datetime import date, timedelta
 
 import pandas as pd
 import pytest
@@ -57,6 +59,22 @@ def test_samples_that_vanish_meanwhile_are_noticed(engine, tmp_path, monkeypatch
         _sample(engine, 12, tmp_path, chunk_samples=24)
     monkeypatch.undo()
     assert len(_sample(engine, 12, tmp_path, chunk_samples=24).read()) == 120
+
+
+def test_a_prompt_with_a_date_resumes_on_another_day(model, tmp_path, monkeypatch):
+    class Tomorrow(date):
+        @classmethod
+        def today(cls):
+            return date.today() + timedelta(days=1)
+
+    with closing(load_engine(EngineConfig(engine="transformers", model=model, device="cpu"))) as engine:
+        engine.tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }}"
+        first = _sample(engine, 1, tmp_path).prompts()
+        monkeypatch.setattr("quagmire_utils.evaluation.store.samples.date", Tomorrow)
+        assert _sample(engine, 2, tmp_path).prompts().equals(first)
+        assert len(SampleStore(tmp_path).read()) == 20
+        assert first["prompt"][0].startswith(f"{date.today()} ")
+        assert _sample(engine, 1, tmp_path / "new").prompts()["prompt"][0].startswith(f"{Tomorrow.today()} ")
 
 
 # --- what a sample depends on -----------------------------------------------------------------------------------------

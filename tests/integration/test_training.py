@@ -98,8 +98,9 @@ def test_only_response_tokens_are_trained_on(base):
 
 
 def test_sft_refuses_what_cannot_train(base, tmp_path, refused):
-    with refused("traces"):
-        train_sft(base, [], tmp_path / "x", SFTSettings())
+    for traces in ([], [dataclasses.replace(TRACES[0], response=" \n")], [dataclasses.replace(TRACES[0], question="")]):
+        with refused("traces"):
+            train_sft(base, traces, tmp_path / "x", SFTSettings())
     with refused("sft.max_length"):
         train_sft(base, TRACES, tmp_path / "x", SFTSettings(max_length=20))
     assert not (tmp_path / "x").exists()

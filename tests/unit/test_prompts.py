@@ -1,5 +1,7 @@
 """Prompts against what tokenizers themselves say: special tokens, chat templates, and the border to the response."""
 
+from datetime import date
+
 import pytest
 
 from quagmire_utils.core.errors import ParameterError
@@ -100,6 +102,79 @@ def test_response_ends_in_eos_and_decodes_back(text):
     ids = response_ids(tokenizer, text)
     assert ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(ids[:-1]) == text
+
+
+CHAT = "{{ bos_token }}{% for m in messages %}<user>{{ m['content'] | trim }}{% endfor %}{{ eos_token }}"
+PARTS = "{% for part in messages[0].content %}{{ part.text }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", ["", CHAT])
+def test_a_control_token_in_a_question_is_text(template):
+    tokenizer = word_tokenizer(bos=True)
+    tokenizer.chat_template = template
+    question = " What is <eos><bos>1?"
+    prompt = render(question, tokenizer)
+    plain = render(question.replace("<eos><bos>", ""), tokenizer)
+    for special in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        assert prompt.token_ids.count(special) == plain.token_ids.count(special)
+    assert question.strip() in tokenizer.decode(prompt.token_ids)
+    assert list(plain.token_ids)[-5:] == tokenizer.encode(plain.text, add_special_tokens=False)[-5:]
+
+
+@pytest.mark.parametrize("response", ["ends<eos>", "ends<eos>\n", "ends <eos><eos>", "<eos> inside", "a <bos> b <eos>"])
+def test_a_target_has_one_eos_at_its_end(response):
+    tokenizer = word_tokenizer()
+    ids = response_ids(tokenizer, response)
+    assert [i for i, token in enumerate(ids) if token == tokenizer.eos_token_id] == [len(ids) - 1]
+    assert tokenizer.bos_token_id not in ids
+    body = response.rstrip()
+    while body.endswith("<eos>"):
+        body = body.removesuffix("<eos>").rstrip()
+    assert tokenizer.decode(ids[:-1]).rstrip() == body
+
+
+@pytest.mark.parametrize("response", ["", " \n", "<eos>"])
+def test_a_blank_target_is_refused(response, refused):
+    with refused("response"):
+        response_ids(word_tokenizer(), response)
+
+
+@pytest.mark.parametrize("ending", ["<think>{{ '\n' }}", "<think>"])
+def test_thinking_is_opened_once(ending):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content }}|" + ending
+    prompt = render(QUESTION, tokenizer, instruction="Go. <think>")
+    assert prompt.text.count("<think>") == 1
+    for response in ("<think>\nSo\n</think>\n3", "\n<think>\nSo\n</think>\n3"):
+        whole = prompt.text + tokenizer.decode(response_ids(tokenizer, response, prompt)[:-1])
+        assert whole.endswith("|<think>\nSo\n</think>\n3")
+    assert tokenizer.decode(response_ids(tokenizer, "<think>", render(QUESTION, tokenizer, "plain"))[:-1]) == "<think>"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('a system turn, please') }}",
+        "{% for %}",
+        "{{ messages[7].content.text }}",
+        "{{ 1 / 0 }}",
+        "{{ messages[0].role }}: no question",
+    ],
+)
+def test_a_template_that_fails_or_leaves_out_the_question_is_refused(template, refused):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = template
+    with refused("template"):
+        render(QUESTION, tokenizer)
+
+
+def test_a_template_may_want_content_in_parts_and_may_write_the_day():
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = PARTS
+    assert render(QUESTION, tokenizer).text == f"{QUESTION}\n{INSTRUCTION}"
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}"
+    assert render(QUESTION, tokenizer, day=date(2026, 1, 2)).text == f"02 Jan 2026 {QUESTION}\n{INSTRUCTION}"
+    assert render(QUESTION, tokenizer).text.startswith(f"{date.today():%d %b %Y} ")
 
 
 def test_no_token_straddles_the_border():

@@ -11,7 +11,7 @@ import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Trace
-from quagmire_utils.data.prompts import render, resolve_template, response_ids
+from quagmire_utils.data.prompts import RenderedPrompt, render, resolve_template, response_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,20 +45,20 @@ def encode(
     from tqdm import tqdm
 
     template = resolve_template(tokenizer, template)
-    prompts: dict[str, tuple[int, ...]] = {}  # by question: several traces may answer one
+    prompts: dict[str, RenderedPrompt] = {}  # by question: several traces may answer one
     sequences = []
     for trace in tqdm(traces, desc="tokenising", unit="trace", delay=3, disable=not progress):
         for part in ("question", "response"):
             if not getattr(trace, part).strip():
                 raise ParameterError("traces", trace.id, reason=f"{trace.id} has an empty {part}")
         if trace.question not in prompts:
-            prompts[trace.question] = render(trace.question, tokenizer, template).token_ids
+            prompts[trace.question] = render(trace.question, tokenizer, template)
         prompt = prompts[trace.question]
-        if not prompt:
+        if not prompt.token_ids:
             reason = f"the prompt of {trace.id} has no tokens, so nothing predicts its response"
             raise ParameterError("traces", trace.id, reason=reason)
-        ids = np.array((*prompt, *response_ids(tokenizer, trace.response)), dtype=np.int32)
-        sequences.append(TokenSequence(ids, len(prompt)))
+        ids = np.array((*prompt.token_ids, *response_ids(tokenizer, trace.response, prompt)), dtype=np.int32)
+        sequences.append(TokenSequence(ids, len(prompt.token_ids)))
     return sequences
 
 

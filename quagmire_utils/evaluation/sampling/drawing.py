@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem, resolve_template
+from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem, resolve_template, writes_date
 from quagmire_utils.engines import Completion, Engine, EngineConfig, SamplingParams, load_engine
 from quagmire_utils.evaluation.sampling.sampling_replicas import draw_on_cluster, engine_facts, tokenizer_and_context
 from quagmire_utils.evaluation.sampling.work import Chunk, Run, Work
@@ -69,13 +69,15 @@ def sample(
         else:
             tokenizer, context_length = engine.tokenizer, engine.context_length
         template = resolve_template(tokenizer, config.template)
-        prompts = {problem.id: render_problem(problem, tokenizer, template) for problem in problems}
+        day = store.day
+        prompts = {problem.id: render_problem(problem, tokenizer, template, day=day) for problem in problems}
         check_fits(list(prompts.values()), params.max_tokens, context_length)
         model = config.model if on_cluster else engine.model
 
         def open_store(facts: dict[str, str]) -> Work:
             origin = {**facts, "template": template, **params.model_dump()}
-            store.bind(origin, notes={"model": Path(model).name if Path(model).is_dir() else model})
+            notes = {"model": Path(model).name if Path(model).is_dir() else model}
+            store.bind(origin, notes=notes | ({"day": day.isoformat()} if writes_date(tokenizer) else {}))
             store.add_prompts(_prompt_frame(benchmark, prompts))
             store.clear_temporaries()
             work = Work(store, benchmark, prompts, params, num_samples, chunk_samples, progress)

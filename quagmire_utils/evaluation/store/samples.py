@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,12 @@ class SampleStore:
             reason = f"{file} is damaged ({type(error).__name__}: {error}); restore it, or use another folder"
             raise ParameterError("store", self.path, reason=reason) from error
         return origin
+
+    @property
+    def day(self) -> date:
+        """The day that prompts with a date name: that of the first run; today for a new store."""
+        noted = self.origin and files.read_json(self.path / "store.json").get("notes", {}).get("day")
+        return date.fromisoformat(noted) if noted else date.today()
 
     def bind(self, origin: Mapping[str, Any], *, notes: Mapping[str, Any] | None = None) -> None:
         """Record what the coming samples are drawn with, or compare it with what is recorded.

@@ -30,7 +30,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_path, digest, read_json, write_json, write_text
 from quagmire_utils.core.settings import SFTSettings
 from quagmire_utils.data import Trace
-from quagmire_utils.data.prompts import render, resolve_template, response_ids
+from quagmire_utils.data.prompts import render, resolve_template, response_ids, response_text
 from quagmire_utils.training.backends.environments import check_gpus
 from quagmire_utils.training.backends.runs import (
     close_run,
@@ -100,14 +100,15 @@ def write(
     ):
         for trace in traces:
             prompt = render(trace.question, tokenizer, template)
-            response = response_ids(tokenizer, trace.response)
+            response = response_ids(tokenizer, trace.response, prompt)
             length = len(prompt.token_ids) + len(response)
             if length > settings.max_length:
                 allowed = f"at least the {length} tokens of trace {trace.id}"
                 raise ParameterError("sft.max_length", settings.max_length, allowed)
             tokens, longest = tokens + length, max(longest, length)
             rows.append([trace.id, short_digest(json.dumps([prompt.token_ids, response]))])
-            line = {"prompt": prompt_text(prompt, tokenizer), "response": trace.response + tokenizer.eos_token}
+            text = response_text(tokenizer, trace.response, prompt) + tokenizer.eos_token
+            line = {"prompt": prompt_text(prompt, tokenizer), "response": text}
             file.write(json.dumps(line) + "\n")  # ASCII keeps a lone surrogate of a damaged trace
     columns = {"prompt": "prompt", "response": "response"}
     write_json({DATASET: {"file_name": f"{DATASET}.jsonl", "columns": columns}}, folder / "data" / "dataset_info.json")
