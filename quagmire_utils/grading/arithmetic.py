@@ -49,7 +49,7 @@ class Reading(NamedTuple):
     """The value of a formula, what it depends on, whether all its parts are real, and the bits that it needed."""
 
     value: Value
-    names: frozenset[str]  # of variables; also "?" (an open convention), "base 8", "floor" (of variables)
+    names: frozenset[str]  # of variables; also "?" and "/" (open conventions), "base 8", "floor" (of variables)
     real: bool
     bits: int
 
@@ -77,7 +77,7 @@ def evaluate(text: str, point: int = 0, variables: Variables = (), bits: int = _
             if needed > _MAX_PRECISION:
                 raise BeyondError("too large to be compared")
             bits = 1 << (needed - 1).bit_length()
-    except (ArithmeticError, ValueError, TypeError, RecursionError) as error:
+    except (ArithmeticError, LookupError, ValueError, TypeError, RecursionError) as error:
         raise BeyondError(f"no value: {type(error).__name__}") from error
 
 
@@ -134,6 +134,7 @@ class _Reader:
         self.tokens = [next(filter(None, match.groups()), "") for match in _TOKEN.finditer(text.strip())]
         if not self.tokens or len(self.tokens) > _MAX_TOKENS or _UNKNOWN.search(text):
             raise BeyondError("nothing, too much, or a word")
+        self.tokens += [""] * 3  # the end, as far as `peek` looks ahead
         self.next = 0
         self.point = point
         self.variables = variables
@@ -201,16 +202,17 @@ class _Reader:
         return Fraction(0) if vanishes else self.checked(result)
 
     def peek(self, ahead: int = 0) -> str:
-        return self.tokens[self.next + ahead] if self.next + ahead < len(self.tokens) else ""
+        return self.tokens[self.next + ahead]
 
     def take(self) -> str:
-        token = self.peek()
         self.next += 1
-        return token
+        return self.tokens[self.next - 1]
 
-    def expect(self, token: str) -> None:
-        if self.take() != token:
-            raise BeyondError(f"{token} is missing")
+    def accept(self, token: str) -> bool:
+        """Take the next token if it is this one."""
+        found = self.peek() == token
+        self.next += found
+        return found
 
     def sum(self) -> Value:
         self.depth += 1
@@ -248,9 +250,11 @@ class _Reader:
             elif token in ("/", "\\div"):
                 self.take()
                 divisor = self.sign() * self.power()
-                if self.follows_factor():
-                    self.names.add("?")  # 1/2x
-                while self.point == 1 and self.follows_factor():
+                if self.follows_factor():  # 1/2x
+                    self.names.add("?")
+                    divisor = self.checked(divisor * self.power()) if self.point == 1 else divisor
+                while self.point == 1 and self.follows_factor():  # 1/2xy
+                    self.names.add("/")
                     divisor = self.checked(divisor * self.power())
                 value = self.quotient(value, divisor)
             elif self.follows_factor():
@@ -278,8 +282,7 @@ class _Reader:
                 raise BeyondError("a factorial")
             else:
                 value = self.checked(context_of(self.bits).factorial(self.real(value)))
-        if self.peek() == "^":
-            self.take()
+        if self.accept("^"):
             return self.power_of(value, self.sign() * self.argument())
         return value
 
@@ -292,7 +295,8 @@ class _Reader:
 
     def group(self, closer: str) -> Value:
         value = self.sum()
-        self.expect(closer)
+        if not self.accept(closer):
+            raise BeyondError(f"cannot read {self.peek()!r}")
         return value
 
     def atom(self) -> Value:
@@ -313,10 +317,7 @@ class _Reader:
             exact = isinstance(value, Fraction)
             return sign * (Fraction(math.floor(value)) if exact else context_of(self.bits).floor(value))
         if token == "\\sqrt":
-            degree = Fraction(2)
-            if self.peek() == "[":
-                self.take()
-                degree = self.group("]")
+            degree = self.group("]") if self.accept("[") else Fraction(2)
             return self.root(self.argument(), degree)
         if token[1:] in FUNCTIONS:
             return self.function(token[1:])
@@ -324,8 +325,7 @@ class _Reader:
             self.imaginary = True
             return self.real(1j)
         if token in ("e", "\\pi") and self.peek() != "_":
-            context = context_of(self.bits)
-            return self.real(context.pi if token == "\\pi" else context.e)
+            return self.real(getattr(context_of(self.bits), token.lstrip("\\")))
         if re.fullmatch("[a-zA-Z]", token) or _GREEK.fullmatch(token):
             return self.variable(token + self.subscript())
         raise BeyondError(f"cannot read {token!r}")
@@ -333,9 +333,8 @@ class _Reader:
     def number(self, token: str) -> Value:
         if len(token) > _MAX_DIGITS:
             raise BeyondError("a long number")
-        if self.peek() != "_":
+        if not self.accept("_"):
             return self.checked(Fraction(token))
-        self.take()
         base = self.argument()
         if not (_is_integer(base, 36) and token.isdigit()):
             raise BeyondError("a base")
@@ -345,14 +344,16 @@ class _Reader:
     def variable(self, name: str) -> Value:
         """Return the value of a variable, or of an unknown function such as f(2): by its name and arguments."""
         number = self.peek() == "(" and self.peek(1).isdigit() and self.peek(2) in (")", ",")
+        if re.match(r"[ACP]_\d", name) and self.peek() == "^":
+            raise BeyondError("perhaps a binomial coefficient")
         known = self.point != 1 or (number and name not in ("x", "y", "z", "n"))  # otherwise perhaps a product
         if known and (number or (self.peek() == "(" and name[0] in "fghFGH")):
             self.take()
-            arguments = [self.sum()]
-            while self.peek() == ",":
-                self.take()
+            arguments = []
+            while not arguments or self.accept(","):
                 arguments.append(self.sum())
-            self.expect(")")
+            if not self.accept(")"):
+                raise BeyondError("arguments without an end")
             parts = (str(x) if isinstance(x, Fraction) else context_of(self.bits).nstr(x, 20) for x in arguments)
             name = f"{name}({','.join(parts)})"
         self.names.add(name)
@@ -360,9 +361,8 @@ class _Reader:
 
     def subscript(self) -> str:
         """Read the subscript that belongs to the name of a variable, if any."""
-        if self.peek() != "_":
+        if not self.accept("_"):
             return ""
-        self.take()
         name = "_" + self.take()
         while name.startswith("_{") and not name.endswith("}") and self.peek():
             name += self.take()
@@ -370,26 +370,26 @@ class _Reader:
 
     def function(self, name: str) -> Value:
         base = power = None
-        if name == "log" and self.peek() == "_":
-            self.take()
+        if name == "log" and self.accept("_"):
             base = self.argument()
         elif name == "log":
             self.names.add("?")
             base = Fraction(10) if self.point == 1 else None
-        if self.peek() == "^":
-            self.take()
+        if self.accept("^"):
             power = self.sign() * self.argument()
             if power == -1:
                 raise BeyondError("an inverse or a reciprocal")
         outside, self.angle = self.angle, name in _TRIGONOMETRIC
         bracketed = self.peek() in ("(", "{", "[", "|")
-        argument = self.power()
+        argument = self.atom() if self.peek() == "(" else self.power()
         while not bracketed and (self.peek()[:1].isalpha() or self.peek() in ("\\pi", "\\frac", "\\sqrt")):
             argument = self.checked(argument * self.power())  # \\sin 2x
         self.angle = outside
         value = self.apply(name, argument)
         if base is not None:
             value = self.quotient(value, context_of(self.bits).log(self.real(base)))
+        if power is None and bracketed and self.accept("^"):  # \\cos(x)^2
+            power = self.sign() * self.argument()
         return value if power is None else self.power_of(value, power)
 
     def binomial(self, above: Value, below: Value) -> Value:

@@ -32,7 +32,7 @@ _SENTENCE_END = re.compile(r"(?<=[\w)}$%*])[.!?](?:\s|$)")
 
 _WORD = re.compile(
     r"\\(?:text|mathrm|textbf|mathbf|textit|textrm|mbox|operatorname|mathit|mathsf|rm|bf)\s*\{([^{}]*)\}"
-    r"(\s*\^\s*(?:\{?\d\}?))?"
+    r"(\s*\^\s*(?:\{?\d\}?))?(?=\s*([({\[])?)"
 )
 _LETTER = re.compile(r"\\(?:text|mathrm|mathbf|mathit|mathbb|rm|bf)\s*(?=[A-Za-z0-9](?![A-Za-z]))")
 _DRESSING = re.compile(
@@ -56,7 +56,7 @@ _UNICODE = {
     "\u2212": "-", "\u2013": "-", "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u00f7": "\\div ", "\u03c0": "\\pi ",
     "\u221e": "\\infty ", "\u03b8": "\\theta ", "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\neq ",
     "\u2248": "\\approx ", "\u222a": "\\cup ", "\u2208": "\\in ", "\u2026": "\\dots ", "\u221a": "\\sqrt ",
-    "\u221b": "\\sqrt[3]", "\u2205": "\\emptyset ", "\u211d": "\\mathbb{R}", "\u00b0": "\u00b0",
+    "\u221b": "\\sqrt[3]", "\u2205": "\\emptyset ", "\u2044": "/", "\u211d": "\\mathbb{R}", "\u00b0": "\u00b0",
 }  # fmt: skip
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _PLAIN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -65,7 +65,7 @@ _UNIT = re.compile(
     r"(?<=[\d})\u00b0])\s*((?:sq\.?|square|cubic)?\s*(?:dollars?|cents?|units?|hours?|minutes?|seconds?|days?|"
     r"weeks?|years?|miles?|meters?|feet|foot|inch(?:es)?|cm|mm|km|kg|mph|ml|ft|yd|lbs?|oz|hrs?|mins?|secs?|in|USD|EUR|"
     r"[ap]\.?m\.?|(?<=\s)[a-z]{4,}(?:\s[a-z]+)*|[\u20ac\u00a3\u00a5])"
-    r"(?:\^\{?[23]\}?)?)\.?$",
+    r"(?:\^\{?[23]\}?)?(?:/[a-z]+)?)\.?$",
     re.IGNORECASE,
 )
 _SIGNS = {"percent": "\\%", "degree": "\u00b0", "degrees": "\u00b0"}
@@ -73,14 +73,17 @@ _RISKY = re.compile(
     r"not|illion|thousand|hundred|dozen|mod|least|most|more|less|than|"
     r"except|between|base|two|factor|times|half|double|over|plus|minus|\bno\b"
 )
+_NAMES = ("pi", "sqrt", "alpha", "beta", "gamma", "delta", "theta", "lambda", "omega", "sigma", "phi", "rho", "tau")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))")
 _TIDY = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
         (r"\*\*", "^"),
         (r"(^|=)\s*\\quad", r"\1"),
+        (r"\.\d*\(\d+\)", r"\\unread \g<0>"),
         (r"\s*(?<![A-Za-z\\])(percent|degrees?)(?![a-z])", lambda m: _SIGNS[m[1]]),
-        (rf"(?<![\\A-Za-z])({'|'.join({*FUNCTIONS, 'pi', 'sqrt'})})(?![a-z])", r"\\\1 "),
+        (rf"(?<![\\A-Za-z])({'|'.join({*FUNCTIONS, *_NAMES})})(?![a-z])", r"\\\1 "),
+        (r"(?<=[A-Za-z])\{(\([^(){}]*\))\}", r"\1"),
         (r"\\sqrt\s+(\d{2,})", r"\\sqrt{\1}"),
         (r"(?<![\w\\.}])(\d+\.?\d*)[eE]([+-]?\d{1,3})(?![\w.])", r"(\1*10^{\2})"),
         (r"(?<=\d)\s+[xX]\s+(?=10\s*\^)|(?<=\d)[xX](?=10\^)", r"\\times "),
@@ -252,8 +255,10 @@ def _word(match: re.Match[str], remarks: list[str] | None) -> str:
         return f" {match[1]}{match[2] or ''} "
     if len(word) == 1 or word in FUNCTIONS:
         return f" {word}{match[2] or ''} "
-    if _PLAIN_NUMBER.fullmatch(word) or _RISKY.search(word):
-        return f" {word} " if not _RISKY.search(word) else f" \\unread{{{word}}} "
+    if _RISKY.search(word) or (match[3] and match[1][-1:].isalpha()):  # 3 million, asin(x)
+        return f" \\unread{{{word}}} "
+    if _PLAIN_NUMBER.fullmatch(word):
+        return f" {word} "
     remark = re.sub(r"[\s.:,]|s$", "", word.lower())
     if remark:
         remarks.append(remark + re.sub(r"[\s{}^]", "", match[2] or ""))
@@ -269,7 +274,11 @@ def _without_thousands(text: str) -> str:
         bracket = character in "([" or (character == "{" and text[i - 1 : i] == "\\")
         depth += bracket - (character in ")]" or (character == "}" and text[i - 1 : i] == "\\"))
         depths.append(depth)
-    return _THOUSANDS.sub(lambda match: match[0] if depths[match.start()] else match[0].replace(",", ""), text)
+    spaced = any(depths[comma.start()] for comma in re.finditer(r",\s", text))
+    bracketed = "\\unread " if spaced else ""  # (1,000, 2,000)
+    return _THOUSANDS.sub(
+        lambda match: bracketed + match[0] if depths[match.start()] else match[0].replace(",", ""), text
+    )
 
 
 def _repeating(match: re.Match[str]) -> str:

@@ -72,9 +72,11 @@ def _same(answer: str, gold: str, tolerance: float | None) -> bool | None:
     if same != again or (same and "floor" in mine | theirs):
         return None
     if not same:
-        if not (real or also_real) or mine & theirs & _CONSTANTS - {"C"}:
+        unsure = mine & theirs & _CONSTANTS - {"C"} or "/" in evaluate(answer, 1).names | evaluate(gold, 1).names
+        if unsure or not (real or also_real):
             return None
-        one_sided = sorted((mine ^ theirs) - {"?", "floor"})
+        mine, theirs = mine - {"?", "floor"}, theirs - {"?", "floor"}
+        one_sided = sorted(mine ^ theirs)
         if one_sided and {name.lower() for name in mine} == {name.lower() for name in theirs}:
             return None  # x and X
         if one_sided and set(one_sided) <= _SOFT:  # perhaps a unit, 5 m and 5, or a constant of integration

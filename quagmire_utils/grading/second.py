@@ -42,9 +42,11 @@ if TYPE_CHECKING:
 
     from quagmire_utils.data import Problem
 
-_NAME = re.compile(
-    r"(?:[A-Za-z]+|\\[A-Za-z]+\s?|\|[A-Za-z]+\||\[[A-Z]+\]|\{[A-Za-z]+\})+(?:_\{?\w+\}?)?'*(?:\((?:[a-z]|-?\d+|[A-Z]+)(?:,(?:[a-z]|\d+))*\))?|\([a-z](?:,[a-z])+\)"
+_NAME = re.compile(  # AB, |AB|, \angle A, a_{10}, f(3), (x,y)
+    r"(?:[A-Za-z]|\\[A-Za-z]+(?![A-Za-z])\s?|\|[A-Za-z]+\||\[[A-Z]+\]|\{[A-Za-z]+\})+(?:_\{?\w+\}?)?'*"
+    r"(?:\((?:[a-z]|-?\d+|[A-Z]+)(?:,(?:[a-z]|\d+))*\))?|\([a-z](?:,[a-z])+\)"
 )
+_INTEGER = re.compile(r"-?[0-9]{1,15}")
 _RELATION = re.compile(r"<|>|\\(?:le|ge|neq)(?![a-z])")
 
 
@@ -145,6 +147,8 @@ def prove(answer: str, gold: str, tolerance: float | None = None) -> bool | None
             return None
         if theirs in (mine, mine.removesuffix("\\%"), mine[2:] if mine[1:2] == "=" else mine):
             return True
+        if tolerance is None and _INTEGER.fullmatch(mine) and _INTEGER.fullmatch(theirs):  # the usual case, faster
+            return int(mine) == int(theirs)
         return _equal(_structure(mine), _structure(theirs), tolerance)
     except (BeyondError, RecursionError, ArithmeticError, ValueError, TypeError, LookupError):
         return None
@@ -179,6 +183,8 @@ def _structure(text: str) -> Structure:
     described = re.fullmatch(r"\\\{\s*([a-z])\s*(?:\\in[^:|]*)?[:|](.*)\\\}", text)
     if described:
         text = described[2]
+    if re.search(r"\\in(?![a-z])", text):
+        raise BeyondError("a condition")
     for kind, separators in (("union", ("\\cup", "\\or")), ("list", (",", ";", "&&", "\\quad", "\\or"))):
         items = [item for item in split(text, separators) if item]
         text = items[0] if len(items) == 1 else text
@@ -271,7 +277,7 @@ def _same_list(answer: Sequence[Structure], gold: Sequence[Structure], tolerance
 
 _MEANS_MORE = re.compile(  # words that may say the same as another word or as a number
     r"yes|no|true|false|none|never|undefined|impossible|zero|one|two|three|four|five|six|seven|eight|nine|ten|infinite|"
-    r"infinity|reals?|empty|unbounded|nan|even|odd"
+    r"infinity|reals?|empty|unbounded|even|odd"
 )
 
 
@@ -279,7 +285,7 @@ def _same_words(answer: Structure, gold: Structure) -> _Truth:
     """Return whether two words are the same; single words that have nothing in common are different."""
     if answer[0] != gold[0]:
         words, other = (answer, gold) if answer[0] == "words" else (gold, answer)
-        if len(words[1]) <= 3:
+        if len(words[1]) <= 3 and not _MEANS_MORE.fullmatch(words[1]):
             return _equal(*(("value", part[1]) if part is words else part for part in (answer, gold)), None)
         if other[0] != "value" or " " in words[1] or _MEANS_MORE.fullmatch(words[1]):
             return None
@@ -300,7 +306,9 @@ def _different_kinds(answer: Structure, gold: Structure, tolerance: float | None
     """Return False if structures of different kinds differ however they are read, else None."""
     kinds = {answer[0], gold[0]}
     if kinds == {"set", "sequence"}:
-        return False
+        (one,) = [part[1] for part in (answer, gold) if part[0] == "set"]
+        other = gold if answer[0] == "set" else answer
+        return None if len(one) == 1 and _equal(one[0], other, tolerance) is not False else False
     if "value" not in kinds:
         mine, theirs = _items(answer), _items(gold)
         if len(mine) != len(theirs):
@@ -339,6 +347,11 @@ def _same_equation(answer: Structure, gold: Structure, tolerance: float | None) 
         return None
     if set(answer[3]) & set(gold[3]):
         return _equal(_structure(answer[2]), _structure(gold[2]), tolerance)
+    if answer[3] and gold[3]:
+        named = answer[3][0] + gold[3][0]
+        renamed = "(" in named or _equal(_structure(answer[2]), _structure(gold[2]), tolerance) is not False
+        if renamed and not (set(named) <= set("xyz")):
+            return None  # f(x) = x^2 and f(t) = t^2
     (one, two), *others = [[difference(side[1], side[2], point) for side in (answer, gold)] for point in range(3)]
     if not one or not two:
         raise BeyondError("an identity")

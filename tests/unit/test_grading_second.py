@@ -156,12 +156,16 @@ formulas
 = yx ~ xy
 = \frac{n!}{(n-2)!} ~ n(n-1) ~ 2\binom{n}{2} ~ n^2-n
 ? (-1)^n ~ \cos(n\pi)
-? \frac{x}{2} ~ 1/2x
+? \frac{x}{2} ~ 1/2x ~ 1/2 x(x+1)
+= \cos^2 x ~ \cos(x)^2 ~ cos(x)**2 ~ \operatorname{cos}^2 x
+? \arcsin x ~ \operatorname{asin}(x) ~ \sin^{-1} x
+? f(x) = x^2 ~ f(t) = t^2
 ! 6p ~ 3p(2)
 ! 0 ~ f(0) ~ I(0)
 = f(1, 200) ~ f(1,200)
 ! \lfloor n \rfloor ~ \lfloor n \rfloor + 1
 = -3 ~ \lfloor -2.5 \rfloor ~ \lceil -\sqrt{10} \rceil
+? 10 ~ C_5^2 ~ C(5,2)
 ? 12 ~ \gcd(12,144) ~ gcd(12,144) ~ floor(12.5)
 ? 3R^2 ~ 3r^2
 = \frac{5}{2n} ~ 5\frac{1}{2n} ~ \frac5{2n}
@@ -264,6 +268,8 @@ def test_every_text_gets_a_verdict(pieces, gold):
         "\\log 0",
         "\\binom{1000000}{500000}", "\\tan\\frac{\\pi}{0}", "1e999", "\\exp{1000}", "(" + "1," * 400 + "1)",
         "\\sqrt[0]{5}",
+        "a" * 900 + "!=5", "\\ab" * 200 + "!=5", "x=" * 300 + "5", "(1," * 200, "\\sin" * 150 + "5", "1<x<" * 150 + "2",
+        "\\cup".join(f"({i},{i + 1})" for i in range(90)), "\\exp(" * 9 + "9" + ")" * 9, "5" + " " * 900 + "5",
         "2^{0.5^{-9999}}", "+-" * 300 + "5", "\\begin{pmatrix}" * 50, "__import__('os').system('true')",
     ],
 )  # fmt: skip
