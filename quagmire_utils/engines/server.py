@@ -98,7 +98,7 @@ class ServerEngine(StreamingEngine):
             model_config = None  # a tokenizer without a model
         self.ends = end_tokens(source, config.revision, model_config, self.tokenizer)
         turn = turn_end(self.tokenizer)  # servers know a model's EOS, but not always this
-        self._stop = None if turn in (None, self.tokenizer.eos_token_id) else self.tokenizer.convert_ids_to_tokens(turn)
+        self._stop = {} if turn is None else {"stop": [self.tokenizer.convert_ids_to_tokens(turn)]}
         self.context_length = _context_length(card["max_model_len"], model_config, config.max_model_len)
         in_flight = config.batch_size or (_VLLM_SAMPLES if self._is_vllm else _CALLS)
         self.samples_per_call = min(_SAMPLES_PER_CALL if self._is_vllm else 1, in_flight)
@@ -182,11 +182,8 @@ class ServerEngine(StreamingEngine):
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
         }
-        if self._is_vllm:
-            body |= {**_VLLM_NEUTRAL, "stop_token_ids": self.ends, "return_token_ids": True}
-        elif self._stop is not None:
-            body["stop"] = [self._stop]
-        return body | dict(self.settings.extra_body)
+        of_vllm = {**_VLLM_NEUTRAL, "stop_token_ids": self.ends, "return_token_ids": True}
+        return body | (of_vllm if self._is_vllm else self._stop) | self.settings.extra_body
 
     def _read(self, call: _Call, params: SamplingParams, data: Any) -> list[Completion]:
         """Return the completions in an answer. Raises ParameterError if it is to another prompt, else `_WRONG_FORM`."""

