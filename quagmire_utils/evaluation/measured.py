@@ -115,9 +115,10 @@ def show_comparison(table: pd.DataFrame) -> pd.DataFrame:
     shown = table[["benchmark", "k", "problems"]].copy()
     for name in ("a", "b"):
         shown[f"{name} %"] = (100 * table[name]).map("{:.1f}".format).replace("nan", "NaN")
+    points = (100 * table[["difference", "low", "high"]]).round(1) + 0.0  # no minus before a zero
     shown["a - b, points"] = [
         "NaN" if math.isnan(d) else f"{d:+.1f}" + ("" if math.isnan(low) else f" {_interval(low, high, '+')}")
-        for d, low, high in (100 * table[["difference", "low", "high"]]).itertuples(index=False, name=None)
+        for d, low, high in points.itertuples(index=False, name=None)
     ]
     shown["p"] = ["NaN" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}" for p in table["p_value"]]
     shown["a ahead"], shown["b ahead"] = table["better"], table["worse"]

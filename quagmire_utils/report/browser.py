@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.report.plots.look import shrink_picture
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
@@ -35,11 +36,7 @@ def chromium(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def take_screenshot(page: Path, target: Path) -> Path:
     """Write a PNG of the page at desktop width with a palette of 256 colours, a third of the size; return its path."""
-    from PIL import Image
-
     light = "--blink-settings=preferredColorScheme=1"
     chromium(page, f"--window-size={WINDOW[0]},{WINDOW[1]}", light, f"--screenshot={target.resolve()}")
-    with Image.open(target) as image:
-        palette = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    palette.save(target, optimize=True)
+    shrink_picture(target)
     return target

@@ -23,7 +23,7 @@ from quagmire_utils.core.files import read_json, read_parquet, write_text
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.records import RECORDS
 from quagmire_utils.core.settings import Profile
-from quagmire_utils.report.clean import COPIES, render
+from quagmire_utils.report.clean import COPIES, environment, render
 from quagmire_utils.report.page import duration
 from quagmire_utils.report.study import PLACES, Executed, label_of, read_study
 from quagmire_utils.sweep import plan
@@ -94,18 +94,9 @@ def readme_rows(study: Mapping[str, Executed], link: str, profile: str) -> str:
     link: path of the folder of executed notebooks as seen from the README. A cell is empty if the notebook shows no
     headline.
     """
-    lines = ["| executed notebook | what it shows | the paper | ours | scale | run time |", "| --- " * 6 + "|"]
-    for place in PLACES:
-        entry, label = study[place], label_of(place)
-        if not entry.executed:
-            lines.append(f"| {label} | {_cell(entry.short_title)} | | not run | | |")
-            continue
-        head = entry.headline
-        scale = f"`{profile}`" + (f": {head.scale}" if head and head.scale else "")
-        values = [head.paper, head.ours] if head else ["", ""]
-        cells = [f"[{label}]({link}/{entry.name}.ipynb)", *map(_cell, (entry.short_title, *values, scale))]
-        lines.append("| " + " | ".join([*cells, duration(entry.seconds)]) + " |")
-    return "\n".join(lines)
+    entries = [(label_of(place), study[place]) for place in PLACES]
+    environment().filters |= {"cell": _cell, "duration": duration}
+    return render("readme.md.j2", entries=entries, link=link, profile=profile).strip()
 
 
 def update_readme(readme: str | Path, folder: str | Path, *, link: str | None = None, write: bool = True) -> bool:

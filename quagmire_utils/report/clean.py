@@ -10,11 +10,10 @@ Records hold text that language models wrote, and notebooks show it, so no outpu
 from __future__ import annotations
 
 import base64
-import binascii
 import posixpath
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +38,7 @@ LONG_CELL = 40  # characters from which a cell of a table is given more width
 TOO_LONG = Markup('<p class="note">This output is too long for the page: see the executed notebook.</p>')
 HEADING_SHIFT = 2  # `## Heading` of a notebook comes below the page's own h3
 COPIES = "notebooks"  # folder of the executed notebooks, beside the page: relative links start there
-PICTURES = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff", "image/gif": b"GIF8"}
+PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 SHOWN_CHARACTERS = 8000  # of a long answer: its beginning and its end
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 # also characters that reverse the reading direction
@@ -88,29 +87,21 @@ def sanitized(text: str) -> Markup:
     return TOO_LONG if len(text) > LONGEST else _harmless(text, text)
 
 
-def picture(mime: str, data: str, metadata: Mapping[str, Any], alt: str) -> Markup:
-    """Return a picture inside the page. Raises ValueError for data that is not a picture of that kind."""
-    width = height = None
-    if mime == "image/svg+xml":
-        content = plain(data).encode()  # in <img> an SVG runs no script and loads nothing
-        if b"<svg" not in content:
-            raise ValueError("not an SVG")
-    else:
-        try:
-            content = base64.b64decode("".join(data.split()), validate=True)
-        except binascii.Error as error:
-            raise ValueError("not base64") from error
-        if not content.startswith(PICTURES[mime]):
-            raise ValueError(f"not a picture of type {mime}")
-        width, height = struct.unpack(">II", content[16:24]) if mime == "image/png" else (None, None)
-    shown = metadata.get("width")  # may be less than that of the file, for dense screens
-    size = ' class="broad"' if width and width > BROAD * height else ""
-    if isinstance(shown, int) and 0 < shown < 10_000:
-        size += f' width="{shown}"' + (f' height="{round(shown * height / width)}"' if width else "")
-    elif width:
-        size += f' width="{width}" height="{height}"'
-    address = f"data:{mime};base64,{base64.b64encode(content).decode()}"
-    return Markup('<img src="{}" alt="{}"{}>').format(address, plain(alt), Markup(size))
+def picture(data: str, shown_width: object, alt: str) -> Markup:
+    """Return a PNG, given in base64, inside the page. Raises ValueError for data that is no PNG.
+
+    shown_width: may be less than that of the file, for dense screens; None for the file's own.
+    """
+    content = base64.b64decode("".join(data.split()), validate=True)  # raises a ValueError
+    if not content.startswith(PNG) or len(content) < 24:
+        raise ValueError("not a PNG")
+    width, height = struct.unpack(">II", content[16:24])
+    wide = width > BROAD * height
+    if isinstance(shown_width, int) and 0 < shown_width < 10_000 and width:
+        width, height = shown_width, round(shown_width * height / width)
+    image = Markup('<img src="data:image/png;base64,{}" alt="{}"{} width="{}" height="{}">')
+    broad = Markup(' class="broad"') if wide else ""
+    return image.format(base64.b64encode(content).decode(), plain(alt), broad, width, height)
 
 
 def render(template: str, **values: object) -> str:

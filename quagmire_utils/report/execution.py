@@ -73,8 +73,9 @@ def execute(
 ) -> float:
     """Execute one notebook in one of `kernels`, put its executed copy in place, and return the seconds it took.
 
-    Starts a kernel if none is idle; no cell is begun once `stop` is set. Raises ParameterError with the sentence of one
-    that a cell raised, NotebookError with any other error of a cell (the partial copy stays), OSError for a full disk.
+    Starts a kernel if none is idle, and closes `log`; no cell is begun once `stop` is set. Raises ParameterError with
+    the sentence of one that a cell raised, NotebookError with any other error of a cell (the partial copy stays),
+    OSError for a full disk.
     """
     import nbformat
     import papermill
@@ -84,7 +85,7 @@ def execute(
             raise InterruptedError("interrupted")
 
     job.final.parent.mkdir(parents=True, exist_ok=True)
-    started, printed, kernel = time.monotonic(), ProgressLog(log, None), None
+    started, kernel = time.monotonic(), None
     try:
         kernel = kernels.pop() if kernels else start_kernel(job.root, job.final.parents[1])
         notebook = papermill.execute_notebook(
@@ -94,7 +95,7 @@ def execute(
             kernel_name="python3",
             km=kernel,
             progress_bar=False,
-            stdout_file=printed,
+            stdout_file=log,
             stderr_file=progress,
             start_timeout=PATIENCE,
             coalesce_streams=True,  # a progress bar leaves its last state in the copy, not a thousand
@@ -115,8 +116,8 @@ def execute(
         log.write(f"{type(error).__name__}: {error}\n")  # a kernel that does not start, or dies
         raise NotebookError(f"{type(error).__name__}: {error} (a kernel that dies is often out of memory)") from None
     finally:
-        printed.close()
         progress.close()
+        log.close()
     for name, path in (("input_path", job.source), ("output_path", job.final)):  # no absolute paths
         notebook.metadata.papermill[name] = os.path.relpath(path, job.root)
     if job.heading:
@@ -175,7 +176,6 @@ def _shut_down(kernels: Collection[AsyncKernelManager]) -> None:
 class _Running:
     job: Job
     progress: ProgressLog
-    log: TextIO
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -211,10 +211,9 @@ def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen) -> dict[st
                         screen.line(f"[{screen.done + 1}/{screen.total}] {job.name}")
                     log = job.log.open("w")
                     progress = ProgressLog(log, screen, job.name, f"{job.name}: " if several else "")
-                    running[pool.submit(execute, job, progress, log, stop, kernels)] = _Running(job, progress, log)
+                    running[pool.submit(execute, job, progress, log, stop, kernels)] = _Running(job, progress)
                 for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
                     run = running.pop(future)
-                    run.log.close()
                     screen.done += 1
                     name, title = run.job.name, f"[{screen.done}/{screen.total}] {run.job.name}"
                     try:
@@ -237,9 +236,6 @@ def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen) -> dict[st
             raise KeyboardInterrupt(", ".join(run.job.name for run in running.values())) from None
         finally:
             _shut_down(kernels)
-            for run in running.values():
-                with contextlib.suppress(OSError):
-                    run.log.close()
     if failures:
         raise NotebookError("\n".join([*failures, *wrong]))
     if wrong:

@@ -103,20 +103,15 @@ def evaluation_folder(config: EngineConfig, params: SamplingParams, output: str 
     return ROOT / "runs" / "evaluations" / f"{name}-{digest(settings)[:8]}"
 
 
-def selected_counts(counts: pd.DataFrame, problems: Mapping[str, Sequence[Problem]]) -> pd.DataFrame:
-    """Return the rows of a store's counts that belong to `problems`, in their order; the store may hold more."""
-    return _keys(problems).merge(counts, on=["benchmark", "problem"], how="inner")
+def selected(store: SampleStore, problems: Mapping[str, Sequence[Problem]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the counts and the graded samples of `problems`, in their order; the store may hold more.
 
-
-def selected_samples(store: SampleStore, problems: Mapping[str, Sequence[Problem]]) -> pd.DataFrame:
-    """Return the graded samples of `problems` without texts: benchmark, problem, tokens, verdict, extracted."""
-    samples = store.read(["benchmark", "problem", "tokens", "verdict", "extracted"]).dropna(subset=["verdict"])
-    return _keys(problems).merge(samples, on=["benchmark", "problem"], how="inner")
-
-
-def _keys(problems: Mapping[str, Sequence[Problem]]) -> pd.DataFrame:
+    Columns of the samples: benchmark, problem, tokens, verdict, extracted.
+    """
     keys = [(name, problem.id) for name, some in problems.items() for problem in some]
-    return pd.DataFrame(keys, columns=["benchmark", "problem"])
+    chosen = pd.DataFrame(keys, columns=["benchmark", "problem"])
+    samples = store.read([*chosen, "tokens", "verdict", "extracted"]).dropna(subset=["verdict"])
+    return chosen.merge(store.counts(), on=list(chosen)), chosen.merge(samples, on=list(chosen))
 
 
 def _items(values: str | Sequence[str]) -> list[str]:

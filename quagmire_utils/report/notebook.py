@@ -76,7 +76,7 @@ def set_aside_records(folder: str | Path, root: Path | None = None) -> Path | No
     if (folder / "scratch").is_dir():
         with only_sweep(folder):  # raises while a sweep is running there
             pass
-    items = [folder / "scratch", folder / "manifest.json", *folder.glob("*.parquet")]
+    items = [*(folder / name for name in ("scratch", "bases", "manifest.json")), *folder.glob("*.parquet")]
     items = [item for item in items if item.exists()]
     if not items:
         return None

@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
 NAME = "report.html"
 EVALUATION = "evaluation.html"
-LARGEST = 10_000_000  # bytes of the page; above it the largest outputs are left out
 ALT_LENGTH = 240  # characters; the caption below the picture has the rest
 WORKFLOWS = ("run_sweep", "evaluate_model")  # they make records or evaluate one model: not on the page
-LEFT_OUT = Markup('<p class="note">Left out to keep this page small: see the executed notebook.</p>')
 
 
 def write_report(folder: str | Path, *, sources: str | Path | None = None) -> Path:
@@ -53,6 +51,7 @@ def build(folder: str | Path, *, sources: str | Path | None = None) -> str:
     origins = _origins(study)
     values = {
         "study": study,
+        "shown": shown,
         "story": STORY,
         "places": PLACES,
         "ledger": LEDGER,
@@ -68,19 +67,7 @@ def build(folder: str | Path, *, sources: str | Path | None = None) -> str:
         "manifest": {"date": "", "configuration_digest": "", **manifest},
     }
     environment().filters |= {"label": label_of, "duration": duration}
-    fixed = len(render("report.html.j2", **values, shown={place: [] for place in shown}).encode())
-    _leave_out(shown, LARGEST - fixed)
-    return render("report.html.j2", **values, shown=shown)
-
-
-def _leave_out(shown: Mapping[str, list[Markup]], limit: int) -> None:
-    """Replace the largest outputs by a sentence, in place, until all fit into `limit` bytes."""
-    sizes = {(place, i): len(text.encode()) for place, texts in shown.items() for i, text in enumerate(texts)}
-    for (place, i), size in sorted(sizes.items(), key=lambda item: -item[1]):
-        if sum(sizes.values()) <= limit:
-            return
-        shown[place][i] = LEFT_OUT
-        sizes[place, i] = min(size, len(LEFT_OUT))
+    return render("report.html.j2", **values)
 
 
 def _output(entry: Executed, shown: Output) -> Markup:
@@ -92,7 +79,7 @@ def _output(entry: Executed, shown: Output) -> Markup:
         return preformatted(shown.content)
     caption = markdown(shown.caption) if shown.caption else Markup()
     try:
-        image = picture(shown.mime, shown.content, shown.metadata, _alt(caption.striptags() or entry.title))
+        image = picture(shown.content, shown.metadata.get("width"), _alt(caption.striptags() or entry.title))
     except ValueError:
         text = '<p class="note">A picture of {} is damaged: execute the notebook again.</p>'
         return Markup(text).format(entry.name)
@@ -155,14 +142,11 @@ class EvaluationPage:
         kept = self._sections.setdefault(heading, [])
         kept += [_kept(item, f"{heading}: {self.title}") for item in items]
 
-    def text(self) -> str:
-        """Return the page as HTML."""
-        return render("evaluation.html.j2", title=plain(self.title), sections=self._sections)
-
     def write(self, folder: str | Path) -> Path:
         """Write `folder`/evaluation.html, atomically; return its path."""
-        write_text(self.text(), Path(folder) / EVALUATION)
-        return Path(folder) / EVALUATION
+        path = Path(folder) / EVALUATION
+        write_text(render("evaluation.html.j2", title=plain(self.title), sections=self._sections), path)
+        return path
 
 
 def _kept(item: Any, alt: str) -> Markup:
@@ -173,8 +157,7 @@ def _kept(item: Any, alt: str) -> Markup:
     if isinstance(item, HTML):
         return Markup(item.data)
     if isinstance(item, Image):
-        width = {} if item.width is None else {"width": item.width}
-        shown = picture("image/png", base64.b64encode(item.data).decode(), width, alt)
+        shown = picture(base64.b64encode(item.data).decode(), item.width, alt)
         return Markup('<figure><div class="card">{}</div></figure>').format(shown)
     return Markup('<div class="scroll" tabindex="0">{}</div>').format(Markup(_table(item)))
 

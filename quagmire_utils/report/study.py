@@ -10,6 +10,7 @@ A notebook shows by the tags of its cells what belongs on the page:
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any
 from quagmire_utils.analysis.tables import TABLES
 from quagmire_utils.report.clean import plain
 
+KINDS = {"image/png": "picture", "text/html": "html", "text/markdown": "markdown", "text/plain": "text"}  # best first
 HEADLINE = "application/vnd.quagmire.headline+json"
 
 
@@ -77,8 +79,7 @@ class Output:
     """One thing that a notebook shows."""
 
     kind: str  # picture | html | markdown | text
-    content: str  # base64 of a picture (or SVG), HTML, Markdown, or text
-    mime: str
+    content: str  # base64 of a PNG, HTML, Markdown, or text
     metadata: Mapping[str, Any] = field(default_factory=dict)
     caption: str = ""  # of a picture: the Markdown that follows it and begins in bold
 
@@ -165,16 +166,16 @@ def _outputs(cells: Sequence[Mapping[str, Any]]) -> tuple[Output, ...]:
         if "report" not in _tags(cell):
             continue
         if above and above.cell_type == "markdown" and "report" not in _tags(above) and above is not cells[0]:
-            found.append(Output("markdown", above.source, "text/markdown"))
+            found.append(Output("markdown", above.source))
         if cell.cell_type == "markdown":
-            found.append(Output("markdown", cell.source, "text/markdown"))
+            found.append(Output("markdown", cell.source))
         found += _shown(cell)
     merged: list[Output] = []
     for shown in found:
         last = merged[-1] if merged else None
         captions = shown.kind == "markdown" and shown.content.lstrip().startswith("**")
         if captions and last is not None and last.kind == "picture" and not last.caption:
-            merged[-1] = Output("picture", last.content, last.mime, last.metadata, caption=shown.content)
+            merged[-1] = dataclasses.replace(last, caption=shown.content)
         else:
             merged.append(shown)
     return tuple(merged)
@@ -187,15 +188,12 @@ def _shown(cell: Mapping[str, Any]) -> list[Output]:
 def _output(output: Mapping[str, Any]) -> Output | None:
     """Return the richest form of an output that the page can show."""
     if output.output_type == "stream":
-        return Output("text", output.text, "text/plain") if output.name == "stdout" and output.text.strip() else None
+        return Output("text", output.text) if output.name == "stdout" and output.text.strip() else None
     data = output.get("data") or {}
-    for mime in ("image/png", "image/jpeg", "image/gif", "image/svg+xml"):
-        if mime in data:
-            metadata = (output.get("metadata") or {}).get(mime) or {}
-            return Output("picture", str(data[mime]), mime, metadata if isinstance(metadata, dict) else {})
-    for mime, kind in (("text/html", "html"), ("text/markdown", "markdown"), ("text/plain", "text")):
+    for mime, kind in KINDS.items():
         if str(data.get(mime, "")).strip():
-            return Output(kind, str(data[mime]), mime)
+            metadata = (output.get("metadata") or {}).get(mime)
+            return Output(kind, str(data[mime]), metadata if isinstance(metadata, dict) else {})
     return None
 
 

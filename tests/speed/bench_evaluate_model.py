@@ -76,7 +76,7 @@ def main() -> None:
                 counts = evaluation.evaluate(
                     engine, problems, arguments.samples, params, samples, grader=grader, progress=False
                 )
-                answers = inputs.selected_samples(samples, problems)
+                answers = inputs.selected(samples, problems)[1]
                 votes = pass_at_k.benchmark_maj_at_k(answers, [arguments.samples])
                 evaluation_table(counts, sorted({1, arguments.samples}), votes=votes)
                 pass_at_k.bootstrap_intervals(counts)

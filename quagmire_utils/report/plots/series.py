@@ -170,20 +170,14 @@ def places(everything: Sequence[Series], x: str, apart: float = APART) -> list[n
     Neighbours on the logarithmic axis keep `apart` of its width between them; those that would not are spread about
     their mean, in order of x and then of series.
     """
+    from scipy.optimize import isotonic_regression
+
     logs = [np.log2(one.rows[x].to_numpy(np.float64)) for one in everything]
     flat = np.concatenate(logs)
     order = np.argsort(flat, kind="stable")
-    step = apart * max(float(np.ptp(flat)), 1.0)
-    clusters: list[tuple[float, int]] = []  # mean, members
-    for value in flat[order]:
-        clusters.append((value, 1))
-        while len(clusters) > 1:
-            (low, few), (high, many) = clusters[-2:]
-            if high - low >= step * (few + many) / 2 - 1e-9:
-                break
-            clusters[-2:] = [((low * few + high * many) / (few + many), few + many)]
+    steps = apart * max(float(np.ptp(flat)), 1.0) * np.arange(len(flat))
     placed = np.empty(len(flat))
-    placed[order] = np.concatenate([mean + step * (np.arange(size) - (size - 1) / 2) for mean, size in clusters])
+    placed[order] = isotonic_regression(flat[order] - steps).x + steps
     return np.split(2.0**placed, np.cumsum([len(values) for values in logs])[:-1])
 
 
