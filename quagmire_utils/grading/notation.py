@@ -63,9 +63,10 @@ _PLAIN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 PLAIN_WORDS = re.compile(r"[A-Za-z]{2}[A-Za-z'.]*(?:[\s-]+[A-Za-z'.]{2,})*\.?")
 _UNIT = re.compile(
     r"(?<=[\d})\u00b0])\s*((?:sq\.?|square|cubic)?\s*(?:dollars?|cents?|units?|hours?|minutes?|seconds?|days?|"
-    r"weeks?|years?|miles?|meters?|feet|foot|inch(?:es)?|cm|mm|km|kg|mph|ml|ft|yd|lbs?|oz|hrs?|mins?|secs?|in|USD|EUR|"
+    r"weeks?|years?|miles?|meters?|feet|foot|inch(?:es)?|cm|mm|nm|km|kg|mph|ml|Hz|rad|eV|mol|k?Pa|kJ|kN|kW|"
+    r"atm|ft|yd|lbs?|oz|hrs?|mins?|secs?|in|USD|EUR|"
     r"[ap]\.?m\.?|(?<=\s)[a-z]{4,}(?:\s[a-z]+)*|[\u20ac\u00a3\u00a5])"
-    r"(?:\^\{?[23]\}?)?(?:/[a-z]+)?)\.?$",
+    r"(?:\^\{?[23]\}?)?(?:[\s/*]+[a-z]{1,5}(?:\^\{?-?\d\}?)?)*)\.?$",
     re.IGNORECASE,
 )
 _SIGNS = {"percent": "\\%", "degree": "\u00b0", "degrees": "\u00b0"}
@@ -194,9 +195,10 @@ def normalise(text: str) -> tuple[str, tuple[str, ...]]:
             "[\u2070-\u2079\u00b2\u00b3\u00b9]+", lambda run: "^{" + unicodedata.normalize("NFKC", run[0]) + "}", text
         )
         text = "".join(map(_plain_character, text))
-    text = _COMMAND.sub(_command, text)
+    dollars = "\\$" in text
+    text = _COMMAND.sub(_command, text.replace("...", "\\dots "))
     text = _LETTER.sub("", text)
-    remarks: list[str] = []
+    remarks = ["dollar"] if dollars else []
     text = _ungrouped(_DRESSING.sub("", text).strip(" *`").rstrip(" .,;"))
     alone = re.fullmatch(r"(?:[A-Za-z]\s*=)?", _WORD.sub("", text).strip(" .,;:"))
     text = _WORD.sub(lambda match: _word(match, None if alone else remarks), text)

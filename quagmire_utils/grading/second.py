@@ -199,7 +199,7 @@ def _structure(text: str) -> Structure:
         return "set", [_structure(item) for item in inner if item]
     if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and partner(text) == len(text) - 1:
         items = split(text[1:-1], (",", ";"))
-        if len(items) > 1:
+        if len(items) > 1 and "\\pm" not in text:
             return "sequence", text[0], text[-1], [_structure(item) for item in items]
     signs = _RELATION.findall(text)
     if signs and "=" not in text:
@@ -293,9 +293,10 @@ def _same_words(answer: Structure, gold: Structure) -> _Truth:
     mine, theirs = answer[1], gold[1]
     if mine == theirs:
         return True
-    if len(mine) <= 3 and len(theirs) <= 3 and sorted(mine) == sorted(theirs):
-        return True  # xy and yx
-    if mine.lower() == theirs.lower() or " " in mine or " " in theirs or mine[:4] == theirs[:4]:
+    if sorted(mine) == sorted(theirs):  # xy and yx
+        return True if len(mine) <= 3 else None
+    short, long = sorted((mine.lower(), theirs.lower()), key=len)
+    if long.startswith(short[:4]) or " " in mine + theirs:
         return None
     opposites = ({"yes", "no"}, {"true", "false"}, {"even", "odd"})
     vague = {mine, theirs} not in opposites and (_MEANS_MORE.fullmatch(mine) or _MEANS_MORE.fullmatch(theirs))
@@ -362,8 +363,10 @@ def _same_equation(answer: Structure, gold: Structure, tolerance: float | None) 
 
 def _misses(answer: Structure, gold: Structure) -> bool:
     """Return whether some solution of the gold does not solve the answer."""
-    names = sorted(evaluate(f"({gold[1]})-({gold[2]})").names | evaluate(f"({answer[1]})-({answer[2]})").names)
-    for name in names:
+    mine, theirs = (evaluate(f"({side[1]})-({side[2]})").names for side in (answer, gold))
+    if mine - theirs and theirs - mine:
+        return mine | theirs <= {"x", "y", "z"}  # other letters may be other names of the same
+    for name in sorted(mine | theirs):
         try:
             found = roots(gold[1], gold[2], name)
         except BeyondError:

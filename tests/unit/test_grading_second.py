@@ -188,6 +188,11 @@ words, choices, units, times
 ? \text{(C)} ~ c
 = 125 ~ 125~\text{cm}^2 ~ 125 cm ~ 125€ ~ 125 \text{ square units} ~ 125 USD ~ 125 apples in all
 ? 125\text{ m} ~ 125\text{ km} ~ 125\text{ meters}
+? \$1.25 ~ 125 cents
+= 5 ~ 5 kg m/s^2 ~ 5 km/h ~ 5 rad/s
+? Sunday ~ Sun ~ a Sunday
+? (1,2),(1,-2) ~ (1,\pm 2)
+? \frac13 ~ 0.333... ~ 0.333\ldots
 ? 125 ~ 125 m ~ 125\Omega ~ 125 million ~ 125 \text{ or more}
 ! 125 ~ 126 m ~ 12x
 ? 2 ~ 2abcd
