@@ -65,7 +65,7 @@ _UNIT = re.compile(
     r"(?<=[\d})\u00b0])\s*((?:sq\.?|square|cubic)?\s*(?:dollars?|cents?|units?|hours?|minutes?|seconds?|days?|"
     r"weeks?|years?|miles?|meters?|feet|foot|inch(?:es)?|cm|mm|nm|km|kg|mph|ml|Hz|rad|eV|mol|k?Pa|kJ|kN|kW|"
     r"atm|ft|yd|lbs?|oz|hrs?|mins?|secs?|in|USD|EUR|"
-    r"[ap]\.?m\.?|(?<=\s)[a-z]{4,}(?:\s[a-z]+)*|[\u20ac\u00a3\u00a5])"
+    r"[ap]\.?m\.?|(?<=\s)[a-z]{4,}(?:\s[a-z]+)*|k?\\Omega|[\u20ac\u00a3\u00a5])"
     r"(?:\^\{?[23]\}?)?(?:[\s/*]+[a-z]{1,5}(?:\^\{?-?\d\}?)?)*)\.?$",
     re.IGNORECASE,
 )

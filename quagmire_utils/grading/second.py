@@ -167,8 +167,10 @@ def _structure(text: str) -> Structure:
     """
     if not text:
         raise BeyondError("nothing there")
-    if "\\unread" in text or "\\dots" in text:
+    if "\\unread" in text:
         raise BeyondError("a remark")
+    if text == "\\dots":
+        return ("dots",)
     if PLAIN_WORDS.fullmatch(text):
         return "words", text
     text = re.sub(r"^(?:[a-zA-Z]|\([a-z](?:,[a-z])+\))\s*(?:\\in(?![a-z])|:|=(?=\\begin|.*\\cup))", "", text).strip()
@@ -231,6 +233,8 @@ def _any(results: Iterable[_Truth]) -> _Truth:
 
 
 def _equal(answer: Structure, gold: Structure, tolerance: float | None) -> _Truth:
+    if answer == gold:
+        return True
     kinds = answer[0], gold[0]
     if kinds == ("value", "value"):
         if len(answer[1]) == len(gold[1]) == 1 and answer[1].isalpha() and gold[1].isalpha():  # choices, or variables
@@ -271,6 +275,9 @@ def _same_list(answer: Sequence[Structure], gold: Sequence[Structure], tolerance
     """Return whether each item of either is equal to one of the other; order and repetition do not matter."""
     if len(answer) > 64 or len(gold) > 64:
         raise BeyondError("a long list")
+    if ("dots",) in (*answer, *gold):  # 1, 2, ..., n
+        ended = answer[-1][0] == gold[-1][0] == "value" and ("dots",) in answer and ("dots",) in gold
+        return False if ended and _equal(answer[-1], gold[-1], tolerance) is False else None
     pairs = [[_equal(mine, theirs, tolerance) for theirs in gold] for mine in answer]
     return _all([_any(row) for row in pairs] + [_any(row[i] for row in pairs) for i in range(len(gold))])
 

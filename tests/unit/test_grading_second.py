@@ -133,6 +133,9 @@ lists, tuples, sets
 ! 12, 13 ~ 12 ~ 12, 14 ~ (13, 14)
 ? (1,2) ~ 1,2 ~ \begin{pmatrix}1\\2\end{pmatrix} ~ x=1, y=2
 ! (1,2) ~ \{1,2\} ~ [1,2] ~ (2,1) ~ 2,1 ~ (1,2,3) ~ 3
+= 1, 2, \dots, n ~ 1, 2, \ldots, n
+! 1, 2, \dots, n ~ 1, 3, 5, \dots, 2n-1
+? 1, 2, \dots, n ~ 1, 2, 3, \dots, n ~ 1, 2, 3
 = 1\pm\sqrt{19} ~ 1+\sqrt{19}, 1-\sqrt{19}
 = \emptyset ~ \{\} ~ \varnothing
 ! \emptyset ~ 0 ~ 5
@@ -189,11 +192,11 @@ words, choices, units, times
 = 125 ~ 125~\text{cm}^2 ~ 125 cm ~ 125€ ~ 125 \text{ square units} ~ 125 USD ~ 125 apples in all
 ? 125\text{ m} ~ 125\text{ km} ~ 125\text{ meters}
 ? \$1.25 ~ 125 cents
-= 5 ~ 5 kg m/s^2 ~ 5 km/h ~ 5 rad/s
+= 5 ~ 5\ \Omega ~ 5 kg m/s^2 ~ 5 km/h ~ 5 rad/s
 ? Sunday ~ Sun ~ a Sunday
 ? (1,2),(1,-2) ~ (1,\pm 2)
 ? \frac13 ~ 0.333... ~ 0.333\ldots
-? 125 ~ 125 m ~ 125\Omega ~ 125 million ~ 125 \text{ or more}
+? 125 ~ 125 m ~ 125 million ~ 125 \text{ or more}
 ! 125 ~ 126 m ~ 12x
 ? 2 ~ 2abcd
 = 4:30 \text{ PM} ~ 4:30 ~ \text{4:30 p.m.}
