@@ -47,6 +47,7 @@ _NAME = re.compile(  # AB, |AB|, \angle A, a_{10}, f(3), (x,y)
     r"(?:\((?:[a-z]|-?\d+|[A-Z]+)(?:,(?:[a-z]|\d+))*\))?|\([a-z](?:,[a-z])+\)"
 )
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
+_GROUP = re.compile(r"\d,\d{3}(?!\d)")
 _RELATION = re.compile(r"<|>|\\(?:le|ge|neq)(?![a-z])")
 
 
@@ -149,7 +150,9 @@ def prove(answer: str, gold: str, tolerance: float | None = None) -> bool | None
             return True
         if tolerance is None and _INTEGER.fullmatch(mine) and _INTEGER.fullmatch(theirs):  # the usual case, faster
             return int(mine) == int(theirs)
-        return _equal(_structure(mine), _structure(theirs), tolerance)
+        equal = _equal(_structure(mine), _structure(theirs), tolerance)
+        thousands = mine.replace(",", "") == theirs.replace(",", "") and _GROUP.search(f"{mine} {theirs}")
+        return None if thousands and not equal else equal  # 81,256 and 81, 256
     except (BeyondError, RecursionError, ArithmeticError, ValueError, TypeError, LookupError):
         return None
 
