@@ -106,7 +106,7 @@ def words(text: str) -> Markdown:
 def headline(text: str, page: Path | None = None) -> Markdown:
     """Display and return a notebook's result in a sentence or two; `./reproduce.sh --only` ends with it.
 
-    page: the file with all results, which the shell names last.
+    page: the file with all results, which the shell names last instead of this text.
     """
     from IPython.display import display
 
@@ -122,8 +122,8 @@ def headlines(executed: str | Path) -> tuple[list[str], Path | None]:
     shown = [output for cell in nbformat.read(executed, as_version=4).cells for output in cell.get("outputs", [])]
     outputs = [output for output in shown if "quagmire" in output.get("metadata", {})]
     pages = [Path(output.metadata["page"]) for output in outputs if "page" in output.metadata]
-    texts = [html.unescape(output["data"]["text/markdown"]).replace("**", "") for output in outputs]
-    return texts, pages[-1] if pages else None
+    texts = [output["data"]["text/markdown"] for output in outputs if "page" not in output.metadata]
+    return [html.unescape(text).replace("**", "") for text in texts], pages[-1] if pages else None
 
 
 def show_figure(files: Sequence[Path]) -> Image:

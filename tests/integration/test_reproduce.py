@@ -408,13 +408,16 @@ def test_what_a_named_notebook_found_is_the_last_thing_said(study: Run, capfd, m
     monkeypatch.setenv("COLUMNS", "60")
     found = "**mine.csv.** Send a<b to RL first: " + "it has the highest Pass@64, " * 4 + "and `none` is ruled out."
     cell = f"from quagmire_utils.report import notebook\nsaid = notebook.headline({found!r})\nprint('not this')"
-    notebook(study.notebooks / "evaluate_model.ipynb", cell, parameters="model = None")
+    page = "import pathlib\nfrom quagmire_utils.report import notebook\n"
+    page += "said = notebook.headline('the page', pathlib.Path('made/evaluation.html'))"
+    notebook(study.notebooks / "evaluate_model.ipynb", page, cell, parameters="model = None")
     sweep = nbformat.read(study.notebooks / "run_sweep.ipynb", as_version=4)  # comes first by itself
     records = str(study.results / "smoke/manifest.json")
     sweep.cells.append(nbformat.v4.new_code_cell(f"{cell}\npathlib.Path({records!r}).write_text('{{}}')"))
     nbformat.write(sweep, study.notebooks / "run_sweep.ipynb")
     assert cli.main(command(study, "evaluate")) == 0
-    shown = capfd.readouterr().out.strip()
+    shown, logged = (text.strip() for text in capfd.readouterr())
+    assert logged.splitlines()[-1] == "All on one page: made/evaluation.html"
     assert " ".join(shown.split()) == found.replace("**", "")
     assert len(shown.splitlines()) > 1
     assert max(map(len, shown.splitlines())) <= 60
