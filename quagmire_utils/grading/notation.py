@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import deque
+from collections.abc import Sequence
 from functools import lru_cache
 
 from quagmire_utils.grading.arithmetic import FUNCTIONS, BeyondError
+from quagmire_utils.grading.extraction import closing
 
 MAX_ANSWER = 1000  # characters of an answer that is looked at
 _TAIL = 4000  # characters at the end of a response where an answer without a box is looked for
@@ -154,7 +156,7 @@ def boxed(text: str) -> str:
     boxes: list[tuple[int, int, int | None]] = []  # where a box, and its content, begins and ends
     for match in deque(_BOXES.finditer(text), maxlen=20):
         if not boxes or match.start() > (boxes[-1][2] or 0):
-            boxes.append((*match.span(), _closing(text, match.end())))
+            boxes.append((*match.span(), closing(text, match.end())))
     if boxes and boxes[-1][2] is None:
         raise BeyondError("a box without an end in reach")
     found: list[str] = []
@@ -165,19 +167,6 @@ def boxed(text: str) -> str:
         found.append(text[inside:end].strip())
         edge = start
     return ", ".join(dict.fromkeys(reversed(found)))
-
-
-def _closing(text: str, start: int) -> int | None:
-    """Return where the brace opened before `start` is closed; None if nowhere, or too far away."""
-    depth = 1
-    for i in range(start, min(len(text), start + MAX_ANSWER)):
-        if text[i] == "{" and text[i - 1] != "\\":
-            depth += 1
-        elif text[i] == "}" and text[i - 1] != "\\":
-            depth -= 1
-            if depth == 0:
-                return i
-    return None
 
 
 # -------------------------------------------------------------------------------------------------- normalised text
@@ -226,7 +215,7 @@ def normalise(text: str) -> tuple[str, tuple[str, ...]]:
 def _ungrouped(text: str) -> str:
     """Return a text without braces or dollars around all of it."""
     for _ in range(10):
-        if not text.startswith("{") or _closing(text, 1) != len(text) - 1:
+        if not text.startswith("{") or closing(text, 1) != len(text) - 1:
             break
         text = text[1:-1].strip()
     return text
@@ -271,15 +260,11 @@ def _without_thousands(text: str) -> str:
     """Return a text without the commas within numbers, except between brackets: (1,234) is a pair."""
     if "," not in text:
         return text
-    depths, depth = [], 0
-    for i, character in enumerate(text):
-        bracket = character in "([" or (character == "{" and text[i - 1 : i] == "\\")
-        depth += bracket - (character in ")]" or (character == "}" and text[i - 1 : i] == "\\"))
-        depths.append(depth)
-    spaced = any(depths[comma.start()] for comma in re.finditer(r",\s", text))
+    depth = depths(re.sub(r"(?<!\\)[{}]", " ", text))
+    spaced = any(depth[comma.start()] for comma in re.finditer(r",\s", text))
     bracketed = "\\unread " if spaced else ""  # (1,000, 2,000)
     return _THOUSANDS.sub(
-        lambda match: bracketed + match[0] if depths[match.start()] else match[0].replace(",", ""), text
+        lambda match: bracketed + match[0] if depth[match.start()] else match[0].replace(",", ""), text
     )
 
 
@@ -291,37 +276,21 @@ def _repeating(match: re.Match[str]) -> str:
     return f"(\\frac{{{value}}}{{{10 ** len(fixed) * (10 ** len(repeated) - 1)}}})"
 
 
-_OPENERS, _CLOSERS = {"(": ")", "[": "]", "{": "}"}, {")", "]", "}"}
+def depths(text: str) -> list[int]:
+    """Return how many brackets are open around each character; a bracket is not within itself."""
+    found, depth = [], 0
+    for character in text:
+        depth -= character in ")]}"
+        found.append(depth)
+        depth += character in "([{"
+    return found
 
 
-def split(text: str, separators: tuple[str, ...]) -> list[str]:
-    """Split a text at the separators outside brackets."""
-    parts, depth, start, i = [], 0, 0, 0
-    while i < len(text):
-        if text[i] == "\\" and text[i + 1 : i + 2] in ("{", "}"):
-            depth += 1 if text[i + 1] == "{" else -1
-            i += 2
-            continue
-        if text[i] in _OPENERS:
-            depth += 1
-        elif text[i] in _CLOSERS:
-            depth -= 1
-        elif depth == 0:
-            found = next((separator for separator in separators if text.startswith(separator, i)), None)
-            if found:
-                parts.append(text[start:i].strip())
-                i += len(found)
-                start = i
-                continue
-        i += 1
-    return [*parts, text[start:].strip()]
-
-
-def partner(text: str) -> int:
-    """Return the index of the bracket that closes the first one; the kinds may differ, as in `[0,1)`."""
-    depth = 0
-    for i, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        if depth == 0:
-            return i
-    return -1
+def split(text: str, separators: Sequence[str]) -> list[str]:
+    """Split a text at the separators outside brackets; leave out what is empty."""
+    parts, start, depth = [], 0, depths(text)
+    for separator in re.finditer("|".join(map(re.escape, separators)), text):
+        if depth[separator.start()] == 0:
+            parts.append(text[start : separator.start()])
+            start = separator.end()
+    return [part.strip() for part in (*parts, text[start:]) if part.strip()]

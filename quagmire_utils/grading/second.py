@@ -29,8 +29,8 @@ from quagmire_utils.grading.notation import (
     MAX_ANSWER,
     PLAIN_WORDS,
     boxed,
+    depths,
     normalise,
-    partner,
     read_answer,
     split,
 )
@@ -191,7 +191,7 @@ def _structure(text: str) -> Structure:
     if re.search(r"\\in(?![a-z])", text):
         raise BeyondError("a condition")
     for kind, separators in (("union", ("\\cup", "\\or")), ("list", (",", ";", "&&", "\\quad", "\\or"))):
-        items = [item for item in split(text, separators) if item]
+        items = split(text, separators)
         text = items[0] if len(items) == 1 else text
         if len(items) > 1:
             parts = [_structure(item) for item in items]
@@ -200,9 +200,8 @@ def _structure(text: str) -> Structure:
                 continue  # 3 or 4 is a list
             return ("both" if kind == "list" and kinds == {"relation"} else kind), parts
     if text.startswith("\\{") and text.endswith("\\}") and len(text) > 4:
-        inner = split(text[2:-2].strip(), (",", ";"))
-        return "set", [_structure(item) for item in inner if item]
-    if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and partner(text) == len(text) - 1:
+        return "set", [_structure(item) for item in split(text[2:-2], (",", ";"))]
+    if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and 0 not in depths(text)[1:-1]:
         items = split(text[1:-1], (",", ";"))
         if len(items) > 1 and "\\pm" not in text:
             return "sequence", text[0], text[-1], [_structure(item) for item in items]
