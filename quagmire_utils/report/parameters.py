@@ -85,8 +85,8 @@ def check_values(values: Mapping[str, Any], records: Path) -> None:
                 raise ParameterError(name, item, f"one of {', '.join(allowed)}")
     if not values.get("measurements"):
         _check_choice(values, records)
-    elif not Path(repo_path(values["measurements"])).exists():
-        raise ParameterError("measurements", values["measurements"], reason="there is no such file or folder")
+    elif not (source := Path(repo_path(values["measurements"]))).exists():
+        raise ParameterError("measurements", source, reason=f"there is no file or folder {source}")
 
 
 def _check_choice(values: Mapping[str, Any], records: Path) -> None:
