@@ -60,14 +60,14 @@ class EngineConfig(Settings):
     engine: EngineName = "vllm"
     model: str  # a folder or a hub id; for "server", the address of an OpenAI-compatible endpoint
     revision: str | None = None  # of a hub id: branch, tag or commit; for "server", of the tokenizer
-    dtype: Dtype = "auto"  # "auto": the checkpoint's own
+    dtype: Dtype = "auto"  # "auto": the checkpoint's own; float32 on a CPU that is slow in it
     device: str = "auto"  # "auto": cuda where there is one, otherwise the CPU
     max_model_len: Annotated[Integer, Field(ge=2)] | None = None  # tokens of prompt and answer; None: model's
     batch_size: Count | None = None  # sequences in flight; None: the engine's own choice
     template: Literal["auto", "chat", "plain"] = "auto"  # how prompts are rendered; "auto": chat where there is one
     trust_remote_code: Flag = False  # True runs Python code that comes with the model
     tensor_parallel_size: Count = 1  # vllm: GPUs that share a copy of the model
-    data_parallel_size: Count = 1  # vllm: copies that share the work, each in a process of its own
+    data_parallel_size: Count = 1  # vllm: copies on this machine that share the work (needs ray)
     ray: str | None = None  # "auto" or the address of a Ray cluster whose nodes do the work
     replicas: Count | None = None  # copies on the Ray cluster; None: as many as it has room for
     server: ServerSettings | None = None  # for engine "server"; None: the defaults
