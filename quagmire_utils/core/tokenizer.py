@@ -36,7 +36,9 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, **how)
         file = _own_file(model, revision)
-        if file is None or tokenizer.__module__.startswith("transformers_modules") or _agree(tokenizer, file):
+        # mistral-common, and code that comes with a model, know better than the file
+        own_code = tokenizer.__module__.startswith("transformers_modules")
+        if file is None or own_code or not isinstance(tokenizer, PreTrainedTokenizerFast) or _agree(tokenizer, file):
             return tokenizer
         tokenizer = PreTrainedTokenizerFast.from_pretrained(model, **how)
     except Exception as error:  # tokenizers raises bare Exception for a broken tokenizer.json

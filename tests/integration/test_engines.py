@@ -396,6 +396,7 @@ def test_models_that_are_no_folders(refused, model):
         ("tensor_parallel_size", {"tensor_parallel_size": 2}),
         ("data_parallel_size", {"data_parallel_size": 2}),
         ("ray", {"engine": "vllm", "data_parallel_size": 2, "ray": "auto"}),
+        ("ray", {"engine": "server", "model": "http://127.0.0.1:9/v1", "ray": "auto"}),
         ("replicas", {"replicas": 2}),
         ("template", {"template": "jinja"}),
         ("temprature", {"temprature": 1}),

@@ -160,17 +160,6 @@ def test_a_cluster_that_is_not_there_is_one_sentence(spec, tmp_path, address, se
     assert not (tmp_path / "store").exists()
 
 
-def test_parameters_that_make_no_sense_are_refused_without_a_cluster(spec, tmp_path):
-    for parameter, changes in (
-        ("replicas", {"replicas": 2}),
-        ("ray", {"engine": "server", "model": "http://127.0.0.1:9/v1", "device": "auto", "ray": "auto"}),
-        ("model", {"model": "./nothing", "ray": "auto"}),
-    ):
-        with pytest.raises(ParameterError) as refused:
-            _sample(spec.replace(**changes), tmp_path)
-        assert refused.value.parameter.endswith(parameter)
-
-
 def test_a_node_with_other_versions_is_refused(spec):
     other = {**clusters.versions(replicas.PACKAGES), "torch": "1.0"}
     with pytest.raises(ParameterError, match=r"has torch .*, not 1\.0; give it the environment"):

@@ -320,13 +320,6 @@ def test_what_passes_leaves_no_trace(endpoint, load, trouble):
     assert set(tries.values()) == {3}
 
 
-def test_a_call_that_never_ends_is_dropped_and_repeated(endpoint, load):
-    endpoint.free.clear()
-    endpoint.trouble = lambda number, body: "hang" if number == 0 else None
-    assert _texts(load(timeout=1.0).generate(_requests(1, 1), PARAMS)) == _seeds(_requests(1, 1))
-    assert len(endpoint.calls) == 2
-
-
 def test_no_more_calls_at_once_than_batch_size(endpoint, load):
     endpoint.trouble = lambda number, body: time.sleep(0.02)
     load(batch_size=3).generate(_requests(4, 6), PARAMS)
