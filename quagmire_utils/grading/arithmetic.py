@@ -1,4 +1,4 @@
-"""Exact, bounded arithmetic on LaTeX formulas for the second grader, without sympy or eval.
+"""Exact, bounded arithmetic on LaTeX formulas for the second grader: mpmath, no sympy or eval.
 
 `evaluate` returns a Fraction where the value is one, otherwise a number of mpmath with more bits than any part of the
 formula has; a sum that vanishes to half of them is zero. A variable stands for a fixed number that differs from point
