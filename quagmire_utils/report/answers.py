@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from quagmire_utils.evaluation.store import KEYS
@@ -57,11 +58,10 @@ def show_audit(disagreements: pd.DataFrame, rows: int = SHOWN_ROWS) -> str:
 def _spread(rows: pd.DataFrame, each: int) -> pd.DataFrame:
     """Return up to `each` rows of every benchmark, of different problems, from its beginning to its end."""
     one = rows.drop_duplicates(["benchmark", "problem"])
-    parts = []
-    for _, part in one.groupby("benchmark", sort=False):
-        count = min(each, len(part))
-        parts.append(part.iloc[[i * len(part) // count for i in range(count)]])
-    return pd.concat(parts) if parts else one
+    parts = [part for _, part in one.groupby("benchmark", sort=False)]
+    return pd.concat(
+        [part.iloc[np.arange(min(each, len(part))) * len(part) // min(each, len(part))] for part in parts] or [one]
+    )
 
 
 def _texts(store: SampleStore, wanted: pd.DataFrame) -> dict[tuple[str, str, int], dict[str, Any]]:

@@ -103,15 +103,13 @@ def on_benchmark(records: Records, benchmark: str = "auto") -> Records:
 
 def source_panels(panel: Panel) -> list[Panel]:
     """Split a panel by source of SFT examples: unique examples before repeated ones, low learning rates before high."""
-    there = panel.candidates["source"].unique()
+    there = dict.fromkeys(panel.candidates["source"]) or SOURCES
     panels = []
-    for source in [*(name for name in SOURCES if name in there), *(name for name in there if name not in SOURCES)]:
+    for source in sorted(there, key=[*SOURCES, *there].index):
         rows = panel.candidates[panel.candidates["source"] == source].sort_values(["epochs", "learning_rate"])
         title = f"source {source}" + (f" (for {SOURCES[source]})" if source in SOURCES else "")
         panels.append(dataclasses.replace(panel, candidates=rows.reset_index(drop=True), title=title))
-    return panels or [
-        dataclasses.replace(panel, title=f"source {name} (for {model})") for name, model in SOURCES.items()
-    ]
+    return panels
 
 
 def recipe_labels(candidates: pd.DataFrame) -> list[str]:
