@@ -7,8 +7,8 @@ than that of either score; overlapping intervals of the two scores decide nothin
 paired t-test over problems: do the models differ on problems of this kind? The sampling of answers is included, because
 it adds to the spread of the differences. In the macro average each benchmark weighs the same, with Satterthwaite's
 degrees of freedom. The 95 % interval excludes 0 exactly where p < 0.05, with one exception: if the difference is the
-same on all problems (20 of 20 against 0 of 20), a t-test has no spread, and the p-value is that of the permutation test
-that flips the signs of the differences. The tests measure the size and the power of the test by simulation.
+same on all problems (20 of 20 against 0 of 20), a t-test has no spread, and the p-value is that of the sign test. The
+tests measure the size and the power of the test by simulation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from quagmire_utils.evaluation.pass_at_k.bootstrap import UPPER, mean_of_indepen
 from quagmire_utils.evaluation.pass_at_k.estimator import Counts, checked_ks, pass_at_k
 
 ROUNDING = 1e-12  # Pass@k is exact to about 1e-15
-FLIPS = 100_000  # random sign flips, where the permutation test has no closed form
 
 
 def compare(counts_a: pd.DataFrame, counts_b: pd.DataFrame, ks: Sequence[int] = (1,)) -> pd.DataFrame:
@@ -34,7 +33,8 @@ def compare(counts_a: pd.DataFrame, counts_b: pd.DataFrame, ks: Sequence[int] = 
     counts_a, counts_b: as in `bootstrap_intervals`, of the same problems; their n may differ. Columns: benchmark, k, a,
     b, difference, low, high, p_value, standard_error, better, worse (problems on which a is ahead or behind), problems.
     NaN where k exceeds the n of any problem of either, and for the errors of a single problem. If the difference is the
-    same on all problems (mostly 0), p_value is that of flipped signs (1 for a difference of 0), and half the interval
+    same on all problems (mostly 0), p_value is that of the sign test (1 for a difference of 0; NaN in a macro average
+    of benchmarks that differ by constants of both signs), and half the interval
     is z^2 / (problems + z^2), the share of problems that may differ without having been seen. Raise ParameterError for
     bad counts, and if the two hold different problems.
     """
@@ -62,7 +62,7 @@ def compare(counts_a: pd.DataFrame, counts_b: pd.DataFrame, ks: Sequence[int] = 
             half = np.where(tested, stdtrit(part["freedom"], UPPER) * error, part["unseen"])
             p_value = 2 * stdtr(part["freedom"], -np.abs(difference / error))
         for column in np.flatnonzero(~tested):
-            p_value[column] = _flipped([(one["a"][column] - one["b"][column], one["problems"]) for one in parts])
+            p_value[column] = _sign_test([(one["a"][column] - one["b"][column], one["problems"]) for one in parts])
         low, high = np.clip(difference - half, -1, 1), np.clip(difference + half, -1, 1)
         columns = {"benchmark": name, "k": k, "a": part["a"], "b": part["b"], "difference": difference}
         columns |= {"low": low, "high": high, "p_value": p_value, "standard_error": error}
@@ -95,15 +95,9 @@ def _mean(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return mean | {name: part[name].sum(axis=0) for name in ("better", "worse", "problems")}
 
 
-def _flipped(benchmarks: Sequence[tuple[float, int]]) -> float:
-    """Return the two-sided p-value of a mean of benchmarks, each given as (difference on every problem, problems).
-
-    If the models were equal, each problem's difference could as well have the other sign.
-    """
-    differing = [(difference, problems) for difference, problems in benchmarks if abs(difference) > ROUNDING]
-    if len({difference > 0 for difference, _ in differing}) < 2:  # only all flips or none reach it
-        return min(1.0, 2.0 ** (1 - sum(problems for _, problems in differing)))
-    observed = abs(sum(difference for difference, _ in differing))
-    rng = np.random.default_rng(0)
-    flips = sum(d * (2 * rng.binomial(problems, 0.5, FLIPS) / problems - 1) for d, problems in differing)
-    return float((1 + (np.abs(flips) >= observed - ROUNDING).sum()) / (1 + FLIPS))
+def _sign_test(benchmarks: Sequence[tuple[float, int]]) -> float:
+    """Return the two-sided p-value of a mean of benchmarks, each given as (difference on every problem, problems)."""
+    differing = [(difference > 0, problems) for difference, problems in benchmarks if abs(difference) > ROUNDING]
+    if len({sign for sign, _ in differing}) > 1:
+        return np.nan
+    return min(1.0, 2.0 ** (1 - sum(problems for _, problems in differing)))

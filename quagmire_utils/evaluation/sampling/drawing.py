@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.data.problems import check_ids
 from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem, resolve_template, writes_date
 from quagmire_utils.engines import Completion, Engine, EngineConfig, SamplingParams, load_engine
 from quagmire_utils.evaluation.sampling.sampling_replicas import draw_on_cluster, engine_facts, tokenizer_and_context
@@ -103,10 +104,7 @@ def _check(
             raise ParameterError(name, value, "an integer of at least 1")
     if not problems:
         raise ParameterError("problems", reason=f"{benchmark} has none")
-    ids = [problem.id for problem in problems]
-    if len(set(ids)) < len(ids):
-        repeated = next(i for i in ids if ids.count(i) > 1)
-        raise ParameterError("problems", repeated, reason=f"the id {repeated} occurs twice in {benchmark}")
+    check_ids(problems, "problems")
     return chunk_samples
 
 
