@@ -84,8 +84,12 @@ def audit(
     found = table.attrs
     judged = found["samples"] - found["undecided"]
     print(f"The second grader disagrees on {found['disagreements']} of {judged} answers.")
+    if found["either"]:
+        print(f"Of the {found['either']} that either calls correct, {100 * found['agreement']:.2f} % are so to both.")
     if found["undecided"]:
         print(f"It cannot judge {found['undecided']} more.")
+    if found["unread"]:
+        print(f"Neither grader could read {found['unread']} ({100 * found['unread'] / found['samples']:.2f} %).")
     if found["not_math"]:
         print(f"{found['not_math']} answers are not mathematics and were not audited.")
     if output is not None:

@@ -32,7 +32,8 @@ def audit_store(
     read one part at a time. progress: show a bar on stderr after ten seconds.
 
     Columns: those of `grading.audit`, and benchmark, problem, index (of the first such sample), samples (how many are
-    alike). Rows are sorted by kind, the most frequent first. `attrs` are those of `grading.audit`.
+    alike). Rows are sorted by kind, the most frequent first. `attrs` are those of `grading.audit`, and
+    unread_by_benchmark (how many answers neither grader could read, where there are any).
     """
     from tqdm import tqdm
 
@@ -50,9 +51,8 @@ def audit_store(
         keys = frame[["benchmark", "problem", "index"]].iloc[table["index"]].reset_index(drop=True)
         tables.append(table.assign(**keys))
     attrs = [table.attrs for table in tables]
-    total = {name: sum(each[name] for each in attrs) for name in ("samples", "disagreements", "undecided", "not_math")}
-    compared = total["samples"] - total["undecided"]
-    total["agreement"] = 1 - total["disagreements"] / compared if compared else float("nan")
+    total = {name: sum(each[name] for each in attrs) for name in attrs[0] if name != "agreement"}
+    total["agreement"] = total["both"] / total["either"] if total["either"] else float("nan")
     for table in tables:
         table.attrs = {}  # pandas compares them when it concatenates
     rows = pd.concat([table for table in tables if len(table)] or [tables[0].assign(benchmark=[], problem=[])])
@@ -62,7 +62,8 @@ def audit_store(
     listed = listed.sort_values(["order", "samples"], ascending=[True, False], kind="stable").reset_index(drop=True)
     columns = [*_ALIKE[:3], "index", "samples", "gold", *_ALIKE[3:], "ending"]
     listed = listed[columns]
-    listed.attrs = total
+    unread = listed[listed["kind"] == AUDIT_KINDS[-1]].groupby("benchmark")["samples"].sum()
+    listed.attrs = total | {"unread_by_benchmark": unread.to_dict()}
     return listed
 
 

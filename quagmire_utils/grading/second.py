@@ -52,34 +52,38 @@ _RELATION = re.compile(r"<|>|\\(?:le|ge|neq)(?![a-z])")
 
 
 AUDIT_KINDS = ("only the first grader says correct", "only the second grader says correct", "the first is undecided")
+AUDIT_KINDS += ("neither could read it",)
 _ENDING = 200  # characters of a response that the audit shows
 
 
 def audit(responses: Sequence[str], golds: Sequence[str | Problem], grades: Sequence[Grade]) -> pd.DataFrame:
-    """Grade responses a second time; return one row per response on which the two graders disagree.
+    """Grade responses a second time; return those on which the two graders disagree, or which neither could read.
 
     responses: n texts; golds: n answers in LaTeX, or Problems; grades: n, as `grade` returns them. Problems of other
     graders than math are left out. Columns: index (position of the response), kind (one of `AUDIT_KINDS`), gold,
     verdict, extracted, second_verdict (may be ERROR: it cannot judge), second_extracted, ending (the last 200
     characters of the response).
 
-    `attrs` has samples (judged by the second grader), disagreements, undecided (not listed: the second grader cannot
-    judge, and the first cannot either or says wrong), not_math (left out), and agreement (share of the samples that
-    are not undecided; NaN without any).
+    `attrs` has samples (judged by the second grader), disagreements, unread (rows of the last kind: the second grader
+    cannot judge, and the first cannot either or says wrong, as it does of what it cannot read), undecided (those, and
+    others that only the second grader cannot judge), not_math (left out), either and both (samples that either grader
+    and that both call correct), and agreement (both / either; NaN without any).
     """
     import pandas as pd
 
     if not len(responses) == len(golds) == len(grades):
         raise ParameterError("grades", len(grades), f"as many as responses and golds ({len(responses)}, {len(golds)})")
-    rows, undecided, not_math = [], 0, 0
+    rows, undecided, not_math, either, both = [], 0, 0, 0, 0
     for index, (response, gold, first) in enumerate(zip(responses, golds, grades, strict=True)):
         if getattr(gold, "grader", MATH) not in (MATH, MATH_VERIFY):
             not_math += 1
             continue
         second = second_grade(response, gold)
         kind = _disagreement(first.verdict, second.verdict)
+        right = (first.verdict == Verdict.CORRECT) + (second.verdict == Verdict.CORRECT)
+        either, both = either + (right > 0), both + (right == 2)
+        undecided += second.verdict in UNDECIDED and first.verdict != Verdict.CORRECT
         if kind is None:
-            undecided += second.verdict in UNDECIDED
             continue
         answer = gold if isinstance(gold, str) else gold.answer
         grades_of_both = (first.verdict.value, first.extracted, second.verdict.value, second.extracted)
@@ -89,20 +93,25 @@ def audit(responses: Sequence[str], golds: Sequence[str | Problem], grades: Sequ
     samples = len(responses) - not_math
     table.attrs = {
         "samples": samples,
-        "disagreements": len(rows),
+        "disagreements": int((table["kind"] != AUDIT_KINDS[3]).sum()),
+        "unread": int((table["kind"] == AUDIT_KINDS[3]).sum()),
         "undecided": undecided,
         "not_math": not_math,
-        "agreement": 1 - len(rows) / (samples - undecided) if samples > undecided else float("nan"),
+        "either": either,
+        "both": both,
+        "agreement": both / either if either else float("nan"),
     }
     return table
 
 
 def _disagreement(first: Verdict, second: Verdict) -> str | None:
-    """Return the kind of disagreement, or None where there is none."""
+    """Return the kind of row in an audit, or None where the graders agree."""
     if first == Verdict.CORRECT:
         return None if second == Verdict.CORRECT else AUDIT_KINDS[0]
+    if second in UNDECIDED:
+        return None if first == Verdict.NO_ANSWER else AUDIT_KINDS[3]
     if first in UNDECIDED:
-        return None if second in UNDECIDED else AUDIT_KINDS[2]
+        return AUDIT_KINDS[2]
     return AUDIT_KINDS[1] if second == Verdict.CORRECT else None
 
 

@@ -50,7 +50,10 @@ def browse_answers(store: SampleStore, problems: Mapping[str, Sequence[Problem]]
 
 def show_audit(disagreements: pd.DataFrame, rows: int = SHOWN_ROWS) -> str:
     """Return HTML that shows how often the two graders disagree, and the first `rows` disagreements in full."""
-    facts = {**dict.fromkeys(("samples", "disagreements", "undecided", "passed_over")), **disagreements.attrs}
+    facts = {
+        **dict.fromkeys(("samples", "disagreements", "undecided", "not_math", "either", "both", "unread")),
+        **disagreements.attrs,
+    }
     shown = [{**dict.fromkeys(AUDIT_COLUMNS), **row} for row in disagreements.head(rows).to_dict("records")]
     return str(environment().get_template("answers.html.j2").module.audit(facts, shown, len(disagreements)))
 

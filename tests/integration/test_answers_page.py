@@ -164,14 +164,14 @@ def test_long_answers_keep_their_beginning_and_their_end():
 
 def test_an_audit_without_disagreements_is_a_sentence():
     empty = pd.DataFrame({"problem": []})
-    empty.attrs = {"samples": 200, "disagreements": 0}
-    assert "disagrees on 0 of 200 answers (100.00 % agree)." in show_audit(empty)
-    empty.attrs = {"samples": 1200, "disagreements": 1, "undecided": 1000, "passed_over": 2}
+    empty.attrs = {"samples": 200, "disagreements": 0, "either": 80, "both": 80}
+    assert "disagrees on 0 of 200 answers. Of the 80 that either calls correct, 100.00 % are correct to both." in (
+        show_audit(empty)
+    )
+    empty.attrs = {"samples": 1200, "disagreements": 1, "undecided": 1000, "not_math": 2, "unread": 6}
     said = show_audit(empty)
-    assert "disagrees on 1 of 200 answers (99.50 % agree). It cannot decide 1,000 more." in said
+    assert "disagrees on 1 of 200 answers. It cannot decide 1,000 more. Neither could read 6 (0.50 %)." in said
     assert "It did not grade 2 answers of other domains" in said
-    empty.attrs = {"samples": 3, "disagreements": 0, "undecided": 3}
-    assert "disagrees on 0 of 0 answers. It cannot decide 3 more." in show_audit(empty)
     many = pd.DataFrame({"problem": range(40), "gold": "<b>"})
     assert "40 disagreements. The first 30 of 40 distinct cases:" in show_audit(many)
     assert "&lt;b&gt;" in show_audit(many)

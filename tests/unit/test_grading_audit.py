@@ -33,9 +33,10 @@ def test_both_graders_meet_the_labels_of_real_responses(grader, labelled, name, 
     assert undecided == (["4:30p.."] * 8 if name == "math_cot" else ["8"])
     listed = audit(responses, golds, grades)
     assert listed.attrs == {
-        "samples": samples, "disagreements": 0, "undecided": len(undecided), "not_math": 0, "agreement": 1.0,
+        "samples": samples, "disagreements": 0, "unread": len(undecided), "undecided": len(undecided), "not_math": 0,
+        "either": sum(labels), "both": sum(labels), "agreement": 1.0,
     }  # fmt: skip
-    assert listed.empty
+    assert set(listed["kind"]) == {"neither could read it"}
 
 
 SPOILT = {  # how a right response is spoilt so that its last words are no longer the gold: (gold, response) -> response
@@ -55,6 +56,7 @@ def test_the_audit_finds_what_math_verify_accepts_of_spoilt_answers(grader):
     accepted = [i for i, grade in enumerate(grades) if grade.verdict == CORRECT]
     assert {samples[i][0] for i in accepted} >= {"a second answer", "base"}
     listed = audit(responses, golds, grades)
+    listed = listed[listed["kind"] != "neither could read it"]
     assert set(listed["kind"]) == {"only the first grader says correct"}
     assert listed["index"].tolist() == accepted
 
@@ -88,7 +90,10 @@ def test_the_audit_of_a_store_groups_and_sorts(tmp_path):
         ["the first is undecided", "p", 1, 1, "5", "error", "", "wrong", "6"],
     ]
     assert table["ending"].str.len().max() == 200
-    assert table.attrs == {"samples": 8, "disagreements": 6, "undecided": 0, "not_math": 0, "agreement": 0.25}
+    assert table.attrs == {
+        "samples": 8, "disagreements": 6, "unread": 0, "undecided": 0, "not_math": 0, "either": 6, "both": 1,
+        "agreement": 1 / 6, "unread_by_benchmark": {},
+    }  # fmt: skip
     assert list(empty.columns) == list(table.columns)
     assert math.isnan(empty.attrs["agreement"])
 
@@ -97,11 +102,12 @@ def test_what_the_second_grader_cannot_judge_is_no_agreement():
     text = "\\boxed{\\begin{cases}1\\end{cases}}"
     first = [Grade(verdict, "") for verdict in (ERROR, TIMEOUT, WRONG)]
     table = audit([text] * 3, ["5"] * 3, first)
-    assert table.empty
+    assert table["kind"].tolist() == ["neither could read it"] * 3
     assert math.isnan(table.attrs.pop("agreement"))
-    assert table.attrs == {"samples": 3, "disagreements": 0, "undecided": 3, "not_math": 0}
+    counts = {"samples": 3, "disagreements": 0, "unread": 3, "undecided": 3, "not_math": 0, "either": 0, "both": 0}
+    assert table.attrs == counts
     table = audit([text] * 4 + ["A: 6"], ["5"] * 5, [*first, Grade(CORRECT, "5"), Grade(WRONG, "6")])
-    assert table.attrs == {"samples": 5, "disagreements": 1, "undecided": 3, "not_math": 0, "agreement": 0.5}
+    assert table.attrs == counts | {"samples": 5, "disagreements": 1, "either": 1, "agreement": 0}
     with pytest.raises(ParameterError, match="grades"):
         audit([text], ["5"], [])
 
