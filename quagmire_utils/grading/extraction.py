@@ -35,7 +35,7 @@ _STATED = re.compile(
 _FORMULA = re.compile(r"\$\$?([^$]{1,300})\$\$?|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]", re.DOTALL)
 _GOES_ON = re.compile(r"\s*(?:,|and\b|or\b|%|\\%)")
 _NUMBER = re.compile(r"[-+]?\$?(?:\d+\s+\d+/\d+|\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?|\.\d+)\s*%?(?=\s|$)")
-_WORDS = re.compile(r"(?<!\\)(?!and|or|pi|sqrt|log|ln|sin|cos|tan|exp)[^\W\d_]{2,}|[\u4e00-\u9fff]")
+_WORDS = re.compile(r"(?<![\\a-zA-Z])(?!and|or|pi|sqrt|log|ln|sin|cos|tan|exp|[aApP][mM]\b)[^\W\d_]{2,}|[\u4e00-\u9fff]")
 _READABLE = re.compile(r"[$\\\[\d]")  # each of math-verify's patterns needs one of these
 _OPTION = re.compile(r"\(?[A-J][.):]\)?\s+(?=\S)")
 
@@ -125,7 +125,8 @@ def _stated(text: str) -> Answer | None:
         pass
     if last is None:
         return None
-    line = text[last.end() :].split("</answer>")[0].strip().split("\n")[0].strip().strip("*").rstrip(". ")
+    rest = text[last.end() :].split("</answer>")[0].strip()
+    line = rest.split("\n")[0].strip("*. \t")
     formula = _FORMULA.match(line)
     if formula and not _GOES_ON.match(line, formula.end()):
         return Answer(next(filter(None, formula.groups())).strip(), True)
@@ -134,7 +135,9 @@ def _stated(text: str) -> Answer | None:
     number = _NUMBER.match(line)
     if number and "<<" not in line and "=" not in line:
         return Answer(number[0].strip(), True)
-    return Answer(line, False) if _READABLE.search(line) else None
+    if line.endswith(":"):  # it follows on the next lines
+        return Answer(rest, False)
+    return Answer(line, not _READABLE.search(line)) if line else None
 
 
 def bare_gold(text: str) -> str:

@@ -38,6 +38,12 @@ PLACES = [
     ("The answer is 2 2/3 cups.", "\\frac83", CORRECT, CORRECT),
     ("The answer is 2 2/3 cups.", "2", WRONG, WRONG),
     ("答案：5", "5", CORRECT, CORRECT),
+    ("The final answer is: **15**.", "15", CORRECT, CORRECT),
+    ("The answer is the following:\n\n$x=5$", "5", CORRECT, CORRECT),
+    ("So the answer is north.", "\\text{north}", CORRECT, CORRECT),
+    ("Answer: 12:30 PM", "12:30 \\text{ PM}", CORRECT, CORRECT),
+    ("The answer is $5.00 per hour", "5", CORRECT, CORRECT),
+    ("Answer: x = 5 and y = 6", "x=5,y=6", CORRECT, CORRECT),
     ("so 3 + 4 = 7", "7", CORRECT, NO_ANSWER),
     ("x ^ 12 +", "12", CORRECT, NO_ANSWER),
 ]
