@@ -115,7 +115,7 @@ class RLSettings(Settings):
 
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:
-        """The steps at which a checkpoint is kept: evenly spaced (with verl every n-th, so perhaps more), and the last."""
+        """Steps at which a checkpoint is kept: evenly spaced (with verl every n-th, so perhaps more), and the last."""
         if self.backend != "verl":
             return tuple(round(self.steps * (i + 1) / self.checkpoints) for i in range(self.checkpoints))
         every = math.ceil(self.steps / self.checkpoints)
