@@ -110,9 +110,8 @@ def candidate_traces(
         pool, held_out = source_traces(profile, family, candidate.source)
         traces = curation.select(pool, candidate.selection, candidate.n_examples, tokenizer=tokenizer, seed=seed)
     else:
-        recipe = _recipe(profile, family, candidate.source, base)
-        recipe = recipe.replace(selection=candidate.selection, n=candidate.n_examples)
-        traces, held_out = _sft_set(profile, folder, family, candidate.source, recipe, base)
+        chosen = {"selection": candidate.selection, "n": candidate.n_examples}
+        traces, held_out = _sft_set(profile, folder, family, candidate.source, base, **chosen)
         if candidate.source != next(iter(family.sources)):
             traces = without_problems(traces, validation_traces(profile, folder, family, base))
     if candidate.selection == "random":
@@ -126,23 +125,7 @@ def validation_traces(profile: Profile, folder: Path, family: FamilySettings, ba
     main = next(iter(family.sources))
     if family.model is None:
         return source_traces(profile, family, main)[1]
-    recipe = _recipe(profile, family, main, base).replace(n=1)  # the smallest training side that a recipe allows
-    return _sft_set(profile, folder, family, main, recipe, base)[1]
-
-
-def _recipe(profile: Profile, family: FamilySettings, name: str, base: Path) -> Recipe:
-    """Return a source's recipe without a selection. All candidates of a source hold out the same problems."""
-    from quagmire_utils.data.curation import Recipe
-
-    settings = family.sources[name]
-    return Recipe(
-        source=settings.dataset,
-        tokenizer=str(base),
-        max_tokens=settings.max_tokens or max(1, profile.sft.max_length - PROMPT_ROOM),
-        benchmarks=_forbidden(profile),
-        validation_problems=settings.validation,
-        seed=derive_seed(profile.seed, family.name, name, "selection"),
-    )
+    return _sft_set(profile, folder, family, main, base, n=1)[1]  # the smallest training side that a recipe allows
 
 
 def _forbidden(profile: Profile) -> tuple[str, ...]:
@@ -151,34 +134,41 @@ def _forbidden(profile: Profile) -> tuple[str, ...]:
 
 
 def _sft_set(
-    profile: Profile, folder: Path, family: FamilySettings, name: str, recipe: Recipe, base: Path
+    profile: Profile, folder: Path, family: FamilySettings, name: str, base: Path, **chosen: object
 ) -> tuple[list[Trace], list[Trace]]:
-    from quagmire_utils.data.curation import load_set
+    """Return the (training, held-out) traces of a pretrained family's source that fit `sft.max_length`.
+
+    chosen: fields of the recipe that select. All candidates of a source hold out the same problems.
+    """
+    from quagmire_utils.data.curation import Recipe, load_set
+    from quagmire_utils.data.prompts import render, response_ids
 
     settings, most = family.sources[name], profile.sft.max_length
+    recipe = Recipe(
+        source=settings.dataset,
+        tokenizer=str(base),
+        max_tokens=settings.max_tokens or max(1, most - PROMPT_ROOM),
+        benchmarks=_forbidden(profile),
+        validation_problems=settings.validation,
+        seed=derive_seed(profile.seed, family.name, name, "selection"),
+        **chosen,
+    )
     traces, held_out = load_set(_build(profile, folder, recipe))
     held_out = held_out[: settings.validation]  # some problems have several traces; these come in seeded order
     if settings.box_answers:
         traces, held_out = [boxed(trace) for trace in traces], [boxed(trace) for trace in held_out]
-    fitting = _fitting(traces, base, most)
+    tokenizer = load_tokenizer(base)
+
+    def fits(trace: Trace) -> bool:
+        prompt = render(trace.question, tokenizer)
+        return len(prompt.token_ids) + len(response_ids(tokenizer, trace.response, prompt)) <= most
+
+    fitting = list(filter(fits, traces))
     too_long = len(traces) - len(fitting)
     if too_long > MOST_LEFT_OUT * len(traces):
         reason = f"{too_long} of {len(traces)} traces exceed sft.max_length ({most}) with their prompts; lower it"
         raise ParameterError(f"families.{family.name}.sources.{name}.max_tokens", settings.max_tokens, reason=reason)
-    return fitting, _fitting(held_out, base, most)
-
-
-def _fitting(traces: Sequence[Trace], base: Path, max_length: int) -> list[Trace]:
-    """Return the traces that fit `max_length` tokens with their prompts."""
-    from quagmire_utils.data.prompts import render, response_ids
-
-    tokenizer = load_tokenizer(base)
-
-    def tokens(trace: Trace) -> int:
-        prompt = render(trace.question, tokenizer)
-        return len(prompt.token_ids) + len(response_ids(tokenizer, trace.response, prompt))
-
-    return [trace for trace in traces if tokens(trace) <= max_length]
+    return fitting, list(filter(fits, held_out))
 
 
 def without_problems(traces: Sequence[Trace], held_out: Sequence[Trace]) -> list[Trace]:

@@ -6,6 +6,7 @@ seconds.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 from collections.abc import Iterator
@@ -109,12 +110,9 @@ def _datasets(profile: Profile) -> Iterator[str]:
     yield from check_files(profile)
     known = training_sets(profile)
     for name in sorted(rows_needed(profile)):
-        try:
-            lost = not local_files(known[name]) and not hub_answers()
-        except ParameterError:  # check_files has named it
-            continue
-        if lost:
-            yield f"dataset {name}: there is no local copy, and the hub of {known[name].hub_id} does not answer"
+        with contextlib.suppress(ParameterError):  # check_files has named it
+            if not local_files(known[name]) and not hub_answers():
+                yield f"dataset {name}: there is no local copy, and the hub of {known[name].hub_id} does not answer"
 
 
 def _benchmarks(profile: Profile) -> Iterator[str]:

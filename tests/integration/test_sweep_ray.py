@@ -119,25 +119,6 @@ def test_a_cell_whose_process_dies_is_given_up_after_some_attempts(cluster, tmp_
     assert starts.read_text().count("started") == ATTEMPTS
 
 
-@pytest.mark.slow
-def test_a_failing_cell_brings_its_log_and_leaves_the_cluster_free(cluster, tmp_path):
-    import ray
-
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
-    try:
-        candidate = next(cell for cell in sweep.plan(tiny_profile()) if cell.kind == "sft")
-        candidate.needs.path(tmp_path, "models").mkdir(parents=True)  # without its base's checkpoint
-        with ray_pool.RayPool(tiny_profile(), tmp_path, cluster.address) as pool:
-            ended = run_on(pool, candidate)
-            assert not pool.running
-        assert ended[0][1] is not None
-        assert "Traceback" in candidate.path(tmp_path, "logs").read_text()
-        assert not candidate.path(tmp_path, "cells").exists()
-        assert ray.is_initialized()  # a connection that was there before stays
-    finally:
-        ray.shutdown()
-
-
 @pytest.fixture(scope="module")
 def gpu_cluster():
     """Two nodes that say they have two GPUs each."""

@@ -2,11 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -110,7 +105,6 @@ def test_sft_refuses_what_cannot_train(base, tmp_path, refused):
 
 RL = RLSettings(steps=4, checkpoints=2, prompts_per_step=2, rollouts=4, max_tokens=12, learning_rate=1e-3, seed=5)
 COMPACT = RL.replace(backend="compact", steps=10, checkpoints=5, entropy_coefficient=0.0)
-KILLED = COMPACT.replace(steps=40, checkpoints=8)
 
 
 def odd_length(responses, problems):
@@ -150,8 +144,9 @@ def test_without_a_reward_nothing_is_learned(base, tmp_path, settings):
     assert curve["entropy"].isna().all() == (settings is COMPACT)  # it reads nothing then
 
 
-def test_a_run_that_breaks_goes_on_to_the_same_end(base, tmp_path):
-    unbroken = train_rl(base, PROBLEMS, tmp_path / "unbroken", RL, grader=odd_length)
+@pytest.mark.parametrize("settings", [RL, COMPACT.replace(steps=4, checkpoints=2)], ids=["trl", "compact"])
+def test_a_run_that_breaks_goes_on_to_the_same_end(base, tmp_path, settings):
+    unbroken = train_rl(base, PROBLEMS, tmp_path / "unbroken", settings, grader=odd_length)
     calls = []
 
     def breaks(responses, problems):
@@ -161,13 +156,13 @@ def test_a_run_that_breaks_goes_on_to_the_same_end(base, tmp_path):
         return odd_length(responses, problems)
 
     with pytest.raises(KeyboardInterrupt):
-        train_rl(base, PROBLEMS, tmp_path / "broken", RL, grader=breaks)
+        train_rl(base, PROBLEMS, tmp_path / "broken", settings, grader=breaks)
     assert (tmp_path / "broken" / "checkpoint-2").is_dir()
     assert not (tmp_path / "broken" / "rl.json").exists()
     torn = tmp_path / "broken" / "checkpoint-3"  # a save that the kill cut short
     torn.mkdir()
     (torn / "config.json").write_text("{")
-    resumed = train_rl(base, PROBLEMS, tmp_path / "broken", RL, grader=odd_length)
+    resumed = train_rl(base, PROBLEMS, tmp_path / "broken", settings, grader=odd_length)
     pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), unbroken.drop(columns="seconds"))
     ends = [weights(tmp_path / name / "checkpoint-4") for name in ("unbroken", "broken")]
     assert equal(*ends)
@@ -176,7 +171,7 @@ def test_a_run_that_breaks_goes_on_to_the_same_end(base, tmp_path):
     def unneeded(responses, problems):
         raise AssertionError("there is no step left to take")
 
-    again = train_rl(base, PROBLEMS, tmp_path / "broken", RL, grader=unneeded)
+    again = train_rl(base, PROBLEMS, tmp_path / "broken", settings, grader=unneeded)
     pd.testing.assert_frame_equal(again, resumed)
     assert equal(ends[0], weights(tmp_path / "broken" / "checkpoint-4"))
 
@@ -359,61 +354,3 @@ def test_compact_learns_what_is_rewarded(base, tmp_path):
     curve = train_rl(base, PROBLEMS, tmp_path / "run", settings, grader=starts_with_a_letter)
     assert curve["reward"][:3].mean() < 0.5
     assert curve["reward"][-3:].mean() > 0.9
-
-
-# Loads once, then forks a child for each folder it is told of; the child trains there and is what gets killed.
-WORKER = """
-import os, sys, torch
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[1])
-from test_training import KILLED, PROBLEMS, odd_length
-from quagmire_utils.training.grpo import train_rl
-print("ready", flush=True)
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        train_rl(sys.argv[2], PROBLEMS, line.strip(), KILLED, grader=odd_length)
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-def test_killed_compact_runs_end_like_an_unbroken_one(base, tmp_path):
-    worker = subprocess.Popen(
-        [sys.executable, "-c", WORKER, os.path.dirname(__file__), str(base)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert worker.stdout.readline() == "ready\n"
-
-    def run(folder, kill_at=None, delay=0.0):
-        """Train into `folder`, killed `delay` seconds after checkpoint `kill_at` began to be saved; the exit status."""
-        print(folder, file=worker.stdin, flush=True)
-        child = int(worker.stdout.readline())
-        if kill_at is not None:
-            deadline = time.monotonic() + 600  # a machine may be busy
-            while not (folder / f"checkpoint-{kill_at}").exists():
-                assert time.monotonic() < deadline
-                time.sleep(0.001)
-            time.sleep(delay)
-            os.kill(child, signal.SIGKILL)
-        return int(worker.stdout.readline())
-
-    torn = 0
-    assert run(tmp_path / "unbroken") == 0
-    for step, delay in zip(KILLED.checkpoint_steps, (0.0, 0.005, 0.01, 0.02, 0.04, 0.08), strict=False):
-        if not (tmp_path / "killed" / f"checkpoint-{step}").exists():
-            assert run(tmp_path / "killed", kill_at=step, delay=delay) == -signal.SIGKILL
-            torn += not (tmp_path / "killed" / f"checkpoint-{step}" / "trainer_state.json").exists()
-    assert run(tmp_path / "killed") == 0
-    worker.stdin.close()
-    worker.wait(timeout=60)
-    assert torn >= 1, "no run was killed in the middle of a save"
-    curves = [pd.read_parquet(tmp_path / name / "curve.parquet") for name in ("unbroken", "killed")]
-    pd.testing.assert_frame_equal(*(curve.drop(columns="seconds") for curve in curves), check_exact=True)
-    for step in KILLED.checkpoint_steps:
-        assert equal(*(weights(tmp_path / name / f"checkpoint-{step}") for name in ("unbroken", "killed")))
-    assert [p.parent.name for p in tmp_path.glob("killed/*/optimizer.pt")] == ["checkpoint-40"]

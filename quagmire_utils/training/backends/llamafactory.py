@@ -31,21 +31,8 @@ from quagmire_utils.core.files import atomic_path, digest, read_json, write_json
 from quagmire_utils.core.settings import SFTSettings
 from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import render, resolve_template, response_ids, response_text
+from quagmire_utils.training.backends import runs
 from quagmire_utils.training.backends.environments import check_gpus
-from quagmire_utils.training.backends.runs import (
-    close_run,
-    command_in,
-    copy_script,
-    export_checkpoint,
-    open_run,
-    prompt_text,
-    read_log,
-    read_run,
-    render_template,
-    resolve_model,
-    run_backend,
-    short_digest,
-)
 
 NAME = "llamafactory"
 DATASET = "traces"
@@ -79,7 +66,7 @@ def write(
     if settings.batch_size % (micro_batch * processes):
         allowed = f"a multiple of sft.micro_batch_size ({micro_batch}) x GPUs ({processes})"
         raise ParameterError("sft.batch_size", settings.batch_size, allowed)
-    model = resolve_model(model)
+    model = runs.resolve_model(model)
     tokenizer = load_tokenizer(model)
     steps = math.ceil(math.ceil(len(traces) / settings.batch_size) * settings.epochs)
     facts = {
@@ -91,7 +78,7 @@ def write(
         "traces": len(traces),
         "data": digest([[trace.id, trace.question, trace.response] for trace in traces]),
     }
-    if not open_run(folder, facts, "checkpoints", "model"):
+    if not runs.open_run(folder, facts, "checkpoints", "model"):
         return folder
     rows, tokens, longest = [], 0, 0
     with (
@@ -106,9 +93,9 @@ def write(
                 allowed = f"at least the {length} tokens of trace {trace.id}"
                 raise ParameterError("sft.max_length", settings.max_length, allowed)
             tokens, longest = tokens + length, max(longest, length)
-            rows.append([trace.id, short_digest(json.dumps([prompt.token_ids, response]))])
+            rows.append([trace.id, runs.short_digest(json.dumps([prompt.token_ids, response]))])
             text = response_text(tokenizer, trace.response, prompt) + tokenizer.eos_token
-            line = {"prompt": prompt_text(prompt, tokenizer), "response": text}
+            line = {"prompt": runs.prompt_text(prompt, tokenizer), "response": text}
             file.write(json.dumps(line) + "\n")  # ASCII keeps a lone surrogate of a damaged trace
     columns = {"prompt": "prompt", "response": "response"}
     write_json({DATASET: {"file_name": f"{DATASET}.jsonl", "columns": columns}}, folder / "data" / "dataset_info.json")
@@ -126,9 +113,11 @@ def write(
         "logging_steps": max(1, steps // 200),
         "gpus": gpus,
     }
-    write_text(render_template("llamafactory_train.yaml.j2", NAME, **values), folder / "train.yaml")
-    copy_script("tokenize_traces.py", folder)
-    close_run(folder, facts, render_template("llamafactory_run.sh.j2", NAME, gpus=gpus), steps=steps, tokens=tokens)
+    write_text(runs.render_template("llamafactory_train.yaml.j2", NAME, **values), folder / "train.yaml")
+    runs.copy_script("tokenize_traces.py", folder)
+    runs.close_run(
+        folder, facts, runs.render_template("llamafactory_run.sh.j2", NAME, gpus=gpus), steps=steps, tokens=tokens
+    )
     return folder
 
 
@@ -138,10 +127,10 @@ def check(folder: str | Path) -> None:
     Raises BackendError if a token differs, ParameterError if LLaMA-Factory is not installed.
     """
     folder = Path(folder)
-    read_run(folder, NAME)
+    runs.read_run(folder, NAME)
     if not (folder / "tokenized").is_dir():
-        command = command_in(NAME, "tokenize_traces.py train.yaml tokens.json")
-        run_backend(folder, NAME, command, doing="tokenising with ")
+        command = runs.command_in(NAME, "tokenize_traces.py train.yaml tokens.json")
+        runs.run_backend(folder, NAME, command, doing="tokenising with ")
 
 
 def train(folder: str | Path, *, on_progress: Callable[[float], None] | None = None) -> dict[str, Any]:
@@ -152,7 +141,7 @@ def train(folder: str | Path, *, on_progress: Callable[[float], None] | None = N
     LLaMA-Factory or the GPUs are missing or another run is active in the folder, BackendError if the run fails.
     """
     folder = Path(folder)
-    run = read_run(folder, NAME)
+    run = runs.read_run(folder, NAME)
     summary = folder / "model" / "sft.json"
     if summary.is_file():
         return read_json(summary)
@@ -160,7 +149,7 @@ def train(folder: str | Path, *, on_progress: Callable[[float], None] | None = N
     checkpoints = folder / "checkpoints"
     if not (checkpoints / "train_results.json").is_file():  # LLaMA-Factory writes it after the weights
         check_gpus(run["gpus"])
-        run_backend(
+        runs.run_backend(
             folder,
             NAME,
             steps=run["steps"],
@@ -175,11 +164,11 @@ def train(folder: str | Path, *, on_progress: Callable[[float], None] | None = N
         "final_loss": losses[-1] if losses else None,
         "seconds": time.perf_counter() - started,
     }
-    export_checkpoint(checkpoints, run["model"], folder / "model", {"sft.json": notes})
+    runs.export_checkpoint(checkpoints, run["model"], folder / "model", {"sft.json": notes})
     return read_json(summary)
 
 
 def log_entries(folder: str | Path) -> list[dict[str, Any]]:
     """Return what LLaMA-Factory has logged: current_steps, total_steps, loss (nats per response token), lr, epoch."""
-    entries = read_log(Path(folder) / "checkpoints" / "trainer_log.jsonl")
+    entries = runs.read_log(Path(folder) / "checkpoints" / "trainer_log.jsonl")
     return [entry for entry in entries if "current_steps" in entry]

@@ -38,21 +38,8 @@ from quagmire_utils.core.files import digest, write_json, write_parquet
 from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import check_fits, render_problem, resolve_template
+from quagmire_utils.training.backends import runs
 from quagmire_utils.training.backends.environments import check_gpus
-from quagmire_utils.training.backends.runs import (
-    close_run,
-    command_in,
-    copy_script,
-    export_checkpoint,
-    open_run,
-    prompt_text,
-    read_log,
-    read_run,
-    render_template,
-    resolve_model,
-    run_backend,
-    short_digest,
-)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +82,7 @@ def write(
     if rollouts % gpus:
         reason = f"rl.prompts_per_step x rl.rollouts ({rollouts}) must be a multiple of the {gpus} GPUs"
         raise ParameterError("rl.rollouts", settings.rollouts, reason=reason)
-    model = resolve_model(model)
+    model = runs.resolve_model(model)
     tokenizer = load_tokenizer(model)
     prompts = [render_problem(problem, tokenizer, template) for problem in problems]
     check_fits(prompts, settings.max_tokens, resolve_context_length(load_config(model), None))
@@ -109,16 +96,18 @@ def write(
         "problems": len(problems),
         "data": digest([asdict(problem) for problem in problems]),
     }
-    if not open_run(folder, facts, "checkpoints", "rl.json"):
+    if not runs.open_run(folder, facts, "checkpoints", "rl.json"):
         return folder
-    write_parquet(_frame(problems, [prompt_text(prompt, tokenizer) for prompt in prompts]), folder / "train.parquet")
+    write_parquet(
+        _frame(problems, [runs.prompt_text(prompt, tokenizer) for prompt in prompts]), folder / "train.parquet"
+    )
     pairs = zip(problems, prompts, strict=True)
-    rows = [[problem.id, short_digest(json.dumps(prompt.token_ids))] for problem, prompt in pairs]
+    rows = [[problem.id, runs.short_digest(json.dumps(prompt.token_ids))] for problem, prompt in pairs]
     write_json({"rows": rows}, folder / "prompts.json")
-    copy_script("reward.py", folder)
-    copy_script("check_run.py", folder)
+    runs.copy_script("reward.py", folder)
+    runs.copy_script("check_run.py", folder)
     longest = max(len(prompt.token_ids) for prompt in prompts)
-    script = render_template(
+    script = runs.render_template(
         "verl_run.sh.j2",
         NAME,
         facts=facts,
@@ -128,7 +117,7 @@ def write(
         epochs=math.ceil(settings.steps / (len(problems) // settings.prompts_per_step)),
         save_freq=settings.checkpoint_steps[0],
     )
-    close_run(folder, facts, script, checkpoints=list(settings.checkpoint_steps))
+    runs.close_run(folder, facts, script, checkpoints=list(settings.checkpoint_steps))
     return folder
 
 
@@ -156,9 +145,9 @@ def check(folder: str | Path) -> None:
     Raises BackendError with verl's message if something differs, ParameterError if verl is not installed.
     """
     folder = Path(folder)
-    read_run(folder, NAME)
-    compare = command_in(NAME, "check_run.py .job.yaml prompts.json train.parquet")
-    run_backend(folder, NAME, f"./run.sh --cfg job >.job.yaml\n{compare}", doing="checking with ")
+    runs.read_run(folder, NAME)
+    compare = runs.command_in(NAME, "check_run.py .job.yaml prompts.json train.parquet")
+    runs.run_backend(folder, NAME, f"./run.sh --cfg job >.job.yaml\n{compare}", doing="checking with ")
 
 
 def train(folder: str | Path, *, on_progress: Callable[[float], None] | None = None) -> pd.DataFrame:
@@ -170,7 +159,7 @@ def train(folder: str | Path, *, on_progress: Callable[[float], None] | None = N
     the folder, BackendError if the run fails.
     """
     folder = Path(folder)
-    run = read_run(folder, NAME)
+    run = runs.read_run(folder, NAME)
     if (folder / "rl.json").is_file():
         return curve(folder)
     started = time.perf_counter()
@@ -178,7 +167,7 @@ def train(folder: str | Path, *, on_progress: Callable[[float], None] | None = N
     if latest_step(folder) < steps:
         check_gpus(run["gpus"])
         check(folder)
-        run_backend(
+        runs.run_backend(
             folder,
             NAME,
             steps=steps,
@@ -201,7 +190,7 @@ def export(folder: str | Path, step: int) -> Path:
     Does nothing if that folder exists. Raises ParameterError if verl kept no checkpoint at that step.
     """
     folder = Path(folder)
-    run = read_run(folder, NAME)
+    run = runs.read_run(folder, NAME)
     target = folder / f"checkpoint-{step}"
     if target.is_dir():
         return target
@@ -212,9 +201,9 @@ def export(folder: str | Path, step: int) -> Path:
     merged = folder / f".merged-{step}"
     shutil.rmtree(merged, ignore_errors=True)
     places = f'--local_dir "$PWD"/{shards.relative_to(folder)} --target_dir "$PWD"/{merged.name}'
-    command = command_in(NAME, f"-m verl.model_merger merge --backend fsdp {places}")
-    run_backend(folder, NAME, command, doing=f"merging step {step} with ")
-    export_checkpoint(merged, run["model"], target)
+    command = runs.command_in(NAME, f"-m verl.model_merger merge --backend fsdp {places}")
+    runs.run_backend(folder, NAME, command, doing=f"merging step {step} with ")
+    runs.export_checkpoint(merged, run["model"], target)
     shutil.rmtree(merged)
     return target
 
@@ -233,7 +222,7 @@ def curve(folder: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    settings = read_run(Path(folder), NAME)["settings"]
+    settings = runs.read_run(Path(folder), NAME)["settings"]
     logged = pd.DataFrame.from_dict(_taken(Path(folder)), orient="index", columns=list(_CURVE.values()), dtype=float)
     table = logged.set_axis(list(_CURVE), axis=1).dropna(subset="reward").sort_index()  # without what precedes a step
     # rewards are 0 or 1, so their mean gives their spread
@@ -244,5 +233,5 @@ def curve(folder: str | Path) -> pd.DataFrame:
 
 def _taken(folder: Path) -> dict[int, dict[str, float]]:
     """Return what verl has logged of each step; it begins a new file at each start."""
-    entries = [entry for file in sorted(folder.glob("metrics/*.jsonl")) for entry in read_log(file)]
+    entries = [entry for file in sorted(folder.glob("metrics/*.jsonl")) for entry in runs.read_log(file)]
     return {int(entry["step"]): entry["data"] for entry in entries if {"step", "data"} <= entry.keys()}
