@@ -71,11 +71,14 @@ def _table(profile: Profile, costs: pd.DataFrame) -> str:
 
 
 def _totals(profile: Profile, costs: pd.DataFrame, left: pd.DataFrame) -> str:
+    total = f"In all {_time(costs['hours'].sum())}"
+    if left.empty:
+        return f"{total}; nothing is left to do."
     compute, rest = profile.compute, left["hours"].sum()
     at_once = profile.workers * compute.nodes
     wall = rest / max(1, compute.gpus) / at_once
     days = f" ({_number(wall / 24)} days)" if wall >= 24 else ""
-    lines = [f"In all {_time(costs['hours'].sum())}, of which {_time(rest)} are left to do."]
+    lines = [f"{total}, of which {_time(rest)} are left to do."]
     if compute.gpus:
         lines.append(f"Price: ${_number(rest * compute.dollars_per_gpu_hour)} at ${compute.dollars_per_gpu_hour:g}.")
     lines.append(f"Time: {_time(wall)}{days} with {_count(at_once, 'cell')} at a time.")
