@@ -8,6 +8,7 @@ when torch is imported, so importing the package sets it).
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,8 +23,17 @@ def wait_asleep() -> None:
 
 
 def settle_threads(module: nn.Module) -> None:
-    """Compute in one thread from now on if the model is small, unless OMP_NUM_THREADS is set."""
+    """Compute in one thread from now on if the model is small, else in as many as at first; OMP_NUM_THREADS wins."""
     import torch
 
-    if "OMP_NUM_THREADS" not in os.environ and sum(weight.numel() for weight in module.parameters()) < SMALL:
-        torch.set_num_threads(1)
+    first = _threads_at_first()
+    if "OMP_NUM_THREADS" not in os.environ:
+        small = sum(weight.numel() for weight in module.parameters()) < SMALL
+        torch.set_num_threads(1 if small else first)
+
+
+@cache
+def _threads_at_first() -> int:
+    import torch
+
+    return torch.get_num_threads()

@@ -60,8 +60,13 @@ def connect(address: str | None) -> bool:
         return False
     quiet = {"log_to_driver": False, "logging_level": "error"}
     if address is None:
-        ray.init("local", num_cpus=0, num_gpus=0, include_dashboard=False, **quiet)
-        return True
+        for last in (False, False, True):
+            try:
+                ray.init("local", num_cpus=0, num_gpus=0, include_dashboard=False, **quiet)
+                return True
+            except Exception as error:  # as Ray raises it after 30 seconds, which a busy machine may exceed
+                if last:
+                    raise ParameterError("ray", reason=f"it doesn't start on this machine ({error})") from error
     if "://" in address:
         reason = f"{address} is not the address of a node; run this on a node of the cluster, with ray=auto"
         raise ParameterError("ray", address, reason=reason)

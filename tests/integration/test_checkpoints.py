@@ -203,20 +203,21 @@ def test_engine_and_loss_compute_in_it(tmp_path, monkeypatch):
         assert engine.dtype == str(dtype).removeprefix("torch.")  # which a store notes
 
 
-@pytest.mark.parametrize(
-    ("parameters", "chosen", "used"), [(49_000_000, None, 1), (51_000_000, None, 2), (49_000_000, "2", 2)]
-)
-def test_small_models_take_one_thread(monkeypatch, parameters, chosen, used):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if chosen is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+def test_small_models_take_one_thread(monkeypatch):
+    small, large = (torch.nn.Embedding(rows, 1000, device="meta") for rows in (49_000, 51_000))
     before = torch.get_num_threads()
+    threads._threads_at_first.cache_clear()
     torch.set_num_threads(2)
     try:
-        threads.settle_threads(torch.nn.Embedding(parameters, 1, device="meta"))
-        assert torch.get_num_threads() == used
+        for chosen, module, used in (("2", small, 2), (None, large, 2), (None, small, 1), (None, large, 2)):
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+            if chosen is not None:
+                monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+            threads.settle_threads(module)
+            assert torch.get_num_threads() == used
     finally:
         torch.set_num_threads(before)
+        threads._threads_at_first.cache_clear()
 
 
 def test_threads_sleep_while_they_wait(monkeypatch):
