@@ -67,7 +67,9 @@ def _same(answer: str, gold: str, tolerance: float | None) -> bool | None:
         return same
     bases = [{name for name in names if name.startswith("base")} for names in (mine, theirs)]
     if bases[0] != bases[1]:
-        return None if same or not all(bases) else False  # 341_5 is not 341_6, but is it 341, or 96?
+        if not all(bases):  # is 341_5 the same as 341, or as 96?
+            same |= _same_at(*(re.sub(r"(?<=\d)_\{?\d+\}?", "", text) for text in (answer, gold)), 0, None)[0]
+        return None if same else False
     again, also_real = _same_at(answer, gold, 1, tolerance)
     if same != again or (same and "floor" in mine | theirs):
         return None
@@ -80,7 +82,8 @@ def _same(answer: str, gold: str, tolerance: float | None) -> bool | None:
         if one_sided and {name.lower() for name in mine} == {name.lower() for name in theirs}:
             return None  # x and X
         if one_sided and set(one_sided) <= _SOFT:  # perhaps a unit, 5 m and 5, or a constant of integration
-            without = [tuple((name, Fraction(value)) for name in one_sided) for value in (0, 1)]
+            values = (0, 1) if _CONSTANTS & set(one_sided) else (1,)
+            without = [tuple((name, Fraction(value)) for name in one_sided) for value in values]
             return False if all(difference(answer, gold, 0, variables) for variables in without) else None
         return False
     try:

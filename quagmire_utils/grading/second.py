@@ -293,21 +293,23 @@ def _same_list(answer: Sequence[Structure], gold: Sequence[Structure], tolerance
     return _all([_any(row) for row in pairs] + [_any(row[i] for row in pairs) for i in range(len(gold))])
 
 
-_MEANS_MORE = re.compile(  # words that may say the same as another word or as a number
-    r"yes|no|true|false|none|never|undefined|impossible|zero|one|two|three|four|five|six|seven|eight|nine|ten|infinite|"
-    r"infinity|reals?|empty|unbounded|even|odd"
+_NUMERAL = re.compile(  # words that may stand for a number, or for none
+    r"none|never|undefined|impossible|infinite|infinity|empty|unbounded|zero|one|two|three|four|five|six|seven|eight|"
+    r"nine|ten"
 )
+_VAGUE = re.compile(rf"yes|no|true|false|reals?|{_NUMERAL.pattern}")  # words that others may say, too
 
 
 def _same_words(answer: Structure, gold: Structure) -> _Truth:
     """Return whether two words are the same; single words that have nothing in common are different."""
     if answer[0] != gold[0]:
         words, other = (answer, gold) if answer[0] == "words" else (gold, answer)
-        if len(words[1]) <= 3 and not _MEANS_MORE.fullmatch(words[1]):
-            return _equal(*(("value", part[1]) if part is words else part for part in (answer, gold)), None)
-        if other[0] != "value" or " " in words[1] or _MEANS_MORE.fullmatch(words[1]):
+        if _NUMERAL.fullmatch(words[1]):
             return None
-        return None if evaluate(other[1]).names else False
+        if len(words[1]) <= 3:
+            return _equal(*(("value", part[1]) if part is words else part for part in (answer, gold)), None)
+        number = other[0] == "value" and not evaluate(other[1]).names
+        return False if " " not in words[1] and (number or other[0] in ("sequence", "matrix")) else None
     mine, theirs = answer[1], gold[1]
     if mine == theirs:
         return True
@@ -316,9 +318,8 @@ def _same_words(answer: Structure, gold: Structure) -> _Truth:
     short, long = sorted((mine.lower(), theirs.lower()), key=len)
     if long.startswith(short[:4]) or " " in mine + theirs:
         return None
-    opposites = ({"yes", "no"}, {"true", "false"}, {"even", "odd"})
-    vague = {mine, theirs} not in opposites and (_MEANS_MORE.fullmatch(mine) or _MEANS_MORE.fullmatch(theirs))
-    return None if vague else False
+    vague = _VAGUE.fullmatch(mine) or _VAGUE.fullmatch(theirs)
+    return None if vague and {mine, theirs} not in ({"yes", "no"}, {"true", "false"}) else False
 
 
 def _different_kinds(answer: Structure, gold: Structure, tolerance: float | None) -> _Truth:

@@ -128,7 +128,7 @@ roots, logarithms, angles
 ? -2 ~ (-8)^{1/3}
 bases
 = 341_5 ~ 341_{5}
-! 341_5 ~ 341_6
+! 341_5 ~ 341_6 ~ 342
 ? 341_5 ~ 341 ~ 96 ~ 140_8 ~ 129_5
 lists, tuples, sets
 = 12, 13 ~ 12 and 13 ~ 13 \text{ or } 12 ~ x=12, x=13 ~ \{13, 12\} ~ 12 \quad 13 ~ 12; 13
@@ -186,7 +186,8 @@ equations
 words, choices, units, times
 = \text{Evelyn} ~ Evelyn ~ \textbf{evelyn} ~ \boldsymbol{\text{Evelyn}}.
 ! \text{Evelyn} ~ \text{Bob} ~ 5
-! even ~ odd
+! even ~ odd ~ 2 ~ (2,4)
+? 0 ~ none ~ zero
 ? \text{No solution} ~ \emptyset ~ none
 = \text{(C)} ~ C ~ (C) ~ \mathrm{C}
 ! \text{(C)} ~ B
