@@ -2,7 +2,7 @@
 
 found = forecast_rl(table)                # candidates with an outcome calibrate, the others are forecast
 found.table, found.check                  # forecasts with intervals; the leave-one-out check
-found.next_run, found.advice              # which candidate to run next, and why
+found.next_run, found.next, found.trust   # which candidate to run next, and how far to trust this
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -20,10 +20,12 @@ from quagmire_utils.analysis.candidates import select_candidates
 from quagmire_utils.analysis.fits import Array, r2_score, spearman
 from quagmire_utils.analysis.lines import FEWEST, Fit, Task
 from quagmire_utils.analysis.ranking import listed, percent, regret
+from quagmire_utils.analysis.tables import number_text
 from quagmire_utils.core.errors import ParameterError
 
 FEW_CHECKS = 5  # fewer leave-one-out checks say little
 ENOUGH_R2 = 0.5  # of leave-one-out; below it forecasts are called weak
+ASSUMED = 0.01  # standard deviation between RL runs of one candidate; 0.004 to 0.02 in results/mini
 DISMISSED = 0.05  # chance of ending best that the candidates ignored by the choice of the next run have together
 PAPER_PREDICTORS = {"dataset": ("gen_loss", "pass_k"), "instance": ("pass_k",)}  # Sec. 4.2, 4.3
 SETS = {  # what `compare_predictors` compares
@@ -41,7 +43,7 @@ BEST = {
     "run": "Best run so far: {best} at {outcome:.1f} %.",
     "forecast": "Highest forecast: {top} with {predicted:.1f} % [{low:.1f}, {high:.1f}], chance to end best {chance}.",
 }
-CHECK = "Leave-one-out check over {checks} runs: R² {r2:.2f}, {covered} outcomes inside their intervals: {verdict}."
+CHECK = "Leave-one-out check over {checks} runs: R² {r2}, {covered} outcomes inside their intervals: {verdict}."
 VERDICTS = {
     "worse": "no better than the mean of the runs, so do not choose by these forecasts",
     "few": "too few runs to say much",
@@ -49,13 +51,10 @@ VERDICTS = {
     "good": "the forecasts distinguish candidates",
 }
 UNCHECKED = "There are too few RL runs to check the forecasts against each other."
-BETTER = {
-    "none": "No other predictor does better in this check.",
-    "some": "By {title}, which does best in this check (R² {r2:.2f}; the best of several looks better than it is): ",
-}
 WARNINGS = {
     "left_out": "Left out, without {predictors}: {names}.",
-    "beyond": "{count} of {total} forecasts extrapolate beyond the RL runs, where intervals do not hold: {names}.",
+    "beyond": "{count} of {total} forecasts extrapolate beyond the RL runs, so their intervals are wider: {names}.",
+    "assumed": "RL runs of one candidate are assumed to differ by {noise:.1f} points, as there is no outcome_se.",
     "top_beyond": "The highest forecast, {top}, extrapolates.",
     "loss": "Among the RL runs a higher gen_loss went with a better outcome, against the paper's finding.",
     "score": "Among the RL runs a higher {name} went with a worse outcome, against the paper's finding.",
@@ -77,47 +76,37 @@ class RLForecast:
     predictors: tuple[str, ...]
     confidence: float
     warnings: tuple[str, ...]
-    better: RLForecast | None = None  # by the best predictors in the same check, if these are worse than the mean
 
     @property
-    def advised_run(self) -> str | None:
-        """next_run, of the better predictors if these are worthless."""
-        return self.next_run if self.better is None else self.better.next_run
-
-    @property
-    def advice(self) -> str:
-        """Which candidate to run next, which one is ahead, and how far to trust the forecasts."""
+    def ahead(self) -> str:
+        """The best run so far and, unless the forecasts are worthless, the highest forecast."""
         runs, rest = self.table[self.table["calibrated"]], self.table[~self.table["calibrated"]]
         best = runs.loc[runs["outcome"].idxmax()]
-        said = [self._next(), BEST["run"].format(best=best["candidate"], outcome=100 * best["outcome"])]
-        if self.r2 < 0 and len(rest):
-            said[0] = BETTER["none"] + " " + said[0]
-            if self.better is not None:
-                title = next(title for title, names in SETS.items() if names == self.better.predictors)
-                said[0] = BETTER["some"].format(title=title, r2=self.better.r2) + self.better._next()
-            return " ".join([self._trust(), *said])
-        if len(rest):
-            top = rest.iloc[0]
-            shares = {name: 100 * min(max(top[name], 0.0), 1.0) for name in ("predicted", "low", "high")}
-            said.append(BEST["forecast"].format(top=top["candidate"], chance=percent(top["chance_best"]), **shares))
-        return " ".join([*said, self._trust()])
+        said = BEST["run"].format(best=best["candidate"], outcome=100 * best["outcome"])
+        if self.r2 < 0 or rest.empty:
+            return said
+        top = rest.iloc[0]
+        shares = {name: 100 * min(max(top[name], 0.0), 1.0) for name in ("predicted", "low", "high")}
+        return f"{said} {BEST['forecast'].format(top=top['candidate'], chance=percent(top['chance_best']), **shares)}"
 
-    def _next(self) -> str:
-        if self.table["calibrated"].all():
-            return NEXT["all"]
+    @property
+    def next(self) -> str:
+        """Which candidate to run next by the forecasts."""
         if self.next_run is None:
-            return NEXT["enough"]
+            return NEXT["all" if self.table["calibrated"].all() else "enough"]
         gain = self.table.set_index("candidate").loc[self.next_run, "gain"]
         return NEXT["run"].format(next_run=self.next_run, gain=percent(gain))
 
-    def _trust(self) -> str:
+    @property
+    def trust(self) -> str:
+        """How far to trust the forecasts."""
         if math.isnan(self.r2):
             return UNCHECKED
         checks, verdict = len(self.check), "good"
         if self.r2 < ENOUGH_R2 or checks < FEW_CHECKS:
             verdict = "worse" if self.r2 < 0 else "few" if checks < FEW_CHECKS else "weak"
         covered = int(self.check["covered"].sum())
-        return CHECK.format(checks=checks, r2=self.r2, covered=covered, verdict=VERDICTS[verdict])
+        return CHECK.format(checks=checks, r2=number_text(self.r2), covered=covered, verdict=VERDICTS[verdict])
 
 
 def forecast_rl(
@@ -128,25 +117,62 @@ def forecast_rl(
     confidence: float = 0.95,
     n_draws: int = 4000,
     seed: int = 0,
+    rl_noise: float | None = None,
 ) -> RLForecast:
     """Forecast every outcome with an interval, check this on the runs at hand, and choose the next run.
 
     records: as in `Task.check`. calibrated: candidates whose outcomes may be used; None: all that have one. predictors:
     None for the paper's, gen_loss and pass_k, or pass_k alone if the column scenario says instance. Candidates without
-    a value of a predictor are left out, with a warning.
+    a value of a predictor are left out, with a warning. rl_noise: standard deviation of the outcome between RL runs of
+    one candidate; None for the mean of the column outcome_se, or ASSUMED without it.
 
     Further columns of the table: outcome (of calibrated candidates); chance_best, the share of joint draws from the
     forecasts in which the candidate has the highest outcome; and gain, by which next_run is chosen: the share of the
     summed variance of the contenders' forecasts that a run of this candidate removes. Contenders are all candidates not
     run yet, except the least likely winners that have less than 5 % together.
     """
-    options = {"confidence": confidence, "n_draws": n_draws, "seed": seed}
-    found = _forecast_rl(records, calibrated, predictors, **options)
-    if found.r2 < 0:  # worse than the mean of the runs: does another predictor do better in the same check?
-        others = _by_each_set(records, calibrated, **options).values()
-        others = [one for one in others if one.r2 > 0 and one.check["candidate"].equals(found.check["candidate"])]
-        return replace(found, better=max(others, key=lambda one: one.r2, default=None))
-    return found
+    if predictors is None:
+        instance = "scenario" in records and (records["scenario"] == "instance").all()
+        predictors = PAPER_PREDICTORS["instance" if instance else "dataset"]
+    warnings = []
+    if not isinstance(predictors, str) and set(predictors) <= set(records):
+        blank = records[list(predictors)].isna().any(axis=1)
+        if blank.any() and not blank.all():
+            names = records.loc[blank, "candidate"].tolist()
+            warnings.append(WARNINGS["left_out"].format(predictors=" or ".join(predictors), names=listed(names)))
+            if calibrated is not None and not isinstance(calibrated, str):
+                calibrated = [name for name in calibrated if name not in names]
+            records = records[~blank]
+    if calibrated is None:
+        whole = records["outcome"].notna() if "outcome" in records else np.zeros(len(records), dtype=bool)
+        calibrated = records.loc[whole, "candidate"].tolist()
+        _check_enough(len(calibrated), len(records))
+    if rl_noise is None:
+        given = records.loc[records["candidate"].isin(calibrated), "outcome_se"] if "outcome_se" in records else []
+        rl_noise = float(np.nanmean(given)) if pd.notna(given).any() else ASSUMED
+        if rl_noise is ASSUMED:
+            warnings.append(WARNINGS["assumed"].format(noise=100 * ASSUMED))
+    task = Task.check(records, calibrated, predictors, confidence, rl_noise)
+    known, names = task.known, task.table["candidate"]
+    fit = task.fit(known)
+    result = task.frame(known, fit)
+    result["outcome"] = np.where(known, task.y, np.nan)
+    result["chance_best"] = chance = _chance_best(fit, task.y, known, n_draws, seed)
+    contenders = _contenders(chance, known)
+    result["gain"] = gain = task.gains(contenders)
+    check = task.leave_one_out()
+    whole = len(check) > 1
+    return RLForecast(
+        table=result.sort_values("predicted", ascending=False, ignore_index=True),
+        check=check,
+        r2=r2_score(check["outcome"], check["predicted"]) if whole else math.nan,
+        rank_correlation=spearman(check["predicted"], check["outcome"]) if whole else math.nan,
+        coverage=float(check["covered"].mean()) if whole else math.nan,
+        next_run=str(names.iloc[np.nanargmax(gain)]) if contenders.any() else None,
+        predictors=tuple(predictors),
+        confidence=confidence,
+        warnings=(*warnings, *_warnings(result, task)),
+    )
 
 
 def compare_predictors(records: pd.DataFrame, calibrated: Sequence[str] | None = None) -> pd.DataFrame:
@@ -157,20 +183,13 @@ def compare_predictors(records: pd.DataFrame, calibrated: Sequence[str] | None =
     """
     table = pd.DataFrame({"runs": 0}, index=pd.Index(list(SETS), name="predictors"))
     table[["r2", "rank_correlation", "rmse", "coverage"]] = math.nan
-    for title, found in _by_each_set(records, calibrated, n_draws=100).items():
-        error = _rms(found.check["predicted"] - found.check["outcome"])
-        runs = found.table["calibrated"].sum()
-        table.loc[title] = [runs, found.r2, found.rank_correlation, error, found.coverage]
-    return table.reset_index().astype({"runs": int})
-
-
-def _by_each_set(records: pd.DataFrame, calibrated: Sequence[str] | None, **options: float) -> dict[str, RLForecast]:
-    """Return the forecast by each of SETS that these candidates allow."""
-    found = {}
     for title, predictors in SETS.items():
         with contextlib.suppress(ParameterError):
-            found[title] = _forecast_rl(records, calibrated, predictors, **options)
-    return found
+            found = forecast_rl(records, calibrated, predictors, n_draws=100)
+            error = _rms(found.check["predicted"] - found.check["outcome"])
+            runs = found.table["calibrated"].sum()
+            table.loc[title] = [runs, found.r2, found.rank_correlation, error, found.coverage]
+    return table.reset_index().astype({"runs": int})
 
 
 def choose_runs(records: pd.DataFrame, n_runs: int, predictors: Sequence[str] | None = None) -> list[str]:
@@ -184,7 +203,7 @@ def choose_runs(records: pd.DataFrame, n_runs: int, predictors: Sequence[str] | 
     order = records.sort_values("pass_k", kind="stable")["candidate"].tolist()
     runs = [order[0], order[len(order) // 2], order[-1]]
     while len(runs) < n_runs:
-        found = _forecast_rl(records, runs, predictors, n_draws=1000)
+        found = forecast_rl(records, runs, predictors, n_draws=1000)
         rest = found.table[~found.table["calibrated"]]
         runs.append(found.next_run or str(rest["candidate"].iloc[0]))
     return runs
@@ -214,13 +233,14 @@ def check_forecasts(frame: pd.DataFrame, n_runs: int = 5, confidence: float = 0.
     for family in frame["family"].unique():
         for scenario, paper in PAPER_PREDICTORS.items():
             part = select_candidates(frame, family, scenario).assign(scenario=scenario)
+            part["outcome_se"] = part.get("outcome_last_std", math.nan)
             for predictors in (("pass1",), paper) if len(part) >= n_runs + 3 else ():
                 row = {"family": family, "scenario": scenario, "predictors": " and ".join(predictors)}
                 row |= {"candidates": len(part), "runs": n_runs}
                 rows.append(row)
                 try:
                     runs = choose_runs(part, n_runs, predictors)
-                    found = _forecast_rl(part, runs, predictors, confidence)
+                    found = forecast_rl(part, runs, predictors, confidence=confidence)
                 except ParameterError:  # a predictor that does not vary
                     continue
                 rest = found.table[~found.table["calibrated"]]
@@ -230,54 +250,6 @@ def check_forecasts(frame: pd.DataFrame, n_runs: int = 5, confidence: float = 0.
                 tried = part[part["candidate"].isin([*runs, rest["candidate"].iloc[0]])]
                 row["regret"] = regret(part, [tried.loc[tried["outcome"].idxmax(), "candidate"]])
     return pd.DataFrame(rows)
-
-
-def _forecast_rl(
-    records: pd.DataFrame,
-    calibrated: Sequence[str] | None,
-    predictors: Sequence[str] | None,
-    confidence: float = 0.95,
-    n_draws: int = 4000,
-    seed: int = 0,
-) -> RLForecast:
-    """Do `forecast_rl` for one set of predictors."""
-    if predictors is None:
-        instance = "scenario" in records and (records["scenario"] == "instance").all()
-        predictors = PAPER_PREDICTORS["instance" if instance else "dataset"]
-    warnings = []
-    if not isinstance(predictors, str) and set(predictors) <= set(records):
-        blank = records[list(predictors)].isna().any(axis=1)
-        if blank.any() and not blank.all():
-            names = records.loc[blank, "candidate"].tolist()
-            warnings.append(WARNINGS["left_out"].format(predictors=" or ".join(predictors), names=listed(names)))
-            if calibrated is not None and not isinstance(calibrated, str):
-                calibrated = [name for name in calibrated if name not in names]
-            records = records[~blank]
-    if calibrated is None:
-        whole = records["outcome"].notna() if "outcome" in records else np.zeros(len(records), dtype=bool)
-        calibrated = records.loc[whole, "candidate"].tolist()
-        _check_enough(len(calibrated), len(records))
-    task = Task.check(records, calibrated, predictors, confidence)
-    known, names = task.known, task.table["candidate"]
-    fit = task.fit(known)
-    result = task.frame(known, fit)
-    result["outcome"] = np.where(known, task.y, np.nan)
-    result["chance_best"] = chance = _chance_best(fit, task.y, known, n_draws, seed)
-    contenders = _contenders(chance, known)
-    result["gain"] = gain = task.gains(contenders)
-    check = task.leave_one_out()
-    whole = len(check) > 1
-    return RLForecast(
-        table=result.sort_values("predicted", ascending=False, ignore_index=True),
-        check=check,
-        r2=r2_score(check["outcome"], check["predicted"]) if whole else math.nan,
-        rank_correlation=spearman(check["predicted"], check["outcome"]) if whole else math.nan,
-        coverage=float(check["covered"].mean()) if whole else math.nan,
-        next_run=str(names.iloc[np.nanargmax(gain)]) if contenders.any() else None,
-        predictors=tuple(predictors),
-        confidence=confidence,
-        warnings=(*warnings, *_warnings(result, task)),
-    )
 
 
 def _warnings(result: pd.DataFrame, task: Task) -> list[str]:
@@ -312,7 +284,8 @@ def _chance_best(fit: Fit, y: Array, known: NDArray[np.bool_], n_draws: int, see
         spread = np.linalg.cholesky(fit.noise * (weights @ weights.T + eye) + 1e-30 * eye)
         width = np.sqrt(fit.free / random.chisquare(fit.free, n_draws))[:, None]
         normal = random.standard_normal((n_draws, len(weights)))
-        outcome[:, ~known] = fit.predicted[~known] + width * (normal @ spread.T)
+        bend = fit.beyond[~known] * random.standard_normal((n_draws, len(weights)))
+        outcome[:, ~known] = fit.predicted[~known] + width * (normal @ spread.T) + bend
     best = outcome == outcome.max(axis=1, keepdims=True)
     return (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
 

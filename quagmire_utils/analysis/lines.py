@@ -26,8 +26,9 @@ class Fit:
 
     weights: Array  # (C, n): weight of the outcome of calibrated candidate j in the prediction of candidate i
     predicted: Array  # (C,)
-    noise: float  # variance of an outcome about its prediction
+    noise: float  # variance of an outcome about its prediction, at least that of RL
     free: float  # degrees of freedom of this variance
+    beyond: Array  # (C,): change of the prediction beyond the calibrated range, which a bend may take back or double
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,7 @@ class Task:
     y: Array  # (C,), read where known
     known: NDArray[np.bool_]  # (C,), calibrated
     confidence: float
+    rl_noise: float = 0.0  # standard deviation of the outcome over RL runs of one candidate
 
     @classmethod
     def check(
@@ -48,6 +50,7 @@ class Task:
         calibrated: Sequence[str],
         predictors: Sequence[str] = ("gen_loss", "pass_k"),
         confidence: float = 0.95,
+        rl_noise: float = 0.0,
     ) -> Task:
         """Return the checked input. Raise ParameterError for input that allows no forecast.
 
@@ -73,7 +76,7 @@ class Task:
         x, y = table[list(predictors)].to_numpy(np.float64).T, table["outcome"].to_numpy(np.float64)
         if is_constant(y[known]):
             raise ParameterError("outcome", reason="all calibrated candidates have the same, so no line can be fitted")
-        return cls(table, predictors, x, y, known, confidence)
+        return cls(table, predictors, x, y, known, confidence, rl_noise)
 
     def weights(self, known: NDArray[np.bool_]) -> Array:
         """Return the weights of averaged lines on these candidates."""
@@ -90,21 +93,29 @@ class Task:
         """Fit averaged lines to these candidates."""
         weights = self.weights(known)
         leftover = np.eye(known.sum()) - weights[known]
-        free = float((leftover**2).sum())
-        return Fit(weights, weights @ self.y[known], float(((leftover @ self.y[known]) ** 2).sum()) / free, free)
+        free, y = float((leftover**2).sum()), self.y[known]
+        noise = max(float(((leftover @ y) ** 2).sum()) / free, self.rl_noise**2)
+        beyond = np.zeros(len(known))
+        for values in self.x:
+            fitted = values[known]
+            slope = (fitted - fitted.mean()) @ y / ((fitted - fitted.mean()) ** 2).sum()
+            beyond += abs(slope) * np.abs(values - values.clip(fitted.min(), fitted.max())) / len(self.x)
+        return Fit(weights, weights @ y, noise, free, beyond)
 
     def frame(self, known: NDArray[np.bool_], fit: Fit) -> pd.DataFrame:
         """Return the forecast of every candidate with its interval, in the order of the table.
 
         low and high bound the outcome of one candidate (Student's t). For one predictor this is the textbook prediction
         interval. For several, the averaged prediction is still linear in the outcomes, so its variance follows from
-        theirs, with tr((I-H)'(I-H)) degrees of freedom in place of n - 2, an approximation. extrapolated marks
-        candidates outside the calibrated range of a predictor, where no interval protects against a bent relation.
+        theirs, with tr((I-H)'(I-H)) degrees of freedom in place of n - 2, an approximation. A few runs may lie on a
+        line by luck, so the variance is at least that of RL. extrapolated marks candidates outside the calibrated range
+        of a predictor; what the lines add there has a standard error as large as itself, as the relation may bend.
         """
-        from scipy.special import stdtrit  # quantiles of Student's t
+        from scipy.special import ndtri, stdtrit  # quantiles of the normal and Student's t distributions
 
-        width = stdtrit(fit.free, (1 + self.confidence) / 2)
-        half = width * np.sqrt(fit.noise * (1 + (fit.weights**2).sum(axis=1)))
+        tail = (1 + self.confidence) / 2
+        scatter = stdtrit(fit.free, tail) ** 2 * fit.noise * (1 + (fit.weights**2).sum(axis=1))
+        half = np.sqrt(scatter + (ndtri(tail) * fit.beyond) ** 2)
         low, high = self.x[:, known].min(axis=1)[:, None], self.x[:, known].max(axis=1)[:, None]
         sides = np.where(self.x < low, "below", np.where(self.x > high, "above", ""))
         outside = [

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quagmire_utils.analysis.candidates import candidate_frame, check_outcome, in_scenario, of_family
+from quagmire_utils.analysis.candidates import candidate_frame, check_outcome, in_scenario, of_family, run_noise
 from quagmire_utils.analysis.fits import check_whole
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
@@ -42,7 +42,8 @@ class Measurements:
     """Candidates of one family, what was measured of each before RL, and the outcomes that are known.
 
     The table has the columns candidate, pass1, gen_loss (nats per response token, may be missing), pass_k and, where
-    known, pass1_se, gen_loss_se, pass_k_se (standard errors) and outcome (Pass@1 after RL).
+    known, pass1_se, gen_loss_se, pass_k_se (standard errors), outcome (Pass@1 after RL) and outcome_se (of another RL
+    run of the same candidate).
     """
 
     table: pd.DataFrame
@@ -121,7 +122,11 @@ def _from_records(records: Records, family: str, scenario: str, k: int, outcome:
         raise ParameterError("family", family, reason=f"{family} has no measured candidates of the {scenario} level")
     name = _only(chosen["family"], "family")
     table = chosen[["family", "candidate", "pass1", "pass1_se", "gen_loss", "gen_loss_se", "pass_k", "pass_k_se"]]
-    table = table.assign(scenario=scenario, outcome=chosen[outcome]).reset_index(drop=True)
+    table = table.assign(scenario=scenario, outcome=chosen[outcome])
+    noise = run_noise(frame[frame["family"] == name], records, outcome)
+    run = chosen[chosen[outcome].notna()]
+    errors = noise.standard_errors(run["n_runs"].to_numpy(), run["outcome_sampling_se"].to_numpy(np.float64))
+    table = table.assign(outcome_se=pd.Series(errors, run.index)).reset_index(drop=True)
     counts = records.counts[(records.counts["family"] == name) & (records.counts["stage"] != "rl")]
     counts = counts.loc[counts["candidate"].isin(table["candidate"]), ["candidate", *COUNTED]].reset_index(drop=True)
     title = f"{name}, {scenario} level, profile {records.profile}"

@@ -36,9 +36,9 @@ CHOICE = {
     "one": "{leader} is the only candidate.",
     "hopeless": "Do not choose yet: no candidate solves more than 0.5 % of the problems in {k} answers, so RL has "
     "almost no correct answer to learn from. Measure easier problems.",
-    "first": "Send {whom} to RL first: {left} of {total} candidates remain after the rule, and the highest Pass@{k} of "
+    "first": "Send {whom} to RL: {left} of {total} candidates remain after the rule, and the highest Pass@{k} of "
     "them is {pass_k:.1f} %.",
-    "noise": "Send {leader} to RL first: {first} would rank first by the numbers as they are, but with their noise the "
+    "noise": "Send {leader} to RL: {first} would rank first by the numbers as they are, but with their noise the "
     "rule chooses {leader} more often.",
 }
 DOUBT = {
@@ -105,6 +105,11 @@ class Ranking:
     curve: pd.DataFrame  # n (answers to a problem, the last infinite), chance, chance_here
 
     @property
+    def hopeless(self) -> bool:
+        """Whether no candidate solves enough problems for RL to learn from."""
+        return len(self.table) > 1 and self.table["pass_k"].max() <= 1 - CEILING
+
+    @property
     def advice(self) -> str:
         """Name the candidate to send to RL, its chance, and what would raise that chance to `confidence`."""
         table = self.table
@@ -124,8 +129,8 @@ class Ranking:
             "needed": self.samples_needed,
             "times": f", about {self.problems_factor:.2g} times as many" if self.problems_factor else "",
         }
-        if len(table) == 1 or table["pass_k"].max() <= 1 - CEILING:
-            return CHOICE["one" if len(table) == 1 else "hopeless"].format(**facts)
+        if len(table) == 1 or self.hopeless:
+            return CHOICE["hopeless" if self.hopeless else "one"].format(**facts)
         doubt = "open" if self.chance < self.confidence else "unknown" if math.isnan(self.chance) else "settled"
         sentences = [CHOICE["first" if self.leader in first else "noise"], DOUBT[doubt]]
         if doubt == "open":  # without a limit, more answers are enough

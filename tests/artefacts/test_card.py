@@ -10,9 +10,9 @@ import nbformat
 import pytest
 from example_grid import write_grid_records
 
-from quagmire_utils.analysis.forecasting import forecast_rl, known_runs
+from quagmire_utils.analysis.advice import advise
+from quagmire_utils.analysis.forecasting import known_runs
 from quagmire_utils.analysis.measurements import load_measurements
-from quagmire_utils.analysis.ranking import rank_with_noise
 from quagmire_utils.core.files import read_json, read_parquet
 from quagmire_utils.core.records import RECORDS
 from quagmire_utils.report import card
@@ -28,10 +28,7 @@ def test_the_shipped_copies_are_of_these_notebooks_and_say_what_is_said_now(mini
     cells = [c for c in copy.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     assert [c.source for c in cells] == [c.source for c in source.cells]
     measured = load_measurements(mini, family="Llama3-8B-Instruct", scenario="dataset")
-    if name == "rank_candidates":
-        said = rank_with_noise(measured).advice
-    else:
-        said = forecast_rl(measured.table, known_runs(measured.table, 5)).advice
+    said = advise(measured, known_runs(measured.table, 5) if name == "forecast_rl" else None).text
     outputs = [o for c in cells if c.cell_type == "code" for o in c.outputs]
     shown = [o["data"]["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {})]
     assert html.escape(f"**{measured.source}.** {said}", quote=False) in shown

@@ -12,6 +12,7 @@ import papermill
 import pytest
 from example_candidates import linear_world
 
+from quagmire_utils.analysis.advice import advise
 from quagmire_utils.analysis.forecasting import forecast_rl, known_runs
 from quagmire_utils.analysis.measurements import Measurements, load_measurements
 from quagmire_utils.analysis.ranking import rank_with_noise
@@ -42,7 +43,7 @@ def test_pictures_and_words_of_every_case(mini):
         forest.plot_forecast(forecasts, axes[0], outcomes.drop(runs).dropna().to_dict())
         forest.plot_left_out(forecasts, axes[1])
         fig.draw_without_rendering()
-        texts = [found.advice, *found.notes, forecasts.advice, *forecasts.warnings]
+        texts = [found.advice, *found.notes, *forecasts.warnings, advise(measured, runs).text]
         assert "nan" not in " ".join(texts).lower().split()
 
 
@@ -99,9 +100,9 @@ def test_notebooks_execute_on_records_and_on_a_table(mini, tmp_path):
         shown[name] = [o["text/markdown"] for o in outputs if "text/markdown" in o]
         assert sum("image/png" in o for o in outputs) == {"rank_candidates": 2, "forecast_rl": 1}[name]
     measured = load_measurements(mini, family="Llama3-8B-Instruct")
-    said = f"**{measured.source}.** {rank_with_noise(measured).advice}"
+    said = f"**{measured.source}.** {advise(measured).text}"
     assert html.escape(said, quote=False) in shown["rank_candidates"]
     assert "profile mini, measured" in shown["rank_candidates"][-1]
-    table = load_measurements(ROOT / "notebooks" / "candidates.csv", scenario="dataset").table
-    assert any(html.escape(forecast_rl(table).advice, quote=False) in text for text in shown["forecast_rl"])
+    said = advise(load_measurements(ROOT / "notebooks" / "candidates.csv", scenario="dataset")).text
+    assert any(html.escape(said, quote=False) in text for text in shown["forecast_rl"])
     assert "candidates.csv (8 candidates, as given)" in shown["forecast_rl"][-1]

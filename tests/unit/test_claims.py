@@ -15,15 +15,13 @@ from pydantic import ValidationError
 from scipy import stats
 
 from quagmire_utils.analysis import claims, tables
-from quagmire_utils.analysis.candidates import candidate_frame, select_candidates
+from quagmire_utils.analysis.candidates import candidate_frame, deviation_of_best, run_noise, select_candidates
 from quagmire_utils.analysis.claims.evidence import (
     STATISTICS,
     Estimate,
     Evidence,
     contrast,
-    deviation_of_best,
     gather,
-    run_noise,
     smallest_contrast,
 )
 from quagmire_utils.analysis.claims.ledger import FILE

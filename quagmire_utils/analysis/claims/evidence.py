@@ -12,16 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import integrate, stats
+from scipy import stats
 
-from quagmire_utils.analysis.candidates import base_models, in_scenario, select_candidates
+from quagmire_utils.analysis.candidates import RunNoise, base_models, in_scenario, run_noise, select_candidates
 from quagmire_utils.core.records import Records
-from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 
 SIMULATED = 20_000  # draws for the quantile of the largest of several deviations
 MEASURED = {"pass1": "Pass@1 after SFT", "outcome": "Pass@1 after RL", "gain": "gain from RL"}
@@ -68,30 +66,6 @@ def percentiles(replicates: Array) -> Interval:
 
 
 # --- the measurements of one family -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RunNoise:
-    """Standard deviation between RL runs of one candidate, pooled over a family."""
-
-    deviation: float  # of one run's outcome; NaN if no candidate has two runs
-    degrees: int  # of freedom
-    best_of: bool  # the outcome is the best of the runs, else their mean
-
-    def standard_errors(self, n_runs: Array, sampling: Array) -> Array:
-        """Return standard errors of outcomes from so many runs; those of the sampled answers if no noise is known."""
-        if not self.degrees:
-            return sampling
-        shrink = [deviation_of_best(int(n)) if self.best_of else 1 / math.sqrt(n) for n in n_runs]
-        return self.deviation * np.array(shrink)
-
-    @property
-    def text(self) -> str:
-        """What an interval with this noise covers."""
-        if not self.degrees:
-            return "sampling of answers alone (one RL run each, so the noise between runs is unknown)"
-        points = f"standard deviation {100 * self.deviation:.1f} points, {self.degrees} degrees of freedom"
-        return f"sampling of answers and noise between RL runs ({points})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,36 +127,6 @@ def gather(
         own = loss.set_index("candidate")["nll"] if len(loss) else None
     noise = run_noise(mine, records, outcome)
     return Evidence(family, str(mine["stands_for"].iloc[0]), outcome, mine, rows, noise, own)
-
-
-def run_noise(frame: pd.DataFrame, records: Records | None, outcome: str) -> RunNoise:
-    """Pool the noise between RL runs over the candidates of a family."""
-    best_of = outcome != "outcome_last"
-    if records is None:
-        variance, degrees = frame["outcome_last_std"] ** 2, (frame["n_runs"] - 1).clip(lower=0)
-    else:
-        counts = records.counts
-        counts = counts[(counts["stage"] == "rl") & (counts["family"] == frame["family"].iloc[0])]
-        if counts.empty:
-            return RunNoise(math.nan, 0, best_of)
-        scores = checkpoint_scores(counts, [1]).sort_values("checkpoint")
-        runs = scores.groupby(["candidate", "rl_run"])["pass@1"].agg("max" if best_of else "last")
-        grouped = runs.groupby("candidate")
-        variance, degrees = grouped.var(), grouped.size() - 1
-    known = variance.notna() & (degrees > 0)
-    total = int(degrees[known].sum())
-    deviation = math.sqrt((variance * degrees)[known].sum() / total) if total else math.nan
-    return RunNoise(deviation, total, best_of)
-
-
-@cache
-def deviation_of_best(n: int) -> float:
-    """Return the standard deviation of the largest of n independent standard normal values."""
-
-    def moment(power: int) -> float:
-        return integrate.quad(lambda x: x**power * n * stats.norm.pdf(x) * stats.norm.cdf(x) ** (n - 1), -12, 12)[0]
-
-    return math.sqrt(moment(2) - moment(1) ** 2)
 
 
 # --- comparisons ------------------------------------------------------------------------------------------------------

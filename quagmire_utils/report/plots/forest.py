@@ -204,13 +204,16 @@ def plot_settling(found: Ranking, ax: Axes) -> None:
     ax.legend(loc="lower right")
 
 
-def plot_forecast(found: RLForecast, ax: Axes, truth: Mapping[str, float] | None = None) -> None:
+def plot_forecast(
+    found: RLForecast, ax: Axes, truth: Mapping[str, float] | None = None, next_run: str | None = None
+) -> None:
     """Plot outcomes of the RL runs (filled) and forecasts of the others with their intervals (hollow), highest first.
 
     Orange and dashed: the forecast extrapolates. truth: outcomes that were withheld, drawn as crosses.
+    next_run: the advised candidate.
     """
     table = found.table
-    names = [("next: " if name == found.advised_run else "") + short(name) for name in table["candidate"]]
+    names = [("next: " if name == next_run else "") + short(name) for name in table["candidate"]]
     for row, one in zip(name_rows(ax, names), table.itertuples(), strict=True):
         if one.calibrated:
             ax.plot(100 * one.outcome, row, "o", color=INK, ms=6, zorder=3)

@@ -1,0 +1,54 @@
+"""One advice from the ranking and the forecast: it names no candidate that was run, and the naive choice beside it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from quagmire_utils.analysis.advice import SAID, advise
+from quagmire_utils.analysis.candidates import candidate_frame
+from quagmire_utils.analysis.measurements import load_measurements
+from quagmire_utils.analysis.ranking import check_ranking
+
+TABLE = Path(__file__).resolve().parents[2] / "notebooks" / "candidates.csv"
+RANKED, NAIVE = "random-512x4", "random-512x1-lr0.0005"  # all others are ruled out
+
+
+@pytest.mark.parametrize(
+    ("runs", "next_run", "said"),
+    [
+        ([], RANKED, f"Send {RANKED} to RL"),
+        ([NAIVE], RANKED, f"Send {RANKED} to RL"),
+        ([RANKED], NAIVE, f"names {RANKED} (run: 70.4 %). Send {NAIVE} to RL next"),
+        ([RANKED, NAIVE], None, "no further run is needed"),
+        (["random-8x4", "random-32x64", RANKED], NAIVE, f"Run {NAIVE} next"),
+        (["random-8x4", "random-32x64", NAIVE], RANKED, "The ranking before RL names it too"),
+    ],
+)
+def test_the_advice_knows_what_was_run(runs, next_run, said):
+    measured = load_measurements(TABLE)
+    table = measured.table.assign(outcome=measured.table["outcome"].where(measured.table["candidate"].isin(runs)))
+    advice = advise(replace(measured, table=table), n_draws=1000)
+    assert advice.next_run == next_run
+    assert said in advice.text
+    assert len(re.findall(r"Send \S+ to RL|Run \S+ next", advice.text)) == (next_run is not None)
+    assert (advice.forecast is None) == (len(runs) < 3)
+    state = {True: " (run: 70.8 %)", False: " (not run)"}[NAIVE in runs] if runs else ""
+    assert f"the highest Pass@1, is {NAIVE}{state}." in advice.text
+
+
+def test_forecasts_that_are_worthless_give_way_to_the_ranking(mini):
+    measured = load_measurements(mini, family="micro-mistral", scenario="instance")
+    advice = advise(measured, ["shortest-256x1", "longest-80x1", "random-512x1", "random-128x1"], n_draws=500)
+    assert advice.forecast.r2 < 0
+    assert advice.next_run == advice.ranking.leader
+    assert advice.text.startswith("Leave-one-out check")
+
+
+def test_how_the_naive_choice_fared_is_computed_from_the_shipped_world(mini):
+    regret = 100 * check_ranking(candidate_frame(mini)).filter(like="regret").mean()
+    shown = (f"{regret['regret_pass1']:.2f} points", f"choice {regret['regret']:.2f}", f"{regret['regret_random']:.1f}")
+    assert all(text in SAID["naive"] for text in shown)
