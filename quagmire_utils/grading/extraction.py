@@ -35,7 +35,9 @@ _STATED = re.compile(
 _FORMULA = re.compile(r"\$\$?([^$]{1,300})\$\$?|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]", re.DOTALL)
 _GOES_ON = re.compile(r"\s*(?:,|and\b|or\b|%|\\%)")
 _NUMBER = re.compile(r"[-+]?\$?(?:\d+\s+\d+/\d+|\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?|\.\d+)\s*%?(?=\s|$)")
-_WORDS = re.compile(r"(?<![\\a-zA-Z])(?!and|or|pi|sqrt|log|ln|sin|cos|tan|exp|[aApP][mM]\b)[^\W\d_]{2,}|[\u4e00-\u9fff]")
+_WORDS = re.compile(
+    r"(?<![\\a-zA-Z])(?!and|or|pi|sqrt|log|ln|sin|cos|tan|exp|[aApP][mM]\b)[^\W\d_]{2,}|[\u4e00-\u9fff]"
+)
 _READABLE = re.compile(r"[$\\\[\d]")  # each of math-verify's patterns needs one of these
 _OPTION = re.compile(r"\(?[A-J][.):]\)?\s+(?=\S)")
 
