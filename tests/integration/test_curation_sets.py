@@ -140,6 +140,54 @@ def test_chats_in_either_spelling(tmp_path):
     assert found[3:] == [Dropped("empty")] * 3
 
 
+CHAT = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
+PARTS = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in CHAT]
+PICTURE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "1+1?"}]}, CHAT[1]]
+
+
+@pytest.mark.parametrize(
+    ("chat", "expected"),
+    [
+        (json.dumps(CHAT), "2"),
+        (repr(CHAT), "2"),
+        (PARTS, "2"),
+        ([CHAT[0], {**CHAT[1], "reasoning_content": "One and one."}], "<think>\nOne and one.\n</think>\n\n2"),
+        ([CHAT[0], {**CHAT[1], "reasoning_content": None}], "2"),
+        (json.dumps(CHAT)[:-4], Dropped("a chat that cannot be read")),
+        (PICTURE, Dropped("a chat with more than text")),
+    ],
+)
+def test_chats_as_text_in_parts_and_with_reasoning(tmp_path, chat, expected):
+    entry = {"files": str(write(tmp_path / "a.jsonl", [{"c": chat}])), "question": "c", "response": "c"}
+    record = Record("1+1?", expected, "", "") if isinstance(expected, str) else expected
+    assert read(load_datasets({"mine": entry})["mine"]) == [record]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "list.json", "a.csv"])
+def test_fields_of_a_column_flags_and_answers_in_any_spelling(tmp_path, name):
+    rows = [
+        {"reward_model": {"ground_truth": answer}, "q": f"q{i}", "r": "r", "ok": flag}
+        for i, (answer, flag) in enumerate([("5", 1), ("7", 0), ("nan", 1), ("", 1)])
+    ]
+    if name == "a.csv":
+        rows = [{**row, "reward_model": json.dumps(row["reward_model"])} for row in rows]
+    entry = {"files": str(write(tmp_path / name, rows)), "question": "q", "answer": "reward_model.ground_truth"}
+    found = read(load_datasets({"mine": entry})["mine"])
+    assert found == [Record("q0", "", "5", ""), Record("q1", "", "7", ""), *[Dropped("empty")] * 2]
+    traces = read(load_datasets({"mine": {**entry, "response": "r", "keep": "ok"}})["mine"])
+    assert [isinstance(record, Record) for record in traces] == [True, False, True, True]
+    with pytest.raises(ParameterError, match=r"no column 'reward_model\.truth'"):
+        read(load_datasets({"mine": {**entry, "answer": "reward_model.truth"}})["mine"])
+
+
+def test_a_flag_is_a_boolean_however_it_is_written(tmp_path):
+    yes, no = [True, 1, 1.0, "True", "true", "1"], [False, 0, "False", "", None]
+    rows = [{"q": "q", "r": ["r"], "ok": [flag]} for flag in [*yes, *no]]
+    entry = {"files": str(write(tmp_path / "a.jsonl", rows)), "question": "q", "response": "r", "keep": "ok"}
+    found = read(load_datasets({"mine": entry})["mine"])
+    assert [isinstance(record, Record) for record in found] == [True] * len(yes) + [False] * len(no)
+
+
 @pytest.mark.parametrize(
     ("generator", "wanted", "yes"),
     [
@@ -342,7 +390,7 @@ def test_a_missing_column_names_those_that_there_are(tmp_path, name):
         ({"validation_problems": 10_000}, "validation_problems", "less than the number of problems"),
         ({"generators": "QwQ-32B"}, "source", r"generator is DeepSeek-R1: 3"),
         ({"where": {"category": "physics"}}, "source", r"category is math: 3"),
-        ({"tokenizer": "/no/such", "selection": "longest", "n": 1}, "tokenizer", "cannot be loaded"),
+        ({"tokenizer": "/no/such", "selection": "longest", "n": 1}, "tokenizer", "/no/such"),
         ({"source": "no_such"}, "source", "one of acereason"),
         ({"files": "no/such/*.jsonl"}, "acereason.files", "no/such"),
         ({"files": __file__}, "acereason.files", "no .parquet, .arrow, .jsonl, .json"),

@@ -23,6 +23,7 @@ from quagmire_utils.data import (
     load_traces,
     save_traces,
 )
+from quagmire_utils.data.golds import boxed_answer, single
 from quagmire_utils.data.rows import to_problem
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,6 +213,76 @@ def test_last_boxed_balances_braces(text, boxed):
     assert last_boxed(text) == boxed
 
 
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        (r"So $x = \boxed 5$.", "5"),
+        (r"So it is \boxed 12 apples.", "12"),
+        (r"$\boxed\frac{1}{2}$", r"\frac{1}{2}"),
+        (r"Hence \fbox{7}.", "7"),
+        (r"First \boxed{3}. Then \boxed{4}.", "4"),
+        (r"\boxed{1} or \boxed{2}", "1,2"),
+        (r"$\boxed{1}$, $\boxed{2}$ and $\boxed{3}$.", "1,2,3"),
+        (r"From \boxed{3} we get x = \boxed{4}.", None),  # one, or both?
+        (r"First \boxed{3}. Then \boxed{}.", None),
+        (r"First \boxed{3}. Then \boxed{4", None),
+        ("So the answer is five.", None),
+        (r"-(ab + ac + bc)", "-(ab + ac + bc)"),
+        (r"\text{It is in the box}", r"\text{It is in the box}"),
+    ],
+)
+def test_the_answer_of_a_solution_is_what_it_boxes_at_its_end(solution, answer):
+    assert boxed_answer(solution) == answer
+
+
+@pytest.mark.parametrize(
+    ("published", "answer"),
+    [
+        (["5"], "5"),
+        ([["5"]], "5"),
+        (("5",), "5"),
+        ("['5']", "5"),
+        (r'["\\frac{1}{2}"]', r"\frac{1}{2}"),
+        ("[1, 2]", "[1, 2]"),  # an interval
+        (0, 0),
+        *((nothing, None) for nothing in ([], [None, ""], "", " ", math.nan, "NaN", [math.nan])),
+    ],
+)
+def test_lists_around_an_answer_are_taken_apart(published, answer):
+    assert single(published) == answer
+    with pytest.raises(ValueError, match="answer_format: list"):
+        single([published, "7", "8"])
+    assert single([published, "7"], several=True) == ("7" if answer is None else f"{answer},7")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("a.csv", '\ufeff"q","a"\nx,5\n', "5"),  # as a spreadsheet writes it
+        ("a.csv", 'q,a,long\nx,5,"' + "y" * 140_000 + '"\n', "5"),
+        ("a.csv", "q,a\nx,9007199254740993.0\n", "9007199254740993.0"),
+        ("a.csv", "q,a\nx,5,6\n", ParameterError),
+        ("a.csv", "q,a,a\nx,5,6\n", ParameterError),
+        ("a.csv", "q,a\nx,nan\n", ParameterError),
+        ("a.csv", "q;a\nx;5\n", ParameterError),
+        ("a.jsonl", '\ufeff{"q": "x", "a": 9007199254740993.0}', "9007199254740993"),
+        ("a.jsonl", '{"q": "x", "a": 9.007199254740993e15}', "9007199254740993"),
+        ("a.jsonl", '{"q": "x", "a": ["5", "7"]}', ParameterError),
+        ("a.jsonl", '{"q": [{"role": "user", "content": "x"}], "a": ["5"]}', "5"),
+        ("a.jsonl", json.dumps({"q": '[{"role": "user", "content": [{"type": "text", "text": "x"}]}]', "a": "5"}), "5"),
+        ("a.jsonl", json.dumps({"q": '[{"role": "user", "content": "x"', "a": "5"}), ParameterError),
+    ],
+)
+def test_files_as_other_programs_write_them(tmp_path, file, text, expected):
+    (tmp_path / file).write_text(text, encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(f"kind: benchmark\nfiles: {file}\nquestion: q\nanswer: a\n")
+    if expected is ParameterError:
+        with pytest.raises(ParameterError):
+            load_benchmark(tmp_path / "mine.yaml")
+    else:
+        assert load_benchmark(tmp_path / "mine.yaml") == [Problem("mine/0", "x", expected)]
+
+
 def copied(name: str, data_dir: Path, folder: Path) -> Path:
     target = folder / find_dataset(name).files[0]
     target.parent.mkdir(parents=True)
@@ -371,6 +442,11 @@ def test_traces_survive_the_file(tmp_path):
         ({"id": "1", "problem_id": "p", "question": "q"}, "line 1 has no 'response'"),
         ({"id": "1", "problem_id": "p", "question": "q", "response": "r", "reponse": ""}, "unknown column 'reponse'"),
         ({"id": "1", "problem_id": "p", "question": "q", "response": "\ud800"}, "line 1 has half of a character"),
+        *(
+            ({"id": "1", "problem_id": "p", "question": "q", "response": "r", name: bad}, f"line 1 has a {name}")
+            for name in ("question", "response")
+            for bad in (math.nan, " ", 5, [{"role": "user", "content": "q"}])
+        ),
     ],
 )
 def test_bad_traces_are_refused(tmp_path, row, message):

@@ -250,7 +250,7 @@ def _write_removed(path: Path, choice: Choice, table: pd.DataFrame) -> None:
     def lines() -> Iterator[dict[str, Any]]:
         for problem, group in table.iloc[choice.contaminated].groupby("problem"):
             # of several spellings the first in the alphabet, wherever it stood
-            question, benchmark_problem, shared = json.loads(min(group["hit"].dropna()))
+            question, benchmark_problem, shared, benchmark_question = json.loads(min(group["hit"].dropna()))
             yield {
                 "reason": "shares words with a benchmark" if shared else "equals a benchmark's question",
                 "benchmark_problem": benchmark_problem,
@@ -258,6 +258,7 @@ def _write_removed(path: Path, choice: Choice, table: pd.DataFrame) -> None:
                 "problem_id": f"{problem:016x}",
                 "traces": len(group),
                 "question": question,
+                "benchmark_question": benchmark_question,
             }
         for removed, kept in table["id"].to_numpy()[choice.duplicates].tolist():
             reason = "repeats a trace" if removed == kept else "repeats a trace up to spacing and case"

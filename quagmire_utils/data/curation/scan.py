@@ -47,7 +47,7 @@ _COLUMNS = {  # hashes have 64 bits: of 22 million texts, two share one with a p
     "bytes": "int32",  # of question and response
     "tokens": "int32",  # of the response and its EOS (of the question, if there are no responses); -1: not counted
     "generator": "string",
-    "hit": "string",  # JSON of question, benchmark problem and words shared; null: it matches no benchmark
+    "hit": "string",  # JSON of the question and its `Match`; null: it matches no benchmark
 }
 _Job = tuple[Unit, Path]  # and the file of its rows
 
