@@ -40,7 +40,8 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]  # YAML may give o
 class Dataset(Settings):
     """Where the rows of a benchmark or training set are, and what their columns mean.
 
-    A field called a "column or template" names a column, or is a text in which each `{column}` is filled in.
+    A field called a "column or template" names a column, or is a text in which each `{column}` is filled in. A column
+    may be a field of another one: `reward_model.ground_truth`.
     """
 
     name: str = ""  # of the YAML file, without its ending

@@ -6,6 +6,7 @@ import pytest
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.prompts import INSTRUCTION, RenderedPrompt, check_fits, render, resolve_template, response_ids
+from quagmire_utils.training.backends.runs import prompt_text
 from quagmire_utils.training.microlab import build_tokenizer
 
 QUESTION = "What is $1+2$?"
@@ -198,3 +199,11 @@ def test_check_fits_counts_and_names_the_longest():
     with pytest.raises(ParameterError, match="max_tokens must be at least 1"):
         check_fits(prompts, max_tokens=0, context_length=10)
     check_fits([], max_tokens=4, context_length=10)
+
+
+def test_a_prompt_as_text_tokenises_to_its_ids_or_is_refused(refused):
+    tokenizer = word_tokenizer(bos=True)
+    prompt = render(QUESTION, tokenizer, "plain")
+    assert tuple(tokenizer.encode(prompt_text(prompt, tokenizer), add_special_tokens=False)) == prompt.token_ids
+    with refused("question"):
+        prompt_text(render("1<eos>?", tokenizer, "plain"), tokenizer)

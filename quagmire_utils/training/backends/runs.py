@@ -200,9 +200,16 @@ def run_command(
 
 
 def prompt_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a rendered prompt as text that tokenises to exactly its ids, a BOS before a plain prompt included."""
-    bare = tokenizer.encode(prompt.text, add_special_tokens=False)
-    return tokenizer.decode(prompt.token_ids[: len(prompt.token_ids) - len(bare)]) + prompt.text
+    """Return a rendered prompt as text that tokenises to exactly its ids, a BOS before a plain prompt included.
+
+    Raises ParameterError if there is no such text.
+    """
+    bare = tuple(tokenizer.encode(prompt.text, add_special_tokens=False))
+    start = len(prompt.token_ids) - len(bare)
+    if start < 0 or prompt.token_ids[start:] != bare:
+        reason = "a question spells out a control token, which this back-end would read as one; leave it out"
+        raise ParameterError("question", prompt.text, reason=reason)
+    return tokenizer.decode(prompt.token_ids[:start]) + prompt.text
 
 
 def command_in(backend: str, arguments: str) -> str:
