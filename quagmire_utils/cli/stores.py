@@ -30,9 +30,7 @@ def compare(
     from quagmire_utils.evaluation.evaluate import compare_outputs
     from quagmire_utils.evaluation.measured import describe_comparison, show_comparison
 
-    if not all(item.strip().isdecimal() for item in k.split(",")):
-        raise ParameterError("-k", k, "whole numbers separated by commas")
-    table = compare_outputs(a, b, [int(item) for item in k.split(",")])
+    table = compare_outputs(a, b, _ks(k))
     print(describe_comparison(table, str(a), str(b)))
     print(show_comparison(table).to_string())
 
@@ -43,9 +41,12 @@ DataDir = Annotated[str | None, typer.Option(help="Local mirror of the benchmark
 
 
 @grade_app.command()
-def score(store: StoreFolder) -> None:
-    """Print the score of each benchmark with its bounds: undecided answers count as wrong, and as right."""
-    _print_scores(_open_store(store))
+def score(
+    store: StoreFolder,
+    k: Annotated[str, typer.Option("-k", help="One k, or several separated by commas.")] = "1",
+) -> None:
+    """Print Pass@k of each benchmark: its interval, its bounds if answers are undecided, and its chance level."""
+    _print_scores(_open_store(store), _ks(k))
 
 
 @grade_app.command()
@@ -63,7 +64,7 @@ def regrade(
     held = _open_store(store)
     with Grader(workers, timeout=timeout) as grader:
         grade_store(held, _problems(held, benchmark or [], data_dir), grader.grade, regrade=True)
-    _print_scores(held)
+    _print_scores(held, [1])
 
 
 @grade_app.command()
@@ -109,10 +110,23 @@ def _open_store(folder: Path) -> SampleStore:
     return store
 
 
-def _print_scores(store: SampleStore) -> None:
-    from quagmire_utils.evaluation.audit import score_table
+def _ks(text: str) -> list[int]:
+    if not all(item.strip().isdecimal() for item in text.split(",")):
+        raise ParameterError("-k", text, "whole numbers separated by commas")
+    return [int(item) for item in text.split(",")]
 
-    print(score_table(store.counts()).to_string(index=False, float_format="{:.4f}".format))
+
+def _print_scores(store: SampleStore, ks: Sequence[int]) -> None:
+    from quagmire_utils.evaluation.chance import chance_counts
+    from quagmire_utils.evaluation.measured import describe_evaluation, evaluation_table, show_evaluation
+
+    counts = store.counts()
+    counts = counts[counts["n"] > 0]
+    if counts.empty:
+        raise ParameterError("store", store.path, reason=f"{store.path} holds answers but no verdicts; regrade it")
+    table = evaluation_table(counts, ks, chance=chance_counts(store))
+    print(show_evaluation(table).T.to_string())
+    print(describe_evaluation(table))
 
 
 def _problems(store: SampleStore, named: Sequence[str], data_dir: str | None) -> dict[str, list[Problem]]:

@@ -1,7 +1,6 @@
-"""Check the verdicts in a sample store: a second grader judges every answer, and the score gets its bounds.
+"""Check the verdicts in a sample store: a second grader judges every answer.
 
 audit_store(SampleStore("samples/mine"), {"math500": load_benchmark("math500")})  # where the two graders disagree
-score_table(store.counts())  # the score with undecided answers as wrong, and as right
 """
 
 from __future__ import annotations
@@ -11,9 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.evaluation.pass_at_k import score_bounds
-from quagmire_utils.grading import AUDIT_KINDS, UNDECIDED, Grade, Verdict, audit
+from quagmire_utils.grading import AUDIT_KINDS, Grade, Verdict, audit
 
 if TYPE_CHECKING:
     from quagmire_utils.data import Problem
@@ -67,22 +64,11 @@ def audit_store(
     return listed
 
 
-def score_table(counts: pd.DataFrame) -> pd.DataFrame:
-    """Return the score of each benchmark with its bounds, and their macro average in the last row.
+def unread_shares(disagreements: pd.DataFrame, counts: pd.DataFrame) -> pd.Series:
+    """Return the share of each benchmark's answers that neither grader could read; empty if there are none.
 
-    counts: as `SampleStore.counts` returns them. Columns: benchmark, problems, samples, low (undecided answers count as
-    wrong, as in Pass@1), high (they count as right), undecided (share of the samples). Problems without a graded sample
-    are left out. Raises ParameterError for missing columns or no graded sample.
+    disagreements: of `audit_store`. counts: of `SampleStore.counts`.
     """
-    counts = counts[counts["n"] > 0]
-    if counts.empty:
-        raise ParameterError("counts", reason="no sample has a verdict, so there is no score")
-    bounds = score_bounds(counts, [1]).set_index("benchmark")
-    undecided = counts[[str(verdict) for verdict in UNDECIDED]].sum(axis=1)
-    groups = counts.assign(undecided=undecided).groupby("benchmark", sort=False, observed=True)
-    table = groups.agg(problems=("problem", "size"), samples=("n", "sum"), undecided=("undecided", "sum"))
-    table["undecided"] /= table["samples"]
-    table.loc[bounds.index[-1]] = [table["problems"].sum(), table["samples"].sum(), table["undecided"].mean()]
-    table = table.astype({"problems": int, "samples": int}).join(bounds[["as_wrong", "as_right"]])
-    table = table.rename(columns={"as_wrong": "low", "as_right": "high"}).rename_axis("benchmark").reset_index()
-    return table[["benchmark", "problems", "samples", "low", "high", "undecided"]]
+    unread = pd.Series(disagreements.attrs["unread_by_benchmark"], dtype=float, name="unread")
+    answers = counts.groupby("benchmark")["n"].sum()
+    return (unread.reindex(answers.index).fillna(0) / answers).rename("unread") if len(unread) else unread

@@ -136,7 +136,10 @@ def compare_outputs(a: str | Path, b: str | Path, ks: Sequence[int] = (1,)) -> p
     for key in keys.itertuples(index=False, name=None):
         first, second = (golds[name].get(key) for name in "ab")
         if first and second and first != second:
-            reason = f"the gold of {' '.join(key)} is {first[0]!r} in {a} and {second[0]!r} in {b}; grade one again"
+            what = f"the gold of {' '.join(key)} is {first[0]!r} in {a} and {second[0]!r} in {b}"
+            if first[0] == second[0]:
+                what = f"{' '.join(key)} was graded differently in {a} and {b} ({first[2:]} and {second[2:]})"
+            reason = f"{what}; grade one again"
             raise ParameterError("b", b, reason=reason)
     common = [keys.merge(frame, on=["benchmark", "problem"]) for frame in counts.values()]
     table = compare(*common, ks)

@@ -9,26 +9,42 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from quagmire_utils.core.records import check_columns
-from quagmire_utils.evaluation.pass_at_k import MACRO, bootstrap_intervals, score_bounds
+from quagmire_utils.evaluation.pass_at_k import MACRO, bootstrap_intervals, compare, score_bounds
 
 if TYPE_CHECKING:
     from quagmire_utils.evaluation.generalization_loss import GeneralizationLoss
 
 _RATES = ["truncated", "no_answer", "timeout", "error"]
+_BESIDE = {  # columns of tables that stand beside the scores: heading, format, factor
+    "unread": ("neither grader could read %", "{:.1f}", 100),
+    "cut_thinking": ("thinking cut %", "{:.1f}", 100),
+    "thinking_length": ("thinking, characters", "{:,.0f}", 1),
+    "answer_length": ("answer, characters", "{:,.0f}", 1),
+}
 
 
-def evaluation_table(counts: pd.DataFrame, ks: Sequence[int], *, votes: pd.DataFrame | None = None) -> pd.DataFrame:
+def evaluation_table(
+    counts: pd.DataFrame,
+    ks: Sequence[int],
+    *,
+    votes: pd.DataFrame | None = None,
+    chance: pd.DataFrame | None = None,
+    beside: Sequence[pd.DataFrame | pd.Series] = (),
+) -> pd.DataFrame:
     """Return the scores of one model: one row per benchmark, then the macro average.
 
-    counts: as `SampleStore.counts` returns them. votes: of `pass_at_k.benchmark_maj_at_k`, to include maj@k. Columns:
-    benchmark, problems, answers, n (fewest answers to a problem); for each k pass@k, se@k, low@k, high@k
-    (`bootstrap_intervals`) and if_right@k, the score if all undecided answers were right (pass@k counts them as wrong);
-    for each k of votes maj@k, maj_low@k, maj_high@k; truncated, no_answer, timeout, error (shares of all answers) and
-    mean_tokens.
+    counts: as `SampleStore.counts` returns them. votes: of `pass_at_k.benchmark_maj_at_k`, to include maj@k. chance: of
+    `chance.chance_counts`, to include the chance level. beside: more columns, by benchmark. Columns: benchmark,
+    problems, answers, n (fewest answers to a problem); for each k pass@k, se@k, low@k, high@k (`bootstrap_intervals`)
+    and if_right@k, the score if all undecided answers were right (pass@k counts them as wrong); with chance for each k
+    chance@k, chance_low@k, chance_high@k and lead@k, the lower end of the interval of pass@k minus chance (NaN where
+    there is no chance level); for each k of votes maj@k, maj_low@k, maj_high@k; truncated, no_answer, timeout, error
+    (shares of all answers) and mean_tokens; those of beside.
     """
     check_columns(counts, ["n", *_RATES, "mean_tokens"], "counts")
     scores = bootstrap_intervals(counts, ks)
     bounds = score_bounds(counts, ks).set_index(["benchmark", "k"])["as_right"]
+    levels = None if chance is None else _chance_levels(counts, chance, ks)
     rows = []
     for benchmark, part in scores.groupby("benchmark", sort=False):
         own = counts if benchmark == MACRO else counts[counts["benchmark"] == benchmark]
@@ -38,6 +54,8 @@ def evaluation_table(counts: pd.DataFrame, ks: Sequence[int], *, votes: pd.DataF
             k, right = score.k, bounds[benchmark, score.k]
             row |= {f"pass@{k}": score.pass_at_k, f"se@{k}": score.standard_error}
             row |= {f"low@{k}": score.low, f"high@{k}": score.high, f"if_right@{k}": right}
+            if levels is not None:
+                row |= {f"{name}@{k}": levels[name].get((benchmark, k), math.nan) for name in levels}
         for vote in [] if votes is None else votes[votes["benchmark"] == benchmark].itertuples():
             row |= {f"maj@{vote.k}": vote.maj_at_k, f"maj_low@{vote.k}": vote.low, f"maj_high@{vote.k}": vote.high}
         row |= {name: own[name].sum() / answers if answers else math.nan for name in _RATES}
@@ -46,7 +64,25 @@ def evaluation_table(counts: pd.DataFrame, ks: Sequence[int], *, votes: pd.DataF
     table = pd.DataFrame(rows)
     macro, rates = table["benchmark"] == MACRO, [*_RATES, "mean_tokens"]
     table.loc[macro, rates] = table.loc[~macro, rates].mean(skipna=False).to_numpy()
+    for more in beside:
+        more = more.to_frame() if isinstance(more, pd.Series) else more
+        table = table.join(more.astype(float), on="benchmark")
+        table.loc[macro, more.columns] = table.loc[~macro, more.columns].mean().to_numpy()
     return table
+
+
+def _chance_levels(counts: pd.DataFrame, chance: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame:
+    """Return chance, chance_low, chance_high and lead by benchmark and k; the average only if no benchmark lacks it."""
+    keys = ["benchmark", "problem"]
+    chance = chance.merge(counts[keys])
+    if chance.empty:
+        return pd.DataFrame(columns=["chance", "chance_low", "chance_high", "lead"])
+    levels = bootstrap_intervals(chance, ks).set_index(["benchmark", "k"])
+    levels["lead"] = compare(counts.merge(chance[keys]), chance, ks).set_index(["benchmark", "k"])["low"]
+    if set(counts["benchmark"]) != set(chance["benchmark"]):
+        levels = levels.drop(MACRO)
+    levels = levels.rename(columns={"pass_at_k": "chance", "low": "chance_low", "high": "chance_high"})
+    return levels[["chance", "chance_low", "chance_high", "lead"]]
 
 
 def show_evaluation(table: pd.DataFrame) -> pd.DataFrame:
@@ -66,16 +102,27 @@ def show_evaluation(table: pd.DataFrame) -> pd.DataFrame:
         right = 100 * table[f"if_right@{k}"]
         if (right > cells[:, 0] + 1e-9).any():  # equal sums may differ in the last bit
             shown[f"Pass@{k} if undecided were right %"] = right.map("{:.1f}".format)
+        if f"chance@{k}" in table:
+            levels = table[[f"chance@{k}", f"chance_low@{k}", f"chance_high@{k}"]].to_numpy() * 100
+            cells = ["none" if math.isnan(v) else f"{v:.1f} {_interval(a, b)}" for v, a, b in levels]
+            shown[f"Pass@{k} by chance %"] = cells
     for k in _ks(table, "maj@"):
         cells = table[[f"maj@{k}", f"maj_low@{k}", f"maj_high@{k}"]].to_numpy() * 100
         shown[f"maj@{k} %"] = [f"{v:.1f} {_interval(a, b)}" for v, a, b in cells]
     for name in _RATES:
         shown[f"{name.replace('_', ' ')} %"] = (100 * table[name]).map("{:.1f}".format)
-    return shown.assign(tokens=table["mean_tokens"].map("{:.0f}".format))
+    shown["tokens"] = table["mean_tokens"].map("{:.0f}".format)
+    for name, (heading, form, factor) in _BESIDE.items():
+        if name in table and table[name].notna().any():
+            shown[heading] = (factor * table[name]).map(form.format).replace("nan", "none")
+    return shown
 
 
 def describe_evaluation(table: pd.DataFrame) -> str:
-    """Return the scores of the macro average (or of the one benchmark) in a sentence, with the share of cut answers."""
+    """Return the scores of the macro average (or of the one benchmark) in sentences.
+
+    Also the share of cut answers, and which scores are not clearly above chance.
+    """
     row = table.iloc[-1]
     what = table["benchmark"].iloc[0] if len(table) == 2 else f"Macro average of {len(table) - 1} benchmarks"
     scores = [
@@ -89,7 +136,25 @@ def describe_evaluation(table: pd.DataFrame) -> str:
     mind = [f"{100 * share:.1f} % {words}" for share, words in shares if share >= 0.0005]
     if undecided:
         mind.append(f"{f'{100 * undecided:.1f}' if undecided >= 0.0005 else 'less than 0.1'} % could not be judged")
-    return f"{text} Of the answers, {' and '.join(mind)}." if mind else text
+    if mind:
+        text += f" Of the answers, {' and '.join(mind)}."
+    return " ".join(filter(None, [text, describe_chance(table)]))
+
+
+def describe_chance(table: pd.DataFrame) -> str:
+    """Return in sentences which scores of `evaluation_table` are not clearly above chance; empty if all are."""
+    ks = _ks(table, "chance@")
+    each = table[table["benchmark"] != MACRO]
+    near = [
+        f"Pass@{k} of {row['benchmark']} ({100 * row[f'pass@{k}']:.1f} %, chance {100 * row[f'chance@{k}']:.1f} %)"
+        for k in ks
+        for _, row in each[each[f"lead@{k}"] <= 0].iterrows()
+    ]
+    lines = [f"Not clearly above chance: {', '.join(near)}."] if near else []
+    without = each.loc[each[f"chance@{min(ks)}"].isna(), "benchmark"].tolist() if ks else []
+    if without:
+        lines.append(f"No chance level for {', '.join(without)}: its answers meet the gold of no other problem.")
+    return " ".join(lines)
 
 
 def loss_table(losses: Mapping[str, GeneralizationLoss]) -> pd.DataFrame:

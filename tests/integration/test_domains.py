@@ -813,9 +813,9 @@ def test_a_store_notes_the_grader_and_grades_anew_when_it_changes(tmp_path, grad
 
     calls = []
 
-    def counting(responses, golds):
+    def counting(responses, golds, answer):
         calls.extend(responses)
-        return grader.grade(responses, golds)
+        return grader.grade(responses, golds, answer=answer)
 
     grade_store(store, everything, counting, progress=False)
     assert calls == []

@@ -20,6 +20,7 @@ from quagmire_utils.evaluation.sampling.work import Work, chunks_of
 from quagmire_utils.evaluation.store import KEYS, SampleStore
 from quagmire_utils.evaluation.store.parts import verdict_file
 from quagmire_utils.grading import Grade, Verdict, grade
+from quagmire_utils.grading.registry import grader_version
 
 pytest.importorskip("torch", reason="sampling is tested with the transformers engine")
 pytest.importorskip("transformers", reason="sampling is tested with the transformers engine")
@@ -244,7 +245,7 @@ def test_bad_parameters_are_refused_before_anything_is_written(engine, tmp_path,
 # --- grading a store --------------------------------------------------------------------------------------------------
 
 
-def _last_digit(responses, problems):
+def _last_digit(responses, problems, answer="boxed"):
     """A grader that anyone can follow: correct if the response ends in an even digit."""
     grades = []
     for response, problem in zip(responses, problems, strict=True):
@@ -261,7 +262,7 @@ def test_a_store_is_graded_part_by_part(engine, tmp_path):
     drawn = samples.read()
     calls = []
 
-    def stops_halfway(responses, problems):
+    def stops_halfway(responses, problems, answer):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(len(responses))
@@ -272,7 +273,9 @@ def test_a_store_is_graded_part_by_part(engine, tmp_path):
     assert samples.counts()["n"].sum() == sum(calls) == 64
     calls.clear()
     handed = []
-    grade_store(samples, {"b": PROBLEMS}, lambda r, p: handed.append(len(r)) or _last_digit(r, p), progress=False)
+    grade_store(
+        samples, {"b": PROBLEMS}, lambda r, p, answer: handed.append(len(r)) or _last_digit(r, p), progress=False
+    )
     assert sum(handed) == 160 - 64  # what had a verdict was not graded again
 
     graded = samples.read()
@@ -290,9 +293,9 @@ def test_a_store_is_graded_part_by_part(engine, tmp_path):
     ).all()
 
     all_wrong = [Grade(Verdict.WRONG, "x")]
-    grade_store(samples, {"b": PROBLEMS}, lambda r, p: all_wrong * len(r), progress=False)
+    grade_store(samples, {"b": PROBLEMS}, lambda r, p, answer: all_wrong * len(r), progress=False)
     pd.testing.assert_frame_equal(samples.read(), graded)
-    grade_store(samples, {"b": PROBLEMS}, lambda r, p: all_wrong * len(r), regrade=True, progress=False)
+    grade_store(samples, {"b": PROBLEMS}, lambda r, p, answer: all_wrong * len(r), regrade=True, progress=False)
     assert (samples.counts()["wrong"] == 16).all()
 
 
@@ -312,16 +315,17 @@ def test_verdicts_name_their_gold_and_grader(tmp_path):
     problems = [Problem("p", "0+1", "1"), Problem("q", "0+1", "1")]
     handed = []
 
-    def grading(responses, problems):
+    def grading(responses, problems, answer):
         handed.append(len(responses))
-        return grade(responses, problems)
+        return grade(responses, problems, answer=answer)
 
     grade_store(store, {"b": problems}, grading, progress=False)
-    assert store.golds() == {("b", "p"): ["1", None], ("b", "q"): ["1", None]}
-    assert store.read()["grader"].str.fullmatch(r"math-verify \d+\.\d+.*").all()
+    gold = ["1", None, grader_version("math"), "boxed"]
+    assert store.golds() == {("b", "p"): gold, ("b", "q"): gold}
+    assert store.read()["grader"].eq(gold[2]).all()
     grade_store(store, {"b": [replace(problems[0], answer="2"), problems[1]]}, grading, progress=False)
     assert store.read()["verdict"].tolist() == ["wrong", "correct"]
-    assert store.golds()["b", "p"] == ["2", None]
+    assert store.golds()["b", "p"] == ["2", *gold[1:]]
     verdict_file(part).unlink()
     grade_store(store, {"b": problems}, grading, progress=False)
     assert store.read()["verdict"].tolist() == ["correct", "correct"]
@@ -336,3 +340,20 @@ def test_grading_for_real(tmp_path):
     grade_store(store, {"b": [Problem("half", "1/2?", "\\frac{1}{2}")]}, grade, progress=False)
     assert store.read()["verdict"].tolist() == ["correct", "correct", "wrong", "no_answer", "correct"]
     assert store.read()["text"].tolist() == texts
+
+
+def test_a_prompt_that_asks_for_a_box_is_graded_by_it(tmp_path):
+    """Verdicts of the two kinds never mix: another instruction takes back those of the first."""
+    store = SampleStore(tmp_path)
+    frame = pd.DataFrame({"benchmark": "b", "problem": "p", "index": range(3), "tokens": 4, "finish_reason": "stop"})
+    store.append(frame.assign(text=["noise 5 and 7", "so \\boxed{7}", "The answer is 7."]))
+    boxed, plain = Problem("p", "3+4", "7"), Problem("p", "3+4", "7", instruction="Answer with a number.")
+    library = replace(boxed, grader="math_verify")
+    for problem, verdicts in (
+        (boxed, ["no_answer", "correct", "correct"]),
+        (plain, ["correct"] * 3),
+        (library, ["correct"] * 3),
+    ):
+        grade_store(store, {"b": [problem]}, grade, progress=False)
+        assert store.read()["verdict"].tolist() == verdicts
+    assert store.golds() == {("b", "p"): ["7", None]}  # as all stores of the library's verdicts have it

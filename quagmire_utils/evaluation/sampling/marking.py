@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from quagmire_utils.core.files import digest
+from quagmire_utils.data.prompts import instruction_of
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.evaluation.store.parts import GRADED, KEYS, holds_another
+from quagmire_utils.grading.grader import ANSWERS
 from quagmire_utils.grading.registry import grader_version
+from quagmire_utils.grading.verdicts import MATH
 
 if TYPE_CHECKING:
     from quagmire_utils.data import Problem
@@ -23,17 +26,18 @@ _LONG_GOLD = 500  # characters; the digest of a longer gold (the tests of a prog
 def grade_store(
     store: SampleStore,
     benchmarks: Mapping[str, Sequence[Problem]],
-    grade: Callable[[Sequence[str], Sequence[Problem]], Sequence[Any]],
+    grade: Callable[..., Sequence[Any]],
     *,
     regrade: bool = False,
     progress: bool = True,
 ) -> None:
     """Grade the samples that have no verdict yet (with `regrade`: all), one part at a time.
 
-    Verdicts that rest on another gold answer, tolerance or grader version are removed first. Samples of benchmarks or
-    problems that are not in `benchmarks` (problems by name) are left as they are. `grade(responses, problems)` returns
-    one object each with `verdict` and `extracted`: `grading.grade`, or the method of a `grading.Grader`. Only files of
-    verdicts are written, each atomically, so a killed run continues where it was.
+    Verdicts that rest on another gold answer, tolerance, grader version or kind of answer are removed first. Samples of
+    benchmarks or problems that are not in `benchmarks` (problems by name) are left as they are. `grade(responses,
+    problems, answer=)` returns one object each with `verdict` and `extracted`: `grading.grade`, or the method of a
+    `grading.Grader`. `answer` is what `answers_of` says. Only files of verdicts are written, each atomically, so a
+    killed run continues where it was.
     """
     from tqdm import tqdm
 
@@ -53,24 +57,32 @@ def grade_store(
         frame = store.read_part(part, ["text", *GRADED]) if todo else None
         if frame is None:  # nothing to grade, or damaged meanwhile
             continue
-        asked = [problems[keys[i]] for i in todo]
-        grades = grade(frame["text"].iloc[todo].tolist(), asked)
         verdicts = {name: frame[name].tolist() for name in GRADED}
-        for i, problem, result in zip(todo, asked, grades, strict=True):
-            grader = grader_version(problem.grader) or math
-            for name, value in zip(GRADED, (result.extracted, str(result.verdict), grader), strict=True):
-                verdicts[name][i] = value
+        for answer in ANSWERS:
+            rows = [i for i in todo if answers_of(problems[keys[i]]) == answer]
+            asked = [problems[keys[i]] for i in rows]
+            grades = grade(frame["text"].iloc[rows].tolist(), asked, answer=answer) if rows else []
+            for i, problem, result in zip(rows, asked, grades, strict=True):
+                grader = grader_version(problem.grader) or math
+                for name, value in zip(GRADED, (result.extracted, str(result.verdict), grader), strict=True):
+                    verdicts[name][i] = value
         frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in verdicts.items()})
         store.write_verdicts(part, frame, held | {keys[i]: golds[keys[i]] for i in todo})
 
 
+def answers_of(problem: Problem) -> str:
+    """Return what counts as an answer: `boxed` if the grader is `math` and the prompt asks for a box, else `any`."""
+    return "boxed" if problem.grader == MATH and "\\boxed" in instruction_of(problem) else "any"
+
+
 def _gold(problem: Problem) -> list[Any]:
-    """Return what a verdict rests on: gold, tolerance, and the grader with its version unless it is the math grader."""
+    """Return what a verdict rests on: gold, tolerance, grader with version (except math_verify 1), and `boxed`."""
     grader = grader_version(problem.grader)
     if grader is None:
         return [problem.answer, problem.tolerance]
     long = len(problem.answer) > _LONG_GOLD
-    return [f"sha256 {digest(problem.answer)}" if long else problem.answer, problem.tolerance, grader]
+    gold = [f"sha256 {digest(problem.answer)}" if long else problem.answer, problem.tolerance, grader]
+    return [*gold, "boxed"] if answers_of(problem) == "boxed" else gold
 
 
 def _remove_stale(store: SampleStore, part: Path, golds: Mapping[tuple[str, str], list[Any]]) -> None:

@@ -1,0 +1,111 @@
+"""The chance level: a random network is at it, a trained model above; exact counts and the sentence that warns."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from quagmire_utils.data import Problem
+from quagmire_utils.engines import EngineConfig, SamplingParams
+from quagmire_utils.evaluation.chance import _others, chance_counts
+from quagmire_utils.evaluation.measured import describe_evaluation, evaluation_table, show_evaluation
+from quagmire_utils.evaluation.sampling import grade_store, sample
+from quagmire_utils.evaluation.store import SampleStore
+from quagmire_utils.evaluation.thinking import thinking_table
+from quagmire_utils.grading import Grader
+
+ANY = "Answer with a number."  # no box is asked for, so a number in gibberish counts
+
+
+@pytest.fixture(scope="module")
+def grader():
+    with Grader(1, timeout=60) as using:
+        yield using
+
+
+def _stored(folder, answers, golds, using, **problem):
+    """A graded store in which problem i has the texts `answers[i]`."""
+    store = SampleStore(folder)
+    problems = [Problem(f"p{i}", "?", gold, **problem) for i, gold in enumerate(golds)]
+    rows = [(f"p{i}", j, text) for i, texts in enumerate(answers) for j, text in enumerate(texts)]
+    frame = pd.DataFrame(rows, columns=["problem", "index", "text"])
+    store.append(frame.assign(benchmark="b", tokens=1, finish_reason="stop"))
+    grade_store(store, {"b": problems}, using.grade, progress=False)
+    return store
+
+
+def _table(store, grader, ks):
+    return evaluation_table(store.counts(), ks, chance=chance_counts(store, grader=grader))
+
+
+def test_a_model_that_always_says_the_same_letter_is_at_chance(grader, tmp_path):
+    golds = list("ABCD") * 10
+    store = _stored(tmp_path, [["\\boxed{A}"] * 4] * 40, golds, grader, grader="choice")
+    table = _table(store, grader, [1, 4]).iloc[0]
+    assert table[["pass@1", "pass@4", "chance@1", "chance@4"]].tolist() == [0.25] * 4  # 10 of 40 golds are A
+    assert "Not clearly above chance: Pass@1 of b (25.0 %, chance 25.0 %), Pass@4 of b" in describe_evaluation(
+        _table(store, grader, [1, 4])
+    )
+
+
+def test_guesses_among_common_numbers_and_right_answers_are_told_apart(grader, tmp_path):
+    rng = np.random.default_rng(0)
+    golds = [str(number) for number in rng.integers(0, 20, 60)]
+    guesses = [[f"\\boxed{{{number}}}" for number in rng.integers(0, 20, 16)] for _ in golds]
+    right = [[f"\\boxed{{{gold}}}" if i % 3 else "\\boxed{77}" for i in range(16)] for gold in golds]
+    guessed = _stored(tmp_path / "guessed", guesses, golds, grader)
+    text = describe_evaluation(_table(guessed, grader, [1, 16]))
+    assert "Not clearly above chance: Pass@1 of b" in text
+    assert "Pass@16 of b" in text
+    other = _table(_stored(tmp_path / "right", right, golds, grader), grader, [1, 16])
+    assert other["chance@16"].tolist() == [0, 0]
+    assert "chance" not in describe_evaluation(other)
+    assert show_evaluation(other)["Pass@1 by chance %"].iloc[0].startswith("0.0 [")
+
+
+def test_a_random_network_is_at_chance(grader, tmp_path):
+    from crash_worker import save_model
+
+    config = EngineConfig(engine="transformers", model=save_model(tmp_path / "model"), device="cpu")
+    problems = [Problem(f"p{i}", f"{i}+{i}", str(i % 10), instruction=ANY) for i in range(30)]
+    store = sample(config, problems, 32, SamplingParams(max_tokens=24), tmp_path / "s", benchmark="b", progress=False)
+    grade_store(store, {"b": problems}, grader.grade, progress=False)
+    table = _table(store, grader, [1, 32])
+    assert table["pass@32"].iloc[0] > 0.05  # numbers are picked out of gibberish
+    assert "Not clearly above chance" in describe_evaluation(table)
+    boxed = [Problem(problem.id, problem.question, problem.answer) for problem in problems]
+    grade_store(store, {"b": boxed}, grader.grade, progress=False)
+    assert store.counts()["correct"].sum() == 0
+
+
+def test_golds_meet_other_golds():
+    golds = [*"AABBBCCCCD", "A"]
+    for seed in range(20):
+        others = _others(golds, np.random.default_rng(seed))
+        assert sorted(others) == list(range(11))
+        assert all(golds[i] != golds[j] for i, j in enumerate(others))
+    assert _others(["1"], np.random.default_rng(0)) == [None]
+    assert _others(["1", "1", "2"], np.random.default_rng(0)).count(None) == 1
+
+
+def test_one_gold_spelt_twice_is_no_other_gold_and_programs_have_no_chance(grader, tmp_path):
+    store = _stored(tmp_path / "one", [["\\boxed{0.5}"]] * 2, ["0.5", "\\frac{1}{2}"], grader)
+    assert chance_counts(store, grader=grader).empty
+    text = describe_evaluation(_table(store, grader, [1]))
+    assert "No chance level for b" in text
+
+
+def test_thinking_that_was_cut_and_its_length(tmp_path):
+    store = SampleStore(tmp_path)
+    prompts = pd.DataFrame({"benchmark": ["r", "o"], "problem": "p", "prompt": ["q", "q<think>\n"], "prompt_tokens": 1})
+    store.add_prompts(prompts)
+    texts = ["<think>abcd</think>xy", "<think>abcdef", "no thought", "ab</think>xyz"]
+    frame = pd.DataFrame({"benchmark": ["r", "r", "r", "o"], "problem": "p", "index": [0, 1, 2, 0], "text": texts})
+    store.append(frame.assign(tokens=1, finish_reason="stop"))
+    table = thinking_table(store)
+    assert table.loc["r"].tolist() == [0.5, 5, 1]
+    assert table.loc["o"].tolist() == [0, 2, 3]
+    counts = pd.DataFrame({"benchmark": ["o", "r"], "problem": "p", "n": 1, "correct": 1, "mean_tokens": 1.0})
+    counts = counts.assign(**dict.fromkeys(["truncated", "no_answer", "timeout", "error"], 0))
+    shown = show_evaluation(evaluation_table(counts, [1], beside=[table]))
+    assert shown["thinking cut %"].tolist() == ["0.0", "50.0", "25.0"]
+    assert shown["thinking, characters"].tolist()[:2] == ["2", "5"]
