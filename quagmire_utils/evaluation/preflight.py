@@ -39,7 +39,11 @@ BYTES_PER_SAMPLE = 64.0  # keys, verdict, extracted answer
 _UNLIKE_ANY_GOLD = r"\boxed{\text{preflight}}"  # quickly graded, whatever the gold
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")  # golds that any grader can read
 # What math-verify reads as something else: words as products of letters (pi/4 as i p/4), 2 3/4 as 5/4, 4.5e7 as 4.5 e 7
-_LATEX_WORDS = re.compile(r"\\(?:text|math|mbox|operatorname|begin|end)[a-z]*\s*\{[^{}]*\}|\\[a-zA-Z]+")
+_LATEX_WORDS = re.compile(
+    r"\\(?:text|math|mbox|operatorname|begin|end)[a-z]*\s*\{[^{}]*\}|\\[a-zA-Z]+"
+    r"|\b(?:sqrt|inf|infinity|and|or)\b"
+)
+_WITH_UNIT = re.compile(r"-?[0-9.,]+ +(?!hundred|thousand|million|billion|dozen)[a-z]+")  # which math-verify drops
 _MISREAD = re.compile(
     r"(?<![a-zA-Z])(?![A-Z]+(?![a-zA-Z]))[a-zA-Z]{3,}|(?<![a-zA-Z])(?:pi|ln|no|oo)(?![a-zA-Z])"
     r"|\d\s+\d+\s*/\s*\d|\d\.?e[+-]?\d"
@@ -214,20 +218,18 @@ def _odd_golds(benchmarks: Benchmarks, grader: Grader | None) -> tuple[tuple[str
         for problem in problems
         if not _NUMBER.fullmatch(problem.answer.strip())
     ]
-    suspects = [(name, p) for name, p in named if p.grader == "math" and _looks_misread(p.answer)]
     if not named:
         return (), ()
-    responses = [_UNLIKE_ANY_GOLD] * len(named) + [f"\\boxed{{{problem.answer}}}" for _, problem in suspects]
     with nullcontext(grader) if grader is not None else Grader() as using:
-        grades = using.grade(responses, [problem for _, problem in [*named, *suspects]], progress=True)
-    unreadable = [name for (name, _), grade in zip(named, grades, strict=False) if grade.verdict == Verdict.ERROR]
-    read = zip(suspects, grades[len(named) :], strict=True)  # without units and with names such as sqrt as commands
-    misread = [name for (name, _), grade in read if _looks_misread(grade.extracted) and name not in unreadable]
+        grades = using.grade([_UNLIKE_ANY_GOLD] * len(named), [problem for _, problem in named], progress=True)
+    unreadable = [name for (name, _), grade in zip(named, grades, strict=True) if grade.verdict == Verdict.ERROR]
+    misread = [name for name, problem in named if problem.grader == "math" and _looks_misread(problem.answer)]
+    misread = [name for name in misread if name not in unreadable]
     return tuple(unreadable), tuple(misread)
 
 
 def _looks_misread(gold: str) -> bool:
-    return _MISREAD.search(_LATEX_WORDS.sub(" ", gold)) is not None
+    return not _WITH_UNIT.fullmatch(gold.strip()) and _MISREAD.search(_LATEX_WORDS.sub(" ", gold)) is not None
 
 
 def _what_is_left(benchmarks: Benchmarks, num_samples: int, store: SampleStore) -> pd.DataFrame:
