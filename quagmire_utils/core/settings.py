@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.micro_settings import PretrainingSettings, Styles, Terms
 from quagmire_utils.core.validation import (
     Count,
     Flag,
@@ -34,10 +35,6 @@ SCENARIOS = ("dataset", "instance", "source")  # Tables 1, 2; 3, 4; Fig. 6
 SELECTIONS = ("shortest", "longest", "random")  # how traces are chosen
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # of folders
-Architecture = Literal["llama", "mistral", "qwen3"]  # of a micro model
-# of the microlab; repeated entries weigh more
-Styles = Annotated[tuple[Literal["stepwise", "restated"], ...], Field(min_length=1)]
-Terms = Annotated[tuple[Annotated[Integer, Field(ge=2, le=14)], ...], Field(min_length=1)]
 
 
 class SFTSettings(Settings):
@@ -78,8 +75,10 @@ class RLSettings(Settings):
     max_tokens: Count = 8192  # App. B: 8k tokens throughout
     runs: Count = 4  # App. B: 4+ runs per candidate, the best one reported
     checkpoints: Count = 4  # App. B: evaluated at 4+ checkpoints along the run
+    checkpoint_ratio: Annotated[Positive, Field(gt=1)] | None = None  # of each checkpoint's step to that before it
     micro_batch_size: Count | None = None  # rollouts per forward pass; None: all of a step at once
     warmup_steps: Annotated[Integer, Field(ge=0)] = 0
+    final_lr_fraction: Fraction = 1.0  # linear decay to it at the end; below 1 with backend compact alone
     max_grad_norm: Positive = 1.0
     gradient_checkpointing: Flag = False  # on for large models
     backend: Literal["trl", "compact", "verl"] = "trl"  # verl: App. B.2; compact: for micro models, same loss
@@ -90,12 +89,20 @@ class RLSettings(Settings):
     def _check(self) -> None:
         if self.rollout_engine == "vllm" and self.backend != "trl":
             raise ParameterError("rollout_engine", "vllm", f"transformers with rl.backend {self.backend}")
+        if self.final_lr_fraction < 1 and self.backend != "compact":
+            raise ParameterError("final_lr_fraction", self.final_lr_fraction, f"1 with rl.backend {self.backend}")
         if self.backend == "compact":
             for name in ("kl_coefficient", "gradient_checkpointing"):
                 if value := getattr(self, name):
                     raise ParameterError(name, value, "0 or false with rl.backend compact; take trl")
         if self.checkpoints > self.steps:
             raise ParameterError("checkpoints", self.checkpoints, f"at most rl.steps ({self.steps})")
+        if self.checkpoint_ratio is not None:
+            if self.backend == "verl":
+                raise ParameterError("checkpoint_ratio", self.checkpoint_ratio, "left out with rl.backend verl")
+            if len(set(self.checkpoint_steps) - {0}) < self.checkpoints:
+                reason = f"gives fewer than {self.checkpoints} different steps up to {self.steps}"
+                raise ParameterError("checkpoint_ratio", self.checkpoint_ratio, reason=reason)
         rollouts = self.prompts_per_step * self.rollouts
         if self.micro_batch_size and rollouts % self.micro_batch_size:
             allowed = f"a divisor of rl.prompts_per_step x rl.rollouts ({rollouts})"
@@ -116,6 +123,8 @@ class RLSettings(Settings):
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:
         """Steps at which a checkpoint is kept: evenly spaced (with verl every n-th, so perhaps more), and the last."""
+        if self.checkpoint_ratio is not None:  # geometrically spaced
+            return tuple(round(self.steps / self.checkpoint_ratio**i) for i in reversed(range(self.checkpoints)))
         if self.backend != "verl":
             return tuple(round(self.steps * (i + 1) / self.checkpoints) for i in range(self.checkpoints))
         every = math.ceil(self.steps / self.checkpoints)
@@ -228,33 +237,6 @@ class SourceSettings(Settings):
         return self.replace(mean_tokens={}, pool=fields["pool"].default if self.dataset else self.pool)
 
 
-class PretrainingSettings(Settings):
-    """How a micro base model is made: its corpus decides what it knows before any SFT."""
-
-    architecture: Architecture = "llama"
-    hidden_size: Annotated[Count, Field(multiple_of=32)] = 96  # heads are 32 wide
-    layers: Count = 4
-    chat_template: Flag = True  # an "instruct" model; false for a plain base model
-    terms: Terms = (2, 2, 3, 3, 4, 4, 5)
-    styles: Styles = ("stepwise",)
-    examples: Count = 22400  # first phase: correct worked solutions
-    learning_rate: Positive = 3e-3
-    fallible_examples: Count = 3200  # second phase: what makes the base unreliable
-    fallible_learning_rate: Positive = 5e-4
-    slip: Fraction = 0.25  # chance that a digit of a result is replaced by a random one
-    direct_fraction: Fraction = 0.15  # share of examples that answer without working
-    # operator -> [low, high]: each of its 100 digit facts is misremembered with a chance drawn from that range
-    misconceptions: dict[Literal["+", "-", "*"], tuple[Fraction, Fraction]] = Field(default_factory=dict)
-    gives_up: dict[Integer, Fraction] = Field(default_factory=dict)  # number of terms -> chance of stopping half-way
-    batch_size: Count = 32
-    seed: Integer = 0  # another draw of weights and corpus, if one did not learn the task
-
-    def _check(self) -> None:
-        for operator, bounds in self.misconceptions.items():
-            if bounds[0] > bounds[1]:
-                raise ParameterError(f"misconceptions.{operator}", list(bounds), "[low, high]")
-
-
 class CandidateSettings(Settings):
     """One SFT checkpoint of the grid: which traces, how often, how fast."""
 
@@ -334,6 +316,7 @@ class Profile(Settings):
     families: Annotated[tuple[FamilySettings, ...], Field(min_length=1)]
     # name -> its first problems: of the microlab, or (for pretrained models) a name or .jsonl path of load_benchmark
     benchmarks: Annotated[dict[str, Count], Field(min_length=1)]
+    task: Literal["lanes", "tables"] = "lanes"  # of the microlab
     digits: Literal[3, 4] = 3  # of the microlab's numbers
     budgets: dict[str, Positive] = Field(default_factory=dict)  # name -> most SFT tokens, rising (Tables 8, 10)
     sft: SFTSettings = SFTSettings()

@@ -105,7 +105,7 @@ class _Run:
         elif not complete:
             draw = [family.pretraining.seed] if family.pretraining.seed else []
             seed = derive_seed(profile.seed, self.cell.id, *draw)
-            how = {"seed": seed, "digits": profile.digits, "on_progress": self.note_progress}
+            how = {"seed": seed, "digits": profile.digits, "task": profile.task, "on_progress": self.note_progress}
             with self.clock("pretraining"):
                 microlab.pretrain(family.pretraining, self.model, **how)
         return {}, self.tables(self.model)

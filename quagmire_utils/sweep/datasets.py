@@ -72,6 +72,7 @@ def source_traces(profile: Profile, family: FamilySettings, source: str) -> tupl
         source=source,
         seed=derive_seed(profile.seed, family.name, source),
         digits=profile.digits,
+        task=profile.task,
     )
     problems = [problem for group in benchmark_problems(profile).values() for problem in group]
     clean, _ = curation.decontaminate(traces, problems)
@@ -86,7 +87,7 @@ def rl_problems(profile: Profile, family: FamilySettings, folder: Path) -> list[
 
         taken = {problem.question for group in benchmark_problems(profile).values() for problem in group}
         count = family.rl_problems + len(taken)
-        drawn = microlab.make_mixed_problems(family.rl_terms, count, seed, digits=profile.digits)
+        drawn = microlab.make_mixed_problems(family.rl_terms, count, seed, digits=profile.digits, task=profile.task)
         return _graded(profile, [problem for problem in drawn if problem.question not in taken][: family.rl_problems])
     from quagmire_utils.data.curation import Recipe
 

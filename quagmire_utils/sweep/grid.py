@@ -54,7 +54,7 @@ def plan(profile: Profile) -> list[Cell]:
     measuring.pop("k", None)  # which k is shown changes no answer
     after_rl = measuring.pop("rl_num_samples", None)
     shared = {"version": CELL_VERSION, "seed": profile.seed, "benchmarks": profile.benchmarks, "evaluation": measuring}
-    shared |= {name: value for name, value in explicit(profile).items() if name == "digits"}
+    shared |= {name: value for name, value in explicit(profile).items() if name in ("digits", "task")}
     cells = []
     for family in profile.families:
         # what the traces of each source depend on

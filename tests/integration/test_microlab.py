@@ -38,7 +38,11 @@ def test_a_worked_example_by_hand():
     assert microlab.write_trace(CHAIN, "restated") == "a3+257+524+82=522\nb5*152*122*24=524\n\\boxed{524}"
 
 
-@pytest.mark.parametrize("name", list(microlab.MICRO_BENCHMARKS))
+LANES = [name for name, spec in microlab.MICRO_BENCHMARKS.items() if isinstance(spec, microlab.TaskSpec)]
+CHAINS = [name for name in microlab.MICRO_BENCHMARKS if name not in LANES]
+
+
+@pytest.mark.parametrize("name", LANES)
 def test_benchmarks_have_right_answers_and_different_questions(name):
     spec = microlab.MICRO_BENCHMARKS[name]
     problems = microlab.make_problems(name, spec, 200, seed=3)
@@ -67,6 +71,95 @@ def test_clean_traces_are_graded_correct(style):
     traces = microlab.make_traces((2, 3, 5), 50, styles=[style], source="s", seed=1)
     grades = grade([t.response for t in traces], [solve(t.question) for t in traces])
     assert {g.verdict for g in grades} == {Verdict.CORRECT}
+
+
+def look_up(question: str) -> str:
+    """The answer of a chain of tables by plain text replacement, table after table."""
+    steps, state = question.removesuffix("=?").split(":")
+    for letter in steps[1::2]:
+        state = state.translate(str.maketrans("0123456789", microlab.TABLES[letter]))
+    return state
+
+
+def test_a_chain_of_tables_by_hand():
+    chain = microlab.TableChain("3742", "QA")
+    first = "".join(microlab.TABLES["Q"][digit] for digit in (3, 7, 4, 2))
+    second = "".join(microlab.TABLES["A"][int(digit)] for digit in first)
+    assert chain.question == "aQbA:3742=?"
+    assert chain.write() == f"aQ{first}bA{second}\\boxed{{{second}}}"
+    assert chain.write("restated") == f"aQ={first}bA={second}\\boxed{{{second}}}"
+    assert chain.write(results=["1111"]) == "aQ1111\\boxed{1111}"
+    assert all(sorted(table) == sorted("0123456789") for table in microlab.TABLES.values())
+    assert len(set(microlab.TABLES.values())) == len(microlab.TABLES) == 26
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_benchmarks_of_tables_have_right_answers(name):
+    spec = microlab.MICRO_BENCHMARKS[name]
+    problems = microlab.make_problems(name, spec, 200, seed=3)
+    assert [p.answer for p in problems] == [look_up(p.question) for p in problems]
+    assert len({p.question for p in problems}) == 200
+    letters = [p.question.split(":")[0][1::2] for p in problems]
+    assert {len(chain) for chain in letters} == {len(set(chain)) for chain in letters} == {spec.terms - 1}
+    assert set("".join(letters)) <= set(spec.letters)
+
+
+def test_common_tables_are_drawn_more_often_for_rl_and_sft():
+    drawn = microlab.make_mixed_problems((4,), 4000, seed=0, digits=4, task="tables")
+    letters = "".join(p.question.split(":")[0][1::2] for p in drawn)
+    assert 2 * letters.count("Z") < letters.count("A") < 5 * letters.count("Z")
+    traces = microlab.make_traces((2, 5), 50, styles=["stepwise"], source="s", seed=1, digits=4, task="tables")
+    grades = grade([t.response for t in traces], [look_up(t.question) for t in traces])
+    assert {g.verdict for g in grades} == {Verdict.CORRECT}
+
+
+def test_graded_knowledge_gives_each_uncertain_fact_a_chance_and_two_wrong_digits():
+    settings = PretrainingSettings(
+        examples=0,
+        fallible_examples=20_000,
+        terms=(2,),
+        slip=0.0,
+        direct_fraction=0.0,
+        uncertain=(0.5, 0.5),
+        unknown=0.2,
+    )
+    clean, graded = microlab.pretraining_corpus(settings, seed=0, digits=4, task="tables")
+    seen: dict[tuple[str, str], list[str]] = {}
+    for trace in graded:
+        letter, state = trace.question[1], trace.question[3:7]
+        for digit, result in zip(state, trace.response[2:6], strict=True):
+            seen.setdefault((letter, digit), []).append(result)
+    chances, sure = [], 0
+    for (letter, digit), results in seen.items():
+        right = microlab.TABLES[letter][int(digit)]
+        wrong = {result for result in results if result != right}
+        assert len(wrong) <= 2
+        sure += not wrong
+        if wrong:
+            chances.append(results.count(right) / len(results))
+    assert clean == []
+    assert abs(sure / len(seen) - 0.5) < 5 * (0.25 / len(seen)) ** 0.5
+    # one in five never, the others log-uniform from 0.01 to 0.9: 12 % of all above 0.45
+    assert 0.1 < np.mean(np.array(chances) == 0) < 0.35
+    assert 0.04 < np.mean(np.array(chances) > 0.45) < 0.25
+
+
+def test_a_graded_writer_gives_up_and_answers_directly():
+    settings = PretrainingSettings(
+        examples=0,
+        fallible_examples=4000,
+        terms=(5,),
+        slip=0.0,
+        direct_fraction=0.2,
+        gives_up={5: 0.5},
+        uncertain=(0, 0),
+    )
+    traces = microlab.pretraining_corpus(settings, seed=0, digits=4, task="tables")[1]
+    steps = np.array([len(re.findall("[a-d][A-Z]", t.response.split("\\")[0])) for t in traces])
+    assert abs(np.mean(steps == 0) - 0.2) < 5 * (0.16 / 4000) ** 0.5
+    assert abs(np.mean((steps > 0) & (steps < 4)) - 0.4) < 5 * (0.24 / 4000) ** 0.5
+    complete = [t for t, n in zip(traces, steps, strict=True) if n == 4]
+    assert all(t.response.endswith(f"{{{look_up(t.question)}}}") for t in complete)
 
 
 def lanes_of(response: str) -> list[list[tuple[str, str, str, str]]]:

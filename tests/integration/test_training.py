@@ -346,6 +346,17 @@ def test_each_problem_comes_once_an_epoch_whatever_the_step_size():
     assert compact.draw_problems(3, settings, 0) != compact.draw_problems(3, settings.replace(seed=6), 0)
 
 
+def test_the_rate_of_compact_falls_linearly(base, tmp_path):
+    settings = {"backend": "compact", "entropy_coefficient": 0.0, "warmup_steps": 1, "final_lr_fraction": 0.2}
+    ours = environment_of(base, steps=4, learning_rate=1e-3, **settings)
+    optimizer = torch.optim.AdamW(ours.engine.module.parameters(), lr=1.0)
+    rates = []
+    for step in range(4):
+        compact.take_step(ours, optimizer, step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.0, 0.8e-3, 0.6e-3, 0.4e-3])
+
+
 def test_compact_learns_what_is_rewarded(base, tmp_path):
     def starts_with_a_letter(responses, problems):
         return [Grade(Verdict.CORRECT if r[:1].isalpha() else Verdict.WRONG, "") for r in responses]

@@ -36,6 +36,9 @@ def tiny(tmp_path):
         ({"rl.steps": 2.0}, "rl.steps"),
         ({"rl.rollouts": 1}, "rl.rollouts"),
         ({"rl.checkpoints": 3}, "rl.checkpoints"),
+        ({"rl.checkpoint_ratio": 1.0}, "rl.checkpoint_ratio"),
+        ({"rl.checkpoint_ratio": 9.0}, "rl.checkpoint_ratio"),
+        ({"rl.backend": "trl", "rl.final_lr_fraction": 0.1}, "rl.final_lr_fraction"),
         ({"rl.micro_batch_size": 3}, "rl.micro_batch_size"),
         ({"rl.backend": "magic"}, "rl.backend"),
         ({"rl.backend": "compact", "rl.kl_coefficient": 0.1}, "rl.kl_coefficient"),
@@ -95,6 +98,7 @@ def test_settings_made_in_python_are_checked_in_the_same_way():
         (lambda: RLSettings().replace(checkpoints=1000), "rl.checkpoints"),
         (lambda: SFTSettings(batchsize=3), "sft.batchsize"),
         (lambda: PretrainingSettings(gives_up={4: 1.5}), "pretraining.gives_up.4"),
+        (lambda: PretrainingSettings(knowledge=(0.9, 0.1)), "pretraining.knowledge"),
         (lambda: FamilySettings(name="x", stands_for="y", sources={"m": {"pool": 0}}), "family.sources.m.pool"),
     ):
         with pytest.raises(ParameterError) as raised:
@@ -124,6 +128,18 @@ def test_files_that_are_no_profile_are_refused(tmp_path, text):
         load_profile(tmp_path / "x.yaml", {"rl.steps": 3})
     with pytest.raises(ParameterError, match="smoke"):
         load_profile("smke")
+
+
+def test_the_pilot_of_the_second_world_depends_on_its_task():
+    profile = load_profile("mini2-pilot")
+    cells, others = sweep.plan(profile), sweep.plan(profile.replace(task="lanes"))
+    assert all(cell.digest != other.digest for cell, other in zip(cells, others, strict=True))
+
+
+def test_checkpoints_are_spaced_evenly_or_geometrically():
+    settings = RLSettings(steps=256, checkpoints=6)
+    assert settings.checkpoint_steps == (43, 85, 128, 171, 213, 256)
+    assert settings.replace(checkpoint_ratio=2).checkpoint_steps == (8, 16, 32, 64, 128, 256)
 
 
 # --- digests ----------------------------------------------------------------------------------------------------------

@@ -121,8 +121,9 @@ def take_step(environment: Environment, optimizer: torch.optim.Optimizer, step: 
             parameter.grad = torch.zeros_like(parameter)
     torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
     warmed_up = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
+    decayed = 1 - (1 - settings.final_lr_fraction) * step / settings.steps
     for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate * warmed_up
+        group["lr"] = settings.learning_rate * warmed_up * decayed
     optimizer.step()
     return {
         "step": step + 1,

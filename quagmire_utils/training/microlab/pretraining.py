@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,16 +11,19 @@ import numpy as np
 from quagmire_utils.core.settings import PretrainingSettings, SFTSettings
 from quagmire_utils.data import Trace
 from quagmire_utils.training.microlab.models import CONTEXT_LENGTH, build_model, build_tokenizer
+from quagmire_utils.training.microlab.table_chains import LETTERS, TABLES, TableChain
 from quagmire_utils.training.microlab.tasks import (
     DIGITS,
     FACTS,
+    TASKS,
     Expression,
-    TaskSpec,
     draw_expressions,
     draw_style,
     write_trace,
 )
 from quagmire_utils.training.sft import train_sft
+
+_WRONG_DIGITS = (0.7, 0.3)  # how often each of the two wrong digits comes in place of an uncertain fact
 
 
 class _FallibleWriter:
@@ -65,8 +69,49 @@ def _slip(digits: str, probability: float, rng: np.random.Generator) -> str:
     return "".join(str(rng.integers(10)) if w else d for w, d in zip(wrong, digits, strict=True))
 
 
+class _GradedWriter:
+    """Writes solutions as one who is sure of some facts and knows each of the others with a chance of its own.
+
+    That chance is log-uniform between the bounds of `settings.knowledge`; else one of two wrong digits comes out. So
+    RL can make likely what is possible, and training that narrows the answers can kill what is rare.
+    """
+
+    def __init__(self, settings: PretrainingSettings, seed: int) -> None:
+        self.settings = settings
+        rng = np.random.default_rng([seed, 1])
+        low, high = map(math.log, settings.knowledge)
+        # fact -> the chance of the right digit, and the two wrong ones
+        self.uncertain: dict[tuple[str, str], tuple[float, list[str]]] = {}
+        for share, letter in zip(np.linspace(*settings.uncertain, len(LETTERS)), LETTERS, strict=True):
+            for digit, right in enumerate(TABLES[letter]):
+                if rng.random() < share:
+                    chance = 0.0 if rng.random() < settings.unknown else math.exp(rng.uniform(low, high))
+                    shifts = rng.permutation(np.arange(1, 10))[:2]
+                    wrong = [str((int(right) + int(shift)) % 10) for shift in shifts]
+                    self.uncertain[letter, str(digit)] = chance, wrong
+
+    def write(self, chain: TableChain, rng: np.random.Generator) -> str:
+        settings, steps = self.settings, len(chain.letters)
+        if rng.random() < settings.direct_fraction:
+            return f"\\boxed{{{''.join(map(str, rng.integers(0, 10, len(chain.start))))}}}"
+        if steps > 1 and rng.random() < settings.gives_up.get(len(chain.terms), 0.0):
+            steps = int(rng.integers(1, steps))
+        state, states = chain.start, []
+        for letter in chain.letters[:steps]:
+            state = "".join(self._look_up(letter, digit, rng) for digit in state)
+            states.append(state)
+        return chain.write(draw_style(settings.styles, rng), states)
+
+    def _look_up(self, letter: str, digit: str, rng: np.random.Generator) -> str:
+        right = TABLES[letter][int(digit)]
+        if (letter, digit) in self.uncertain:  # no slips here: they would make every unknown fact possible
+            chance, wrong = self.uncertain[letter, digit]
+            return right if rng.random() < chance else str(rng.choice(wrong, p=_WRONG_DIGITS))
+        return str(rng.integers(10)) if rng.random() < self.settings.slip else right
+
+
 def pretraining_corpus(
-    settings: PretrainingSettings, seed: int, *, digits: int = DIGITS[0]
+    settings: PretrainingSettings, seed: int, *, digits: int = DIGITS[0], task: str = "lanes"
 ) -> tuple[list[Trace], list[Trace]]:
     """Return the corpus of a base model in two phases: correct worked solutions, then faulty ones.
 
@@ -75,15 +120,13 @@ def pretraining_corpus(
     often wrong, and right often enough in many samples for RL to have something to reinforce.
     """
     rng = np.random.default_rng(seed)
-    specs = [TaskSpec(n, digits=digits) for n in settings.terms]
+    specs = [TASKS[task](n, digits=digits) for n in settings.terms]
     expressions = draw_expressions(specs, settings.examples + settings.fallible_examples, rng)
-    writer = _FallibleWriter(settings, seed)
+    writer = (_GradedWriter if task == "tables" else _FallibleWriter)(settings, seed)
     phases: tuple[list[Trace], list[Trace]] = ([], [])
     for i, expression in enumerate(expressions):
         fallible = i >= settings.examples
-        response = (
-            writer.write(expression, rng) if fallible else write_trace(expression, draw_style(settings.styles, rng))
-        )
+        response = writer.write(expression, rng) if fallible else expression.write(draw_style(settings.styles, rng))
         name = f"pretraining-{i}"
         phases[fallible].append(Trace(name, name, expression.question, response, source="pretraining"))
     return phases
@@ -95,6 +138,7 @@ def pretrain(
     *,
     seed: int,
     digits: int = DIGITS[0],
+    task: str = "lanes",
     on_progress: Callable[[float], None] | None = None,
 ) -> None:
     """Train a base model from random weights on its corpus, one pass, and save it to the folder `output`.
@@ -104,7 +148,7 @@ def pretrain(
     tokenizer = build_tokenizer(settings.chat_template)
     size = {"hidden_size": settings.hidden_size, "layers": settings.layers}
     model = build_model(settings.architecture, tokenizer, **size, seed=seed)
-    clean, fallible = pretraining_corpus(settings, seed, digits=digits)
+    clean, fallible = pretraining_corpus(settings, seed, digits=digits, task=task)
     total = len(clean) + len(fallible)
     training = SFTSettings(batch_size=settings.batch_size, max_length=CONTEXT_LENGTH, adam_beta2=0.98, seed=seed)
     done = 0  # examples of the phases before
@@ -118,6 +162,8 @@ def pretrain(
         (clean, settings.learning_rate, None),
         (fallible, settings.fallible_learning_rate, output),
     ):
+        if not traces:  # a base of the task tables learns its facts as it knows them, without a correct phase
+            continue
         phase = training.replace(learning_rate=rate)
         train_sft(model, traces, folder, phase, tokenizer=tokenizer, on_progress=report)
         done += len(traces)

@@ -1,4 +1,7 @@
-"""The synthetic task: chains of digit-wise operations, their worked solutions, problems and benchmarks."""
+"""The synthetic task: chains of digit-wise operations, their worked solutions, problems and benchmarks.
+
+`TASKS` names it and the second one, of `table_chains.py`; problems and traces are drawn here for both.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 
 from quagmire_utils.core.files import write_text
 from quagmire_utils.data import Problem, Trace
+from quagmire_utils.training.microlab.table_chains import TABLE_BENCHMARKS, TableChain, TableSpec
 
 # A state has three or four digits. Each step applies + - or * with an operand of as many digits, digit by digit modulo
 # 10, without carries: 374a+258b*112=? is worked left to right, 374+258=522, then 522*112=524. A step is a table look-up
@@ -33,9 +37,15 @@ class TaskSpec:
     operators: str = OPERATORS
     digits: int = DIGITS[0]
 
+    def draw(self, rng: np.random.Generator) -> Expression:
+        """Draw a chain, all terms and operators equally likely."""
+        numbers = rng.integers(0, 10**self.digits, self.terms)
+        operators = "".join(self.operators[i] for i in rng.integers(0, len(self.operators), self.terms - 1))
+        return Expression(tuple(f"{number:0{self.digits}d}" for number in numbers), operators)
 
-# A profile measures seven of them, as many as the paper's, from easy to hard.
-MICRO_BENCHMARKS: dict[str, TaskSpec] = {
+
+# A profile measures seven of a task, as many as the paper's, from easy to hard.
+MICRO_BENCHMARKS: dict[str, TaskSpec | TableSpec] = {
     "sums2": TaskSpec(2, "+-"),
     "products2": TaskSpec(2, "*"),
     "lanes2": TaskSpec(2),
@@ -46,6 +56,7 @@ MICRO_BENCHMARKS: dict[str, TaskSpec] = {
     "lanes4": TaskSpec(4),
     "lanes5": TaskSpec(5),
     "lanes6": TaskSpec(6),
+    **TABLE_BENCHMARKS,
 }
 
 
@@ -92,20 +103,26 @@ class Expression:
         """The final state."""
         return self.states[-1]
 
+    def write(self, style: str = "stepwise", results: Sequence[str] | None = None) -> str:
+        """Return a worked solution, as `write_trace`."""
+        return write_trace(self, style, results)
+
+
+TASKS: dict[str, type[TaskSpec] | type[TableSpec]] = {"lanes": TaskSpec, "tables": TableSpec}
+
 
 def draw_style(styles: Sequence[str], rng: np.random.Generator) -> str:
     """Draw one of the styles uniformly."""
     return styles[int(rng.integers(len(styles)))] if len(styles) > 1 else styles[0]
 
 
-def draw_expressions(specs: Sequence[TaskSpec], count: int, rng: np.random.Generator) -> list[Expression]:
-    """Draw `count` different expressions, each of a spec drawn uniformly from `specs` (repeat a spec to weight it)."""
+def draw_expressions(
+    specs: Sequence[TaskSpec | TableSpec], count: int, rng: np.random.Generator
+) -> list[Expression | TableChain]:
+    """Draw `count` different chains, each of a spec drawn uniformly from `specs` (repeat a spec to weight it)."""
     drawn: dict[str, Expression] = {}
     while len(drawn) < count:
-        spec = specs[rng.integers(len(specs))]
-        numbers = rng.integers(0, 10**spec.digits, spec.terms)
-        operators = "".join(spec.operators[i] for i in rng.integers(0, len(spec.operators), spec.terms - 1))
-        expression = Expression(tuple(f"{number:0{spec.digits}d}" for number in numbers), operators)
+        expression = specs[rng.integers(len(specs))].draw(rng)
         drawn.setdefault(expression.question, expression)
     return list(drawn.values())
 
@@ -125,31 +142,41 @@ def write_trace(expression: Expression, style: str = "stepwise", results: Sequen
     return "\n".join([*lines, f"\\boxed{{{state}}}"])
 
 
-def make_problems(name: str, spec: TaskSpec, count: int, seed: int) -> list[Problem]:
+def make_problems(name: str, spec: TaskSpec | TableSpec, count: int, seed: int) -> list[Problem]:
     """Return `count` problems of one spec."""
-    rng = np.random.default_rng([seed, spec.terms, len(spec.operators)])
+    kinds = spec.operators if isinstance(spec, TaskSpec) else spec.letters
+    rng = np.random.default_rng([seed, spec.terms, len(kinds)])
     return [
         Problem(id=f"{name}-{i}", question=e.question, answer=e.answer)
         for i, e in enumerate(draw_expressions([spec], count, rng))
     ]
 
 
-def make_mixed_problems(terms: Sequence[int], count: int, seed: int, *, digits: int = DIGITS[0]) -> list[Problem]:
+def make_mixed_problems(
+    terms: Sequence[int], count: int, seed: int, *, digits: int = DIGITS[0], task: str = "lanes"
+) -> list[Problem]:
     """Return `count` problems for RL, with numbers of terms drawn uniformly from `terms`."""
-    specs = [TaskSpec(n, digits=digits) for n in terms]
+    specs = [TASKS[task](n, digits=digits) for n in terms]
     expressions = draw_expressions(specs, count, np.random.default_rng(seed))
     return [Problem(id=f"mixed-{i}", question=e.question, answer=e.answer) for i, e in enumerate(expressions)]
 
 
 def make_traces(
-    terms: Sequence[int], count: int, *, styles: Sequence[str], source: str, seed: int, digits: int = DIGITS[0]
+    terms: Sequence[int],
+    count: int,
+    *,
+    styles: Sequence[str],
+    source: str,
+    seed: int,
+    digits: int = DIGITS[0],
+    task: str = "lanes",
 ) -> list[Trace]:
     """Return `count` correct solutions of different problems, each in one of the styles: a source of SFT examples."""
-    specs = [TaskSpec(n, digits=digits) for n in terms]
+    specs = [TASKS[task](n, digits=digits) for n in terms]
     rng = np.random.default_rng(seed)
     traces = []
     for i, expression in enumerate(draw_expressions(specs, count, rng)):
-        name, response = f"{source}-{i}", write_trace(expression, draw_style(styles, rng))
+        name, response = f"{source}-{i}", expression.write(draw_style(styles, rng))
         traces.append(Trace(name, name, expression.question, response, answer=expression.answer, source=source))
     return traces
 
