@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from quagmire_utils.evaluation.thinking import OPEN, opened
 from quagmire_utils.grading import AUDIT_KINDS, Grade, Verdict, audit
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def audit_store(
     from tqdm import tqdm
 
     known = {(name, problem.id): problem for name, listed in problems.items() for problem in listed}
-    tables = [audit([], [], [])]
+    tables, thinking = [audit([], [], [])], opened(store)
     for part in tqdm(store.parts(), desc="audit", unit="part", delay=10, leave=False, disable=not progress):
         frame = store.read_part(part, _READ)
         if frame is None:
@@ -44,7 +45,9 @@ def audit_store(
         frame = frame.assign(gold=pd.Series(found, dtype=object, index=frame.index)).dropna(subset=["gold", "verdict"])
         verdicts = zip(frame["verdict"], frame["extracted"].fillna(""), strict=True)
         grades = [Grade(Verdict(verdict), extracted) for verdict, extracted in verdicts]
-        table = audit(frame["text"].tolist(), frame["gold"].tolist(), grades)
+        asked = zip(frame["benchmark"], frame["problem"], strict=True)
+        texts = [OPEN * (key in thinking) + text for key, text in zip(asked, frame["text"], strict=True)]
+        table = audit(texts, frame["gold"].tolist(), grades)
         keys = frame[["benchmark", "problem", "index"]].iloc[table["index"]].reset_index(drop=True)
         tables.append(table.assign(**keys))
     attrs = [table.attrs for table in tables]

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 OPEN, CLOSE = "<think>", "</think>"
 
 
+def opened(store: SampleStore) -> set[tuple[str, str]]:
+    """Return the (benchmark, problem) whose prompt ends with an open <think>: their answers begin with thinking."""
+    prompts = store.prompts()
+    ends = prompts["prompt"].str.rstrip().str.endswith(OPEN)
+    return set(prompts[ends][["benchmark", "problem"]].itertuples(index=False, name=None))
+
+
 def thinking_table(store: SampleStore) -> pd.DataFrame:
     """Return benchmark (index), cut_thinking, thinking_length and answer_length, over the answers with thinking.
 
@@ -22,10 +29,7 @@ def thinking_table(store: SampleStore) -> pd.DataFrame:
     </think> is missing (share of these answers). Lengths are mean characters, before and after </think>. The store is
     read one part at a time. Empty if no answer has thinking.
     """
-    prompts = store.prompts()
-    opened = prompts["prompt"].str.rstrip().str.endswith(OPEN)
-    thinking = set(prompts[opened][["benchmark", "problem"]].itertuples(index=False, name=None))
-    rows = []
+    thinking, rows = opened(store), []
     for part in store.parts():
         frame = store.read_part(part, ["benchmark", "problem", "text"])
         for benchmark, problem, text in () if frame is None else frame.itertuples(index=False, name=None):

@@ -94,6 +94,16 @@ def test_one_gold_spelt_twice_is_no_other_gold_and_programs_have_no_chance(grade
     assert "No chance level for b" in text
 
 
+def test_thinking_that_the_prompt_opened_is_no_answer_until_it_ends(tmp_path, grader):
+    store = SampleStore(tmp_path)
+    store.add_prompts(pd.DataFrame({"benchmark": "b", "problem": ["p"], "prompt": "q<think>\n", "prompt_tokens": 1}))
+    texts = ["perhaps \\boxed{5}", "perhaps \\boxed{6}</think>\\boxed{5}", "\\boxed{5}</think>"]
+    frame = pd.DataFrame({"benchmark": "b", "problem": "p", "index": range(3), "text": texts})
+    store.append(frame.assign(tokens=1, finish_reason="stop"))
+    grade_store(store, {"b": [Problem("p", "?", "5")]}, grader.grade, progress=False)
+    assert store.read(["index", "verdict"])["verdict"].tolist() == ["no_answer", "correct", "no_answer"]
+
+
 def test_thinking_that_was_cut_and_its_length(tmp_path):
     store = SampleStore(tmp_path)
     prompts = pd.DataFrame({"benchmark": ["r", "o"], "problem": "p", "prompt": ["q", "q<think>\n"], "prompt_tokens": 1})

@@ -13,6 +13,7 @@ from quagmire_utils.core.files import digest
 from quagmire_utils.data.prompts import instruction_of
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.evaluation.store.parts import GRADED, KEYS, holds_another
+from quagmire_utils.evaluation.thinking import OPEN, opened
 from quagmire_utils.grading.grader import ANSWERS
 from quagmire_utils.grading.registry import grader_version
 from quagmire_utils.grading.verdicts import MATH
@@ -36,14 +37,15 @@ def grade_store(
     Verdicts that rest on another gold answer, tolerance, grader version or kind of answer are removed first. Samples of
     benchmarks or problems that are not in `benchmarks` (problems by name) are left as they are. `grade(responses,
     problems, answer=)` returns one object each with `verdict` and `extracted`: `grading.grade`, or the method of a
-    `grading.Grader`. `answer` is what `answers_of` says. Only files of verdicts are written, each atomically, so a
-    killed run continues where it was.
+    `grading.Grader`. `answer` is what `answers_of` says; a response begins with the <think> that its prompt opened.
+    Only files of verdicts are written, each atomically, so a killed run continues where it was.
     """
     from tqdm import tqdm
 
     problems = {(name, problem.id): problem for name, some in benchmarks.items() for problem in some}
     golds = {key: _gold(problem) for key, problem in problems.items()}
     math = f"math-verify {version('math-verify')}"
+    thinking = opened(store)
     parts = [part for part in store.parts() if not all(holds_another(part, name) for name in benchmarks)]
     for part in parts:
         _remove_stale(store, part, golds)
@@ -61,7 +63,8 @@ def grade_store(
         for answer in ANSWERS:
             rows = [i for i in todo if answers_of(problems[keys[i]]) == answer]
             asked = [problems[keys[i]] for i in rows]
-            grades = grade(frame["text"].iloc[rows].tolist(), asked, answer=answer) if rows else []
+            texts = [OPEN * (keys[i] in thinking) + frame["text"].iloc[i] for i in rows]
+            grades = grade(texts, asked, answer=answer) if rows else []
             for i, problem, result in zip(rows, asked, grades, strict=True):
                 grader = grader_version(problem.grader) or math
                 for name, value in zip(GRADED, (result.extracted, str(result.verdict), grader), strict=True):
