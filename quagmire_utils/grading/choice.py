@@ -30,15 +30,15 @@ _COMMAND = re.compile(r"\\(?:text|math)?(?:bf|it|rm|sf|tt)|\\text|\\boldsymbol|\
 _STYLES = {"\\,", "\\;", "\\:", "\\!", "\\ ", "\\(", "\\)", "\\[", "\\]", "{", "}", "$", "*", "_", "~", '"', "'", "`"}
 _BRACKETS = {"(", ")", "[", "]", ".", ":", "\u3002"}
 _BETWEEN = {",", ";", "/", "&", "\\&", "and", "or", "+"}
-_REASON = {"because", "since", "as", "with", "for"}
+_REASON = {"because", "since", "as", "with", "for", "not", "rather"}
 _NARROW = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20, 0x3010: 0x5B, 0x3011: 0x5D}
 _TAG = re.compile(r"</?[A-Za-z]{1,10}>")
 _CHOICE = {"option", "choice", "answer"}
 _FOREIGN = r"(?:respuesta|antwort|r[e\u00e9]ponse|risposta|resposta)"
 _ANNOUNCEMENT = (
     r"(?:(?:the|my|so)[ \t]+)?(?:final[ \t]+|correct[ \t]+|best[ \t]+)?"
-    rf"(?:answer|choice|option|{_FOREIGN}|\u043e\u0442\u0432\u0435\u0442|\u7b54\u3048|\u6b63\u89e3|\uc815\ub2f5)"
-    r"(?:[ \t]+is)?[ \t*_]*[:=]\s*(?=(.{0,80}))"
+    rf"(?:ans|answer|choice|option|{_FOREIGN}|\u043e\u0442\u0432\u0435\u0442|\u7b54\u3048|\u6b63\u89e3|\uc815\ub2f5)"
+    r"(?:[ \t]+is)?[ \t*_]*(?:[:=]|[ \t]-)\s*(?=(.{0,80}))"
 )
 _ANNOUNCING = re.compile(
     rf"^[ \t>*#_\-]*(?:{_ANNOUNCEMENT}|(?<=####)[ \t]*(?=(.{{0,80}})))", re.IGNORECASE | re.MULTILINE
@@ -48,7 +48,7 @@ _SAYING = re.compile(
     r"\b(?:answer|choice|option)\s{1,3}(?:(?:would|should|must|has\s{1,3}to)\s{1,3})?(?:is|was|be)\b"
     r"(?:,?\s{1,3}(?:therefore|thus|hence|clearly|indeed)\b,?|\s{1,3}\w{1,12}[:,]\s{1,3}it\s{1,3}is\b"
     r"|\s{1,3}not\s{1,3}\W{0,3}[A-Z]\W{0,3}\sbut\b)?[\s:*]{0,9}(?=([^\n]{0,80}))"
-    r"|(?:\u7b54\u6848\s{0,3}(?:\u662f|\u4e3a|\u5e94\u4e3a|:)|(?<!\u4e0d)\u9009\u62e9?)[\s:*]{0,9}(?=([^\n]{0,80}))"
+    r"|(?:\u7b54\u6848\s{0,3}(?:\u662f|\u4e3a|\u5e94\u4e3a|:)|(?<!\u4e0d)\u9009\u62e9?|\u7b54\u3048\u306f|\u6b63\u89e3\u306f|\uc815\ub2f5\uc740)[\s:*]{0,9}(?=([^\n]{0,80}))"
     rf"|\b{_FOREIGN}\s{{1,3}}(?:\w{{1,12}}\s{{1,3}})?(?:es|ist|est|\u00e8|\u00e9)\b[\s:*]{{0,9}}(?=([^\n]{{0,80}}))"
     r"|\b(?:so|thus|hence|therefore|only)\b[\s,*]{1,5}((?-i:\b[A-Z]\b)\*{0,2})\s{1,3}is\s{1,3}(?:the\s{1,3})?"
     r"(?:correct|right|best)\b"
@@ -129,7 +129,7 @@ def _in_sentences(text: str, start: int) -> list[Label]:
 
 
 def _in_last_line(text: str, start: int) -> list[Label]:
-    end = len(text.rstrip())
+    end = len(text.rstrip().rstrip("`").rstrip())
     begin = max(text.rfind("\n", start, end) + 1, start)
     if end - begin > 300:
         return []

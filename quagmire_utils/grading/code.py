@@ -95,6 +95,8 @@ def _last_program(blocks: list[str]) -> int:
 
 def _is_value(node: ast.stmt) -> bool:
     """Return whether a statement does nothing: a number, a text, or a list of them, as in a program's output."""
+    if isinstance(node, ast.AnnAssign):
+        return node.value is None  # Time: O(n)
     if not isinstance(node, ast.Expr):
         return False
     return not any(isinstance(part, ast.Call | ast.Name | ast.Await) for part in ast.walk(node))

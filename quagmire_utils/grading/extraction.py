@@ -29,12 +29,18 @@ _BETWEEN_BOXES = re.compile(
 )
 _PERCENT = re.compile(r"[\s$]*(?:\\?%|percent\b)")
 _STATED = re.compile(
-    r"(?:answers?\W{0,4}\s*(?:is|are|:|=)|^\s*A:|####|答案\s*(?:是|为|：|:)|答えは?[:：]?|<answer>)[\s:：*=]*",
+    r"(?:answers?\W{0,4}\s*(?:is|are|:|=)|^\s*A(?:ns)?:|####|答案\s*(?:是|为|：|:)|答えは?[:：]?|<answer>"
+    r"|^[#*_ \t]*(?:final[ \t]+)?answer(?:[*_]{2}(?=[ \t]+\S)|[*_ \t]*$))[\s:：*=]*(?:(?:option|choice)\s+)?",
     re.IGNORECASE | re.MULTILINE,
 )
 _FORMULA = re.compile(r"\$\$?([^$]{1,300})\$\$?|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]", re.DOTALL)
-_GOES_ON = re.compile(r"\s*(?:,|and\b|or\b|%|\\%)")
-_NUMBER = re.compile(r"[-+]?\$?(?:\d+\s+\d+/\d+|\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?|\.\d+)\s*%?(?=\s|$)")
+_GOES_ON = re.compile(r"\s*(?:,(?!\s*(?:not|which|because|since|so)\b)|and\b|or\b|times\b|%|\\%)|[A-Za-z\d\\^]")
+_ALTERED = re.compile(  # words beside a number that make it another one
+    r"(?:not|twice|double|half|triple)\b|\s+(?:to|or|less|more|times|squared|cubed|dozen|hours?\s+and)\b"
+)
+_BOLD = re.compile(r"(?<=\s)\*\*(?=\S)|(?<=\S)\*\*(?![\w(\\])")  # not x**2
+_SCALE = re.compile(r"\s+(?:hundred|thousand|million|billion|trillion)\b")
+_NUMBER = re.compile(r"[-+]?\\?\$?(?:\d+\s+\d+/\d+|\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?|\.\d+)\s*%?(?=\s|$)")
 _WORDS = re.compile(
     r"(?<![\\a-zA-Z])(?!and|or|pi|sqrt|log|ln|sin|cos|tan|exp|[aApP][mM]\b)[^\W\d_]{2,}|[\u4e00-\u9fff]"
 )
@@ -128,16 +134,21 @@ def _stated(text: str) -> Answer | None:
     if last is None:
         return None
     rest = text[last.end() :].split("</answer>")[0].strip()
-    line = rest.split("\n")[0].strip("*. \t")
-    formula = _FORMULA.match(line)
-    if formula and not _GOES_ON.match(line, formula.end()):
+    rest = _BOLD.sub("", rest).lstrip("*. \t")
+    line = rest.split("\n")[0].rstrip("*. \t。")
+    formula = _FORMULA.match(rest)
+    if formula and not (_GOES_ON.match(rest, formula.end()) or re.search(r"[a-z]{2}\s$", formula[1] or "")):
         return Answer(next(filter(None, formula.groups())).strip(), True)
     if line and len(line) <= _MAX_STATED and not _WORDS.search(line):
         return Answer(line, True)
     number = _NUMBER.match(line)
+    altered = _ALTERED.match(line, number.end() if number else 0)
+    if altered:
+        return Answer(line, not re.search(r"\d.*\D\d", line))
     if number and "<<" not in line and "=" not in line:
-        return Answer(number[0].strip(), True)
-    if line.endswith(":"):  # it follows on the next lines
+        scale = _SCALE.match(line, number.end())
+        return Answer(line[: scale.end() if scale else number.end()].strip(), True)
+    if line.endswith((":", "as follows")):  # it follows on the next lines
         return Answer(rest, False)
     return Answer(line, not _READABLE.search(line)) if line else None
 

@@ -19,6 +19,10 @@ from quagmire_utils.grading.second import prove
 from quagmire_utils.grading.verdicts import MATH, Grade, Job, Verdict, printable
 
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
+_LETTER = re.compile(r"(?:\\text(?:bf)?\{)?\(?[A-J]\)?\}?")
+_LABEL = re.compile(  # (B) 12, \\textbf{(B)}\\ 12
+    r"(?:\\(?:text|math)(?:bf|rm)?\{)?\s*\(?([A-J])[.):]\s*(?:\}[~\s]*|\\[ ,;]|[~\s])+(?=[^\s=])"
+)
 _PRECISION = 1e-5  # of numbers, relative to their size
 _POINTS = (0.7310585786, 1.4142135624, 2.2360679775)  # where expressions are compared
 
@@ -49,6 +53,9 @@ def judge(gold: str, tolerance: float | None, text: str, whole: bool) -> Grade:
 @lru_cache(maxsize=16384)
 def _compare(gold: str, tolerance: float | None, text: str, parsed: tuple[Any, ...] | None) -> Verdict:
     gold = _bare_gold(gold)
+    label = _LABEL.match(text)
+    if label:
+        text = label[1] if _LETTER.fullmatch(gold) else text[label.end() :]
     equal = prove(text, gold, tolerance)
     if equal is not None:
         return Verdict.CORRECT if equal else Verdict.WRONG

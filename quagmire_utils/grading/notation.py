@@ -33,20 +33,27 @@ _NUMBERS = re.compile(rf"{_NUMBER}(?:(?:,\s+|\s+)(?:and\s+|or\s+)?{_NUMBER})*")
 _SENTENCE_END = re.compile(r"(?<=[\w)}$%*])[.!?](?:\s|$)")
 
 _WORD = re.compile(
-    r"\\(?:text|mathrm|textbf|mathbf|textit|textrm|mbox|operatorname|mathit|mathsf|rm|bf)\s*\{([^{}]*)\}"
-    r"(\s*\^\s*(?:\{?\d\}?))?(?=\s*([({\[])?)"
+    r"\\(?:text|mathrm|textbf|mathbf|textit|textrm|texttt|textsf|textsc|emph|mbox|operatorname|mathit|mathsf|rm|bf)\s*"
+    r"\{([^{}]*)\}(\s*\^\s*(?:\{?-?\d\}?))?(?=\s*([({\[])?)"
 )
 _LETTER = re.compile(r"\\(?:text|mathrm|mathbf|mathit|mathbb|rm|bf)\s*(?=[A-Za-z0-9](?![A-Za-z]))")
 _DRESSING = re.compile(
-    r"\\(?:boldsymbol|bm|pmb|underline|large|Large|ensuremath)\s*(?=\{)|\\(?:text)?color(?:box)?\s*\{[^{}]*\}"
-    r"|\\(?:begin|end)\{(?:aligned|align\*?|gathered|split)\}|^\*\*|\*\*$"
+    r"\\(?:boldsymbol|bm|pmb|underline|ensuremath|cancel)\s*(?=\{)"
+    r"|\\(?:(?:text)?color(?:box)?|[hv]space\*?|tag)\s*\{[^{}]*\}"
+    r"|\\(?:begin|end)\{(?:aligned|align\*?|gathered|split|equation\*?)\}|^\*\*|\*\*$"
+)
+_SENTENCE = re.compile(r"\\text\{[^{}]{1,30}\bis:?\s+(-?\d[\d,.]*)\}")  # the answer is 12
+_LINES = re.compile(
+    r"\\begin\{(aligned|align\*?|gathered|split|cases|array)\}(?:\{l\})?([^&]*(?:&\s*=[^&]*)*)\\end\{\1\}"
 )
 _STYLE = re.compile(r"\\(?:text|math|operatorname)(?:bf|rm|it|sf)?\s*(?=\{)")
 _COMMAND = re.compile(r"\\!\s*|\\(?:[A-Za-z]+|.)|\^\s*\\circ|\^\s*\{\s*\\circ\s*\}|\{,\}|[$~]|[^\x00-\x7f]", re.DOTALL)
 _COMMANDS = {
     **dict.fromkeys(
-        ("left", "right", "bigl", "bigr", "Bigl", "Bigr", "big", "Big", "displaystyle", "textstyle", "limits"), ""
+        ("left", "right", "bigl", "bigr", "Bigl", "Bigr", "big", "Big", "displaystyle", "textstyle", "limits",
+         "large", "Large", "LARGE", "huge", "Huge", "hfill", "checkmark"), ""
     ),
+    **dict.fromkeys(("nicefrac", "sfrac"), "\\frac"), "langle": "(", "rangle": ")", "textdegree": "\u00b0",
     "dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "dbinom": "\\binom", "tbinom": "\\binom",
     "leqslant": "\\le ", "geqslant": "\\ge ", "leq": "\\le ", "geq": "\\ge ", "ne": "\\neq ", "lt": "<", "gt": ">",
     "lbrace": "\\{", "rbrace": "\\}", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "varnothing": "\\emptyset ",
@@ -58,7 +65,9 @@ _UNICODE = {
     "\u2212": "-", "\u2013": "-", "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u00f7": "\\div ", "\u03c0": "\\pi ",
     "\u221e": "\\infty ", "\u03b8": "\\theta ", "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\neq ",
     "\u2248": "\\approx ", "\u222a": "\\cup ", "\u2208": "\\in ", "\u2026": "\\dots ", "\u221a": "\\sqrt ",
-    "\u221b": "\\sqrt[3]", "\u2205": "\\emptyset ", "\u2044": "/", "\u211d": "\\mathbb{R}", "\u00b0": "\u00b0",
+    "\u221b": "\\sqrt[3]", "\u20ac": "\\text{euro}", "\u00a3": "\\text{pound}", "\u00a5": "\\text{yen}",
+    "\u20b9": "\\text{rupee}", "\u3002": "",
+    "\u2205": "\\emptyset ", "\u2044": "/", "\u211d": "\\mathbb{R}", "\u00b0": "\u00b0",
 }  # fmt: skip
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _PLAIN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -67,15 +76,20 @@ _UNIT = re.compile(
     r"(?<=[\d})\u00b0])\s*((?:sq\.?|square|cubic)?\s*(?:dollars?|cents?|units?|hours?|minutes?|seconds?|days?|"
     r"weeks?|years?|miles?|meters?|feet|foot|inch(?:es)?|cm|mm|nm|km|kg|mph|ml|Hz|rad|eV|mol|k?Pa|kJ|kN|kW|"
     r"atm|ft|yd|lbs?|oz|hrs?|mins?|secs?|in|USD|EUR|"
-    r"[ap]\.?m\.?|(?<=\s)[a-z]{4,}(?:\s[a-z]+)*|k?\\Omega|[\u20ac\u00a3\u00a5])"
+    r"m(?=\^)|(?:(?![\u5341\u767e\u5343\u4e07\u4ebf])[\u4e00-\u9fff]){1,4}|[ap]\.?m\.?|(?<=\s)[a-z]{4,}(?:\s[a-z]+)*|k?\\Omega|[\u20ac\u00a3\u00a5])"
     r"(?:\^\{?[23]\}?)?(?:[\s/*]+[a-z]{1,5}(?:\^\{?-?\d\}?)?)*)\.?$",
     re.IGNORECASE,
 )
+_SYMBOL = re.compile(r"((?:[^A-Za-z\\]|\\(?:times|cdot|frac|sqrt|pi)\b)*[\d}])\s+(\\mu\s*m|[NJVWKCAFTH])")  # of a unit
+_SPELT = {"hr": "hour", "min": "minute", "sec": "second", "meter": "m", "metre": "m", "feet": "ft", "foot": "ft"}
+_SPELT |= {"centimeter": "cm", "kilometer": "km", "inche": "in", "inch": "in", "kilogram": "kg", "gram": "g"}
 _SIGNS = {"percent": "\\%", "degree": "\u00b0", "degrees": "\u00b0"}
 _RISKY = re.compile(
-    r"not|illion|thousand|hundred|dozen|mod|least|most|more|less|than|"
+    r"^squared|^cubed|not|illion|thousand|hundred|dozen|mod|least|most|more|less|than|"
     r"except|between|base|two|factor|times|half|double|over|plus|minus|\bno\b"
 )
+_MEANT = dict.fromkeys(("no solution", "no solutions", "no real solutions", "empty set", "the empty set"), "\\emptyset")
+_MEANT |= dict.fromkeys(("all real numbers", "all reals", "real numbers"), "(-\\infty,\\infty)")
 _NAMES = ("pi", "sqrt", "alpha", "beta", "gamma", "delta", "theta", "lambda", "omega", "sigma", "phi", "rho", "tau")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))")
 _TIDY = tuple(
@@ -83,6 +97,12 @@ _TIDY = tuple(
     for pattern, new in (
         (r"\*\*", "^"),  # x**2
         (r"(^|=)\s*\\quad", r"\1"),
+        (r"\(\s*\)\s*$|(?<=\d)\s+\([a-z]{2,3}(?:\^\{?[23]\}?)?\)$", ""),  # 5 (cm)
+        (r"(^|\\in\s*)\\mathbb\s*\{?R\}?\s*$", r"\1(-\\infty,\\infty)"),
+        (r"\u00b0\s*[CF]$", "\u00b0"),
+        (r"^\((\w+)\)\s*_", r"\1_"),  # (101)_2
+        (r"(?<![\w./}^)])(\d+)/(\d+)\s+(?=[A-Za-z])", r"\\frac{\1}{\2}"),  # 1/2 m v^2
+        (r"^([A-Za-z](?:_\w)?)\s*\\approx", r"\1="),
         (r"\.\d*\(\d+\)", r"\\unread \g<0>"),  # 0.1(6) may be 0.1666...
         (r"\s*(?<![A-Za-z\\])(percent|degrees?)(?![a-z])", lambda m: _SIGNS[m[1]]),  # 50 percent
         (rf"(?<![\\A-Za-z])({'|'.join({*FUNCTIONS, *_NAMES})})(?![a-z])", r"\\\1 "),  # pi, sqrt(2)
@@ -175,9 +195,10 @@ def boxed(text: str) -> str:
 @lru_cache(maxsize=16384)
 def normalise(text: str) -> tuple[str, tuple[str, ...]]:
     """Return LaTeX without spacing, styles, boxes, units and thousands separators; and the units and remarks."""
-    text = text.strip()
+    text = text.strip().rstrip("\\").strip()
     if _PLAIN_NUMBER.fullmatch(text):
         return text, ()
+    text = _LINES.sub(_in_one_line, _SENTENCE.sub(r"\1", text.replace("US\\$", "\\$")))
     text = _ungrouped(_BOX_COMMAND.sub("", text).strip())
     if not text.isascii():
         text = re.sub(
@@ -195,15 +216,19 @@ def normalise(text: str) -> tuple[str, tuple[str, ...]]:
     if _PLAIN_NUMBER.fullmatch(text):
         return text, tuple(remarks)
     if PLAIN_WORDS.fullmatch(text) and text not in FUNCTIONS and text != "pi":
-        return " ".join(text.lower().split()) if len(text) > 3 or text.istitle() else text, ()
+        text = " ".join(text.lower().split()) if len(text) > 3 or text.istitle() else text
+        return _MEANT.get(text, text), ()
     text = _REPEATING.sub(_repeating, _without_thousands(re.sub(r",\s+(?=\d{3}(?!\d))", ", ", text)))
     unit = _UNIT.search(text)
     if unit and unit[1] not in _SIGNS and not _RISKY.search(unit[1]):
-        remarks.append(re.sub(r"[\s.]|s$", "", unit[1].lower()))
+        remarks.append(_remark(unit[1]))
         text = text[: unit.start()]
+    elif symbol := _SYMBOL.fullmatch(text.strip()):
+        remarks.append(symbol[2])
+        text = symbol[1]
     for pattern, new in _TIDY:
         text = pattern.sub(new, text)
-    text = re.sub(r"^\s*(?:=|:|\\approx|\\therefore)\s*|\\approx.*$", "", text)
+    text = re.sub(r"^\s*(?:=|:|\\approx|\\sim|\\therefore)\s*|\\approx.*$", "", text)
     choice = re.fullmatch(r"\(([A-Za-z])\)", text)
     if choice:
         return choice[1], tuple(remarks)
@@ -250,10 +275,23 @@ def _word(match: re.Match[str], remarks: list[str] | None) -> str:
         return f" \\unread{{{word}}} "
     if _PLAIN_NUMBER.fullmatch(word):
         return f" {word} "
-    remark = re.sub(r"[\s.:,]|s$", "", word.lower())
+    remark = _remark(word)
     if remark:
         remarks.append(remark + re.sub(r"[\s{}^]", "", match[2] or ""))
     return " "
+
+
+def _remark(word: str) -> str:
+    """Return a unit or a remark in one spelling of many."""
+    word = re.sub(r"[\s.:,]|s$", "", word.lower())
+    return _SPELT.get(word, word)
+
+
+def _in_one_line(match: re.Match[str]) -> str:
+    """Return the lines of an environment in one; what is not a list of equations stays as it is."""
+    if match[1] in ("cases", "array") and not all("=" in line for line in match[2].split("\\\\") if line.strip()):
+        return match[0]
+    return ", ".join(line.replace("&", "").strip() for line in match[2].split("\\\\") if line.strip())
 
 
 def _without_thousands(text: str) -> str:

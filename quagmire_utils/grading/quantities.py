@@ -111,7 +111,19 @@ def _may_round(text: str, gap: Value) -> bool:
         return False
     places = len(text.strip().partition(".")[2])
     digits = text.strip().lstrip("-").replace(".", "").lstrip("0")
-    return len(digits) >= _MIN_DIGITS and 2 * 10**places * gap <= 1
+    cut_off = len(digits) >= 2 * _MIN_DIGITS  # as 0.6666666666666666, rather than rounded
+    return len(digits) >= _MIN_DIGITS and (1 if cut_off else 2) * 10**places * gap <= 1
+
+
+def same_ratio(answer: Sequence[str], gold: Sequence[str]) -> bool | None:
+    """Compare ratios, or times of the day: 14:64 may be 7:32, and 4:30 may be 16:30."""
+    mine, theirs = ([Fraction(part) for part in side] for side in (answer, gold))
+    if mine == theirs:
+        return True
+    if len(mine) != len(theirs) or abs(mine[0] - theirs[0]) == 12:
+        return None
+    proportional = all(mine[0] * b == a * theirs[0] for a, b in zip(mine, theirs, strict=True))
+    return None if proportional and all(theirs) else False
 
 
 # ------------------------------------------------------------------------------------------- sets of real numbers
@@ -215,3 +227,19 @@ def roots(left: str, right: str, name: str, variables: Variables = ()) -> list[V
 def sortable(value: Value) -> Any:
     """Return a real number that can be compared with others of its kind."""
     return context_of().convert(value)
+
+
+def misses(answer: Structure, gold: Structure) -> bool:
+    """Return whether some solution of the gold does not solve the answer."""
+    mine, theirs = (evaluate(f"({side[1]})-({side[2]})").names for side in (answer, gold))
+    if mine - theirs and theirs - mine:
+        return mine | theirs <= {"x", "y", "z"}  # other letters may be other names of the same
+    for name in sorted(mine | theirs):
+        try:
+            found = roots(gold[1], gold[2], name)
+        except BeyondError:
+            continue
+        gaps = [difference(answer[1], answer[2], 0, ((name, root),)) for root in found]
+        if any(gap and is_real(gap) for gap in gaps):
+            return True
+    return False

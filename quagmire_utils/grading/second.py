@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from fractions import Fraction
 from functools import lru_cache
 from itertools import repeat
 from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.grading.arithmetic import BeyondError, add, difference, evaluate, is_real
+from quagmire_utils.grading.arithmetic import BeyondError, add, difference, evaluate
 from quagmire_utils.grading.notation import (
     ANNOUNCED,
     MAX_ANSWER,
@@ -34,7 +33,7 @@ from quagmire_utils.grading.notation import (
     read_answer,
     split,
 )
-from quagmire_utils.grading.quantities import Structure, roots, same_numbers, same_value
+from quagmire_utils.grading.quantities import Structure, misses, same_numbers, same_ratio, same_value
 from quagmire_utils.grading.verdicts import MATH, MATH_VERIFY, UNDECIDED, Grade, Verdict, printable
 
 if TYPE_CHECKING:
@@ -48,6 +47,9 @@ _NAME = re.compile(  # AB, |AB|, \angle A, a_{10}, f(3), (x,y)
 )
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
 _GROUP = re.compile(r"\d,\d{3}(?!\d)")
+_OTHERWISE = re.compile(r"\d[eE][+-]\d|illion|hundred|thousand")  # what may be read as another number
+_SCALE = re.compile(r"(?:\\text\s*\{)?\s*\b(hundred|thousand|million|billion|trillion)s?\b\s*\}?")
+_POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _RELATION = re.compile(r"<|>|\\(?:le|ge|neq)(?![a-z])")
 
 
@@ -146,6 +148,19 @@ def prove(answer: str, gold: str, tolerance: float | None = None) -> bool | None
     answer: as extracted from a response, LaTeX or plain. gold: LaTeX, may be a box or a sentence with one. tolerance:
     absolute, between numbers.
     """
+    equal = _proved(answer, gold, tolerance)
+    if not equal and _OTHERWISE.search(answer + gold):  # 2.5 million, or 3e-2 where e is Euler's number
+        spaced = [re.sub(r"(?<=\d)([eE])(?=[+-]\d)", r"\1 ", text) for text in (answer, gold)]
+        equal = (
+            _proved(
+                *(_SCALE.sub(lambda scale: f" \\times 10^{{{_POWERS[scale[1]]}}}", text) for text in spaced), tolerance
+            )
+            or equal
+        )
+    return equal
+
+
+def _proved(answer: str, gold: str, tolerance: float | None) -> bool | None:
     try:
         gold = _gold(gold)
         if len(answer) > MAX_ANSWER or len(gold) > MAX_ANSWER:
@@ -183,9 +198,11 @@ def _structure(text: str) -> Structure:
         raise BeyondError("a remark")
     if text == "\\dots":
         return ("dots",)
+    text = re.sub(r"^(?:[a-zA-Z]|\([a-z](?:,[a-z])+\))\s*(?:\\in(?![a-z])|:|=(?=\\begin|.*\\cup))", "", text).strip()
     if PLAIN_WORDS.fullmatch(text):
         return "words", text
-    text = re.sub(r"^(?:[a-zA-Z]|\([a-z](?:,[a-z])+\))\s*(?:\\in(?![a-z])|:|=(?=\\begin|.*\\cup))", "", text).strip()
+    text = re.sub(r"^\|([^|<>]+)\|(<|\\le)(?![a-z])([^|<>]+)$", r"-(\3)\2 \1\2 \3", text)
+    text = re.sub(r"^\|([^|<>]+)\|(>|\\ge)(?![a-z])([^|<>]+)$", r"\1\2 \3\\or -(\1)\2 \3", text)
     matrix = re.fullmatch(r"\\begin\{[pb]?(?:matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{[a-z]*\}", text, re.DOTALL)
     if matrix:
         rows = [row for row in matrix[1].split("\\cr") if row.strip()]
@@ -204,6 +221,8 @@ def _structure(text: str) -> Structure:
         text = items[0] if len(items) == 1 else text
         if len(items) > 1:
             parts = [_structure(item) for item in items]
+            if kind == "list":  # 0, \\pm 1
+                parts = [one for part in parts for one in (part[1] if part[0] == "list" else [part])]
             kinds = {part[0] for part in parts}
             if kind == "union" and "\\or" in text and not kinds <= {"relation", "sequence", "union"}:
                 continue  # 3 or 4 is a list
@@ -221,6 +240,8 @@ def _structure(text: str) -> Structure:
     sides = text.split("=")
     if len(sides) > 1 and all(side.strip() for side in sides):
         left, *middle, right = map(str.strip, sides)
+        if len(sides) == 2 and _NAME.fullmatch(right) and not _NAME.fullmatch(left):
+            left, right = right, left
         return "equation", left, right, tuple(side for side in (left, *middle) if _NAME.fullmatch(side)), len(sides)
     if text.count("\\pm") == 1:
         return "list", [("value", text.replace("\\pm", sign).lstrip("+ ")) for sign in "+-"]
@@ -260,7 +281,7 @@ def _equal(answer: Structure, gold: Structure, tolerance: float | None) -> _Trut
     if answer[0] != gold[0] and "set" not in kinds and "list" not in kinds:
         return _different_kinds(answer, gold, tolerance)
     if gold[0] == "ratio":
-        return _same_ratio(answer[1], gold[1])
+        return same_ratio(answer[1], gold[1])
     if gold[0] in ("sequence", "matrix") and answer[0] == gold[0]:
         same_length = len(answer[-1]) == len(gold[-1])
         if not same_length or answer[1:-1] != gold[1:-1]:
@@ -269,17 +290,6 @@ def _equal(answer: Structure, gold: Structure, tolerance: float | None) -> _Trut
     if {"list", "set"} >= set(kinds):
         return _same_list(answer[1], gold[1], tolerance)
     return _different_kinds(answer, gold, tolerance)
-
-
-def _same_ratio(answer: Sequence[str], gold: Sequence[str]) -> _Truth:
-    """Compare ratios, or times of the day: 14:64 may be 7:32, and 4:30 may be 16:30."""
-    mine, theirs = ([Fraction(part) for part in side] for side in (answer, gold))
-    if mine == theirs:
-        return True
-    if len(mine) != len(theirs) or abs(mine[0] - theirs[0]) == 12:
-        return None
-    proportional = all(mine[0] * b == a * theirs[0] for a, b in zip(mine, theirs, strict=True))
-    return None if proportional and all(theirs) else False
 
 
 def _same_list(answer: Sequence[Structure], gold: Sequence[Structure], tolerance: float | None) -> _Truth:
@@ -297,6 +307,7 @@ _NUMERAL = re.compile(  # words that may stand for a number, or for none
     r"none|never|undefined|impossible|infinite|infinity|empty|unbounded|zero|one|two|three|four|five|six|seven|eight|"
     r"nine|ten"
 )
+_NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _VAGUE = re.compile(rf"yes|no|true|false|reals?|{_NUMERAL.pattern}")  # words that others may say, too
 
 
@@ -304,6 +315,8 @@ def _same_words(answer: Structure, gold: Structure) -> _Truth:
     """Return whether two words are the same; single words that have nothing in common are different."""
     if answer[0] != gold[0]:
         words, other = (answer, gold) if answer[0] == "words" else (gold, answer)
+        if words[1] in _NUMERALS and other[0] == "value":
+            return same_value(str(_NUMERALS.index(words[1])), other[1])
         if _NUMERAL.fullmatch(words[1]):
             return None
         if len(words[1]) <= 3:
@@ -328,7 +341,7 @@ def _different_kinds(answer: Structure, gold: Structure, tolerance: float | None
     if kinds == {"set", "sequence"}:
         (one,) = [part[1] for part in (answer, gold) if part[0] == "set"]
         other = gold if answer[0] == "set" else answer
-        return None if len(one) == 1 and _equal(one[0], other, tolerance) is not False else False
+        return len(one) == 1 and _equal(one[0], other, tolerance)
     if "value" not in kinds:
         mine, theirs = _items(answer), _items(gold)
         if len(mine) != len(theirs):
@@ -336,6 +349,9 @@ def _different_kinds(answer: Structure, gold: Structure, tolerance: float | None
         return None if _all(map(_equal, mine, theirs, repeat(tolerance))) is not False else False
     value, other = (answer, gold) if answer[0] == "value" else (gold, answer)
     if other[0] in ("sequence", "matrix"):
+        point = re.fullmatch(r"[A-Z](\(.+,.+\))", value[1])
+        if point and other[0] == "sequence":  # P(1,2)
+            return _equal(_structure(point[1]), other, tolerance)
         return None if evaluate(value[1]).names & {"j", "k"} else False  # i + 2j is a vector
     results = [_equal(item, value, tolerance) for item in _items(other)]
     if False in results or not results:  # also the empty set
@@ -369,6 +385,10 @@ def _same_equation(answer: Structure, gold: Structure, tolerance: float | None) 
         return _equal(_structure(answer[2]), _structure(gold[2]), tolerance)
     if answer[3] and gold[3]:
         named = answer[3][0] + gold[3][0]
+        if re.fullmatch(r"y[a-z]\(x\)|[a-z]\(x\)y", named) and _equal(
+            _structure(answer[2]), _structure(gold[2]), tolerance
+        ):
+            return True  # y = 2x and f(x) = 2x
         renamed = "(" in named or _equal(_structure(answer[2]), _structure(gold[2]), tolerance) is not False
         if renamed and not (set(named) <= set("xyz")):
             return None  # f(x) = x^2 and f(t) = t^2
@@ -377,20 +397,4 @@ def _same_equation(answer: Structure, gold: Structure, tolerance: float | None) 
         raise BeyondError("an identity")
     if not any(add(one * b, -two * a) for a, b in others):
         return True
-    return False if answer[4] == gold[4] == 2 and _misses(answer, gold) else None
-
-
-def _misses(answer: Structure, gold: Structure) -> bool:
-    """Return whether some solution of the gold does not solve the answer."""
-    mine, theirs = (evaluate(f"({side[1]})-({side[2]})").names for side in (answer, gold))
-    if mine - theirs and theirs - mine:
-        return mine | theirs <= {"x", "y", "z"}  # other letters may be other names of the same
-    for name in sorted(mine | theirs):
-        try:
-            found = roots(gold[1], gold[2], name)
-        except BeyondError:
-            continue
-        gaps = [difference(answer[1], answer[2], 0, ((name, root),)) for root in found]
-        if any(gap and is_real(gap) for gap in gaps):
-            return True
-    return False
+    return False if answer[4] == gold[4] == 2 and misses(answer, gold) else None

@@ -84,7 +84,8 @@ CHOSEN = {  # None: several letters, or none; in Chinese too, with wide letters 
     "D": [
         r"The mass is \boxed{9.8} newtons. The answer is (D)", "I ruled out (A). Final answer: D.", r"So \boxed D.",
         "We get 45 kg. **Final Answer: D**", "1. ... 2. ... \u21d2 Answer: D", "work\n#### D", "work\n#### (D) 5 kg",
-        "The answer is not A but D.", "The answer is not (A), but (D).", "The answer is clear: it is D.",
+        "The answer is not A but D.", "Ans: D", "Answer - D", "The answer is D rather than B.", "```\n(D)\n```",
+        "The answer is not (A), but (D).", "The answer is clear: it is D.",
         "\u6240\u4ee5\u7b54\u6848\u9009D\u3002", "\u6545\u9009\uff1aD", "\u9009 D",  # Chinese
         "La respuesta correcta es D.", "Die richtige Antwort ist (D).", "Antwort: D", "R\u00e9ponse : D",
         "La r\u00e9ponse est D.", "A resposta \u00e9 D.", "Ich w\u00e4hle D.", "Elijo D.",
@@ -784,6 +785,7 @@ def fill(store, name, texts):
         "```python\n{}\n```\nIt prints:\n```python\n[0.5, -0.25, 'a']\n```",
         "```python\n{}\n```\nFirst:\n```python\nimport math\n```",
         "```python\n{}\n```\n```python\n# O(1)\n```",
+        "```python\n{}\n```\n```python\nTime: O(n)\n```",
         "```python\n{}\n```\nA helper:\n```python\ndef check(x):\n    return x\n```",
         "```python\ndef trunc(x): return 0\n```\nBetter:\n```python\n{}\n```",
     ],

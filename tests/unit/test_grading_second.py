@@ -102,6 +102,7 @@ numbers
 = \frac{1}{2} ~ 0.5 ~ \dfrac12 ~ 1/2 ~ 50\% ~ 2^{-1} ~ .5 ~ 50 percent ~ \frac ab \cdot \frac{b}{2a}
 ! \frac{1}{2} ~ 0.51 ~ 2 ~ -\frac12
 = \frac{1}{3} ~ 0.333333 ~ 0.\overline{3} ~ \tfrac13
+= \frac{2}{3} ~ 0.6666666666666666
 ! \frac{1}{3} ~ 0.333 ~ 0.334
 = \frac{5}{18} ~ 0.2\overline{7} ~ 0.2\dot{7} ~ 0.2\bar 7
 = \frac{8}{3} ~ 2 2/3 ~ 2\frac{2}{3} ~ 2\frac23 \text{ hours} ~ 2⅔
@@ -131,6 +132,9 @@ bases
 ! 341_5 ~ 341_6 ~ 342
 ? 341_5 ~ 341 ~ 96 ~ 140_8 ~ 129_5
 lists, tuples, sets
+= 0, 1, -1 ~ 0, \pm 1
+= x=3,y=-2 ~ \begin{cases}x=3\\y=-2\end{cases} ~ \begin{aligned}x&=3\\ y&=-2\end{aligned}
+= (4,5) ~ P(4,5) ~ \{(4,5)\}
 = 12, 13 ~ 12 and 13 ~ 13 \text{ or } 12 ~ x=12, x=13 ~ \{13, 12\} ~ 12 \quad 13 ~ 12; 13
 ! 12, 13 ~ 12 ~ 12, 14 ~ (13, 14)
 ? (1,2) ~ 1,2 ~ \begin{pmatrix}1\\2\end{pmatrix} ~ x=1, y=2
@@ -141,7 +145,9 @@ lists, tuples, sets
 = 1\pm\sqrt{19} ~ 1+\sqrt{19}, 1-\sqrt{19}
 = \emptyset ~ \{\} ~ \varnothing
 ! \emptyset ~ 0 ~ 5
-? 5 ~ \{5\} ~ five
+? 5 ~ \{5\}
+= 5 ~ five ~ \large 5 ~ 5 \hfill ~ 5 J ~ 5\ \mu\text{m} ~ £5 ~ 5 (cm) ~ 5个 ~ x \approx 5 ~ 5 = x
+! 5 ~ four ~ x \approx 6 ~ P(5,5)
 = \begin{pmatrix}1&2\\3&4\end{pmatrix} ~ \begin{bmatrix} 1 & 2 \\ 3 & 4.0 \end{bmatrix}
 ! \begin{pmatrix}1&2\\3&4\end{pmatrix} ~ \begin{pmatrix}1&3\\2&4\end{pmatrix} ~ 5
 ? -2 ~ \begin{vmatrix}1&2\\3&4\end{vmatrix} ~ \begin{cases}-2\end{cases}
@@ -153,6 +159,8 @@ sets of numbers
 ! (-\infty,-1)\cup(3,\infty) ~ (-\infty,-1]\cup(3,\infty) ~ 1<x<3
 = [1,3] ~ [1,2]\cup(2,3] ~ [1,2]\cup[2,3]
 = (-\infty,2)\cup(2,\infty) ~ x \ne 2
+= [-3,3] ~ |x| \le 3
+! [-3,3] ~ |x|<3 ~ |x| \ge 3
 formulas
 = (x+1)^2 ~ x^2+2x+1 ~ x²+2x+1 ~ x**2+2*x+1 ~ (1+x)(x+1) ~ (x+1)^2 \text{ by the formula}
 ! (x+1)^2 ~ x^2+1 ~ (y+1)^2 ~ 4
@@ -161,7 +169,8 @@ formulas
 = yx ~ xy
 = \frac{n!}{(n-2)!} ~ n(n-1) ~ 2\binom{n}{2} ~ n^2-n
 ? (-1)^n ~ \cos(n\pi)
-? \frac{x}{2} ~ 1/2x ~ 1/2 x(x+1)
+? \frac{x}{2} ~ 1/2x
+= \frac{x}{2} ~ 1/2 x ~ \nicefrac{x}{2}
 = \cos^2 x ~ \cos(x)^2 ~ cos(x)**2 ~ \operatorname{cos}^2 x
 ? \arcsin x ~ \operatorname{asin}(x) ~ \sin^{-1} x
 ? f(x) = x^2 ~ f(t) = t^2
@@ -178,7 +187,7 @@ equations
 = 4 ~ AB=4 ~ |AB| = 4 ~ f(3)=4 ~ \sin\theta = 4 ~ \text{Area} = 4 ~ 1 + 3 = 4 ~ x = f(1) = 4 ~ S_{ABC}=4 ~ \approx 4
 ! 4 ~ AB=5 ~ x = 2+3 = 5
 ? 4 ~ 2x=8 ~ 1+3=5 ~ x^2=4 ~ x+y=4
-= y=2x+3 ~ 2x-y+3=0 ~ 2x+3 ~ x = \frac{y-3}{2}
+= y=2x+3 ~ f(x)=2x+3 ~ 2x-y+3=0 ~ 2x+3 ~ x = \frac{y-3}{2}
 ! y=2x+3 ~ y=2x-3 ~ 2x+y+3=0
 = \frac{x^2}{25}+\frac{y^2}{9}=1 ~ 9x^2+25y^2=225
 ! (2,3) ~ (x,y) = (3,2)
@@ -187,12 +196,16 @@ words, choices, units, times
 = \text{Evelyn} ~ Evelyn ~ \textbf{evelyn} ~ \boldsymbol{\text{Evelyn}}.
 ! \text{Evelyn} ~ \text{Bob} ~ 5
 ! even ~ odd ~ 2 ~ (2,4)
-? 0 ~ none ~ zero
-? \text{No solution} ~ \emptyset ~ none
+? 0 ~ none
+= \text{No solution} ~ \emptyset ~ \text{empty set}
+= \mathbb{R} ~ \text{all real numbers} ~ (-\infty,\infty)
 = \text{(C)} ~ C ~ (C) ~ \mathrm{C}
 ! \text{(C)} ~ B
 ? \text{(C)} ~ c
 = 125 ~ 125~\text{cm}^2 ~ 125 cm ~ 125€ ~ 125 \text{ square units} ~ 125 USD ~ 125 apples in all
+= 2500000 ~ 2.5 million ~ 2.5\text{ million} ~ 2500 thousand
+= 3-2e^{-1} ~ \frac{3e-2}{e}
+= 7\text{ cm} ~ 7 centimeters
 ? 125\text{ m} ~ 125\text{ km} ~ 125\text{ meters}
 ? \$1.25 ~ 125 cents
 = 5 ~ 5\ \Omega ~ 5 kg m/s^2 ~ 5 km/h ~ 5 rad/s
