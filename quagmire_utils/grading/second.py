@@ -196,8 +196,6 @@ def _structure(text: str) -> Structure:
         raise BeyondError("nothing there")
     if "\\unread" in text:
         raise BeyondError("a remark")
-    if text == "\\dots":
-        return ("dots",)
     text = re.sub(r"^(?:[a-zA-Z]|\([a-z](?:,[a-z])+\))\s*(?:\\in(?![a-z])|:|=(?=\\begin|.*\\cup))", "", text).strip()
     if PLAIN_WORDS.fullmatch(text):
         return "words", text
@@ -209,8 +207,8 @@ def _structure(text: str) -> Structure:
         return "matrix", [("sequence", "(", ")", [_structure(cell.strip()) for cell in row.split("&")]) for row in rows]
     if "\\begin" in text:
         raise BeyondError("an environment")
-    if text in ("\\emptyset", "\\{\\}"):
-        return "set", []
+    if text in ("\\emptyset", "\\{\\}", "\\dots"):
+        return ("dots",) if text == "\\dots" else ("set", [])
     described = re.fullmatch(r"\\\{\s*([a-z])\s*(?:\\in[^:|]*)?[:|](.*)\\\}", text)
     if described:
         text = described[2]
@@ -353,9 +351,10 @@ def _different_kinds(answer: Structure, gold: Structure, tolerance: float | None
         if point and other[0] == "sequence":  # P(1,2)
             return _equal(_structure(point[1]), other, tolerance)
         return None if evaluate(value[1]).names & {"j", "k"} else False  # i + 2j is a vector
-    results = [_equal(item, value, tolerance) for item in _items(other)]
-    if False in results or not results:  # also the empty set
-        return False
+    items = _items(other)
+    results = [_equal(item, value, tolerance) for item in items]
+    if False in results or not results or not all(_equal(items[0], item, None) for item in items):
+        return False  # also the empty set, and several numbers that are within the tolerance
     return None if None in results or len(results) == 1 else True
 
 
