@@ -36,7 +36,8 @@ _STATED = re.compile(
 _FORMULA = re.compile(r"\$\$?([^$]{1,300})\$\$?|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]", re.DOTALL)
 _GOES_ON = re.compile(r"\s*(?:,(?!\s*(?:not|which|because|since|so)\b)|and\b|or\b|times\b|%|\\%)|[A-Za-z\d\\^]")
 _ALTERED = re.compile(  # words beside a number that make it another one
-    r"(?:not|twice|double|half|triple)\b|\s+(?:to|or|less|more|times|squared|cubed|dozen|hours?\s+and)\b"
+    r"(?:not|twice|double|half|triple)\b|\s+(?:(?:to|or|times)\s+\d|or\s+(?:more|less)\b|(?:less|more)\s+than\b"
+    r"|squared\b|cubed\b|hours?\s+and\b)"
 )
 _BOLD = re.compile(r"(?<=\s)\*\*(?=\S)|(?<=\S)\*\*(?![\w(\\])")  # not x**2
 _SCALE = re.compile(r"\s+(?:hundred|thousand|million|billion|trillion)\b")

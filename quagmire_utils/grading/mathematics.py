@@ -21,7 +21,7 @@ from quagmire_utils.grading.verdicts import MATH, Grade, Job, Verdict, printable
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
 _LETTER = re.compile(r"(?:\\text(?:bf)?\{)?\(?[A-J]\)?\}?")
 _LABEL = re.compile(  # (B) 12, \\textbf{(B)}\\ 12
-    r"(?:\\(?:text|math)(?:bf|rm)?\{)?\s*\(?([A-J])[.):]\s*(?:\}[~\s]*|\\[ ,;]|[~\s])+(?=[^\s=])"
+    r"(?:\\(?:text|math)(?:bf|rm)?\{)?\s*\(?([A-J])[.):]\s*(?:\}[~\s]*|\\[ ,;]|[~\s])+(?![\s=]|\\c[au]p)"
 )
 _PRECISION = 1e-5  # of numbers, relative to their size
 _POINTS = (0.7310585786, 1.4142135624, 2.2360679775)  # where expressions are compared

@@ -44,7 +44,7 @@ _DRESSING = re.compile(
 )
 _SENTENCE = re.compile(r"\\text\{[^{}]{1,30}\bis:?\s+(-?\d[\d,.]*)\}")  # the answer is 12
 _LINES = re.compile(
-    r"\\begin\{(aligned|align\*?|gathered|split|cases|array)\}(?:\{l\})?([^&]*(?:&\s*=[^&]*)*)\\end\{\1\}"
+    r"(?:\\left\s*\\\{\s*)?\\begin\{(aligned|align\*?|gathered|split|cases|array)\}(?:\{l\})?([^&]*(?:&\s*=[^&]*)*)\\end\{\1\}(?:\s*\\right\s*\.)?"
 )
 _STYLE = re.compile(r"\\(?:text|math|operatorname)(?:bf|rm|it|sf)?\s*(?=\{)")
 _COMMAND = re.compile(r"\\!\s*|\\(?:[A-Za-z]+|.)|\^\s*\\circ|\^\s*\{\s*\\circ\s*\}|\{,\}|[$~]|[^\x00-\x7f]", re.DOTALL)
@@ -83,6 +83,28 @@ _UNIT = re.compile(
 _SYMBOL = re.compile(r"((?:[^A-Za-z\\]|\\(?:times|cdot|frac|sqrt|pi)\b)*[\d}])\s+(\\mu\s*m|[NJVWKCAFTH])")  # of a unit
 _SPELT = {"hr": "hour", "min": "minute", "sec": "second", "meter": "m", "metre": "m", "feet": "ft", "foot": "ft"}
 _SPELT |= {"centimeter": "cm", "kilometer": "km", "inche": "in", "inch": "in", "kilogram": "kg", "gram": "g"}
+UNITS = {
+    *[
+        "cm",
+        "mm",
+        "km",
+        "ft",
+        "in",
+        "yard",
+        "mile",
+        "hour",
+        "minute",
+        "second",
+        "day",
+        "week",
+        "month",
+        "year",
+        "kg",
+        "dollar",
+        "cent",
+        "euro",
+    ]
+}
 _SIGNS = {"percent": "\\%", "degree": "\u00b0", "degrees": "\u00b0"}
 _RISKY = re.compile(
     r"^squared|^cubed|not|illion|thousand|hundred|dozen|mod|least|most|more|less|than|"
@@ -220,7 +242,7 @@ def normalise(text: str) -> tuple[str, tuple[str, ...]]:
         return _MEANT.get(text, text), ()
     text = _REPEATING.sub(_repeating, _without_thousands(re.sub(r",\s+(?=\d{3}(?!\d))", ", ", text)))
     unit = _UNIT.search(text)
-    if unit and unit[1] not in _SIGNS and not _RISKY.search(unit[1]):
+    if unit and unit[1] not in _SIGNS and (unit[1] == "times" or not _RISKY.search(unit[1])):
         remarks.append(_remark(unit[1]))
         text = text[: unit.start()]
     elif symbol := _SYMBOL.fullmatch(text.strip()):

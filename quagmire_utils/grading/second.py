@@ -27,6 +27,7 @@ from quagmire_utils.grading.notation import (
     ANNOUNCED,
     MAX_ANSWER,
     PLAIN_WORDS,
+    UNITS,
     boxed,
     depths,
     normalise,
@@ -167,7 +168,7 @@ def _proved(answer: str, gold: str, tolerance: float | None) -> bool | None:
             return True if answer == gold else None
         (mine, my_remarks), (theirs, their_remarks) = normalise(answer), normalise(gold)
         if my_remarks and their_remarks and my_remarks != their_remarks:
-            return None  # 5 m and 5 cm, but also 5 m and 5 meters
+            return False if mine == theirs and {*my_remarks, *their_remarks} <= UNITS else None  # 5 km and 5 cm
         if not mine:
             return None
         if theirs in (mine, mine.removesuffix("\\%"), mine[2:] if mine[1:2] == "=" else mine):

@@ -205,7 +205,9 @@ words, choices, units, times
 = 125 ~ 125~\text{cm}^2 ~ 125 cm ~ 125€ ~ 125 \text{ square units} ~ 125 USD ~ 125 apples in all
 = 2500000 ~ 2.5 million ~ 2.5\text{ million} ~ 2500 thousand
 = 3-2e^{-1} ~ \frac{3e-2}{e}
-= 7\text{ cm} ~ 7 centimeters
+= 7\text{ cm} ~ 7 centimeters ~ 7
+! 7\text{ cm} ~ 7 km ~ 8 cm
+= 7 ~ 7 times
 ? 125\text{ m} ~ 125\text{ km} ~ 125\text{ meters}
 ? \$1.25 ~ 125 cents
 = 5 ~ 5\ \Omega ~ 5 kg m/s^2 ~ 5 km/h ~ 5 rad/s
