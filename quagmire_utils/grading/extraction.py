@@ -28,6 +28,7 @@ _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;]|\band\b|\bor\b|\\[()\[\],;]|\\quad|\\qquad|\\text\{\s*(?:,?\s*and|or)\s*\}|[a-zA-Z]\s*=)*"
 )
 _PERCENT = re.compile(r"[\s$]*(?:\\?%|percent\b)")
+_GOES_ON_AFTER_BOX = re.compile(r"\s*(?:\^|\\(?:pi|sqrt)(?![a-z]))[^$\n.=]{0,40}?(?=\\[)\]]|[$\n.=]|$)")
 _STATED = re.compile(
     r"(?:answers?\W{0,4}\s*(?:is|are|:|=)|^\s*A(?:ns)?:|####|答案\s*(?:是|为|：|:)|答えは?[:：]?|<answer>"
     r"|^[#*_ \t]*(?:final[ \t]+)?answer(?:[*_]{2}(?=[ \t]+\S)|[*_ \t]*$))[\s:：*=]*(?:(?:option|choice)\s+)?",
@@ -104,7 +105,8 @@ def _last_box(text: str) -> str | None:
     if not boxes[-1][1]:
         return ""
     start, content, end = boxes[-1]
-    contents = [content.strip() + ("\\%" if _PERCENT.match(text, end) else "")]
+    more = _GOES_ON_AFTER_BOX.match(text, end)
+    contents = [content.strip() + ("\\%" if _PERCENT.match(text, end) else more[0] if more else "")]
     for before, content, end in reversed(boxes[:-1]):
         if (
             end == start

@@ -31,6 +31,8 @@ PLACES = [
     ("$\\boxed{2}$, $\\boxed{5}$ and $\\boxed{7}$", "2,5,7", CORRECT, CORRECT),
     ("$\\boxed{50}$%", "50\\%", CORRECT, CORRECT),
     ("\\boxed {5}", "5", CORRECT, CORRECT),
+    ("$\\boxed{5}\\pi$", "5", WRONG, WRONG),
+    ("\\(\\boxed{60}^{\\circ}\\)", "60", CORRECT, CORRECT),
     ("\\boxed 5", "5", CORRECT, CORRECT),
     ("\\framebox{\\frac{1}{2}}", "0.5", CORRECT, CORRECT),
     ("the sum is\n#### 42\nChecked in 3 steps.", "42", CORRECT, CORRECT),
