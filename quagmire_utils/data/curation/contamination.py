@@ -28,8 +28,8 @@ SHARE = 0.25  # of the shorter question's words, usual ones left out, in runs sh
 SAME = 0.4  # of the runs of a problem, shared with another: the same story twice; AIME's usual words are up to 0.32
 PHRASE = 5  # words in a row that say nothing if many problems have them: "are relatively prime positive integers"
 MANY = 8  # problems
-FEWEST = 8  # words of a question that is looked for inside others; the least that the same appendix allows
-RULE = 3  # raise it when what counts as equal changes: scans are cached under it
+FEWEST = 8  # shared words, and words of a question looked for inside others; the least that the same appendix allows
+RULE = 4  # raise it when what counts as equal changes: scans are cached under it
 
 _TYPESETTING = re.compile(
     r"\\(?:(?:left|right)\.|(?:left|right|bigg?[lrm]?|displaystyle|textstyle|limits|q?quad"
@@ -71,9 +71,9 @@ class BenchmarkIndex:
     """Questions that must not be trained on.
 
     A question matches a problem if they are the same by `same_question` (operators count: `1+2` is not `1*2`), if runs
-    of `ngram` words or more make up `SHARE` of the words of either, or if the question contains a whole problem of
-    `FEWEST` to `ngram` - 1 words. Runs that several problems have, and phrases that many have, count neither as shared
-    nor as words. If it matches several problems, the one with most words shared is named.
+    of `ngram` words or more make up `SHARE` of the words of either and at least `FEWEST` words, or if the question
+    contains a whole problem of `FEWEST` to `ngram` - 1 words. Runs that several problems have, and phrases that many
+    have, count neither as shared nor as words. If it matches several problems, the one with most words shared is named.
     """
 
     def __init__(self, problems: Iterable[Problem], ngram: int = NGRAM) -> None:
@@ -120,7 +120,7 @@ class BenchmarkIndex:
         found, own_words = self._found(words)
         if found:
             number = max(found, key=lambda number: len(found[number]))
-            if len(found[number]) >= SHARE * min(own_words, self._own_words[number]):
+            if len(found[number]) >= max(FEWEST, SHARE * min(own_words, self._own_words[number])):
                 return self._match(number, " ".join(words[place] for place in sorted(found[number])))
         for start in _ngrams(words, FEWEST) if self._short else ():
             for whole, number in self._short.get(start, ()):
