@@ -15,6 +15,7 @@ from pathlib import Path
 from quagmire_utils.core.processes import end_with_parent
 from quagmire_utils.core.settings import Profile, RLSettings, SFTSettings
 from quagmire_utils.data import Problem, Trace
+from quagmire_utils.evaluation.sampling.marking import as_asked
 from quagmire_utils.grading import Grader
 
 Progress = Callable[[float], None]
@@ -61,7 +62,7 @@ def train_rl(
     else:
         from quagmire_utils.training import grpo
 
-        grpo.train_rl(start, problems, output, settings, grader=grader.grade, on_progress=on_progress)
+        grpo.train_rl(start, problems, output, settings, grader=as_asked(grader.grade), on_progress=on_progress)
     _free_memory()
 
 
@@ -93,7 +94,7 @@ def _train_here(timeout: float, *arguments: object) -> None:
 
     *arguments, on_progress = arguments
     with Grader(timeout=timeout, workers=1) as grader:
-        grpo.train_rl(*arguments, grader=grader.grade, on_progress=on_progress)
+        grpo.train_rl(*arguments, grader=as_asked(grader.grade), on_progress=on_progress)
 
 
 def _free_memory() -> None:

@@ -60,17 +60,29 @@ def grade_store(
         if frame is None:  # nothing to grade, or damaged meanwhile
             continue
         verdicts = {name: frame[name].tolist() for name in GRADED}
-        for answer in ANSWERS:
-            rows = [i for i in todo if answers_of(problems[keys[i]]) == answer]
-            asked = [problems[keys[i]] for i in rows]
-            texts = [OPEN * (keys[i] in thinking) + frame["text"].iloc[i] for i in rows]
-            grades = grade(texts, asked, answer=answer) if rows else []
-            for i, problem, result in zip(rows, asked, grades, strict=True):
-                grader = grader_version(problem.grader) or math
-                for name, value in zip(GRADED, (result.extracted, str(result.verdict), grader), strict=True):
-                    verdicts[name][i] = value
+        asked = [problems[keys[i]] for i in todo]
+        texts = [OPEN * (keys[i] in thinking) + frame["text"].iloc[i] for i in todo]
+        for i, problem, result in zip(todo, asked, as_asked(grade)(texts, asked), strict=True):
+            grader = grader_version(problem.grader) or math
+            for name, value in zip(GRADED, (result.extracted, str(result.verdict), grader), strict=True):
+                verdicts[name][i] = value
         frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in verdicts.items()})
         store.write_verdicts(part, frame, held | {keys[i]: golds[keys[i]] for i in todo})
+
+
+def as_asked(grade: Callable[..., Sequence[Any]]) -> Callable[[Sequence[str], Sequence[Problem]], list[Any]]:
+    """Return `grade(responses, problems)` that counts as answers what each problem's prompt asks for."""
+
+    def graded(responses: Sequence[str], problems: Sequence[Problem]) -> list[Any]:
+        kinds, grades = [answers_of(problem) for problem in problems], [None] * len(problems)
+        for answer in ANSWERS:
+            rows = [i for i, kind in enumerate(kinds) if kind == answer]
+            found = grade([responses[i] for i in rows], [problems[i] for i in rows], answer=answer) if rows else []
+            for i, result in zip(rows, found, strict=True):
+                grades[i] = result
+        return grades
+
+    return graded
 
 
 def answers_of(problem: Problem) -> str:

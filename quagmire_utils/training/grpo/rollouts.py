@@ -14,12 +14,13 @@ from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem
 from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine
+from quagmire_utils.evaluation.thinking import OPEN
 from quagmire_utils.grading import Verdict
 
 if TYPE_CHECKING:
     from quagmire_utils.engines.transformers import TransformersEngine
 
-Grader = Callable[[Sequence[str], Sequence[Problem]], Sequence[object]]
+Grader = Callable[[Sequence[str], Sequence[Problem]], Sequence[Any]]
 STATE = "trainer_state.json"  # the last file that is written of a checkpoint
 
 
@@ -54,8 +55,12 @@ class Environment:
         return groups
 
     def rewards(self, chosen: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
-        """Return 1 for each answer (token ids) that solves its problem, else 0; `chosen`: the problem of each."""
-        texts = [completion.text for completion in self.engine.complete(answers)]
+        """Return 1 for each answer (token ids) that solves its problem, else 0; `chosen`: the problem of each.
+
+        As in an evaluation, thinking that the prompt opened has to end.
+        """
+        opened = [OPEN * self.prompts[problem].text.rstrip().endswith(OPEN) for problem in chosen]
+        texts = [start + done.text for start, done in zip(opened, self.engine.complete(answers), strict=True)]
         grades = self.grader(texts, [self.problems[problem] for problem in chosen])
         return [float(grade.verdict == Verdict.CORRECT) for grade in grades]
 
