@@ -808,7 +808,7 @@ def test_a_store_notes_the_grader_and_grades_anew_when_it_changes(tmp_path, grad
     assert store.golds() == {
         ("which", "p"): ["C", None, grader_version("choice")],
         ("which", "q"): ["C", None, grader_version("choice")],
-        ("sums", "m"): ["2", None, "math 2"],
+        ("sums", "m"): ["2", None, "math 2", "boxed"],
     }
     table = audit_store(store, everything, progress=False)
     assert (table.attrs["samples"], table.attrs["not_math"]) == (1, 2)
