@@ -12,6 +12,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -27,6 +28,10 @@ def _make_tables() -> dict[str, str]:
 
 
 TABLES = _make_tables()
+
+
+def _look_up(state: str, letter: str) -> str:
+    return "".join(TABLES[letter][int(digit)] for digit in state)
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,7 @@ class TableChain:
     @property
     def states(self) -> tuple[str, ...]:
         """The state after each step; the last one is the answer."""
-        state, states = self.start, []
-        for letter in self.letters:
-            state = "".join(TABLES[letter][int(digit)] for digit in state)
-            states.append(state)
-        return tuple(states)
+        return tuple(accumulate(self.letters, _look_up, initial=self.start))[1:]
 
     @property
     def answer(self) -> str:

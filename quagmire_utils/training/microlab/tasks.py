@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -92,11 +93,9 @@ class Expression:
     @property
     def states(self) -> tuple[str, ...]:
         """The state after each step; the last one is the answer."""
-        state, states = self.terms[0], []
-        for operator, term in zip(self.operators, self.terms[1:], strict=True):
-            state = _apply(operator, state, term)
-            states.append(state)
-        return tuple(states)
+        return tuple(
+            accumulate(self.steps, lambda state, step: _apply(step[1], state, step[2]), initial=self.terms[0])
+        )[1:]
 
     @property
     def answer(self) -> str:
