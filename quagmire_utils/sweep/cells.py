@@ -20,6 +20,8 @@ from quagmire_utils.core.records import read_object
 from quagmire_utils.core.settings import Profile
 from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.data import Trace
+from quagmire_utils.evaluation.chance import chance_counts
+from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grader
 from quagmire_utils.sweep import datasets, trainers
 from quagmire_utils.sweep.grid import Cell, derive_seed
@@ -156,7 +158,6 @@ class _Run:
         """Sample, grade and count one checkpoint on all benchmarks."""
         from quagmire_utils.engines import EngineConfig, SamplingParams
         from quagmire_utils.evaluation.evaluate import evaluate
-        from quagmire_utils.evaluation.store import SampleStore
 
         cell, settings = self.cell, self.profile.evaluation
         keys = {**cell.names, "stage": cell.kind, "rl_run": -1 if cell.run is None else cell.run}
@@ -172,7 +173,10 @@ class _Run:
         params = SamplingParams(temperature=settings.temperature, max_tokens=settings.max_tokens, seed=seed)
         samples = SampleStore(cell.path(self.folder, "samples") / str(checkpoint))
         how = {"grader": self.grader, "progress": False, "clock": self.clock}
-        return _with_keys(keys, evaluate(config, self.benchmarks, n, params, samples, **how))
+        counts = evaluate(config, self.benchmarks, n, params, samples, **how)
+        with self.clock("chance"):
+            counts = counts.merge(answer_counts(samples, self.grader), on=["benchmark", "problem"], how="left")
+        return _with_keys(keys, counts)
 
     def losses(self, validation_sets: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
         """Compute the generalization loss of the cell's model on each validation set."""
@@ -191,6 +195,19 @@ class _Run:
                 rows.append((name, loss.nll, loss.standard_error, loss.tokens, len(traces)))
         columns = ["validation_set", "nll", "standard_error", "tokens", "traces"]
         return _with_keys({**self.cell.names, "stage": self.cell.kind}, pd.DataFrame(rows, columns=columns))
+
+
+def answer_counts(samples: SampleStore, grader: Grader) -> pd.DataFrame:
+    """Return for each problem distinct_answers, and chance_correct: answers that equal the gold of another problem.
+
+    chance_correct is NaN where there is no other gold, and for programs.
+    """
+    keys = ["benchmark", "problem"]
+    answers = samples.read([*keys, "verdict", "extracted"])
+    answers = answers[answers["verdict"].isin(["correct", "wrong"])]
+    distinct = answers.groupby(keys)["extracted"].nunique().rename("distinct_answers")
+    chance = chance_counts(samples, grader=grader, progress=False).set_index(keys)["correct"].rename("chance_correct")
+    return pd.concat([distinct, chance], axis=1).reset_index()
 
 
 def _with_keys(keys: Mapping[str, object], frame: pd.DataFrame) -> pd.DataFrame:
