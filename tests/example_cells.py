@@ -32,7 +32,7 @@ families:
       - {selection: shortest, n_examples: 16, scenario: instance}
 sft: {learning_rate: 0.001, batch_size: 8, max_length: 256}
 rl: {steps: 2, learning_rate: 0.001, prompts_per_step: 2, rollouts: 4, max_tokens: 12, runs: 1, checkpoints: 2}
-evaluation: {engine: transformers, num_samples: 4, rl_num_samples: 2, k: 4, max_tokens: 16}
+evaluation: {engine: transformers, num_samples: 4, rl_num_samples: 2, k: 4, max_tokens: 16, both_graders: true}
 """
 FAMILY = yaml.safe_load(TINY)["families"][0]
 

@@ -26,8 +26,11 @@ Array = NDArray[np.float64]
 OUTCOMES = ("outcome", "outcome_last")
 
 
-def candidate_frame(records: Records, k: int = 64) -> pd.DataFrame:
+def candidate_frame(records: Records, k: int = 64, correct: str = "correct") -> pd.DataFrame:
     """Return one row per candidate, the base model without SFT included (its selection is "none").
+
+    correct: the column of counts.parquet with the right answers; correct_math are those by the grader `math`, which
+    only profiles with `both_graders` count.
 
     The columns of candidates.parquet, then
       k, pass1, pass1_se, pass1_sampling_se, pass_k, pass_k_se    before RL; errors as in `checkpoint_scores`
@@ -42,7 +45,9 @@ def candidate_frame(records: Records, k: int = 64) -> pd.DataFrame:
     RL runs (`rl_runs`), outcomes use the first runs, as many as every candidate has. Values are NaN where a cell of the
     sweep has not finished. Raises ParameterError if k exceeds the number of answers before RL.
     """
-    counts, loss = records.counts, records.generalization_loss
+    loss = records.generalization_loss
+    check_columns(records.counts, [correct], "counts")
+    counts = records.counts.assign(correct=records.counts[correct])
     check_once(records.candidates, CANDIDATE, "candidates")
     scores = checkpoint_scores(counts, list(dict.fromkeys([1, k])))
     before, after = scores[scores["stage"] != "rl"].set_index(CANDIDATE), scores[scores["stage"] == "rl"]

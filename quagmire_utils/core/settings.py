@@ -146,6 +146,7 @@ class EvaluationSettings(Settings):
     template: str = "auto"
     grading_timeout: Positive = 5.0  # seconds per answer
     grader: Literal["math_verify", "math"] = "math_verify"  # App. B; of benchmarks and rewards in mathematics
+    both_graders: Flag = False  # count by `math` too, in the column correct_math, and show both in the tables
 
     def _check(self) -> None:
         if self.k > self.num_samples:

@@ -21,12 +21,15 @@ from quagmire_utils.core.settings import Profile
 from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.data import Trace
 from quagmire_utils.evaluation.chance import chance_counts
+from quagmire_utils.evaluation.sampling import grade_store
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grader
+from quagmire_utils.grading.verdicts import MATH
 from quagmire_utils.sweep import datasets, trainers
 from quagmire_utils.sweep.grid import Cell, derive_seed
 
 SHIPPED = "base.json"  # in a shipped base model: the cell that trained it, and the checksums of its files
+PROBLEM = ["benchmark", "problem"]
 Results = tuple[dict[str, object], dict[str, pd.DataFrame]]  # further facts of a cell, and its tables
 
 
@@ -175,7 +178,13 @@ class _Run:
         how = {"grader": self.grader, "progress": False, "clock": self.clock}
         counts = evaluate(config, self.benchmarks, n, params, samples, **how)
         with self.clock("chance"):
-            counts = counts.merge(answer_counts(samples, self.grader), on=["benchmark", "problem"], how="left")
+            counts = counts.merge(answer_counts(samples, self.grader), on=PROBLEM, how="left")
+        if settings.both_graders:
+            with self.clock("grading"):
+                problems = datasets.benchmark_problems(self.profile, MATH)
+                grade_store(samples, problems, self.grader.grade, progress=False)
+            by_math = samples.counts().set_index(PROBLEM)["correct"]
+            counts = counts.join(by_math.rename("correct_math"), on=PROBLEM)
         return _with_keys(keys, counts)
 
     def losses(self, validation_sets: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
@@ -202,12 +211,11 @@ def answer_counts(samples: SampleStore, grader: Grader) -> pd.DataFrame:
 
     chance_correct is NaN where there is no other gold, and for programs.
     """
-    keys = ["benchmark", "problem"]
-    answers = samples.read([*keys, "verdict", "extracted"])
-    answers = answers[answers["verdict"].isin(["correct", "wrong"])]
-    distinct = answers.groupby(keys)["extracted"].nunique().rename("distinct_answers")
-    chance = chance_counts(samples, grader=grader, progress=False).set_index(keys)["correct"].rename("chance_correct")
-    return pd.concat([distinct, chance], axis=1).reset_index()
+    answers = samples.read([*PROBLEM, "verdict", "extracted"])
+    given = answers["extracted"].where(answers["verdict"].isin(["correct", "wrong"]))
+    distinct = given.groupby([answers[key] for key in PROBLEM]).nunique().rename("distinct_answers")
+    chance = chance_counts(samples, grader=grader, progress=False).set_index(PROBLEM)["correct"]
+    return pd.concat([distinct, chance.rename("chance_correct")], axis=1).reset_index()
 
 
 def _with_keys(keys: Mapping[str, object], frame: pd.DataFrame) -> pd.DataFrame:

@@ -32,22 +32,25 @@ OWN_FRACTION = 4  # a candidate's own validation set keeps one of so many held-o
 WEIGHTS = ("*.safetensors", "*.json", "tokenizer*", "*.jinja", "*.model", "*.txt")  # files of a hub repository
 
 
-def benchmark_problems(profile: Profile) -> dict[str, list[Problem]]:
-    """Return the first problems of each benchmark, as many as the profile asks for."""
+def benchmark_problems(profile: Profile, grader: str = "") -> dict[str, list[Problem]]:
+    """Return the first problems of each benchmark, as many as the profile asks for.
+
+    grader: of problems in mathematics ("": the profile's).
+    """
     from quagmire_utils.training import microlab
 
+    grader = grader or profile.evaluation.grader
     if profile.families[0].model is not None:
-        return {name: _graded(profile, load_problems(name, count)) for name, count in profile.benchmarks.items()}
+        return {name: _graded(grader, load_problems(name, count)) for name, count in profile.benchmarks.items()}
     problems = {}
     for name, count in profile.benchmarks.items():
         kind = replace(microlab.MICRO_BENCHMARKS[name], digits=profile.digits)
-        problems[name] = _graded(profile, microlab.make_problems(name, kind, count, profile.seed))
+        problems[name] = _graded(grader, microlab.make_problems(name, kind, count, profile.seed))
     return problems
 
 
-def _graded(profile: Profile, problems: Iterable[Problem]) -> list[Problem]:
-    """Return problems of mathematics with the profile's grader, the others as they are."""
-    grader = profile.evaluation.grader
+def _graded(grader: str, problems: Iterable[Problem]) -> list[Problem]:
+    """Return problems of mathematics with this grader, the others as they are."""
     return [replace(problem, grader=grader) if problem.grader == "math" else problem for problem in problems]
 
 
@@ -88,12 +91,17 @@ def rl_problems(profile: Profile, family: FamilySettings, folder: Path) -> list[
         taken = {problem.question for group in benchmark_problems(profile).values() for problem in group}
         count = family.rl_problems + len(taken)
         drawn = microlab.make_mixed_problems(family.rl_terms, count, seed, digits=profile.digits, task=profile.task)
-        return _graded(profile, [problem for problem in drawn if problem.question not in taken][: family.rl_problems])
+        return _graded(
+            profile.evaluation.grader,
+            [problem for problem in drawn if problem.question not in taken][: family.rl_problems],
+        )
     from quagmire_utils.data.curation import Recipe
 
     recipe = Recipe(source=family.rl_set, n=family.rl_problems, benchmarks=_forbidden(profile), seed=seed)
     problems = load_benchmark(_build(profile, folder, recipe) / "train.jsonl")
-    return _graded(profile, (replace(problem, id=f"{family.rl_set}/{problem.id}") for problem in problems))
+    return _graded(
+        profile.evaluation.grader, (replace(problem, id=f"{family.rl_set}/{problem.id}") for problem in problems)
+    )
 
 
 def candidate_traces(

@@ -12,6 +12,7 @@ from quagmire_utils.evaluation.sampling import grade_store, sample
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.evaluation.thinking import thinking_table
 from quagmire_utils.grading import Grader
+from quagmire_utils.sweep.cells import answer_counts
 
 ANY = "Answer with a number."  # no box is asked for, so a number in gibberish counts
 
@@ -92,6 +93,16 @@ def test_one_gold_spelt_twice_is_no_other_gold_and_programs_have_no_chance(grade
     assert chance_counts(store, grader=grader).empty
     text = describe_evaluation(_table(store, grader, [1]))
     assert "No chance level for b" in text
+
+
+def test_counts_of_a_sweep_hold_distinct_answers_and_those_right_by_chance(grader, tmp_path):
+    answers = [["\\boxed{2}", "\\boxed{2}", "\\boxed{1}", "none"], ["\\boxed{1}"] * 3 + ["\\boxed{3}"], ["none"] * 4]
+    store = _stored(tmp_path, answers, ["1", "2", "1"], grader)
+    counts = answer_counts(store, grader).set_index("problem")
+    assert counts["distinct_answers"].tolist() == [2, 2, 0]
+    # p1 meets a gold of 1; of p0 and p2, one meets its gold of 2, the other none
+    assert counts.loc["p1", "chance_correct"] == 3
+    assert sorted(counts["chance_correct"].drop("p1").fillna(-1)) in ([-1, 0], [-1, 2])
 
 
 def test_thinking_that_the_prompt_opened_is_no_answer_until_it_ends(tmp_path, grader):

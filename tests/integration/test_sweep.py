@@ -60,6 +60,7 @@ def test_a_sweep_leaves_every_record(unbroken):
     assert set(counts.loc[counts.stage != "rl", "n"]) == {4}
     assert set(counts.loc[counts.stage == "rl", "n"]) == {2}
     assert (counts[["correct", "wrong", "no_answer", "timeout", "error"]].sum(axis=1) == counts["n"]).all()
+    assert (counts[["distinct_answers", "chance_correct", "correct_math"]].max(axis=1) <= counts["n"]).all()
     losses = read_parquet(unbroken / "generalization_loss.parquet").set_index(["candidate", "validation_set"])
     both = ["validation", "own"]
     sets = [("base", "validation"), *((name, s) for name in ("random-16x2", "shortest-16x1") for s in both)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from scipy import stats
 
 from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.analysis.summaries import records_summary, time_table
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import CHECKPOINT, Records, load_records
 from quagmire_utils.evaluation.measured import evaluation_table, show_evaluation
 from quagmire_utils.evaluation.pass_at_k import bootstrap_intervals
@@ -34,6 +36,16 @@ def test_candidate_frame_against_exact_fractions(records, k):
         assert ours.loc[expected.index, column].to_numpy() == pytest.approx(expected[column].to_numpy(), **CLOSE)
     gain = (expected["outcome"] - expected["pass1"]).to_numpy()
     assert ours.loc[expected.index, "gain"].to_numpy() == pytest.approx(gain, **CLOSE)
+
+
+def test_a_frame_of_another_column_of_right_answers(records):
+    counts = records.counts.assign(correct_math=(records.counts["correct"] + 1).clip(upper=records.counts["n"]))
+    ours = candidate_frame(replace(records, counts=counts), k=7, correct="correct_math")
+    swapped = candidate_frame(replace(records, counts=counts.assign(correct=counts["correct_math"])), k=7)
+    pd.testing.assert_frame_equal(ours, swapped)
+    assert (ours["pass1"] > candidate_frame(records, k=7)["pass1"]).all()
+    with pytest.raises(ParameterError):
+        candidate_frame(records, k=7, correct="correct_math")
 
 
 def test_standard_errors_of_checkpoint_scores(records):
