@@ -5,41 +5,31 @@ A gold is JSON: `{"tests": [...], "setup": "", "entry_point": ""}`. Tests are of
 - Pairs `{"input": ..., "output": ...}`. The program runs anew for each, as `__main__`, and must end by itself with exit
   status 0 and the expected standard output. White space at ends of lines and blank lines at the end do not count; with
   a tolerance, numbers may differ by that.
-- Python source with `assert`s. The tests run in the worker and the program in its own process. Names that the tests use
-  and neither they nor the setup define (with `entry_point`: only that name) stand for the program's; Python's modules
-  are Python's own. Arguments and results cross as plain data: numbers, text, bytes, None, lists, tuples, dicts, sets;
-  of an iterator its elements; of anything else a reference, whose attributes can be read, set and called. What a call
-  changes in an argument is changed in the test's too. A StopIteration arrives as a RuntimeError, because it would end a
-  loop of the test and so the test.
+- Python source with `assert`s, which runs after the program, in its process, with the builtins as they were before.
+  With `entry_point`, tests see the setup and of the program that name alone.
 
-So nothing that a program prints, returns or does to Python's own functions counts as success: the expected values are
-not in its sandbox, an object that is equal to everything does not cross, and a program that ends early leaves calls
-unanswered. Only what the program's own objects say of themselves is believed.
+No output, no early end and no swallowed exception counts as success. But the tests believe what the program's objects
+say of themselves, and a program that searches its process for the tests may find them: do not train against this.
 
 WRONG: a test failed, or the program raised, ended early, is not Python, or tried something that is refused. ERROR: the
-memory did not suffice, the program crashed the interpreter, or the tests need what cannot cross (such as a function).
+memory did not suffice, or the program crashed the interpreter.
 """
 
 from __future__ import annotations
 
 import ast
-import builtins
-import importlib
 import json
 import re
-import sys
 import textwrap
 from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from quagmire_utils.grading.program_host import MAX_OUTPUT
-from quagmire_utils.grading.programs import CannotCrossError, Programs, Running
+from quagmire_utils.grading.programs import MAX_OUTPUT, Programs, Tests
 from quagmire_utils.grading.verdicts import Verdict
 
 _FENCE = re.compile(r"(?:^[ \t]*(~{3,}|`{3,})|(?<!`)(`{3,}))[ \t]*([^\n`]*)$", re.MULTILINE)  # the second within a line
 _PYTHON = {"python", "py", "python3", "py3"}
-_BUILTINS = frozenset(dir(builtins))
 _DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -120,8 +110,7 @@ def judge(answer: str, gold: str, tolerance: float | None, programs: Programs) -
     tests, setup, entry_point = _read_gold(gold)
     sources = [source for source in (setup, show(answer)) if source]
     if isinstance(tests[0], str):
-        with programs.start(sources) as running:
-            return _judge_calls(running, tests, setup, entry_point)
+        return programs.run(sources, Tests(setup, tuple(tests), entry_point))[0]
     for test in tests:
         verdict, output = programs.run(sources, test["input"])
         if verdict != Verdict.CORRECT:
@@ -148,68 +137,6 @@ def _same_output(output: str, expected: str, tolerance: float | None) -> bool:
     return list(map(len, words)) == list(map(len, wanted)) and all(map(near, chain(*words), chain(*wanted)))
 
 
-def _judge_calls(running: Running, tests: list[str], setup: str, entry_point: str) -> Verdict | None:
-    names: dict[str, Any] = {"__name__": "tests"}
-    try:
-        if not running.ended:  # this runs the benchmark's code, not the model's; confined all the same
-            exec(_compiled(setup), names)
-            for name in [entry_point] if entry_point else _names(tuple(tests)):
-                found = running.find(name) if name == entry_point or name not in names else None
-                if found is not None:
-                    names[name] = _own_module(name, tuple(tests)) or found[0]
-            for test in tests:
-                exec(_compiled(test), names)
-        verdict = Verdict.CORRECT
-    except MemoryError:
-        raise
-    except CannotCrossError:
-        verdict = Verdict.ERROR
-    except Exception:
-        verdict = Verdict.WRONG
-    except SystemExit:  # the tests did not come to their end
-        verdict = Verdict.WRONG
-    return running.verdict if running.ended else verdict  # tests that swallow exceptions swallow the program's end too
-
-
-@lru_cache(maxsize=512)
-def _names(tests: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names that tests use, except Python's own: a test does not mean a program's `sorted` or `abs`."""
-    used = [node.id for test in tests for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)]
-    return tuple(name for name in dict.fromkeys(used) if name not in _BUILTINS)
-
-
-def _defined(sources: list[str]) -> set[str]:
-    """Return the names of functions, classes, arguments and imports in some sources."""
-    defined = set()
-    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
-        if isinstance(node, _DEFINITION):
-            defined.add(node.name)
-        elif isinstance(node, ast.arg):
-            defined.add(node.arg)
-        elif isinstance(node, ast.alias):
-            defined.add((node.asname or node.name).partition(".")[0])
-    return defined
-
-
-@lru_cache(maxsize=512)
-def _own_module(name: str, tests: tuple[str, ...]) -> Any:
-    """Return Python's module of that name if the tests mean it: a program could replace `math.isclose`."""
-    if name not in sys.stdlib_module_names:
-        return None
-    nodes = [node for test in tests for node in ast.walk(ast.parse(test))]
-    parts = [node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
-    attributes = [part.attr for part in parts if part.value.id == name]
-    if len(attributes) < sum(isinstance(node, ast.Name) and node.id == name for node in nodes):
-        return None
-    module = importlib.import_module(name)
-    return module if all(hasattr(module, attribute) for attribute in attributes) else None
-
-
-@lru_cache(maxsize=4096)
-def _compiled(test: str) -> Any:
-    return compile(test, "<tests>", "exec")
-
-
 @lru_cache(maxsize=512)
 def _read_gold(gold: str) -> tuple[list[Any], str, str]:
     """Return tests, setup and entry point. Raises ValueError."""
@@ -232,6 +159,4 @@ def _read_gold(gold: str) -> tuple[list[Any], str, str]:
         raise ValueError(f"an expected output must have at most {MAX_OUTPUT // 4} characters")
     if setup:
         ast.parse(setup)
-    if isinstance(tests[0], str) and not entry_point and not set(_names(tuple(tests))) - _defined([*tests, setup]):
-        raise ValueError("its tests call nothing that a program would define; is it in the setup, without entry_point?")
     return tests, setup, entry_point

@@ -102,6 +102,17 @@ def confine(memory_limit: int, *, max_file: int = 0, audit_hook: bool = True) ->
 
     memory_limit: bytes of address space. max_file: bytes to which it may extend a file that is already open.
     """
+    limit_size(memory_limit, max_file)
+    sys.dont_write_bytecode = True
+    barriers = ["seccomp"] if _filter_calls() else []
+    if audit_hook:
+        sys.addaudithook(_refuse)
+        barriers.append("audit hook")
+    return barriers
+
+
+def limit_size(memory_limit: int, max_file: int = 2**40) -> None:
+    """Limit this process and its children for good, in bytes of address space and of the files that they extend."""
     import resource
 
     limits = {resource.RLIMIT_AS: memory_limit, resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: max_file}
@@ -110,12 +121,6 @@ def confine(memory_limit: int, *, max_file: int = 0, audit_hook: bool = True) ->
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         with contextlib.suppress(ValueError, OSError):  # macOS has no limit on the address space
             resource.setrlimit(limit, (value, value))
-    sys.dont_write_bytecode = True
-    barriers = ["seccomp"] if _filter_calls() else []
-    if audit_hook:
-        sys.addaudithook(_refuse)
-        barriers.append("audit hook")
-    return barriers
 
 
 def _filter(column: int, machine: int) -> bytes:

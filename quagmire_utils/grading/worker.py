@@ -15,10 +15,9 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from quagmire_utils.grading import mathematics, parity, program_host
-from quagmire_utils.grading.programs import Programs
+from quagmire_utils.grading import mathematics, parity, programs
 from quagmire_utils.grading.registry import find_grader
-from quagmire_utils.grading.sandbox import confine
+from quagmire_utils.grading.sandbox import confine, limit_size
 from quagmire_utils.grading.verdicts import MATH, Found, Grade, Job, Verdict, printable
 
 SERVE = (
@@ -38,7 +37,7 @@ def serve(handles: list[int], memory_limit: int, subject: str) -> None:
         parity.prepare()
         mathematics.judge("\\frac{x}{2}", None, "0.25 x", True)
     else:
-        program_host.prepare()
+        programs.prepare()
     gc.freeze()  # what is imported stays, and the workers share its memory
     gc.enable()
     _tell(connections[handles[0]], None, "ready")
@@ -86,6 +85,9 @@ def serve(handles: list[int], memory_limit: int, subject: str) -> None:
             if not pid:
                 break
             handle, exit_code = workers.pop(pid), os.waitstatus_to_exitcode(status)
+            if subject == "programs":
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
             if exit_code == 0:  # the worker found that the caller is gone
                 connections.pop(handle).close()
                 continue
@@ -113,9 +115,15 @@ def _work(connection: Connection, finished: mmap.mmap, memory_limit: int, subjec
     for expiry in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(expiry, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {expiry})
-    programs = Programs(memory_limit, finished) if subject == "programs" else None  # forks: a confined process cannot
-    judge = _judge_math if subject == "math" else partial(_judge_other, programs)
-    confine(memory_limit)
+    runner = None
+    if subject == "programs":  # programs are confined, and a confined process could not start them
+        finished.madvise(mmap.MADV_DONTFORK)
+        os.setpgid(0, 0)  # so that the server ends the program too
+        runner = programs.Programs(memory_limit)
+        limit_size(memory_limit)
+    else:
+        confine(memory_limit)
+    judge = _judge_math if subject == "math" else partial(_judge_other, runner)
     while True:
         try:
             chunk, processor_limit, jobs = connection.recv()
@@ -130,8 +138,8 @@ def _work(connection: Connection, finished: mmap.mmap, memory_limit: int, subjec
                 told, outcomes = began, []
             signal.setitimer(signal.ITIMER_REAL, max(job.limit, 0.001))
             signal.setitimer(signal.ITIMER_PROF, processor_limit)
-            if programs is not None:
-                programs.processor_limit = processor_limit
+            if runner is not None:
+                runner.processor_limit = processor_limit
             try:
                 outcome = judge(job)
             except MemoryError:
@@ -155,7 +163,7 @@ def _judge_math(job: Job) -> Grade | tuple[int, int]:
     return parity.judge(job.gold, job.tolerance, job.text, job.is_answer) or (0, 0)
 
 
-def _judge_other(programs: Programs | None, job: Job) -> Grade | tuple[int, int] | None:
+def _judge_other(runner: programs.Programs | None, job: Job) -> Grade | tuple[int, int] | None:
     """Return where the answer is in a response, or the grade of an answer; None: its programs used up the limit."""
     grader = find_grader(job.grader)
     if not job.is_answer:
@@ -164,6 +172,6 @@ def _judge_other(programs: Programs | None, job: Job) -> Grade | tuple[int, int]
         grader.check(job.gold)
     except ValueError:
         return Grade(Verdict.ERROR, printable(grader.show(job.text)))
-    extras = () if programs is None else (programs,)
+    extras = () if runner is None else (runner,)
     verdict = grader.judge(job.text, job.gold, job.tolerance, *extras)
     return None if verdict is None else Grade(Verdict(verdict), printable(grader.show(job.text)))
