@@ -156,30 +156,13 @@ class EvaluationSettings(Settings):
             raise ParameterError("max_tokens", self.max_tokens, allowed)
 
 
-class ModelShape(Settings):
-    """The sizes of a decoder-only transformer (Llama, Mistral, Qwen3), from which memory and FLOPs follow."""
-
-    layers: Count
-    hidden_size: Count
-    intermediate_size: Count
-    heads: Count
-    kv_heads: Count
-    head_dim: Count
-    vocabulary: Count
-    tied_embeddings: Flag = False
-
-    def _check(self) -> None:
-        if self.heads % self.kv_heads:
-            raise ParameterError("kv_heads", self.kv_heads, f"a divisor of heads ({self.heads})")
-
-
 class ModelSettings(Settings):
     """A pretrained base model."""
 
     hub_id: str  # or the path of a folder
     revision: str | None = None  # commit of the hub's repository; a hub id needs one
     gated: Flag = False  # downloading needs a token of someone who accepted its licence
-    shape: ModelShape | None = None  # for the dry run; None: read from the model's config.json
+    parameters: Count | None = None  # for the dry run; None: counted from the model's config.json
 
     def _check(self) -> None:
         if not self.is_folder and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
@@ -200,9 +183,7 @@ class ComputeSettings(Settings):
     nodes: Count = 1  # that work at the same time
     dollars_per_gpu_hour: NonNegative = 2.0
     train_mfu: Share = 0.35  # share of the GPU's peak FLOPs that training reaches
-    bandwidth_share: Share = 0.5  # share of the GPU's memory bandwidth that decoding reaches
-    step_seconds: NonNegative = 0.004  # of a decoding step beside its memory traffic
-    rollout_efficiency: Share = 0.6  # of decoding in RL: each step waits for its longest answers
+    sample_mfu: Share = 0.1  # share of them that sampling reaches, which memory bounds
     overhead: Positive = 1.15  # factor on all hours: loading, synchronising weights, restarts
     prompt_tokens: Count = 150
     # expected answer tokens of base, sft, rl (measuring) and rollout (training); at most the profile's max_tokens

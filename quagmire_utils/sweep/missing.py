@@ -18,9 +18,8 @@ import pandas as pd
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import Profile
 from quagmire_utils.data.dataset import local_files
-from quagmire_utils.sweep import cost
 from quagmire_utils.sweep.datasets import check_files, load_problems, rows_needed, training_sets
-from quagmire_utils.sweep.estimate import gpu_memory, model_shape
+from quagmire_utils.sweep.estimate import ADAM_BYTES, BYTES, GPUS, parameters
 
 HUB_TIMEOUT = 3.0  # seconds
 
@@ -31,8 +30,6 @@ def missing(profile: Profile, folder: Path, costs: pd.DataFrame) -> list[str]:
     costs: the estimate of the cells that are left to do.
     """
     lacking = [*missing_devices(profile), *missing_programs(profile)]
-    if profile.compute.gpus:  # this machine may have larger ones, or none
-        lacking += _too_large(profile, cost.GPUS[profile.compute.gpu].memory)
     if profile.families[0].model is not None:
         lacking += [*_models(profile, set(costs.index)), *_datasets(profile), *_benchmarks(profile)]
     place = folder.resolve()
@@ -41,30 +38,24 @@ def missing(profile: Profile, folder: Path, costs: pd.DataFrame) -> list[str]:
     needed, free = disk_needed(profile, costs), shutil.disk_usage(place).free
     if needed > free:
         lacking.append(f"disk: {size(needed)} are needed and {size(free)} are free at {place}")
-    return list(dict.fromkeys(lacking))
+    return lacking
 
 
 def missing_devices(profile: Profile) -> Iterator[str]:
     """Yield what is missing of the GPUs of the cells that run at once."""
-    if not profile.compute.gpus:
+    compute = profile.compute
+    if not compute.gpus:
         return
     import torch
 
-    needed, there = profile.compute.gpus * profile.workers, torch.cuda.device_count()
+    needed, there = compute.gpus * profile.workers, torch.cuda.device_count()
     if there < needed:
-        yield f"GPUs: {needed} x {profile.compute.gpu} are needed (compute.gpus x workers), and {there} are here"
-    else:
-        yield from _too_large(profile, min(torch.cuda.get_device_properties(i).total_memory for i in range(there)))
-
-
-def _too_large(profile: Profile, memory: float) -> Iterator[str]:
-    """Yield the stages that do not fit GPUs of so many bytes."""
-    remedy = {"SFT": "sft.micro_batch_size", "RL": "rl.micro_batch_size", "rollouts": "rl.vllm_memory"}
+        yield f"GPUs: {needed} x {compute.gpu} are needed (compute.gpus x workers), and {there} are here"
     for family in profile.families:
-        for stage, need in (gpu_memory(profile, family) if family.model is not None else {}).items():
-            if need > memory:
-                needs = f"{stage} of {family.name} needs about {size(need)} of a GPU, which has {size(memory)}"
-                yield f"GPU memory: {needs}; lower {remedy[stage]}"
+        states, memory = ADAM_BYTES * parameters(family.model) / compute.gpus, GPUS[compute.gpu].memory
+        if states > memory:
+            needs = f"training {family.name} needs more than {size(states)} on each GPU, which has {size(memory)}"
+            yield f"GPU memory: {needs}; raise compute.gpus, or take another compute.gpu"
 
 
 def missing_programs(profile: Profile) -> Iterator[str]:
@@ -92,7 +83,7 @@ def _models(profile: Profile, left: set[str]) -> Iterator[str]:
 
     for family in profile.families:
         model = family.model
-        named = f"model {model.hub_id} ({size(cost.weight_bytes(model_shape(model)))})"
+        named = f"model {model.hub_id} ({size(BYTES * parameters(model))})"
         if f"{family.name}/base" not in left:
             continue
         if model.is_folder:
@@ -137,8 +128,4 @@ def hub_answers() -> bool:
 
 def size(count: float) -> str:
     """Return bytes in words, for example 16.1 GB."""
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while count >= 1000 and len(units) > 1:
-        count /= 1000
-        units.pop(0)
-    return f"{count:.0f} {units[0]}" if units[0] == "B" or count >= 100 else f"{count:.1f} {units[0]}"
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

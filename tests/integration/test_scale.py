@@ -52,8 +52,8 @@ def with_example(values, added):
     family, other = values["families"][0], added.pop("families", [{}])[0]
     for section, lines in added.items():
         values[section] = {**values[section], **lines} if section == "datasets" else lines
-    if "model" in other:  # its sizes, as no hub tells them here
-        other["model"]["shape"] = family["model"]["shape"]
+    if "model" in other:  # their number, as no hub tells it here
+        other["model"]["parameters"] = family["model"]["parameters"]
     family["sources"] |= other.pop("sources", {})
     values["families"][0] = family | other
     return values
@@ -130,16 +130,15 @@ def test_the_papers_million_gpu_hours_lie_between_the_readings_of_what_it_leaves
     ours, most = (
         estimate(p, sweep.plan(p)) for p in (profile, load_profile("paper", {"compute.answer_tokens": longest}))
     )
-    capped = ours["train"].clip(upper=5 * 24 * 8).sum() + ours[["sample", "score"]].sum().sum()
+    capped = ours["train"].clip(upper=5 * 24 * 8).sum() + ours["sample"].sum()
     millions = [hours / 1e6 for hours in (capped, ours["hours"].sum(), most["hours"].sum())]
-    assert millions == pytest.approx([0.30, 0.53, 1.65], abs=0.005)
+    assert millions == pytest.approx([0.36, 0.50, 1.00], abs=0.005)
 
 
-def test_a_stage_that_does_not_fit_its_gpu_is_named(tmp_path):
-    text = sweep.dry_run(load_profile("single_gpu", {"sft.micro_batch_size": 16}), tmp_path)
-    said = r"GPU memory: SFT of qwen3-0\.6b needs about 3\d\.\d GB .* lower sft\.micro_batch_size"
-    assert re.search(said, " ".join(text.split()))
-    assert "GPU memory" not in sweep.dry_run(load_profile("single_gpu"), tmp_path)
+def test_a_model_that_does_not_fit_its_gpu_is_named(tmp_path):
+    text = " ".join(sweep.dry_run(load_profile("paper", {"compute.gpus": 1}), tmp_path).split())
+    assert "training llama3-8b needs more than 128.5 GB on each GPU, which has 80.0 GB; raise compute.gpus" in text
+    assert "GPU memory" not in sweep.dry_run(load_profile("paper"), tmp_path)
 
 
 LINE = '{"prompt": "1+1?", "completion": "It is 2."}\n'

@@ -94,7 +94,7 @@ def test_what_is_expected_of_data_changes_no_digest():
     before = {cell.id: cell.digest for cell in sweep.plan(Profile.load(values))}
     family = values["families"][0]
     family["sources"]["main"] |= {"mean_tokens": {"random": 9}, "pool": 7000}
-    family["model"].pop("shape")
+    family["model"].pop("parameters")
     values["compute"]["gpu"] = "H200"
     assert {cell.id: cell.digest for cell in sweep.plan(Profile.load(values))} == before
     values["datasets"]["math_solutions"]["revision"] = "0" * 40  # other data change it: here, of one candidate
