@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quagmire_utils.cli.app import OWN, REPRODUCE, Assignments, app, assignments, place, stop
+from quagmire_utils.cli.stores import print_table
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
 
@@ -63,7 +64,7 @@ def run_command(
 
 @app.command(rich_help_panel=OWN)
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A folder, a hub id, or the address of an OpenAI-compatible server.")],
+    model: Annotated[str, typer.Argument(help="smollm2-135m, a folder, a hub id, or the address of a server.")],
     benchmarks: Annotated[str, typer.Option(help="Names, .jsonl or .yaml files, or all; separated by commas.")],
     num_samples: Annotated[int, typer.Option(help="Answers to each problem.")] = 64,
     k: Annotated[int | None, typer.Option(help="Largest k of Pass@k. Default: --num-samples.")] = None,
@@ -80,7 +81,13 @@ def evaluate(
     given = {"model": place(model), "benchmarks": ",".join(place(name) for name in benchmarks.split(","))}
     given |= {"num_samples": num_samples, "k": num_samples if k is None else k, "max_tokens": max_tokens}
     given |= {"limit": limit, "engine": engine, "output": None if output is None else output.resolve()}
+    from quagmire_utils.data.pretrained import locate
+    from quagmire_utils.evaluation.store import SampleStore
+
+    locate(model)  # a model's first use says here whose it is, and not in the notebook
     page = _workflow("evaluate", "evaluate_model", given, parameters)
+    if page is not None:
+        print_table(SampleStore(page.parent), sorted({1, given["k"]}))
     if show and page is not None:
         webbrowser.open(page.resolve().as_uri())
 

@@ -13,6 +13,8 @@ from quagmire_utils.cli.app import OWN, app
 from quagmire_utils.core.errors import ParameterError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from quagmire_utils.data import Problem
     from quagmire_utils.evaluation.store import SampleStore
 
@@ -117,8 +119,15 @@ def _ks(text: str) -> list[int]:
 
 
 def _print_scores(store: SampleStore, ks: Sequence[int]) -> None:
+    from quagmire_utils.evaluation.measured import describe_evaluation
+
+    print(describe_evaluation(print_table(store, ks)))
+
+
+def print_table(store: SampleStore, ks: Sequence[int]) -> pd.DataFrame:
+    """Print the scores of a store, and return them. Raises ParameterError if no answer is graded."""
     from quagmire_utils.evaluation.chance import chance_counts
-    from quagmire_utils.evaluation.measured import describe_evaluation, evaluation_table, show_evaluation
+    from quagmire_utils.evaluation.measured import evaluation_table, show_evaluation
 
     counts = store.counts()
     counts = counts[counts["n"] > 0]
@@ -126,7 +135,7 @@ def _print_scores(store: SampleStore, ks: Sequence[int]) -> None:
         raise ParameterError("store", store.path, reason=f"{store.path} holds answers but no verdicts; regrade it")
     table = evaluation_table(counts, ks, chance=chance_counts(store))
     print(show_evaluation(table).T.to_string())
-    print(describe_evaluation(table))
+    return table
 
 
 def _problems(store: SampleStore, named: Sequence[str], data_dir: str | None) -> dict[str, list[Problem]]:

@@ -106,7 +106,8 @@ def parameter_error(error: ValidationError, values: object, where: str = "") -> 
             name = f"{name}[{step}]"
     own = first.get("ctx", {}).get("error")
     if isinstance(own, ParameterError):
-        name = f"{name}.{own.parameter}" if name else own.parameter
+        if name.rpartition(".")[2] != own.parameter:  # else the field names itself
+            name = f"{name}.{own.parameter}" if name else own.parameter
         return ParameterError(name, own.value, own.allowed, reason=own.reason)
     name = name or "settings"
     if first["type"] == "missing":

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.validation import Count, Flag, Settings, read_yaml
+from quagmire_utils.core.validation import Count, Flag, Integer, Settings, read_yaml
 from quagmire_utils.data.prompts import INSTRUCTIONS
 
 CATALOGUE = Path(__file__).parent / "catalogue"
@@ -57,6 +57,9 @@ class Dataset(Settings):
     split: str = ""
     hub_files: Texts = ()  # only these files of the repository
     files: Texts = ()  # local copies, which come first: paths or globs beside the YAML file or in the data folder
+    local_columns: dict[str, str] = Field(default_factory=dict)  # of a local copy: the public names of these columns
+    local_rows: tuple[Integer, Integer] | None = None  # of a local copy: first row, and the one after the last
+    address: str = ""  # of a public file, at a commit: where the rows of a set without a hub are
     count: Count | None = None  # problems
     hub_count: Count | None = None  # problems on the hub, if another number
     digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # of a local copy, see `problems.digest`
@@ -64,12 +67,16 @@ class Dataset(Settings):
     # a question and its answer
     id: str | None = None  # column; None: the row's number
     question: Texts = Field(min_length=1)  # column (a text, or chat messages) or template; or the first column there is
+    tidy: Flag = False  # no spaces before marks in the question ("3 cups ."), no two full stops
     strip: Texts = ()  # instructions around the question that are cut off: prompts get their own
     answer: Texts = ()  # column; or several, of which the first that a row has is taken
-    # boxed: what is boxed at the end of a solution; gsm8k: what follows ####; list: several answers
-    answer_format: Literal["plain", "boxed", "gsm8k", "list"] = "plain"
+    # boxed: what is boxed at the end of a solution; gsm8k: what follows ####; list: several answers; number: the number
+    # of "9 (apples)", and rows with another answer are left out; first_word: the yes of "Yes. It snows in May."
+    answer_format: Literal["plain", "boxed", "gsm8k", "list", "number", "first_word"] = "plain"
     tolerance: str | None = None  # column
-    grader: str = "math"  # math, math_verify, choice, code, or module:NAME (an AnswerGrader, also beside the YAML file)
+    grader: str = (
+        "math"  # math, math_verify, choice, text, code, or module:NAME (an AnswerGrader, also beside the YAML file)
+    )
     instruction: str | None = None  # text or template after the question; None: the grader's
 
     # multiple choice
@@ -93,8 +100,8 @@ class Dataset(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Dataset:
-        if not self.hub_id and not self.files:
-            raise ParameterError("hub_id", reason="give hub_id or files, where the rows are")
+        if not self.hub_id and not self.files and not self.address:
+            raise ParameterError("hub_id", reason="give hub_id, files or address, where the rows are")
         if self.hub_id and not self.split and not self.hub_files:
             raise ParameterError("split", reason="give the split of the hub's dataset")
         if self.grader == "code" and not self.tests:
@@ -179,17 +186,17 @@ def data_folder(data_dir: str | Path | None = None) -> Path | None:
 
 
 def local_files(dataset: Dataset, data_dir: str | Path | None = None) -> list[Path]:
-    """Return the local files of a dataset, sorted; none if it has to be read from its hub.
+    """Return the local files of a dataset, sorted; none if it has to be read from its hub or public address.
 
     Each pattern is looked for beside the dataset's YAML file, then in the data folder, then in the working folder.
-    Raises ParameterError if there are none and the dataset names no hub.
+    Raises ParameterError if there are none and the dataset names neither.
     """
     folders = [folder for folder in (dataset.folder, data_folder(data_dir), ".") if folder]
     found: set[Path] = set()
     for pattern in dataset.files:
         matches = next(filter(None, (_matches(Path(folder) / pattern) for folder in folders)), [])
         found.update(path for path in matches if has_rows(path.name))
-        if not dataset.hub_id and not found.intersection(matches):
+        if not (dataset.hub_id or dataset.address) and not found.intersection(matches):
             places, endings = ", ".join(map(str, folders)), ", ".join(ENDINGS)
             reason = f"no {endings} at {pattern} in {places}; QUAGMIRE_DATA_DIR names the data folder"
             raise ParameterError(f"{dataset.name}.files", pattern, reason=reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.dataset import Dataset, benchmark_names, find_dataset, load_datasets, local_files
 from quagmire_utils.data.problems import Problem, Row, check_ids, digest, read_csv, read_jsonl
 from quagmire_utils.data.prompts import INSTRUCTIONS
+from quagmire_utils.data.public_files import public_rows
 from quagmire_utils.data.rows import NoAnswer, make_problem, to_problem
 
 HUB_TIMEOUT = 5.0  # seconds until an unreachable hub is reported; the hub library alone would retry for half a minute
@@ -39,14 +41,18 @@ def _load(dataset: Dataset, data_dir: str | Path | None) -> list[Problem]:
     if ":" in dataset.grader and dataset.folder not in sys.path:
         sys.path.append(dataset.folder)  # a grader of one's own may lie beside the YAML file; workers get the same path
     files = local_files(dataset, data_dir)
-    rows = (row for path in files for row in _read(path)) if files else _hub_rows(dataset)
-    where = ", ".join(map(str, files)) or dataset.hub_id
+    if files:
+        rows = itertools.islice((row for path in files for row in _read(path)), *(dataset.local_rows or (None,)))
+        rows = ({dataset.local_columns.get(name, name): value for name, value in row.items()} for row in rows)
+    else:
+        rows = public_rows(dataset) if dataset.address else _hub_rows(dataset)
+    where = ", ".join(map(str, files)) or dataset.hub_id or dataset.address
     problems, left_out = [], 0
     for index, row in enumerate(rows):
         try:
             problems.append(to_problem(dataset, index, row))
         except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-            if isinstance(error, NoAnswer) and dataset.kind == "training":
+            if isinstance(error, NoAnswer) and (dataset.kind == "training" or dataset.where):
                 left_out += 1
                 continue
             said = str(error) if isinstance(error, ValueError) else repr(error)

@@ -32,6 +32,7 @@ INSTRUCTIONS = {  # by grader; those of other domains than the paper's are ours,
     "math": INSTRUCTION,
     "math_verify": INSTRUCTION,
     "choice": "Let's think step by step and output only the letter of the correct choice within \\boxed{}.",
+    "text": INSTRUCTION,
     "code": "Let's think step by step and output the complete Python code in one ```python block at the end.",
 }
 STDIN_INSTRUCTION = (

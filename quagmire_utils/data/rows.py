@@ -21,6 +21,11 @@ from quagmire_utils.data.golds import boxed_answer, is_answer, is_nan, math_gold
 from quagmire_utils.data.problems import Problem, Row
 from quagmire_utils.data.prompts import STDIN_INSTRUCTION
 
+_ANSWERS = {
+    "number": re.compile(r"\s*(-?[\d.,]+?)(?:\.0)?\s*(?:\([^()]*\))?\s*$"),
+    "first_word": re.compile(r"\s*(\w+)"),
+}
+_UNTIDY = re.compile(r" +(?=[.,?!;:])|\.(?=\.)| +(?= )")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -39,7 +44,9 @@ class NoColumn(ValueError):
 
 def to_problem(dataset: Dataset, index: int, row: Row) -> Problem:
     """Return the problem of a row. Raises ValueError with a sentence for a row that has none."""
-    raw_id = str(index if dataset.id is None else _value(dataset.id, row))
+    if any(str(_value(column, row)) not in allowed for column, allowed in dataset.where.items()):
+        raise NoAnswer("it is not among those that `where` asks for")
+    raw_id = str(index if dataset.id is None else _value(dataset.id, row)).removeprefix(f"{dataset.name}-")
     problem_id = f"{dataset.name}/{raw_id.removeprefix(f'{dataset.split}/').removesuffix('.json')}"
     fields: dict[str, Any] = {"question": _question(dataset, row)}
     fields["tolerance"] = None if dataset.tolerance is None else _value(dataset.tolerance, row)
@@ -48,6 +55,8 @@ def to_problem(dataset: Dataset, index: int, row: Row) -> Problem:
         fields |= _choices(dataset, problem_id, row)
     elif dataset.answer:
         fields["answer"] = _answer(dataset, row)
+        if dataset.grader == "choice":
+            fields["answer"] = str(fields["answer"]).strip("() ")  # (B)
         if dataset.grader in ("math", "math_verify") and is_answer(fields["answer"]):
             fields["answer"], tolerance = math_gold(plain(fields["answer"]))
             fields["tolerance"] = fields["tolerance"] if tolerance is None else tolerance
@@ -103,8 +112,11 @@ def _answer(dataset: Dataset, row: Row) -> Any:
         raise NoColumn(dataset.answer[0], row)
     several = dataset.answer_format == "list"
     answer = next((found for found in (single(value, several) for value in there) if found is not None), None)
-    if not isinstance(answer, str) or dataset.answer_format not in ("boxed", "gsm8k"):
+    if not isinstance(answer, str) or dataset.answer_format in ("plain", "list"):
         return answer
+    if (pattern := _ANSWERS.get(dataset.answer_format)) is not None:
+        found = pattern.match(answer)
+        return None if found is None else found[1].lower()
     if dataset.answer_format == "boxed":
         return boxed_answer(answer)
     _, mark, number = answer.rpartition("####")
@@ -186,7 +198,7 @@ def _question(dataset: Dataset, row: Row) -> str:
     question = _said(_column_or_template(next(filled, dataset.question[0]), row), _USER).strip()
     for instruction in dataset.strip:
         question = question.removeprefix(instruction).removesuffix(instruction).strip()
-    return question
+    return _UNTIDY.sub("", question) if dataset.tidy else question
 
 
 def _column_or_template(what: str, row: Row) -> Any:

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.validation import Count, Flag, Integer, NonNegative, Positive, Settings, Share
+from quagmire_utils.data.pretrained import locate
 from quagmire_utils.engines.checkpoints import check_base_url, check_model
 
 EngineName = Literal["transformers", "vllm", "server"]
@@ -40,7 +41,7 @@ class ServerSettings(Settings):
     @field_validator("tokenizer", mode="before")
     @classmethod
     def _tokenizer_as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
+        return locate(str(value)) if isinstance(value, str | Path) else value
 
     @field_validator("extra_body")
     @classmethod
@@ -58,7 +59,9 @@ class EngineConfig(Settings):
     """What loads an engine: the model, and how it is run. Made once and passed whole."""
 
     engine: EngineName = "vllm"
-    model: str  # a folder or a hub id; for "server", the address of an OpenAI-compatible endpoint
+    # a folder, a hub id, or a name of `data.pretrained`, which becomes its folder; for "server", the address of an
+    # OpenAI-compatible endpoint
+    model: str
     revision: str | None = None  # of a hub id: branch, tag or commit; for "server", of the tokenizer
     dtype: Dtype = "auto"  # "auto": the checkpoint's own; float32 on a CPU that is slow in it
     device: str = "auto"  # "auto": cuda where there is one, otherwise the CPU
@@ -79,7 +82,7 @@ class EngineConfig(Settings):
             if not value.expanduser().exists():  # as text it could be taken for a hub id
                 raise ValueError(f"there is no folder {value}")
             return str(value)
-        return value
+        return locate(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check_combinations(self) -> EngineConfig:

@@ -23,7 +23,7 @@ from quagmire_utils.grading.verdicts import MATH, MATH_VERIFY
 if TYPE_CHECKING:
     from quagmire_utils.evaluation.store import SampleStore
 
-GRADERS = (MATH, MATH_VERIFY, "choice")  # a program answers only its own tests
+GRADERS = (MATH, MATH_VERIFY, "choice", "text")  # a program answers only its own tests
 _ROUNDS = 100
 _LONGEST = 500  # characters of an extracted answer; a longer one was cut
 _PROBLEM = ["benchmark", "problem"]

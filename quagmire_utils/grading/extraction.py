@@ -29,7 +29,7 @@ _BETWEEN_BOXES = re.compile(
 )
 _PERCENT = re.compile(r"[\s$]*(?:\\?%|percent\b)")
 _GOES_ON_AFTER_BOX = re.compile(r"\s*(?:\^|\\(?:pi|sqrt)(?![a-z]))[^$\n.=]{0,40}?(?=\\[)\]]|[$\n.=]|$)")
-_STATED = re.compile(
+STATED = re.compile(
     r"(?:answers?\W{0,4}\s*(?:is|are|:|=)|^\s*A(?:ns)?:|####|答案\s*(?:是|为|：|:)|答えは?[:：]?|<answer>"
     r"|^[#*_ \t]*(?:final[ \t]+)?answer(?:[*_]{2}(?=[ \t]+\S)|[*_ \t]*$))[\s:：*=]*(?:(?:option|choice)\s+)?",
     re.IGNORECASE | re.MULTILINE,
@@ -59,7 +59,7 @@ class Answer(NamedTuple):
 
 def final_answer(response: str, boxed: bool) -> Answer | None:
     """Return the final answer of a response; None without one. boxed: only a box or a stated answer counts."""
-    text = _after_thinking(response)
+    text = after_thinking(response)
     if text is None:
         return None
     found = _last_box(text)
@@ -71,7 +71,7 @@ def final_answer(response: str, boxed: bool) -> Answer | None:
     return Answer(text, False) if _READABLE.search(text) else None
 
 
-def _after_thinking(response: str) -> str | None:
+def after_thinking(response: str) -> str | None:
     """Return what follows the thinking; None where it never ends."""
     if "think" not in response.lower() and "<" not in response:
         return response
@@ -132,7 +132,7 @@ def closing(text: str, start: int, reach: int = _MAX_BOX) -> int | None:
 
 def _stated(text: str) -> Answer | None:
     last = None
-    for last in _STATED.finditer(text):  # noqa: B007
+    for last in STATED.finditer(text):  # noqa: B007
         pass
     if last is None:
         return None

@@ -5,6 +5,7 @@ A benchmark names its grader (`Problem.grader`):
     math                  mathematics, the default (`mathematics`)
     math_verify           math-verify's own verdict, as the paper grades (`parity`)
     choice                one letter of several choices (`choice`)
+    text                  yes or no, words in order (`text`)
     code                  a Python program against unit tests, run in a sandbox (`code`)
     package.module:NAME   an `AnswerGrader` of your own
 """
@@ -19,7 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.grading import choice, code
+from quagmire_utils.grading import choice, code, text
 from quagmire_utils.grading.sandbox import check_bubblewrap
 from quagmire_utils.grading.verdicts import MATH, MATH_VERIFY, Verdict
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from quagmire_utils.data import Problem
 
 # Raise a version with every change that may change a verdict: a store then grades its answers of the older one again.
-VERSIONS = {MATH: "2", MATH_VERIFY: "1", "choice": "2", "code": "4"}
+VERSIONS = {MATH: "2", MATH_VERIFY: "1", "choice": "2", "code": "4", "text": "1"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class AnswerGrader:
 
 GRADERS: dict[str, AnswerGrader] = {
     "choice": AnswerGrader(VERSIONS["choice"], choice.extract, choice.judge, choice.check, choice.show),
+    "text": AnswerGrader(VERSIONS["text"], text.extract, text.judge, text.check, text.show),
     "code": AnswerGrader(VERSIONS["code"], code.extract, code.judge, code.check, code.show),
 }
 

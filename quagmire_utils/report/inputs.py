@@ -7,7 +7,7 @@ folder = evaluation_folder(config, params)             # runs/evaluations/<model
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import pandas as pd
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest
 from quagmire_utils.core.paths import ROOT
-from quagmire_utils.data import BENCHMARKS, Problem, Trace, benchmark_names, load_benchmark, load_traces
+from quagmire_utils.data import BENCHMARKS, Problem, Trace, benchmark_names, find_dataset, load_benchmark, load_traces
 from quagmire_utils.report.notebook import repo_path
 
 if TYPE_CHECKING:
@@ -56,6 +56,12 @@ def benchmark_sources(benchmarks: str | Sequence[str]) -> dict[str, str]:
         known = f"some of {', '.join(benchmark_names())}, or the path of a .jsonl or .yaml file"
         raise ParameterError("benchmarks", wrong[0] if wrong else benchmarks, known)
     return dict(zip(names, sources, strict=True))
+
+
+def licences(names: Iterable[str]) -> list[str]:
+    """Return a sentence with the licences of those benchmarks that are in the catalogue; none if none is."""
+    stated = [f"{name}: {find_dataset(name).licence}" for name in names if name in benchmark_names()]
+    return [f"Licences of the problems: {'; '.join(stated)}."] if stated else []
 
 
 def load_validation(validation_traces: str | Sequence[str] | None) -> dict[str, list[Trace]]:

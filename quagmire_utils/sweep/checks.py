@@ -34,13 +34,13 @@ def check(profile: Profile, *, here: bool = True) -> None:
 
 def _check_benchmarks(profile: Profile) -> None:
     """Refuse unknown benchmarks, and more problems than one has."""
-    from quagmire_utils.data import BENCHMARKS, find_dataset, load_benchmark
+    from quagmire_utils.data import benchmark_names, find_dataset, load_benchmark
     from quagmire_utils.training.microlab import MICRO_BENCHMARKS
 
     micro = profile.families[0].model is None
     if any((family.model is None) != micro for family in profile.families):
         raise ParameterError("families", reason="micro and pretrained models share no benchmark; use two profiles")
-    known, files = (MICRO_BENCHMARKS, "") if micro else (BENCHMARKS, ", or the path of a .jsonl file")
+    known, files = (MICRO_BENCHMARKS, "") if micro else (benchmark_names(), ", or the path of a .jsonl file")
     for name, count in profile.benchmarks.items():
         there = None
         if not micro and name.endswith(".jsonl") and Path(name).is_file():

@@ -20,6 +20,7 @@ from quagmire_utils.core.settings import CandidateSettings, FamilySettings, Mode
 from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.data import BENCHMARKS, Dataset, Problem, Trace, load_benchmark, load_datasets
 from quagmire_utils.data.dataset import local_files
+from quagmire_utils.data.pretrained import locate
 from quagmire_utils.grading import prepare_problems
 from quagmire_utils.sweep.grid import derive_seed
 
@@ -201,7 +202,7 @@ def boxed(trace: Trace) -> Trace:
 def fetch_model(model: ModelSettings, target: Path) -> None:
     """Put a base model's files into the folder `target`, which appears when they are complete."""
     if model.is_folder:
-        source = Path(model.hub_id).expanduser()
+        source = Path(locate(model.hub_id)).expanduser()
         if not source.is_dir():
             raise ParameterError("model.hub_id", model.hub_id, "a folder that exists, or a hub id")
     else:

@@ -16,6 +16,7 @@ import pandas as pd
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_parquet
 from quagmire_utils.core.settings import FamilySettings, ModelSettings, Profile
+from quagmire_utils.data.pretrained import locate
 from quagmire_utils.sweep.grid import Cell, work
 
 ANSWER_TOKENS = 0.5  # share of max_tokens, where the profile does not give the length of answers
@@ -92,7 +93,7 @@ def parameters(model: ModelSettings) -> int:
 
     from quagmire_utils.engines import load_config
 
-    name = str(Path(model.hub_id).expanduser()) if model.is_folder else model.hub_id
+    name = str(Path(locate(model.hub_id)).expanduser()) if model.is_folder else model.hub_id
     if model.is_folder and not Path(name).is_dir():
         raise ParameterError("model.hub_id", model.hub_id, "a folder that exists, or a hub id")
     try:

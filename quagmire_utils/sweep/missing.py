@@ -18,6 +18,7 @@ import pandas as pd
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import Profile
 from quagmire_utils.data.dataset import local_files
+from quagmire_utils.data.pretrained import pretrained_names
 from quagmire_utils.sweep.datasets import check_files, load_problems, rows_needed, training_sets
 from quagmire_utils.sweep.estimate import ADAM_BYTES, BYTES, GPUS, parameters
 
@@ -87,7 +88,7 @@ def _models(profile: Profile, left: set[str]) -> Iterator[str]:
         if f"{family.name}/base" not in left:
             continue
         if model.is_folder:
-            if not Path(model.hub_id).expanduser().is_dir():
+            if model.hub_id not in pretrained_names() and not Path(model.hub_id).expanduser().is_dir():
                 yield f"{named}: there is no such folder"
         elif isinstance(try_to_load_from_cache(model.hub_id, "config.json", revision=model.revision), str):
             continue

@@ -21,6 +21,7 @@ from quagmire_utils.core.settings import SFTSettings
 from quagmire_utils.core.threads import settle_threads
 from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.data import Trace
+from quagmire_utils.data.pretrained import locate
 from quagmire_utils.data.prompts import render, response_ids
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def train_sft(
     from trl import SFTConfig, SFTTrainer
 
     if not isinstance(model, PreTrainedModel):
+        model = locate(str(model))
         tokenizer = tokenizer or load_tokenizer(model)
         model = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
     elif tokenizer is None:

@@ -22,6 +22,7 @@ import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.tokenizer import load_tokenizer
+from quagmire_utils.data.pretrained import locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +55,7 @@ def tokenizer_json(tokenizer: str | Path | PreTrainedTokenizerBase) -> str:
     """
     if isinstance(tokenizer, str | Path):
         try:
-            tokenizer = load_tokenizer(tokenizer)
+            tokenizer = load_tokenizer(locate(str(tokenizer)))
         except ParameterError as error:
             raise ParameterError("tokenizer", str(tokenizer), reason=error.reason) from error
     backend = getattr(tokenizer, "backend_tokenizer", None)

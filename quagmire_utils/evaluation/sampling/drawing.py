@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.data.pretrained import model_origin
 from quagmire_utils.data.problems import check_ids
 from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem, resolve_template, writes_date
 from quagmire_utils.engines import Completion, Engine, EngineConfig, SamplingParams, load_engine
@@ -78,6 +79,7 @@ def sample(
         def open_store(facts: dict[str, str]) -> Work:
             origin = {**facts, "template": template, **params.model_dump()}
             notes = {"model": Path(model).name if Path(model).is_dir() else model}
+            notes |= {"model_origin": found} if (found := model_origin(model)) else {}
             store.bind(origin, notes=notes | ({"day": day.isoformat()} if writes_date(tokenizer) else {}))
             store.add_prompts(_prompt_frame(benchmark, prompts))
             store.clear_temporaries()

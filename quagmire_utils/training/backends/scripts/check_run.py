@@ -47,7 +47,12 @@ def main(job: str, expected: str, data: str) -> None:
     first = prompts[0]
     reward = get_custom_reward_fn(config)
     answers = [("I do not know.", 0.0)]
-    if first["extra_info"]["grader"] in ("math", "math_verify", "choice"):  # golds of other graders are not answers
+    if first["extra_info"]["grader"] in (
+        "math",
+        "math_verify",
+        "choice",
+        "text",
+    ):  # golds of other graders are not answers
         answers.append((f"\\boxed{{{first['reward_model']['ground_truth']}}}", 1.0))
     for answer, wanted in answers:
         result = reward(
