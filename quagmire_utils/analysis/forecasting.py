@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from quagmire_utils.analysis.candidates import select_candidates
 from quagmire_utils.analysis.fits import Array, r2_score, spearman
 from quagmire_utils.analysis.lines import FEWEST, Fit, Task
-from quagmire_utils.analysis.ranking import listed, percent, regret
+from quagmire_utils.analysis.predictors import regret
+from quagmire_utils.analysis.ranking import listed, percent
 from quagmire_utils.analysis.tables import number_text
 from quagmire_utils.core.errors import ParameterError
 
@@ -247,8 +248,8 @@ def check_forecasts(frame: pd.DataFrame, n_runs: int = 5, confidence: float = 0.
                 truth = part.set_index("candidate").loc[rest["candidate"], "outcome"].to_numpy()
                 row["rmse"], row["spread"] = _rms(rest["predicted"] - truth), float(truth.std())
                 row["coverage"] = float(((rest["low"] <= truth) & (truth <= rest["high"])).mean())
-                tried = part[part["candidate"].isin([*runs, rest["candidate"].iloc[0]])]
-                row["regret"] = regret(part, [tried.loc[tried["outcome"].idxmax(), "candidate"]])
+                tried = part["candidate"].isin([*runs, rest["candidate"].iloc[0]])
+                row["regret"] = float(regret(part["outcome"].where(tried, -1.0), part["outcome"]))
     return pd.DataFrame(rows)
 
 

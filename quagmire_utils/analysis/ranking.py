@@ -23,6 +23,7 @@ import pandas as pd
 from quagmire_utils.analysis.candidates import select_candidates
 from quagmire_utils.analysis.measurements import Measurements, checked_candidates, comparable_loss
 from quagmire_utils.analysis.noise import Array, ScoreNoise, Shrinkage, score_noise
+from quagmire_utils.analysis.predictors import regret
 from quagmire_utils.core.errors import ParameterError
 
 COLUMNS = ["candidate", "pass1", "gen_loss", "pass_k"]
@@ -221,7 +222,7 @@ def check_ranking(frame: pd.DataFrame) -> pd.DataFrame:
 
     frame: from `candidate_frame`, or `Measurements.frame`. One row per family and scenario of at least four
     candidates with an outcome: the regret of the rule's choice, and of choosing the highest pass1, the lowest gen_loss,
-    the highest pass_k, and at random. Ties count with their mean.
+    the highest pass_k, and at random. Ties count with their mean; NaN if a candidate lacks the value.
     """
     rows = []
     for family in frame["family"].unique():
@@ -232,18 +233,11 @@ def check_ranking(frame: pd.DataFrame) -> pd.DataFrame:
             ranked = rank_candidates(part)
             chosen = ranked.loc[ranked["rank"] == 1, "candidate"].tolist()
             row = {"family": family, "scenario": scenario, "candidates": len(part), "chosen": ", ".join(chosen)}
-            row["regret"] = regret(part, chosen)
-            for name, best in (("pass1", "max"), ("gen_loss", "min"), ("pass_k", "max")):
-                row[f"regret_{name}"] = regret(part, part.loc[part[name] == part[name].agg(best), "candidate"])
-            row["regret_random"] = regret(part, part["candidate"])
-            rows.append(row)
+            ways = {"": part["candidate"].isin(chosen), "_pass1": part["pass1"], "_gen_loss": -part["gen_loss"]}
+            ways |= {"_pass_k": part["pass_k"], "_random": part["outcome"] * 0}
+            lost = {f"regret{way}": regret(x, part["outcome"]) for way, x in ways.items() if x.notna().all()}
+            rows.append(row | lost)
     return pd.DataFrame(rows)
-
-
-def regret(table: pd.DataFrame, chosen: Iterable[str]) -> float:
-    """Return the best known outcome minus the mean outcome of `chosen`."""
-    outcome = table.set_index("candidate")["outcome"]
-    return float(outcome.max() - outcome.loc[list(chosen)].mean())
 
 
 def percent(share: float) -> str:

@@ -15,7 +15,7 @@ from scipy import integrate, stats
 from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.analysis.measurements import Measurements
 from quagmire_utils.analysis.noise import ScoreNoise, Shrinkage, sampling_parts
-from quagmire_utils.analysis.ranking import beaten_in_both, check_ranking, rank_candidates, rank_with_noise, regret
+from quagmire_utils.analysis.ranking import beaten_in_both, check_ranking, rank_candidates, rank_with_noise
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.pass_at_k import benchmark_average, pass_at_k
 
@@ -360,4 +360,3 @@ def test_advice_on_the_shipped_records(mini):
         assert row.regret_pass1 == pytest.approx(part["outcome"].max() - part.loc[part["pass1"].idxmax(), "outcome"])
         assert row.regret_random == pytest.approx((part["outcome"].max() - part["outcome"]).mean())
     assert check["regret"].mean() < 0.2 * check["regret_random"].mean()
-    assert regret(frame[frame["family"] == "micro-qwen"], ["random-512x4"]) == 0
