@@ -8,7 +8,6 @@ tables from records, one row per family (or family and scenario).
 
 from __future__ import annotations
 
-import contextlib
 import math
 from pathlib import Path
 
@@ -17,7 +16,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from quagmire_utils.analysis import design
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import Records
 
 FILE = Path(__file__).with_name("criteria.yaml")
@@ -66,55 +64,40 @@ def criteria_table(records: Records) -> pd.DataFrame:
     )
 
 
-def _base(records: Records) -> pd.DataFrame:
-    table = design.base_table(records)
-    shift = (table["after_k_after"] - table["before_k_after"]).abs()
-    return table.assign(sharpened=table["possible_share"].mask(shift >= table["lift_last"], 0.0))
-
-
 def _spread(records: Records) -> pd.DataFrame:
     table = design.spread_table(records)
     if table.empty:  # no candidates, a base alone
         return table
-    level = table["scenario"].map({"all": "all candidates"}).fillna(table["scenario"] + " level")
-    table["family"] += ", " + level + ", " + table["outcome"] + " checkpoint"
-    return table.assign(ratio=table["ratio"].where(table["candidates"] >= design.MIN_CANDIDATES))
+    table = table[(table["outcome"] == "last") & (table["scenario"] != "all")]
+    enough = table["candidates"] >= design.MIN_CANDIDATES
+    return table.assign(
+        family=table["family"] + ", " + table["scenario"] + " level",
+        ratio=table["ratio"].where(enough),
+        between=table["between"].where(enough),
+    )
 
 
 def _overtraining(records: Records) -> pd.DataFrame:
     rows = []
     for family in records.candidates["family"].unique():
         table = design.overtraining_table(records, family)
-        steps, found = int(table["pass1_change"].notna().sum()), table[table["signature"]]
-        row = {"family": family, "steps": steps, "found": float(len(found)) if steps else math.nan}
-        row["beyond_noise"] = float((found["beyond"].str.count(",") == 2).sum()) if len(found) else math.nan
-        row["names"] = "; ".join(f"{one.candidate} (clear: {one.beyond or 'none'})" for one in found.itertuples())
-        rows.append(row)
-    return pd.DataFrame(rows)
+        clear = table[table["beyond"].astype(str).str.count(",") == 2]
+        found = float(len(clear)) if table["pass1_change"].notna().any() else math.nan
+        rows.append({"family": family, "found": found, "names": ", ".join(clear["candidate"])})
+    families = pd.DataFrame(rows)
+    many = (families["found"] > 0).sum() if families["found"].notna().any() else math.nan
+    names = "; ".join(f"{row.family}: {row.names}" for row in families.itertuples() if row.names)
+    return pd.DataFrame([{"family": "", "found": float(many), "names": names}])
 
 
-def _length(records: Records) -> pd.DataFrame:
-    """Return longest minus shortest examples, mean over budgets; NaN for benchmarks without lengths."""
-    rows = []
-    for family in records.candidates["family"].unique():
-        contrast = pd.DataFrame(columns=["before", "before_se", "after", "after_se", "tokens_ratio"], dtype=float)
-        with contextlib.suppress(ParameterError):
-            contrast = design.length_contrast(design.length_table(records, family)).set_index("budget")
-        row = {"family": family, "tokens_ratio": contrast["tokens_ratio"].mean()}
-        for when in ("before", "after"):
-            known = contrast.dropna(subset=[when])
-            error = math.sqrt((known[f"{when}_se"] ** 2).sum()) / len(known) if len(known) else math.nan
-            row |= {when: known[when].mean(), f"{when}_se": error, f"{when}_n": len(known)}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _cost(records: Records) -> pd.DataFrame:
-    seconds = design.cost_table(records)["cpu"].reindex(["sft", "rl"])
-    return pd.DataFrame([{"family": "", **seconds, "both": seconds.sum(skipna=False)}])
-
-
-TABLES = {"base": _base, "spread": _spread, "overtraining": _overtraining, "length": _length, "cost": _cost}
+TABLES = {
+    "level": design.level_table,
+    "plateau": design.plateau_table,
+    "spread": _spread,
+    "overtraining": _overtraining,
+    "heterogeneity": design.heterogeneity_table,
+    "rl_set": design.rl_set_table,
+}
 CRITERIA = {
     one["name"]: Criterion.model_validate(one) for one in yaml.safe_load(FILE.read_text(encoding="utf-8"))["criteria"]
 }

@@ -1,4 +1,4 @@
-"""Is a micro world worth measuring? Tables that say what its base can do and how its outcomes spread.
+"""Is a micro world worth measuring? Tables that say where its scores lie and how its outcomes spread.
 
 The paper asks which of many candidates ends best (Sec. 4); a grid whose candidates all end alike answers nothing.
 `criteria` judges these tables; notebooks/design_microlab.ipynb shows both for the pilot on which `mini` was fixed.
@@ -12,78 +12,121 @@ Scores and changes of scores are shares (0.05 is five points). Records may be pa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from quagmire_utils.analysis.candidates import candidate_frame, in_scenario
-from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.records import CANDIDATE, CHECKPOINT, Records
+from quagmire_utils.core.records import CANDIDATE, Records
 from quagmire_utils.evaluation.pass_at_k import pass_at_k
 from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
-from quagmire_utils.training.microlab import DIGITS, MICRO_BENCHMARKS
+from quagmire_utils.training.microlab import MICRO_BENCHMARKS
 
 MIN_CANDIDATES = 4  # fewer are too few for a bootstrap over candidates
 N_RESAMPLES = 4000
 CONFIDENCE = 0.95
+CEILING, FLOOR, SATURATED = 0.90, 0.05, 0.95  # of scores; see criteria.yaml
 BEYOND = 2.0  # standard errors that a change must exceed to count as more than noise
 PROBLEM = ["benchmark", "problem"]
 
 Array = NDArray[np.float64]
 
 
-# --- the base ---------------------------------------------------------------------------------------------------------
+# --- outcomes and predictors: where they lie --------------------------------------------------------------------------
 
 
-def base_table(records: Records) -> pd.DataFrame:
-    """Return what each family's base can do, and what RL straight from it adds: one row per family.
+def level_table(records: Records) -> pd.DataFrame:
+    """Return where the scores of each family's candidates lie: one row per family; the base is not a candidate.
 
-    Columns of the candidate frame (n is n_samples), and
-      chance                           Pass@k of guessing, all answers equally likely
-      lift, lift_last, lift_last_se    outcome and outcome_last minus pass1; lift_last is judged, as the best of many
-                                       is biased upward
-      k_after                          largest power of two within the answers to a problem after RL
-      before_k_after, after_k_after    Pass@k_after of the base, and after RL (last checkpoint, mean over runs)
-      possible, possible_share         share of problems that the base solved at least once, and of the summed Pass@1
-                                       lift on them; NaN without a lift
+    candidates, mean               with an RL run; their mean outcome (last checkpoint, mean over runs)
+    ceiling, ceiling_benchmark     largest share of them that ends above CEILING on one benchmark, and which
+    floor, floor_benchmark         the same for ending within FLOOR of what guessing earns there
+    k, measured                    of Pass@k before RL, and the candidates that have it
+    saturated, highest, sd         share of them with Pass@k of SATURATED or more; the highest; standard deviation
+    guessed, guessed_benchmark     Pass@k of answers against other problems' golds, mean over candidates, on the
+                                   benchmark where it is highest; NaN where chance was not counted
     """
-    counts, k = records.counts, profile_k(records)
-    digits = int(records.manifest["configuration"].get("digits", DIGITS[0]))
-    after = counts[counts["stage"] == "rl"]
-    k_after = 1 << (int(after["n"].min()).bit_length() - 1) if len(after) else 1
-    scores = checkpoint_scores(counts, list(dict.fromkeys([1, k_after])))
+    k, counts = profile_k(records), records.counts
+    sft = records.candidates.loc[records.candidates["selection"] != "none", CANDIDATE]
+    counts = counts.merge(sft, on=CANDIDATE)
+    chance = counts["chance_correct"] if "chance_correct" in counts else pd.Series(math.nan, counts.index)
+    counts = counts.assign(chance=chance, chance_share=chance / counts["n"], share=counts["correct"] / counts["n"])
     frame = candidate_frame(records, k=k)
-    frame = frame[frame["selection"] == "none"].reset_index(drop=True)
-    table = frame[["family", "stands_for", "k", "pass1", "pass1_se", "pass_k", "pass_k_se", "n_runs"]].copy()
-    table["n"], table["k_after"] = frame["n_samples"], k_after
-    table["chance"] = -math.expm1(k * math.log1p(-(10.0**-digits)))
-    table["outcome"], table["outcome_last"] = frame["outcome"], frame["outcome_last"]
-    table["lift"], table["lift_last"] = frame["outcome"] - frame["pass1"], frame["outcome_last"] - frame["pass1"]
-    noise = (frame["outcome_last_std"] / np.sqrt(frame["n_runs"])).where(frame["n_runs"] > 1)
-    table["lift_last_se"] = np.hypot(frame["pass1_sampling_se"], noise)
-    table[["before_k_after", "after_k_after", "possible", "possible_share"]] = math.nan
-    for i, (family, name) in enumerate(frame[CANDIDATE].itertuples(index=False, name=None)):
-        mine = scores[(scores["family"] == family) & (scores["candidate"] == name)]
-        for when, rows in (("before", mine[mine["stage"] != "rl"]), ("after", _last(mine[mine["stage"] == "rl"]))):
-            table.loc[i, f"{when}_k_after"] = rows[f"pass@{k_after}"].mean()
-        own = counts[(counts["family"] == family) & (counts["candidate"] == name)]
-        table.loc[i, "possible"], table.loc[i, "possible_share"] = _lift_on_possible(own)
-    return table
+    frame, rows = frame[frame["selection"] != "none"], []
+    for family, mine in frame.groupby("family", sort=False):
+        own = counts[counts["family"] == family]
+        ends = _last(own[own["stage"] == "rl"])
+        by_benchmark = ends.groupby(["benchmark", "candidate"])[["share", "chance_share"]].mean()
+        at = {"ceiling": by_benchmark["share"] > CEILING}
+        at["floor"] = by_benchmark["share"] < by_benchmark["chance_share"].fillna(0) + FLOOR
+        before = own[(own["stage"] == "sft") & own["chance"].notna()]
+        guessed = pd.Series(pass_at_k(before["n"], before["chance"], k), before.index)
+        shares = {name: there.groupby(level="benchmark").mean() for name, there in at.items()}
+        shares["guessed"] = guessed.groupby([before["candidate"], before["benchmark"]]).mean().groupby(level=1).mean()
+        row = {"family": family, "candidates": by_benchmark.index.get_level_values(1).nunique(), "k": k}
+        for name, share in shares.items():
+            worst = share.idxmax() if share.notna().any() else ""
+            row |= {name: share.max() if worst else math.nan, f"{name}_benchmark": worst}
+        large = mine["pass_k"].dropna()
+        row |= {"mean": mine["outcome_last"].mean(), "measured": len(large), "sd": large.std()}
+        row |= {"saturated": (large >= SATURATED).mean() if len(large) else math.nan, "highest": large.max()}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def _lift_on_possible(counts: pd.DataFrame) -> tuple[float, float]:
-    """Return the share of problems solved before RL, and the share of the lift (last checkpoints) on them."""
-    before, last = counts[counts["stage"] != "rl"].set_index(PROBLEM), _last(counts[counts["stage"] == "rl"])
-    possible = before["correct"] > 0
-    if before.empty or last.empty:
-        return float(possible.mean()) if len(before) else math.nan, math.nan
-    after = (last["correct"] / last["n"]).groupby([last[key] for key in PROBLEM]).mean()
-    lift = after.reindex(before.index) - before["correct"] / before["n"]
-    lift = lift / lift.groupby(level="benchmark").transform("size")  # every benchmark weighs the same
-    total = lift.sum()
-    return float(possible.mean()), float(lift[possible].sum() / total) if total > 0 else math.nan
+def plateau_table(records: Records) -> pd.DataFrame:
+    """Return what the end of RL adds: one row per family, over all RL runs, those of the base included.
+
+    runs, checkpoints, start, end    runs; checkpoints of a run; `end`: its last step; `start`: the last checkpoint
+                                     before its last quarter
+    added, added_se                  Pass@1 at `end` minus Pass@1 at `start`, mean over runs, and its standard error
+    """
+    after, rows = records.counts[records.counts["stage"] == "rl"], []
+    scores = checkpoint_scores(after, [1]) if len(after) else after
+    for family in records.candidates["family"].unique():
+        mine = scores[scores["family"] == family]
+        steps = sorted(mine["checkpoint"].unique())
+        early = [step for step in steps if step <= 0.75 * steps[-1]]
+        row = {"family": family, "checkpoints": len(steps), "runs": 0, "added": math.nan, "added_se": math.nan}
+        if early:
+            wide = mine.pivot_table("pass@1", ["candidate", "rl_run"], "checkpoint")
+            added = (wide[steps[-1]] - wide[early[-1]]).dropna()
+            row |= {"runs": len(added), "start": early[-1], "end": steps[-1]}
+            row |= {"added": added.mean(), "added_se": added.sem()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def heterogeneity_table(records: Records) -> pd.DataFrame:
+    """Return how much the problems of a benchmark differ before RL: one row per family, medians over its measurements.
+
+    measurements    a model on a benchmark, where Pass@1 lies between 2 % and 98 %
+    correlation     intraclass correlation of two answers to one problem: the variance of success rates between
+                    problems, without the part that sampling adds, over that of one answer. 0 if all problems are
+                    equally hard, 1 if each is always or never solved
+    unsolved        share of problems without any right answer
+    """
+    before, rows = records.counts[records.counts["stage"] != "rl"], []
+    for (family, _, _), part in before.groupby(["family", "candidate", "benchmark"], sort=False):
+        share, n = part["correct"] / part["n"], part["n"]
+        mean = share.mean()
+        between = share.var() - (share * (1 - share) / (n - 1)).mean()
+        if 0.02 < mean < 0.98 and len(part) > 1:
+            rows.append((family, between / (mean * (1 - mean)), (part["correct"] == 0).mean()))
+    table = pd.DataFrame(rows, columns=["family", "correlation", "unsolved"]).groupby("family")
+    medians = table.median().assign(measurements=table.size())
+    return medians.reindex(records.candidates["family"].unique()).rename_axis("family").reset_index()
+
+
+def rl_set_table(records: Records) -> pd.DataFrame:
+    """Return the share of the benchmarks whose number of terms the family's RL set has, and those it lacks."""
+    rows = []
+    for family in records.manifest["configuration"].get("families", []):
+        terms = {name: MICRO_BENCHMARKS[name].terms for name in records.counts["benchmark"].unique()}
+        lacks = [name for name, count in terms.items() if count not in family["rl_terms"]]
+        rows.append({"family": family["name"], "covered": 1 - len(lacks) / len(terms), "lacks": ", ".join(lacks)})
+    return pd.DataFrame(rows)
 
 
 # --- spread of outcomes -----------------------------------------------------------------------------------------------
@@ -229,75 +272,6 @@ def paired_change(before: pd.DataFrame, after: pd.DataFrame, k: int) -> tuple[fl
     scores = [pass_at_k(pair[f"n_{when}"], pair[f"correct_{when}"], k) for when in ("before", "after")]
     groups = pd.Series(scores[1] - scores[0]).groupby(pair["benchmark"])
     return float(groups.mean().mean()), float(math.sqrt((groups.var() / groups.size()).sum()) / groups.ngroups)
-
-
-# --- length of examples -----------------------------------------------------------------------------------------------
-
-
-def split_by_length(benchmarks: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the micro benchmarks with fewer, and with more, terms than their median: (short, long)."""
-    unknown = [name for name in benchmarks if name not in MICRO_BENCHMARKS]
-    if unknown:
-        raise ParameterError("benchmarks", unknown[0], f"among {', '.join(MICRO_BENCHMARKS)}")
-    terms = pd.Series({name: MICRO_BENCHMARKS[name].terms for name in benchmarks})
-    return terms.index[terms < terms.median()].tolist(), terms.index[terms > terms.median()].tolist()
-
-
-def length_table(records: Records, family: str) -> pd.DataFrame:
-    """Return what short and long examples teach and cost: one row per instance-level candidate, by budget.
-
-    short_before and long_before are Pass@1 after SFT on the benchmarks with fewer, and with more, terms than the median
-    (`split_by_length`); short_after and long_after the same after RL: last checkpoint, mean over runs. Standard errors
-    are of sampling alone; after RL of the spread between runs, where there are several. tokens_per_example includes the
-    prompt. Ordered by budget (rising), then selection, then tokens.
-    """
-    counts = records.counts[records.counts["family"] == family]
-    sides = dict(zip(("short", "long"), split_by_length(list(records.counts["benchmark"].unique())), strict=True))
-    candidates = records.candidates[records.candidates["family"] == family]
-    table = candidates[in_scenario(candidates["scenario"], "instance") & (candidates["selection"] != "none")].copy()
-    table["tokens_per_example"] = table["sft_tokens"].astype(float) / (table["n_examples"] * table["epochs"])
-    for side, names in sides.items():
-        part = counts[counts["benchmark"].isin(names)]
-        none = pd.DataFrame(columns=[*CHECKPOINT, "pass@1", "sampling_se"])
-        scores = checkpoint_scores(part, [1]) if len(part) else none
-        before = scores[scores["stage"] == "sft"].set_index("candidate")
-        last = _last(scores[scores["stage"] == "rl"]).groupby("candidate")
-        runs, score, noise = last.size(), last["pass@1"], last["sampling_se"]
-        values = {f"{side}_before": before["pass@1"], f"{side}_after": score.mean()}
-        if side == "long":
-            values["long_before_se"] = before["sampling_se"]
-            values["long_after_se"] = (score.std() / np.sqrt(runs)).fillna(noise.mean())
-        for name, found in values.items():
-            table[name] = table["candidate"].map(found).astype(float)
-        table["n_runs"] = table["candidate"].map(runs).fillna(0).astype(int)
-    budgets = records.manifest["configuration"].get("budgets", {})
-    table["place"] = table["budget"].map(budgets)  # most tokens
-    columns = ["family", "budget", "selection", "candidate", "n_examples", "epochs", "sft_tokens", "tokens_per_example"]
-    columns += ["short_before", "long_before", "long_before_se", "short_after", "long_after", "long_after_se", "n_runs"]
-    return table.sort_values(["place", "selection", "sft_tokens"], kind="stable")[columns].reset_index(drop=True)
-
-
-def length_contrast(table: pd.DataFrame) -> pd.DataFrame:
-    """Compare longest with shortest examples within each budget of a `length_table`: one row per budget with both.
-
-    shortest, longest: candidates measured; before, after: longest minus shortest in mean Pass@1 on the long benchmarks
-    after SFT and after RL; tokens_ratio: tokens of an example, longest over shortest.
-    """
-    rows, columns = [], ["family", "budget", "shortest", "longest", "before", "before_se", "after", "after_se"]
-    measured = table[table["long_before"].notna()]
-    for (family, budget), part in measured.groupby(["family", "budget"], sort=False):
-        sides = [part[part["selection"] == name] for name in ("shortest", "longest")]
-        if any(side.empty for side in sides):
-            continue
-        row = {"family": family, "budget": budget, "shortest": len(sides[0]), "longest": len(sides[1])}
-        for when in ("before", "after"):
-            known = [side.dropna(subset=[f"long_{when}"]) for side in sides]
-            means = [side[f"long_{when}"].mean() for side in known]
-            errors = [np.sqrt((s[f"long_{when}_se"] ** 2).sum()) / len(s) if len(s) else math.nan for s in known]
-            row |= {when: means[1] - means[0], f"{when}_se": math.hypot(*errors)}
-        tokens = [side["tokens_per_example"].mean() for side in sides]
-        rows.append(row | {"tokens_ratio": tokens[1] / tokens[0]})
-    return pd.DataFrame(rows, columns=[*columns, "tokens_ratio"])
 
 
 # --- cost and what the tables share -----------------------------------------------------------------------------------
