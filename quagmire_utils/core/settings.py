@@ -81,7 +81,7 @@ class RLSettings(Settings):
     final_lr_fraction: Fraction = 1.0  # linear decay to it at the end; below 1 with backend compact alone
     max_grad_norm: Positive = 1.0
     gradient_checkpointing: Flag = False  # on for large models
-    backend: Literal["trl", "compact", "verl"] = "trl"  # verl: App. B.2; compact: for micro models, same loss
+    backend: Literal["trl", "compact", "verl"] = "trl"  # verl: App. B.2; compact: for small models, same loss
     rollout_engine: Literal["transformers", "vllm"] = "transformers"  # of backend trl; vllm shares the training GPU
     vllm_memory: Annotated[Share, Field(lt=1)] = 0.35  # share of the GPU's memory for vLLM beside training
     seed: Integer = 0
@@ -179,7 +179,9 @@ class ComputeSettings(Settings):
     """What a cell runs on, and what the dry run assumes of it."""
 
     gpus: Annotated[Integer, Field(ge=0)] = 0  # GPUs of one cell, all in one node; 0: cells compute on CPU cores
-    gpu: Literal["A100-80GB", "A100-40GB", "H100-80GB", "H200", "L40S", "A10G", "L4", "RTX4090"] = "A100-80GB"  # App. B
+    gpu: Literal[  # "CPU core" for the dry run of cells without GPUs
+        "A100-80GB", "A100-40GB", "H100-80GB", "H200", "L40S", "A10G", "L4", "RTX4090", "CPU core"
+    ] = "A100-80GB"  # App. B
     nodes: Count = 1  # that work at the same time
     dollars_per_gpu_hour: NonNegative = 2.0
     train_mfu: Share = 0.35  # share of the GPU's peak FLOPs that training reaches

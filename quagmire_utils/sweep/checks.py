@@ -65,8 +65,8 @@ def _check_pretrained(profile: Profile, family: FamilySettings, where: str) -> N
         column = "answer" if parameter == "rl_set" else "response"
         if not getattr(known[name], column):
             raise ParameterError(f"{where}.{parameter}", name, f"a dataset with {column}s")
-    if profile.rl.backend == "compact":
-        raise ParameterError("rl.backend", "compact", f"trl or verl for {where}; compact is for micro models")
+    if profile.rl.backend == "compact" and profile.compute.gpus:
+        raise ParameterError("rl.backend", "compact", f"trl or verl for {where}; compact is for models on a CPU")
     for name, source in family.sources.items():
         if (source.max_tokens or 0) >= profile.sft.max_length:
             allowed = f"below sft.max_length ({profile.sft.max_length}), to leave room for the prompt"

@@ -51,8 +51,9 @@ def benchmark_problems(profile: Profile, grader: str = "") -> dict[str, list[Pro
 
 
 def _graded(grader: str, problems: Iterable[Problem]) -> list[Problem]:
-    """Return problems of mathematics with this grader, the others as they are."""
-    return [replace(problem, grader=grader) if problem.grader == "math" else problem for problem in problems]
+    """Return problems of mathematics with this grader and the prompt of SFT and RL, the others as they are."""
+    how = {"grader": grader, "instruction": None}
+    return [replace(problem, **how) if problem.grader == "math" else problem for problem in problems]
 
 
 def load_problems(name: str, count: int) -> list[Problem]:

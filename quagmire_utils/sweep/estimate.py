@@ -45,6 +45,7 @@ GPUS = {  # those of ComputeSettings.gpu
     "A10G": Gpu(125e12, 24e9),
     "L4": Gpu(121e12, 24e9),
     "RTX4090": Gpu(165e12, 24e9),
+    "CPU core": Gpu(1e11, 8e9),  # float32 with AVX2: 3 GHz x 2 units x 8 numbers x 2
 }
 
 

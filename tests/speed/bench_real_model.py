@@ -1,0 +1,142 @@
+"""Engines on a real model without a GPU: python tests/speed/bench_real_model.py (10 minutes; OMP_NUM_THREADS counts).
+
+SmolLM2-135M answers the same word problems in vLLM, in the transformers engine, and behind llama.cpp's server, which
+runs the package's own Q4_1 file. Each is a process of its own, loaded once; then they take turns, so that a busy moment
+hurts them alike. Start: seconds until it can answer, imports included. Memory: the most that the process held.
+`evaluate`: the same answers by `evaluation.evaluate`, stored and graded, over bare calls of the same engine.
+
+The server needs `pip install xllamacpp` (prebuilt; llama-cpp-python has to be compiled). Without it, its row is left
+out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import multiprocessing
+import os
+import resource
+import socket
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from quagmire_utils.data import Problem, load_benchmark
+from quagmire_utils.data.pretrained import locate, model_origin
+from quagmire_utils.data.prompts import render_problem
+from quagmire_utils.engines import EngineConfig, EngineError, Request, SamplingParams, ServerSettings, load_engine
+
+MODEL = "smollm2-135m"
+
+
+def serve(port: int, threads: int, slots: int, context: int) -> None:
+    """Serve the package's quantised file with llama.cpp; returns the server, which lives as long as its process."""
+    import xllamacpp
+
+    ((package, file),) = model_origin(locate(MODEL))["packages"].items()
+    params = xllamacpp.CommonParams()
+    params.model.path = str(importlib.metadata.distribution(package).locate_file(file))
+    params.hostnames, params.port, params.model_alias = ["127.0.0.1"], port, {MODEL}
+    params.n_parallel, params.n_ctx = slots, slots * context
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    return xllamacpp.Server(params)
+
+
+def config_of(name: str, options: argparse.Namespace) -> EngineConfig:
+    """Return the configuration of an engine; of the server, start it in this process first."""
+    if name != "server":
+        return EngineConfig(engine=name, model=MODEL, max_model_len=options.context)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options.held = serve(port, options.threads, options.slots, options.context)
+    # llama.cpp's own defaults cut unlikely tokens off
+    settings = ServerSettings(tokenizer=MODEL, model=MODEL, extra_body={"top_k": 0, "min_p": 0.0})
+    return EngineConfig(engine="server", model=f"http://127.0.0.1:{port}/v1", server=settings)
+
+
+def work(name: str, options: argparse.Namespace, problems: list[Problem], pipe: Any) -> None:
+    """Load an engine, then do what is asked through the pipe: draw, or evaluate. Sends (seconds, tokens, GiB)."""
+    from quagmire_utils.evaluation.evaluate import evaluate
+    from quagmire_utils.evaluation.store import SampleStore
+    from quagmire_utils.grading import Grader
+
+    started = time.perf_counter()
+    params = SamplingParams(max_tokens=options.max_tokens)
+    engine = load_engine(config_of(name, options))
+    prompts = [render_problem(problem, engine.tokenizer).token_ids for problem in problems]
+    try:
+        engine.generate([Request(prompts[0], 1, 0)], SamplingParams(max_tokens=2))
+    except EngineError as error:
+        return pipe.send(str(error))
+    pipe.send((time.perf_counter() - started, 0, 0.0))
+    with Grader(1) as grader, tempfile.TemporaryDirectory() as folder:
+        grader.grade([r"\boxed{1/2}"], ["0.5"], progress=False)  # its processes are there
+        while (task := pipe.recv()) is not None:
+            what, round_ = task
+            started = time.perf_counter()
+            if what == "evaluate":
+                store = SampleStore(Path(folder) / f"{round_}")
+                how = {"grader": grader, "progress": False}
+                counts = evaluate(engine, {"words": problems}, options.samples, params, store, **how)
+                tokens = int((counts["n"] * counts["mean_tokens"]).sum().round())
+            else:
+                requests = [Request(ids, options.samples, 10**6 * round_ + 1000 * i) for i, ids in enumerate(prompts)]
+                tokens = sum(one.tokens for answers in engine.generate(requests, params) for one in answers)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            pipe.send((time.perf_counter() - started, tokens, peak))
+    engine.close()
+    os._exit(0)  # the server's threads do not end
+
+
+def main() -> None:
+    """Run all in turn and print their table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engines", default="transformers,vllm,server")
+    parser.add_argument("--problems", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--slots", type=int, default=32, help="sequences that the server decodes at once")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    options.threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    locate(MODEL)
+    problems = load_benchmark("asdiv_grade1_2", limit=options.problems)
+    context = multiprocessing.get_context("spawn")
+    pipes, starts, times, memory = {}, {}, {}, {}
+    for name in options.engines.split(","):
+        if name == "server" and importlib.util.find_spec("xllamacpp") is None:
+            print("server: xllamacpp is not installed")
+            continue
+        mine, theirs = context.Pipe()
+        context.Process(target=work, args=(name, options, problems, theirs), daemon=name != "transformers").start()
+        answer = mine.recv()
+        if isinstance(answer, str):
+            print(f"{name}: {answer}")
+            continue
+        pipes[name], starts[name] = mine, answer[0]
+    for round_ in range(options.rounds):
+        for name, pipe in pipes.items():
+            for what in ("draw", "evaluate") if name == "transformers" else ("draw",):
+                pipe.send((what, round_))
+                seconds, tokens, memory[name] = pipe.recv()
+                times.setdefault((name, what), []).append(seconds / tokens)
+    for pipe in pipes.values():
+        pipe.send(None)
+    answers = options.problems * options.samples
+    print(f"\n{answers} answers of at most {options.max_tokens} tokens, {options.threads} thread(s)")
+    print(f"{'':<14}{'tokens/s':>10}{'ratio':>8}{'start s':>10}{'GiB':>8}")
+    reference = statistics.median(times["transformers", "draw"])
+    for name in pipes:
+        median = statistics.median(times[name, "draw"])
+        print(f"{name:<14}{1 / median:>10.0f}{reference / median:>8.2f}{starts[name]:>10.0f}{memory[name]:>8.2f}")
+    pairs = zip(times["transformers", "evaluate"], times["transformers", "draw"], strict=True)
+    print(f"evaluate over bare calls, seconds per token: {statistics.median(a / b for a, b in pairs):.2f}")
+
+
+if __name__ == "__main__":
+    main()
