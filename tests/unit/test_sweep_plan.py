@@ -143,6 +143,7 @@ MAIN = (*FAMILY_OF, "sources", "main")
         ("single_gpu", ("evaluation", "max_model_len", 1024), "evaluation.max_tokens"),
         ("single_gpu", ("datasets", "math_solutions", "answr", ["x"]), "answr"),
         ("single_gpu", ("datasets", "math_solutions", "question", 5), "question"),
+        ("single_gpu", ("rl", {"backend": "compact"}), "rl.backend"),  # it is for CPUs
         ("paper", ("compute", "gpus", 0), "compute.gpus"),
         ("paper", ("compute", "gpus", 3), "sft.batch_size"),
         ("paper", ("rl", "micro_batch_size", 512), "rl.prompts_per_step x rl.rollouts"),
@@ -170,6 +171,16 @@ def test_more_problems_than_a_file_has_are_refused(tmp_path):
         else:
             with pytest.raises(ParameterError, match="at most the 3 problems that it has"):
                 check(profile, here=False)
+
+
+def test_the_study_of_a_real_model_asks_small_benchmarks_with_the_prompt_that_it_trains_on(data_dir):
+    profile = load_profile("smollm")
+    check(profile, here=False)
+    cells = sweep.plan(profile)
+    assert [sum(cell.kind == kind for cell in cells) for kind in ("base", "sft", "rl")] == [1, 6, 9]
+    problems = [problem for some in sweep.benchmark_problems(profile).values() for problem in some]
+    assert 50 <= len(problems) <= 100
+    assert {(problem.instruction, problem.grader) for problem in problems} == {(None, "math_verify")}
 
 
 def test_a_cell_needs_its_starting_point(tmp_path):
