@@ -79,7 +79,7 @@ def fit_predict_r2(
     if measure not in MEASURES:
         raise ParameterError("measure", measure, f"one of {', '.join(MEASURES)}")
     splits = _splits(total, n_fit, n_splits, seed)
-    score = _squared_correlation if measure == "squared_correlation" else r2_score
+    score = squared_correlation if measure == "squared_correlation" else r2_score
     values = np.empty(splits[0].shape[1])
     for part, fit, held in _chunks(splits):
         values[part] = score(outcome[held], _line_predictions(predictors, outcome, fit, held))
@@ -258,7 +258,7 @@ def _line_predictions(predictors: Array, y: Array, fit: Rows, held: Rows) -> Arr
     return prediction / len(predictors)
 
 
-def _squared_correlation(actual: Array, predicted: Array) -> Array:
+def squared_correlation(actual: Array, predicted: Array) -> Array:
     """Return the squared Pearson correlation of each pair of columns; NaN where one of them is constant."""
     first, second = actual - actual.mean(axis=0), predicted - predicted.mean(axis=0)
     scale = np.einsum("vs,vs->s", first, first) * np.einsum("vs,vs->s", second, second)

@@ -3,8 +3,8 @@
     taken = run_notebooks(Run(profile="mini", only=("fig03", "table01"), parameters={"k": "16"}))
 
 `run_sweep` comes first: it computes the records and resumes what an earlier run left. Then follow, several at a time
-because they only read, every `figNN_*` and `tableNN_*` notebook, `claims` and `paper_audit`. Other notebooks (workflows
-such as `evaluate_model`) run one by one, if `only` names them. An executed copy replaces
+because they only read, every `figNN_*` and `tableNN_*` notebook, `claims`, `paper_audit` and those of `study.BEYOND`.
+Other notebooks (workflows such as `evaluate_model`) run one by one, if `only` names them. An executed copy replaces
 `results/<profile>/notebooks/<name>.ipynb` in one step when it is complete, unless it shows the same. The copy in
 progress and the log stay in `results/<profile>/logs/` if a notebook fails. With parameters of the user, all of this and
 the figures go to `runs/<profile>` instead, so that the results with default parameters stay.
@@ -31,12 +31,13 @@ from quagmire_utils.report.execution import Job, NotebookError, execute_all
 from quagmire_utils.report.notebook import set_aside_records
 from quagmire_utils.report.parameters import check_values, notebook_parameters, parse_value
 from quagmire_utils.report.progress import Screen
+from quagmire_utils.report.study import AUDIT, BEYOND, LEDGER
 
 SWEEP = "run_sweep"
 TABLE = "table"  # the source of the ten table notebooks
 REPORT = "report"  # the name of the page in `only`
 # These belong to every run, and only read records; other notebooks run if `only` names them.
-REGULAR = re.compile(r"(fig|table)\d+_?|claims$|paper_audit$")
+REGULAR = re.compile(rf"(fig|table)\d+_?|({'|'.join([LEDGER, AUDIT, *BEYOND])})$")
 MOST_JOBS = 4  # notebooks at a time by default; each takes about 0.4 GiB
 
 

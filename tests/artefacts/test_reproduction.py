@@ -19,7 +19,7 @@ from quagmire_utils.report import notebook, plots
 from quagmire_utils.report.card import update_readme
 from quagmire_utils.report.page import NAME, build
 from quagmire_utils.report.reproduction import Run, run_notebooks
-from quagmire_utils.report.study import AUDIT, LEDGER, PLACES, STORY, label_of, read_study
+from quagmire_utils.report.study import AUDIT, BEYOND, LEDGER, PLACES, STORY, label_of, read_study
 from quagmire_utils.sweep.collect import is_collected
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,7 +162,7 @@ def test_the_shipped_curves_of_rl_are_those_of_the_code(tmp_path):
 def test_every_other_shipped_picture_is_that_of_the_code(tmp_path):
     folder = tmp_path / "mini"
     shutil.copytree(RESULTS, folder, ignore=shutil.ignore_patterns("figures", "notebooks", "logs", "scratch"))
-    only = ("fig", "claims", "paper_audit", "design_microlab", "rank_candidates", "forecast_rl")
+    only = ("fig", LEDGER, AUDIT, *BEYOND, "design_microlab", "rank_candidates", "forecast_rl")
     run_notebooks(Run(str(folder), only), io.StringIO())
     drawn = sorted((folder / "figures").glob("*.svg"))
     names = {path.name for path in (RESULTS / "figures").glob("*.svg")}

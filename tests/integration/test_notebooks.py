@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 from example_cells import TINY
@@ -23,14 +25,14 @@ from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import load_records
 from quagmire_utils.report import execution, inputs, notebook
-from quagmire_utils.report.study import HEADLINE
+from quagmire_utils.report.study import AUDIT, BEYOND, HEADLINE, LEDGER
 from quagmire_utils.training import microlab
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TABLES = {spec.slug: number for number, spec in tables.TABLES.items()}  # all executed from table.ipynb
 FIGURES = [path.stem for path in NOTEBOOKS if re.match(r"fig\d\d_", path.stem)]
-STUDY = [*FIGURES, *TABLES, "claims", "paper_audit"]
+STUDY = [*FIGURES, *TABLES, LEDGER, AUDIT, *BEYOND]
 WORKFLOWS = {
     "run_sweep": {"profile", "workers", "ray", "fresh"},
     "evaluate_model": {
@@ -62,12 +64,12 @@ def plain(source: str) -> str:
 
 def test_the_notebooks_that_should_be_there():
     """One for each figure and table of the paper, and the workflows."""
-    assert {path.stem for path in NOTEBOOKS} >= {*WORKFLOWS, "table", "claims", "paper_audit"}
+    assert {path.stem for path in NOTEBOOKS} >= {*WORKFLOWS, "table", LEDGER, AUDIT, *BEYOND}
     assert sorted(TABLES.values()) == list(range(1, 11))
     assert [int(name[3:5]) for name in FIGURES] == list(range(1, 11))
 
 
-@pytest.mark.parametrize("name", [*FIGURES, "table", "claims", "paper_audit"])
+@pytest.mark.parametrize("name", [*FIGURES, "table", LEDGER, AUDIT, *BEYOND])
 def test_what_belongs_in_the_report_is_tagged(name):
     tags = [set(cell.metadata.get("tags", [])) for cell in code_cells(ROOT / "notebooks" / f"{name}.ipynb")]
     assert any("report" in some for some in tags)
@@ -243,6 +245,44 @@ def test_the_verdict_is_about_the_family_that_is_drawn(run, full, name, paramete
     families = set(re.findall(r"^- [A-Z][^,“]*, (micro-[a-z]+), “", said, re.MULTILINE))
     assert families == ({verdict_on} - {""})
     assert ("The paper makes no claim here" in said) == (not verdict_on)
+
+
+def headline_of(book: nbformat.NotebookNode) -> str:
+    (found,) = shown(book, HEADLINE)
+    return found["ours"]
+
+
+def tables_of(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Counts before RL and the SFT candidates by family and scenario (at least six each), read by pandas alone."""
+    counts, candidates = pd.read_parquet(folder / "counts.parquet"), pd.read_parquet(folder / "candidates.parquet")
+    sets = candidates[candidates["selection"] != "none"].assign(scenario=lambda t: t["scenario"].str.split("+"))
+    sets = sets.explode("scenario").query("scenario != 'source'")
+    sets = sets[sets.groupby(["family", "scenario"])["candidate"].transform("size") >= 6]
+    counts["score"] = counts["correct"] / counts["n"]
+    before = counts[counts["stage"] == "sft"].copy()
+    before["pass_64"] = [1 - math.comb(n - c, 64) / math.comb(n, 64) for n, c in before[["n", "correct"]].to_numpy()]
+    return before, counts[counts["stage"] == "rl"], sets
+
+
+def mean_of(counts: pd.DataFrame, column: str) -> pd.Series:
+    """The mean over problems, then benchmarks, of each candidate."""
+    keys = ["family", "candidate"]
+    return counts.groupby([*keys, "benchmark"])[column].mean().groupby(keys).mean()
+
+
+def test_headline_of_when_pass_k_takes_over(run, full):
+    """Again in a few lines of pandas: the mean over sets of the difference of two rank correlations, at two steps."""
+    before, after, sets = tables_of(full)
+    gaps = {}
+    for step in (12, 24):
+        table = pd.DataFrame({"pass1": mean_of(before, "score"), "pass_64": mean_of(before, "pass_64")})
+        table["after"] = mean_of(after[after["checkpoint"] == step], "score")
+        rho = sets.merge(table.reset_index()).groupby(["family", "scenario"])[list(table)]
+        rho = rho.apply(lambda part: part.corr(method="spearman")["after"])
+        gaps[step] = (rho["pass_64"] - rho["pass1"]).mean()
+    said = headline_of(run("when_pass_k_takes_over", profile=full))
+    assert f"changes by {gaps[24] - gaps[12]:+.2f} [" in said
+    assert f"to {gaps[24]:+.2f} [" in said
 
 
 def test_changing_one_record_changes_the_executed_table(run, tmp_path):

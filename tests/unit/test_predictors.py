@@ -2,10 +2,105 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+import math
+from dataclasses import replace
+from itertools import combinations
 
-from quagmire_utils.analysis.predictors import regret
+import numpy as np
+import pandas as pd
+import pytest
+from example_records import macro_pass_at_k, make_records, write_records
+from scipy import stats
+
+from quagmire_utils.analysis import predictors
+from quagmire_utils.analysis.candidates import candidate_frame
+from quagmire_utils.analysis.predictors import PREDICTORS, bootstrap_scores, interval_text, intervals, regret
+from quagmire_utils.core.records import load_records
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return load_records(write_records(tmp_path_factory.mktemp("records") / "example", make_records()))
+
+
+# --- measures and outcomes --------------------------------------------------------------------------------------------
+
+
+def right_of(n: int, correct: int, size: int, wanted) -> float:
+    """The share of all sets of `size` answers whose number of right ones is wanted, counted one by one."""
+    answers = [1] * correct + [0] * (n - correct)
+    return float(np.mean([wanted(sum(chosen)) for chosen in combinations(answers, size)]))
+
+
+def test_measures_of_one_problem(records):
+    """Each predictor made from counts, by counting every choice of answers of a problem with 3 right of 16."""
+    counts = records.counts.assign(n=16, correct=3, wrong=13, distinct_answers=5.0, chance_correct=1.0)
+    found = predictors.average(predictors.measures(replace(records, counts=counts), k=4)).iloc[0]
+    pass_k, chance = (right_of(16, c, 4, lambda right: right > 0) for c in (3, 1))
+    truth = {"pass1": 3 / 16, "pass_k": pass_k, "headroom": pass_k - 3 / 16, "above_chance": pass_k - chance}
+    truth |= {"solved": 1, "coverage": 0, "mean_logit": math.log(3.5 / 13.5), "distinct": 5, "early": 3 / 16}
+    truth |= {"variance": right_of(16, 3, 2, lambda right: right == 1) / 2, "active": 1}
+    for name, value in truth.items():
+        assert found[name] == pytest.approx(value), name
+    assert set(PREDICTORS) == {*truth, "gen_loss", "entropy"}
+
+
+def test_measures_and_outcomes_of_records(records):
+    """Averaged over problems, then benchmarks; NaN for what the records lack."""
+    table, after = predictors.measures(records, 8), predictors.outcomes(records)
+    frame = candidate_frame(records, 8).set_index(["family", "candidate"])
+    mean = predictors.average(table)
+    for name in ("pass1", "pass_k", "gen_loss"):
+        pd.testing.assert_series_equal(mean[name].sort_index(), frame[name].sort_index(), check_names=False)
+    pd.testing.assert_series_equal(
+        predictors.average(after)[24].sort_index(), frame["outcome_last"].sort_index(), check_names=False
+    )
+    counts = records.counts.query("candidate == 'random-250x4' and stage == 'sft'")
+    assert mean.loc[("micro-llama", "random-250x4"), "pass_k"] == pytest.approx(macro_pass_at_k(counts, 8))
+    assert table.loc[("micro-llama", "random-250x4", "hard"), "solved"] == np.mean(
+        counts.query("benchmark == 'hard'")["correct"] > 0
+    )
+    assert mean[["above_chance", "distinct"]].isna().all(axis=None)
+    assert (mean["entropy"] == 1).all()
+    chosen = predictors.candidate_sets(frame.reset_index(), predictors.average(after))
+    assert {name: len(keys) for name, keys in chosen.items()} == {
+        "micro-llama, dataset level": 8,
+        "micro-llama, instance level": 8,
+    }
+
+
+# --- judged -----------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_scipys_and_take_the_expected_sign():
+    rng = np.random.default_rng(0)
+    outcome = rng.uniform(size=12)
+    table = pd.DataFrame(
+        {"pass1": outcome + rng.normal(size=12), "gen_loss": -outcome, "distinct": np.nan, "flat": 1.0}
+    )
+    draws = bootstrap_scores(table, outcome, resamples=400)
+    assert draws.shape == (401, 12)
+    first = draws.iloc[0]
+    assert first["spearman", "pass1"] == pytest.approx(stats.spearmanr(table["pass1"], outcome).statistic)
+    assert first["r2", "pass1"] == pytest.approx(stats.pearsonr(table["pass1"], outcome).statistic ** 2)
+    assert first["regret", "pass1"] == pytest.approx(outcome.max() - outcome[table["pass1"].argmax()])
+    assert first["spearman", "gen_loss"] == pytest.approx(1)  # a lower loss is expected to end better
+    assert draws["regret", "gen_loss"].abs().max() < 1e-12
+    assert first["regret", "flat"] == pytest.approx((outcome.max() - outcome).mean())
+    assert draws.xs("distinct", level=1, axis=1).isna().all(axis=None)
+    rows = np.random.default_rng(0).integers(12, size=(400, 12))
+    again = stats.spearmanr(table["pass1"].to_numpy()[rows[7]], outcome[rows[7]]).statistic
+    assert draws["spearman", "pass1"].iloc[8] == pytest.approx(again)
+
+
+def test_intervals_are_percentiles_of_the_resamples():
+    draws = pd.DataFrame({"one": [0.5, *np.linspace(0, 2, 1001)], "none": np.nan})
+    assert intervals(draws).loc["one"].tolist() == pytest.approx([0.5, 0.05, 1.95])
+    assert interval_text(draws["one"], sign="+") == "+0.50 [+0.05 to +1.95]"
+    assert interval_text(draws["none"]) == "not measured"
+
+
+# --- regret -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
