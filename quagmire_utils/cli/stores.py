@@ -76,7 +76,7 @@ def audit(
     data_dir: DataDir = None,
     output: Annotated[Path | None, typer.Option(help="Write the list to this .csv file.")] = None,
 ) -> None:
-    """List the answers that a second, independent grader judges differently."""
+    """List the answers that a second grader, math-verify alone, judges differently."""
     from quagmire_utils.core.spreadsheet import check_writable, printable, write_csv
     from quagmire_utils.evaluation.audit import audit_store
 

@@ -1,37 +1,21 @@
-"""How the second grader reads: the final answer of a response, and LaTeX without its dressing.
+"""How the second grader reads LaTeX: `normalise` leaves one spelling of many.
 
-`read_answer` takes the last box, else what follows "answer is", "A:" or "####", else the last formula or number, of
-what follows the thinking. `normalise` leaves one spelling of many: no styles, units or thousands separators, `\\frac`
-for `\\dfrac`, `\\sqrt` for its sign. Every search is linear in the text.
+No styles, units or thousands separators, `\\frac` for `\\dfrac`, `\\sqrt` for its sign. Every search is linear in the
+text.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 
-from quagmire_utils.grading.arithmetic import FUNCTIONS, BeyondError
+from quagmire_utils.grading.arithmetic import FUNCTIONS
 from quagmire_utils.grading.extraction import closing
 
 MAX_ANSWER = 1000  # characters of an answer that is looked at
-_TAIL = 4000  # characters at the end of a response where an answer without a box is looked for
-
-_BOXES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{(?!\s*\})")  # an empty one, as in a repeated prompt, does not count
 _BOX_COMMAND = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=\{)")
-_BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;.]|and|or|\\[()\[\],;:! ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|[A-Za-z](?:_\{?\w\}?)?\s*=)*"
-)
-ANNOUNCED = re.compile(r"(?:answer\s*(?:is|:|=)|^\s*A:|####)[\s:*]*", re.IGNORECASE | re.MULTILINE)
-_FORMULA = re.compile(
-    r"\$\$?([^$]{1,300})\$\$?|\\\(((?:[^\\]|\\[^()]){1,300})\\\)|\\\[((?:[^\\]|\\[^\[\]]){1,300})\\\]"
-)
-_NUMBER = r"-?(?:\d+\s\d+/\d+|\d[\d,]*\.?\d*|\.\d+)(?:\s*/\s*\d+)?"
-_NUMBERS = re.compile(rf"{_NUMBER}(?:(?:,\s+|\s+)(?:and\s+|or\s+)?{_NUMBER})*")
-_SENTENCE_END = re.compile(r"(?<=[\w)}$%*])[.!?](?:\s|$)")
-
 _WORD = re.compile(
     r"\\(?:text|mathrm|textbf|mathbf|textit|textrm|texttt|textsf|textsc|emph|mbox|operatorname|mathit|mathsf|rm|bf)\s*"
     r"\{([^{}]*)\}(\s*\^\s*(?:\{?-?\d\}?))?(?=\s*([({\[])?)"
@@ -140,78 +124,6 @@ _TIDY = tuple(
         (r"(?<![A-Za-z\\])(?:,\s*)?(?:and|or)(?![A-Za-z])", lambda m: "\\or " if m[0].endswith("r") else "\\quad "),
     )
 )
-
-
-# ---------------------------------------------------------------------------------------------- where the answer is
-
-
-def read_answer(response: str) -> str:
-    """Return the final answer, "" without one. Raises BeyondError for a box that cannot be read."""
-    _, end, answer = response.rpartition("</think>")
-    if end:
-        response = answer
-    elif "<think>" in response:
-        return ""
-    content = boxed(response)
-    if content:
-        return content
-    tail = response[-_TAIL:]
-    announced = list(ANNOUNCED.finditer(tail))
-    if announced:
-        tail = tail[announced[-1].end() :]
-        line = _SENTENCE_END.split(tail.strip().split("\n")[0])[0].strip().rstrip(".* ")
-        formula = _FORMULA.match(line)
-        if formula and not re.match(r"\s*(?:,|and\b|or\b)", line[formula.end() :]):
-            return next(filter(None, formula.groups())).strip()
-        words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", re.sub(r"\\text\s*\{[^{}]*\}", "", line))
-        prose = len(set(words) - {"and", "or"}) > 1 and re.search(r"\d", line)
-        if line and len(line) <= 60 and "<<" not in line and not prose:
-            return re.sub(r"^\$(?=\d+(?:,\d{3})*(?:\.\d+)?\b[^$]*$)", "", line)
-        tail = line or tail
-    formulas = [match for match in _FORMULA.finditer(tail) if not match[0].isspace()]
-    numbers = list(_NUMBERS.finditer(tail))
-    if formulas and (not numbers or numbers[-1].end() <= formulas[-1].end()):
-        return _joined_formulas(tail, formulas).strip()
-    if announced and len(numbers) > 1 and "=" not in tail:
-        raise BeyondError("several numbers")
-    last = numbers[-1][0] if numbers else ""
-    return last if _THOUSANDS.fullmatch(last) else ", ".join(re.findall(_NUMBER, last))
-
-
-def _joined_formulas(text: str, formulas: list[re.Match[str]]) -> str:
-    """Return the last formula, with those before it that only a comma, "and" or "or" separates from it."""
-    parts, start = [], None
-    for formula in reversed(formulas):
-        if start is not None and not re.fullmatch(r"\s*(?:,|,?\s*and|,?\s*or)\s*", text[formula.end() : start]):
-            break
-        parts.append(next(filter(None, formula.groups())))
-        start = formula.start()
-    return ", ".join(reversed(parts))
-
-
-def boxed(text: str) -> str:
-    """Return the content of the last box, with those before it that only "and", "or" or a comma separates from it.
-
-    Empty boxes do not count; of nested boxes the outermost does. Raises BeyondError if the last box is too long or has
-    no end: what else the text holds is not its answer.
-    """
-    boxes: list[tuple[int, int, int | None]] = []  # where a box, and its content, begins and ends
-    for match in deque(_BOXES.finditer(text), maxlen=20):
-        if not boxes or match.start() > (boxes[-1][2] or 0):
-            boxes.append((*match.span(), closing(text, match.end())))
-    if boxes and boxes[-1][2] is None:
-        raise BeyondError("a box without an end in reach")
-    found: list[str] = []
-    edge = None
-    for start, inside, end in reversed(boxes):
-        if end is None or (edge and not (edge - end < 101 and _BETWEEN_BOXES.fullmatch(text, end + 1, edge))):
-            break
-        found.append(text[inside:end].strip())
-        edge = start
-    return ", ".join(dict.fromkeys(reversed(found)))
-
-
-# -------------------------------------------------------------------------------------------------- normalised text
 
 
 @lru_cache(maxsize=16384)

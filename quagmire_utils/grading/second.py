@@ -5,12 +5,9 @@ intervals and relations as sets of numbers, matrices, equations); and term by te
 equal or different only where that follows; what notation leaves open (is `1/2x` x/2?) is undecided.
 
     prove("x > 2", "(2, \\infty)")            # True
-    second_grade("1331 and 1728", "1728")     # Grade(WRONG, "1331, 1728"), for the audit
 
-`second_grade` also finds the answer by itself: the last box, else what follows "answer is", "A:" or "####", else the
-last formula or number. It runs in the caller's process, so it is built for hostile text: nothing is evaluated but
-arithmetic, every number and power is bounded, every search is linear and recursion is limited. What is beyond it is an
-ERROR, as is a last box of more than 1,000 characters or without an end, for which no other number is taken.
+It is built for hostile text: nothing is evaluated but arithmetic, every number and power is bounded, every search is
+linear and recursion is limited. What is beyond it is undecided.
 """
 
 from __future__ import annotations
@@ -19,28 +16,11 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import repeat
-from typing import TYPE_CHECKING
 
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.grading.arithmetic import BeyondError, add, difference, evaluate
-from quagmire_utils.grading.notation import (
-    ANNOUNCED,
-    MAX_ANSWER,
-    PLAIN_WORDS,
-    UNITS,
-    boxed,
-    depths,
-    normalise,
-    read_answer,
-    split,
-)
+from quagmire_utils.grading.extraction import final_answer
+from quagmire_utils.grading.notation import MAX_ANSWER, PLAIN_WORDS, UNITS, depths, normalise, split
 from quagmire_utils.grading.quantities import Structure, misses, same_numbers, same_ratio, same_value
-from quagmire_utils.grading.verdicts import MATH, MATH_VERIFY, UNDECIDED, Grade, Verdict, printable
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from quagmire_utils.data import Problem
 
 _NAME = re.compile(  # AB, |AB|, \angle A, a_{10}, f(3), (x,y)
     r"(?:[A-Za-z]|\\[A-Za-z]+(?![A-Za-z])\s?|\|[A-Za-z]+\||\[[A-Z]+\]|\{[A-Za-z]+\})+(?:_\{?\w+\}?)?'*"
@@ -54,92 +34,13 @@ _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 
 _RELATION = re.compile(r"<|>|\\(?:le|ge|neq)(?![a-z])")
 
 
-AUDIT_KINDS = ("only the first grader says correct", "only the second grader says correct", "the first is undecided")
-AUDIT_KINDS += ("neither could read it",)
-_ENDING = 200  # characters of a response that the audit shows
-
-
-def audit(responses: Sequence[str], golds: Sequence[str | Problem], grades: Sequence[Grade]) -> pd.DataFrame:
-    """Grade responses a second time; return those on which the two graders disagree, or which neither could read.
-
-    responses: n texts; golds: n answers in LaTeX, or Problems; grades: n, as `grade` returns them. Problems of other
-    graders than math are left out. Columns: index (position of the response), kind (one of `AUDIT_KINDS`), gold,
-    verdict, extracted, second_verdict (may be ERROR: it cannot judge), second_extracted, ending (the last 200
-    characters of the response).
-
-    `attrs` has samples (judged by the second grader), disagreements, unread (rows of the last kind: the second grader
-    cannot judge, and the first cannot either or says wrong, as it does of what it cannot read), undecided (those, and
-    others that only the second grader cannot judge), not_math (left out), either and both (samples that either grader
-    and that both call correct), and agreement (both / either; NaN without any).
-    """
-    import pandas as pd
-
-    if not len(responses) == len(golds) == len(grades):
-        raise ParameterError("grades", len(grades), f"as many as responses and golds ({len(responses)}, {len(golds)})")
-    rows, undecided, not_math, either, both = [], 0, 0, 0, 0
-    for index, (response, gold, first) in enumerate(zip(responses, golds, grades, strict=True)):
-        if getattr(gold, "grader", MATH) not in (MATH, MATH_VERIFY):
-            not_math += 1
-            continue
-        second = second_grade(response, gold)
-        kind = _disagreement(first.verdict, second.verdict)
-        right = (first.verdict == Verdict.CORRECT) + (second.verdict == Verdict.CORRECT)
-        either, both = either + (right > 0), both + (right == 2)
-        undecided += second.verdict in UNDECIDED and first.verdict != Verdict.CORRECT
-        if kind is None:
-            continue
-        answer = gold if isinstance(gold, str) else gold.answer
-        grades_of_both = (first.verdict.value, first.extracted, second.verdict.value, second.extracted)
-        rows.append((index, kind, answer, *grades_of_both, response[-_ENDING:]))
-    columns = ["index", "kind", "gold", "verdict", "extracted", "second_verdict", "second_extracted", "ending"]
-    table = pd.DataFrame(rows, columns=columns).astype({"index": int})
-    samples = len(responses) - not_math
-    table.attrs = {
-        "samples": samples,
-        "disagreements": int((table["kind"] != AUDIT_KINDS[3]).sum()),
-        "unread": int((table["kind"] == AUDIT_KINDS[3]).sum()),
-        "undecided": undecided,
-        "not_math": not_math,
-        "either": either,
-        "both": both,
-        "agreement": both / either if either else float("nan"),
-    }
-    return table
-
-
-def _disagreement(first: Verdict, second: Verdict) -> str | None:
-    """Return the kind of row in an audit, or None where the graders agree."""
-    if first == Verdict.CORRECT:
-        return None if second == Verdict.CORRECT else AUDIT_KINDS[0]
-    if second in UNDECIDED:
-        return None if first == Verdict.NO_ANSWER else AUDIT_KINDS[3]
-    if first in UNDECIDED:
-        return AUDIT_KINDS[2]
-    return AUDIT_KINDS[1] if second == Verdict.CORRECT else None
-
-
-def second_grade(response: str, gold: str | Problem) -> Grade:
-    """Return the second grader's verdict on whether a response ends in the gold (LaTeX, or a Problem), and the answer.
-
-    CORRECT, WRONG, NO_ANSWER (there is nothing to read) or ERROR (it cannot judge).
-    """
-    text, tolerance = (gold, None) if isinstance(gold, str) else (gold.answer, gold.tolerance)
-    try:
-        answer = read_answer(response)
-    except BeyondError:
-        return Grade(Verdict.ERROR, "")
-    if not answer:
-        return Grade(Verdict.NO_ANSWER, "")
-    verdict = {True: Verdict.CORRECT, False: Verdict.WRONG, None: Verdict.ERROR}[prove(answer, text, tolerance)]
-    return Grade(verdict, printable(answer))
-
-
 @lru_cache(maxsize=4096)
 def _gold(text: str) -> str:
     """Return the answer in a gold. Raises BeyondError for one that somebody has yet to read."""
     if re.search(r"^[A-H][.)]\s+\S|^[\[{]['\"]|&\w+;", text):
         raise BeyondError("a choice, or the text of a list or a dict")
-    return boxed(text) or (read_answer(text) if ANNOUNCED.search(text) else text).strip()
+    stated = final_answer(text, boxed=True)
+    return stated.text.strip() if stated and stated.whole else text.strip()
 
 
 @lru_cache(maxsize=65536)

@@ -10,9 +10,9 @@ from quagmire_utils import cli
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.spreadsheet import write_csv
 from quagmire_utils.data import Problem
-from quagmire_utils.evaluation.audit import audit_store
+from quagmire_utils.evaluation.audit import audit, audit_store
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.grading import Grade, Verdict, audit, second_grade
+from quagmire_utils.grading import Grade, Verdict
 
 CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
 
@@ -24,41 +24,22 @@ CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
 def test_both_graders_meet_the_labels_of_real_responses(grader, labelled, name, samples):
     responses, golds, labels = labelled(name)
     grades = grader.grade(responses, golds, timeout=60)
-    second = [second_grade(response, gold).verdict for response, gold in zip(responses, golds, strict=True)]
     assert len(labels) == samples
     assert [grade.verdict == CORRECT for grade in grades] == labels
-    assert [found == CORRECT for found in second] == labels
-    # Neither can judge math_cot's gold `4:30p..`, which is corrupt; nor the second grader an endless decimal fraction.
-    undecided = [gold for gold, found in zip(golds, second, strict=True) if found == ERROR]
-    assert undecided == (["4:30p.."] * 8 if name == "math_cot" else ["8"])
     listed = audit(responses, golds, grades)
-    assert listed.attrs == {
-        "samples": samples, "disagreements": 0, "unread": len(undecided), "undecided": len(undecided), "not_math": 0,
-        "either": sum(labels), "both": sum(labels), "agreement": 1.0,
-    }  # fmt: skip
-    assert set(listed["kind"]) == {"neither could read it"}
-
-
-SPOILT = {  # how a right response is spoilt so that its last words are no longer the gold: (gold, response) -> response
-    "a second answer": lambda gold, text: f"{gold}1 and {gold}",
-    "a range": lambda gold, text: f"\\boxed{{{gold}}} and \\boxed{{{gold}1}}",
-    "minus": lambda gold, text: f"\\boxed{{-{gold}}}",
-    "words": lambda gold, text: "\\boxed{\\text{none of these}}",
-    "base": lambda gold, text: f"\\boxed{{{gold}_7}}",
-}
+    unread = golds.count("4:30p..")  # which is corrupt
+    counts = {"samples": samples, "disagreements": 0, "unread": unread, "undecided": unread, "not_math": 0}
+    assert listed.attrs == counts | {"either": sum(labels), "both": sum(labels), "agreement": 1.0}
+    assert set(listed["kind"]) <= {"neither could read it"}
 
 
 def test_the_audit_finds_what_math_verify_accepts_of_spoilt_answers(grader):
-    golds = ["2", "5", "9", "12", "31", "420", "1728"]
-    samples = [(how, gold, spoil(gold, "")) for how, spoil in SPOILT.items() for gold in golds]
-    responses, golds = [text for *_, text in samples], [gold for _, gold, _ in samples]
-    grades = grader.grade(responses, golds, timeout=60)
-    accepted = [i for i, grade in enumerate(grades) if grade.verdict == CORRECT]
-    assert {samples[i][0] for i in accepted} >= {"a second answer", "base"}
-    listed = audit(responses, golds, grades)
-    listed = listed[listed["kind"] != "neither could read it"]
-    assert set(listed["kind"]) == {"only the first grader says correct"}
-    assert listed["index"].tolist() == accepted
+    spoilt = ["\\boxed{31_7}", "\\boxed{-31}", "\\boxed{31}"]
+    problems = [Problem("p", "?", "31", grader="math_verify")] * len(spoilt)
+    grades = grader.grade(spoilt, problems, timeout=60)
+    assert [grade.verdict for grade in grades] == [CORRECT, WRONG, CORRECT]
+    listed = audit(spoilt, problems, grades)
+    assert listed[["kind", "index"]].to_numpy().tolist() == [["only the first grader says correct", 0]]
 
 
 def test_the_audit_of_a_store_groups_and_sorts(tmp_path):
@@ -99,15 +80,16 @@ def test_the_audit_of_a_store_groups_and_sorts(tmp_path):
 
 
 def test_what_the_second_grader_cannot_judge_is_no_agreement():
-    text = "\\boxed{\\begin{cases}1\\end{cases}}"
+    gold = "4:30p.."
+    text = "\\boxed{6}"
     first = [Grade(verdict, "") for verdict in (ERROR, TIMEOUT, WRONG)]
-    table = audit([text] * 3, ["5"] * 3, first)
+    table = audit([text] * 3, [gold] * 3, first)
     assert table["kind"].tolist() == ["neither could read it"] * 3
     assert math.isnan(table.attrs.pop("agreement"))
     counts = {"samples": 3, "disagreements": 0, "unread": 3, "undecided": 3, "not_math": 0, "either": 0, "both": 0}
     assert table.attrs == counts
-    table = audit([text] * 4 + ["A: 6"], ["5"] * 5, [*first, Grade(CORRECT, "5"), Grade(WRONG, "6")])
-    assert table.attrs == counts | {"samples": 5, "disagreements": 1, "either": 1, "agreement": 0}
+    table = audit([text] * 4, [gold] * 4, [*first, Grade(CORRECT, "5")])
+    assert table.attrs == counts | {"samples": 4, "disagreements": 1, "either": 1, "agreement": 0}
     with pytest.raises(ParameterError, match="grades"):
         audit([text], ["5"], [])
 
@@ -144,9 +126,9 @@ def test_a_store_is_regraded_and_audited_from_the_shell(mine, capsys):
     output = path.with_name("audit.csv")
     assert cli.main(["grade", "audit", str(store.path), *golds, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
-    assert "disagrees on 0 of 6 answers" in printed
-    assert "Of the 3 that either calls correct, 100.00 % are so to both." in printed
-    assert pd.read_csv(output).empty
+    assert "disagrees on 1 of 6 answers" in printed  # 1331 and 1728, without a box
+    assert "Of the 4 that either calls correct, 75.00 % are so to both." in printed
+    assert pd.read_csv(output)["kind"].tolist() == ["only the second grader says correct"]
 
 
 def test_the_shell_refuses_in_a_sentence(mine, tmp_path, capsys):

@@ -7,86 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
-from quagmire_utils.grading import Grade, Verdict, second_grade
+from quagmire_utils.data import BENCHMARKS, load_benchmark
 from quagmire_utils.grading.second import prove
-
-CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
-
-
-def verdict(response, gold):
-    return second_grade(response, gold).verdict
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-@pytest.mark.parametrize(
-    ("response", "answer"),
-    [
-        ("so \\boxed{\\frac{1}{2}} it is", "\\frac{1}{2}"),
-        ("\\boxed{3}. Wait: $\\boxed{4}$", "4"),
-        ("$\\boxed{3}$ and $\\boxed{4}$.", "3, 4"),
-        ("\\boxed{6}, that is \\boxed{6}", "6"),
-        ("\\fbox{7}", "7"),
-        ("\\boxed{8} and then \\boxed{9", ""),  # the last one is cut off
-        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
-        ("\\boxed{\\boxed{3}, \\boxed{4}} and \\boxed{5}", "\\boxed{3}, \\boxed{4}, 5"),
-        ("\\boxed{\\boxed{3} < \\boxed{4}}", "\\boxed{3} < \\boxed{4}"),
-        ("\\boxed{\\frac{1}{2}}" + ", as asked in \\boxed{ }" * 30, "\\frac{1}{2}"),
-        ("The answer, to be put in \\boxed{}, is 9", "9"),
-        ("The answer is **12**.", "12"),
-        ("13 * 2 = 26\nA: 26", "26"),
-        ("so\n#### 1,234", "1,234"),
-        ("Final answer: $x = 5$. I hope it is correct.", "x = 5"),
-        ("It comes to $10.50", "10.50"),
-        ("We get 1331 and 1728", "1331, 1728"),
-        ("either $1331$ or $1728$.", "1331, 1728"),
-        ("We get $3$ and then $\\frac{4}{5}$.", "\\frac{4}{5}"),
-        ("\\[\\boxed{-2}\\quad\\text{and}\\quad\\boxed{1}\\]", "-2, 1"),
-        ("$x=\\boxed{-2}$ or $x=\\boxed{1}$; done", "-2, 1"),
-        ("\\boxed{12}, so \\boxed{15}", "15"),
-        ("Answer: Ravi needs 65 tiles.", "65"),
-        ("The answer is $18 per day.", "18"),
-        ("The answer is 2 2/3 cups.", "2 2/3 cups"),
-        ("**Final Answer:** The sum is $\\frac{3}{4}$.", "\\frac{3}{4}"),
-        ("<think>Is it \\boxed{3}? No.</think> It is 44", "44"),
-        ("<think>Is it \\boxed{3}? No, I", ""),
-        ("We don't know.", ""),
-        ("", ""),
-    ],
-)
-def test_the_answer_is_found(response, answer):
-    assert second_grade(response, "1").extracted == answer
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "\\boxed{" + "x" * 5000 + "5}",
-        "\\boxed{" + "\\frac{1}{" * 2000 + "5" + "}" * 2001,
-        "\\boxed{" + "1+" * 3000 + "5}",
-        "\\boxed{1+4}, or \\boxed{" + "1+" * 3000 + "5}",
-        "\\boxed{5",
-        "\\boxed{" * 30 + "5",
-        "\\boxed{6 \\boxed{" + "1" * 2000 + "5}}",
-    ],
-)
-def test_no_other_number_is_taken_for_a_box_that_cannot_be_read(text):
-    assert second_grade(text, "5") == second_grade(f"{text} 5", "5") == Grade(ERROR, "")
-    assert verdict("\\boxed{5}", text) == ERROR
 
 
 def test_golds_and_answers_in_boxes_within_boxes_or_prose_are_read():
-    for gold in ("\\boxed{5}", "$\\boxed{ 5 }$", "So it is \\fbox{\\boxed{5}}.", "{5}"):
-        answers = ("\\boxed{5}", "A: 5", "\\boxed{\\boxed{10/2}}", "\\boxed{6}")
-        assert [verdict(text, gold) for text in answers] == [CORRECT] * 3 + [WRONG]
-    assert [verdict("\\boxed{1+\\boxed{5}}", gold) for gold in "56"] == [WRONG, CORRECT]
-    assert verdict("$3$ and $4$", "\\boxed{3} or \\boxed{4}") == CORRECT
-    assert verdict("\\boxed{evelyn}", Problem("a", "?", "\\boxed{\\text{Evelyn}}")) == CORRECT
+    for gold in ("\\boxed{5}", "$\\boxed{ 5 }$", "So it is \\fbox{\\boxed{5}}.", "The answer is 5.", "{5}"):
+        assert [prove(answer, gold) for answer in ("5", "\\boxed{10/2}", "6")] == [True, True, False]
+    assert [prove("1+\\boxed{5}", gold) for gold in "56"] == [False, True]
+    assert prove("3, 4", "\\boxed{3} or \\boxed{4}") is True
 
-
-# ----------------------------------------------------------------------------------------------------------- comparing
 
 # By kind; each line is a gold and answers that are proved equal (=), proved different (!), or undecided (?).
 PROOFS = r"""
@@ -258,14 +188,12 @@ fractions = st.builds(Fraction, st.integers(-3000, 3000), st.sampled_from([1, 1,
 @given(fractions, fractions, st.data())
 def test_rational_numbers_are_compared_exactly_however_they_are_written(one, other, data):
     answer, gold = data.draw(st.sampled_from(written(one))), data.draw(st.sampled_from(written(other)))
-    assert verdict(f"\\boxed{{{answer}}}", gold) == (CORRECT if one == other else WRONG)
-    assert verdict(f"\\boxed{{{data.draw(st.sampled_from(written(one)))}}}", written(one)[0]) == CORRECT
+    assert prove(answer, gold) is (one == other)
 
 
-def test_tolerance_is_that_of_the_problem():
-    problem = Problem("a", "?", "4.2", 0.1)
+def test_a_tolerance_is_absolute():
     answers = ["4.2", "4.1", "4.3", "4.31", "x"]
-    assert [verdict(f"\\boxed{{{answer}}}", problem) for answer in answers] == [CORRECT] * 3 + [WRONG] * 2
+    assert [prove(answer, "4.2", 0.1) for answer in answers] == [True] * 3 + [False] * 2
 
 
 PIECES = [
@@ -278,11 +206,10 @@ PIECES = [
 
 @settings(max_examples=1500, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=14), st.sampled_from(GOLDS))
-def test_every_text_gets_a_verdict(pieces, gold):
+def test_no_text_raises(pieces, gold):
     text = "".join(pieces)
-    assert verdict(text, gold) in Verdict
-    assert verdict(f"\\boxed{{{text}}}", gold) in Verdict
-    assert verdict("\\boxed{5}", text or "0") in Verdict
+    assert prove(text, gold) in (True, False, None)
+    assert prove("5", text or "0") in (True, False, None)
 
 
 @pytest.mark.parametrize(
@@ -300,8 +227,8 @@ def test_every_text_gets_a_verdict(pieces, gold):
     ],
 )  # fmt: skip
 def test_hostile_answers_are_neither_evaluated_nor_accepted(text):
-    for response in (f"\\boxed{{{text}}}", f"the answer is {text}", text * 300):
-        assert verdict(response, "7") in (WRONG, ERROR, NO_ANSWER)
+    assert prove(text, "7") in (False, None)
+    assert prove(text * 300, "7") in (False, None)
 
 
 @pytest.mark.requires_data
@@ -309,8 +236,8 @@ def test_hostile_answers_are_neither_evaluated_nor_accepted(text):
 def test_it_reads_the_golds_of_the_benchmarks(name, data_dir):
     unreadable = 0
     for problem in load_benchmark(name, data_dir=data_dir):
-        assert verdict(f"Hence \\boxed{{{problem.answer}}}.", problem) == CORRECT
-        other = verdict("\\boxed{-987654321}", problem)
-        assert other in (WRONG, ERROR)
-        unreadable += other == ERROR
+        assert prove(problem.answer, problem.answer) is True
+        other = prove("-987654321", problem.answer)
+        assert other in (False, None)
+        unreadable += other is None
     assert unreadable <= {"math500": 7, "olympiad": 10, "minerva": 10}.get(name, 0)  # other bases, floors, factorials
