@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from quagmire_utils.analysis.candidates import select_candidates
 from quagmire_utils.analysis.fits import Array, check_whole, rank_correlations, squared_correlation
@@ -118,15 +118,32 @@ def bootstrap_scores(
     names = pd.MultiIndex.from_product([STATISTICS, predictors.columns], names=["statistic", "predictor"])
     if len(outcome) < FEWEST:
         return pd.DataFrame(np.nan, index=range(resamples + 1), columns=names)
-    drawn = np.random.default_rng(seed).integers(len(outcome), size=(resamples, len(outcome)))
-    rows, columns = np.vstack([np.arange(len(outcome)), drawn]), {}
-    for name, values in predictors.items():
+    rows, columns = _resampled(len(outcome), resamples, seed), {}
+    for name, values in _signed(predictors).items():
         if values.notna().all():
-            sign = PREDICTORS[name].sign if name in PREDICTORS else 1
-            x, y = sign * values.to_numpy(np.float64)[rows], outcome[rows]
+            x, y = values.to_numpy(np.float64)[rows], outcome[rows]
             judged = rank_correlations(x, y), squared_correlation(y.T, x.T), regret(x, y)
             columns |= {(statistic, name): one for statistic, one in zip(STATISTICS, judged, strict=True)}
     return pd.DataFrame(columns, index=range(resamples + 1)).reindex(columns=names)
+
+
+def disagreements(
+    predictors: pd.DataFrame, outcome: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """Count the pairs of candidates that gen_loss and pass_k order differently, and how many each predictor gets right.
+
+    Arguments, and the candidates of each row of the result, as in `bootstrap_scores`. Columns: pairs, and one for each
+    predictor. Ties count half; a pair counts as often as both of its candidates were drawn. All zero for fewer than
+    FEWEST candidates.
+    """
+    actual, size = np.asarray(outcome, np.float64), len(predictors)
+    signed = {name: values.to_numpy() for name, values in _signed(predictors).items()}
+    order = {name: np.sign(np.subtract.outer(x, x)) for name, x in signed.items()}
+    apart = (order["gen_loss"] * order["pass_k"] < 0) & (size >= FEWEST)
+    right = {name: apart * (1 + one * np.sign(np.subtract.outer(actual, actual))) / 2 for name, one in order.items()}
+    times = np.array([np.bincount(rows, minlength=size) for rows in _resampled(size, resamples, seed)], float)
+    counted = {name: ((times @ pairs) * times).sum(axis=1) / 2 for name, pairs in {"pairs": apart, **right}.items()}
+    return pd.DataFrame(counted)
 
 
 def over_sets(draws: pd.DataFrame) -> pd.DataFrame:
@@ -160,6 +177,17 @@ def regret(predicted: ArrayLike, outcome: ArrayLike) -> Array:
             raise ParameterError(name, reason="every candidate needs a value; leave out candidates without one")
     first = predicted == predicted.max(axis=-1, keepdims=True)
     return outcome.max(axis=-1) - outcome.mean(axis=-1, where=first)
+
+
+def _resampled(size: int, resamples: int, seed: int) -> NDArray[np.int64]:
+    """Return all candidates once, then candidates drawn with replacement: (resamples + 1, size)."""
+    drawn = np.random.default_rng(seed).integers(size, size=(resamples, size))
+    return np.vstack([np.arange(size), drawn])
+
+
+def _signed(predictors: pd.DataFrame) -> pd.DataFrame:
+    """Return predictors of which a high value is expected to end better."""
+    return predictors * [PREDICTORS[name].sign if name in PREDICTORS else 1 for name in predictors]
 
 
 def _with_macro(table: pd.DataFrame) -> pd.DataFrame:

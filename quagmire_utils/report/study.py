@@ -38,7 +38,7 @@ STORY = {  # sections of the paper, with the beginnings of the names of their no
 }
 LEDGER = "claims"
 AUDIT = "paper_audit"
-BEYOND = ("when_pass_k_takes_over",)  # what predicts, when
+BEYOND = ("when_pass_k_takes_over", "which_k", "predictors", "validation_sets")  # what predicts, when
 PLACES = tuple(prefix for prefixes in STORY.values() for prefix in prefixes)  # in the paper's order
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
@@ -283,6 +284,51 @@ def test_headline_of_when_pass_k_takes_over(run, full):
     said = headline_of(run("when_pass_k_takes_over", profile=full))
     assert f"changes by {gaps[24] - gaps[12]:+.2f} [" in said
     assert f"to {gaps[24]:+.2f} [" in said
+
+
+def test_headline_of_which_k(run, full):
+    """The best k of 1, 2, 3, 4, 6, ..., 64 by the mean rank correlation with the last checkpoint."""
+    before, after, sets = tables_of(full)
+    table = pd.DataFrame({"after": mean_of(after[after["checkpoint"] == 24], "score")})
+    for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
+        chances = [1 - math.comb(n - c, k) / math.comb(n, k) for n, c in before[["n", "correct"]].to_numpy()]
+        table[k] = mean_of(before.assign(chance=chances), "chance")
+    rho = sets.merge(table.reset_index()).groupby(["family", "scenario"])[list(table)]
+    rho = rho.apply(lambda part: part.corr(method="spearman")["after"]).drop(columns="after").mean()
+    near = rho.index[rho >= rho.max() - 0.05]
+    said = headline_of(run("which_k", profile=full))
+    assert f"after 24 RL steps {rho.idxmax()} [" in said
+    assert f"k from {near.min()} to {near.max()} within" in said
+
+
+def test_headline_of_predictors(run, full):
+    """The mean regret of Pass@1, Pass@64, the loss and a random choice, in points."""
+    before, after, sets = tables_of(full)
+    table = pd.DataFrame({"Pass@1": mean_of(before, "score"), "Pass@64": mean_of(before, "pass_64")})
+    losses = pd.read_parquet(full / "generalization_loss.parquet").set_index(["family", "candidate"])["nll"]
+    table["generalization loss"], table["after"] = -losses, mean_of(after[after["checkpoint"] == 24], "score")
+    said = headline_of(run("predictors", profile=full))
+    parts = [part for _, part in sets.merge(table.reset_index()).groupby(["family", "scenario"])]
+    for name in ("Pass@1", "Pass@64", "generalization loss"):
+        lost = np.mean([part["after"].max() - part["after"][part[name].idxmax()] for part in parts])
+        assert f"{name} {100 * lost:.1f} [" in said
+    lost = np.mean([part["after"].max() - part["after"].mean() for part in parts])
+    assert f"a random choice {100 * lost:.1f} [" in said
+
+
+def test_headline_of_validation_sets(run, tmp_path):
+    """Two validation sets: the mean difference of their rank correlations with the last checkpoint."""
+    frames = make_records(full=True)
+    one = frames["generalization_loss"]
+    own = one.assign(validation_set="own", nll=one["nll"] + np.random.default_rng(0).normal(0, 0.2, len(one)))
+    folder = write_records(tmp_path / "two", frames | {"generalization_loss": pd.concat([one, own])})
+    _, after, sets = tables_of(folder)
+    table = pd.concat([one, own]).pivot_table(index=["family", "candidate"], columns="validation_set", values="nll")
+    table["after"] = mean_of(after[after["checkpoint"] == 24], "score")
+    rho = sets.merge(table.reset_index()).groupby(["family", "scenario"])[list(table)]
+    rho = -rho.apply(lambda part: part.corr(method="spearman")["after"])
+    change = (rho["own"] - rho["validation"]).mean()
+    assert f"change it by {change:+.2f} [" in headline_of(run("validation_sets", profile=folder))
 
 
 def test_changing_one_record_changes_the_executed_table(run, tmp_path):

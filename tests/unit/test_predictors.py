@@ -100,6 +100,25 @@ def test_intervals_are_percentiles_of_the_resamples():
     assert interval_text(draws["none"]) == "not measured"
 
 
+def test_disagreements_counted_pair_by_pair():
+    rng = np.random.default_rng(1)
+    table = pd.DataFrame(rng.uniform(size=(9, 3)), columns=["pass1", "pass_k", "gen_loss"])
+    outcome = rng.uniform(size=9)
+    draws = predictors.disagreements(table, outcome, resamples=5, seed=3)
+    rows = [np.arange(9), *np.random.default_rng(3).integers(9, size=(5, 9))]
+    for row, drawn in zip(draws.itertuples(), rows, strict=True):
+        pairs, right = 0, dict.fromkeys(table, 0)
+        for i, j in combinations(drawn, 2):
+            if (table["gen_loss"][i] - table["gen_loss"][j]) * (table["pass_k"][i] - table["pass_k"][j]) > 0:
+                pairs += 1
+                for name in table:
+                    better = (table[name][i] > table[name][j]) != (name == "gen_loss")
+                    right[name] += better == (outcome[i] > outcome[j])
+        assert row.pairs == pairs
+        assert {name: getattr(row, name) for name in table} == right
+    assert (predictors.disagreements(table[:5], outcome[:5], resamples=2) == 0).all(axis=None)
+
+
 # --- regret -----------------------------------------------------------------------------------------------------------
 
 

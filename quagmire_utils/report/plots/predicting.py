@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -29,13 +29,13 @@ def plot_lines(table: pd.DataFrame, ax: Axes, titles: Mapping[Any, str]) -> None
     log_ticks(ax, table.index.unique(level=0))
 
 
-def plot_intervals(table: pd.DataFrame, ax: Axes, names: Mapping[Any, str], *, mark: Any = None) -> None:
-    """Plot one row for each of the names: value and interval; the row `mark` stands out.
+def plot_intervals(table: pd.DataFrame, ax: Axes, names: Mapping[Any, str], *, mark: Collection[Any] = ()) -> None:
+    """Plot one row for each of the names: value and interval; the names in `mark` stand out.
 
     table: rows by the keys of `names`, columns value, low, high; a missing value is written as "not measured".
     """
     for name, row in zip(names, name_rows(ax, list(names.values())), strict=True):
-        one, colour = table.loc[name], BLUE if name == mark else INK
+        one, colour = table.loc[name], BLUE if name in mark else INK
         if pd.isna(one["value"]):
             ax.text(0.02, row, "not measured", transform=ax.get_yaxis_transform(), va="center", fontsize=8, color=GREY)
             continue
