@@ -23,7 +23,9 @@ from quagmire_utils.core.paths import ROOT
 if TYPE_CHECKING:
     from quagmire_utils.report.reproduction import Run
 
-report_app = typer.Typer(no_args_is_help=True, help="Make the page, its picture, the README's table, the data card.")
+report_app = typer.Typer(
+    no_args_is_help=True, help="Make the page, its picture, the table of docs/reproduction.md, the data card."
+)
 app.add_typer(report_app, name="report", rich_help_panel=REPRODUCE)
 
 
@@ -167,11 +169,11 @@ def report_readme(
     profile: Records,
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if the table is stale.")] = False,
 ) -> None:
-    """Write the README's table of figures and tables."""
+    """Write the table of figures and tables in docs/reproduction.md."""
     from quagmire_utils.report.card import update_readme
 
-    stale = update_readme(ROOT / "README.md", _records(profile), write=not check)
-    print("README.md " + (("is stale" if check else "was rewritten") if stale else "is up to date"))
+    stale = update_readme(ROOT / "docs" / "reproduction.md", _records(profile), write=not check)
+    print("docs/reproduction.md " + (("is stale" if check else "was rewritten") if stale else "is up to date"))
     raise typer.Exit(int(check and stale))
 
 

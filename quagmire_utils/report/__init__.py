@@ -1,7 +1,7 @@
-"""The page of the whole study, and the README's table: every figure and table of the paper, ours beside the paper's.
+"""The page of the whole study, and the table in the docs: every figure and table of the paper, ours beside the paper's.
 
     page.write_report("results/mini")               # results/mini/report.html, from results/mini/notebooks/*.ipynb
-    card.update_readme("README.md", "results/mini") # the 20 rows between the marks
+    card.update_readme("docs/reproduction.md", "results/mini") # the 20 rows between the marks
 
     quagmire report page mini                       # from the shell, as `./reproduce.sh --only report` does
     quagmire report readme mini

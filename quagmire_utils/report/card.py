@@ -1,6 +1,6 @@
-"""The computed parts of READMEs: the table of figures and tables, and the data card of a profile's records.
+"""The computed parts of pages: the table of figures and tables, and the data card of a profile's records.
 
-    quagmire report readme mini   # rewrites what is between the marks in README.md
+    quagmire report readme mini   # rewrites what is between the marks in docs/reproduction.md
     quagmire report card mini     # the same in results/mini/README.md; `run_sweep.ipynb` does so after a sweep
 
 People write the words of a card. Code fills in the grid, the settings, what has been run, the files with their sizes,
@@ -85,13 +85,13 @@ def _hours(cells: pd.DataFrame) -> list[dict[str, Any]]:
     return table.reset_index().to_dict("records")
 
 
-# --- the README's table -----------------------------------------------------------------------------------------------
+# --- the table of figures and tables ----------------------------------------------------------------------------------
 
 
 def readme_rows(study: Mapping[str, Executed], link: str, profile: str) -> str:
     """Return the table in Markdown: what each shows, the paper's headline value, ours, scale, run time, link.
 
-    link: path of the folder of executed notebooks as seen from the README. A cell is empty if the notebook shows no
+    link: path of the folder of executed notebooks as seen from the page. A cell is empty if the notebook shows no
     headline.
     """
     entries = [(label_of(place), study[place]) for place in PLACES]
@@ -102,7 +102,7 @@ def readme_rows(study: Mapping[str, Executed], link: str, profile: str) -> str:
 def update_readme(readme: str | Path, folder: str | Path, *, link: str | None = None, write: bool = True) -> bool:
     """Rewrite the table between the marks of `readme`, atomically; return whether it was out of date.
 
-    folder: results/<profile>; its name must be that in the mark. link: path of the executed notebooks in the README's
+    folder: results/<profile>; its name must be that in the mark. link: path of the executed notebooks in the page's
     links, by default as seen from it. write=False only looks. Raises ParameterError if the marks are missing.
     """
     readme, folder = Path(readme), Path(folder).resolve()

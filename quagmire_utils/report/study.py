@@ -4,7 +4,7 @@ A notebook shows by the tags of its cells what belongs on the page:
 
     (first cell, Markdown)   # Title, and below it the paper's claim
     report                   the outputs of this cell, and the Markdown cell directly above it
-    headline                 the output of `display(Headline(...))`: one row of the README
+    headline                 the output of `display(Headline(...))`: one row of docs/reproduction.md
     provenance               one line of Markdown: where the numbers come from
 """
 
@@ -58,7 +58,7 @@ def label_of(place: str) -> str:
 
 @dataclass(frozen=True)
 class Headline:
-    """The result of a figure or table in one value, the paper's and ours; shown in a notebook, read by the README."""
+    """The result of a figure or table in one value, the paper's and ours; shown in a notebook and in the docs."""
 
     paper: str  # the published value, for example "R² = 0.43"
     ours: str  # ours, with its interval

@@ -1,4 +1,4 @@
-"""Nothing of the paper is missing: each figure and table has a notebook, a README row, and a place on the page."""
+"""Nothing of the paper is missing: each figure and table has a notebook, a row in the docs, and a place on the page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from quagmire_utils.sweep.collect import is_collected
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "mini"  # what the README and its picture show
-HEADING = "## The reproduction, figure by figure"
+TABLE = ROOT / "docs" / "reproduction.md"
+HEADING = "# The reproduction, figure by figure"
 DATA = Path(os.environ.get("QUAGMIRE_DATA_DIR") or "/nowhere")
 PAPER = DATA.parent / "paper" / "paper.txt"
 
@@ -34,8 +35,8 @@ every_place = pytest.mark.parametrize("place", EXPECTED)
 
 def readme_rows() -> list[list[str]]:
     """Cells of the table below the heading, without its head."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert HEADING in text, f"README.md has no section {HEADING!r}"
+    text = TABLE.read_text(encoding="utf-8")
+    assert HEADING in text, f"{TABLE.name} has no section {HEADING!r}"
     section = re.split(r"^## ", text.partition(HEADING)[2], flags=re.MULTILINE)[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
@@ -82,13 +83,13 @@ def test_has_one_notebook_that_says_what_it_shows(place):
 
 
 @every_place
-def test_has_a_row_in_the_readme(place):
+def test_has_a_row_in_the_table(place):
     label = label_of(place)
     rows = [row for row in readme_rows() if re.search(rf"\b{label}\b", row[0])]
-    assert len(rows) == 1, f"README.md has {len(rows)} rows for {label}"
+    assert len(rows) == 1, f"{TABLE.name} has {len(rows)} rows for {label}"
     executed = read_study(RESULTS / "notebooks", ROOT / "notebooks")[place]
     assert executed.executed, f"{place} was not executed at profile mini"
-    assert f"]({(RESULTS / 'notebooks' / executed.name).relative_to(ROOT)}.ipynb)" in rows[0][0]
+    assert f"](../{(RESULTS / 'notebooks' / executed.name).relative_to(ROOT)}.ipynb)" in rows[0][0]
     shows, published, ours, scale, seconds = rows[0][1:]
     assert shows == executed.short_title
     assert published
@@ -118,16 +119,16 @@ def test_the_ledger_and_the_audit_are_on_the_page(place, page):
 # --- none of it stale -------------------------------------------------------------------------------------------------
 
 
-def test_the_readmes_table_is_that_of_the_executed_notebooks(tmp_path):
+def test_the_table_is_that_of_the_executed_notebooks(tmp_path):
     """Run times are not compared: notebooks that are executed again show the same numbers after other seconds."""
     copy = tmp_path / "README.md"
-    copy.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
-    update_readme(copy, RESULTS, link=(RESULTS / "notebooks").relative_to(ROOT).as_posix())
+    copy.write_text(TABLE.read_text(encoding="utf-8"), encoding="utf-8")
+    update_readme(copy, RESULTS, link=(Path("..") / (RESULTS / "notebooks").relative_to(ROOT)).as_posix())
     before, after = (
         [line.rpartition(" | ")[0] if line.startswith("|") else line for line in path.read_text("utf-8").splitlines()]
-        for path in (ROOT / "README.md", copy)
+        for path in (TABLE, copy)
     )
-    assert before == after, "README.md is stale: quagmire report readme mini"
+    assert before == after, "docs/reproduction.md is stale: quagmire report readme mini"
 
 
 def test_the_page_is_that_of_the_executed_notebooks(page):

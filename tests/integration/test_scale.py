@@ -41,8 +41,8 @@ def offline(monkeypatch, tmp_path):
 
 
 def example(name):
-    """The YAML of one of the four examples of docs/scale.md, or of the one of the README that has them all."""
-    file = "README.md" if name == "readme" else "docs/scale.md"
+    """The YAML of one of the examples of docs/scale.md; `readme` has them all."""
+    file = "docs/scale.md"
     section = (ROOT / file).read_text().split(f"<!-- example: {name} -->")[1]
     return yaml.safe_load(re.search(r"```yaml\n(.*?)```", section, re.S)[1])
 
