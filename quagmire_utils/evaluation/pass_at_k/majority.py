@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import check_columns
 from quagmire_utils.evaluation.pass_at_k.averages import MACRO
-from quagmire_utils.evaluation.pass_at_k.bootstrap import UPPER, wilson
+from quagmire_utils.evaluation.pass_at_k.bootstrap import mean_and_error, wilson_rows
 from quagmire_utils.evaluation.pass_at_k.estimator import checked_ks, integers
 
 _PROBLEM = ["benchmark", "problem"]
@@ -54,27 +54,16 @@ def benchmark_maj_at_k(samples: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame
     Columns of the result: benchmark (in order of appearance, the macro average last), k, maj_at_k, low, high,
     standard_error, problems. NaN where k exceeds the answers to any problem.
     """
-    from scipy.special import stdtrit
-
     check_columns(samples, [*_PROBLEM, "verdict", "extracted"], "samples")
     k = checked_ks(ks)
     graded = samples[samples["verdict"].notna()]
     if graded.empty:
         raise ParameterError("samples", reason="no row has a verdict, so there is nothing to vote on")
-    parts = []
-    for name, votes in _votes(graded).items():
-        scores = np.array([maj_at_k(*each, k) for each in votes])
-        variance = scores.var(axis=0, ddof=1) / len(scores) if len(scores) > 1 else np.full(k.size, np.nan)
-        parts.append((name, scores.mean(axis=0), variance, len(scores)))
+    scores = {name: np.array([maj_at_k(*each, k) for each in votes]) for name, votes in _votes(graded).items()}
+    parts = [(name, *mean_and_error(each)) for name, each in scores.items()]
     _, means, variances, sizes = zip(*parts, strict=True)
     parts.append((MACRO, np.mean(means, axis=0), np.sum(variances, axis=0) / len(parts) ** 2, sum(sizes)))
-    frames = []
-    for name, mean, variance, count in parts:
-        low, high = wilson(mean, variance, count, stdtrit(max(count - 1, 1), UPPER), most=count)
-        columns = {"benchmark": name, "k": k, "maj_at_k": mean}
-        columns |= {end: np.where(np.isnan(variance), np.nan, value) for end, value in (("low", low), ("high", high))}
-        frames.append(pd.DataFrame({**columns, "standard_error": np.sqrt(variance), "problems": count}))
-    return pd.concat(frames, ignore_index=True)
+    return wilson_rows(parts, k).rename(columns={"value": "maj_at_k"})
 
 
 def _votes(graded: pd.DataFrame) -> dict[object, list[tuple[int, list[int], int]]]:
