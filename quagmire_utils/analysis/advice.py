@@ -4,7 +4,8 @@
     advice.text, advice.next_run, advice.ranking, advice.forecast
 
 With fewer than three RL runs, or if forecasts do no better than the mean of the runs, the ranking before RL decides,
-else the forecast. The naive choice, the highest Pass@1, is always named, with how it fared on the shipped world.
+else the forecast. The naive choice, the highest Pass@1, is always named, with how it fared on the shipped world and on
+published groups.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ SAID = {
     "next": "Send {next_run} to RL next: of the candidates not run, the ranking chooses it most often ({chance}).",
     "none_left": "It rules out every candidate that was not run, so no further run is needed.",
     "naive": "The naive choice, the highest Pass@1, is {naive}. In results/mini, six sets of candidates with known "
-    "outcomes, it ended 0.02 points below the best on average, the ranking's choice 0.07, a random one 5.0.",
+    "outcomes, it ended 0.02 points below the best on average, the ranking's choice 0.07, a random one 5.0. On "
+    "published numbers of real models (results/public: 22 SFT checkpoints, 4 groups along one pretraining run) both "
+    "ended best, a random one 7.3 points below; forecasts of one checkpoint from the others had R² 0.90 and 0.95 from "
+    "Pass@32, 0.94 and 0.98 from Pass@1 (2 groups), 0.01 from the loss and 0.19 from Pass@1 (1 group, 35 checkpoints).",
 }
 
 

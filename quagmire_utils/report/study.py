@@ -38,7 +38,10 @@ STORY = {  # sections of the paper, with the beginnings of the names of their no
 }
 LEDGER = "claims"
 AUDIT = "paper_audit"
-BEYOND = ("when_pass_k_takes_over", "which_k", "predictors", "validation_sets")  # what predicts, when
+BEYOND = (  # what predicts, when; published numbers of real models
+    *("when_pass_k_takes_over", "which_k", "predictors", "validation_sets"),
+    *("real_models", "rl_is_worth_k_tries"),
+)
 PLACES = tuple(prefix for prefixes in STORY.values() for prefix in prefixes)  # in the paper's order
 
 

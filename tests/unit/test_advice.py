@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from quagmire_utils.analysis import public_evidence
 from quagmire_utils.analysis.advice import SAID, advise
 from quagmire_utils.analysis.candidates import candidate_frame
+from quagmire_utils.analysis.forecasting import compare_predictors
 from quagmire_utils.analysis.measurements import load_measurements
 from quagmire_utils.analysis.ranking import check_ranking
 
@@ -52,3 +54,20 @@ def test_how_the_naive_choice_fared_is_computed_from_the_shipped_world(mini):
     regret = 100 * check_ranking(candidate_frame(mini)).filter(like="regret").mean()
     shown = (f"{regret['regret_pass1']:.2f} points", f"choice {regret['regret']:.2f}", f"{regret['regret_random']:.1f}")
     assert all(text in SAID["naive"] for text in shown)
+
+
+def test_how_both_fared_on_published_groups_is_computed_from_them():
+    frame = public_evidence.comparable(public_evidence.load_rows())
+    frame = frame[frame["kind"] == "SFT checkpoints"]
+    regret = 100 * check_ranking(ranked := frame.dropna(subset=["pass_k"])).filter(like="regret")
+    assert f"{len(ranked)} SFT checkpoints, {len(regret)} groups" in SAID["naive"]
+    assert regret[["regret", "regret_pass1"]].abs().max().max() < 0.05
+    assert f"a random one {regret['regret_random'].mean():.1f} points below" in SAID["naive"]
+    large, loss = [], []
+    for column, found in (("pass_k", large), ("gen_loss", loss)):
+        for _, part in frame.dropna(subset=[column]).groupby("family", sort=False):
+            if len(part) > 5:
+                found.append(compare_predictors(part).dropna(subset=["r2"])["r2"].map("{:.2f}".format).tolist())
+    (one, other), (small,) = large, loss
+    assert f"{one[1]} and {other[1]} from Pass@32, {one[0]} and {other[0]} from Pass@1 (2 groups)" in SAID["naive"]
+    assert f"{small[1]} from the loss and {small[0]} from Pass@1 (1 group, 35 checkpoints)" in SAID["naive"]

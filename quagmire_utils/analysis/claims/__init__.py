@@ -25,5 +25,8 @@ from quagmire_utils.analysis.claims.ledger import (
     describe,
     headline,
     ledger,
+    published_results,
+    published_text,
     show_ledger,
+    three_rungs,
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,7 +16,8 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from quagmire_utils.analysis.candidates import check_family, check_frame, check_outcome
+from quagmire_utils.analysis import public_evidence
+from quagmire_utils.analysis.candidates import RunNoise, check_family, check_frame, check_outcome
 from quagmire_utils.analysis.claims import comparisons  # noqa: F401 - registers its statistics
 from quagmire_utils.analysis.claims.evidence import STATISTICS, Estimate, Evidence, gather
 from quagmire_utils.analysis.claims.statistics import published_gain
@@ -28,6 +30,11 @@ FILE = Path(__file__).resolve().parents[1] / "claims.yaml"
 CONFIDENCE = 0.95
 DECIDABLE = ("holds", "fails", "undecided")
 VERDICTS = (*DECIDABLE, "too few candidates", "not run")
+RUNGS = (
+    "Micro models and published real models agree on",
+    "They differ on",
+    "At least one of them is undecided or mixed on",
+)
 Model = Literal["Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct", "Qwen3-4B-base"]
 
 
@@ -49,6 +56,7 @@ class Claim(BaseModel):
     ] = "points"
     paper: str = ""
     scenario: Literal["", "dataset", "instance", "source"] = ""
+    public: bool = False
 
     @model_validator(mode="after")
     def _check_statistic(self) -> Claim:
@@ -215,12 +223,12 @@ def all_results(frame: pd.DataFrame, records: Records | None = None, *, outcome:
 def ledger(results: Sequence[Result]) -> pd.DataFrame:
     """Return results as a table of numbers, one row per claim and family.
 
-    together: the verdict if all tested claims are to be right at once with 95 % (Bonferroni).
+    together: the verdict if all tested claims are to be right at once with 95 % (Bonferroni). published: as
+    `published_text` gives it.
     """
     several = 1 - (1 - CONFIDENCE) / max(1, sum(result.verdict in DECIDABLE for result in results))
-    return pd.DataFrame(
-        [{**result.row(), "together": result.verdict_from(result.estimate.interval(several))} for result in results]
-    )
+    rows = [{**result.row(), "together": result.verdict_from(result.estimate.interval(several))} for result in results]
+    return pd.DataFrame([{**row, "published": published_text(row["name"])} for row in rows])
 
 
 def _test(
@@ -238,6 +246,54 @@ def _test(
         tested = [Result(claim, model, one.family, claim.test(one)) for one in evidence[model]]
         results += tested or [Result(claim, model)]
     return results
+
+
+# --- the same claims on published numbers -----------------------------------------------------------------------------
+
+
+@cache
+def published_results() -> dict[str, tuple[Result, ...]]:
+    """Test the claims marked `public` on each group of published SFT checkpoints that has the measurements, by claim.
+
+    The statistics are those of our own records. Groups of all grades of trust are tested.
+    """
+    rows = public_evidence.comparable(public_evidence.load_rows())
+    groups = [
+        Evidence(str(name), group["stands_for"].iloc[0], "outcome", group, group, RunNoise(math.nan, 0, False))
+        for name, group in rows[rows["kind"] == public_evidence.KINDS[0]].groupby("family", sort=False)
+    ]
+    found = {}
+    for claim in all_claims():
+        tested = [Result(claim, one.model, one.family, claim.test(one)) for one in groups if claim.public]
+        found[claim.id] = tuple(result for result in tested if result.estimate.n)
+    return found
+
+
+def published_text(name: str) -> str:
+    """Return the verdicts on a claim with the number of published groups behind each; empty if there is no group."""
+    counts = Counter(result.verdict for result in published_results()[name])
+    said = [f"{verdict} in {counts[verdict]}" for verdict in VERDICTS if counts[verdict]]
+    return ", ".join(said).replace("too few candidates in", "too few checkpoints in")
+
+
+def three_rungs(table: pd.DataFrame) -> str:
+    """Say in a paragraph of Markdown where micro models and published groups agree. table: from `ledger`."""
+    lists: dict[str, list[str]] = {head: [] for head in RUNGS}
+    for name, results in published_results().items():
+        ours = table[table["name"] == name]
+        if results and len(ours):
+            sums = _in_sum(ours["verdict"]), _in_sum(result.verdict for result in results)
+            place = 2 if not {*sums} <= {"holds", "fails"} else int(sums[0] != sums[1])
+            lists[RUNGS[place]].append(f"“{ours['claim'].iloc[0]}” (micro {sums[0]}, published {sums[1]})")
+    parts = [f"{head} {len(found)}: {'; '.join(found) or 'none'}." for head, found in lists.items()]
+    said = f"**Three rungs.** {sum(map(len, lists.values()))} claims could be tested on both ends."
+    return " ".join([said, *parts, "Small real models, the rung between: `not run`."])
+
+
+def _in_sum(verdicts: Iterable[str]) -> str:
+    """Return the one verdict that all decided results share, `mixed`, or `undecided`."""
+    decided = {verdict for verdict in verdicts if verdict in ("holds", "fails")}
+    return "undecided" if not decided else "mixed" if len(decided) > 1 else decided.pop()
 
 
 def _order(where: str) -> tuple[int, float]:
@@ -298,6 +354,7 @@ def show_ledger(results: Sequence[Result]) -> pd.DataFrame:
                 "the claim says": f"{claim.side} {result.amount(claim.bound)}",
                 "paper": "" if math.isnan(result.paper) else result.amount(result.paper),
                 "n": result.size if result.family else "",
+                "published": published_text(claim.id),
             }
         )
     return pd.DataFrame(rows)

@@ -186,7 +186,7 @@ def rank_gain(evidence: Evidence, table: int, predictor: str) -> Estimate:
     In Table 1 over all candidates; in Tables 3, 8 and 10 within each SFT budget, averaged. Value and interval are those
     of our table.
     """
-    known, title = _known(evidence, table), predictor_title(predictor, int(evidence.frame["k"].iloc[0]))
+    known, title = _known(evidence, table, predictor), predictor_title(predictor, int(evidence.frame["k"].iloc[0]))
     groups, least, counted, sizes = [known], MIN_CANDIDATES, "candidates", ""
     text = f"gain in rank correlation, {title}"
     if TABLES[table].within_budgets:
@@ -219,7 +219,7 @@ def r2_gain(evidence: Evidence, table: int, predictor: str) -> Estimate:
     and the upper end allows for their number (Bonferroni), so that the claim fails only where one gain is below zero
     when all are looked at together.
     """
-    known = _known(evidence, table)
+    known = _known(evidence, table, predictor)
     text = f"gain in median R² over splits, {predictor_title(predictor, int(evidence.frame['k'].iloc[0]))}"
     sizes = dict.fromkeys(row.n_fit or len(known) // 2 for row in TABLES[table].rows)
     sizes = [size for size in sizes if size <= len(known) - 3]
@@ -241,11 +241,12 @@ def published_gain(table: int, model: str, predictor: str) -> float:
     return float(gains["Average"] if "Average" in gains else gains.min())
 
 
-def _known(evidence: Evidence, table: int) -> pd.DataFrame:
-    """Candidates of a table's scenario that have all its predictors."""
-    spec = TABLES[table]
-    needed = sorted({name for column in spec.predictors for name in PREDICTORS[column]})
-    return evidence.candidates(spec.scenario, needed)
+def _known(evidence: Evidence, table: int, predictor: str) -> pd.DataFrame:
+    """Candidates of a table's scenario that have all its predictors; others than `predictor` only if any has them."""
+    spec, asked = TABLES[table], {*PREDICTORS[predictor], paper.BASELINE}
+    needed = {name for column in spec.predictors for name in PREDICTORS[column]}
+    measured = {name for name in needed if evidence.frame[name].notna().any()}
+    return evidence.candidates(spec.scenario, sorted(measured | asked))
 
 
 def _median_gain(known: pd.DataFrame, column: str, outcome: str, n_fit: int) -> tuple[float, float]:

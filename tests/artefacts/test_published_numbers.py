@@ -1,0 +1,255 @@
+"""Every number of the notebooks on published numbers, computed a second way from the CSV files and the counts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from quagmire_utils.analysis import public_evidence
+from quagmire_utils.core.records import load_records
+
+ROOT = Path(__file__).resolve().parents[2]
+RESAMPLES = 60
+COLUMNS = {"Pass@1": "pass1_pre", "Pass@8": "pass_k_mid_pre", "Pass@k": "pass_k_pre", "loss": "val_loss_pre"}
+MEASURES = ("rank correlation", "R²", "regret")
+TRUST = {"all": ("A", "A-", "B", "C"), "without C": ("A", "A-", "B"), "A and A- alone": ("A", "A-")}
+Numbers = np.ndarray
+
+
+def executed(name: str, folder: Path) -> dict[str, Any]:
+    """Return the names that a notebook leaves behind, with few resamples."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUAGMIRE_OUTPUT", str(folder))
+        names: dict[str, Any] = {"__name__": "notebook"}
+        for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
+            if cell.cell_type == "code":
+                exec(cell.source, names)
+            if "parameters" in cell.metadata.get("tags", []):
+                names["n_resamples"] = RESAMPLES
+    return names
+
+
+def measure(x: Numbers, y: Numbers) -> dict[str, float]:
+    """Rank correlation, R² and regret of a predictor; NaN where they are not defined."""
+    flat = len(set(x)) == 1 or len(set(y)) == 1
+    correlate = lambda a, b: math.nan if flat else float(np.corrcoef(a, b)[0, 1])  # noqa: E731
+    top = [after for before, after in zip(x, y, strict=True) if before == max(x)]
+    values = correlate(stats.rankdata(x), stats.rankdata(y)), correlate(x, y) ** 2, max(y) - sum(top) / len(top)
+    return dict(zip(MEASURES, values, strict=True))
+
+
+def draws(n: int) -> Numbers:
+    return np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+
+
+def ends(values: list[float]) -> tuple[float, float]:
+    defined = [value for value in values if not math.isnan(value)]
+    return tuple(np.quantile(defined, [0.025, 0.975])) if defined else (math.nan, math.nan)
+
+
+def verdict(low: float, high: float, below: bool = False) -> str:
+    low, high = (-high, -low) if below else (low, high)
+    return "for" if low > 0 else "against" if high < 0 else "undecided"
+
+
+# --- real_models ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> dict[str, Any]:
+    return executed("real_models", tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture(scope="module")
+def by_hand() -> dict[tuple[str, str], dict[str, Any]]:
+    """For each choice of grades, group and predictor: n, the measures, their intervals, and gains over Pass@1."""
+    frame, found = pd.read_csv(public_evidence.FOLDER / "pre_post_rl.csv"), {}
+    frame["base"] = frame["pre_stage"] == "base"
+    for trust, grades in TRUST.items():
+        rows = frame[frame["pass1_post"].notna() & frame["grade"].isin(grades)]
+        for (group, *_), part in rows.groupby(["group", "rl_run", "benchmark", "base"]):
+            for label, column in COLUMNS.items():
+                known = part.dropna(subset=[column])
+                if part["candidate"].nunique() < 2 or len(known) < 2:
+                    continue
+                x, base, y = (known[name].to_numpy() for name in (column, "pass1_pre", "pass1_post"))
+                x = -x if label == "loss" else x
+                samples = [np.arange(len(y)), *draws(len(y))]
+                mine, theirs = ([measure(one[rows], y[rows]) for rows in samples] for one in (x, base))
+                gains = {name: [a[name] - b[name] for a, b in zip(mine, theirs, strict=True)] for name in MEASURES}
+                models = len(set(known["base_model"])) > 1
+                kind = "different models" if models else "base checkpoints" if "base" in group else "SFT checkpoints"
+                drawn = {name: [one[name] for one in mine] for name in MEASURES}
+                found[trust, group, label] = {"n": len(y), "kind": kind, "drawn": drawn, "gains": gains}
+    return found
+
+
+@pytest.mark.slow
+def test_every_group(real, by_hand):
+    values = real["values"].set_index(["trust", "group", "predictor"])
+    assert set(values.index) == set(by_hand)
+    for key, mine in by_hand.items():
+        row = values.loc[key]
+        assert (row["n"], row["kind"]) == (mine["n"], mine["kind"])
+        for name in MEASURES:
+            assert row[name] == pytest.approx(mine["drawn"][name][0], nan_ok=True)
+            wanted = ends(mine["drawn"][name][1:]) if mine["n"] >= 4 else (math.nan, math.nan)
+            assert (row[f"{name} low"], row[f"{name} high"]) == pytest.approx(wanted, nan_ok=True)
+            sure = verdict(*ends(mine["gains"][name][1:]), name == "regret") if mine["n"] >= 6 else "too few"
+            assert row[f"by {name}"] == ("" if key[2] == "Pass@1" else sure)
+
+
+@pytest.mark.slow
+def test_groups_together(real, by_hand):
+    judged = real["judged"].set_index(["trust", "kind", "predictor", "measure"])
+    order = real["values"].drop_duplicates(["trust", "kind", "group"])
+    assert len(judged) == 27
+    for (trust, kind, label, name), row in judged.iterrows():
+        names = order.loc[(order["trust"] == trust) & (order["kind"] == kind), "group"]
+        mine = [by_hand[trust, one, label] for one in names if (trust, one, label) in by_hand]
+        mine = [one for one in mine if one["n"] >= 4]
+        assert (row["groups"], row["checkpoints"]) == (len(mine), sum(one["n"] for one in mine))
+        weights = np.random.default_rng(0).multinomial(len(mine), [1 / len(mine)] * len(mine), RESAMPLES + 1)
+        means = []
+        for place in range(1, RESAMPLES + 1):
+            drawn = [one["gains"][name][place] for one, n in zip(mine, weights[place], strict=True) for _ in range(n)]
+            drawn = [value for value in drawn if not math.isnan(value)]
+            means.append(sum(drawn) / len(drawn) if drawn else math.nan)
+        assert row["gain"] == pytest.approx(np.mean([one["gains"][name][0] for one in mine]))
+        low, high = ends(means)
+        assert (row["low"], row["high"]) == pytest.approx((low, high), abs=1e-9)
+        assert row["verdict"] == (verdict(low, high, name == "regret") if len(mine) > 2 else "undecided")
+
+
+@pytest.mark.slow
+def test_sources_recipes_and_workflows(real):
+    frame = pd.read_csv(public_evidence.FOLDER / "pre_post_rl.csv")
+    assert real["sources"].ngroups == frame["url"].groupby(frame["source_id"]).nunique().sum()
+    retu = frame[(frame["source_id"] == "retu_qwen7b") & (frame["pre_stage"] == "SFT")].dropna(subset=["val_loss_pre"])
+    inside = real["inside"].set_index("data set")
+    sizes = retu.groupby(retu["candidate"].str.split().str[0]).size()
+    assert inside["n"].to_dict() == sizes[sizes >= 4].to_dict()
+    for recipe, row in inside.iterrows():
+        part = retu[retu["candidate"].str.startswith(f"{recipe} ")]
+        y = part["pass1_post"].to_numpy()
+        series = -part["val_loss_pre"].to_numpy(), part["pass1_pre"].to_numpy()
+        loss, score = ([measure(x[rows], y[rows])[MEASURES[0]] for rows in [np.arange(len(y)), *draws(len(y))]]
+                       for x in series)  # fmt: skip
+        assert (row["rank correlation, loss"], row["rank correlation, Pass@1"]) == pytest.approx((loss[0], score[0]))
+        gains = [a - b for a, b in zip(loss[1:], score[1:], strict=True)]
+        assert (row["low"], row["high"]) == pytest.approx(ends(gains))
+    recipes = defaultdict(list)
+    for row in frame[frame["source_id"].str.startswith("rl_excursions") & (frame["pre_stage"] == "SFT")].itertuples():
+        recipes[row.benchmark, row.candidate.split(" at ")[1]].append(row)
+    pairs = [pair for rows in recipes.values() for pair in itertools.combinations(rows, 2)]
+    assert len(real["pairs"]) == len(pairs) == 12
+    for label in ("Pass@1", "Pass@8", "Pass@k"):
+        right = [(getattr(a, COLUMNS[label]) > getattr(b, COLUMNS[label])) == (a.pass1_post > b.pass1_post)
+                 for a, b in pairs]  # fmt: skip
+        assert real["pairs"][label].sum() == sum(right)
+    groups = {name: part for name, part in frame.groupby("group") if name in set(real["regret"]["family"])}
+    for row in real["regret"].itertuples():
+        part = groups[row.family]
+        after = part["pass1_post"]
+        best = [after.max() - after[part[name].idxmax()] for name in ("pass_k_pre", "pass1_pre")]
+        assert (row.regret, row.regret_pass1) == pytest.approx(best, abs=1e-9)
+        assert row.regret_random == pytest.approx(after.max() - after.mean())
+    for row in real["forecasts"].itertuples():
+        part = retu if row.group.startswith("RETU") else groups[row.group]
+        x, y = part[COLUMNS[row.predictors]].to_numpy(), part["pass1_post"].to_numpy()
+        left = [np.polyval(np.polyfit(np.delete(x, i), np.delete(y, i), 1), x[i]) for i in range(len(x))]
+        assert row.runs == len(x)
+        assert row.r2 == pytest.approx(1 - ((y - left) ** 2).sum() / ((y - y.mean()) ** 2).sum())
+        assert row.rank_correlation == pytest.approx(stats.spearmanr(left, y).statistic)
+
+
+# --- rl_is_worth_k_tries ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tries(tmp_path_factory) -> dict[str, Any]:
+    return executed("rl_is_worth_k_tries", tmp_path_factory.mktemp("tries"))
+
+
+def reach(ks: Numbers, curve: Numbers, after: float) -> float:
+    """The k at which the curve reaches `after`, by its pieces."""
+    if after < curve[0] or after > curve[-1]:
+        return 0.0 if after < curve[0] else math.inf
+    for (k, low), (next_k, high) in itertools.pairwise(zip(ks, curve, strict=True)):
+        if low <= after <= high and high > low:
+            return float(k * (next_k / k) ** ((after - low) / (high - low)))
+    return float(ks[list(curve).index(after)])
+
+
+@pytest.mark.slow
+def test_published_pairs(tries):
+    frame, curves = pd.read_csv(public_evidence.FOLDER / "limit_of_rlvr_curves.csv"), {}
+    for (*name, stage), part in frame.groupby(["base_model", "rl_run", "benchmark", "stage"]):
+        curves.setdefault(tuple(name), {})[stage] = part.sort_values("k")[["k", "pass_k"]].to_numpy().T
+    pairs = tries["pairs"].set_index(public_evidence.CURVE)
+    assert len(pairs) == len(curves) == 33
+    for name, row in pairs.iterrows():
+        (ks, base), (_, after) = curves[name]["base"], curves[name]["rl"]
+        assert row["tries"] == pytest.approx(reach(ks, base, after[0]))
+        assert (row["before"], row["after"]) == (base[0], after[0])
+    models = [part.tolist() for _, part in pairs.groupby("base_model")["tries"]]
+    chosen, rng = [], np.random.default_rng(0)
+    for _ in range(RESAMPLES):
+        chosen.append(np.median([one for i in rng.integers(8, size=8) for one in models[i]]))
+    assert tries["median"] == pytest.approx(np.median(pairs["tries"]))
+    assert (tries["low"], tries["high"]) == pytest.approx(ends(chosen))
+
+
+@pytest.mark.slow
+def test_which_k_predicts_best(tries):
+    pairs = tries["pairs"]
+    for (label, k), row in tries["best"].set_index(["pairs", "k"]).iterrows():
+        table = pairs[["base_model", "rl_run", "benchmark", k, "after"]].copy()
+        if label == "within benchmark":
+            table = table[(table["rl_run"] == "SimpleRL-Zoo")]
+            for _, part in table.groupby("benchmark"):
+                for name in (k, "after"):
+                    table.loc[part.index, name] = part[name] - part[name].mean()
+        known = table.dropna()
+        assert row["n"] == len(known)
+        assert row["R²"] == pytest.approx(stats.linregress(known[k], known["after"]).rvalue ** 2)
+        models = sorted(table["base_model"].unique())
+        drawn = []
+        for chosen in np.random.default_rng(0).integers(len(models), size=(RESAMPLES, len(models))):
+            sample = pd.concat([table[table["base_model"] == models[i]] for i in chosen]).dropna()
+            drawn.append(np.corrcoef(sample[k].astype(float), sample["after"])[0, 1] ** 2)
+        assert (row["low"], row["high"]) == pytest.approx(ends(drawn))
+
+
+@pytest.mark.slow
+def test_our_own_records(tries):
+    counts = load_records(ROOT / "results" / "mini").counts
+    grid = tries["grid"]
+    score = counts.assign(rate=counts["correct"] / counts["n"])
+    for k in grid:
+        chance = [1 - math.comb(128 - c, int(k)) / math.comb(128, int(k)) for c in range(129)]
+        score[f"at {k}"] = np.where(counts["stage"] == "rl", np.nan, np.take(chance, counts["correct"]))
+    keys = ["family", "candidate", "stage", "rl_run", "checkpoint"]
+    columns = ["rate", *(f"at {k}" for k in grid)]
+    means = score.groupby([*keys, "benchmark"])[columns].mean().groupby(keys).mean().reset_index()
+    before = means[means["stage"] != "rl"].set_index(["family", "candidate"])
+    after = means[means["stage"] == "rl"].groupby(["family", "checkpoint", "candidate"])["rate"].mean()
+    for (family, checkpoint), row in tries["table"].iterrows():
+        reached, mine = [], after.loc[family, checkpoint]
+        curves = before.loc[family].loc[mine.index, columns[1:]].to_numpy()
+        reached = np.array([reach(grid, curve, one) for curve, one in zip(curves, mine, strict=True)])
+        assert row["candidates"] == len(reached)
+        assert row["median"] == pytest.approx(np.median(reached))
+        assert (row["beyond the largest k"], row["no try"]) == (np.isinf(reached).sum(), (reached == 0).sum())
+        r2 = {k: np.corrcoef(curves[:, np.abs(grid - k).argmin()], mine)[0, 1] ** 2 for k in tries["nearest"]}
+        assert row["best k"] == max(r2, key=r2.get)
+        assert (row["R² there"], row["R², k = 1"]) == pytest.approx((max(r2.values()), r2[1]))

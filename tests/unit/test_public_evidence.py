@@ -1,0 +1,186 @@
+"""Published numbers: every row is whole; groups, statistics and notebooks agree with a second computation."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from quagmire_utils.analysis import claims, public_evidence
+from quagmire_utils.core.errors import ParameterError
+
+ROOT = Path(__file__).resolve().parents[2]
+CARD = (public_evidence.FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with (public_evidence.FOLDER / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+ROWS, POINTS = read("pre_post_rl"), read("limit_of_rlvr_curves")
+
+
+# --- the data ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_is_whole_and_leads_to_its_source():
+    assert len(public_evidence.load_rows()) == len(ROWS) == 522
+    assert len(public_evidence.load_curves()) == len(POINTS) == 1736
+    assert all(
+        re.fullmatch(r"https://(github\.com/\S+/(blob|tree)/[0-9a-f]{40}/|arxiv\.org/abs/)\S+", r["url"])
+        for r in ROWS + POINTS
+    )
+    assert len({row["row"] for row in ROWS}) == len(ROWS)
+    assert not [row["row"] for row in ROWS if row["rl_run"].removesuffix(" (RL)") == row["candidate"]]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"url": "arXiv 2512.11470"},
+        {"pass1_pre": 101.0},
+        {"grade": "D"},
+        {"k": np.nan},
+        {"pass1_post": np.nan, "pass_k_post": np.nan},
+        {"benchmark": np.nan},
+        {"row": 0},
+        {"candidate": "SFT at 10B tokens"},
+    ],
+    ids=str,
+)
+def test_a_broken_row_is_refused(tmp_path, monkeypatch, broken):
+    rows = pd.read_csv(public_evidence.FOLDER / "pre_post_rl.csv").head(3)
+    rows.astype(object).assign(**{name: [value, *rows[name][1:]] for name, value in broken.items()}).to_csv(
+        tmp_path / "pre_post_rl.csv", index=False
+    )
+    monkeypatch.setattr(public_evidence, "FOLDER", tmp_path)
+    with pytest.raises(ParameterError) as refused:
+        public_evidence.load_rows()
+    assert refused.value.parameter == "pre_post_rl.csv"
+
+
+def test_the_card_documents_every_column_and_source_and_its_line_can_be_added(tmp_path, monkeypatch):
+    for column in [*ROWS[0], *POINTS[0]]:
+        assert f"`{column}`" in CARD
+    for source in {row["source_id"] for row in ROWS}:
+        assert f"`{source}`" in CARD
+    line = re.search(r"```\n(559,.*)\n```", CARD)[1]
+    whole = (public_evidence.FOLDER / "pre_post_rl.csv").read_text(encoding="utf-8")
+    (tmp_path / "pre_post_rl.csv").write_text(f"{whole}{line}\n", encoding="utf-8")
+    monkeypatch.setattr(public_evidence, "FOLDER", tmp_path)
+    assert len(public_evidence.load_rows()) == len(ROWS) + 1
+
+
+# --- groups and statistics --------------------------------------------------------------------------------------------
+
+
+def groups() -> dict[str, list[dict[str, str]]]:
+    """The groups that compare candidates, by hand."""
+    found = defaultdict(list)
+    for row in ROWS:
+        if row["pass1_post"]:
+            found[row["group"], row["rl_run"], row["benchmark"], row["pre_stage"] == "base"].append(row)
+    return {key[0]: rows for key, rows in found.items() if len({row["candidate"] for row in rows}) > 1}
+
+
+def test_groups_share_rl_benchmark_and_stage():
+    frame, expected = public_evidence.comparable(public_evidence.load_rows()), groups()
+    assert f"Of 522 rows {len(frame)} are in" in CARD.replace("\n", " ")
+    assert {name: part["row"].tolist() for name, part in frame.groupby("family")} == {
+        name: [int(row["row"]) for row in rows] for name, rows in expected.items()
+    }
+    for name, part in frame.groupby("family"):
+        rows = expected[name]
+        several = len({row["base_model"] for row in rows}) > 1
+        kind = "different models" if several else "base checkpoints" if "base" in name else "SFT checkpoints"
+        assert set(part["kind"]) == {kind}
+        assert part["outcome"].tolist() == pytest.approx([float(row["pass1_post"]) / 100 for row in rows])
+
+
+def test_replicates_are_the_statistics_of_each_resample():
+    rng = np.random.default_rng(3)
+    x, y = rng.integers(6, size=9).astype(float), rng.normal(size=9)
+    found = public_evidence.replicates(x, y, 40, seed=5)
+    drawn = np.random.default_rng(5).integers(9, size=(40, 9))
+    for place, rows in enumerate([np.arange(9), *drawn]):
+        mine, theirs = x[rows], y[rows]
+        assert found["rank correlation"][place] == pytest.approx(stats.spearmanr(mine, theirs).statistic)
+        assert found["R²"][place] == pytest.approx(stats.linregress(mine, theirs).rvalue ** 2)
+        assert found["regret"][place] == pytest.approx(max(theirs) - theirs[mine == max(mine)].mean())
+    assert np.isnan(public_evidence.replicates([1, 1, 1], [1, 2, 3], 1)["R²"]).all()
+
+
+def test_a_pooled_answer_is_the_mean_over_groups_and_draws_groups():
+    one, two = np.array([1.0, 1.0, np.nan, 1.0] * 500), np.array([3.0, 5.0, 5.0, 5.0] * 500)
+    found = public_evidence.pooled([one, two])
+    assert found[0] == 2.0
+    assert set(np.unique(found[1:][~np.isnan(found[1:])])) <= {1.0, 2.0, 3.0, 5.0}
+    assert np.mean(found[1::4] == 3.0) == pytest.approx(0.5, abs=0.1)  # both groups once
+    assert np.mean(np.isnan(found[2::4])) == pytest.approx(0.25, abs=0.1)  # the undefined group twice
+
+
+def test_tries_worth():
+    ks, curve = [1, 2, 4, 8], [0.1, 0.2, 0.4, 0.5]
+    assert public_evidence.tries_worth(ks, curve, 0.2) == pytest.approx(2)
+    assert public_evidence.tries_worth(ks, curve, 0.3) == pytest.approx(2 * math.sqrt(2))
+    assert public_evidence.tries_worth(ks, curve, 0.05) == 0
+    assert math.isinf(public_evidence.tries_worth(ks, curve, 0.6))
+
+
+# --- the claims of the ledger -----------------------------------------------------------------------------------------
+
+
+def numbers(name: str, *columns: str) -> list[np.ndarray]:
+    """Columns of a group, of the rows that have all of them."""
+    rows = [row for row in groups()[name] if all(row[column] for column in columns)]
+    return [np.array([float(row[column]) for row in rows]) for column in columns]
+
+
+def rank_correlation(x, y) -> float:
+    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+
+
+def test_published_verdicts_are_those_of_the_statistics_on_each_group():
+    found = claims.published_results()
+    assert {name for name, results in found.items() if results} < {c.id for c in claims.all_claims() if c.public}
+    loss, score, after = numbers("RETU Qwen2.5-7B", "val_loss_pre", "pass1_pre", "pass1_post")
+    pairs = [(i, j) for i in range(35) for j in range(35) if score[i] < score[j] and loss[i] > loss[j]]
+    lower = [(after[i] < after[j]) + 0.5 * (after[i] == after[j]) for i, j in pairs]
+    expected = {
+        "loss_tracks_gain": rank_correlation(loss, after - score),
+        "table01_gen_loss": rank_correlation(-loss, after) - rank_correlation(score, after),
+        "dominated_candidates_end_lower": np.mean(lower),
+    }
+    for name, value in expected.items():
+        (result,) = [result for result in found[name] if result.estimate.n >= 6]
+        assert (result.family, result.estimate.n) == ("RETU Qwen2.5-7B", 35)
+        assert result.estimate.value == pytest.approx(value)
+        assert claims.published_text(name) == f"{result.verdict} in 1, too few checkpoints in 2"
+    for result in found["score_explains_part"]:
+        score, after = numbers(result.family, "pass1_pre", "pass1_post")
+        assert result.estimate.n == len(score)
+        if len(score) >= 6:
+            assert result.estimate.value == pytest.approx(np.corrcoef(score, after)[0, 1] ** 2)
+    assert claims.published_text("score_explains_part") == "holds in 1, fails in 2, too few checkpoints in 4"
+    assert claims.published_text("table01_pass_k") == "undecided in 2, too few checkpoints in 2"
+    assert claims.published_text("table01_avg_genloss_pass_k") == claims.published_text("mixture_ends_best") == ""
+
+
+def test_the_three_rungs_count_what_agrees():
+    verdicts = {"loss_tracks_gain": ["holds"], "table01_gen_loss": ["fails", "undecided"], "table01_pass_k": ["holds"],
+                "score_explains_part": ["holds", "fails"], "mixture_ends_best": ["holds"]}  # fmt: skip
+    table = pd.DataFrame([(name, name, one) for name, each in verdicts.items() for one in each])
+    said = claims.three_rungs(table.set_axis(["name", "claim", "verdict"], axis=1))
+    assert "4 claims could be tested" in said
+    assert "agree on 1: “loss_tracks_gain” (micro holds, published holds)" in said
+    assert "differ on 1: “table01_gen_loss” (micro fails, published holds)" in said
+    assert "undecided or mixed on 2: “score_explains_part” (micro mixed, published mixed); “table01_pass_k”" in said
+    assert "`not run`" in said
