@@ -104,19 +104,19 @@ def candidate_sets(frame: pd.DataFrame, after: pd.DataFrame) -> dict[str, pd.Mul
 
 
 def bootstrap_scores(
-    predictors: pd.DataFrame, outcome: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
+    predictors: pd.DataFrame, outcome: ArrayLike, resamples: int = RESAMPLES, seed: int = 0, fewest: int = FEWEST
 ) -> pd.DataFrame:
     """Judge predictors on all candidates (row 0) and on resamples of them (the other rows).
 
     predictors: a row for each candidate; outcome: (candidates,). Columns of the result: (statistic, predictor).
     spearman and regret take the sign that the literature expects (PREDICTORS); r2 is that of the line through the
     candidates. Equal numbers of candidates and seeds draw equal candidates, so differences are paired. NaN for
-    predictors with a missing value, and for fewer than FEWEST candidates.
+    predictors with a missing value, and for fewer than `fewest` candidates.
     """
     check_whole("resamples", resamples, 1)
     outcome = np.asarray(outcome, np.float64)
     names = pd.MultiIndex.from_product([STATISTICS, predictors.columns], names=["statistic", "predictor"])
-    if len(outcome) < FEWEST:
+    if len(outcome) < fewest:
         return pd.DataFrame(np.nan, index=range(resamples + 1), columns=names)
     rows, columns = _resampled(len(outcome), resamples, seed), {}
     for name, values in _signed(predictors).items():

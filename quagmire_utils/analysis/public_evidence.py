@@ -2,7 +2,7 @@
 
     rows = load_rows()                       # results/public/pre_post_rl.csv, every row checked
     groups = comparable(rows)                # checkpoints of one RL run, benchmark and stage, as a candidate frame
-    replicates(x, y)["rank correlation"]     # the estimate, then bootstrap resamples over checkpoints
+    pooled([draws_of_one, draws_of_other])   # the mean over groups, from the draws of `predictors.bootstrap_scores`
     tries_worth(ks, pass_k, after)           # how many tries of the base model equal one after RL
 
 results/public/README.md is the data card. None of these numbers was measured by this project.
@@ -10,6 +10,7 @@ results/public/README.md is the data card. None of these numbers was measured by
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from quagmire_utils.analysis.fits import Array, rank_correlations, squared_correlation
+from quagmire_utils.analysis.fits import Array
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
 
@@ -131,29 +132,10 @@ def comparable(rows: pd.DataFrame) -> pd.DataFrame:
 _SCORES = {"pass1": "pass1_pre", "pass_k": "pass_k_pre", "pass_k_mid": "pass_k_mid_pre", "outcome": "pass1_post"}
 
 
-def replicates(x: ArrayLike, y: ArrayLike, n_resamples: int = 2000, seed: int = 0) -> dict[str, Array]:
-    """Return rank correlation, R2 and regret of a predictor, (1 + n_resamples,): the estimate, then resamples.
-
-    x: (checkpoints,), higher is better (turn a loss round); y: outcomes. R2 is that of a line; regret is the best
-    outcome minus that of the highest x, in the unit of y; ties count with their mean. A resample draws checkpoints with
-    replacement. NaN where x or y does not vary in it. Equal seeds draw equal checkpoints, so differences are paired.
-    """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    drawn = np.random.default_rng(seed).integers(x.size, size=(n_resamples, x.size))
-    rows = np.vstack([np.arange(x.size), drawn])
-    x, y = x[rows], y[rows]
-    best = x == x.max(axis=1, keepdims=True)
-    return {
-        "rank correlation": rank_correlations(x, y),
-        "R²": squared_correlation(x.T, y.T),
-        "regret": y.max(axis=1) - (y * best).sum(axis=1) / best.sum(axis=1),
-    }
-
-
-def pooled(groups: list[Array], seed: int = 0) -> Array:
+def pooled(groups: Sequence[ArrayLike], seed: int = 0) -> Array:
     """Return the mean over groups, (1 + n_resamples,): the estimate, then resamples that draw the groups too.
 
-    groups: the replicates of each, estimate first. A group that is undefined in a resample is left out of its mean.
+    groups: a column of `bootstrap_scores` each, estimate first. A group that is undefined in a resample is left out.
     """
     table = np.array(groups)
     times = np.random.default_rng(seed).multinomial(len(table), np.full(len(table), 1 / len(table)), table.shape[1]).T

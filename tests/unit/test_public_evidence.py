@@ -105,19 +105,6 @@ def test_groups_share_rl_benchmark_and_stage():
         assert part["outcome"].tolist() == pytest.approx([float(row["pass1_post"]) / 100 for row in rows])
 
 
-def test_replicates_are_the_statistics_of_each_resample():
-    rng = np.random.default_rng(3)
-    x, y = rng.integers(6, size=9).astype(float), rng.normal(size=9)
-    found = public_evidence.replicates(x, y, 40, seed=5)
-    drawn = np.random.default_rng(5).integers(9, size=(40, 9))
-    for place, rows in enumerate([np.arange(9), *drawn]):
-        mine, theirs = x[rows], y[rows]
-        assert found["rank correlation"][place] == pytest.approx(stats.spearmanr(mine, theirs).statistic)
-        assert found["R²"][place] == pytest.approx(stats.linregress(mine, theirs).rvalue ** 2)
-        assert found["regret"][place] == pytest.approx(max(theirs) - theirs[mine == max(mine)].mean())
-    assert np.isnan(public_evidence.replicates([1, 1, 1], [1, 2, 3], 1)["R²"]).all()
-
-
 def test_a_pooled_answer_is_the_mean_over_groups_and_draws_groups():
     one, two = np.array([1.0, 1.0, np.nan, 1.0] * 500), np.array([3.0, 5.0, 5.0, 5.0] * 500)
     found = public_evidence.pooled([one, two])
@@ -155,7 +142,7 @@ def test_published_verdicts_are_those_of_the_statistics_on_each_group():
     pairs = [(i, j) for i in range(35) for j in range(35) if score[i] < score[j] and loss[i] > loss[j]]
     lower = [(after[i] < after[j]) + 0.5 * (after[i] == after[j]) for i, j in pairs]
     expected = {
-        "loss_tracks_gain": rank_correlation(loss, after - score),
+        "loss_tracks_gain": rank_correlation(loss, (after - score).round(6)),
         "table01_gen_loss": rank_correlation(-loss, after) - rank_correlation(score, after),
         "dominated_candidates_end_lower": np.mean(lower),
     }

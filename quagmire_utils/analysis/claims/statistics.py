@@ -88,7 +88,8 @@ def loss_and_gain(evidence: Evidence) -> Estimate:
     known = evidence.candidates("dataset", ["gen_loss", "pass1"])
     if len(known) < MIN_CANDIDATES:
         return missing("rank correlation", len(known))
-    loss, gain = _columns(known.assign(gain=known[evidence.outcome] - known["pass1"]), "gen_loss", "gain")
+    gained = (known[evidence.outcome] - known["pass1"]).round(12)  # equal gains of printed scores are ties
+    loss, gain = _columns(known.assign(gain=gained), "gen_loss", "gain")
     rows = _resampled(len(known))
     replicates = rank_correlations(loss[rows], gain[rows])
     return Estimate(spearman(loss, gain), "rank correlation", len(known), percentiles(replicates), BOOTSTRAP)
