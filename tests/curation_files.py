@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from quagmire_utils.data import Dataset, find_dataset
 from quagmire_utils.data.curation import Recipe, build
-from quagmire_utils.data.curation.source_files import read_unit, units
+from quagmire_utils.data.curation.source_files import read_file, source_files
 from quagmire_utils.data.dataset import local_files
 from quagmire_utils.data.rows import Dropped, Record
 
@@ -60,7 +60,8 @@ def read(dataset: Dataset | str, *files: Path) -> list[Record | Dropped]:
     """Read all rows of a dataset, or of these files with the columns of a dataset of the catalogue."""
     if isinstance(dataset, str):
         dataset = find_dataset(dataset).from_files([str(path) for path in files])
-    return [record for unit in units(dataset, local_files(dataset)) for _, _, record in read_unit(dataset, unit)]
+    sources = source_files(dataset, local_files(dataset))
+    return [record for source in sources for record in read_file(dataset, source)]
 
 
 def make(folder: Path, files: Path | str, cache: Path | None = None, **asked: Any) -> dict[str, Any]:

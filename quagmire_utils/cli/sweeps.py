@@ -34,14 +34,12 @@ def curate(
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id of the model whose tokens count.")] = None,
     files: Annotated[list[str] | None, typer.Option(help="Local files, folders or globs; repeatable.")] = None,
     parameters: Fields = None,
-    cache: Annotated[Path | None, typer.Option(help="Where hashes and lengths are kept.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that read. Default: one per core.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where texts, hashes and lengths are kept.")] = None,
     show: Annotated[bool, typer.Option("--list", help="List the training sets.")] = False,
 ) -> None:
     """Make SFT and RL sets from hub datasets (streamed) or local files: select, deduplicate, decontaminate."""
     import yaml
 
-    from quagmire_utils.core.provenance import usable_cores
     from quagmire_utils.data import load_datasets
     from quagmire_utils.data.curation import load_sets
     from quagmire_utils.data.curation.build import CACHE, build, prepare, summary
@@ -61,7 +59,7 @@ def curate(
     for recipe, folder in asked if len(asked) > 1 else ():  # not after the hours that the first may take
         prepare(recipe, folder, datasets=datasets)
     for recipe, folder in asked:
-        manifest = build(recipe, folder, cache=cache or CACHE, datasets=datasets, workers=workers or usable_cores())
+        manifest = build(recipe, folder, cache=cache or CACHE, datasets=datasets)
         print(summary(folder, manifest))
 
 

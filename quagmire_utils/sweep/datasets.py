@@ -265,13 +265,12 @@ def check_files(profile: Profile, folder: Path | None = None) -> Iterator[str]:
 
 
 def _check_rows(dataset: Dataset, files: Sequence[Path], needed: int) -> str:
-    from quagmire_utils.data.curation.source_files import read_unit, units
+    from quagmire_utils.data.curation.source_files import read_file, source_files
     from quagmire_utils.data.rows import Record
 
-    pieces = units(dataset, files)
-    records = (record for piece in pieces[:1] for _, _, record in read_unit(dataset, piece))
-    usable = (record for record in records if isinstance(record, Record))
-    if len(pieces) > 1:
+    sources = source_files(dataset, files)
+    usable = (record for record in read_file(dataset, sources[0]) if isinstance(record, Record))
+    if len(sources) > 1:
         return "" if next(usable, None) else f"none of the first rows of {files[0]} is as described"
     count = sum(1 for _ in usable)
     return "" if count >= needed else f"{count:,} rows of {files[0]} can be used, {needed:,} are needed"
@@ -293,5 +292,5 @@ def _build(profile: Profile, folder: Path, recipe: Recipe) -> Path:
         return target
     with FileLock(place / f"{recipe.source}.lock"):
         datasets = load_datasets(profile.datasets)
-        build(recipe, target, cache=place / "cache", datasets=datasets, workers=profile.workers, progress=False)
+        build(recipe, target, cache=place / "cache", datasets=datasets, progress=False)
     return target

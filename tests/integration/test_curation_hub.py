@@ -1,6 +1,5 @@
 """Curation from a hub over HTTP and from files of every kind; killed, on a full disk, two at once."""
 
-import json
 import os
 import random
 import re
@@ -20,7 +19,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
 from quagmire_utils.data import find_dataset, load_datasets
 from quagmire_utils.data.curation import load_set
-from quagmire_utils.data.curation.source_files import read_unit, units
+from quagmire_utils.data.curation.source_files import source_files
 from quagmire_utils.data.rows import Dropped, Record
 
 REPO = Path(__file__).resolve().parents[2]
@@ -33,10 +32,9 @@ KINDS = ("a.parquet", "b.jsonl", "list.json", "lines.json", "c.jsonl.gz", "list.
 
 
 @pytest.mark.parametrize("shards", [1, 3, 9])
-def test_a_set_does_not_depend_on_files_formats_or_order(tmp_path, shards, monkeypatch):
+def test_a_set_does_not_depend_on_files_formats_or_order(tmp_path, shards):
     rows = pool_rows(300)
     expected = make(tmp_path / "expected", write(tmp_path / "one.jsonl", rows), n=90, validation_problems=9)
-    monkeypatch.setattr("quagmire_utils.data.curation.source_files.UNIT_BYTES", 3000)
     random.Random(shards).shuffle(rows)
     for k in range(shards):
         write(tmp_path / f"in/{9 - k}/{[*KINDS, 'd.csv'][(k + shards) % 9]}", rows[k::shards])
@@ -46,23 +44,6 @@ def test_a_set_does_not_depend_on_files_formats_or_order(tmp_path, shards, monke
     assert made["counts"]["duplicates"] > 30
     for name in ("train.jsonl", "validation.jsonl", "removed.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("unit_bytes", [1000, 2**26])
-def test_chosen_rows_are_read_again_from_every_kind_of_file(tmp_path, kind, unit_bytes, monkeypatch):
-    monkeypatch.setattr("quagmire_utils.data.curation.source_files.UNIT_BYTES", unit_bytes)
-    rows = [ace(f"q{i}", f"é{i}\n") for i in range(100)]
-    path = write(tmp_path / kind, rows)
-    dataset = find_dataset("acereason").from_files([str(path)])
-    everything = []
-    for unit in units(dataset, [path]):
-        found = {(position, part): record for position, part, record in read_unit(dataset, unit)}
-        chosen = list(found)[::7]
-        again = {(p, part): record for p, part, record in read_unit(dataset, unit, {p for p, _ in chosen})}
-        assert again == {place: found[place] for place in chosen}
-        everything += found.values()
-    assert everything == [Record(row["input"], row["output"], "", "DeepSeek-R1") for row in rows]
 
 
 def test_a_folder_as_datasets_saves_it_and_as_the_hubs_client_copies_it(tmp_path):
@@ -90,7 +71,7 @@ def test_a_cut_off_file_is_a_sentence(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("[" * 100_000, r"byte \d+ is not JSON"), ("[1]", "not a mapping of columns"), ('{"input": ', "is not JSON")],
+    [("[" * 100_000, "line 2 is not JSON"), ("[1]", "not a mapping of columns"), ('{"input": ', "is not JSON")],
 )
 def test_a_damaged_line_is_a_sentence(tmp_path, line, message):
     path = write(tmp_path / "a.jsonl", [ace("q", "r")])
@@ -133,32 +114,29 @@ def hub_set(tmp_path):
     ]
     repository = tmp_path / "hub" / nemotron.hub_id
     write(repository / "SFT/math/math_v1.jsonl", [{"wrong": "file"}])
-    file = write(repository / nemotron.hub_files[0], rows)
+    names = [f"SFT/math/math_v2.{k}.jsonl" for k in range(6)]
+    files = [write(repository / name, rows[k::6]) for k, name in enumerate(names)]
     splits = [{"split": "math", "path": "SFT/math/*.jsonl"}]
     card = yaml.safe_dump({"configs": [{"config_name": "SFT", "data_files": splits, "default": True}]})
     (repository / "README.md").write_text(f"---\n{card}---\n")
     asked = {"source": "llama_nemotron", "n": 40, "benchmarks": [], "validation_problems": 5}
-    (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"sets": {"s": asked}}))
-    return file, make(tmp_path / "expected", file, **asked)
+    entry = nemotron.model_dump(mode="json", exclude_defaults=True, exclude={"name", "folder"}) | {"hub_files": names}
+    described = {"datasets": {"llama_nemotron": entry}, "sets": {"s": asked}}
+    (tmp_path / "sets.yaml").write_text(yaml.safe_dump(described))
+    return files, make(tmp_path / "expected", repository / "SFT/math/math_v2.*", **asked)
 
 
-SMALL_UNITS = "import sys, quagmire_utils.data.curation.source_files as f; f.UNIT_BYTES = 2**18; f._SPARSE = 2**13\n"
-SMALL_UNITS += "from quagmire_utils.cli import main; sys.exit(main(['curate', *sys.argv[1:]]))"
-
-
-def test_a_hub_is_streamed_in_pieces_resumes_after_a_kill_and_forgives_an_error(tmp_path, hub_set):
-    file, expected = hub_set
+def test_a_hub_is_streamed_resumes_after_a_kill_and_forgives_an_error(tmp_path, hub_set):
+    files, expected = hub_set
     cache = tmp_path / "hub_cache"
-    arguments = [str(tmp_path / "sets.yaml"), "--output", str(tmp_path / "out"), "--cache", str(cache)]
-    command = [sys.executable, "-c", SMALL_UNITS, *arguments, "--workers", "1"]
+    command = [*COMMAND, str(tmp_path / "sets.yaml"), "--output", str(tmp_path / "out"), "--cache", str(cache)]
     with serve(tmp_path / "hub") as hub:
         environment = {**ENVIRONMENT, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
         environment |= {"HF_HUB_OFFLINE": "0"}
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         killed_with(process, cache, 2)
         done = {path: path.stat().st_mtime_ns for path in cache.glob("rows-*.parquet")}
-        pieces = -(-file.stat().st_size // 2**18)
-        assert 2 <= len(done) < pieces
+        assert 2 <= len(done) < len(files)
         hub.failures = 2
         result = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
@@ -167,14 +145,13 @@ def test_a_hub_is_streamed_in_pieces_resumes_after_a_kill_and_forgives_an_error(
     manifest = read_json(tmp_path / "out/s/manifest.json")
     assert manifest["sets"] == expected["sets"]
     assert load_set(tmp_path / "out/s") == load_set(tmp_path / "expected")
-    inputs = manifest["configuration"]["inputs"]
-    assert len(inputs) == pieces
-    assert {(unit[1], unit[4]) for unit in inputs} == {("math_v1.1.jsonl", COMMIT)}
-    assert set(hub.sent) <= {"README.md", "SFT/math/math_v1.1.jsonl"}
+    names = [file.name for file in files]
+    assert manifest["configuration"]["inputs"] == [[name, COMMIT] for name in names]
+    assert set(hub.sent) <= {"README.md", *(f"SFT/math/{name}" for name in names)}
 
 
 def killed_with(process: subprocess.Popen, cache: Path, scanned: int) -> None:
-    """Kill a process as soon as it has scanned so many units."""
+    """Kill a process as soon as it has scanned so many files."""
     deadline = time.monotonic() + 120
     while len(list(cache.glob("rows-*"))) < scanned and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()
@@ -184,8 +161,8 @@ def killed_with(process: subprocess.Popen, cache: Path, scanned: int) -> None:
 
 
 def test_a_hub_without_the_file_or_out_of_reach_is_a_sentence(tmp_path, hub_set):
-    file, _ = hub_set
-    file.unlink()
+    files, _ = hub_set
+    files[0].unlink()
     arguments = [*COMMAND, str(tmp_path / "sets.yaml"), "--output", str(tmp_path / "out")]
     with serve(tmp_path / "hub") as hub:
         environment = {**ENVIRONMENT, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
@@ -206,9 +183,9 @@ def test_configurations_and_splits_are_those_of_the_card(tmp_path):
     card = yaml.safe_dump({"configs": [{"config_name": "SFT", "data_files": splits}]})
     (hub / "README.md").write_text(f"---\n{card}---\n")
     entry = {"hub_id": str(hub), "configs": "SFT", "split": "math", "question": "input", "response": "output"}
-    assert sorted(unit.name for unit in units(load_datasets({"mine": entry})["mine"])) == sorted(map(str, files))
+    assert sorted(file.name for file in source_files(load_datasets({"mine": entry})["mine"])) == sorted(map(str, files))
     with pytest.raises(ParameterError, match=r"split must be one of code, math.*'mth'"):
-        units(load_datasets({"mine": {**entry, "split": "mth"}})["mine"])
+        source_files(load_datasets({"mine": {**entry, "split": "mth"}})["mine"])
     with pytest.raises(ParameterError, match=r"no column 'prompt', but 'category', 'input', 'output', 'source'"):
         read(load_datasets({"mine": {**entry, "question": "prompt"}})["mine"])
 
@@ -219,7 +196,7 @@ def test_configurations_and_splits_are_those_of_the_card(tmp_path):
 def test_a_full_disk_is_a_sentence_and_the_same_command_resumes(tmp_path):
     for k in range(4):
         write(tmp_path / f"in/{k}.jsonl", pool_rows(3000)[k::4])
-    arguments = [*COMMAND, "--source", "acereason", "-p", "benchmarks=[]", "--workers", "1", "--n", "2200"]
+    arguments = [*COMMAND, "--source", "acereason", "-p", "benchmarks=[]", "--n", "2200"]
     arguments += ["--files", str(tmp_path / "in"), "--cache", str(tmp_path / "cache"), "--output"]
     for size in (2_000, 100_000):  # full while the source is read, and while the set is written
         limit = {"preexec_fn": lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))}
@@ -238,7 +215,7 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_resumes(tmp_path):
 
 
 def test_two_at_once_make_one_set(tmp_path):
-    command = [*COMMAND, "--source", "acereason", "-p", "benchmarks=[]", "--workers", "1", "--n", "900"]
+    command = [*COMMAND, "--source", "acereason", "-p", "benchmarks=[]", "--n", "900"]
     command += ["--files", str(write(tmp_path / "a.jsonl", pool_rows(3000))), "--cache", str(tmp_path / "cache")]
     command += ["--output", str(tmp_path / "out")]
     both = [subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE) for _ in range(2)]
@@ -262,19 +239,3 @@ def test_nothing_of_an_unfinished_set_is_left_in_the_next(tmp_path, monkeypatch)
     assert not (tmp_path / ".out.unfinished").exists()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["manifest.json", "removed.jsonl", "train.jsonl"]
     assert [len(side) for side in load_set(tmp_path / "out")] == [12, 0]
-
-
-def test_a_file_that_changes_is_noticed(tmp_path, monkeypatch):
-    rows = [{"category": "math", "input": f"q{i}", "output": "r"} for i in range(9)]
-    path = write(tmp_path / "a.jsonl", rows)
-    module = sys.modules["quagmire_utils.data.curation.build"]
-    choose = module.choose
-
-    def edit(*arguments):
-        path.write_text("".join(json.dumps({**row, "output": "s"}) + "\n" for row in rows))
-        return choose(*arguments)
-
-    monkeypatch.setattr(module, "choose", edit)
-    with pytest.raises(ParameterError, match="changed while it was read"):
-        make(tmp_path / "out", path)
-    assert not (tmp_path / "out/manifest.json").exists()

@@ -7,9 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 from curation_files import ace, make, pool_rows, read, write
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tokenizers import AddedToken, normalizers
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem, Trace, load_benchmark, load_datasets
@@ -17,7 +14,6 @@ from quagmire_utils.data.curation import decontaminate, load_set, response_lengt
 from quagmire_utils.data.curation.contamination import normalise
 from quagmire_utils.data.curation.scan import problem_digest, trace_id
 from quagmire_utils.data.curation.selection import seeded_order
-from quagmire_utils.data.curation.token_counts import EXPRESSIONS, QWEN, TokenCounter
 from quagmire_utils.data.dataset import find_dataset
 from quagmire_utils.data.rows import Dropped, Record, made_by
 from quagmire_utils.training.microlab import build_tokenizer
@@ -256,19 +252,6 @@ def test_a_set_is_what_the_plain_functions_choose(tmp_path, tokenizer, benchmark
     assert not {t.problem_id for t in train} & {t.problem_id for t in validation}
 
 
-def test_workers_change_nothing(tmp_path, tokenizer, benchmark):
-    for k in range(4):
-        write(tmp_path / f"in/{k}.jsonl", pool_rows(300)[k::4])
-    asked = {"tokenizer": tokenizer, "selection": "longest", "n": 50, "benchmarks": benchmark}
-    here = make(tmp_path / "here", tmp_path / "in", tmp_path / "cache0", **asked)
-    options = {"source": "acereason", "files": tmp_path / "in", "tokenizer": tokenizer, "selection": "longest", "n": 50}
-    options |= {"workers": 2, "cache": tmp_path / "cache2", "output": tmp_path / "two"}
-    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-    assert curate(*arguments, "-p", f"benchmarks={benchmark}") == 0
-    assert (tmp_path / "two/train.jsonl").read_bytes() == (tmp_path / "here/train.jsonl").read_bytes()
-    assert here["counts"]["met a benchmark"] > 5
-
-
 @pytest.mark.parametrize("selection", ["shortest", "longest+random"])
 def test_a_token_budget_is_filled_and_never_exceeded(tmp_path, tokenizer, pool, selection):
     make(tmp_path / "out", pool, tokenizer=tokenizer, selection=selection, token_budget=3001)
@@ -407,65 +390,6 @@ def test_what_cannot_work_is_said_in_a_sentence(tmp_path, tokenizer, pool, asked
     assert not (tmp_path / "out").exists()
 
 
-# --- counting tokens --------------------------------------------------------------------------------------------------
-
-
-def byte_level(expression: str | None, added: tuple = (), normalizer=None) -> str:
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if expression:
-        cut = pre_tokenizers.Split(Regex(expression), "isolated")
-        last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, last])
-    if normalizer:
-        bpe.normalizer = normalizer
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=700, show_progress=False, initial_alphabet=alphabet))
-    bpe.add_tokens(list(added))
-    return bpe.to_str()
-
-
-CORPUS = [
-    "So, the answer isn't 12; it's $\\frac{1}{2}$.\n\nWait, let me check: x = 3 + 45.\n  - step 1: the sum  of two"
-] * 5
-COUNTERS = {
-    name: TokenCounter(byte_level(cut, ("<think>",)))
-    for name, cut in zip(("llama3", "qwen2", "nemo"), EXPRESSIONS, strict=True)
-}
-LONG_PIECES = (
-    "  | \n|\n |the| The|12345|'s|'LL|<think>| \u0301|//\n|.\n\n|\n/|\r\n|e\u0301|\u2028 |\x1f |isn't|\\frac{1}{2}"
-)
-PIECES = st.sampled_from([*"  \n\t\r.,'$\\{}1a/\u00a0\u3000\x85\x00²ǅ\u4e2d🙂", *LONG_PIECES.split("|")])
-
-
-@pytest.mark.parametrize("name", COUNTERS)
-@settings(max_examples=300, deadline=None)
-@given(texts=st.lists(st.lists(PIECES, max_size=25).map("".join), max_size=4))
-def test_counting_by_words_is_counting(name, texts):
-    counter = COUNTERS[name]
-    assert counter(texts) == counter.whole(texts)
-    assert counter.by_words
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (r"\p{L}+ \p{L}+|.",),  # matches across a space
-        (None,),  # GPT-2
-        (QWEN, (AddedToken("<a b>"),)),
-        (QWEN, (AddedToken("<a>", rstrip=True),)),
-        (QWEN, (), normalizers.Strip()),
-    ],
-)
-def test_other_tokenizers_count_whole_texts(arguments):
-    counter = TokenCounter(byte_level(*arguments))
-    assert not counter.by_words
-    texts = ["the sum of two <a b> c <a>  x", " two of  the sum ", ""]
-    assert counter(texts) == counter.whole(texts)
-
-
 # --- command line -----------------------------------------------------------------------------------------------------
 
 
@@ -501,7 +425,7 @@ def test_sets_from_a_yaml_file_and_from_options(tmp_path, capsys, tokenizer, poo
         "sets": {"r5": {"n": 5}, "r9": {"n": 9, "seed": 1}},
     }
     (tmp_path / "sets.yaml").write_text(yaml.safe_dump(content))
-    common = ["--output", tmp_path / "out", "--cache", tmp_path / "cache", "--workers", 1]
+    common = ["--output", tmp_path / "out", "--cache", tmp_path / "cache"]
     assert curate(tmp_path / "sets.yaml", "r9", *common) == 0
     assert "train: 9 traces of 9 problems" in capsys.readouterr().out
     assert curate(tmp_path / "sets.yaml", *common) == 0

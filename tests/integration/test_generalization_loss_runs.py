@@ -160,7 +160,7 @@ def test_partial_losses_are_never_mixed(checkpoint, tmp_path):
 def test_a_replica_scores_as_one_machine_does(checkpoint):
     sequences = encode(TRACES, TOKENIZER, "auto", False)
     settings = (checkpoint, 1024, sequences[0])
-    replica = ScorerReplica(checkpoint.model, clusters.versions(ScorerReplica.packages), settings)
+    replica = ScorerReplica(checkpoint.model, None, clusters.versions(ScorerReplica.packages), settings)
     replica.load()
     own = Scorer(load_model(checkpoint), 1024, sequences[0])
     np.testing.assert_array_equal(replica.score(sequences[:5]), own.score(sequences[:5]))
@@ -218,7 +218,7 @@ def test_a_node_that_dies_loses_only_its_batch(checkpoint, cluster, tmp_path, mo
         broken = generalization_loss(checkpoint.replace(ray=cluster.address), None, traces, partial=file, **arguments)
     thread.join(timeout=60)
     assert 0 < known[0] < len(traces), "the node died too late for the test to mean anything"
-    monkeypatch.chdir(Path(checkpoint.model).parent)  # means nothing to the node, so the files travel there
+    monkeypatch.chdir(Path(checkpoint.model).parent)  # means nothing to the node
     there = checkpoint.replace(model="model", ray=cluster.address, replicas=1)
     one = generalization_loss(there, None, traces, **arguments)
     for name in ("per_trace", "by_position", "by_length"):

@@ -125,8 +125,8 @@ def test_a_node_that_dies_loses_only_its_batch(spec, single, cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_travels_to_nodes_that_do_not_have_it(spec, single, cluster, tmp_path, monkeypatch):
-    """The nodes were started elsewhere, so a relative path means nothing to them."""
+def test_a_relative_path_of_a_checkpoint_is_found_on_the_nodes(spec, single, cluster, tmp_path, monkeypatch):
+    """The nodes were started elsewhere."""
     monkeypatch.chdir(Path(spec.model).parent)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)  # what "auto" means on a machine with several clusters
     _sample(spec.replace(model="model", ray="auto", replicas=1), tmp_path / "store")
@@ -163,4 +163,6 @@ def test_a_cluster_that_is_not_there_is_one_sentence(spec, tmp_path, address, se
 def test_a_node_with_other_versions_is_refused(spec):
     other = {**clusters.versions(replicas.PACKAGES), "torch": "1.0"}
     with pytest.raises(ParameterError, match=r"has torch .*, not 1\.0; give it the environment"):
-        EngineReplica(spec.model, other, spec).lacks(None)
+        EngineReplica(spec.model, None, other, spec).load()
+    with pytest.raises(ParameterError, match="has another model at"):
+        EngineReplica(spec.model, "0" * 16, clusters.versions(replicas.PACKAGES), spec).load()

@@ -26,7 +26,6 @@ from quagmire_utils.engines import (
     ServerSettings,
     check_base_url,
     load_engine,
-    server,
 )
 from quagmire_utils.evaluation.sampling import problem_seed, sample
 from quagmire_utils.evaluation.store import SampleStore
@@ -157,7 +156,6 @@ def tokenizer_folder(tmp_path_factory):
 def load(endpoint, tokenizer_folder, monkeypatch):
     """load(**settings) -> an engine on the endpoint; short waits."""
     monkeypatch.setattr(openai_waits, "INITIAL_RETRY_DELAY", 0.01)
-    monkeypatch.setattr(server, "_FIRST_WAIT", 0.01)
 
     def load(batch_size=None, url=None, **settings):
         of_server = ServerSettings(**{"tokenizer": tokenizer_folder, "tries": 4} | settings)
@@ -222,32 +220,6 @@ def test_greedy_is_asked_once(endpoint, load):
     assert len(endpoint.calls) == 1
 
 
-def test_text_prompts_are_tokenised_into_ours(endpoint, load, tmp_path, refused):
-    """Servers that take no token ids get a text, without the BOS token that they put in front themselves."""
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = build_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|pad|> $A", special_tokens=[("<|pad|>", tokenizer.pad_token_id)]
-    )
-    tokenizer.save_pretrained(tmp_path)
-    seen = []
-
-    def change(answer, body):
-        seen.append(tuple(tokenizer.encode(body["prompt"])))
-        answer["usage"]["prompt_tokens"] = len(seen[-1])
-        return answer
-
-    endpoint.change = change
-    engine = load(tokenizer=tmp_path, prompt_format="text")
-    ids = (tokenizer.pad_token_id, *tokenizer.encode("12 + 3 = ü?", add_special_tokens=False))
-    engine.generate([Request(ids, 1, 0)], PARAMS)
-    assert seen == [ids]
-    assert isinstance(endpoint.calls[0][2]["prompt"], str)
-    with refused("prompt_format"):
-        engine.generate([Request(ids[1:], 1, 0)], PARAMS)  # the server would add the BOS token
-
-
 @pytest.mark.parametrize(
     ("parameter", "choice", "usage"),
     [
@@ -298,6 +270,8 @@ TROUBLES = {
     "too many requests, come back": (429, b"", ("Retry-After", "0.02")),
     "bad gateway": (502, b"<html>nginx</html>"),
     "cut off in the body": "cut",
+}
+WRONG_FORMS = {
     "not JSON": (200, b'{"choices": [{"te'),
     "no choices": (200, {"choices": []}),
     "too many choices": (200, {"choices": [{"text": "a", "finish_reason": "stop"}] * 9}),
@@ -318,6 +292,14 @@ def test_what_passes_leaves_no_trace(endpoint, load, trouble):
     endpoint.trouble = twice
     assert _texts(load().generate(_requests(2, 3), PARAMS)) == _seeds(_requests(2, 3))
     assert set(tries.values()) == {3}
+
+
+@pytest.mark.parametrize("trouble", WRONG_FORMS.values(), ids=WRONG_FORMS)
+def test_an_answer_of_the_wrong_form_ends_the_run_in_a_sentence(endpoint, load, trouble):
+    endpoint.trouble = lambda number, body: trouble
+    with pytest.raises(EngineError, match="wrong form") as caught:
+        load().generate(_requests(1, 1), PARAMS)
+    assert ONE_SENTENCE.fullmatch(str(caught.value))
 
 
 def test_no_more_calls_at_once_than_batch_size(endpoint, load):
@@ -436,7 +418,7 @@ def test_models_that_are_not_served(endpoint, load, refused):
         (404, "The model `micro` does not exist", "server"),
         (404, "Not Found", "base_url"),
         (422, "prompt must be a string", "server"),
-        (403, "no", "api_key_env"),
+        (403, "no", "QUAGMIRE_API_KEY"),
     ],
 )
 def test_requests_that_are_refused_are_not_repeated(endpoint, load, refused, status, said, parameter):
@@ -452,12 +434,8 @@ def test_parameters(endpoint, load, tokenizer_folder, refused):
     with refused("max_tokens"):
         engine.stream([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=510))  # at once, not when iterated
     assert not endpoint.calls
-    for bad in (
-        *({"prompt_format": "chat"}, {"tries": 0}, {"timeout": 0}),
-        *({"extra_body": {"seed": 1}}, {"extra_body": {"a": {1}}}),
-    ):
-        with refused(f"server.{next(iter(bad))}"):
-            ServerSettings(**bad)
+    with refused("server.tries"):
+        ServerSettings(tries=0)
     of_server = {"engine": "server", "model": endpoint.url}
     with refused("max_model_len"):
         load_engine(EngineConfig(**of_server, server=ServerSettings(tokenizer=tokenizer_folder)))
@@ -470,10 +448,10 @@ def test_parameters(endpoint, load, tokenizer_folder, refused):
 
 def test_the_key_is_read_from_the_environment_and_never_kept_or_shown(endpoint, load, monkeypatch, refused):
     endpoint.key = KEY
-    with refused("api_key_env"):
+    with refused("QUAGMIRE_API_KEY"):
         load()
     monkeypatch.setenv("QUAGMIRE_API_KEY", f"{KEY}x")
-    with refused("api_key_env") as caught:
+    with refused("QUAGMIRE_API_KEY") as caught:
         load()
     assert KEY not in str(caught.value)
     monkeypatch.setenv("QUAGMIRE_API_KEY", KEY)
@@ -485,7 +463,7 @@ def test_the_key_is_read_from_the_environment_and_never_kept_or_shown(endpoint, 
     with pytest.raises(ParameterError, match=r"the key \*\*\* is odd"):
         engine.generate(_requests(1, 1), PARAMS)
     monkeypatch.setenv("QUAGMIRE_API_KEY", "a\nb")
-    with refused("api_key_env"):
+    with refused("QUAGMIRE_API_KEY"):
         engine.generate(_requests(1, 1), PARAMS)
 
 
@@ -625,11 +603,8 @@ def test_vllm_server_gets_the_prompt_and_keeps_the_seeds_of_the_other_engines(vl
 
 
 @pytest.mark.slow
-def test_vllm_server_text_prompts_and_refusals(vllm_server, vllm_engine, refused):
+def test_vllm_server_refusals(vllm_server, refused):
     _, url = vllm_server
-    by_text = load_engine(EngineConfig(engine="server", model=url, server=ServerSettings(prompt_format="text")))
-    params = SamplingParams(max_tokens=12)
-    assert by_text.generate([Request(PROMPT, 3, 5)], params) == vllm_engine.generate([Request(PROMPT, 3, 5)], params)
     with refused("max_model_len"):
         load_engine(EngineConfig(engine="server", model=url, max_model_len=9000))
     mistaken = load_engine(EngineConfig(engine="server", model=url))

@@ -6,7 +6,7 @@
 
 Rows have the columns of AceReason-1.1-SFT, in eight parquet files: some traces a problem, some repeated, a tenth code.
 Both sides do the same: maths only, duplicates out (equal up to case and spacing), 100 problems held out, then 1% of
-the traces, random or shortest. Each run is a process of its own (with two workers); memory is the peak of the
+the traces, random or shortest. Each run is a process of its own; memory is the peak of the
 proportional set size of it and its children, sampled five times a second; CPU seconds tell what a busy machine hides.
 Counting tokens costs more than all the rest, and the lengths are kept: the runs are shown without it, with it, and with
 lengths that are there.
@@ -25,6 +25,9 @@ from pathlib import Path
 import numpy as np
 
 COLUMNS = ("category", "source", "input", "output")
+CUT = (  # of Qwen's tokenizers
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def write_traces(folder: Path, traces: int, sentences: int, files: int = 8) -> int:
@@ -65,11 +68,9 @@ def save_tokenizer(folder: Path, traces: Path) -> None:
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from quagmire_utils.data.curation.token_counts import QWEN
-
     texts = next(pq.ParquetFile(traces / "0.parquet").iter_batches(2000, columns=["output"])).column(0).to_pylist()
     bpe = Tokenizer(models.BPE())
-    cut = pre_tokenizers.Split(Regex(QWEN), "isolated")
+    cut = pre_tokenizers.Split(Regex(CUT), "isolated")
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, last])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -78,7 +79,7 @@ def save_tokenizer(folder: Path, traces: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<e>").save_pretrained(folder)
 
 
-def ours(folder: Path, traces: Path, n: int, selection: str, workers: int) -> None:
+def ours(folder: Path, traces: Path, n: int, selection: str, **_: int) -> None:
     """A set by `curation.build`."""
     from quagmire_utils.data.curation import Recipe, build
 
@@ -93,7 +94,7 @@ def ours(folder: Path, traces: Path, n: int, selection: str, workers: int) -> No
         validation_problems=100,
         seed=int(time.time()),  # a new set every time
     )
-    build(recipe, folder / "sets" / str(time.time_ns()), cache=folder / "cache", workers=workers, progress=False)
+    build(recipe, folder / "sets" / str(time.time_ns()), cache=folder / "cache", progress=False)
 
 
 def by_datasets(folder: Path, traces: Path, n: int, selection: str, workers: int) -> None:
@@ -149,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--traces", type=int, default=200_000)
     parser.add_argument("--sentences", type=int, default=8, help="a response has on average (75 bytes each)")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="of datasets")
     parser.add_argument("--skip-datasets", action="store_true", help="which needs memory for all texts")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""From a recipe to a set on disk: scan, choose, read the chosen texts again, write.
+"""From a recipe to a set on disk: scan, choose, write.
 
 The folder holds `train.jsonl` and, if problems were held out, `validation.jsonl`, `removed.jsonl` with what was taken
 out and why, and `manifest.json`. It is written under another name and appears when it is complete. Texts pass through a
@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,18 +26,19 @@ from quagmire_utils.core.files import atomic_path, read_json, write_json
 from quagmire_utils.core.locks import exclusive
 from quagmire_utils.data.curation.contamination import BenchmarkIndex
 from quagmire_utils.data.curation.recipes import Choice, Recipe, choose
-from quagmire_utils.data.curation.scan import problem_digest, scan, trace_id
-from quagmire_utils.data.curation.source_files import Unit, read_unit, units
-from quagmire_utils.data.curation.token_counts import tokenizer_json
+from quagmire_utils.data.curation.scan import scan
+from quagmire_utils.data.curation.source_files import SourceFile, source_files
+from quagmire_utils.data.curation.token_counts import fast_tokenizer
 from quagmire_utils.data.dataset import Dataset, load_datasets, local_files
 from quagmire_utils.data.loading import load_benchmark
 from quagmire_utils.data.problems import Trace, load_traces
-from quagmire_utils.data.rows import Record
 
 if TYPE_CHECKING:
     import pandas as pd
+    from tokenizers import Tokenizer
 
 CACHE = Path(".quagmire/curation")
+_TEXT_ROWS = 1024  # that are in memory at once
 
 
 def build(
@@ -47,22 +48,21 @@ def build(
     cache: str | Path = CACHE,
     datasets: Mapping[str, Dataset] | None = None,
     data_dir: str | Path | None = None,
-    workers: int = 1,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Make the set that `recipe` describes in the folder `output`; return its manifest.
 
     `datasets`: those that the recipe may name, see `load_datasets`; None: the catalogue. A folder that already holds
     this set (same recipe, same files or commit) is left alone; one with anything else is an error. Stopped at any
-    moment and started again, it resumes after the units that were read. Raises ParameterError for whatever cannot work,
+    moment and started again, it resumes after the files that were read. Raises ParameterError for whatever cannot work,
     before anything is written to `output`.
     """
     started = time.monotonic()
     plan = prepare(recipe, output, datasets=datasets, data_dir=data_dir)
     if plan.made is not None:
         return plan.made
-    options = {"cache": cache, "workers": workers, "progress": progress}
-    table, dropped = scan(plan.dataset, plan.pieces, plan.index, plan.tokenizer, **options)
+    how = {"cache": cache, "progress": progress}
+    table, dropped, texts = scan(plan.dataset, plan.sources, plan.index, plan.tokenizer, **how)
     if table.empty:
         left_out = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.most_common(5))
         reason = f"no trace of {recipe.source} passes ({left_out or 'it has no rows'})"
@@ -78,7 +78,7 @@ def build(
         unfinished.mkdir(parents=True)
         chosen = {"train": choice.train, "validation": choice.validation}
         sets = {
-            name: _write_set(unfinished / f"{name}.jsonl", table.iloc[rows], plan, progress)
+            name: _write_set(unfinished / f"{name}.jsonl", table.iloc[rows], plan, texts)
             for name, rows in chosen.items()
             if len(rows)
         }
@@ -108,8 +108,8 @@ class Plan:
     dataset: Dataset
     index: BenchmarkIndex
     benchmark_problems: int
-    tokenizer: str | None
-    pieces: list[Unit]
+    tokenizer: Tokenizer | None
+    sources: list[SourceFile]
     configuration: dict[str, Any]
     made: dict[str, Any] | None  # the manifest, if the set is there already
 
@@ -128,9 +128,9 @@ def prepare(
     dataset = recipe.applied_to(known[recipe.source])
     problems = [problem for name in recipe.benchmarks for problem in load_benchmark(name, data_dir=data_dir)]
     index = BenchmarkIndex(problems, recipe.ngram)
-    tokenizer = tokenizer_json(recipe.tokenizer) if recipe.tokenizer is not None else None
+    tokenizer = fast_tokenizer(recipe.tokenizer) if recipe.tokenizer is not None else None
     paths = local_files(dataset, data_dir)
-    pieces = units(dataset, paths)
+    sources = source_files(dataset, paths)
     named = recipe.tokenizer
     names = {"files": [path.name for path in paths]}
     names["tokenizer"] = Path(named).name if named and Path(named).is_dir() else named
@@ -138,12 +138,12 @@ def prepare(
         "recipe": {**recipe.model_dump(), **names},
         "source": dataset.model_dump(exclude={"files", "folder"}),
         # the stamp without the time of change, which does not identify a set
-        "inputs": [[u.kind, Path(u.name).name, u.number, u.count, u.stamp.split("-")[0]] for u in pieces],
+        "inputs": [[Path(file.name).name, file.stamp.split("-")[0]] for file in sources],
         "benchmarks": index.digest,
-        "tokenizer": None if tokenizer is None else files.digest(tokenizer),
+        "tokenizer": None if tokenizer is None else files.digest(tokenizer.to_str()),
     }
     made = _made(Path(output), configuration)
-    return Plan(dataset, index, len(problems), tokenizer, pieces, configuration, made)
+    return Plan(dataset, index, len(problems), tokenizer, sources, configuration, made)
 
 
 def _made(output: Path, configuration: dict[str, Any]) -> dict[str, Any] | None:
@@ -191,16 +191,16 @@ def summary(folder: Path, manifest: Mapping[str, Any]) -> str:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write_set(path: Path, rows: pd.DataFrame, plan: Plan, progress: bool) -> dict[str, Any]:
+def _write_set(path: Path, rows: pd.DataFrame, plan: Plan, texts: Sequence[Path]) -> dict[str, Any]:
     """Write the rows' traces in their order and return what they are."""
     with (
-        tempfile.TemporaryFile(dir=path.parent) as texts,
+        tempfile.TemporaryFile(dir=path.parent) as lines,
         atomic_path(path) as temporary,
         temporary.open("wb") as file,
     ):
-        for place in _copy_texts(rows, plan, texts, progress).tolist():
-            texts.seek(place)
-            file.write(texts.readline())
+        for place in _copy_texts(rows, plan.dataset, texts, lines).tolist():
+            lines.seek(place)
+            file.write(lines.readline())
     return {
         "file": path.name,
         "digest": sha256(rows["id"].to_numpy().astype(">u8").tobytes()).hexdigest(),
@@ -211,37 +211,24 @@ def _write_set(path: Path, rows: pd.DataFrame, plan: Plan, progress: bool) -> di
     }
 
 
-def _copy_texts(rows: pd.DataFrame, plan: Plan, texts: BinaryIO, progress: bool) -> np.ndarray:
-    """Copy the rows' traces, in the order of the files, to `texts`, one a line; return where each row's begins."""
-    from tqdm import tqdm
+def _copy_texts(rows: pd.DataFrame, dataset: Dataset, texts: Sequence[Path], lines: BinaryIO) -> np.ndarray:
+    """Copy the rows' traces, in the order of the files, to `lines`; return where each row's begins."""
+    import pyarrow.parquet as pq
 
+    names = ["id", "problem", "question", "answer"] + (["response"] if dataset.response else [])
     places = np.full(len(rows), -1, np.int64)
-    numbered = rows.assign(row=np.arange(len(rows)))
-    with tqdm(total=len(rows), desc="writing", unit="trace", unit_scale=True, disable=not progress, delay=3) as bar:
-        for number, group in numbered.groupby("unit"):
-            unit = plan.pieces[number]
-            wanted = {(row.position, row.part): (row.row, row.id) for row in group.itertuples()}
-            for position, part, record in read_unit(plan.dataset, unit, {position for position, _ in wanted}):
-                i, known = wanted.get((position, part), (None, None))
-                if i is None:
-                    continue
-                if not isinstance(record, Record) or trace_id(record) != known:
-                    break
-                places[i] = texts.tell()
-                texts.write(json.dumps(_as_row(record, plan.dataset), ensure_ascii=False).encode() + b"\n")
-                bar.update()
-            if (places[group["row"]] < 0).any():
-                raise ParameterError("files", unit.name, reason=f"{unit.name} changed while it was read; start again")
+    numbered = rows.assign(number=np.arange(len(rows)))
+    for file, group in numbered.groupby("file"):
+        wanted, start = group.set_index("row")["number"].sort_index(), 0
+        for batch in pq.ParquetFile(texts[file]).iter_batches(_TEXT_ROWS, columns=names):
+            here = wanted.loc[start : start + len(batch) - 1]
+            for number, row in zip(here, batch.take(here.index.to_numpy() - start).to_pylist(), strict=True):
+                row |= {"id": f"{row['id']:016x}", "problem_id": f"{row.pop('problem'):016x}"}
+                row |= {"source": dataset.name} if dataset.response else {}
+                places[number] = lines.tell()
+                lines.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            start += len(batch)
     return places
-
-
-def _as_row(record: Record, dataset: Dataset) -> dict[str, Any]:
-    """Return the fields of a Trace; of a Problem, if the dataset has no responses."""
-    row = {"id": f"{trace_id(record):016x}", "problem_id": problem_digest(record.question).hex()}
-    if dataset.response is None:
-        return {**row, "question": record.question, "answer": record.answer}
-    texts = {"question": record.question, "response": record.response, "answer": record.answer}
-    return {**row, **texts, "source": dataset.name}
 
 
 def _write_removed(path: Path, choice: Choice, table: pd.DataFrame) -> None:

@@ -1,46 +1,40 @@
-"""The first reading of a dataset: each trace becomes a row of numbers, and its text is dropped.
+"""The first reading of a dataset: each trace becomes a row of numbers, which choosing needs, and its texts.
 
-Sets of hundreds of thousands of traces (Fig. 7: the 500,000 shortest) are chosen from millions of long texts. A dataset
-is read twice, once for each text's length and hashes and once for the chosen texts, so memory never holds the texts.
-
-Each unit's rows are cached in a parquet file as soon as it is read: a scan that was killed resumes, and another set of
-the same dataset costs seconds.
+Sets of hundreds of thousands of traces (Fig. 7: the 500,000 shortest) are chosen from millions of long texts, so the
+texts stay on disk: the rows of each file are kept, compressed, in a parquet file as soon as the file is read. A scan
+that was killed resumes with the next file, and another set of the same dataset costs seconds.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quagmire_utils.core import files
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.curation.contamination import RULE, BenchmarkIndex, normalise, same_question
-from quagmire_utils.data.curation.source_files import Unit, read_unit
-from quagmire_utils.data.curation.token_counts import TokenCounter
+from quagmire_utils.data.curation.source_files import SourceFile, read_file
+from quagmire_utils.data.curation.token_counts import count_tokens
 from quagmire_utils.data.dataset import Dataset
 from quagmire_utils.data.rows import Record
 
 if TYPE_CHECKING:
     import pandas as pd
+    from tokenizers import Tokenizer
+    from tqdm import tqdm
 
-_VERSION = 4  # of the cached tables: raise it when what they hold changes
+_VERSION = 5  # of the cached tables: raise it when what they hold changes
 _BATCH = 512  # traces that are counted together
-_REASONS = 1000  # for which a unit's rows were left out; a filter may be on a column without repeats
+_REASONS = 1000  # for which a file's rows were left out; a filter may be on a column without repeats
 _QUESTIONS = 50_000  # that are remembered: a problem's traces mostly stand together
 _COLUMNS = {  # hashes have 64 bits: of 22 million texts, two share one with a probability of 1 in 75,000
-    "position": "int64",  # of the row in its unit
-    "part": "int32",  # which of the row's responses
     "id": "uint64",  # hash of question, response, answer and generator, exactly as written
     "problem": "uint64",  # hash of the question, the same for its spellings (`same_question`)
     "near": "uint64",  # hash of that and the normalised response
@@ -49,140 +43,96 @@ _COLUMNS = {  # hashes have 64 bits: of 22 million texts, two share one with a p
     "generator": "string",
     "hit": "string",  # JSON of the question and its `Match`; null: it matches no benchmark
 }
-_Job = tuple[Unit, Path]  # and the file of its rows
+_TEXTS = ("question", "response", "answer")
 
 
 def scan(
     dataset: Dataset,
-    pieces: Sequence[Unit],
+    sources: Sequence[SourceFile],
     index: BenchmarkIndex,
-    tokenizer: str | None,
+    tokenizer: Tokenizer | None,
     *,
     cache: str | Path,
-    workers: int = 1,
     progress: bool = True,
-) -> tuple[pd.DataFrame, Counter[str]]:
-    """Read a dataset's `pieces` (its `units`) once, but for those in `cache`.
+) -> tuple[pd.DataFrame, Counter[str], list[Path]]:
+    """Read the files of a dataset once, but for those in `cache`.
 
-    Return a row of `_COLUMNS` for each trace, with the number of its unit, and how many responses were left out, by
-    reason. `tokenizer` is what `tokenizer_json` gives, or None to count no tokens. With several workers (processes, one
-    core each) the result is the same.
+    Return a row of `_COLUMNS` for each trace, with the number of its file and its own in there; how many responses were
+    left out, by reason; and for each file the parquet file with these columns and `_TEXTS`. `tokenizer`: None to count
+    no tokens.
     """
     from tqdm import tqdm
 
-    if workers < 1:
-        raise ParameterError("workers", workers, "at least 1")
     if Path(cache).exists() and not Path(cache).is_dir():
         raise ParameterError("cache", str(cache), "the path of a folder")
     reading = dataset.model_dump(exclude={"name", "folder", "title", "files", "licence"})
-    key = [_VERSION, RULE, reading, index.digest, tokenizer]
-    jobs = [(unit, Path(cache) / f"rows-{files.digest([*key, asdict(unit)])}.parquet") for unit in pieces]
-    todo = [job for job in jobs if not job[1].is_file()]
-    total, traces = sum(unit.size for unit, _ in todo), 0
-    with tqdm(total=total, desc=f"reading {dataset.name}", unit="B", unit_scale=True, disable=not progress) as bar:
-        for unit, count in _scanned(todo, (dataset, index, tokenizer), min(workers, len(todo))):
-            traces += count
-            bar.set_postfix_str(f"{traces:,} traces", refresh=False)
-            bar.update(unit.size)
-    return _collect(jobs)
+    key = [_VERSION, RULE, reading, index.digest, tokenizer and tokenizer.to_str()]
+    paths = [Path(cache) / f"rows-{files.digest([*key, asdict(source)])}.parquet" for source in sources]
+    with tqdm(desc=f"reading {dataset.name}", unit="trace", unit_scale=True, disable=not progress, delay=3) as bar:
+        for source, path in zip(sources, paths, strict=True):
+            if not path.is_file():
+                _scan_file(dataset, source, index, tokenizer, path, bar)
+    return *_collect(paths), paths
 
 
-def _scanned(
-    todo: list[_Job], common: tuple[Dataset, BenchmarkIndex, str | None], workers: int
-) -> Iterator[tuple[Unit, int]]:
-    """Scan the units of `todo`, in this process or in several; yield each with its number of traces."""
-    if workers <= 1:
-        _start_worker(*common)
-        yield from ((job[0], _scan_unit(*job)) for job in todo)
-        return
-    spawn = get_context("spawn")  # a fork would copy the parent's threads in an undefined state
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_alone, initargs=common) as pool:
-        try:
-            started = {pool.submit(_scan_unit, *job): job[0] for job in todo}
-            yield from ((started[future], future.result()) for future in as_completed(started))
-        except BrokenProcessPool as error:
-            reason = "a process that reads was killed, most likely for memory; start again with fewer, it resumes"
-            raise ParameterError("workers", workers, reason=reason) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _collect(jobs: Sequence[_Job]) -> tuple[pd.DataFrame, Counter[str]]:
-    """Return one table of all units' files, and the counts of what was left out."""
+def _collect(paths: Sequence[Path]) -> tuple[pd.DataFrame, Counter[str]]:
+    """Return one table of all files, without the texts, and the counts of what was left out."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     tables, dropped = [], Counter()
-    for number, (_, path) in enumerate(jobs):
-        table = pq.read_table(path, read_dictionary=["generator", "hit"])
-        dropped.update(json.loads(table.schema.metadata[b"dropped"]))
-        units = pa.array(np.full(len(table), number, np.int32))
-        tables.append(table.append_column("unit", units).replace_schema_metadata(None))
+    for number, path in enumerate(paths):
+        table = pq.read_table(path, columns=list(_COLUMNS), read_dictionary=["generator", "hit"])
+        dropped.update(json.loads(pq.read_metadata(path).metadata[b"dropped"]))
+        places = {"file": np.full(len(table), number, np.int32), "row": np.arange(len(table))}
+        for name, values in places.items():
+            table = table.append_column(name, pa.array(values))
+        tables.append(table.replace_schema_metadata(None))
     return pa.concat_tables(tables).unify_dictionaries().to_pandas(), dropped
 
 
-# --- what a worker does -----------------------------------------------------------------------------------------------
+def _scan_file(
+    dataset: Dataset, source: SourceFile, index: BenchmarkIndex, tokenizer: Tokenizer | None, path: Path, bar: tqdm
+) -> None:
+    """Read one file and write the file of its rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-_common: tuple[Dataset, Callable[[str], tuple[bytes, str | None]], TokenCounter | None] | None = None  # of this process
-
-
-def _start_alone(dataset: Dataset, index: BenchmarkIndex, tokenizer: str | None) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
-    _start_worker(dataset, index, tokenizer)
-
-
-def _start_worker(dataset: Dataset, index: BenchmarkIndex, tokenizer: str | None) -> None:
-    global _common
+    dropped: Counter[str] = Counter()
 
     @lru_cache(_QUESTIONS)
     def facts(question: str) -> tuple[bytes, str | None]:
         met = index.meets(question)
         return problem_digest(question), json.dumps((question, *met)) if met else None
 
-    _common = dataset, facts, None if tokenizer is None else TokenCounter(tokenizer)
-
-
-def _scan_unit(unit: Unit, path: Path) -> int:
-    """Read one unit, write the file of its rows, return its number of traces."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    dropped: Counter[str] = Counter()
-
-    def kept() -> Iterator[tuple[int, int, Record]]:
-        for position, part, record in read_unit(_common[0], unit):
+    def kept() -> Iterator[Record]:
+        for record in read_file(dataset, source):
             if isinstance(record, Record):
-                yield position, part, record
+                yield record
             else:
                 known = record.reason in dropped or len(dropped) < _REASONS
                 dropped[record.reason if known else "other"] += 1
 
-    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in _COLUMNS.items()])
-    traces = kept()
-    groups = iter(lambda: list(islice(traces, _BATCH)), [])
-    batches = [pa.record_batch(_columns(group), schema) for group in groups]
-    table = pa.Table.from_batches(batches, schema.with_metadata({b"dropped": json.dumps(dropped).encode()}))
-    with files.atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-    return len(table)
+    kinds = _COLUMNS | dict.fromkeys(_TEXTS, "large_string")
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in kinds.items()])
+    with files.atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        traces = kept()
+        for batch in iter(lambda: list(islice(traces, _BATCH)), []):
+            tokens = [-1] * len(batch)
+            if tokenizer is not None:
+                tokens = [n + 1 for n in count_tokens(tokenizer, [one.response or one.question for one in batch])]
+            rows = [_row(record, length, *facts(record.question)) for record, length in zip(batch, tokens, strict=True)]
+            writer.write_batch(pa.record_batch(list(zip(*rows, strict=True)), schema))
+            bar.update(len(batch))
+        writer.add_key_value_metadata({"dropped": json.dumps(dropped)})
 
 
-def _columns(batch: Sequence[tuple[int, int, Record]]) -> list[Sequence[int | str | None]]:
-    """Return the columns of some traces."""
-    _, facts, counter = _common
-    tokens = [-1] * len(batch)
-    if counter is not None:
-        tokens = [n + 1 for n in counter([record.response or record.question for *_, record in batch])]
-    rows = []
-    for (position, part, record), length in zip(batch, tokens, strict=True):
-        problem, hit = facts(record.question)
-        near = blake2b(problem + normalise(record.response).encode(), digest_size=8).digest()
-        size = len(record.question.encode()) + len(record.response.encode())
-        hashes = trace_id(record), int.from_bytes(problem), int.from_bytes(near)
-        rows.append((position, part, *hashes, size, length, record.generator, hit))
-    return list(zip(*rows, strict=True))
+def _row(record: Record, tokens: int, problem: bytes, hit: str | None) -> tuple[int | str | None, ...]:
+    near = blake2b(problem + normalise(record.response).encode(), digest_size=8).digest()
+    size = len(record.question.encode()) + len(record.response.encode())
+    hashes = trace_id(record), int.from_bytes(problem), int.from_bytes(near)
+    return (*hashes, size, tokens, record.generator, hit, record.question, record.response, record.answer)
 
 
 def trace_id(record: Record) -> int:

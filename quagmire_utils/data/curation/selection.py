@@ -19,7 +19,7 @@ import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import SELECTIONS
-from quagmire_utils.data.curation.token_counts import TokenCounter, tokenizer_json
+from quagmire_utils.data.curation.token_counts import count_tokens, fast_tokenizer
 from quagmire_utils.data.problems import Trace
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def free_rows(part: str, lengths: np.ndarray, seeded: np.ndarray, taken: Sequenc
 
 def response_lengths(traces: Sequence[Trace], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens of each response, its EOS included."""
-    count = TokenCounter(tokenizer_json(tokenizer))
-    return [tokens + 1 for tokens in count([trace.response for trace in traces])]
+    return [tokens + 1 for tokens in count_tokens(fast_tokenizer(tokenizer), [trace.response for trace in traces])]
 
 
 def shares(how: str | Mapping[str, int], n: int | None, name: str = "selection") -> dict[str, int]:

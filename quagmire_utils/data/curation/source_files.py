@@ -1,21 +1,20 @@
-"""The files of a dataset, on this machine or on its hub, read in pieces.
+"""The files of a dataset, on this machine or on its hub, read row by row.
 
-Nothing is downloaded as a whole: rows are read a few hundred at a time, of a hub's file only their bytes. A file of
-JSON lines is split into units of 64 MB, any other is one unit; a kill loses at most the units that are being read.
+Nothing is downloaded as a whole: of a hub's file only the bytes that are read, a few hundred rows at a time.
 
     dataset = find_dataset("openr1_math")
-    for unit in units(dataset, local_files(dataset)):
-        for position, part, record in read_unit(dataset, unit): ...
+    for file in source_files(dataset, local_files(dataset)):
+        for record in read_file(dataset, file): ...
 
-`datasets` finds the files of a hub, but does not read them: its streaming of JSON lines cannot begin in the middle of a
-file, refuses all of it for a column that is null at first or for one lone surrogate, and took 2.4 times as long.
+`datasets` finds the files of a hub, but does not read them: its streaming of JSON lines refuses a whole file for a
+column that is null at first or for one lone surrogate, and took 2.4 times as long.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -29,32 +28,27 @@ from quagmire_utils.data.rows import Dropped, NoColumn, Record, records
 if TYPE_CHECKING:
     import pyarrow as pa
 
-UNIT_BYTES = 64 * 2**20
 _BATCH_ROWS = 256
-_SPARSE = 2**20  # bytes between two wanted rows from which a hub's file is read in small blocks
-_Rows = Iterator[tuple[int, Any]]
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A piece of a file that is read as a whole and recognised again by its fields."""
+class SourceFile:
+    """A file of a dataset, recognised again by its fields."""
 
     kind: str  # parquet | arrow | jsonl | json | csv
     name: str  # the file, or its address on the hub
-    number: int  # of the pieces of this file
-    count: int
-    size: int  # bytes of the whole file
-    stamp: str  # the file's size and time, or the hub's commit
+    size: int  # bytes
+    stamp: str  # its size and time, or the hub's commit
 
 
-def units(dataset: Dataset, files: Sequence[Path] = ()) -> list[Unit]:
-    """Return the pieces of these local files, or else of the hub's.
+def source_files(dataset: Dataset, files: Sequence[Path] = ()) -> list[SourceFile]:
+    """Return these local files, or else those of the hub, without empty ones.
 
     Raises ParameterError if a file cannot be read, and if the hub gives no answer.
     """
     try:
         named = [(str(path), None) for path in files] or _hub_files(dataset)
-        found = [unit for name, commit in named for unit in _file_units(dataset, name, commit)]
+        found = [file for file in (_source_file(dataset, *each) for each in named) if file.size]
     except ParameterError:
         raise
     except Exception as error:  # the hub's client raises many kinds, from three libraries
@@ -64,18 +58,15 @@ def units(dataset: Dataset, files: Sequence[Path] = ()) -> list[Unit]:
     return found
 
 
-def read_unit(
-    dataset: Dataset, unit: Unit, positions: Collection[int] | None = None
-) -> Iterator[tuple[int, int, Record | Dropped]]:
-    """Yield (position of the row in its file or unit, number of the response in the row, record or why there is none).
+def read_file(dataset: Dataset, file: SourceFile) -> Iterator[Record | Dropped]:
+    """Yield the records of each row in order, or why there are none.
 
-    With `positions`, only these rows; of a .jsonl file the others are not even read. Raises ParameterError if the first
-    row lacks a column, with those that there are, and if a file is cut off or damaged.
+    Raises ParameterError if the first row lacks a column, with those that there are, and if a file is cut off or
+    damaged.
     """
-    rows = _json_lines(unit, positions) if unit.kind == "jsonl" else _numbered(dataset, unit, positions)
     first = True
     try:
-        for position, row in rows:
+        for row in _rows(dataset, file):
             if not isinstance(row, Mapping):
                 raise ValueError(f"a row is {str(row)[:40]}, not a mapping of columns")
             try:
@@ -85,12 +76,11 @@ def read_unit(
                     raise
                 found = [Dropped(f"no {error.column}")]
             first = False
-            for part, record in enumerate(found):
-                yield position, part, record
+            yield from found
     except (ParameterError, MemoryError):
         raise
-    except Exception as error:  # of whatever library; a ParameterError can pass between processes
-        raise _unreadable(dataset, unit.name, error) from error
+    except Exception as error:  # of whatever library
+        raise _unreadable(dataset, file.name, error) from error
 
 
 def _unreadable(dataset: Dataset, name: str, error: Exception) -> ParameterError:
@@ -122,7 +112,7 @@ def _hub_files(dataset: Dataset) -> list[tuple[str, str | None]]:
     return found
 
 
-def _file_units(dataset: Dataset, name: str, commit: str | None) -> list[Unit]:
+def _source_file(dataset: Dataset, name: str, commit: str | None) -> SourceFile:
     remote = "://" in name
     if remote:
         from fsspec.core import url_to_fs
@@ -139,68 +129,43 @@ def _file_units(dataset: Dataset, name: str, commit: str | None) -> list[Unit]:
                 kind = "json" if file.read(4096).lstrip().startswith(b"[") else "jsonl"
         except Exception as error:
             raise error if remote else _unreadable(dataset, name, error) from error
-    count = -(-size // UNIT_BYTES) if kind == "jsonl" and not name.endswith(".gz") else 1
-    return [Unit(kind, name, number, count, size, stamp) for number in range(count)]
+    return SourceFile(kind, name, size, stamp)
 
 
-def _open(name: str, block_size: int | None = None) -> BinaryIO:
+def _open(name: str) -> BinaryIO:
     if "://" in name:
         import fsspec
 
-        file = fsspec.open(name, "rb", **({"block_size": block_size} if block_size else {})).open()
+        file = fsspec.open(name, "rb").open()
     else:
         file = open(name, "rb")  # noqa: SIM115 (the caller closes it)
     return gzip.open(file) if name.endswith(".gz") else file
 
 
-# --- rows of a unit ---------------------------------------------------------------------------------------------------
-
-
-def _json_lines(unit: Unit, wanted: Collection[int] | None) -> _Rows:
-    """Yield the rows of the lines that begin inside the unit; a row's position is its first byte in the file."""
-    if wanted is not None:
-        # one block is fetched for each place that is read: not five megabytes for a line of twenty kilobytes
-        sparse = unit.size > unit.count * _SPARSE * len(wanted)
-        with _open(unit.name, _SPARSE // 8 if sparse else None) as file:
-            for position in sorted(wanted):
-                file.seek(position)
-                yield position, parse_json(file.readline())
-        return
-    start, stop = ((unit.number + i) * UNIT_BYTES for i in (0, 1))
-    with _open(unit.name) as file:
-        if start:
-            file.seek(start - 1)
-            file.readline()
-        position = file.tell()
-        while (position < stop or unit.count == 1) and (line := file.readline()):
-            if line.strip():
-                try:
-                    row = parse_json(line)
-                except ValueError as error:
-                    raise ValueError(f"the line at byte {position} is not JSON ({error})") from None
-                yield position, row
-            position += len(line)
-
-
-def _numbered(dataset: Dataset, unit: Unit, wanted: Collection[int] | None) -> _Rows:
-    """Yield the rows of a file; a row's position is its number."""
-    with _open(unit.name) as file:
-        if unit.kind == "json":
-            rows = parse_json(file.read())
-        elif unit.kind == "csv":
-            rows = csv_rows(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+def _rows(dataset: Dataset, source: SourceFile) -> Iterator[Any]:
+    """Yield the rows of a file."""
+    with _open(source.name) as file:
+        if source.kind == "jsonl":
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    try:
+                        yield parse_json(line)
+                    except ValueError as error:
+                        raise ValueError(f"line {number} is not JSON ({error})") from None
+        elif source.kind == "json":
+            yield from parse_json(file.read())
+        elif source.kind == "csv":
+            yield from csv_rows(io.TextIOWrapper(file, "utf-8-sig", newline=""))
         else:
-            rows = (row for batch in _batches(dataset, unit, file) for row in batch.to_pylist())
-        for position, row in enumerate(rows):
-            if wanted is None or position in wanted:
-                yield position, row
+            for batch in _batches(dataset, source, file):
+                yield from batch.to_pylist()
 
 
-def _batches(dataset: Dataset, unit: Unit, file: BinaryIO) -> Iterator[pa.RecordBatch]:
+def _batches(dataset: Dataset, source: SourceFile, file: BinaryIO) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if unit.kind == "parquet":
+    if source.kind == "parquet":
         table = pq.ParquetFile(file)
         yield from table.iter_batches(_BATCH_ROWS, columns=dataset.columns_among(table.schema_arrow.names))
         return

@@ -27,10 +27,10 @@ class ScorerReplica(Replica):
     packages = PACKAGES
     scorer: Scorer | None = None
 
-    def open(self, model: str) -> None:
+    def open(self) -> None:
         """Load the model and try it out."""
         config, chunk_tokens, probe = self.settings
-        self.scorer = Scorer(load_model(config.replace(model=model)), chunk_tokens, probe)
+        self.scorer = Scorer(load_model(config.replace(model=self.model)), chunk_tokens, probe)
 
     def score(self, batch: Sequence[TokenSequence]) -> np.ndarray:
         """Return what `Scorer.score` returns."""

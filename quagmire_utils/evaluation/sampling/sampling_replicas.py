@@ -50,9 +50,9 @@ class EngineReplica(Replica):
     packages = PACKAGES
     engine: Engine | None = None
 
-    def open(self, model: str) -> dict[str, str]:
+    def open(self) -> dict[str, str]:
         """Load the engine and return its facts."""
-        self.engine = load_engine(self.settings.replace(model=model))
+        self.engine = load_engine(self.settings.replace(model=self.model))
         return engine_facts(self.engine)
 
     def draw(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
