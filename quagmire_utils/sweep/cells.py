@@ -20,6 +20,7 @@ from quagmire_utils.core.records import read_object
 from quagmire_utils.core.settings import Profile
 from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.data import Trace
+from quagmire_utils.data.pretrained import model_origin
 from quagmire_utils.evaluation.chance import chance_counts
 from quagmire_utils.evaluation.sampling import grade_store
 from quagmire_utils.evaluation.store import SampleStore
@@ -113,7 +114,8 @@ class _Run:
             how = {"seed": seed, "digits": profile.digits, "task": profile.task, "on_progress": self.note_progress}
             with self.clock("pretraining"):
                 microlab.pretrain(family.pretraining, self.model, **how)
-        return {}, self.tables(self.model)
+        origin = model_origin(str(self.model))  # of a model of the package registry
+        return {name: origin[name] for name in ("origin", "licence") if name in origin}, self.tables(self.model)
 
     def tables(self, base: Path, **own: Sequence[Trace]) -> dict[str, pd.DataFrame]:
         """Measure a model before RL: on the benchmarks, on held-out traces of the family's first source, and on others.

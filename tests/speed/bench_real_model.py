@@ -2,8 +2,8 @@
 
 SmolLM2-135M answers the same word problems in vLLM, in the transformers engine, and behind llama.cpp's server, which
 runs the package's own Q4_1 file. Each is a process of its own, loaded once; then they take turns, so that a busy moment
-hurts them alike. Start: seconds until it can answer, imports included. Memory: the most that the process held.
-`evaluate`: the same answers by `evaluation.evaluate`, stored and graded, over bare calls of the same engine.
+hurts them alike; tokens a CPU second change less with the load. Start: seconds until it can answer, imports included.
+GiB: the most that the process held. `evaluate`: the same answers, stored and graded, over bare calls of the engine.
 
 The server needs `pip install xllamacpp` (prebuilt; llama-cpp-python has to be compiled). Without it, its row is left
 out.
@@ -59,7 +59,7 @@ def config_of(name: str, options: argparse.Namespace) -> EngineConfig:
 
 
 def work(name: str, options: argparse.Namespace, problems: list[Problem], pipe: Any) -> None:
-    """Load an engine, then do what is asked through the pipe: draw, or evaluate. Sends (seconds, tokens, GiB)."""
+    """Load an engine, then draw or evaluate as asked through `pipe`; send seconds, CPU seconds, tokens, GiB."""
     from quagmire_utils.evaluation.evaluate import evaluate
     from quagmire_utils.evaluation.store import SampleStore
     from quagmire_utils.grading import Grader
@@ -72,12 +72,12 @@ def work(name: str, options: argparse.Namespace, problems: list[Problem], pipe: 
         engine.generate([Request(prompts[0], 1, 0)], SamplingParams(max_tokens=2))
     except EngineError as error:
         return pipe.send(str(error))
-    pipe.send((time.perf_counter() - started, 0, 0.0))
+    pipe.send((time.perf_counter() - started, 0.0, 0, 0.0))
     with Grader(1) as grader, tempfile.TemporaryDirectory() as folder:
         grader.grade([r"\boxed{1/2}"], ["0.5"], progress=False)  # its processes are there
         while (task := pipe.recv()) is not None:
             what, round_ = task
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             if what == "evaluate":
                 store = SampleStore(Path(folder) / f"{round_}")
                 how = {"grader": grader, "progress": False}
@@ -87,7 +87,7 @@ def work(name: str, options: argparse.Namespace, problems: list[Problem], pipe: 
                 requests = [Request(ids, options.samples, 10**6 * round_ + 1000 * i) for i, ids in enumerate(prompts)]
                 tokens = sum(one.tokens for answers in engine.generate(requests, params) for one in answers)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            pipe.send((time.perf_counter() - started, tokens, peak))
+            pipe.send((time.perf_counter() - started, time.process_time() - used, tokens, peak))
     engine.close()
     os._exit(0)  # the server's threads do not end
 
@@ -107,7 +107,7 @@ def main() -> None:
     locate(MODEL)
     problems = load_benchmark("asdiv_grade1_2", limit=options.problems)
     context = multiprocessing.get_context("spawn")
-    pipes, starts, times, memory = {}, {}, {}, {}
+    pipes, starts, times, processor, memory = {}, {}, {}, {}, {}
     for name in options.engines.split(","):
         if name == "server" and importlib.util.find_spec("xllamacpp") is None:
             print("server: xllamacpp is not installed")
@@ -123,19 +123,20 @@ def main() -> None:
         for name, pipe in pipes.items():
             for what in ("draw", "evaluate") if name == "transformers" else ("draw",):
                 pipe.send((what, round_))
-                seconds, tokens, memory[name] = pipe.recv()
+                seconds, used, tokens, memory[name] = pipe.recv()
                 times.setdefault((name, what), []).append(seconds / tokens)
+                processor.setdefault((name, what), []).append(used / tokens)
     for pipe in pipes.values():
         pipe.send(None)
     answers = options.problems * options.samples
     print(f"\n{answers} answers of at most {options.max_tokens} tokens, {options.threads} thread(s)")
-    print(f"{'':<14}{'tokens/s':>10}{'ratio':>8}{'start s':>10}{'GiB':>8}")
-    reference = statistics.median(times["transformers", "draw"])
+    print(f"{'':<14}{'tokens/s':>10}{'a CPU second':>14}{'start s':>10}{'GiB':>8}")
     for name in pipes:
-        median = statistics.median(times[name, "draw"])
-        print(f"{name:<14}{1 / median:>10.0f}{reference / median:>8.2f}{starts[name]:>10.0f}{memory[name]:>8.2f}")
-    pairs = zip(times["transformers", "evaluate"], times["transformers", "draw"], strict=True)
-    print(f"evaluate over bare calls, seconds per token: {statistics.median(a / b for a, b in pairs):.2f}")
+        wall, used = (statistics.median(kind[name, "draw"]) for kind in (times, processor))
+        print(f"{name:<14}{1 / wall:>10.0f}{1 / used:>14.0f}{starts[name]:>10.0f}{memory[name]:>8.2f}")
+    for kind, unit in ((times, "seconds"), (processor, "processor seconds, without the grader's,")):
+        pairs = zip(kind["transformers", "evaluate"], kind["transformers", "draw"], strict=True)
+        print(f"evaluate over bare calls, {unit} per token: {statistics.median(a / b for a, b in pairs):.2f}")
 
 
 if __name__ == "__main__":
