@@ -70,6 +70,9 @@ def evaluate(
     benchmarks: Annotated[str, typer.Option(help="Names, .jsonl or .yaml files, or all; separated by commas.")],
     num_samples: Annotated[int, typer.Option(help="Answers to each problem.")] = 64,
     k: Annotated[int | None, typer.Option(help="Largest k of Pass@k. Default: --num-samples.")] = None,
+    forecast_k: Annotated[
+        int | None, typer.Option(help="Also forecast Pass@k for this k, at most 16 times --num-samples.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Generated tokens an answer.")] = 2048,
     limit: Annotated[int | None, typer.Option(help="Problems of each benchmark. Default: all.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, vllm or server.")] = "transformers",
@@ -83,6 +86,7 @@ def evaluate(
     given = {"model": place(model), "benchmarks": ",".join(place(name) for name in benchmarks.split(","))}
     given |= {"num_samples": num_samples, "k": num_samples if k is None else k, "max_tokens": max_tokens}
     given |= {"limit": limit, "engine": engine, "output": None if output is None else output.resolve()}
+    given["forecast_k"] = forecast_k
     from quagmire_utils.data.pretrained import locate
     from quagmire_utils.evaluation.store import SampleStore
 

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from quagmire_utils.core.records import check_columns
-from quagmire_utils.evaluation.pass_at_k import MACRO, bootstrap_intervals, compare, score_bounds
+from quagmire_utils.evaluation.pass_at_k import (
+    MACRO,
+    benchmark_extrapolation,
+    bootstrap_intervals,
+    compare,
+    score_bounds,
+)
 
 if TYPE_CHECKING:
     from quagmire_utils.evaluation.generalization_loss import GeneralizationLoss
@@ -155,6 +161,36 @@ def describe_chance(table: pd.DataFrame) -> str:
     if without:
         lines.append(f"No chance level for {', '.join(without)}: its answers meet the gold of no other problem.")
     return " ".join(lines)
+
+
+def forecast_table(counts: pd.DataFrame, k: int) -> pd.DataFrame:
+    """Return `benchmark_extrapolation` from the number of answers, by powers of two, up to k."""
+    fewest = int(counts["n"].min())
+    return benchmark_extrapolation(
+        counts, sorted({fewest, k, *(2**i for i in range(fewest.bit_length(), k.bit_length()))})
+    )
+
+
+def show_forecast(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the last k of `forecast_table` as text, in per cent, marked as a forecast."""
+    table = table[
+        (table["k"] == table["k"].max()) & ((table["benchmark"] != MACRO) | (table["benchmark"].nunique() > 2))
+    ]
+    cells = [f"about {v:.1f} {_interval(a, b)}" for v, a, b in 100 * table[["value", "low", "high"]].to_numpy()]
+    heading = f"Pass@{table['k'].iloc[0]} %, forecast"
+    return pd.DataFrame({"from answers a problem": table["min_n"], heading: cells}).set_index(
+        table["benchmark"].rename(None)
+    )
+
+
+def describe_forecast(table: pd.DataFrame) -> str:
+    """Return in sentences the forecast of the macro average, or of the one benchmark."""
+    row = table.iloc[-1]
+    value = f"{100 * row['value']:.1f} % {_interval(100 * row['low'], 100 * row['high'])}"
+    return (
+        f"Forecast, not measured: Pass@{row['k']} about {value}, from {row['min_n']} answers a problem. "
+        f"To rank models, use the measured Pass@{row['min_n']}: forecasts order them worse."
+    )
 
 
 def loss_table(losses: Mapping[str, GeneralizationLoss]) -> pd.DataFrame:

@@ -16,7 +16,16 @@ from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
 
-COUNTS = ("k", "n_splits", "n_draws", "n_runs", "num_samples", "limit", "workers")  # whole numbers of at least 1
+COUNTS = (
+    "k",
+    "forecast_k",
+    "n_splits",
+    "n_draws",
+    "n_runs",
+    "num_samples",
+    "limit",
+    "workers",
+)  # whole numbers of at least 1
 PREDICTORS = ("pass1", "gen_loss", "pass_k", "avg_genloss_pass_k")
 
 
@@ -115,6 +124,7 @@ def _check_choice(values: Mapping[str, Any], records: Path) -> None:
 def _check_evaluation(values: Mapping[str, Any]) -> None:
     """Check what `evaluate_model` is to sample, on what and how; no problem is read and no server is asked."""
     from quagmire_utils.engines import EngineConfig, SamplingParams
+    from quagmire_utils.evaluation.pass_at_k import check_reach
     from quagmire_utils.report import inputs
     from quagmire_utils.report.notebook import repo_path
 
@@ -125,5 +135,7 @@ def _check_evaluation(values: Mapping[str, Any]) -> None:
     SamplingParams(**{name: value for name, value in given.items() if name in SamplingParams.model_fields})
     if values["k"] > samples:
         raise ParameterError("k", values["k"], f"between 1 and num_samples ({samples})")
+    if forecast_k := values.get("forecast_k"):
+        check_reach(samples, forecast_k, "forecast_k")
     inputs.benchmark_sources(values["benchmarks"])
     inputs.validation_paths(values["validation_traces"])

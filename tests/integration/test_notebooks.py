@@ -37,7 +37,18 @@ STUDY = [*FIGURES, *TABLES, LEDGER, AUDIT, *BEYOND]
 WORKFLOWS = {
     "run_sweep": {"profile", "workers", "ray", "fresh"},
     "evaluate_model": {
-        *("model", "revision", "engine", "benchmarks", "num_samples", "k", "temperature", "max_tokens", "template"),
+        *(
+            "model",
+            "revision",
+            "engine",
+            "benchmarks",
+            "num_samples",
+            "k",
+            "forecast_k",
+            "temperature",
+            "max_tokens",
+            "template",
+        ),
         *("validation_traces", "output", "limit", "seed", "max_model_len", "tensor_parallel_size"),
         *("data_parallel_size", "ray", "trust_remote_code", "server_model", "server_tokenizer"),
     },
@@ -356,9 +367,12 @@ def test_evaluate_model_on_a_micro_model(run, tmp_path):
         microlab.write_problems(problems, tmp_path / "own" / f"{name}.jsonl")
     folders = {"model": tmp_path / "model", "output": tmp_path / "evaluation"}
     own = tmp_path / "own" / "*.jsonl"
-    book = run("evaluate_model", benchmarks=own, num_samples=4, k=4, max_tokens=16, **folders)
+    book = run("evaluate_model", benchmarks=own, num_samples=4, k=4, forecast_k=64, max_tokens=16, **folders)
     html = "\n".join(shown(book, "text/html"))
     assert "macro average" in html
+    assert "Pass@64 %, forecast" in html
+    page = (tmp_path / "evaluation" / "evaluation.html").read_text(encoding="utf-8")
+    assert "Forecast, not measured: Pass@64 about" in page
     assert html.count("tex2jax_ignore") >= 5  # answers of a random model, escaped
     assert len(shown(book, "image/png")) == 2
     assert (tmp_path / "evaluation" / "manifest.json").is_file()

@@ -480,6 +480,7 @@ def test_an_unknown_or_mistyped_parameter_is_refused_before_anything_runs_or_is_
         ("evaluate_model", "engine", "tgi"),
         ("evaluate_model", "temperature", -1.0),
         ("evaluate_model", "k", 17),
+        ("evaluate_model", "forecast_k", 257),
         ("evaluate_model", "benchmarks", "gsm9k"),
         ("evaluate_model", "validation_traces", "no-such.jsonl"),
         ("evaluate_model", "server_model", "qwen"),

@@ -15,7 +15,13 @@ from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.analysis.summaries import records_summary, time_table
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import CHECKPOINT, Records, load_records
-from quagmire_utils.evaluation.measured import evaluation_table, show_evaluation
+from quagmire_utils.evaluation.measured import (
+    describe_forecast,
+    evaluation_table,
+    forecast_table,
+    show_evaluation,
+    show_forecast,
+)
 from quagmire_utils.evaluation.pass_at_k import bootstrap_intervals
 from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 
@@ -91,6 +97,18 @@ def test_evaluation_table(records):
     assert table.loc["easy", "answers"] == 12 * 64
     text = show_evaluation(table.reset_index())
     assert text.loc["easy", "Pass@1 %"].startswith(f"{100 * table.loc['easy', 'pass@1']:.1f} ± ")
+
+
+def test_a_forecast_says_that_it_is_none_of_the_measurements(records):
+    counts = records.counts[records.counts["stage"] == "base"].drop(columns=CHECKPOINT)
+    table = forecast_table(counts, 200)
+    assert table["k"].unique().tolist() == [64, 128, 200]
+    value = 100 * table["value"].iloc[-1]
+    shown = show_forecast(table)
+    assert shown.columns.tolist() == ["from answers a problem", "Pass@200 %, forecast"]
+    assert shown.iloc[-1, 1].startswith(f"about {value:.1f} [")
+    assert describe_forecast(table).startswith(f"Forecast, not measured: Pass@200 about {value:.1f} % [")
+    assert show_forecast(table[table["benchmark"] != "easy"]).index.tolist() == [*list(BENCHMARKS)[1:], "macro average"]
 
 
 def test_undecided_answers_bound_the_score_and_votes_stand_beside_it():

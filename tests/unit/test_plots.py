@@ -22,6 +22,7 @@ from quagmire_utils.analysis.candidates import base_models, candidate_frame
 from quagmire_utils.analysis.fits import linear_fit
 from quagmire_utils.core.records import CHECKPOINT, load_records
 from quagmire_utils.core.settings import load_profile
+from quagmire_utils.evaluation.measured import forecast_table
 from quagmire_utils.evaluation.pass_at_k import bootstrap_intervals
 from quagmire_utils.report import plots
 from quagmire_utils.report.plots import bars, curves, look, stages
@@ -413,6 +414,13 @@ def test_pass_at_k_panels_with_their_bands_and_votes(counts):
         assert (corners[:, 1].min(), corners[:, 1].max()) == pytest.approx((rows["low"].min(), rows["high"].max()))
         assert ax.get_xscale() == "log"
         assert ("maj@k" in lines) == (name == "easy")
+    forecast = forecast_table(counts, 256)
+    panel = plots.pass_at_k_grid(table, forecast=forecast).axes[-1]
+    lines = {line.get_label(): line for line in panel.lines}
+    dashed, mean = lines["Pass@k, forecast"], forecast[forecast["benchmark"] == "macro average"]
+    assert dashed.get_linestyle() == "--"
+    np.testing.assert_allclose(dashed.get_xydata(), mean[["k", "value"]])
+    assert max(lines["Pass@k"].get_xdata()) == min(dashed.get_xdata())
     alone = table[table["benchmark"].isin(["easy", "macro average"])]
     assert len(plots.pass_at_k_grid(alone).axes) == 1
 

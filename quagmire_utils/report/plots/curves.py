@@ -222,12 +222,22 @@ def _nothing(text: str) -> Figure:
 # --- an evaluation ----------------------------------------------------------------------------------------------------
 
 
-def plot_pass_at_k(rows: pd.DataFrame, ax: Axes, votes: pd.DataFrame | None = None) -> None:
-    """Plot Pass@k of one benchmark by k with its interval as a band, and maj@k.
+def plot_pass_at_k(
+    rows: pd.DataFrame, ax: Axes, votes: pd.DataFrame | None = None, forecast: pd.DataFrame | None = None
+) -> None:
+    """Plot Pass@k of one benchmark by k with its interval as a band, maj@k, and what is only a forecast dashed.
 
-    rows: columns benchmark, k, pass_at_k, low, high, problems. votes: benchmark, k, maj_at_k.
+    rows: columns benchmark, k, pass_at_k, low, high, problems. votes: benchmark, k, maj_at_k. forecast: of
+    `benchmark_extrapolation`.
     """
     name, last = rows["benchmark"].iloc[0], int(rows["k"].max())
+    if forecast is not None:
+        beyond, last = forecast[forecast["benchmark"] == name], int(forecast["k"].max())
+        look = {"color": BLUE, "ls": "--", "lw": 1.6, "marker": "o", "ms": 4.5, "mfc": "white", "zorder": 3}
+        ax.plot(beyond["k"], beyond["value"], label="Pass@k, forecast", **look)
+        ax.fill_between(
+            beyond["k"], beyond["low"], beyond["high"], color=BLUE, alpha=0.08, lw=0, label="of the forecast"
+        )
     powers = [2**i for i in range(last.bit_length())]
     ax.fill_between(rows["k"], rows["low"], rows["high"], color=BLUE, alpha=0.22, lw=0, label="95 % interval")
     marks = np.flatnonzero(rows["k"].isin(powers)).tolist()
@@ -241,16 +251,20 @@ def plot_pass_at_k(rows: pd.DataFrame, ax: Axes, votes: pd.DataFrame | None = No
     ax.set_title(f"{name} ({rows['problems'].iloc[0]:,} problems)", fontsize=10)
 
 
-def pass_at_k_grid(curves: pd.DataFrame, votes: pd.DataFrame | None = None) -> Figure:
+def pass_at_k_grid(
+    curves: pd.DataFrame, votes: pd.DataFrame | None = None, forecast: pd.DataFrame | None = None
+) -> Figure:
     """Draw `plot_pass_at_k` for each benchmark and, if there are several, for their macro average."""
     names = curves["benchmark"].unique().tolist()
     names = names if len(names) > 2 else names[:1]
     fig, axes = small_multiples(len(names), 4, *((5.2, 3.4) if len(names) == 1 else (2.9, 2.5)))
     for ax, name in zip(axes, names, strict=True):
-        plot_pass_at_k(curves[curves["benchmark"] == name], ax, votes)
+        plot_pass_at_k(curves[curves["benchmark"] == name], ax, votes, forecast)
         ax.set(xlabel="k", ylabel="per cent")
         ax.label_outer(remove_inner_ticks=False)
-    axes[0].set_ylim(0, max(0.01, min(1.0, 1.05 * float(curves[["pass_at_k", "high"]].max().max()))))
+    top = float(curves[["pass_at_k", "high"]].max().max())
+    top = top if forecast is None else max(top, forecast["high"].max())
+    axes[0].set_ylim(0, max(0.01, min(1.0, 1.05 * top)))
     axes[0].legend(loc="best", fontsize=8)
     return fig
 
