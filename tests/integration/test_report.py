@@ -237,7 +237,7 @@ MEASURE = (ROOT / "tests" / "measure.js").read_text()
 def pages(example) -> dict[str, str]:
     """The example's page, and those of the executed notebooks that are committed."""
     made = {"example": build(example)}
-    for profile in ("mini", "smoke"):
+    for profile in ("mini",):
         if (ROOT / "results" / profile / "notebooks").is_dir():
             made[profile] = build(ROOT / "results" / profile)
     return made
@@ -248,7 +248,7 @@ def pages(example) -> dict[str, str]:
     ("name", "width", "scheme"),
     [
         *(("example", 1280, "light"), ("example", 1280, "dark"), ("example", 390, "light"), ("example", 390, "dark")),
-        *(("mini", 1280, "light"), ("mini", 390, "dark"), ("smoke", 1280, "light")),
+        *(("mini", 1280, "light"), ("mini", 390, "dark")),
     ],
 )
 def test_in_a_real_browser(pages, tmp_path, name, width, scheme):
