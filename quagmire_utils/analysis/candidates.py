@@ -37,6 +37,7 @@ def candidate_frame(records: Records, k: int = 64, correct: str = "correct") -> 
       gen_loss, gen_loss_se                         nats per response token on the common traces
       outcome, outcome_sampling_se                  Pass@1 after RL: best checkpoint of all runs (Sec. 4.1)
       outcome_last, outcome_last_std                last checkpoint: mean and standard deviation over the runs
+      late_gain                                     outcome_last minus the score before the last quarter of the steps
       gain, n_runs                                  outcome - pass1; RL runs used
       n_samples, rl_n_samples                       fewest answers to a problem before and after RL
       truncation_rate, no_answer_rate               shares of all answers before RL
@@ -64,6 +65,8 @@ def candidate_frame(records: Records, k: int = 64, correct: str = "correct") -> 
     early = counts[counts["stage"] != "rl"].groupby(CANDIDATE)[["n", "truncated", "no_answer"]].sum()
     best = after.loc[after.groupby(CANDIDATE)["pass@1"].idxmax()].set_index(CANDIDATE)
     last = after.loc[after.groupby([*CANDIDATE, "rl_run"])["checkpoint"].idxmax()].groupby(CANDIDATE)["pass@1"]
+    curve = after.pivot_table(index=CANDIDATE, columns="checkpoint", values="pass@1")
+    curve = curve.loc[:, curve.columns <= 0.75 * curve.columns.max()]
     columns = {
         "pass1": before["pass@1"],
         "pass1_se": before["se@1"],
@@ -76,6 +79,7 @@ def candidate_frame(records: Records, k: int = 64, correct: str = "correct") -> 
         "outcome_sampling_se": best["sampling_se"],
         "outcome_last": last.mean(),
         "outcome_last_std": last.std(),
+        "late_gain": last.mean() - curve.iloc[:, -1] if curve.size else pd.Series(dtype=float),
         "n_runs": after.groupby(CANDIDATE)["rl_run"].nunique(),
         "n_samples": before["n"],
         "rl_n_samples": after.groupby(CANDIDATE)["n"].min(),

@@ -122,7 +122,7 @@ def _from_records(records: Records, family: str, scenario: str, k: int, outcome:
         raise ParameterError("family", family, reason=f"{family} has no measured candidates of the {scenario} level")
     name = _only(chosen["family"], "family")
     table = chosen[["family", "candidate", "pass1", "pass1_se", "gen_loss", "gen_loss_se", "pass_k", "pass_k_se"]]
-    table = table.assign(scenario=scenario, outcome=chosen[outcome])
+    table = table.assign(scenario=scenario, outcome=chosen[outcome], late_gain=chosen["late_gain"])
     noise = run_noise(frame[frame["family"] == name], records, outcome)
     run = chosen[chosen[outcome].notna()]
     errors = noise.standard_errors(run["n_runs"].to_numpy(), run["outcome_sampling_se"].to_numpy(np.float64))

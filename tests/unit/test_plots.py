@@ -25,7 +25,7 @@ from quagmire_utils.core.settings import load_profile
 from quagmire_utils.evaluation.measured import forecast_table
 from quagmire_utils.evaluation.pass_at_k import bootstrap_intervals
 from quagmire_utils.report import plots
-from quagmire_utils.report.plots import bars, curves, look, stages
+from quagmire_utils.report.plots import bars, curves, look, predicting, stages
 from quagmire_utils.report.plots.series import OUTCOMES, series
 
 LLAMA, MISTRAL, QWEN = "Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct", "Qwen3-4B-base"
@@ -503,3 +503,18 @@ def test_saved_whole_stamped_and_the_same_every_time(tmp_path, llama):
     ET.fromstring(svg)
     assert "measured" in svg  # matplotlib keeps the text of a path as a comment
     assert imread(copies[0][1]).shape[:2] == (880, 1200)
+
+
+def test_lines_and_rows_of_predictors_have_their_values_and_intervals():
+    rows = pd.MultiIndex.from_product([[8, 32], ["pass1", "pass_k"]])
+    table = pd.DataFrame({"value": [0.9, 0.5, 0.8, np.nan], "low": 0.1, "high": 1.0}, index=rows)
+    _, (lines, intervals) = plots.new_figure(columns=2)
+    predicting.plot_lines(table, lines, {"pass1": "Pass@1", "pass_k": "Pass@64"})
+    assert [line.get_label() for line in lines.lines] == ["Pass@1", "Pass@64"]
+    np.testing.assert_allclose(lines.lines[0].get_ydata(), [0.9, 0.8])
+    np.testing.assert_allclose(lines.lines[0].get_xdata(), [8, 32], rtol=0.05)
+    predicting.plot_intervals(table.loc[32], intervals, {"pass1": "Pass@1", "pass_k": "Pass@64"}, mark=["pass1"])
+    assert [text.get_text() for text in intervals.texts] == ["not measured"]
+    (bar,) = intervals.collections[0].get_segments()
+    np.testing.assert_allclose(bar, [(0.1, 1), (1.0, 1)])
+    assert intervals.lines[0].get_color() == look.BLUE
