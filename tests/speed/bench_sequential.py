@@ -1,0 +1,89 @@
+"""Tokens that sequential decisions save against a fixed number of answers, on recorded counts (`... [pairs]`).
+
+Answers are drawn from the recorded shares of correct answers; one costs its problem's recorded mean tokens. A fixed
+design draws 64 (16, 4) answers to every problem and takes the usual 95 % interval.
+"""
+
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from quagmire_utils.core.records import load_records
+from quagmire_utils.evaluation.pass_at_k.sequential import Design, looks
+
+MINI = Path(__file__).resolve().parents[2] / "results" / "mini"
+
+
+class Fixed(Design):
+    """All answers at once."""
+
+    @property
+    def sizes(self):
+        """One round."""
+        return [self.most]
+
+
+class World:
+    """The candidates of a family before RL."""
+
+    def __init__(self, counts):
+        counts = counts.sort_values(["benchmark", "problem"])
+        self.candidates = dict(list(counts.assign(share=counts["correct"] / counts["n"]).groupby("candidate")))
+        self.benchmarks = next(iter(self.candidates.values()))["benchmark"].to_numpy()
+        self.truth = {name: own.groupby("benchmark")["share"].mean().mean() for name, own in self.candidates.items()}
+        self.cost = {name: own["mean_tokens"].sum() for name, own in self.candidates.items()}
+        self.rng = np.random.default_rng(0)
+
+    def draw(self, name, first, last):
+        """The `draw` of `looks`."""
+        own = self.candidates[name]
+        return self.rng.binomial(last - first, own["share"]), np.rint((last - first) * own["mean_tokens"]).astype(int)
+
+    def compare(self, a, b, design):
+        """Verdict, share of the tokens of 64 answers to every problem, and whether the verdict is wrong."""
+        for look in looks([a, b], self.draw, self.benchmarks, design):
+            if (verdict := look.verdict(a, b)) or look.hopeless:
+                break
+        lead = self.truth[a] - self.truth[b]
+        right = {a: lead > 0, b: lead < 0, "equal": abs(lead) <= design.within, "": True}[verdict]
+        return verdict, sum(look.tokens.values()) / 64 / (self.cost[a] + self.cost[b]), not right
+
+    def rank(self, design):
+        """The best candidate (empty if it is not settled), and the share of the tokens."""
+        for look in looks(list(self.candidates), self.draw, self.benchmarks, design):
+            if look.settled or look.hopeless:
+                break
+        return look.left[0] if look.settled else "", sum(look.tokens.values()) / 64 / sum(self.cost.values())
+
+
+def main(pairs=60):
+    """Print a row per family and guarantee, of pairs and of the choice of the best."""
+    compared, ranked = [], []
+    counts = load_records(MINI).counts
+    for family, own in counts[counts["stage"] != "rl"].groupby("family"):
+        world = World(own)
+        every = list(combinations(world.candidates, 2))
+        chosen = [every[i] for i in world.rng.permutation(len(every))[:pairs]]
+        for these in (False, True):
+            design, row = Design(these_problems=these), {"family": family, "these problems": these}
+            verdicts, used, wrong = zip(*(world.compare(a, b, design) for a, b in chosen), strict=True)
+            row |= {"pairs": len(chosen), "tokens used": np.mean(used), "decided": np.mean([v != "" for v in verdicts])}
+            row |= {"equal": np.mean([v == "equal" for v in verdicts]), "wrong": sum(wrong)}
+            for most in (4, 16, 64):
+                fixed = [world.compare(a, b, Fixed(these_problems=these, most=most))[0] != "" for a, b in chosen]
+                row[f"decided by {most}"] = np.mean(fixed)
+            compared.append(row)
+            choices = [world.rank(design) for _ in range(5)]
+            lost = [max(world.truth.values()) - world.truth[name] for name, _ in choices if name]
+            row = {"family": family, "these problems": these, "candidates": len(world.candidates)}
+            row |= {"settled of 5": len(lost), "points below the best": 100 * max(lost, default=np.nan)}
+            ranked.append(row | {"tokens used": np.mean([used for _, used in choices])})
+    print(pd.DataFrame(compared).round(3).to_string(index=False))
+    print(pd.DataFrame(ranked).round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
