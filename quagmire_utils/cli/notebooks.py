@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quagmire_utils.cli.app import OWN, REPRODUCE, Assignments, app, assignments, place, stop
+from quagmire_utils.cli.decisions import Models, Most, These, Within, make_design, settle
 from quagmire_utils.cli.stores import print_table
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
@@ -102,8 +103,21 @@ Measurements = Annotated[str, typer.Argument(help="A .csv file, or a folder of r
 
 
 @app.command(rich_help_panel=OWN)
-def rank(measurements: Measurements, parameters: Assignments = None) -> None:
+def rank(
+    measurements: Measurements,
+    parameters: Assignments = None,
+    until_settled: Annotated[
+        bool, typer.Option("--until-settled", help="Of evaluations: draw answers until the best Pass@k is settled.")
+    ] = False,
+    k: Annotated[int, typer.Option("-k", help="While drawing: k of Pass@k.")] = 1,
+    within: Within = 2.0,
+    num_samples: Most = 64,
+    these_problems: These = False,
+    models: Models = None,
+) -> None:
     """Rank SFT candidates before RL: whom to send first, and how sure that is."""
+    if until_settled:
+        return settle(Path(measurements), make_design([k], within, num_samples, these_problems), models)
     _workflow("rank", "rank_candidates", {"measurements": place(measurements)}, parameters)
 
 

@@ -1,4 +1,4 @@
-"""Commands on stored answers: compare, grade; they need no model and no GPU."""
+"""Commands on stored answers: compare, grade; they need no model and no GPU, unless `--until-decided` draws more."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quagmire_utils.cli.app import OWN, app
+from quagmire_utils.cli.decisions import Models, Most, These, Within, decide, make_design
 from quagmire_utils.core.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -27,8 +28,15 @@ def compare(
     a: Annotated[Path, typer.Argument(help="Output folder of an evaluation.")],
     b: Annotated[Path, typer.Argument(help="Output folder of the evaluation to compare it with.")],
     k: Annotated[str, typer.Option("-k", help="One k, or several separated by commas.")] = "1",
+    until_decided: Annotated[bool, typer.Option("--until-decided", help="Draw answers until they decide.")] = False,
+    within: Within = 2.0,
+    num_samples: Most = 64,
+    these_problems: These = False,
+    models: Models = None,
 ) -> None:
     """Compare two evaluations on the same problems: difference, 95 % interval, p-value."""
+    if until_decided:
+        return decide(a, b, make_design(_ks(k), within, num_samples, these_problems), models)
     from quagmire_utils.evaluation.evaluate import compare_outputs
     from quagmire_utils.evaluation.measured import describe_comparison, show_comparison
 

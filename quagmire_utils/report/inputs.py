@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import digest
+from quagmire_utils.core.files import digest, read_json
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.data import BENCHMARKS, Problem, Trace, benchmark_names, find_dataset, load_benchmark, load_traces
 from quagmire_utils.report.notebook import repo_path
 
 if TYPE_CHECKING:
     from quagmire_utils.engines import EngineConfig, SamplingParams, ServerSettings
+    from quagmire_utils.evaluation.deciding import Run
     from quagmire_utils.evaluation.store import SampleStore
 
 
@@ -107,6 +108,32 @@ def evaluation_folder(config: EngineConfig, params: SamplingParams, output: str 
     settings += [params.temperature, params.top_p, params.max_tokens, params.seed]
     name = "server" if config.engine == "server" else Path(config.model).name
     return ROOT / "runs" / "evaluations" / f"{name}-{digest(settings)[:8]}"
+
+
+def recorded_run(folder: Path, models: Path | None = None) -> Run:
+    """Return what drew the answers in an evaluation's folder, from the manifest that `evaluate_model` left.
+
+    models: folder in which to look for the model first, by its name: a manifest holds no paths outside of the repo.
+    Raise ParameterError if there is no manifest, or no such model.
+    """
+    from quagmire_utils.engines import EngineConfig, SamplingParams
+    from quagmire_utils.evaluation.deciding import Run
+    from quagmire_utils.evaluation.store import SampleStore
+
+    try:
+        manifest = read_json(folder / "manifest.json")
+        facts = manifest["configuration"]
+        params = SamplingParams(**{name: facts[name] for name in SamplingParams.model_fields if name in facts})
+        model, problems = str(facts["model"]), load_benchmarks(facts["benchmarks"], facts["limit"])
+        settings = {name: facts[name] for name in ("engine", "template")} | manifest.get("engine", {})
+    except (OSError, KeyError) as error:
+        reason = f"{folder} has no manifest of an evaluation ({error}); `quagmire evaluate` writes it"
+        raise ParameterError("folder", folder, reason=reason) from None
+    if models is not None and (models / Path(model).name).is_dir():
+        model = str((models / Path(model).name).resolve())
+    if settings["engine"] != "server":
+        settings["dtype"] = facts["dtype"]
+    return Run(EngineConfig(model=repo_path(model), **settings), params, problems, SampleStore(folder))
 
 
 def selected(store: SampleStore, problems: Mapping[str, Sequence[Problem]]) -> tuple[pd.DataFrame, pd.DataFrame]:
