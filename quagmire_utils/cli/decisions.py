@@ -18,7 +18,7 @@ Most = Annotated[int, typer.Option("--num-samples", help="While drawing: most an
 These = Annotated[bool, typer.Option("--these-problems", help="While drawing: decide for exactly these problems.")]
 Models = Annotated[Path | None, typer.Option(help="While drawing: folder that holds the models, by their names.")]
 
-TRUTH = "In 95 % of runs the intervals of all looks hold the true difference from the best"
+TRUTH = "Such a verdict is right in at least 95 % of runs, at whichever look it comes"
 
 
 def make_design(k: Sequence[int], within: float, num_samples: int, these_problems: bool) -> Design:
@@ -84,7 +84,7 @@ def _look(folders: Mapping[str, Path], design: Design, models: Path | None, ends
         if look.answers >= design.most
         else (f"{design.most} answers a problem would hardly decide it; more problems may")
     )
-    print(f"{verdict or f'Undecided: {limit}'}. {TRUTH} on {whose}.")
+    print(f"{verdict or f'Undecided: {limit}'}. {TRUTH}, on {whose}.")
     used, everything = sum(look.tokens.values()), len(answers.benchmarks) * design.most
     fixed = sum(look.tokens[name] / look.drawn[name] * everything for name in runs)
     print(
