@@ -162,12 +162,18 @@ def test_published_verdicts_are_those_of_the_statistics_on_each_group():
 
 
 def test_the_three_rungs_count_what_agrees():
+    names = {claim.id: claim.claim for claim in claims.all_claims()}
     verdicts = {"loss_tracks_gain": ["holds"], "table01_gen_loss": ["fails", "undecided"], "table01_pass_k": ["holds"],
                 "score_explains_part": ["holds", "fails"], "mixture_ends_best": ["holds"]}  # fmt: skip
-    table = pd.DataFrame([(name, name, one) for name, each in verdicts.items() for one in each])
-    said = claims.three_rungs(table.set_axis(["name", "claim", "verdict"], axis=1))
+    table = pd.DataFrame([(name, one) for name, each in verdicts.items() for one in each], columns=["name", "verdict"])
+    said = claims.three_rungs(table)
+    assert "small real models (`not run`)" in said
     assert "4 claims could be tested" in said
-    assert "agree on 1: “loss_tracks_gain” (micro holds, published holds)" in said
-    assert "differ on 1: “table01_gen_loss” (micro fails, published holds)" in said
-    assert "undecided or mixed on 2: “score_explains_part” (micro mixed, published mixed); “table01_pass_k”" in said
-    assert "`not run`" in said
+    one = f"“{names['loss_tracks_gain']}” (micro holds, small not run, published holds)"
+    assert f"agree on 1: {one}. They differ on 1: “{names['table01_gen_loss']}” (micro fails, " in said
+    assert f"mixed on 2: “{names['score_explains_part']}” (micro mixed, small not run, published mixed); “" in said
+    small = pd.DataFrame({"name": ["loss_tracks_gain"], "verdict": ["fails"]})
+    said = claims.three_rungs(table, small)
+    assert "agree on 0: none. They differ on 2" in said
+    assert "(micro holds, small fails, published holds)" in said
+    assert "(micro fails, small not run, published holds)" in said

@@ -30,11 +30,7 @@ FILE = Path(__file__).resolve().parents[1] / "claims.yaml"
 CONFIDENCE = 0.95
 DECIDABLE = ("holds", "fails", "undecided")
 VERDICTS = (*DECIDABLE, "too few candidates", "not run")
-RUNGS = (
-    "Micro models and published real models agree on",
-    "They differ on",
-    "At least one of them is undecided or mixed on",
-)
+RUNGS = ("They agree on", "They differ on", "At least one is undecided or mixed on")
 Model = Literal["Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct", "Qwen3-4B-base"]
 
 
@@ -276,18 +272,29 @@ def published_text(name: str) -> str:
     return ", ".join(said).replace("too few candidates in", "too few checkpoints in")
 
 
-def three_rungs(table: pd.DataFrame) -> str:
-    """Say in a paragraph of Markdown where micro models and published groups agree. table: from `ledger`."""
+def three_rungs(micro: pd.DataFrame, small: pd.DataFrame | None = None) -> str:
+    """Say in a paragraph of Markdown where micro models, small real models and published groups agree.
+
+    micro, small: from `ledger`; None: not run.
+    """
     lists: dict[str, list[str]] = {head: [] for head in RUNGS}
     for name, results in published_results().items():
-        ours = table[table["name"] == name]
-        if results and len(ours):
-            sums = _in_sum(ours["verdict"]), _in_sum(result.verdict for result in results)
-            place = 2 if not {*sums} <= {"holds", "fails"} else int(sums[0] != sums[1])
-            lists[RUNGS[place]].append(f"“{ours['claim'].iloc[0]}” (micro {sums[0]}, published {sums[1]})")
+        tables = {"micro": micro, "small": small}
+        each = {
+            rung: [] if table is None else table[table["name"] == name]["verdict"] for rung, table in tables.items()
+        }
+        sums = {rung: _in_sum(verdicts) if len(verdicts) else "not run" for rung, verdicts in each.items()}
+        if results and sums["micro"] != "not run":
+            sums["published"] = _in_sum(result.verdict for result in results)
+            run = {*sums.values()} - {"not run"}
+            place = 2 if not run <= {"holds", "fails"} else len(run) - 1
+            said = ", ".join(f"{rung} {verdict}" for rung, verdict in sums.items())
+            lists[RUNGS[place]].append(f"“{results[0].claim.claim}” ({said})")
     parts = [f"{head} {len(found)}: {'; '.join(found) or 'none'}." for head, found in lists.items()]
-    said = f"**Three rungs.** {sum(map(len, lists.values()))} claims could be tested on both ends."
-    return " ".join([said, *parts, "Small real models, the rung between: `not run`."])
+    missing = "" if small is not None else " (`not run`)"
+    said = f"**Three rungs:** micro models, small real models{missing}, published numbers. "
+    said += f"{sum(map(len, lists.values()))} claims could be tested on the first and the last."
+    return " ".join([said, *parts])
 
 
 def _in_sum(verdicts: Iterable[str]) -> str:
