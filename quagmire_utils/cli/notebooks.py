@@ -138,9 +138,8 @@ def _workflow(name: str, notebook: str, given: dict[str, object], parameters: Se
 
 def _execute(run: Run) -> Path | None:
     """Execute notebooks, make the page, and print where everything is, what was found, and last the page; return it."""
-    from quagmire_utils.report.execution import NotebookError
+    from quagmire_utils.report.execution import NotebookError, clock
     from quagmire_utils.report.notebook import headlines
-    from quagmire_utils.report.progress import clock
     from quagmire_utils.report.reproduction import make_report, run_notebooks
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill also ends the kernel, not only us

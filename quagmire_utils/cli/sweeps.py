@@ -159,8 +159,8 @@ def _submit(profile: Profile, name: str, folder: Path, to: str, output: Path | N
 def spot_check_candidate(profile: str, results: Path | None, name: str, seed: int | None) -> None:
     """Retrain one recorded candidate, compare it with its record, and exit with 1 if they differ."""
     from quagmire_utils.core.settings import load_profile
+    from quagmire_utils.report.execution import clock
     from quagmire_utils.report.notebook import results_folder
-    from quagmire_utils.report.progress import clock
     from quagmire_utils.sweep.spot_check import spot_check
 
     started = time.monotonic()

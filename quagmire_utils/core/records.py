@@ -84,7 +84,7 @@ def load_records(folder: str | Path) -> Records:
     """Read and check the records in `folder` (results/<profile>).
 
     Raises ParameterError, naming the file and the command that restores it, for a missing or damaged file, a table that
-    no sweep writes, records without any measured checkpoint, and complete ones that lack some.
+    no sweep writes, and records without any measured checkpoint.
     """
     folder = Path(folder)
     rerun = f"`./reproduce.sh --profile {folder.name} --only run_sweep` makes them"
@@ -100,10 +100,7 @@ def load_records(folder: str | Path) -> Records:
     for name, frame in frames.items():
         if len(frame):  # a table without rows may have no columns either
             check_table(frame, name, _shown(folder / f"{name}.parquet"))
-    records = Records(folder=folder, **frames, manifest=manifest)
-    if manifest.get("complete") is True:
-        check_complete(records)
-    return records
+    return Records(folder=folder, **frames, manifest=manifest)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -173,39 +170,6 @@ def check_once(frame: pd.DataFrame, keys: Sequence[str], where: str) -> None:
         row = frame[repeated].iloc[0]
         place = " ".join(str(row[key]) for key in keys)
         raise ParameterError(where, reason=f"{place} occurs more than once ({repeated.sum()} row(s) too many)")
-
-
-def check_complete(records: Records) -> None:
-    """Check that no cell, candidate, RL run or checkpoint is missing from complete records.
-
-    Raises ParameterError naming the file and the candidate.
-    """
-    candidates, counts, loss = records.candidates, records.counts, records.generalization_loss
-    planned = records.manifest.get("cells")
-
-    def missing(table: str, what: str) -> ParameterError:
-        return _damaged(records.folder / f"{table}.parquet", f"{what}, although the manifest says complete")
-
-    if planned is not None and len(records.cells) != planned:
-        raise missing("cells", f"{len(records.cells)} of {planned} cells")
-    checkpoints = counts[CHECKPOINT].drop_duplicates()
-    keys = [tuple(key) for key in candidates[CANDIDATE].to_numpy()]
-    for key in checkpoints[CANDIDATE].itertuples(index=False, name=None):
-        if key not in keys:
-            raise missing("candidates", f"{'/'.join(key)} is missing")
-    before = set(map(tuple, checkpoints.loc[checkpoints["stage"] != "rl", CANDIDATE].to_numpy()))
-    losses = set(map(tuple, loss[CANDIDATE].to_numpy())) if len(loss) else set()
-    after = checkpoints[checkpoints["stage"] == "rl"].groupby([*CANDIDATE, "rl_run"]).size()
-    for key, wanted in zip(keys, candidates.get("rl_runs", [1] * len(keys)), strict=True):
-        name, runs = "/".join(key), after[after.index.droplevel("rl_run") == key]
-        if key not in before:
-            raise missing("counts", f"no measurement of {name} before RL")
-        if key not in losses:
-            raise missing("generalization_loss", f"no loss of {name}")
-        if len(runs) < wanted:
-            raise missing("counts", f"{len(runs)} of {wanted} RL runs of {name}")
-        if (runs < after.max()).any():
-            raise missing("counts", f"an RL run of {name} lacks checkpoints")
 
 
 def _damaged(path: Path, what: str) -> ParameterError:

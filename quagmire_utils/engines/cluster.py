@@ -167,11 +167,6 @@ class ReplicaPool:
         return bool(self._idle)
 
     @property
-    def loading(self) -> bool:
-        """Whether a replica is being started."""
-        return any(task.job is None for task in self._tasks.values())
-
-    @property
     def working(self) -> bool:
         """Whether a job is being done."""
         return any(task.job is not None for task in self._tasks.values())

@@ -8,21 +8,15 @@ measured by the same code.
     counts = evaluate(config, problems, 64, SamplingParams(max_tokens=2048), SampleStore("samples/mine"), k=64)
     bootstrap_intervals(counts, ks=[1, 64])
     compare_outputs("samples/mine", "samples/before", ks=[1, 64])
-
-While the engine draws the answers to one benchmark, the grader's processes judge those to the one before, so a GPU
-never waits for them.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tqdm import tqdm
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
@@ -53,12 +47,12 @@ def evaluate(
 
     `engine`: a configuration, with `ray` for the nodes of a cluster; or a loaded engine, which stays open. What `store`
     already holds is not drawn again, and may be more than `num_samples`. `clock("sampling")` and `clock("grading")` are
-    entered around the sampling and the grading that remains after it.
+    entered around the two.
 
     The result has one row per benchmark and problem: benchmark, problem, n, correct, wrong, no_answer, truncated,
-    timeout, error, mean_tokens. Warn of golds that the grader cannot read, and of identical answers beyond chance (also
-    in `attrs["repeated"]`). Raise ParameterError, before anything is loaded, for what `preflight.check` refuses; with a
-    loaded engine, before anything is sampled, for unusable numbers, problems or prompts.
+    timeout, error, mean_tokens. Warn of golds that the grader cannot read, and of benchmarks whose answers are all the
+    same (also in `attrs["repeated"]`). Raise ParameterError, before anything is loaded, for what `preflight.check`
+    refuses; with a loaded engine, before anything is sampled, for unusable numbers, problems or prompts.
     """
     check_numbers(benchmarks, num_samples, k)
     benchmarks = prepare_problems(benchmarks)
@@ -70,46 +64,25 @@ def evaluate(
             plan = check(engine, benchmarks, num_samples, params, store.path, k=k, grader=grader)
             if plan.warning:
                 warnings.warn(plan.warning, stacklevel=2)
-        behind = ThreadPoolExecutor(1, "grading")
-        stack.callback(behind.shutdown, cancel_futures=True)
-        # the grader's processes take a second to start, while the model loads
-        grading = [behind.submit(grader.grade, [r"\boxed{\frac{1}{2}}"], ["0.5"], progress=False)]
-        with clock("sampling"):
+        with clock("sampling"), ExitStack() as loaded:
             if isinstance(engine, EngineConfig) and engine.ray is None:
-                engine = stack.enter_context(closing(load_engine(engine)))
+                engine = loaded.enter_context(closing(load_engine(engine)))
             if not isinstance(engine, EngineConfig):  # also for a server, of which `check` knows too little
                 limits = (params.max_tokens, engine.context_length)
                 check_prompts(benchmarks, engine.tokenizer, engine.config.template, *limits, store)
             for name, problems in benchmarks.items():
                 sample(engine, problems, num_samples, params, store, benchmark=name, progress=progress)
-                grading.append(behind.submit(grade_store, store, {name: problems}, grader.grade, progress=False))
-                for done in grading:
-                    if done.done():
-                        done.result()  # raises an error of grading before hours of further sampling
         with clock("grading"):
-            for done in tqdm(grading, desc="grading", unit="benchmark", disable=not progress, delay=2):
-                done.result()
+            grade_store(store, benchmarks, grader.grade, progress=progress)
     asked = {(name, problem.id) for name, problems in benchmarks.items() for problem in problems}
     counts = store.counts()
     mine = [key in asked for key in zip(counts["benchmark"], counts["problem"], strict=True)]
     counts = counts[mine].reset_index(drop=True)
-    if repeated := repeated_answers(store):
+    if same := store.always_the_same():
+        repeated = f"All answers to a problem are the same in {', '.join(same)}: the engine seems to ignore seeds."
         warnings.warn(repeated, stacklevel=2)
         counts.attrs["repeated"] = repeated
     return counts
-
-
-def repeated_answers(store: SampleStore) -> str:
-    """Return a sentence on identical answers beyond chance, which independent seeds do not give; empty if none."""
-    found = store.duplicates()
-    if found.empty:
-        return ""
-    by_benchmark = found.groupby("benchmark", sort=False)["identical"].sum()
-    pairs = ", ".join(f"{pairs:,} pairs in {name}" for name, pairs in by_benchmark.items())
-    return (
-        f"Identical answers to a problem occur far more often than by chance ({pairs}). The engine may ignore seeds, "
-        "or seeds were used twice; the answers are then not independent, and Pass@k for k > 1 is too low."
-    )
 
 
 def compare_outputs(a: str | Path, b: str | Path, ks: Sequence[int] = (1,)) -> pd.DataFrame:

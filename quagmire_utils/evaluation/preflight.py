@@ -27,7 +27,7 @@ from quagmire_utils.core.provenance import hardware
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import check_fits, render_problem, resolve_template
 from quagmire_utils.engines import EngineConfig, SamplingParams, model_digest
-from quagmire_utils.evaluation.sampling.sampling_replicas import tokenizer_and_context
+from quagmire_utils.evaluation.sampling.drawing import tokenizer_and_context
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grader, Verdict, prepare_problems
 
@@ -38,16 +38,6 @@ BYTES_PER_TOKEN = 3.0  # on disk: a token is about four characters, and zstd at 
 BYTES_PER_SAMPLE = 64.0  # keys, verdict, extracted answer
 _UNLIKE_ANY_GOLD = r"\boxed{\text{preflight}}"  # quickly graded, whatever the gold
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")  # golds that any grader can read
-# What math-verify reads as something else: words as products of letters (pi/4 as i p/4), 2 3/4 as 5/4, 4.5e7 as 4.5 e 7
-_LATEX_WORDS = re.compile(
-    r"\\(?:text|math|mbox|operatorname|begin|end)[a-z]*\s*\{[^{}]*\}|\\[a-zA-Z]+"
-    r"|\b(?:sqrt|inf|infinity|and|or)\b"
-)
-_WITH_UNIT = re.compile(r"-?[0-9.,]+ +(?!hundred|thousand|million|billion|dozen)[a-z]+")  # which math-verify drops
-_MISREAD = re.compile(
-    r"(?<![a-zA-Z])(?![A-Z]+(?![a-zA-Z]))[a-zA-Z]{3,}|(?<![a-zA-Z])(?:pi|ln|no|oo)(?![a-zA-Z])"
-    r"|\d\s+\d+\s*/\s*\d|\d\.?e[+-]?\d"
-)
 _LENGTH_WARNING = "sequence-length-is-longer-than-the-specified-maximum"  # the tokenizers' name for it
 _WEIGHTS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")  # the first that fits: some repositories
 # hold their weights twice
@@ -57,64 +47,11 @@ Benchmarks = Mapping[str, Sequence[Problem]]  # problems by name of the benchmar
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What an evaluation will do. `table`: problems, answers, already drawn, to draw, by benchmark and in total."""
+    """What an evaluation will do."""
 
-    config: EngineConfig
-    max_tokens: int
-    table: pd.DataFrame
-    template: str  # chat or plain; "" if only the server knows
-    context_length: int | None  # prompt and answer together; None if only the server knows
-    longest_prompt: int | None  # tokens
-    disk_at_most: float  # bytes, if every answer reaches max_tokens
-    disk_free: float  # bytes
-    unreadable: tuple[str, ...]  # golds that the grader cannot read, each as benchmark/problem (answer)
-    misread: tuple[str, ...]  # golds that it reads as something else than they say
-
-    @property
-    def to_draw(self) -> int:
-        """Answers that are not in the store yet."""
-        return int(self.table.loc["total", "to draw"])
-
-    @property
-    def tokens_at_most(self) -> int:
-        """Generated tokens if every answer reaches max_tokens."""
-        return self.to_draw * self.max_tokens
-
-    @property
-    def text(self) -> str:
-        """The plan in a few sentences, one per line."""
-        total = self.table.loc["total"]
-        names = [str(name) for name in self.table.index if name != "total"]
-        held = f", {total['already drawn']:,} of them already drawn" if total["already drawn"] else ""
-        lines = [
-            f"{total['problems']:,} problems of {len(names)} benchmark{'s' * (len(names) > 1)} ({_listed(names)}); "
-            f"{total['answers']:,} answers{held}; {self.to_draw:,} to draw with {self.config.engine}."
-        ]
-        if self.context_length is not None:
-            lines.append(
-                f"Template {self.template}; the longest prompt has {self.longest_prompt:,} tokens, which fit with "
-                f"{self.max_tokens:,} for the answer into the context of {self.context_length:,}."
-            )
-        disk, free = size(self.disk_at_most), size(self.disk_free)
-        left = f"At most {self.tokens_at_most:,} generated tokens and {disk} of disk, of which {free} are free."
-        lines += [self.warning, left if self.to_draw else "Nothing is left to draw."]
-        return "\n".join(filter(None, lines))
-
-    @property
-    def warning(self) -> str:
-        """A sentence each on golds that the grader cannot read or misreads; empty if there are none."""
-        sentences = []
-        if self.unreadable:
-            sentences.append(
-                f"The grader cannot read the gold answer of {_listed(self.unreadable)}: only an answer with the same "
-                "spelling will count as correct, and any other as an error."
-            )
-        if self.misread:
-            sentences.append(
-                f"The grader misreads the gold answer of {_listed(self.misread)}: write it as LaTeX without prose, "
-                r"such as 2\frac{3}{4}, \frac{\pi}{4}, 4.5 \times 10^{7} or \text{none}."
-            )
-        return " ".join(sentences)
+    table: pd.DataFrame  # problems, answers, already drawn, to draw, by benchmark and in total
+    text: str  # the plan in a few sentences, one per line
+    warning: str  # a sentence on golds that the grader cannot read; empty if there are none
 
 
 def check(
@@ -159,8 +96,21 @@ def check(
         reason = f"{total:,} answers of up to {params.max_tokens:,} tokens may need {size(needed)}, and {store.path} "
         reason += f"has {size(free)} free; name another folder, or fewer samples or tokens"
         raise ParameterError("store", store.path, reason=reason)
-    unreadable, misread = _odd_golds(benchmarks, grader)
-    return Plan(config, params.max_tokens, table, template, context, longest, needed, free, unreadable, misread)
+    warning = _unreadable_golds(benchmarks, grader)
+    every = table.loc["total"]
+    held = f", {every['already drawn']:,} of them already drawn" if every["already drawn"] else ""
+    lines = [
+        f"{every['problems']:,} problems of {len(benchmarks)} benchmark{'s' * (len(benchmarks) > 1)} "
+        f"({_listed(list(benchmarks))}); {every['answers']:,} answers{held}; {total:,} to draw with {config.engine}."
+    ]
+    if context is not None:
+        lines.append(
+            f"Template {template}; the longest prompt has {longest:,} tokens, which fit with {params.max_tokens:,} for "
+            f"the answer into the context of {context:,}."
+        )
+    tokens, disk = total * params.max_tokens, f"{size(needed)} of disk, of which {size(free)} are free"
+    left = f"At most {tokens:,} generated tokens and {disk}." if total else "Nothing is left to draw."
+    return Plan(table, "\n".join(filter(None, [*lines, warning, left])), warning)
 
 
 def check_numbers(benchmarks: Benchmarks, num_samples: int, k: int) -> None:
@@ -210,8 +160,8 @@ def check_prompts(
     return longest
 
 
-def _odd_golds(benchmarks: Benchmarks, grader: Grader | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the golds that the grader cannot read and those that it misreads, each as "benchmark/problem (answer)"."""
+def _unreadable_golds(benchmarks: Benchmarks, grader: Grader | None) -> str:
+    """Return a sentence on the golds that the grader cannot read; empty if there are none."""
     named = [
         (f"{name}/{problem.id} ({problem.answer})", problem)
         for name, problems in benchmarks.items()
@@ -219,17 +169,16 @@ def _odd_golds(benchmarks: Benchmarks, grader: Grader | None) -> tuple[tuple[str
         if not _NUMBER.fullmatch(problem.answer.strip())
     ]
     if not named:
-        return (), ()
+        return ""
     with nullcontext(grader) if grader is not None else Grader() as using:
         grades = using.grade([_UNLIKE_ANY_GOLD] * len(named), [problem for _, problem in named], progress=True)
     unreadable = [name for (name, _), grade in zip(named, grades, strict=True) if grade.verdict == Verdict.ERROR]
-    misread = [name for name, problem in named if problem.grader == "math" and _looks_misread(problem.answer)]
-    misread = [name for name in misread if name not in unreadable]
-    return tuple(unreadable), tuple(misread)
-
-
-def _looks_misread(gold: str) -> bool:
-    return not _WITH_UNIT.fullmatch(gold.strip()) and _MISREAD.search(_LATEX_WORDS.sub(" ", gold)) is not None
+    if not unreadable:
+        return ""
+    return (
+        f"The grader cannot read the gold answer of {_listed(unreadable)}: only an answer with the same spelling will "
+        "count as correct, and any other as an error."
+    )
 
 
 def _what_is_left(benchmarks: Benchmarks, num_samples: int, store: SampleStore) -> pd.DataFrame:

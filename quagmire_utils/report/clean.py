@@ -32,10 +32,7 @@ ATTRIBUTES = {"a": ["href"], "abbr": ["title"], "ol": ["start"], "td": SPANS, "t
 VERDICTS = {"holds": "holds", "fails": "fails"}  # of a claim -> class of its cell
 VERDICTS |= dict.fromkeys(("undecided", "too few candidates", "not run"), "open")
 BROAD = 1.9  # width / height of a picture with several panels side by side
-DEEPEST = 200  # tags inside each other; deeper HTML is shown as text, because bleach takes quadratic time
-LONGEST = 120_000  # characters of one output, which take seconds; a longer one is not shown
 LONG_CELL = 40  # characters from which a cell of a table is given more width
-TOO_LONG = Markup('<p class="note">This output is too long for the page: see the executed notebook.</p>')
 HEADING_SHIFT = 2  # `## Heading` of a notebook comes below the page's own h3
 COPIES = "notebooks"  # folder of the executed notebooks, beside the page: relative links start there
 PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
@@ -75,16 +72,12 @@ def markdown(text: str) -> Markup:
     """Return Markdown as harmless HTML; raw HTML in it is shown as text."""
     import mistune
 
-    text = plain(text)
-    if len(text) > LONGEST:
-        return TOO_LONG
-    return _harmless(mistune.create_markdown(escape=True, plugins=["table", "strikethrough"])(text), text)
+    return _harmless(mistune.create_markdown(escape=True, plugins=["table", "strikethrough"])(plain(text)))
 
 
 def sanitized(text: str) -> Markup:
     """Return HTML as harmless HTML: tables scroll in their own box, and cells that hold a verdict get its class."""
-    text = _HIDDEN.sub("", plain(text))  # the sanitizer would show the content of a dropped tag
-    return TOO_LONG if len(text) > LONGEST else _harmless(text, text)
+    return _harmless(_HIDDEN.sub("", plain(text)))  # the sanitizer would show the content of a dropped tag
 
 
 def picture(data: str, shown_width: object, alt: str) -> Markup:
@@ -125,25 +118,13 @@ def environment() -> Environment:
     return made
 
 
-def _harmless(markup: str, source: str) -> Markup:
-    if _depth(markup) > DEEPEST:
-        return preformatted(source)
+def _harmless(markup: str) -> Markup:
     harmless = re.sub(r"<tr>(\s*<th></th>)+\s*</tr>", "", _cleaner().clean(markup))  # index names that are empty
     harmless = re.sub(f"<td>(?=[^<]{{{LONG_CELL},}}</td>)", '<td class="long">', harmless)
     names = "|".join(VERDICTS)
     return Markup(
         re.sub(f"<td>({names})</td>", lambda cell: f'<td class="{VERDICTS[cell[1]]}">{cell[1]}</td>', harmless)
     )
-
-
-def _depth(markup: str) -> int:
-    """Return the largest number of tags that are open at once."""
-    deepest = depth = 0
-    for tag in re.finditer(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)", markup):
-        if tag[2].lower() not in ("br", "hr", "img", "input", "col", "meta", "link"):
-            depth = max(0, depth - 1) if tag[1] else depth + 1
-            deepest = max(deepest, depth)
-    return deepest
 
 
 @lru_cache

@@ -1,7 +1,6 @@
-"""Execute notebooks, one or several at a time, with readable progress; `reproduction` decides which.
+"""Execute notebooks, one or several at a time; `reproduction` decides which.
 
-    screen = Screen(sys.stderr)
-    seconds = execute_all([Job(...), Job(...)], at_once=2, screen=screen)
+    seconds = execute_all([Job(...), Job(...)], at_once=2, screen=Screen(sys.stderr, total=2))
 
 Each notebook runs through papermill in a thread of this process. A kernel runs one notebook after another, with empty
 names, so that it imports its packages once. An interrupt or a plain kill ends the kernels and all they started.
@@ -19,14 +18,13 @@ import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_text
 from quagmire_utils.report.notebook import OUTPUT
-from quagmire_utils.report.progress import ProgressLog, Screen, clock, progress_line, time_left
 
 if TYPE_CHECKING:
     from jupyter_client.manager import AsyncKernelManager
@@ -68,12 +66,41 @@ class Job:
         return self.logs / f"{self.name}.log"
 
 
+@dataclass
+class Screen:
+    """The terminal that the notebooks of a run share, and how many have ended."""
+
+    stream: TextIO
+    total: int = 0
+    done: int = 0
+
+    def line(self, text: str) -> None:
+        """Write a line."""
+        print(text, file=self.stream, flush=True)
+
+
+class _Shown:
+    """What the only running notebook writes to stderr, its progress bars too: in the log and on the terminal."""
+
+    def __init__(self, log: TextIO, stream: TextIO) -> None:
+        self._files = log, stream
+
+    def write(self, text: str) -> None:
+        for file in self._files:
+            file.write(text)
+
+    def flush(self) -> None:
+        for file in self._files:
+            file.flush()
+
+
 def execute(
-    job: Job, progress: ProgressLog, log: TextIO, stop: threading.Event, kernels: list[AsyncKernelManager]
+    job: Job, log: TextIO, errors: TextIO | _Shown, stop: threading.Event, kernels: list[AsyncKernelManager]
 ) -> float:
     """Execute one notebook in one of `kernels`, put its executed copy in place, and return the seconds it took.
 
-    Starts a kernel if none is idle, and closes `log`; no cell is begun once `stop` is set. Raises ParameterError with
+    `errors` takes what it writes to stderr. Starts a kernel if none is idle, and closes `log`; no cell is begun once
+    `stop` is set. Raises ParameterError with
     the sentence of one that a cell raised, NotebookError with any other error of a cell (the partial copy stays),
     OSError for a full disk.
     """
@@ -96,7 +123,7 @@ def execute(
             km=kernel,
             progress_bar=False,
             stdout_file=log,
-            stderr_file=progress,
+            stderr_file=errors,
             start_timeout=PATIENCE,
             coalesce_streams=True,  # a progress bar leaves its last state in the copy, not a thousand
             on_cell_start=check,
@@ -116,7 +143,6 @@ def execute(
         log.write(f"{type(error).__name__}: {error}\n")  # a kernel that does not start, or dies
         raise NotebookError(f"{type(error).__name__}: {error} (a kernel that dies is often out of memory)") from None
     finally:
-        progress.close()
         log.close()
     for name, path in (("input_path", job.source), ("output_path", job.final)):  # no absolute paths
         notebook.metadata.papermill[name] = os.path.relpath(path, job.root)
@@ -172,23 +198,6 @@ def _shut_down(kernels: Collection[AsyncKernelManager]) -> None:
         run_sync(kernel.shutdown_kernel)(now=True)
 
 
-@dataclass
-class _Running:
-    job: Job
-    progress: ProgressLog
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
-
-    def state(self) -> str:
-        """Return the notebook's own progress bar, or else its cells and its time."""
-        if bar := self.progress.bar:
-            return f"{clock(self.seconds)} {bar}"
-        return progress_line(self.job.name, self.job.partial, self.seconds)
-
-
 def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen) -> dict[str, float]:
     """Execute notebooks that do not depend on each other, `at_once` at a time; return the seconds by name.
 
@@ -199,7 +208,7 @@ def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen) -> dict[st
     several = len(jobs) > 1
     if several:
         screen.line(f"{len(jobs)} notebooks, {min(at_once, len(jobs))} at a time")
-    waiting, running, kernels = list(jobs), dict[Future, _Running](), list["AsyncKernelManager"]()
+    waiting, running, kernels = list(jobs), dict[Future, Job](), list["AsyncKernelManager"]()
     failures, wrong, taken = list[str](), dict[str, None](), dict[str, float]()
     stop = threading.Event()
     with ThreadPoolExecutor(at_once) as pool:
@@ -207,33 +216,30 @@ def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen) -> dict[st
             while running or (waiting and not failures and not wrong):
                 while waiting and not failures and not wrong and len(running) < at_once:
                     job = waiting.pop(0)
+                    log = job.log.open("w")
                     if not several:
                         screen.line(f"[{screen.done + 1}/{screen.total}] {job.name}")
-                    log = job.log.open("w")
-                    progress = ProgressLog(log, screen, job.name, f"{job.name}: " if several else "")
-                    running[pool.submit(execute, job, progress, log, stop, kernels)] = _Running(job, progress)
+                    errors = log if several else _Shown(log, screen.stream)
+                    running[pool.submit(execute, job, log, errors, stop, kernels)] = job
                 for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
-                    run = running.pop(future)
+                    job = running.pop(future)
                     screen.done += 1
-                    name, title = run.job.name, f"[{screen.done}/{screen.total}] {run.job.name}"
+                    title = f"[{screen.done}/{screen.total}] {job.name}"
                     try:
-                        taken[name] = future.result()
-                        left = time_left(taken.values(), len(waiting) + len(running), at_once) if several else ""
-                        screen.line(f"{title}: done in {clock(taken[name])}{left}", forget=name)
+                        taken[job.name] = future.result()
+                        screen.line(f"{title}: done in {clock(taken[job.name])}")
                     except ParameterError as error:
                         wrong[str(error)] = None
                     except NotebookError as error:
-                        screen.line(f"{title}: failed after {clock(run.seconds)}", forget=name)
-                        places = f"  partial copy: {run.job.partial}\n  log:          {run.job.log}"
-                        failures.append(f"notebook {name} failed: {error}\n{places}")
-                if running and screen.silent():
-                    screen.state({run.job.name: run.state() for run in running.values()})
+                        screen.line(f"{title}: failed")
+                        places = f"  partial copy: {job.partial}\n  log:          {job.log}"
+                        failures.append(f"notebook {job.name} failed: {error}\n{places}")
         except (KeyboardInterrupt, OSError) as error:
             stop.set()
             _end_kernels(running)
             if isinstance(error, OSError):
                 raise
-            raise KeyboardInterrupt(", ".join(run.job.name for run in running.values())) from None
+            raise KeyboardInterrupt(", ".join(job.name for job in running.values())) from None
         finally:
             _shut_down(kernels)
     if failures:
@@ -257,3 +263,8 @@ def _end_kernels(running: Collection[Future]) -> None:
                 elif kernel.pid not in told:
                     os.kill(kernel.pid, signal.SIGINT)
                     told.add(kernel.pid)
+
+
+def clock(seconds: float) -> str:
+    """Return minutes and seconds, for example 12:05."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

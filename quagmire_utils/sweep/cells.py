@@ -8,7 +8,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -35,10 +34,7 @@ Results = tuple[dict[str, object], dict[str, pd.DataFrame]]  # further facts of 
 
 
 def run_cell(profile: Profile, folder: Path, cell: Cell) -> None:
-    """Compute one cell (its starting checkpoint must be there) and write its records.
-
-    While it trains, `scratch/progress/<cell>` holds the fraction done, for the progress bar of the waiting process.
-    """
+    """Compute one cell (its starting checkpoint must be there) and write its records."""
     import torch
 
     threads = cell_threads(profile, cell)
@@ -77,10 +73,6 @@ def cell_threads(profile: Profile, cell: Cell) -> int:
     return 2 if cell.kind == "base" and len(profile.families) == 1 else 1
 
 
-def _note_progress(path: Path, fraction: float) -> None:
-    path.write_text(f"{fraction:.4f}")
-
-
 class _Run:
     """One cell while it is computed; `base`, `sft` and `rl` return its facts and its tables."""
 
@@ -90,9 +82,6 @@ class _Run:
         self.seed = derive_seed(profile.seed, cell.id)
         self.benchmarks = datasets.benchmark_problems(profile)
         self.seconds: dict[str, float] = {}
-        noted = cell.path(folder, "progress")
-        noted.parent.mkdir(parents=True, exist_ok=True)
-        self.note_progress = partial(_note_progress, noted)  # can go to another process
 
     @contextlib.contextmanager
     def clock(self, name: str) -> Iterator[None]:
@@ -111,7 +100,7 @@ class _Run:
         elif not complete:
             draw = [family.pretraining.seed] if family.pretraining.seed else []
             seed = derive_seed(profile.seed, self.cell.id, *draw)
-            how = {"seed": seed, "digits": profile.digits, "task": profile.task, "on_progress": self.note_progress}
+            how = {"seed": seed, "digits": profile.digits, "task": profile.task}
             with self.clock("pretraining"):
                 microlab.pretrain(family.pretraining, self.model, **how)
         origin = model_origin(str(self.model))  # of a model of the package registry
@@ -138,7 +127,7 @@ class _Run:
             rate = profile.sft.learning_rate if candidate.learning_rate is None else candidate.learning_rate
             settings = profile.sft.replace(epochs=candidate.epochs, learning_rate=rate, seed=self.seed)
             with self.clock("sft"):
-                trainers.train_sft(base, traces, self.model, settings, profile, self.note_progress)
+                trainers.train_sft(base, traces, self.model, settings, profile)
         trained = read_json(self.model / "sft.json")
         return {"sft_tokens": trained["tokens"], "sft_loss": trained["final_loss"]}, self.tables(base, own=own)
 
@@ -152,7 +141,7 @@ class _Run:
             start = cell.needs.path(self.folder, "models")
             with self.clock("rl"):
                 problems = datasets.rl_problems(profile, family, self.folder)
-                trainers.train_rl(start, problems, self.model, settings, profile, self.grader, self.note_progress)
+                trainers.train_rl(start, problems, self.model, settings, profile, self.grader)
         n = profile.evaluation.rl_num_samples
         counts = [self.measure(path, step, n) for step, path in checkpoints.items()]
         curve = read_parquet(self.model / "curve.parquet")

@@ -42,7 +42,7 @@ class Cell:
     def path(self, folder: Path, what: str) -> Path:
         """Return where the cell keeps its files of one kind in the results `folder`.
 
-        what: cells (its records), models, samples, digests, progress or logs.
+        what: cells (its records), models, samples, digests or logs.
         """
         suffix = ".log" if what == "logs" else ""
         return folder / "scratch" / what / (self.id.replace("/", "__") + suffix)
@@ -97,7 +97,7 @@ def rl_runs(profile: Profile, candidate: CandidateSettings) -> int:
 
 
 def work(profile: Profile, cell: Cell) -> float:
-    """Return the rough cost of a cell in sampled answers, for progress bars. A trained example costs about four."""
+    """Return the rough cost of a micro model's cell in sampled answers. A trained example costs about four."""
     problems, pretraining = sum(profile.benchmarks.values()), cell.family.pretraining
     if cell.kind == "rl":
         rl = profile.rl.over(cell.family.rl_problems)

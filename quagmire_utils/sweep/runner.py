@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import Profile
@@ -16,14 +17,12 @@ from quagmire_utils.sweep.cells import has_checkpoint, restore_base
 from quagmire_utils.sweep.checks import check
 from quagmire_utils.sweep.collect import collect, finished_cells, is_collected
 from quagmire_utils.sweep.datasets import check_files
-from quagmire_utils.sweep.grid import Cell, first_runs_first, plan, work
-from quagmire_utils.sweep.missing import missing_devices, missing_programs
+from quagmire_utils.sweep.dry_run import missing_devices, missing_programs
+from quagmire_utils.sweep.grid import Cell, first_runs_first, plan
 from quagmire_utils.sweep.pools import CellLostError, LocalPool, logged_cell, set_environment
 
 if TYPE_CHECKING:
     from quagmire_utils.sweep.ray_pool import RayPool
-
-COLLECT_EVERY = 300.0  # seconds; collecting 400 cells takes about one
 
 
 class SweepError(RuntimeError):
@@ -45,8 +44,8 @@ def run_sweep(
 ) -> Path:
     """Run every cell of `profile` that `folder` does not hold yet, then `collect`. Return the folder.
 
-    The first two RL runs of every candidate come before the further runs of any. Finished cells are collected every
-    five minutes, so that the records of a long sweep can be read while it runs.
+    The first two RL runs of every candidate come before the further runs of any. `collect` gathers what has finished
+    meanwhile.
 
     workers: cells at a time; None: the profile's number, or all that a Ray cluster has room for. ray: its address
     ("auto": the one that this machine belongs to). Raises ParameterError before anything runs, SweepError if a cell
@@ -64,16 +63,9 @@ def run_sweep(
         if todo:
             wanted = {cell.id for cell in todo} | _missing_parents(folder, todo)
             todo = first_runs_first([cell for cell in cells if cell.id in wanted])
-            # until a cell of each kind has finished, some table would have no rows
-            missing = {cell.kind for cell in cells} - {cell.kind for cell in cells if cell.id in done}
-            collected = time.monotonic()
-            bar = SweepBar(profile, folder, todo, f"sweep {profile.name}", done=len(done), shown=progress)
-            with bar, _open_pool(profile, folder, workers, ray) as pool:
-                for cell in run_cells(folder, todo, pool, bar):
-                    missing.discard(cell.kind)
-                    if not missing and time.monotonic() - collected >= COLLECT_EVERY:
-                        collect(profile, folder, cells, wall_seconds=time.time() - started)
-                        collected = time.monotonic()
+            shown = {"total": len(done) + len(todo), "initial": len(done), "unit": "cell", "disable": not progress}
+            with tqdm(desc=f"sweep {profile.name}", **shown) as bar, _open_pool(profile, folder, workers, ray) as pool:
+                run_cells(folder, todo, pool, bar)
         if todo or not is_collected(profile, folder, cells):  # else the manifest keeps its hardware and wall time
             collect(profile, folder, cells, wall_seconds=time.time() - started)
     return folder
@@ -131,11 +123,8 @@ def _open_pool(profile: Profile, folder: Path, workers: int | None, ray: str | N
     return RayPool(profile, folder, ray, workers)
 
 
-def run_cells(folder: Path, todo: Sequence[Cell], pool: LocalPool | RayPool, bar: SweepBar) -> Iterator[Cell]:
-    """Run `todo` in order, each cell as soon as the checkpoint that it starts from is there; yield the finished ones.
-
-    Raises SweepError.
-    """
+def run_cells(folder: Path, todo: Sequence[Cell], pool: LocalPool | RayPool, bar: tqdm) -> None:
+    """Run `todo` in order, each cell as soon as the checkpoint that it starts from is there. Raises SweepError."""
     waiting = list(todo)
     unfinished = {cell.id for cell in waiting}
 
@@ -149,7 +138,7 @@ def run_cells(folder: Path, todo: Sequence[Cell], pool: LocalPool | RayPool, bar
             while pool.has_room() and (cell := next(filter(ready, waiting), None)):
                 waiting.remove(cell)
                 pool.submit(cell)
-            bar.show(pool.running)
+            bar.set_postfix_str(", ".join(cell.id for cell in pool.running))
             ended = pool.wait(1)
         except CellLostError as error:
             raise SweepError(str(error)) from error
@@ -159,45 +148,7 @@ def run_cells(folder: Path, todo: Sequence[Cell], pool: LocalPool | RayPool, bar
                 cause = said if isinstance(error, CellLostError) else f"cell {cell.id} failed: {said}"
                 raise SweepError(cause, cell.path(folder, "logs")) from error
             unfinished.discard(cell.id)
-            bar.finish(cell)
-            yield cell
-    bar.show([])
-
-
-class SweepBar:
-    """A progress bar over the work of all cells, with an estimate of the time left already during the first cell."""
-
-    def __init__(
-        self, profile: Profile, folder: Path, todo: Sequence[Cell], title: str, *, done: int = 0, shown: bool = True
-    ) -> None:
-        from tqdm import tqdm
-
-        self.folder, self.work = folder, {cell.id: work(profile, cell) for cell in todo}
-        self.ended, self.cells, self.paid = done, done + len(todo), 0.0
-        style = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left{postfix}"
-        self.bar = tqdm(total=sum(self.work.values()), desc=title, bar_format=style, disable=not shown)
-
-    def __enter__(self) -> SweepBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def finish(self, cell: Cell) -> None:
-        """Count a cell that has ended."""
-        self.ended += 1
-        self.paid += self.work[cell.id]
-        cell.path(self.folder, "progress").unlink(missing_ok=True)
-
-    def show(self, running: Sequence[Cell]) -> None:
-        """Redraw, with what the running cells have done so far."""
-        partly = 0.0
-        for cell in running:
-            with contextlib.suppress(OSError, ValueError):
-                partly += float(cell.path(self.folder, "progress").read_text()) * self.work[cell.id]
-        self.bar.n = min(self.paid + partly, self.bar.total)
-        names = ", ".join(cell.id for cell in running)
-        self.bar.set_postfix_str(f"{self.ended} of {self.cells} cells" + (f", now {names}" if names else ""))
+            bar.update()
 
 
 @contextlib.contextmanager

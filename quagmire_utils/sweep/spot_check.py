@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_parquet
@@ -35,7 +36,7 @@ from quagmire_utils.sweep.checks import check
 from quagmire_utils.sweep.collect import TABLES
 from quagmire_utils.sweep.grid import Cell, plan
 from quagmire_utils.sweep.pools import LocalPool
-from quagmire_utils.sweep.runner import SweepBar, SweepError, run_cells
+from quagmire_utils.sweep.runner import SweepError, run_cells
 
 LIMIT = 3.0  # standard errors that a difference may have
 PACKAGES = ("numpy", "torch", "transformers", "tokenizers", "trl", "math-verify", "sympy")  # what results depend on
@@ -91,8 +92,11 @@ def spot_check(profile: Profile, folder: str | Path, name: str = "", *, seed: in
         todo = [rl.needs, rl] if base is None or restored else [base, rl.needs, rl]
         print("Starts from " + ("the base model kept there" if restored else "random weights"), flush=True)
         try:
-            with SweepBar(profile, place, todo, "spot check") as bar, LocalPool(profile, place, workers=2) as pool:
-                list(run_cells(place, todo, pool, bar))
+            with (
+                tqdm(desc="spot check", total=len(todo), unit="cell") as bar,
+                LocalPool(profile, place, workers=2) as pool,
+            ):
+                run_cells(place, todo, pool, bar)
         except SweepError as error:
             tail = error.log.read_text().splitlines()[-15:] if error.log and error.log.is_file() else []
             raise SweepError("\n".join([str(error.__cause__), *tail])) from error

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -18,23 +18,19 @@ from quagmire_utils.data import Problem, Trace
 from quagmire_utils.evaluation.sampling.marking import as_asked
 from quagmire_utils.grading import Grader
 
-Progress = Callable[[float], None]
 
-
-def train_sft(
-    base: Path, traces: Sequence[Trace], output: Path, settings: SFTSettings, profile: Profile, on_progress: Progress
-) -> None:
+def train_sft(base: Path, traces: Sequence[Trace], output: Path, settings: SFTSettings, profile: Profile) -> None:
     """Fine-tune `base` on `traces` into the folder `output`, with `sft.json` beside the weights."""
     if settings.backend == "trl":
         from quagmire_utils.training import sft
 
-        sft.train_sft(base, traces, output, settings, on_progress=on_progress)
+        sft.train_sft(base, traces, output, settings)
     else:
         from quagmire_utils.training.backends import llamafactory
 
         run = output.with_name(output.name + ".run")
         llamafactory.write(base, traces, run, settings, gpus=profile.compute.gpus)
-        llamafactory.train(run, on_progress=on_progress)
+        llamafactory.train(run)
         shutil.rmtree(output, ignore_errors=True)
         (run / "model").rename(output)
         shutil.rmtree(run)
@@ -48,7 +44,6 @@ def train_rl(
     settings: RLSettings,
     profile: Profile,
     grader: Grader,
-    on_progress: Progress,
 ) -> None:
     """Run GRPO from `start`: `checkpoint-<step>` folders, `curve.parquet` and, last, `rl.json` under `output`."""
     if settings.backend == "verl":
@@ -56,13 +51,13 @@ def train_rl(
 
         timeout = profile.evaluation.grading_timeout
         verl.write(start, problems, output, settings, gpus=profile.compute.gpus, grading_timeout=timeout)
-        verl.train(output, on_progress=on_progress)
+        verl.train(output)
     elif profile.families[0].model is not None:
-        _train_in_own_process(profile.evaluation.grading_timeout, start, problems, output, settings, on_progress)
+        _train_in_own_process(profile.evaluation.grading_timeout, start, problems, output, settings)
     else:
         from quagmire_utils.training import grpo
 
-        grpo.train_rl(start, problems, output, settings, grader=as_asked(grader.grade), on_progress=on_progress)
+        grpo.train_rl(start, problems, output, settings, grader=as_asked(grader.grade))
     _free_memory()
 
 
@@ -92,9 +87,8 @@ def _begin(parent: int, log: object, threads: int) -> None:
 def _train_here(timeout: float, *arguments: object) -> None:
     from quagmire_utils.training import grpo
 
-    *arguments, on_progress = arguments
     with Grader(timeout=timeout, workers=1) as grader:
-        grpo.train_rl(*arguments, grader=as_asked(grader.grade), on_progress=on_progress)
+        grpo.train_rl(*arguments, grader=as_asked(grader.grade))
 
 
 def _free_memory() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from quagmire_utils.data.pretrained import locate
 from quagmire_utils.data.prompts import render, response_ids
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def tokenize_traces(
@@ -62,21 +62,19 @@ def train_sft(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: str = "auto",
-    on_progress: Callable[[float], None] | None = None,
 ) -> dict[str, object]:
     """Fine-tune `model` on `traces` and save the checkpoint to the folder `output`.
 
     A model object is trained in place (and not saved if `output` is None); a path or hub id is loaded first. The folder
     appears only when training has finished, with `sft.json` (also returned): settings, traces, tokens seen, final loss
-    in nats per response token, seconds. `on_progress` is called with the fraction done after each step, in place of a
-    progress bar. Raises ParameterError for no traces, traces over `max_length`, or a model without its tokenizer.
+    in nats per response token, seconds. Raises ParameterError for no traces, traces over `max_length`, or a model
+    without its tokenizer.
     """
     if not traces:
         raise ParameterError("traces", reason="there are none to fine-tune on")
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, PreTrainedModel
-    from transformers.trainer_callback import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     if not isinstance(model, PreTrainedModel):
@@ -116,12 +114,8 @@ def train_sft(
         save_strategy="no",
         logging_steps=max(1, steps // 50),
         report_to="none",
-        disable_tqdm=on_progress is not None,
     )
     trainer = SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-    trainer.remove_callback(PrinterCallback)
-    if on_progress is not None:
-        trainer.add_callback(progress_callback(on_progress))
     started = time.perf_counter()
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -142,14 +136,3 @@ def train_sft(
             tokenizer.save_pretrained(folder)
             write_json(summary, folder / "sft.json")
     return summary
-
-
-def progress_callback(on_progress: Callable[[float], None]) -> TrainerCallback:
-    """Return a trainer callback that reports the fraction of steps done."""
-    from transformers import TrainerCallback
-
-    class Progress(TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            on_progress(state.global_step / max(1, state.max_steps))
-
-    return Progress()

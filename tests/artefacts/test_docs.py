@@ -15,7 +15,9 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 def tracked() -> set[str]:
     """The files of the repository; of a copy without git, all that are there."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split("\n")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split(
+        "\n"
+    )
     return set(filter(None, listed)) or {str(path.relative_to(ROOT)) for path in ROOT.rglob("*")}
 
 
@@ -50,7 +52,9 @@ def test_every_command_and_option_of_the_pages_exists():
         name = tuple(words[: 2 if words[0] in groups and len(words) > 1 and not words[1].startswith("-") else 1])
         if name not in helps:
             call = [sys.executable, "-m", "quagmire_utils", *name, "--help"]
-            told = subprocess.run(call, capture_output=True, text=True, check=False, env={"COLUMNS": "300", "PATH": "/"})
+            told = subprocess.run(
+                call, capture_output=True, text=True, check=False, env={"COLUMNS": "300", "PATH": "/"}
+            )
             helps[name] = told.stdout if told.returncode == 0 else ""
         assert helps[name], line
         for option in words:

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,6 @@ from quagmire_utils.core import threads
 from quagmire_utils.core.tokenizer import PROBE, load_tokenizer
 from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import EngineConfig, Request, SamplingParams, checkpoints, load_engine, resolve_dtype
-from quagmire_utils.training.microlab import build_tokenizer
 
 TEXTS = [PROBE, "It is 456912.", "第一步：12 + 30 = 42。\n\n答案", "for i in range(10):\n    print(i)\n", " a  b\tc "]
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -146,10 +143,6 @@ def test_the_token_that_a_template_writes_after_an_answer(tmp_path, template, en
     assert (None if found is None else tokenizer.convert_ids_to_tokens(found)) == end
 
 
-def test_micro_models_end_as_before():
-    assert checkpoints.turn_end(build_tokenizer()) is None
-
-
 def test_an_answer_ends_with_its_turn(tmp_path):
     """`<|system|>`, which is no EOS of any file, closes a turn in this template, and the model likes to write it."""
     model, tokenizer = peaked()
@@ -190,7 +183,7 @@ def test_the_type_to_compute_in(monkeypatch, own, asked, device, flags, computed
 
 
 def test_engine_and_loss_compute_in_it(tmp_path, monkeypatch):
-    from quagmire_utils.evaluation.generalization_loss.scoring import load_model
+    from quagmire_utils.evaluation.generalization_loss import load_model
 
     model, tokenizer = peaked()
     model.bfloat16().save_pretrained(tmp_path)
@@ -218,12 +211,3 @@ def test_small_models_take_one_thread(monkeypatch):
     finally:
         torch.set_num_threads(before)
         threads._threads_at_first.cache_clear()
-
-
-def test_threads_sleep_while_they_wait(monkeypatch):
-    show = [sys.executable, "-c", "import quagmire_utils.engines, os; print(os.environ['OMP_WAIT_POLICY'])"]
-    for chosen, found in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-        if chosen is not None:
-            monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
-        assert subprocess.run(show, capture_output=True, text=True, check=True).stdout.strip() == found

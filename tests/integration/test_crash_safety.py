@@ -21,9 +21,11 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from crash_worker import CHUNKS, PROBLEMS, SAMPLES, live, save_model
+from crash_worker import CHUNKS, PROBLEMS, SAMPLES, live, load, save_model
+from filelock import FileLock
 
-from quagmire_utils.evaluation.store import SampleStore
+from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.evaluation.store import SampleStore, samples
 
 pytest.importorskip("torch", reason="crash safety is tested with the transformers engine")
 pytest.importorskip("transformers", reason="crash safety is tested with the transformers engine")
@@ -61,20 +63,19 @@ class Worker:
 
 
 @pytest.fixture(scope="module")
-def workers(model):
-    pair = Worker(model), Worker(model)
-    yield pair
-    for worker in pair:
-        worker.close()
+def worker(model):
+    worker = Worker(model)
+    yield worker
+    worker.close()
 
 
 @pytest.fixture(scope="module")
-def unbroken(workers, tmp_path_factory):
+def unbroken(worker, tmp_path_factory):
     """The records of a run that nothing disturbs, and how long it takes."""
     folder = tmp_path_factory.mktemp("unbroken") / "store"
     started = time.perf_counter()
-    workers[0].start(folder)
-    assert workers[0].end() == 0
+    worker.start(folder)
+    assert worker.end() == 0
     frame = SampleStore(folder).read()
     assert len(frame) == TOTAL
     assert set(frame["verdict"]) == {"correct", "wrong"}
@@ -101,7 +102,7 @@ def _temporaries(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if name.endswith(".tmp")] if folder.is_dir() else []
 
 
-def test_thirty_kills_at_random_moments_leave_the_records_of_an_unbroken_run(workers, unbroken, tmp_path):
+def test_thirty_kills_at_random_moments_leave_the_records_of_an_unbroken_run(worker, unbroken, tmp_path):
     """While sampling, while grading, while writing a file: nothing is lost that was stored, nothing is there twice."""
     expected, duration, whole = unbroken
     rng = np.random.default_rng(0)
@@ -110,7 +111,7 @@ def test_thirty_kills_at_random_moments_leave_the_records_of_an_unbroken_run(wor
         folder = tmp_path / str(run)
         held, lives = 0, 0
         while True:
-            child = workers[0].start(folder)
+            child = worker.start(folder)
             lives += 1
             old = set(_temporaries(folder))
             kind = rng.choice(["moment", "write", "grading"])
@@ -131,7 +132,7 @@ def test_thirty_kills_at_random_moments_leave_the_records_of_an_unbroken_run(wor
                 with suppress(ProcessLookupError):
                     time.sleep(after)
                     os.kill(child, signal.SIGKILL)
-            status = workers[0].end()
+            status = worker.end()
             if status == 0:
                 break
             assert status == -signal.SIGKILL
@@ -143,36 +144,21 @@ def test_thirty_kills_at_random_moments_leave_the_records_of_an_unbroken_run(wor
         pd.testing.assert_frame_equal(SampleStore(folder).read(), expected)
         pd.testing.assert_frame_equal(SampleStore(folder).counts(), SampleStore(whole).counts())
         assert {p.name for p in SampleStore(folder).parts()} == {p.name for p in SampleStore(whole).parts()}
-        SampleStore(folder).clear_temporaries(older_than=0)
-        assert not _temporaries(folder)
         if kills["sampling"] + kills["grading"] >= KILLS and min(kills[k] for k in ("sampling", "grading", "writing")):
             break
     print(dict(kills))
     assert kills["sampling"] + kills["grading"] >= KILLS
 
 
-def test_two_processes_share_the_work_on_one_store(workers, unbroken, tmp_path):
-    """Each chunk is drawn once, by one of them; the records are those of one process."""
-    folder = tmp_path / "store"
-    children = [worker.start(folder) for worker in workers]
-    assert [worker.end() for worker in workers] == [0, 0]
-    calls = [json.loads(line) for line in Path(f"{folder}.log").read_text().splitlines()]
-    assert {process for process, _ in calls} == set(children)
-    assert len(calls) == CHUNKS
-    assert sum(samples for _, samples in calls) == TOTAL
-    pd.testing.assert_frame_equal(SampleStore(folder).read(), unbroken[0])
-
-
-def test_when_one_of_two_processes_dies_the_other_finishes(workers, unbroken, tmp_path):
-    folder = tmp_path / "store"
-    children = [worker.start(folder) for worker in workers]
-    log = Path(f"{folder}.log")
-    _kill_when(children[0], lambda: log.exists() and log.read_text().count(f"[{children[0]},") > 2)
-    status = [worker.end() for worker in workers]
-    assert status[1] == 0
-    calls = [json.loads(line) for line in log.read_text().splitlines()]
-    assert CHUNKS <= len(calls) <= CHUNKS + 1  # the chunk that the dead one was drawing
-    pd.testing.assert_frame_equal(SampleStore(folder).read(), unbroken[0])
+def test_a_second_process_is_refused_until_the_first_ends(model, unbroken, tmp_path):
+    engine = load(model)
+    with FileLock(tmp_path / ".drawing.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "LOCK_SECONDS", 0.1)
+        with pytest.raises(ParameterError, match="another process draws into") as raised:
+            live(engine, tmp_path)
+    assert raised.value.parameter == "store"
+    live(engine, tmp_path)
+    pd.testing.assert_frame_equal(SampleStore(tmp_path).read(), unbroken[0])
 
 
 # --- no space left ----------------------------------------------------------------------------------------------------
@@ -241,7 +227,7 @@ def _zero_last_row_group(part: Path) -> None:
     ],
     ids=["zeros in the last row group", "cut off", "empty", "all zeros"],
 )
-def test_a_torn_part_is_drawn_and_graded_again(model, workers, unbroken, tmp_path, tear):
+def test_a_torn_part_is_drawn_and_graded_again(worker, unbroken, tmp_path, tear):
     folder = tmp_path / "store"
     shutil.copytree(unbroken[2], folder)
     torn = SampleStore(folder).parts()[5]
@@ -249,8 +235,8 @@ def test_a_torn_part_is_drawn_and_graded_again(model, workers, unbroken, tmp_pat
     tear(torn)
     with pytest.warns(UserWarning, match="set aside"):
         assert len(SampleStore(folder).existing()) == TOTAL - rows
-    workers[0].start(folder)
-    assert workers[0].end() == 0
+    worker.start(folder)
+    assert worker.end() == 0
     pd.testing.assert_frame_equal(SampleStore(folder).read(), unbroken[0])
 
 

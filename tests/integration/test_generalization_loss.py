@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import render, response_ids
 from quagmire_utils.engines import EngineConfig
-from quagmire_utils.evaluation.generalization_loss import generalization_loss
-from quagmire_utils.evaluation.generalization_loss.sequences import encode, plan_batches
+from quagmire_utils.evaluation import generalization_loss as losses
+from quagmire_utils.evaluation.generalization_loss import Scorer, encode, generalization_loss, plan_batches
 from quagmire_utils.training.microlab import build_model, build_tokenizer
 
 TOKENIZER = build_tokenizer()
@@ -168,10 +169,6 @@ def test_bigram_model_by_hand():
     assert loss.nll == pytest.approx(s.sum() / 10, abs=1e-6)
     e = s - s.sum() / 10 * n
     assert loss.standard_error == pytest.approx(math.sqrt(3 / 2 * (e**2).sum()) / 10, rel=1e-5)
-    # the first two traces are of one problem
-    assert loss.standard_error_over_problems == pytest.approx(math.sqrt(2 * ((e[0] + e[1]) ** 2 + e[2] ** 2)) / 10)
-    row = {"first": 1, "last": 4, "traces": 3, "tokens": 10, "nll": loss.nll, "standard_error": loss.standard_error}
-    assert loss.by_position.to_dict("records") == [row]
     alone = generalization_loss(model, TOKENIZER, traces[:1], template="chat", progress=False)
     assert math.isnan(alone.standard_error)
 
@@ -193,41 +190,6 @@ def test_standard_error_is_the_spread_over_repeated_draws(llama):
     losses, errors = np.transpose(draws)
     assert np.mean(errors) == pytest.approx(np.std(losses), rel=0.15)
     assert loss.standard_error == pytest.approx(ratio(s, n)[1], rel=1e-9)
-    # two traces a problem: the same formula over the problems' sums
-    over_problems = ratio(s.reshape(12, 2).sum(1), n.reshape(12, 2).sum(1))[1]
-    assert loss.standard_error_over_problems == pytest.approx(over_problems, rel=1e-9)
-
-
-def test_tables_by_position_and_by_length(llama):
-    """Against every token's own loss, grouped by pandas."""
-    traces = [*TRACES, Trace("long", "p-long", "2+2?", "ab " * 50)]
-    loss = generalization_loss(llama, TOKENIZER, traces, progress=False)
-    tokens = []
-    for i, trace in enumerate(traces):
-        prompt, response = render(trace.question, TOKENIZER).token_ids, response_ids(TOKENIZER, trace.response)
-        with torch.no_grad():
-            log_probabilities = torch.log_softmax(llama(torch.tensor([prompt + response])).logits[0].double(), -1)
-        for j, token in enumerate(response):
-            nll = -float(log_probabilities[len(prompt) - 1 + j, token])
-            tokens.append({"trace": i, "position": j + 1, "length": len(response), "nll": nll})
-    frame = pd.DataFrame(tokens)
-
-    def check(row, inside):
-        sums = frame[inside].groupby("trace")["nll"].agg(["sum", "size"])
-        nll, error = ratio(sums["sum"].to_numpy(), sums["size"].to_numpy())
-        assert (row["traces"], row["tokens"]) == (len(sums), sums["size"].sum())
-        assert row["nll"] == pytest.approx(nll, abs=1e-5, nan_ok=True)
-        assert row["standard_error"] == pytest.approx(error, abs=1e-5, nan_ok=True)
-
-    ranges = loss.by_position[["first", "last"]].to_numpy().tolist()
-    assert ranges == [[1, 16], [17, 32], [33, 64], [65, 128], [129, 151]]
-    for _, row in loss.by_position.iterrows():
-        check(row, frame["position"].between(row["first"], row["last"]))
-    assert len(loss.by_length) == 5
-    for _, row in loss.by_length.iterrows():
-        check(row, frame["length"].between(row["shortest"], row["longest"]))
-    for table in (loss.by_position, loss.by_length):
-        assert table["tokens"].sum() == loss.tokens
 
 
 def test_path_and_training_mode(tmp_path):
@@ -264,6 +226,78 @@ def test_a_head_that_is_more_than_a_matrix_is_called(dtype):
     pd.testing.assert_frame_equal(called.per_trace, direct.per_trace, check_exact=True)
 
 
+# --- a computation that is interrupted --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """How many sequences each batch that was scored had."""
+    batches: list[int] = []
+    score = Scorer.score
+
+    def counting(self, batch):
+        sums = score(self, batch)
+        batches.append(len(batch))
+        return sums
+
+    monkeypatch.setattr(Scorer, "score", counting)
+    return batches
+
+
+def test_resuming_gives_the_bits_of_an_unbroken_run(checkpoint, scored, tmp_path, monkeypatch):
+    """Killed in the middle of a batch; whole batches are kept, so the others are the same batches as before."""
+    monkeypatch.setattr(losses, "WRITE_SECONDS", 0)
+    unbroken = generalization_loss(checkpoint, None, TRACES, batch_tokens=200, progress=False)
+    assert len(scored) > 4
+    scored.clear()
+    file, kept, original = tmp_path / "new folder" / "losses.parquet", tmp_path / "kept.parquet", Scorer.score
+
+    def stopping(self, batch):
+        if len(scored) == 3:
+            shutil.copy(file, kept)  # what a kill would leave, without the writing of an orderly end
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scorer, "score", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            generalization_loss(checkpoint, None, TRACES, batch_tokens=200, partial=file, progress=False)
+    done = sum(scored)
+    assert 0 < done < len(TRACES)
+    scored.clear()
+    arguments = {"batch_tokens": 200, "partial": kept, "progress": False}
+    resumed = generalization_loss(checkpoint, None, TRACES, **arguments)
+    assert sum(scored) == len(TRACES) - done
+    pd.testing.assert_frame_equal(resumed.per_trace, unbroken.per_trace, check_exact=True)
+    assert (resumed.nll, resumed.standard_error) == (unbroken.nll, unbroken.standard_error)
+    # where all is known no model is loaded; of a larger set, with a trace twice, only the new batch is scored
+    scored.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "load_model", lambda config: pytest.fail("loaded a model for nothing"))
+        again = generalization_loss(checkpoint, None, TRACES[::-1], **arguments)
+    assert list(again.per_trace["nll"]) == list(unbroken.per_trace["nll"])[::-1]
+    more = [*TRACES, Trace("new", "p", "3+3?", "6"), Trace("twice", "p", "3+3?", "6")]
+    loss = generalization_loss(checkpoint, None, more, **arguments)
+    assert len(scored) == 1
+    assert loss.per_trace["nll"].iloc[-1] == loss.per_trace["nll"].iloc[-2]
+
+
+def test_partial_losses_are_never_mixed(checkpoint, tmp_path):
+    """Those of another prompt, model or dtype are others; a file that is damaged is refused."""
+    file = tmp_path / "losses.parquet"
+    others = [checkpoint.replace(template="chat"), checkpoint.replace(dtype="bfloat16")]
+    for config in (checkpoint, *others, save(build("qwen3"), tmp_path / "other")):
+        shared = generalization_loss(config, None, TRACES[:5], partial=file, progress=False)
+        assert shared.nll == generalization_loss(config, None, TRACES[:5], progress=False).nll
+    whole = bytearray(file.read_bytes())
+    whole[100] ^= 255  # in the first column's page
+    for content in (b"", b"not parquet", whole):
+        file.write_bytes(content)
+        with pytest.raises(ParameterError, match=r"losses\.parquet is damaged, or not a file of losses") as raised:
+            generalization_loss(checkpoint, None, TRACES[:5], partial=file, progress=False)
+        assert raised.value.parameter == "partial"
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -279,12 +313,12 @@ def test_traces_longer_than_the_context_are_refused_or_dropped_and_counted(llama
     long = [Trace(f"long{i}", "p", "q", "x" * (8192 + i)) for i in range(2)]
     with pytest.raises(ParameterError, match=r"2 of 27 .* context of 8192 tokens \(the longest, long1, has 8199\)"):
         generalization_loss(llama, TOKENIZER, TRACES + long, progress=False)
-    loss = generalization_loss(llama, TOKENIZER, long + TRACES, too_long="drop", progress=False)
+    loss = generalization_loss(llama, TOKENIZER, long + TRACES, drop_too_long=True, progress=False)
     assert (loss.dropped, loss.traces) == (2, len(TRACES))
     expected = generalization_loss(llama, TOKENIZER, TRACES, progress=False)
     pd.testing.assert_frame_equal(loss.per_trace, expected.per_trace)
     assert expected.dropped == 0
-    assert refused(llama, TOKENIZER, long, too_long="drop") == "traces"
+    assert refused(llama, TOKENIZER, long, drop_too_long=True) == "traces"
 
 
 @pytest.mark.parametrize("part", ["question", "response"])
@@ -299,7 +333,7 @@ def test_blank_texts_are_refused_with_their_trace(llama, part, text):
 def test_bad_parameters_are_refused(llama, checkpoint, tmp_path):
     assert refused(llama, TOKENIZER, []) == "traces"
     assert refused(llama, None, TRACES) == "tokenizer"
-    for name, value in (("batch_tokens", 0), ("chunk_tokens", 0), ("too_long", "cut"), ("partial", "x")):
+    for name, value in (("batch_tokens", 0), ("chunk_tokens", 0), ("partial", "x")):
         assert refused(llama, TOKENIZER, TRACES, **{name: value}) == name
     with pytest.raises(ParameterError, match="has no chat template"):
         generalization_loss(llama, build_tokenizer(chat_template=False), TRACES, template="chat", progress=False)

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import PretrainingSettings
 from quagmire_utils.data.prompts import INSTRUCTION
 from quagmire_utils.grading import Verdict, grade
@@ -263,17 +262,3 @@ def test_models_are_ordinary_checkpoints(architecture, tokenizer, tmp_path):
     same, other = (microlab.build_model(architecture, tokenizer, seed=s) for s in (5, 6))
     assert torch.equal(same.lm_head.weight, model.lm_head.weight)
     assert not torch.equal(other.lm_head.weight, model.lm_head.weight)
-
-
-@pytest.mark.parametrize(
-    ("values", "named"),
-    [
-        ({"hidden_size": 100}, "hidden_size"),
-        ({"misconceptions": {"/": (0, 1)}}, "misconceptions./"),
-        ({"gives_up": {4: 1.5}}, "gives_up.4"),
-    ],
-)
-def test_a_base_that_cannot_be_made_is_refused(values, named):
-    with pytest.raises(ParameterError) as caught:
-        PretrainingSettings(**values)
-    assert caught.value.parameter == f"pretraining.{named}"

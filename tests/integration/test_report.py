@@ -216,7 +216,6 @@ def test_what_is_harmless_survives():
     assert "<td>3</td>" in clean.markdown("|a|b|\n|-|-|\n|3|4|")
     assert clean.markdown("x < y & z\n").strip() == "<p>x &lt; y &amp; z</p>"
     assert clean.plain("a\ud800\x07\x1b[1mb\x1b[0m\u202ec") == "a\\ud800bc"
-    clean.sanitized("<b>" * 30_000 + "deep")  # neither a crash nor a minute
 
 
 @pytest.mark.parametrize(
@@ -323,22 +322,6 @@ def test_hostile_output_does_nothing_in_a_browser(example, tmp_path, policy):
     assert found["acting"] == 0
     assert found["sections"] == len(STORY) + 3
     assert found["origin"] > 50  # not hidden
-
-
-@needs_chromium
-def test_the_browser_would_notice(tmp_path):
-    """What the tests above rely on: errors, refused scripts, requests and pale text are seen."""
-    policy = "<meta http-equiv='Content-Security-Policy' content=\"script-src 'none'\">"
-    bad = "<!doctype html>{}<p style='color:#999'>x<script>window.hacked = 1; console.error('loud')</script>"
-    bad += "<img src='http://127.0.0.1:9/x.png'>"
-    seen = look_at(bad.format(policy), tmp_path, "return view.hacked ?? null")
-    assert any("Content Security Policy" in line for line in seen["console"])
-    assert seen["requests"] == ["http://127.0.0.1:9/x.png"]
-    assert seen["value"] is None
-    seen = look_at(bad.format(""), tmp_path, MEASURE)
-    assert any("loud" in line for line in seen["console"])
-    assert seen["value"]["pale"]
-    assert look_at(bad.format(""), tmp_path, "return view.hacked")["value"] == 1
 
 
 @needs_chromium

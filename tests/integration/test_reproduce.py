@@ -29,7 +29,7 @@ from packaging.utils import canonicalize_name
 from quagmire_utils import cli
 from quagmire_utils.analysis.tables import TABLES
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.report import parameters, progress, reproduction
+from quagmire_utils.report import parameters, reproduction
 from quagmire_utils.report.execution import NotebookError
 from quagmire_utils.report.reproduction import Run
 
@@ -262,7 +262,7 @@ def test_a_run_executes_with_typed_parameters_and_keeps_clean_copies(study: Run)
     assert sweep.metadata.papermill.parameters == {"profile": "smoke", "value": 11}
     assert "sweep 9/9" in terminal.getvalue()
     assert "[2/2] fig03_loss: done in" in terminal.getvalue()
-    assert (study.root / "runs/smoke/logs/run_sweep.log").read_text().splitlines() == ["sweep 9/9"]
+    assert (study.root / "runs/smoke/logs/run_sweep.log").read_text().endswith("sweep 9/9\n")
 
 
 def test_a_failing_notebook_names_itself_and_leaves_the_good_copy_alone(study: Run):
@@ -337,7 +337,7 @@ def test_notebooks_that_only_read_run_side_by_side_and_the_others_alone(recorded
     assert set(taken) == {"run_sweep", "claims", "fig03_loss", "table01_fit"}
     said = terminal.getvalue()
     assert said.index("[1/4] run_sweep: done in") < said.index("3 notebooks, 2 at a time")
-    assert re.search(r"\[3/4\] \w+: done in \d+:\d\d, about \d+:\d\d left", said)
+    assert re.search(r"\[3/4\] \w+: done in \d+:\d\d\n", said)
     assert said.rstrip().splitlines()[-1].startswith("[4/4] ")
 
     for own in ("claims", "fig03_loss"):
@@ -359,7 +359,7 @@ def test_a_failure_lets_the_running_notebook_end_and_begins_no_other(recorded: R
         reproduction.run_notebooks(changed(recorded, jobs=2, only=("fig",)), terminal)
     assert "notebook fig02_bad failed: In [2] raised ZeroDivisionError" in str(failure.value)
     assert str(failure.value).endswith("resume with:  ./reproduce.sh --profile smoke --only fig --jobs 2")
-    assert "fig02_bad: failed after" in terminal.getvalue()
+    assert "fig02_bad: failed" in terminal.getvalue()
     copies = recorded.results / "smoke/notebooks"
     assert [path.stem for path in copies.iterdir()] == ["fig01_slow"]
     assert not (recorded.results / "smoke/logs/fig03_loss.log").exists()
@@ -462,37 +462,6 @@ def test_an_unknown_or_mistyped_parameter_is_refused_before_anything_runs_or_is_
     assert not (study.results / "smoke/notebooks").exists()
 
 
-@pytest.mark.parametrize(
-    ("notebook", "name", "value"),
-    [
-        ("fig03_sft_vs_rl", "k", 1_000_000),
-        ("fig03_sft_vs_rl", "family", "gpt"),
-        ("fig03_sft_vs_rl", "outcome", "best"),
-        ("fig03_sft_vs_rl", "scenario", "task"),
-        ("fig01_random_longest_shortest", "selections", ["random", "short"]),
-        ("fig01_random_longest_shortest", "x", "tokens"),
-        ("fig04_repeating_examples", "n_examples", 7),
-        ("fig06_sources_and_repetition", "benchmark", "gsm8k"),
-        ("table", "n_splits", 0),
-        ("table", "predictors", ["loss"]),
-        ("rank_candidates", "confidence", 1.5),
-        ("forecast_rl", "measurements", "no-such.csv"),
-        ("evaluate_model", "engine", "tgi"),
-        ("evaluate_model", "temperature", -1.0),
-        ("evaluate_model", "k", 17),
-        ("evaluate_model", "forecast_k", 257),
-        ("evaluate_model", "benchmarks", "gsm9k"),
-        ("evaluate_model", "validation_traces", "no-such.jsonl"),
-        ("evaluate_model", "server_model", "qwen"),
-    ],
-)
-def test_a_wrong_value_is_refused_before_a_kernel_starts(notebook: str, name: str, value: object, refused):
-    defaults = parameters.notebook_parameters(ROOT / "notebooks" / f"{notebook}.ipynb")
-    parameters.check_values(defaults, ROOT / "results" / "mini")
-    with refused(name):
-        parameters.check_values(defaults | {name: value}, ROOT / "results" / "mini")
-
-
 def test_a_copy_that_shows_the_same_stays_and_own_parameters_go_elsewhere(recorded: Run):
     run = changed(recorded, only=("fig03",))
     reproduction.run_notebooks(run, io.StringIO())
@@ -538,38 +507,6 @@ def test_values_take_the_type_of_the_notebooks_default(text: str, default: objec
 def test_values_of_another_type_are_refused(text: str, default: object, refused):
     with refused("name"):
         parameters.parse_value("name", text, default)
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_sees_each_redraw_and_a_log_only_the_last():
-    log, terminal, plain = io.StringIO(), Terminal(), io.StringIO()
-    for shown_on in (terminal, plain):
-        shown = progress.ProgressLog(log, progress.Screen(shown_on))
-        for piece in ("\r 0", "%\r 50%", "\r 100%\nwar", "ning\n", "no end"):
-            shown.write(piece)
-        shown.close()
-        shown.close()
-    assert terminal.getvalue().count("\r\x1b[K") >= 5
-    assert "\r\x1b[K 50%" in terminal.getvalue()
-    assert plain.getvalue() == " 100%\nwarning\nno end\n"
-    assert log.getvalue() == 2 * " 100%\nwarning\nno end\n"
-
-
-def test_the_time_left_is_the_mean_of_what_is_done():
-    assert progress.time_left([10.0, 20.0], 3, 2) == f", about {progress.clock(15 * 3 / 2)} left"
-    assert progress.time_left([], 3, 2) == progress.time_left([5.0], 0, 2) == ""
-
-
-def test_how_far_a_notebook_is(tmp_path: Path):
-    partial = tmp_path / "partial.ipynb"
-    assert progress.progress_line("fig03", partial, 20) == "fig03: starting, 0:20"
-    cells = [{"cell_type": "code", "metadata": {"papermill": {"status": at}}} for at in ("completed", "running")]
-    partial.write_text(json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}}, *cells]}))
-    assert progress.progress_line("fig03", partial, 20) == "fig03: 1 of 2 cells, 0:20"
 
 
 # --- pins and package -------------------------------------------------------------------------------------------------

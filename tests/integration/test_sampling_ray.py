@@ -16,9 +16,9 @@ from ray_nodes import add_node, start_cluster
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.engines import EngineConfig
 from quagmire_utils.engines import cluster as clusters
+from quagmire_utils.evaluation.sampling import drawing as replicas
 from quagmire_utils.evaluation.sampling import sample
-from quagmire_utils.evaluation.sampling import sampling_replicas as replicas
-from quagmire_utils.evaluation.sampling.sampling_replicas import EngineReplica
+from quagmire_utils.evaluation.sampling.drawing import EngineReplica
 from quagmire_utils.evaluation.store import SampleStore
 
 pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]' -c constraints.txt")

@@ -321,11 +321,11 @@ def test_compact_and_trl_update_alike(chatty, tmp_path, monkeypatch):
     """Four steps of warm-up, clipping and Adam from the same seeds, the problems in TRL's order."""
     settings = {"steps": 4, "prompts_per_step": 4, "learning_rate": 1e-3, "warmup_steps": 2, "max_grad_norm": 0.05}
     theirs = environment_of(chatty["llama"], **settings, entropy_coefficient=0.0)
-    log = grpo_trl.train(theirs, tmp_path / "trl", None, on_progress=None)
+    log = grpo_trl.train(theirs, tmp_path / "trl", None)
     order = [step["chosen"] for step in theirs.steps]
     monkeypatch.setattr(compact, "draw_problems", lambda count, settings, step: order[step])
     ours = environment_of(chatty["llama"], **settings, entropy_coefficient=0.0)
-    history = compact.train(ours, tmp_path / "compact", None, on_progress=None)
+    history = compact.train(ours, tmp_path / "compact", None)
     assert [step["groups"] for step in ours.steps] == [step["groups"] for step in theirs.steps]
     for name in ("reward", "reward_std", "completions/mean_length", "completions/clipped_ratio"):
         assert [e[name] for e in history] == pytest.approx([e[name] for e in log if name in e]), name

@@ -63,11 +63,6 @@ def all_at_once(folder: Path) -> int:
     return int(frame.groupby(["benchmark", "problem", "verdict"]).size().sum())
 
 
-def duplicates(folder: Path) -> int:
-    """`SampleStore.duplicates`: reads all texts."""
-    return len(SampleStore(folder).duplicates())
-
-
 def existing(folder: Path) -> int:
     """`SampleStore.existing`: reads and verifies everything, as a run does that is started again."""
     return len(SampleStore(folder).existing())
@@ -101,7 +96,7 @@ def main() -> None:
             print(f"written in {time.perf_counter() - started:.0f} s")
         rows = [("counts, file by file", streaming)]
         if not arguments.only_counts:
-            rows += [("one pandas frame", all_at_once), ("existing (verified)", existing), ("duplicates", duplicates)]
+            rows += [("one pandas frame", all_at_once), ("existing (verified)", existing)]
         print(f"{'':<24}{'result':>12}{'seconds':>10}{'GiB':>8}")
         for name, function in rows:
             result, seconds, memory = measure(function, folder)

@@ -19,7 +19,6 @@ from quagmire_utils.analysis.criteria import CRITERIA, criteria_table
 from quagmire_utils.core.records import Records, load_records
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
 from quagmire_utils.report import plots
-from quagmire_utils.sweep.collect import seconds_by_part
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -250,15 +249,9 @@ def test_paired_change_is_the_difference_of_scores_and_its_error_is_honest():
     assert np.mean(errors) == pytest.approx(np.std(changes), rel=0.25)
 
 
-def test_cost_table_and_the_manifest_agree(grid):
-    table, summary = design.cost_table(grid), seconds_by_part(grid.cells)
+def test_cost_table_has_the_means_of_the_cells(grid):
+    table = design.cost_table(grid)
     assert table.loc["rl", ["cells", "sampling", "rest", "wall", "cpu"]].tolist() == [176, 8.0, 50.0, 60.0, 62.0]
-    assert summary["rl"] == {
-        "cells": 176,
-        "cpu_seconds": 60.0,
-        "seconds": {"sampling": 8.0, "grading": 2.0, "total": 60.0},
-    }
-    assert seconds_by_part(pd.DataFrame()) == {}
 
 
 def test_every_criterion_has_a_verdict_for_every_family(partial, criteria):

@@ -137,37 +137,6 @@ def test_verdicts_add_up_to_the_answers(complete):
     assert "verdicts for 65 of 64 answers" in refusal(complete).reason
 
 
-def _lost(stage=None, run=None, step=None):
-    def rows(f):
-        chosen = f["candidate"] == "random-250x4"
-        for column, value in (("stage", stage), ("rl_run", run), ("checkpoint", step)):
-            chosen &= True if value is None else f[column] == value
-        return chosen
-
-    return rows
-
-
-@pytest.mark.parametrize(
-    ("table", "lost"),
-    [
-        ("counts", _lost(stage="sft")),
-        ("counts", _lost(run=1)),
-        ("counts", _lost(run=0, step=12)),
-        ("generalization_loss", _lost()),
-        ("candidates", _lost()),
-        ("cells", _lost()),
-    ],
-)
-def test_complete_records_lack_nothing(complete, table, lost):
-    changed(complete, table, lambda frame: frame[~lost(frame)])
-    error = refusal(complete)
-    assert error.parameter.endswith(f"{table}.parquet")
-    assert table == "cells" or "random-250x4" in error.reason
-    manifest = read_json(complete / "manifest.json")  # while a sweep runs, cells may be missing
-    write_json({**manifest, "complete": False}, complete / "manifest.json")
-    assert load_records(complete).profile == "example"
-
-
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 

@@ -11,8 +11,7 @@ from example_cells import FAMILY, in_family, tiny_profile, write_cell
 
 from quagmire_utils import sweep
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import read_json, write_text
-from quagmire_utils.core.records import load_records
+from quagmire_utils.core.files import write_text
 from quagmire_utils.core.settings import PROFILES, Profile, load_profile
 from quagmire_utils.data import Trace
 from quagmire_utils.sweep import runner
@@ -212,7 +211,7 @@ class InstantPool:
 
     def __init__(self, profile, folder):
         self.profile, self.folder, self.failures = profile, folder, {}
-        self.running, self.started, self.seen = [], [], []
+        self.running, self.started = [], []
         self.rng = np.random.default_rng(0)
 
     def has_room(self):
@@ -223,8 +222,6 @@ class InstantPool:
         self.started.append(cell.id)
 
     def wait(self, seconds):
-        if (self.folder / "manifest.json").is_file():  # what a reader finds while this cell runs
-            self.seen.append(len(load_records(self.folder).cells))
         (cell,) = self.running
         self.running.clear()
         if cell.id not in self.failures:
@@ -250,27 +247,15 @@ def pool(profile, tmp_path, monkeypatch):
     return pool
 
 
-@pytest.fixture
-def collecting(monkeypatch):
-    monkeypatch.setattr(runner, "COLLECT_EVERY", 0)
-
-
 def test_every_candidate_has_two_rl_runs_before_any_has_three(profile, pool):
     sweep.run_sweep(profile, pool.folder, progress=False)
     names = ["a/base", "a/random-16x2", "a/shortest-16x1"]
     first = [[name, f"{name}/rl0", f"{name}/rl1"] for name in names]
     later = [[f"{name}/rl2", f"{name}/rl3"] for name in names]
     assert pool.started == [cell for group in (*first, *later) for cell in group]
-    assert pool.seen == []  # nothing is collected within the first minutes
 
 
-def test_records_can_be_read_while_the_sweep_runs(profile, pool, collecting):
-    sweep.run_sweep(profile, pool.folder, progress=False)
-    assert pool.seen == list(range(4, 15))  # once a cell of each kind has finished: base, its two RL runs, and an SFT
-    assert read_json(pool.folder / "manifest.json")["cells_finished"] == 15
-
-
-def test_a_stopped_sweep_resumes_from_its_records(profile, pool, collecting):
+def test_a_stopped_sweep_resumes_from_its_records(profile, pool):
     pool.failures["a/random-16x2/rl3"] = RuntimeError("no memory")
     with pytest.raises(sweep.SweepError, match=r"cell a/random-16x2/rl3 failed: no memory\. Log: .* resumes"):
         sweep.run_sweep(profile, pool.folder, progress=False)
@@ -295,13 +280,9 @@ def test_a_damaged_record_does_not_start_the_grid_again(profile, pool, table, da
     path.write_bytes(kept[:-20])
     if damage == "gone":
         path.unlink()
-    for read in (
-        lambda: sweep.run_sweep(profile, pool.folder, progress=False),
-        lambda: sweep.finished_cells(pool.folder, sweep.plan(profile)),
-    ):
-        with pytest.raises(ParameterError, match="git checkout") as raised:
-            read()
-        assert raised.value.parameter.endswith(f"{table}.parquet")
+    with pytest.raises(ParameterError, match="git checkout") as raised:
+        sweep.run_sweep(profile, pool.folder, progress=False)
+    assert raised.value.parameter.endswith(f"{table}.parquet")
     path.write_bytes(kept)
     sweep.run_sweep(profile, pool.folder, progress=False)
     assert len(pool.started) == done

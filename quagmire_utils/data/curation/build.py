@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+from filelock import FileLock
 
 from quagmire_utils.core import files, provenance
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_path, read_json, write_json
-from quagmire_utils.core.locks import exclusive
 from quagmire_utils.data.curation.contamination import BenchmarkIndex
 from quagmire_utils.data.curation.recipes import Choice, Recipe, choose
 from quagmire_utils.data.curation.scan import scan
@@ -69,7 +69,9 @@ def build(
         raise ParameterError("source", recipe.source, reason=reason)
     choice = choose(table, recipe)
     output = Path(output).absolute()
-    with exclusive(Path(cache) / "locks" / files.digest(str(output))):
+    lock = Path(cache) / "locks" / f"{files.digest(str(output))}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
         made = _made(output, plan.configuration)  # by a process that was asked for the same at the same time
         if made is not None:
             return made

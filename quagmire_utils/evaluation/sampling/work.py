@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import digest
-from quagmire_utils.core.locks import Claims
 from quagmire_utils.engines import Completion, Request, SamplingParams
-from quagmire_utils.evaluation.store import KEYS, SampleStore
+from quagmire_utils.evaluation.store import SampleStore
 
 if TYPE_CHECKING:
     from quagmire_utils.data.prompts import RenderedPrompt
@@ -28,11 +27,6 @@ class Chunk:
 
     problems: tuple[str, ...]
     indices: range
-
-    @property
-    def name(self) -> str:
-        """Name of the chunk; the same for every number of samples that cuts the work in the same way."""
-        return digest([self.problems, self.indices.start])
 
 
 @dataclass(frozen=True)
@@ -75,8 +69,17 @@ def chunks_of(prompts: Mapping[str, RenderedPrompt], n: int, chunk_samples: int)
             yield Chunk(tuple(longest_first[first : first + together]), range(start, min(n, start + block)))
 
 
+def missing(chunk: Chunk, held: set[tuple[str, int]]) -> Iterator[Run]:
+    """Yield the samples of a chunk that are not in `held` (problem, index); consecutive ones are one run."""
+    for problem in chunk.problems:
+        lacking = [index for index in chunk.indices if (problem, index) not in held]
+        for _, group in itertools.groupby(enumerate(lacking), key=lambda pair: pair[1] - pair[0]):
+            run = [index for _, index in group]
+            yield Run(problem, run[0], len(run))
+
+
 class Work:
-    """The chunks of a run that are not yet in a store; other processes may be drawing some of them."""
+    """What a run has to draw: `todo` holds, chunk by chunk, the runs that the store lacks."""
 
     def __init__(
         self,
@@ -88,61 +91,23 @@ class Work:
         chunk_samples: int,
         progress: bool = False,
     ) -> None:
+        """Read what the store holds."""
         from tqdm import tqdm
 
         self.store, self.benchmark, self.prompts, self.params = store, benchmark, prompts, params
-        self.todo = list(chunks_of(prompts, num_samples, chunk_samples))
         self.tokens = 0  # generated for this process
-        self._indices = range(num_samples)
-        self.wanted = self.left = len(prompts) * num_samples
-        self._held: dict[str, set[int]] = {problem: set() for problem in prompts}
-        self._lengths: dict[str, tuple[int, int]] = {}  # known answers, and their tokens, by problem
-        self._seen: set[str] = set()  # names of parts that were read
-        self._claims = Claims(store.path)
-        self._bar: Any = None
-        self._refresh()
+        held: set[tuple[str, int]] = set()
+        for _, table in store.verified(benchmark):
+            held.update(zip(*(table.column(name).to_pylist() for name in ("problem", "index")), strict=True))
+        chunks = chunks_of(prompts, num_samples, chunk_samples)
+        self.todo = deque(runs for chunk in chunks if (runs := tuple(missing(chunk, held))))
+        total, left = len(prompts) * num_samples, sum(run.count for runs in self.todo for run in runs)
         how = {"desc": f"sampling {benchmark}", "unit": "sample", "disable": not progress, "delay": 2}
-        self._bar = tqdm(total=self.wanted, initial=self.wanted - self.left, **how)
+        self._bar = tqdm(total=total, initial=total - left, **how)
 
     def close(self) -> None:
-        """Leave what is not drawn to other processes."""
-        self._claims.close()
+        """End the progress bar."""
         self._bar.close()
-
-    def take(self) -> Chunk | None:
-        """Claim and return the next chunk: the one with the longest expected answers, so that no machine ends alone.
-
-        The first samples of every problem come first, because they tell how long the others will be. None if nothing is
-        left, or other processes have claimed the rest (then `todo` is not empty; ask again later).
-        """
-        self._refresh()
-        expected = self.expected_lengths()
-        costs = {chunk: self._cost(chunk, expected) for chunk in self.todo}
-        self.todo = [chunk for chunk in self.todo if costs[chunk]]
-        for chunk in sorted(self.todo, key=lambda chunk: (chunk.indices.start > 0, -costs[chunk])):
-            if not self._claims.take(self._claim(chunk)):
-                continue
-            self._refresh()  # its last owner may have finished it just now
-            self.todo.remove(chunk)
-            if self._cost(chunk, expected):
-                return chunk
-            self._claims.release(self._claim(chunk))
-        return None
-
-    def missing(self, chunk: Chunk) -> list[Run]:
-        """Return the samples of a chunk that the store lacks; consecutive ones are one run."""
-        runs: list[Run] = []
-        for problem in chunk.problems:
-            held = self._held[problem]
-            for index in chunk.indices:
-                if index in held:
-                    continue
-                last = runs[-1] if runs else None
-                if last is not None and last.problem == problem and last.first + last.count == index:
-                    runs[-1] = Run(problem, last.first, last.count + 1)
-                else:
-                    runs.append(Run(problem, index, 1))
-        return runs
 
     def request(self, run: Run) -> Request:
         """Return the request of a run."""
@@ -150,11 +115,8 @@ class Work:
         return Request(self.prompts[run.problem].token_ids, run.count, seed + run.first)
 
     def keep(self, answers: Iterable[tuple[Run, Sequence[Completion]]]) -> None:
-        """Store answers as one file, without those that another process has stored meanwhile."""
+        """Store answers as one file."""
         rows = [(run.problem, run.first + j, each) for run, some in answers for j, each in enumerate(some)]
-        self.tokens += sum(completion.tokens for _, _, completion in rows)
-        self._refresh()
-        rows = [row for row in rows if row[1] not in self._held[row[0]]]
         if not rows:
             return
         problems, indices, completions = zip(*rows, strict=True)
@@ -162,60 +124,8 @@ class Work:
         frame = pd.DataFrame({"benchmark": self.benchmark, "problem": problems, "index": indices, "tokens": tokens})
         frame["text"] = pd.Series([completion.text for completion in completions], dtype=object)
         frame["finish_reason"] = [completion.finish_reason for completion in completions]
-        part = self.store.append(frame)
-        self._seen.add(part.name)
-        self._add(problems, indices, tokens)
+        self.store.append(frame)
+        self.tokens += sum(tokens)
+        self._bar.update(len(rows))
         if seconds := self._bar.format_dict["elapsed"]:
             self._bar.set_postfix_str(f"{self.tokens / seconds:,.0f} tokens/s", refresh=False)
-
-    def check_complete(self) -> None:
-        """Raise ParameterError if the store, read once more, lacks any of the chunks' samples."""
-        held = self.store.read(KEYS, benchmark=self.benchmark)
-        there = held.groupby("problem")["index"].agg(set).to_dict()
-        lacking = [(p, i) for p in self.prompts for i in self._indices if i not in there.get(p, ())]
-        if lacking:
-            reason = f"{self.store.path} has lost {len(lacking)} samples of {self.benchmark} (such as index "
-            reason += f"{lacking[0][1]} of problem {lacking[0][0]}), because its files were changed; sample again"
-            raise ParameterError("store", self.store.path, reason=reason)
-
-    def finish(self, chunk: Chunk) -> None:
-        """Release a chunk that is stored."""
-        self._claims.release(self._claim(chunk))
-
-    def give_back(self, chunk: Chunk) -> None:
-        """Put back a chunk that was not drawn completely."""
-        self._claims.release(self._claim(chunk))
-        self.todo.append(chunk)
-
-    def expected_lengths(self) -> dict[str, float]:
-        """Return the mean tokens of the known answers to each problem; without any, those of its prompt."""
-        prompts = {problem: float(len(prompt.token_ids)) for problem, prompt in self.prompts.items()}
-        return prompts | {problem: tokens / count for problem, (count, tokens) in self._lengths.items()}
-
-    def _claim(self, chunk: Chunk) -> str:
-        return f"{self.benchmark} {chunk.name}"
-
-    def _cost(self, chunk: Chunk, expected: Mapping[str, float]) -> float:
-        """Return the tokens that the chunk's missing samples are expected to have."""
-        wanted = set(chunk.indices)
-        return sum(len(wanted - self._held[problem]) * expected[problem] for problem in chunk.problems)
-
-    def _refresh(self) -> None:
-        """Read the parts that are new in the store, from an earlier run or another process."""
-        there = {part.name for part in self.store.parts()}
-        for part, table in self.store.verified(self.benchmark, without=self._seen):
-            self._seen.add(part.name)
-            self._add(*(table.column(name).to_pylist() for name in ("problem", "index", "tokens")))
-        self._seen |= there
-
-    def _add(self, problems: Sequence[str], indices: Sequence[int], tokens: Sequence[int]) -> None:
-        for problem, index, length in zip(problems, indices, tokens, strict=True):
-            held = self._held.get(problem)
-            if held is None or index in held:
-                continue
-            held.add(index)
-            count, total = self._lengths.get(problem, (0, 0))
-            self._lengths[problem] = (count + 1, total + length)
-            self.left -= index in self._indices
-        if self._bar is not None:
-            self._bar.update(self.wanted - self.left - self._bar.n)

@@ -8,7 +8,6 @@ without redrawing the first ones, and refuses to mix the answers of two models.
     store.append(frame)                                   # one more part file, complete or absent, never half
     store.read(["benchmark", "problem", "verdict"])       # one frame of all parts, in a fixed order
     store.counts()                                        # verdicts per problem: 10^7 samples in seconds
-    store.duplicates()                                    # samples that were drawn with one seed
 
 A store is a folder: `part-*.parquet` (samples, never rewritten), `verdicts-*.parquet` (the verdicts on the samples of
 the part of that name), `store.json` (what the samples were drawn with), `prompts.parquet` (the rendered prompts with

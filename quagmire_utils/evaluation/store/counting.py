@@ -1,4 +1,4 @@
-"""What the samples of a store hold in sum: verdicts per problem, and answers that were drawn twice with one seed."""
+"""What the samples of a store hold in sum: verdicts per problem, and whether all answers to a problem are the same."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ if TYPE_CHECKING:
 
 VERDICTS = ["correct", "wrong", "no_answer", "timeout", "error"]
 COUNTS = ["benchmark", "problem", "n", "correct", "wrong", "no_answer", "truncated", "timeout", "error", "mean_tokens"]
-DUPLICATES = ["benchmark", "shift", "identical", "expected"]
 _PROBLEM = ["benchmark", "problem"]
 _INDEX_BITS = 40
-_COMMON = 4  # texts that more than one in so many of a problem's samples have say nothing about seeds
-_ALPHA = 1e-6  # largest p-value that is reported
 _LONG = 32  # tokens; independent answers of this length are not all the same
 
 
@@ -43,54 +40,17 @@ def count(tables: Iterable[pa.Table]) -> tuple[pd.DataFrame, int]:
     return counts.sort_values(_PROBLEM, ignore_index=True)[COUNTS], doubled
 
 
-def find_duplicates(tables: Iterable[pa.Table]) -> pd.DataFrame:
-    """Return the shifts at which samples have equal texts more often than by chance: benchmark, shift, identical, ...
+def always_the_same(tables: Iterable[pa.Table]) -> list[str]:
+    """Return the benchmarks in which the samples of most problems are all one long text.
 
-    tables: benchmark, problem, index, text and tokens of the samples. If seeds are used again, sample i of a problem
-    equals sample i + shift. Short answers also agree by chance, but at any distance alike, which gives the expected
-    number of pairs; shifts with more of them than chance gives once in a million checks are returned. Shift 0 stands
-    for samples of most problems that are all one long text, as with an engine that ignores seeds.
+    tables: benchmark, problem, text and tokens of the samples.
     """
-    frame = _categories(tables, _PROBLEM, ["index", "tokens"], texts=True)
-    rows = []
-    for benchmark, own in frame.groupby("benchmark", observed=True):
-        found = [*_always_the_same(own), *_shifted(own)]
-        rows += [(benchmark, *row) for row in found]
-    return pd.DataFrame(rows, columns=DUPLICATES)
-
-
-def _always_the_same(samples: pd.DataFrame) -> list[tuple[int, int, float]]:
-    by_problem = samples.groupby("problem", observed=True)
+    frame = _categories(tables, _PROBLEM, ["tokens"], texts=True)
+    by_problem = frame.groupby(_PROBLEM, observed=True)
     several = by_problem.agg(n=("text", "size"), texts=("text", "nunique"), tokens=("tokens", "mean")).query("n > 1")
-    same = several[(several["texts"] == 1) & (several["tokens"] >= _LONG)]
-    pairs = int((same["n"] * (same["n"] - 1) // 2).sum())
-    return [(0, pairs, 0.0)] if len(same) * 2 > len(several) else []
-
-
-def _shifted(samples: pd.DataFrame) -> list[tuple[int, int, float]]:
-    from scipy.stats import poisson
-
-    by_text = samples.groupby(["problem", "text"], observed=True)["index"]
-    n = samples.groupby("problem", observed=True)["index"].transform("size")
-    copies = by_text.transform("size")
-    rare = (copies > 1) & ((copies * _COMMON <= n) | (copies == 2))
-    samples = samples[samples["problem"].isin(samples.loc[rare, "problem"])]
-    if samples.empty:
-        return []
-    rows, columns = samples["problem"].factorize()[0], samples["index"].to_numpy()
-    shape = rows.max() + 1, columns.max() + 1
-    there, texts = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=np.uint64)  # 0: no sample, or a common text
-    there[rows, columns] = True
-    texts[rows, columns] = np.where(rare[samples.index], samples["text"], 0)
-    shifts = range(1, shape[1])
-    pairs = np.array([(there[:, d:] & there[:, :-d]).sum(axis=1) for d in shifts])
-    equal = np.array([((texts[:, d:] == texts[:, :-d]) & (texts[:, d:] > 0)).sum(axis=1) for d in shifts])
-    expected = (pairs * equal.sum(axis=0) / np.maximum(pairs.sum(axis=0), 1)).sum(axis=1)
-    identical = equal.sum(axis=1)
-    # positions of rare texts are almost independent; dependence makes the number vary less than Poisson's
-    p_value = poisson.sf(identical - 1, expected) * (pairs.sum(axis=1) > 0).sum()
-    found = np.flatnonzero((identical > 1) & (p_value < _ALPHA))
-    return [(int(d) + 1, int(identical[d]), float(expected[d])) for d in found]
+    same = (several["texts"] == 1) & (several["tokens"] >= _LONG)
+    shares = same.groupby("benchmark", observed=True).mean()
+    return shares[shares > 0.5].index.astype(str).tolist()
 
 
 def _categories(

@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from quagmire_utils.core import files
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.locks import exclusive
 from quagmire_utils.core.provenance import package_versions
-from quagmire_utils.evaluation.store.counting import count, find_duplicates
+from quagmire_utils.evaluation.store.counting import always_the_same, count
 from quagmire_utils.evaluation.store.parts import (
     COLUMNS,
     GOLDS,
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 
 PROMPT_COLUMNS = ["benchmark", "problem", "prompt", "prompt_tokens", "digest"]
 _DICTIONARIES = ["benchmark", "problem", "finish_reason", "verdict"]  # columns of few distinct values
-_ABANDONED_SECONDS = 3600.0  # age at which a temporary file is taken for that of a killed process
+LOCK_SECONDS = 5.0  # that children of a killed run may still hold its lock
 
 
 class SampleStore:
@@ -62,7 +61,7 @@ class SampleStore:
 
     A file that cannot be read (truncated, empty, a flipped bit: pages carry checksums) is renamed to `*.damaged` with a
     warning. The samples of such a part count as not drawn, those of such a file of verdicts as not graded. Half-written
-    temporary files are never read. Several processes may use a store at the same time.
+    temporary files are never read. One process at a time draws into a store (`drawing`).
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -71,6 +70,22 @@ class SampleStore:
         self._prompts: dict[tuple[str, str], str] | None = None  # digests by (benchmark, problem), once they are known
         if self.path.exists() and not self.path.is_dir():
             raise ParameterError("store", self.path, reason=f"{self.path} is a file; name a folder")
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Keep other processes from drawing into this store; raise ParameterError if one does.
+
+        Where a file system has no locks work may be done twice, but no data is lost: of two samples the first counts.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".drawing.lock", thread_local=False)
+        try:
+            lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            reason = f"another process draws into {self.path}; wait for it, or stop it"
+            raise ParameterError("store", self.path, reason=reason) from None
+        with lock:
+            yield
 
     # --- what the samples were drawn with ---
 
@@ -103,14 +118,13 @@ class SampleStore:
         """
         wanted = json.loads(json.dumps(dict(origin), default=files.to_plain))
         if not self.origin:
-            with explain_full_disk(self.path), exclusive(self.path):
-                if not self.origin:  # no other process was faster
-                    if self.parts():
-                        reason = f"{self.path} holds samples but no store.json; restore it, or use another folder"
-                        raise ParameterError("store", self.path, reason=reason)
-                    description = {"origin": wanted, "notes": dict(notes or {}), "packages": package_versions()}
-                    files.write_json(description, self.path / "store.json")
-                    return
+            if self.parts():
+                reason = f"{self.path} holds samples but no store.json; restore it, or use another folder"
+                raise ParameterError("store", self.path, reason=reason)
+            description = {"origin": wanted, "notes": dict(notes or {}), "packages": package_versions()}
+            with explain_full_disk(self.path):
+                files.write_json(description, self.path / "store.json")
+            return
         self.check_origin(wanted, complete=True)
 
     def check_origin(self, wanted: Mapping[str, Any], *, complete: bool = False) -> None:
@@ -143,7 +157,7 @@ class SampleStore:
         """
         digests = [hashlib.sha256(p.encode("utf-8", "surrogatepass")).hexdigest()[:16] for p in prompts["prompt"]]
         prompts = prompts.assign(digest=digests)
-        with explain_full_disk(self.path), exclusive(self.path):  # other processes may be adding theirs
+        with explain_full_disk(self.path):
             held = self.prompts()
             keys = list(zip(prompts["benchmark"], prompts["problem"], strict=True))
             self.check_prompts(dict(zip(keys, prompts["prompt"], strict=True)))
@@ -180,10 +194,9 @@ class SampleStore:
     def append(self, frame: pd.DataFrame, *, golds: Mapping[tuple[str, str], Any] | None = None) -> Path:
         """Add samples as one new part file, and their verdicts if `frame` has any (`golds` as in `write_verdicts`).
 
-        The file is named after the samples' keys: if two processes draw the same chunk, the first file stays, with its
-        verdicts. The caller leaves out samples that the store already has (see `existing`). Raise ParameterError for
-        missing columns and for keys that occur twice in `frame`, OSError if the disk is full (what was stored before is
-        safe).
+        The file is named after the samples' keys. The caller leaves out samples that the store already has (see
+        `existing`). Raise ParameterError for missing columns and for keys that occur twice in `frame`, OSError if the
+        disk is full (what was stored before is safe).
         """
         missing = [name for name in SAMPLED if name not in frame.columns]
         if missing:
@@ -196,11 +209,10 @@ class SampleStore:
         keys = list(frame[KEYS].itertuples(index=False, name=None))
         name = hashlib.sha256("\n".join(map(repr, keys)).encode()).hexdigest()[:16]
         part = self.path / f"part-{name}.parquet"
-        with explain_full_disk(self.path), exclusive(self.path):
-            if self._table(part, SAMPLED) is None:
-                files.write_parquet(frame[SAMPLED], part, metadata=self._part_metadata(frame))
-                if frame["verdict"].notna().any():
-                    self.write_verdicts(part, frame, golds or {})
+        with explain_full_disk(self.path):
+            files.write_parquet(frame[SAMPLED], part, metadata=self._part_metadata(frame))
+            if frame["verdict"].notna().any():
+                self.write_verdicts(part, frame, golds or {})
         return part
 
     def read(self, columns: Sequence[str] | None = None, *, benchmark: str | None = None) -> pd.DataFrame:
@@ -257,16 +269,15 @@ class SampleStore:
             return typed(pd.DataFrame({name: [] for name in KEYS}), KEYS)
         return files.to_frame(tables).drop_duplicates().sort_values(KEYS, ignore_index=True)
 
-    def verified(self, benchmark: str | None = None, *, without: Iterable[str] = ()) -> Iterator[tuple[Path, pa.Table]]:
-        """Yield each part with its keys and tokens, after reading all of it; `without`: names of parts to leave out.
+    def verified(self, benchmark: str | None = None) -> Iterator[tuple[Path, pa.Table]]:
+        """Yield each part with its keys and tokens, after reading all of it.
 
         A part with any damaged column counts as missing here, so that sampling replaces it before it is graded.
         """
         import pyarrow.compute as pc
 
-        left_out = set(without)
         for part in self.parts():
-            if part.name in left_out or (benchmark is not None and holds_another(part, benchmark)):
+            if benchmark is not None and holds_another(part, benchmark):
                 continue
             table = self._table(part, SAMPLED)
             if table is not None:
@@ -317,23 +328,16 @@ class SampleStore:
             self._warn_of_doubled(doubled)
         return frame
 
-    def duplicates(self) -> pd.DataFrame:
-        """Return samples that were drawn with one seed although they should be independent; empty if there are none.
+    def always_the_same(self) -> list[str]:
+        """Return the benchmarks whose answers are all alike, as of an engine that ignores seeds: see `counting`.
 
-        See `find_duplicates`. At temperature 0 all samples are equal by design, and nothing is reported.
+        At temperature 0 all samples are equal by design, and nothing is reported.
         """
         parts = [] if self.origin.get("temperature") == 0 else self.parts()
-        columns = [*KEYS, "text", "tokens"]
-        return find_duplicates(filter(None, (self._table(p, columns, _DICTIONARIES[:2]) for p in parts)))
+        columns = [*_DICTIONARIES[:2], "text", "tokens"]
+        return always_the_same(filter(None, (self._table(part, columns, _DICTIONARIES[:2]) for part in parts)))
 
     # --- files ---
-
-    def clear_temporaries(self, older_than: float = _ABANDONED_SECONDS) -> None:
-        """Remove temporary files of killed processes: those not modified for so many seconds."""
-        for file in self.path.glob(".*.tmp"):
-            with suppress(OSError):
-                if time.time() - file.stat().st_mtime > older_than:
-                    file.unlink()
 
     def _warn_of_doubled(self, samples: int) -> None:
         warnings.warn(f"{self.path}: {samples} samples are there twice; the second copies are ignored", stacklevel=3)

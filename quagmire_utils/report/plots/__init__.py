@@ -12,7 +12,6 @@ colour blindness. Error bars are 95 % intervals from the sampling of answers alo
 
 from quagmire_utils.report.plots.bars import on_benchmark, recipe_grid, recipe_labels, source_panels
 from quagmire_utils.report.plots.curves import (
-    loss_by_position_and_length,
     outcome_grid,
     overtraining_grid,
     pass_at_k_grid,

@@ -1,4 +1,4 @@
-"""What runs and evaluations show: rewards by step, the outcomes of a micro world, Pass@k, verdicts, lengths, losses."""
+"""What runs and evaluations show: rewards by step, the outcomes of a micro world, Pass@k, verdicts, lengths."""
 
 from __future__ import annotations
 
@@ -33,39 +33,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from quagmire_utils.evaluation.generalization_loss import GeneralizationLoss
-
-MOST_PANELS = 20  # candidates that `rl_curve_grid` gives a panel each
 SMOOTH = 3  # steps; the mean reward of one step rests on about a hundred answers
 ROW_HEIGHT = 0.21  # inches a candidate
 BROWN = "#a85d16"
 
 
 # --- RL ---------------------------------------------------------------------------------------------------------------
-
-
-def rl_curve_grid(curves: pd.DataFrame, candidates: pd.DataFrame) -> Figure:
-    """Draw the mean reward by step: a panel for each candidate, or for each family and scenario if there are many.
-
-    A candidate's own panel has a thin line for each RL run, a thick one for their mean. curves: `Records.rl_curves`;
-    candidates: `Records.candidates`.
-    """
-    import seaborn as sns
-
-    if curves.groupby(["family", "candidate"]).ngroups > MOST_PANELS:
-        return _crowded_grid(curves, candidates)
-    groups = list(curves.groupby(["family", "candidate"], sort=False))
-    fig, axes = small_multiples(len(groups), 4, 2.6, 1.9)
-    several = len(curves["family"].unique()) > 1
-    thin = {"units": "rl_run", "estimator": None, "style": "rl_run", "color": GREY, "lw": 0.9}
-    for ax, ((family, candidate), part) in zip(axes, groups, strict=True):
-        sns.lineplot(part, x="step", y="reward", ax=ax, legend=False, **thin)
-        sns.lineplot(part, x="step", y="reward", ax=ax, errorbar=None, color=BLUE, lw=2)
-        ax.set_title(f"{family}\n{candidate}" if several else candidate, fontsize=9, color=INK)
-        ax.set(xlabel="RL step", ylabel="mean reward")
-        ax.label_outer(remove_inner_ticks=False)
-    axes[0].set(xlim=(0, curves["step"].max()), ylim=(0, max(1.12 * curves["reward"].max(), 0.05)))
-    return fig
 
 
 def plot_rl_curves(curves: pd.DataFrame, ax: Axes, colours: Mapping[str, Any]) -> None:
@@ -90,8 +63,11 @@ def plot_rl_curves(curves: pd.DataFrame, ax: Axes, colours: Mapping[str, Any]) -
     ax.legend(loc="best", fontsize=8, handlelength=1.6, borderaxespad=0.1)
 
 
-def _crowded_grid(curves: pd.DataFrame, candidates: pd.DataFrame) -> Figure:
-    """Draw a panel for each family (a row) and scenario, with the base in each of them; dark: low reward at first."""
+def rl_curve_grid(curves: pd.DataFrame, candidates: pd.DataFrame) -> Figure:
+    """Draw `plot_rl_curves` for each family (a row) and scenario, with the base in each; dark: low reward at first.
+
+    curves: `Records.rl_curves`; candidates: `Records.candidates`.
+    """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
@@ -318,30 +294,4 @@ def verdicts_and_lengths(counts: pd.DataFrame, samples: pd.DataFrame, max_tokens
     plot_verdicts(counts, left)
     plot_lengths(samples, max_tokens, right)
     legend_above(fig, entries_of([left]), loc="outside right upper", ncols=1)
-    return fig
-
-
-def plot_loss(rows: pd.DataFrame, place: pd.Series, ax: Axes, look: int = 0, label: str = "") -> None:
-    """Plot nats per token at each `place`, with two standard errors: rows of a `GeneralizationLoss.by_...` table."""
-    colour = (BLUE, BROWN, "#38761d", "#741b47")[look % 4]
-    low, high = rows["nll"] - 2 * rows["standard_error"], rows["nll"] + 2 * rows["standard_error"]
-    ax.fill_between(place, low.clip(lower=0), high, color=colour, alpha=0.18, lw=0)
-    line = {"ls": LINES[look % len(LINES)], "marker": MARKERS[look % len(MARKERS)], "ms": 4.5, "mec": "none"}
-    ax.plot(place, rows["nll"], color=colour, label=label, **line)
-
-
-def loss_by_position_and_length(losses: Mapping[str, GeneralizationLoss]) -> Figure:
-    """Draw the generalization loss by position in the response, and by the length of the response."""
-    fig, (left, right) = new_figure(2, 1, 5.2, 2.9, sharey=True)
-    for i, (name, loss) in enumerate(losses.items()):
-        position, length = loss.by_position, loss.by_length
-        plot_loss(position, (position["first"] + position["last"]) / 2, left, i, name)
-        plot_loss(length, (length["shortest"] + length["longest"]) / 2, right, i, name)
-    left.set_xscale("log", base=2)
-    left.xaxis.set_major_formatter("{x:g}")
-    left.set(xlabel="position in the response (tokens)", ylabel="nats per token")
-    right.set_xlabel("length of the response (tokens)")
-    left.set_ylim(0, 1.05 * left.get_ylim()[1])
-    if len(losses) > 1:
-        left.legend(fontsize=8)
     return fig

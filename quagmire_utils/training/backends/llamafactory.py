@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +133,12 @@ def check(folder: str | Path) -> None:
         runs.run_backend(folder, NAME, command, doing="tokenising with ")
 
 
-def train(folder: str | Path, *, on_progress: Callable[[float], None] | None = None) -> dict[str, Any]:
+def train(folder: str | Path) -> dict[str, Any]:
     """Train from the last checkpoint, if there is one, and put the trained checkpoint into `model/`.
 
     Returns the content of its `sft.json`: settings, traces, steps, tokens seen, final loss in nats per response token,
-    seconds of this call. `on_progress` is called with the fraction of steps done. Raises ParameterError if
-    LLaMA-Factory or the GPUs are missing or another run is active in the folder, BackendError if the run fails.
+    seconds of this call. Raises ParameterError if LLaMA-Factory or the GPUs are missing or another run is active in the
+    folder, BackendError if the run fails.
     """
     folder = Path(folder)
     run = runs.read_run(folder, NAME)
@@ -149,13 +149,7 @@ def train(folder: str | Path, *, on_progress: Callable[[float], None] | None = N
     checkpoints = folder / "checkpoints"
     if not (checkpoints / "train_results.json").is_file():  # LLaMA-Factory writes it after the weights
         check_gpus(run["gpus"])
-        runs.run_backend(
-            folder,
-            NAME,
-            steps=run["steps"],
-            steps_done=lambda: max((entry["current_steps"] for entry in log_entries(folder)), default=0),
-            on_progress=on_progress,
-        )
+        runs.run_backend(folder, NAME)
     losses = [entry["loss"] for entry in log_entries(folder) if "loss" in entry]
     notes = {
         "backend": NAME,

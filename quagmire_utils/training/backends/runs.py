@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,6 @@ RUN = "run.json"  # what the run is; written last, so a folder without it was no
 LOG = "train.log"
 _LOCK = ".lock"
 _TAIL = 12  # lines of a failed run's log that are shown
-_POLL = 0.5  # seconds
 _PATIENCE = 30.0  # seconds that a stopped run has to end
 
 
@@ -137,29 +136,17 @@ def short_digest(value: str) -> str:
     return hashlib.sha256(value.encode()).hexdigest()[:12]
 
 
-def run_backend(folder: Path, backend: str, command: str = "exec bash run.sh", *, doing: str = "", **how: Any) -> None:
+def run_backend(folder: Path, backend: str, command: str = "exec bash run.sh", *, doing: str = "") -> None:
     """Run a command as `run_command` does, with a back-end's Python. `doing`: what it does with it, if not train."""
-    run_command(folder, command, name=doing + BACKENDS[backend], environment=backend_environment(backend), **how)
+    run_command(folder, command, name=doing + BACKENDS[backend], environment=backend_environment(backend))
 
 
-def run_command(
-    folder: Path,
-    command: str = "exec bash run.sh",
-    *,
-    name: str,
-    environment: Mapping[str, str],
-    steps: int = 0,
-    steps_done: Callable[[], int] = lambda: 0,
-    on_progress: Callable[[float], None] | None = None,
-) -> None:
+def run_command(folder: Path, command: str = "exec bash run.sh", *, name: str, environment: Mapping[str, str]) -> None:
     """Run a command of bash in the folder to its end, with its output in the log.
 
-    `steps_done` returns the number of steps taken so far, of `steps`; `on_progress` is called with their fraction, in
-    place of a progress bar. An exception (an interrupt, say) ends the command and everything that it started. Raises
-    BackendError if it fails, and ParameterError if one that an earlier process started still runs in the folder.
+    An exception (an interrupt, say) ends the command and everything that it started. Raises BackendError if it fails,
+    and ParameterError if one that an earlier process started still runs in the folder.
     """
-    from tqdm import tqdm
-
     log = folder / LOG
     with (folder / _LOCK).open("w") as lock, log.open("ab") as output:
         try:
@@ -179,24 +166,14 @@ def run_command(
             pass_fds=[lock.fileno()],  # the lock lasts as long as the script, even if this process is killed
             env={**os.environ, **environment},
         )
-        hidden = on_progress is not None or not steps
         try:
-            with tqdm(total=steps, initial=steps_done(), desc=name, unit="step", disable=hidden) as bar:
-                ended = False
-                while not ended:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        ended = child.wait(_POLL) is not None
-                    bar.update(steps_done() - bar.n)
-                    if on_progress is not None and steps:
-                        on_progress(steps_done() / steps)
+            child.wait()
         finally:
             _end(child)
         if child.returncode != 0:
-            raise BackendError(
-                f"{name} stopped with exit code {child.returncode} after {steps_done()} of {steps} steps; log: {log}; "
-                "start it again to resume from its last checkpoint. Its last lines:\n"
-                + "\n".join(f"    {line}" for line in last_lines(log))
-            )
+            resume = "start it again to resume from its last checkpoint. Its last lines:"
+            lines = [f"{name} stopped with exit code {child.returncode}; log: {log}; {resume}", *last_lines(log)]
+            raise BackendError("\n    ".join(lines))
 
 
 def prompt_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -28,7 +28,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,13 +150,12 @@ def check(folder: str | Path) -> None:
     runs.run_backend(folder, NAME, f"./run.sh --cfg job >.job.yaml\n{compare}", doing="checking with ")
 
 
-def train(folder: str | Path, *, on_progress: Callable[[float], None] | None = None) -> pd.DataFrame:
+def train(folder: str | Path) -> pd.DataFrame:
     """Train from the last checkpoint, if there is one, and export the kept checkpoints for our engines.
 
     Returns the curve (see `curve`), also written to `curve.parquet`; `rl.json` is written last. verl's sharded
-    checkpoints, six times as large with the optimizer, are then removed. `on_progress` is called with the fraction of
-    steps done. Raises ParameterError if verl or the GPUs are missing or another run is active in
-    the folder, BackendError if the run fails.
+    checkpoints, six times as large with the optimizer, are then removed. Raises ParameterError if verl or
+    the GPUs are missing or another run is active in the folder, BackendError if the run fails.
     """
     folder = Path(folder)
     run = runs.read_run(folder, NAME)
@@ -167,13 +166,7 @@ def train(folder: str | Path, *, on_progress: Callable[[float], None] | None = N
     if latest_step(folder) < steps:
         check_gpus(run["gpus"])
         check(folder)
-        runs.run_backend(
-            folder,
-            NAME,
-            steps=steps,
-            steps_done=lambda: max([latest_step(folder), *_taken(folder)]),
-            on_progress=on_progress,
-        )
+        runs.run_backend(folder, NAME)
     for step in run["checkpoints"]:
         export(folder, step)
     rows = curve(folder)

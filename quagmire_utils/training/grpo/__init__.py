@@ -44,7 +44,6 @@ def train_rl(
     *,
     grader: Callable[[Sequence[str], Sequence[Problem]], Sequence[object]],
     template: str = "auto",
-    on_progress: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
     """Run GRPO from the checkpoint `model` on `problems`; keep `checkpoint-<step>` folders under `output`.
 
@@ -52,8 +51,7 @@ def train_rl(
     Returns the curve, one row per step: step, reward (mean over rollouts), reward_std (standard deviation over
     rollouts), entropy (nats per token), length (mean tokens of a rollout), truncated (fraction), seconds. It is also
     written to `curve.parquet`, and `rl.json` is written last. A killed run resumes from its latest checkpoint.
-    `on_progress` is called with the fraction done after each step, in place of a progress bar. Raises
-    ParameterError for no problems, a prompt and answer longer than the context, or an `output` that holds the
+    Raises ParameterError for no problems, a prompt and answer longer than the context, or an `output` that holds the
     checkpoints of the other backend.
     """
     if not problems:
@@ -72,7 +70,7 @@ def train_rl(
         raise ParameterError("rl.backend", settings.backend, reason=f"{latest} was made by another; use a new folder")
     environment = make_environment(model, problems, settings, grader, template)
     if state is None or state["global_step"] < settings.steps:
-        history = train(environment, output, latest, on_progress=on_progress)
+        history = train(environment, output, latest)
     else:
         history = state["log_history"]
     rows = [{ours: entry.get(theirs) for ours, theirs in _CURVE.items()} for entry in history if "reward" in entry]

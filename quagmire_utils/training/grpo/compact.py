@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,13 +60,7 @@ class Tree:
     counts: list[int]
 
 
-def train(
-    environment: Environment,
-    output: Path,
-    latest: Path | None,
-    *,
-    on_progress: Callable[[float], None] | None,
-) -> list[dict[str, float]]:
+def train(environment: Environment, output: Path, latest: Path | None) -> list[dict[str, float]]:
     """Take the steps that are left after the checkpoint `latest`; return the log. Checkpoints go to `output`."""
     import torch
     from tqdm import tqdm
@@ -86,12 +80,10 @@ def train(
         optimizer.load_state_dict(torch.load(latest / _OPTIMIZER, map_location=engine.device, weights_only=True))
         history = read_state(latest)["log_history"]
     steps = range(len(history), settings.steps)
-    for step in tqdm(steps, "RL", settings.steps, initial=len(history), disable=on_progress is not None):
+    for step in tqdm(steps, "RL", settings.steps, initial=len(history)):
         history.append(take_step(environment, optimizer, step))
         if step + 1 in settings.checkpoint_steps:
             _save(environment, optimizer, output, history)
-        if on_progress is not None:
-            on_progress((step + 1) / settings.steps)
     return history
 
 

@@ -7,34 +7,21 @@ from the trainer's, which TRL corrects with importance weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.training.grpo.rollouts import Environment
-from quagmire_utils.training.sft import progress_callback
 
 
-def train(
-    environment: Environment,
-    output: Path,
-    latest: Path | None,
-    *,
-    on_progress: Callable[[float], None] | None,
-) -> list[dict[str, float]]:
+def train(environment: Environment, output: Path, latest: Path | None) -> list[dict[str, float]]:
     """Take the steps that are left after the checkpoint `latest`; return the log. Checkpoints go to `output`."""
-    from transformers import PrinterCallback
-
-    trainer = make_trainer(environment, output, progress=on_progress is None)
-    trainer.remove_callback(PrinterCallback)
-    if on_progress is not None:
-        trainer.add_callback(progress_callback(on_progress))
+    trainer = make_trainer(environment, output)
     trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
     return trainer.state.log_history
 
 
-def make_trainer(environment: Environment, output: Path, *, progress: bool = False) -> Any:
+def make_trainer(environment: Environment, output: Path) -> Any:
     """Return a `GRPOTrainer` with the rollouts and rewards of `environment`."""
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -98,7 +85,6 @@ def make_trainer(environment: Environment, output: Path, *, progress: bool = Fal
         save_strategy="no",
         logging_steps=1,
         report_to="none",
-        disable_tqdm=not progress,
     )
     keep = set(settings.checkpoint_steps)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -139,24 +138,13 @@ def pretrain(
     seed: int,
     digits: int = DIGITS[0],
     task: str = "lanes",
-    on_progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Train a base model from random weights on its corpus, one pass, and save it to the folder `output`.
-
-    `on_progress` is called with the fraction done after each step.
-    """
+    """Train a base model from random weights on its corpus, one pass, and save it to the folder `output`."""
     tokenizer = build_tokenizer(settings.chat_template)
     size = {"hidden_size": settings.hidden_size, "layers": settings.layers}
     model = build_model(settings.architecture, tokenizer, **size, seed=seed)
     clean, fallible = pretraining_corpus(settings, seed, digits=digits, task=task)
-    total = len(clean) + len(fallible)
     training = SFTSettings(batch_size=settings.batch_size, max_length=CONTEXT_LENGTH, adam_beta2=0.98, seed=seed)
-    done = 0  # examples of the phases before
-
-    def report(fraction: float) -> None:
-        if on_progress is not None:
-            on_progress((done + fraction * len(traces)) / total)
-
     # only the last phase is saved, so a base model on disk is complete
     for traces, rate, folder in (
         (clean, settings.learning_rate, None),
@@ -165,5 +153,4 @@ def pretrain(
         if not traces:  # a base of the task tables learns its facts as it knows them, without a correct phase
             continue
         phase = training.replace(learning_rate=rate)
-        train_sft(model, traces, folder, phase, tokenizer=tokenizer, on_progress=report)
-        done += len(traces)
+        train_sft(model, traces, folder, phase, tokenizer=tokenizer)
