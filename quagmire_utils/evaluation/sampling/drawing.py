@@ -100,7 +100,7 @@ def sample(
             return stack.enter_context(closing(work))
 
         if on_cluster:
-            work = draw_on_cluster(config, params, open_store)
+            draw_on_cluster(config, params, open_store)
         else:
             work = open_store(engine_facts(engine))
             (_draw_at_once if engine.streams else _draw_by_chunk)(engine, work, params)
@@ -203,7 +203,7 @@ class EngineReplica(Replica):
             self.engine.close()
 
 
-def draw_on_cluster(config: EngineConfig, params: SamplingParams, open_store: Callable[[dict[str, str]], Work]) -> Work:
+def draw_on_cluster(config: EngineConfig, params: SamplingParams, open_store: Callable[[dict[str, str]], Work]) -> None:
     """Draw all the work; `open_store` returns it when the first replica says what it computes with.
 
     Raise what `ReplicaPool` raises, and ParameterError if replicas differ.
@@ -231,4 +231,3 @@ def draw_on_cluster(config: EngineConfig, params: SamplingParams, open_store: Ca
                     work.todo.append(ended.job)
                 else:
                     work.keep(zip(ended.job, ended.answer, strict=True))
-    return work

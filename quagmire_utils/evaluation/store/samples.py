@@ -84,8 +84,10 @@ class SampleStore:
         except Timeout:
             reason = f"another process draws into {self.path}; wait for it, or stop it"
             raise ParameterError("store", self.path, reason=reason) from None
-        with lock:
+        try:
             yield
+        finally:
+            lock.release()
 
     # --- what the samples were drawn with ---
 
