@@ -3,7 +3,7 @@
     ray start --head --disable-usage-stats --include-dashboard=false    # on one node
     ray start --address=THAT_NODE:6379 --disable-usage-stats            # on each other node
 
-`sampling` and `generalization_loss` take `ray="auto"` on any of them, and each put a model into a `Replica`, an actor
+`sampling` takes `ray="auto"` on any of them, and puts a model into a `Replica`, an actor
 that does one job at a time; the calling process keeps the answers. Every node needs the same package versions, and a
 checkpoint folder under the same path. The job of a node that dies is done again.
 """
