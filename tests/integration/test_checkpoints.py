@@ -178,7 +178,7 @@ def test_an_answer_ends_with_its_turn(tmp_path):
     ],
 )
 def test_the_type_to_compute_in(monkeypatch, own, asked, device, flags, computed):
-    monkeypatch.setattr(checkpoints, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(checkpoints, "cpu_flags", lambda: flags)
     assert resolve_dtype(transformers.LlamaConfig(dtype=own), asked, device) == computed
 
 
@@ -190,7 +190,7 @@ def test_engine_and_loss_compute_in_it(tmp_path, monkeypatch):
     tokenizer.save_pretrained(tmp_path)
     config = EngineConfig(engine="transformers", model=tmp_path, device="cpu")
     for flags, dtype in ((set(), torch.float32), ({"avx512_bf16"}, torch.bfloat16)):
-        monkeypatch.setattr(checkpoints, "_cpu_flags", lambda flags=flags: flags)
+        monkeypatch.setattr(checkpoints, "cpu_flags", lambda flags=flags: flags)
         engine = load_engine(config)
         assert engine.module.dtype == load_model(config).dtype == dtype
         assert engine.dtype == str(dtype).removeprefix("torch.")  # which a store notes
