@@ -23,8 +23,8 @@ from quagmire_utils.evaluation.pass_at_k import pass_at_k
 from quagmire_utils.evaluation.pass_at_k.averages import MACRO
 
 FEWEST = 6  # candidates; with fewer, a bootstrap interval over candidates is far from its nominal level
-RESAMPLES = 2000
-GROUP = 16  # rollouts of a prompt in an RL step
+RESAMPLES = 1000
+ROLLOUTS = 16  # of a prompt in an RL step, where the records do not say
 STATISTICS = ("spearman", "r2", "regret")
 KEYS = [*CANDIDATE, "benchmark"]
 
@@ -49,7 +49,9 @@ PREDICTORS = {
     "headroom": Predictor("Pass@{k} - Pass@1", lambda rows, k: pass_at_k(rows["n"], rows["correct"], [1, k]) @ [-1, 1]),
     "mean_logit": Predictor("mean logit of p", lambda rows, k: _logit(rows)),
     "variance": Predictor("mean p(1 - p)", lambda rows, k: _mixed(rows, 2) / 2),
-    "active": Predictor(f"share of RL groups of {GROUP} with both verdicts", lambda rows, k: _mixed(rows, GROUP)),
+    "active": Predictor(
+        "share of RL groups with both verdicts", lambda rows, k: _mixed(rows, rows["rollouts"].iloc[0])
+    ),
     "distinct": Predictor("distinct answers", lambda rows, k: rows["distinct_answers"], "distinct_answers"),
     "entropy": Predictor("entropy at RL step 1"),
     "early": Predictor("Pass@1 at the first RL checkpoint"),
@@ -61,7 +63,8 @@ def measures(records: Records, k: int = 64) -> pd.DataFrame:
 
     Loss and entropy are the same for all benchmarks. Values are NaN where the records lack what a predictor needs.
     """
-    counts = records.counts[records.counts["stage"] != "rl"]
+    rollouts = records.manifest["configuration"].get("rl", {}).get("rollouts", ROLLOUTS)
+    counts = records.counts[records.counts["stage"] != "rl"].assign(rollouts=rollouts)
     table = pd.DataFrame(index=pd.MultiIndex.from_frame(counts[KEYS].drop_duplicates()))
     for name, predictor in PREDICTORS.items():
         if predictor.value and predictor.needs in counts and counts[predictor.needs].notna().any():
@@ -159,7 +162,7 @@ def intervals(draws: pd.DataFrame) -> pd.DataFrame:
 
 def interval_text(draws: pd.Series, digits: int = 2, sign: str = "") -> str:
     """Return draws of one number as text: `0.23 [0.05 to 0.41]`; "not measured" without a value."""
-    value, low, high = intervals(draws.to_frame()).iloc[0]
+    value, low, high = intervals(draws.to_frame()).iloc[0].round(digits) + 0.0  # no minus before a zero
     style = f"{sign}.{digits}f"
     return "not measured" if np.isnan(value) else f"{value:{style}} [{low:{style}} to {high:{style}}]"
 
@@ -176,7 +179,7 @@ def regret(predicted: ArrayLike, outcome: ArrayLike) -> Array:
         if not values.size or np.isnan(values).any():
             raise ParameterError(name, reason="every candidate needs a value; leave out candidates without one")
     first = predicted == predicted.max(axis=-1, keepdims=True)
-    return outcome.max(axis=-1) - outcome.mean(axis=-1, where=first)
+    return np.maximum(outcome.max(axis=-1) - outcome.mean(axis=-1, where=first), 0.0)  # rounding aside
 
 
 def _resampled(size: int, resamples: int, seed: int) -> NDArray[np.int64]:

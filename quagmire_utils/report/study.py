@@ -117,7 +117,7 @@ def read_study(copies: Path, sources: Path) -> dict[str, Executed]:
     Every figure and table of the paper is there even if it has no notebook. A copy that cannot be read, for example one
     that was cut short, counts as not executed.
     """
-    places = (*PLACES, LEDGER, AUDIT)
+    places = (*PLACES, LEDGER, AUDIT, *BEYOND)
     study = {place: Executed(name=place, place=place, title=label_of(place)) for place in places}
     for path in sorted(sources.glob("*.ipynb")):
         study[place_of(path.stem)] = _read(path, executed=False)
