@@ -35,10 +35,9 @@ def make_design(k: Sequence[int], within: float, num_samples: int, these_problem
 def decide(a: Path, b: Path, design: Design, models: Path | None) -> None:
     """Print looks at two evaluations until one is better, they are equal, or more answers would not tell."""
     from quagmire_utils.evaluation.evaluate import compare_outputs
+    from quagmire_utils.evaluation.measured import describe_comparison
 
-    settings = compare_outputs(a, b).attrs["settings"]
-    print(f"a: {a}\nb: {b}")
-    print(*(f"They differ in {name}: {first} and {second}." for name, (first, second) in settings.items()), sep="\n")
+    print(describe_comparison(compare_outputs(a, b), str(a), str(b)))
 
     def ends(look: Look) -> str:
         found = look.verdict("a", "b")
@@ -79,12 +78,12 @@ def _look(folders: Mapping[str, Path], design: Design, models: Path | None, ends
             verdict = ends(look)
             if verdict or look.hopeless:
                 break
-    limit = (
-        f"{design.most} answers a problem do not decide it"
-        if look.answers >= design.most
-        else (f"{design.most} answers a problem would hardly decide it; more problems may")
-    )
-    print(f"{verdict or f'Undecided: {limit}'}. {TRUTH}, on {whose}.")
+    if verdict:
+        print(f"{verdict}. {TRUTH}, on {whose}.")
+    else:
+        end = "do not" if look.answers >= design.most else "would hardly"
+        print(f"Undecided between {', '.join(look.left)}: {design.most} answers a problem {end} decide it; ", end="")
+        print("take more answers." if design.these_problems else "take more problems, or decide for these.")
     used, everything = sum(look.tokens.values()), len(answers.benchmarks) * design.most
     fixed = sum(look.tokens[name] / look.drawn[name] * everything for name in runs)
     print(
