@@ -112,11 +112,9 @@ def wrong(worlds, design, number, make=drawer, centre=-1.0):
 
 CASES = [
     (similar, {}, drawer, -1.0),
-    (similar, {}, drawer, -4.0),
     (similar, {"k": 8}, drawer, -4.0),
     (at_the_edge, {}, drawer, -1.0),
     (shuffled, {"these_problems": True}, drawer, -1.0),
-    (shuffled, {"these_problems": True}, drawer, -4.0),
     (similar, {"these_problems": True}, alike, -1.0),
     (at_the_edge, {"these_problems": True}, drawer, -3.0),
 ]
@@ -127,7 +125,6 @@ CASES = [
 def test_errors_in_two_thousand_worlds(worlds, changes, make, centre):
     """Five per cent at all looks together, whatever stops the run; 0.0125 is 2.5 standard errors."""
     missed, verdicts = wrong(worlds, Design(**changes), 2000, make, centre)
-    print(worlds.__name__, changes, make.__name__, centre, missed, verdicts)
     assert missed < 0.05 + 0.0125
     assert verdicts <= missed
 
