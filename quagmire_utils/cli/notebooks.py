@@ -88,10 +88,8 @@ def evaluate(
     given |= {"num_samples": num_samples, "k": num_samples if k is None else k, "max_tokens": max_tokens}
     given |= {"limit": limit, "engine": engine, "output": None if output is None else output.resolve()}
     given["forecast_k"] = forecast_k
-    from quagmire_utils.data.pretrained import locate
     from quagmire_utils.evaluation.store import SampleStore
 
-    locate(model)  # a model's first use says here whose it is, and not in the notebook
     page = _workflow("evaluate", "evaluate_model", given, parameters)
     if page is not None:
         print_table(SampleStore(page.parent), sorted({1, given["k"]}))
