@@ -1,9 +1,8 @@
-"""Decode loops of the transformers engine: from prompts and seeds to sampled token ids.
+"""The decode loop of the transformers engine: from prompts and seeds to sampled token ids.
 
-Two loops draw the same answers. `decode_each` keeps one row per answer. `decode_shared` keeps one row per distinct text
-so far: answers to one prompt begin alike, and a confident model writes few different ones (of 128 answers by a trained
-micro model, 2-11 % of the tokens are distinct), so most rows would repeat the same computation. It asks the device at
-every token which rows those are, which is free on a CPU, but makes a GPU wait.
+It keeps one row per distinct text so far: answers to one prompt begin alike, and a confident model writes few different
+ones (of 128 answers by a trained micro model, 2-11 % of the tokens are distinct), so most rows would repeat the same
+computation.
 """
 
 from __future__ import annotations
@@ -48,58 +47,10 @@ def _chances(seeds: np.ndarray, positions: int, device: torch.device) -> Iterato
             yield block[:, column]
 
 
-def decode_each(
+def decode(
     module: Any, batch: Batch, params: SamplingParams, ends: Sequence[int], decode_attention: str
 ) -> list[list[int]]:
-    """Return the token ids of each answer, up to and including its first end token.
-
-    Answers that have ended leave the batch as soon as a quarter of it has. Raises NotFiniteError.
-    """
-    import torch
-
-    with torch.inference_mode():
-        device, rows = module.device, len(batch.owners)
-        cache = new_cache(module)
-        logits = _read(module, torch.tensor(batch.prompts, device=device), cache)
-        prompt_of_row = torch.tensor(batch.prompt_of_row, device=device)
-        cache.reorder_cache(prompt_of_row)
-        module.set_attn_implementation(decode_attention)
-        logits = logits[prompt_of_row]
-
-        ends = torch.tensor(ends, device=device, dtype=torch.long)
-        tokens = torch.zeros((rows, params.max_tokens), dtype=torch.long, device=device)
-        alive = torch.arange(rows, device=device)  # the answer in each row
-        ended = torch.zeros(rows, dtype=torch.bool, device=device)
-        finite = torch.ones((), dtype=torch.bool, device=device)
-        check_every = 1 if device.type == "cpu" else 8  # asking a GPU how many have ended makes it wait
-        for position, chances in enumerate(_chances(batch.seeds, params.max_tokens, device)):
-            finite &= logits.amax(-1).isfinite().all()
-            if params.temperature == 0:
-                drawn = logits.argmax(-1)
-            else:
-                drawn = draw(logits, chances[alive], params.temperature, params.top_p)
-            tokens[alive, position] = drawn
-            ended |= torch.isin(drawn, ends)
-            if position + 1 == params.max_tokens:
-                break
-            if (position + 1) % check_every == 0:
-                count = int(ended.sum())
-                if count == len(ended):
-                    break
-                if 4 * count >= len(ended):
-                    kept = (~ended).nonzero()[:, 0]
-                    cache.reorder_cache(kept)
-                    alive, drawn, ended = alive[kept], drawn[kept], ended[kept]
-            logits = _read(module, drawn[:, None], cache)
-        if not finite:
-            raise NotFiniteError
-        return _cut(tokens.cpu().numpy(), ends.tolist())
-
-
-def decode_shared(
-    module: Any, batch: Batch, params: SamplingParams, ends: Sequence[int], decode_attention: str
-) -> list[list[int]]:
-    """Do as `decode_each`, computing tokens that answers share once, for a module that `can_share`."""
+    """Return the token ids of each answer, up to and including its first end token. Raises NotFiniteError."""
     import torch
 
     with torch.inference_mode():
@@ -126,32 +77,11 @@ def decode_shared(
             alive, drawn, row_of = alive[going], drawn[going], row_of[going]
             if position + 1 == params.max_tokens or not len(alive):
                 break
-            # one row for each (row, token) drawn; the first token drawn in a row takes that row over
-            branches, branch_of = torch.unique(row_of * vocabulary + drawn, return_inverse=True)
-            parents, branch_tokens = branches // vocabulary, branches % vocabulary
-            is_new = torch.zeros(len(branches), dtype=torch.bool, device=device)
-            is_new[1:] = parents[1:] == parents[:-1]
-            slots = parents.clone()
-            rows = len(logits)
-            if is_new.any():
-                left = torch.ones(rows, dtype=torch.bool, device=device)  # rows without a living answer
-                left[parents] = False
-                free = left.nonzero()[:, 0]
-                needed = int(is_new.sum())
-                grown = rows + max(0, needed - len(free))
-                targets = torch.cat([free[:needed], torch.arange(rows, grown, device=device)])
-                for layer in cache.layers:
-                    layer.copy_rows(parents[is_new], targets, grown)
-                slots[is_new], rows = targets, grown
-            if 4 * (rows - len(branches)) >= rows:  # a quarter of the rows is unused
-                kept, order = slots.sort()
-                cache.reorder_cache(kept)
-                slots[order] = torch.arange(len(kept), device=device)
-                rows = len(kept)
-            feed = torch.zeros(rows, dtype=torch.long, device=device)
-            feed[slots] = branch_tokens
-            row_of = slots[branch_of]
-            logits = _read(module, feed[:, None], cache)
+            branches, row_of = torch.unique(row_of * vocabulary + drawn, return_inverse=True)  # (row, token) drawn
+            parents = branches // vocabulary
+            if len(parents) != len(logits) or not torch.equal(parents, torch.arange(len(logits), device=device)):
+                cache.reorder_cache(parents)
+            logits = _read(module, (branches % vocabulary)[:, None], cache)
         return _cut(tokens.cpu().numpy(), ends.tolist())
 
 
@@ -216,7 +146,7 @@ def _mix(z: np.ndarray) -> np.ndarray:
 
 
 def can_share(model: Any) -> bool:
-    """Whether `decode_shared` can decode this model: every layer attends to all tokens."""
+    """Whether every layer of this model attends to all tokens."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
@@ -270,19 +200,6 @@ def _growing_layer() -> Any:
             if held:
                 buffer[:, :, :held] = old[:rows]
             return buffer
-
-        def copy_rows(self, sources, targets, rows):
-            """Make the rows `targets` copies of `sources`; the layer then has `rows` rows."""
-            held, length = self.keys.shape[0], self.get_seq_length()
-            if rows > self.buffers[0].shape[0]:
-                room = max(rows, 3 * held // 2)
-                larger = [buffer.new_empty((room, *buffer.shape[1:])) for buffer in self.buffers]
-                for buffer, old in zip(larger, self.buffers, strict=True):
-                    buffer[:held, :, :length] = old[:held, :, :length]
-                self.buffers = larger
-            for buffer in self.buffers:
-                buffer[targets, :, :length] = buffer[sources, :, :length]
-            self.keys, self.values = (buffer[:rows, :, :length] for buffer in self.buffers)
 
         def reorder_cache(self, rows):
             self.buffers = [buffer.index_select(0, rows) for buffer in self.buffers]

@@ -6,8 +6,8 @@ Made for many samples of few prompts, as Pass@k needs, and for micro models on o
 
 - prompts of equal length share a batch, so nothing is padded;
 - each prompt is read once, and its key-value cache repeated for its samples;
-- on a CPU, the common beginnings of answers are computed once, not once for each answer (`decoding`);
-- answers that have ended leave the batch as soon as a quarter of it has;
+- the common beginnings of answers are computed once, not once for each answer (`decoding`);
+- answers that have ended leave the batch;
 - the cache writes into preallocated memory instead of copying itself at every token;
 - randomness is a hash of (seed, position): an answer depends on its own seed alone, not on n or on its neighbours in
   the batch (up to rounding in the model, where batch shapes can change the last bit).
@@ -27,7 +27,7 @@ from quagmire_utils.core.tokenizer import cannot_load
 from quagmire_utils.engines.base import Completion, Engine, Request
 from quagmire_utils.engines.checkpoints import resolve_device
 from quagmire_utils.engines.config import EngineConfig, SamplingParams
-from quagmire_utils.engines.decoding import Batch, NotFiniteError, can_share, decode_each, decode_shared
+from quagmire_utils.engines.decoding import Batch, NotFiniteError, decode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +53,6 @@ class TransformersEngine(Engine):
         # On a CPU, plain matrix products beat the fused kernel for one query at a time, unless heads share their keys.
         self._attention = self.module.config._attn_implementation
         heads, key_heads = _heads(self.module.config)
-        self._share = self.device.type == "cpu" and can_share(self.module)
         self._decode_attention = "eager" if self.device.type == "cpu" and heads == key_heads else self._attention
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
@@ -71,7 +70,6 @@ class TransformersEngine(Engine):
         self.check(requests, params)
         answers: list[list[list[int]]] = [[[]] * request.n for request in requests]
         for batch in self._plan(requests, params):
-            decode = decode_shared if self._share else decode_each
             try:
                 rows = decode(self.module, batch, params, self.ends, self._decode_attention)
             except NotFiniteError:

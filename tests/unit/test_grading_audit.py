@@ -35,8 +35,8 @@ def test_both_graders_meet_the_labels_of_real_responses(grader, labelled, name, 
 
 
 def test_the_audit_finds_what_math_verify_accepts_of_spoilt_answers(grader):
-    spoilt = ["\\boxed{31_7}", "\\boxed{-31}", "\\boxed{31}"]
-    problems = [Problem("p", "?", "31", grader="math_verify")] * len(spoilt)
+    spoilt = ["\\boxed{3.1\\times 10^{-27}}", "\\boxed{-31}", "\\boxed{1.3\\times 10^{-27}}"]
+    problems = [Problem("p", "?", "1.3\\times 10^{-27}", grader="math_verify")] * len(spoilt)
     grades = grader.grade(spoilt, problems, timeout=60)
     assert [grade.verdict for grade in grades] == [CORRECT, WRONG, CORRECT]
     listed = audit(spoilt, problems, grades)
