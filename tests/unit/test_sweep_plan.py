@@ -172,11 +172,12 @@ def test_more_problems_than_a_file_has_are_refused(tmp_path):
                 check(profile, here=False)
 
 
-def test_the_study_of_a_real_model_asks_small_benchmarks_with_the_prompt_that_it_trains_on(data_dir):
-    profile = load_profile("smollm")
+@pytest.mark.parametrize(("name", "sizes"), [("smollm", [1, 6, 9]), ("gemma", [1, 2, 3])])
+def test_the_study_of_a_real_model_asks_small_benchmarks_with_the_prompt_that_it_trains_on(data_dir, name, sizes):
+    profile = load_profile(name)
     check(profile, here=False)
     cells = sweep.plan(profile)
-    assert [sum(cell.kind == kind for cell in cells) for kind in ("base", "sft", "rl")] == [1, 6, 9]
+    assert [sum(cell.kind == kind for cell in cells) for kind in ("base", "sft", "rl")] == sizes
     problems = [problem for some in sweep.benchmark_problems(profile).values() for problem in some]
     assert 50 <= len(problems) <= 100
     assert {(problem.instruction, problem.grader) for problem in problems} == {(None, "math_verify")}
