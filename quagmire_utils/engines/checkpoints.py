@@ -168,7 +168,6 @@ def resolve_dtype(config: PreTrainedConfig, dtype: str, device: str = "") -> str
     return own
 
 
-@lru_cache
 def end_tokens(
     model: str, revision: str | None, config: PreTrainedConfig | None, tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
