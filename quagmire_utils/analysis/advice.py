@@ -30,7 +30,7 @@ SAID = {
     "outcomes, it ended 0.02 points below the best on average, the ranking's choice 0.07, a random one 5.0. On "
     "published numbers of real models (results/public: 22 SFT checkpoints, 4 groups along one pretraining run) both "
     "ended best, a random one 7.3 points below; forecasts of one checkpoint from the others had R² 0.90 and 0.95 from "
-    "Pass@32, 0.94 and 0.98 from Pass@1 (2 groups), 0.01 from the loss and 0.19 from Pass@1 (1 group, 35 checkpoints).",
+    "Pass@32, 0.94 and 0.98 from Pass@1 (2 groups), 0.01 from the loss and 0.27 from Pass@1 (1 group, 33 checkpoints).",
     "length": "The rule assumes RL up to its plateau. In results/mini, whose RL stops before it, the rank correlation "
     "with the score after RL was 0.20 lower for Pass@64 than for Pass@1 after 8 steps, and 0.10 lower after 32.",
 }

@@ -56,6 +56,7 @@ class Row(BaseModel):
     val_loss_pre: Annotated[float, Field(gt=0, lt=20)] | None = None  # nats per token
     entropy_pre: Annotated[float, Field(gt=0, lt=20)] | None = None  # nats per token
     pass1_post: Score | None = None
+    pass1_post_equal: Score | None = None  # after as much RL as the others of the group
     pass_k_post: Score | None = None
     outcome_kind: Text
     how_read: Text
@@ -129,7 +130,10 @@ def comparable(rows: pd.DataFrame) -> pd.DataFrame:
     return frame[groups["candidate"].transform("nunique") > 1].reset_index(drop=True)
 
 
-_SCORES = {"pass1": "pass1_pre", "pass_k": "pass_k_pre", "pass_k_mid": "pass_k_mid_pre", "outcome": "pass1_post"}
+_SCORES = {
+    **{"pass1": "pass1_pre", "pass_k": "pass_k_pre", "pass_k_mid": "pass_k_mid_pre"},
+    **{"outcome": "pass1_post", "outcome_equal": "pass1_post_equal"},
+}
 
 
 def pooled(groups: Sequence[ArrayLike], seed: int = 0) -> Array:

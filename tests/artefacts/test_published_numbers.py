@@ -112,7 +112,7 @@ def test_every_group(real, by_hand):
 def test_groups_together(real, by_hand):
     judged = real["judged"].set_index(["trust", "kind", "predictor", "measure"])
     order = real["values"].drop_duplicates(["trust", "kind", "group"])
-    assert len(judged) == 27
+    assert len(judged) == 63
     for (trust, kind, label, name), row in judged.iterrows():
         names = order.loc[(order["trust"] == trust) & (order["kind"] == kind), "group"]
         mine = [by_hand[trust, one, label] for one in names if (trust, one, label) in by_hand]
@@ -134,7 +134,7 @@ def test_groups_together(real, by_hand):
 def test_sources_recipes_and_workflows(real):
     frame = pd.read_csv(public_evidence.FOLDER / "pre_post_rl.csv")
     assert real["sources"].ngroups == frame["url"].groupby(frame["source_id"]).nunique().sum()
-    retu = frame[(frame["source_id"] == "retu_qwen7b") & (frame["pre_stage"] == "SFT")].dropna(subset=["val_loss_pre"])
+    retu = frame[(frame["group"] == "RETU Qwen2.5-7B") & (frame["pre_stage"] == "SFT")]
     inside = real["inside"].set_index("data set")
     sizes = retu.groupby(retu["candidate"].str.split().str[0]).size()
     assert inside["n"].to_dict() == sizes[sizes >= 4].to_dict()
@@ -148,6 +148,13 @@ def test_sources_recipes_and_workflows(real):
         gains = [a - b for a, b in zip(loss[1:], score[1:], strict=True)]
         assert (row["gain low"], row["gain high"]) == pytest.approx(ends(gains))
         assert row["by spearman"] == (verdict(*ends(gains)) if len(y) >= 6 else "too few")
+    for row in real["equal"].itertuples():
+        y = retu[{"best of each run": "pass1_post", "after equal RL": "pass1_post_equal"}[row.outcome]].to_numpy()
+        series = -retu["val_loss_pre"].to_numpy(), retu["pass1_pre"].to_numpy()
+        drawn = [np.arange(len(y)), *draws(len(y))]
+        loss, score = ([measure(x[rows], y[rows])["spearman"] for rows in drawn] for x in series)
+        low, high = ends([a - b for a, b in zip(loss[1:], score[1:], strict=True)])
+        assert row[2:] == pytest.approx((33, score[0], loss[0], low, high, verdict(low, high)))
     recipes = defaultdict(list)
     for row in frame[frame["source_id"].str.startswith("rl_excursions") & (frame["pre_stage"] == "SFT")].itertuples():
         recipes[row.benchmark, row.candidate.split(" at ")[1]].append(row)
