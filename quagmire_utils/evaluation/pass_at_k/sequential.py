@@ -14,8 +14,9 @@ truly best.
 By default a difference is that of problems of this kind, with the paired t-interval of `compare`; every problem gets
 equally many answers. With `these_problems` only the noise of sampling counts, and problems and models whose answers
 vary most get most of them. A mean over answers is then biased, because the luck of a problem's first answers decides
-how many follow. So each round has its own mean, unbiased whatever came before, and rounds weigh as planned. The
-intervals are normal approximations; the tests measure their error in simulated worlds.
+how many follow. So each round has its own mean, unbiased whatever came before, and rounds weigh as planned. Answers
+drawn with the same seeds count as independent, which is on the safe side. The intervals are normal approximations; the
+tests measure their error in simulated worlds.
 """
 
 from __future__ import annotations
