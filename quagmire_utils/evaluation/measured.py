@@ -189,7 +189,7 @@ def describe_forecast(table: pd.DataFrame) -> str:
     value = f"{100 * row['value']:.1f} % {_interval(100 * row['low'], 100 * row['high'])}"
     return (
         f"Forecast, not measured: Pass@{row['k']} about {value}, from {row['min_n']} answers a problem. "
-        f"To rank models, use the measured Pass@{row['min_n']}: forecasts order them worse."
+        f"Rank models by the measured Pass@{row['min_n']}; a forecast adds assumptions."
     )
 
 

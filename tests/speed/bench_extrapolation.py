@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from quagmire_utils.evaluation.pass_at_k import MACRO
 from quagmire_utils.evaluation.pass_at_k.extrapolation import MAX_RATIO, extrapolate, rehearse
 
 METHODS = ["hold", "Bayes@N", "power law", "smoothed NPMLE", "beta-binomial", "combined"]
@@ -29,7 +30,7 @@ def errors(pythia: pd.DataFrame, draws: int, rng: np.random.Generator) -> pd.Dat
     rows = []
     for n, k in BEST:
         for _, model in pythia.groupby("model"):
-            found = rehearse(model, n, [k], draws, rng).query("benchmark != @MACRO").set_index(["n", "k"])
+            found = rehearse(model, n, [k], draws, rng).set_index(["n", "k"])  # of one benchmark
             rows.append(100 * found[METHODS].sub(found["truth"], axis=0).abs())
     return pd.concat(rows).groupby(["n", "k"]).mean().assign(published_best=pd.Series(BEST))
 
@@ -67,14 +68,14 @@ def main(draws: int = 20) -> None:
     if path.is_file():
         pythia = pd.read_parquet(path)
         print("\nMean absolute error in points, Pythia\n", errors(pythia, draws, rng).round(1).to_string())
-        held = intervals(pythia, [8, 16, 32, 64, 128], max(1, draws // 5), rng).query("benchmark != @MACRO")
+        held = intervals(pythia, [8, 16, 32, 64, 128], max(1, draws // 5), rng)
         show("Intervals, Pythia", held)
         print(held.groupby("model")["covered"].mean().round(3).to_string())
     records = pd.read_parquet(Path(__file__).parents[2] / "results/mini/counts.parquet")
     records = records[records["stage"] == "sft"].assign(model=lambda frame: frame["cell"])
     held = intervals(records, [8, 16, 32, 64], 1, rng)
-    show("Intervals, mini", held.query("benchmark != @MACRO"))
-    show("Intervals of the macro average, mini", held.query("benchmark == @MACRO"))
+    show("Intervals, mini", held[held["benchmark"] != MACRO])
+    show("Intervals of the macro average, mini", held[held["benchmark"] == MACRO])
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ little about chances far below 1/n. So the value is the mean of three estimates 
 
 - power law: log(-log Pass@k) is linear in log k (2502.17578);
 - smoothed NPMLE: any distribution of p; expectation maximization from a flat start, stopped early;
-- posterior: p has a beta distribution (the beta-binomial model, 2510.05197) or normal log-odds, each without and with a
-  share of problems that the model never solves. Parameters are averaged over by Bayes' rule.
+- posterior: p has a beta distribution (the beta-binomial model, 2510.05197) or normal log-odds, each alone, with a
+  share of problems that the model never solves, or with a share of problems of any p. Bayes' rule averages over the
+  parameters.
 
-The interval is the union of the four families' 95 % posterior intervals, so it covers if one of them is right. Their
-likelihoods do not choose between them: they fit the n answers about equally well and differ in what they say beyond.
+The interval is the union of the 95 % posterior intervals of these six families, so it covers if one of them is right.
+Likelihoods do not choose between them: they fit the n answers about equally well and differ in what they say beyond.
 Measured on counts of real and micro models, it covers 90 % or more up to k = 16 n, and larger k are refused
 (`notebooks/pass_at_k_from_few_samples.ipynb`). In a macro average the ends of the benchmarks' intervals are averaged,
 because what a family gets wrong, it gets wrong on every benchmark. The interval can fail where no family is near: if
