@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 from quagmire_utils.core.errors import ParameterError
@@ -38,28 +37,6 @@ def environment_python(backend: str) -> Path:
         raise ParameterError(variable, named, "the path of a Python")
     remedy = f"run ./reproduce.sh setup {backend}, or name its Python in {variable}"
     raise ParameterError("backend", backend, reason=f"{BACKENDS[backend]} is not installed: {remedy}")
-
-
-def backend_environment(backend: str) -> dict[str, str]:
-    """Return the variable that tells a run's scripts their Python, after checking that it can run them.
-
-    Raises ParameterError as `environment_python` does, and if that Python does not start or has not the pinned version
-    of the back-end.
-    """
-    python, variable = environment_python(backend), python_variable(backend)
-    lines = (Path(__file__).parent / f"{backend}.txt").read_text(encoding="utf-8").splitlines()
-    pinned = next(line.partition("==")[2] for line in lines if line.startswith(f"{backend}=="))
-    command = [python, "-c", f"from importlib.metadata import version; print(version({backend!r}))"]
-    without = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=without)
-        found = asked.stdout.strip() or (asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"])[-1]
-    except (OSError, subprocess.TimeoutExpired) as error:
-        found = str(error)
-    if found != pinned:
-        reason = f"{python} must have {BACKENDS[backend]} {pinned}, but says {found!r}"
-        raise ParameterError(variable, str(python), reason=f"{reason}: run ./reproduce.sh setup {backend}")
-    return {variable: str(python)}
 
 
 def check_gpus(needed: int) -> None:

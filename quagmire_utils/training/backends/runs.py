@@ -21,8 +21,8 @@ from quagmire_utils.core.files import atomic_folder, digest, read_json, write_js
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.training.backends.environments import (
     BACKENDS,
-    backend_environment,
     default_python,
+    environment_python,
     python_variable,
 )
 
@@ -138,7 +138,8 @@ def short_digest(value: str) -> str:
 
 def run_backend(folder: Path, backend: str, command: str = "exec bash run.sh", *, doing: str = "") -> None:
     """Run a command as `run_command` does, with a back-end's Python. `doing`: what it does with it, if not train."""
-    run_command(folder, command, name=doing + BACKENDS[backend], environment=backend_environment(backend))
+    environment = {python_variable(backend): str(environment_python(backend))}
+    run_command(folder, command, name=doing + BACKENDS[backend], environment=environment)
 
 
 def run_command(folder: Path, command: str = "exec bash run.sh", *, name: str, environment: Mapping[str, str]) -> None:
