@@ -195,8 +195,8 @@ def test_the_notebook_begins_with_the_parameters_that_everybody_knows():
     book = nbformat.read(Path(__file__).parents[2] / "notebooks" / "evaluate_model.ipynb", as_version=4)
     (cell,) = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
     names = [line.partition(" = ")[0] for line in cell.source.splitlines()]
-    known = "model revision engine benchmarks num_samples k forecast_k temperature max_tokens template validation_traces"
-    assert names[:11] == known.split()
+    known = "model revision engine benchmarks num_samples k forecast_k temperature max_tokens template"
+    assert names[:10] == known.split()
     assert "trust_remote_code = False" in cell.source
 
 
