@@ -37,6 +37,7 @@ RUN = "run.json"  # what the run is; written last, so a folder without it was no
 LOG = "train.log"
 _LOCK = ".lock"
 _TAIL = 12  # lines of a failed run's log that are shown
+_POLL = 0.5  # seconds
 _PATIENCE = 30.0  # seconds that a stopped run has to end
 
 
@@ -168,7 +169,8 @@ def run_command(folder: Path, command: str = "exec bash run.sh", *, name: str, e
             env={**os.environ, **environment},
         )
         try:
-            child.wait()
+            while child.poll() is None:
+                time.sleep(_POLL)  # a wait without an end would not see an interrupt that another thread was given
         finally:
             _end(child)
         if child.returncode != 0:
