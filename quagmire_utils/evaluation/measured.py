@@ -188,7 +188,7 @@ def describe_forecast(table: pd.DataFrame) -> str:
     row = table.iloc[-1]
     value = f"{100 * row['value']:.1f} % {_interval(100 * row['low'], 100 * row['high'])}"
     return (
-        f"Forecast, not measured: Pass@{row['k']} about {value}, from {row['min_n']} answers a problem. "
+        f"Forecast, not measured: Pass@{row['k']} of these problems about {value}, from {row['min_n']} answers each. "
         f"Rank models by the measured Pass@{row['min_n']}; a forecast adds assumptions."
     )
 

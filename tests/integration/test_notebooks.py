@@ -372,7 +372,7 @@ def test_evaluate_model_on_a_micro_model(run, tmp_path):
     assert "macro average" in html
     assert "Pass@64 %, forecast" in html
     page = (tmp_path / "evaluation" / "evaluation.html").read_text(encoding="utf-8")
-    assert "Forecast, not measured: Pass@64 about" in page
+    assert "Forecast, not measured: Pass@64 of these problems about" in page
     assert html.count("tex2jax_ignore") >= 5  # answers of a random model, escaped
     assert len(shown(book, "image/png")) == 2
     assert (tmp_path / "evaluation" / "manifest.json").is_file()

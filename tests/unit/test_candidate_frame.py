@@ -107,7 +107,9 @@ def test_a_forecast_says_that_it_is_none_of_the_measurements(records):
     shown = show_forecast(table)
     assert shown.columns.tolist() == ["from answers a problem", "Pass@200 %, forecast"]
     assert shown.iloc[-1, 1].startswith(f"about {value:.1f} [")
-    assert describe_forecast(table).startswith(f"Forecast, not measured: Pass@200 about {value:.1f} % [")
+    assert describe_forecast(table).startswith(
+        f"Forecast, not measured: Pass@200 of these problems about {value:.1f} % ["
+    )
     assert show_forecast(table[table["benchmark"] != "easy"]).index.tolist() == [*list(BENCHMARKS)[1:], "macro average"]
 
 

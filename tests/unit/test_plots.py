@@ -417,7 +417,7 @@ def test_pass_at_k_panels_with_their_bands_and_votes(counts):
     forecast = forecast_table(counts, 256)
     panel = plots.pass_at_k_grid(table, forecast=forecast).axes[-1]
     lines = {line.get_label(): line for line in panel.lines}
-    dashed, mean = lines["Pass@k, forecast"], forecast[forecast["benchmark"] == "macro average"]
+    dashed, mean = lines["forecast"], forecast[forecast["benchmark"] == "macro average"]
     assert dashed.get_linestyle() == "--"
     np.testing.assert_allclose(dashed.get_xydata(), mean[["k", "value"]])
     assert max(lines["Pass@k"].get_xdata()) == min(dashed.get_xdata())

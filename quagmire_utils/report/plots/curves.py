@@ -207,18 +207,18 @@ def plot_pass_at_k(
     `benchmark_extrapolation`.
     """
     name, last = rows["benchmark"].iloc[0], int(rows["k"].max())
-    if forecast is not None:
-        beyond, last = forecast[forecast["benchmark"] == name], int(forecast["k"].max())
-        look = {"color": BLUE, "ls": "--", "lw": 1.6, "marker": "o", "ms": 4.5, "mfc": "white", "zorder": 3}
-        ax.plot(beyond["k"], beyond["value"], label="Pass@k, forecast", **look)
-        ax.fill_between(
-            beyond["k"], beyond["low"], beyond["high"], color=BLUE, alpha=0.08, lw=0, label="of the forecast"
-        )
+    last = last if forecast is None else int(forecast["k"].max())
     powers = [2**i for i in range(last.bit_length())]
     ax.fill_between(rows["k"], rows["low"], rows["high"], color=BLUE, alpha=0.22, lw=0, label="95 % interval")
     marks = np.flatnonzero(rows["k"].isin(powers)).tolist()
     look = {"color": BLUE, "lw": 2, "marker": "o", "ms": 4.5, "mec": "none", "markevery": marks, "clip_on": False}
     ax.plot(rows["k"], rows["pass_at_k"], label="Pass@k", **look)
+    if forecast is not None:
+        beyond = forecast[forecast["benchmark"] == name]
+        dashed = {"color": BLUE, "ls": "--", "lw": 1.6, "marker": "o", "ms": 4.5, "mfc": "white", "clip_on": False}
+        ax.plot(beyond["k"], beyond["value"], label="forecast", zorder=3, **dashed)
+        band = {"color": BLUE, "alpha": 0.08, "lw": 0, "label": "95 % of the forecast"}
+        ax.fill_between(beyond["k"], beyond["low"], beyond["high"], **band)
     if votes is not None and len(mine := votes[votes["benchmark"] == name].dropna(subset="maj_at_k")):
         ax.plot(mine["k"], mine["maj_at_k"], "s--", color=BROWN, lw=1.6, ms=4, mec="none", clip_on=False, label="maj@k")
     log_ticks(ax, powers[:: max(1, math.ceil(len(powers) / 6))])
