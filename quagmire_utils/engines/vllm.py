@@ -4,8 +4,6 @@
     load_engine(EngineConfig(model="path/to/checkpoint", tensor_parallel_size=4))     # one copy over four GPUs
     load_engine(EngineConfig(model="path/to/checkpoint", data_parallel_size=8))       # eight copies: `vllm_replicas`
 
-If memory doesn't suffice to start, a second attempt is made with a quarter of the sequences in flight.
-
 vLLM gives child j of a seeded request the seed `seed + j` (vllm/v1/engine/parallel_sampling.py), as `Engine` promises.
 Prompts go in and answers come out as token ids, so that prompts, end tokens and decoded texts are this package's.
 """
@@ -16,7 +14,6 @@ import gc
 import importlib.metadata
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +29,6 @@ CHILD_SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 _CPU_ROWS = 256
-_GPU_RETRY_ROWS = 64  # if the first attempt had vLLM's own number, which is 256 to 1024
 _NO_MEMORY = re.compile(
     r"out of memory|not enough memory|can't allocate memory|cannot allocate memory|unable to allocate|MemoryError"
     r"|available memory for the cache|larger than the available KV cache|is less than desired .* memory utilization",
@@ -60,18 +56,10 @@ class VLLMEngine(StreamingEngine):
             if config.device != "auto" and (config.device == "cpu") != on_cpu:
                 raise ParameterError("device", config.device, f"auto or {kind}, on which the installed vLLM runs")
             check_devices(config.tensor_parallel_size, on_cpu)
-            rows = config.batch_size or (_CPU_ROWS if on_cpu else None)
-            fewer = max(1, rows // 4) if rows else _GPU_RETRY_ROWS
-            if (failure := self._start(rows, on_cpu)) is not None:
-                print(f"vLLM did not start ({failure}); once more with {fewer} sequences at a time", file=sys.stderr)
-                failure = self._start(fewer, on_cpu)
-            if failure is not None:
-                reason = f"vLLM can't start {self.model} with {fewer} sequences at a time either ({failure}); a smaller"
-                reason += " max_model_len or a larger tensor_parallel_size needs less memory on each device"
-                raise ParameterError("max_model_len", config.max_model_len, reason=reason)
+            self._start(config.batch_size or (_CPU_ROWS if on_cpu else None), on_cpu)
 
-    def _start(self, rows: int | None, on_cpu: bool) -> str | None:
-        """Load the model for `rows` sequences at a time; return why if memory doesn't suffice, or may not."""
+    def _start(self, rows: int | None, on_cpu: bool) -> None:
+        """Load the model for `rows` sequences at a time. Raises ParameterError if memory doesn't suffice."""
         from vllm import LLM
 
         options: dict[str, Any] = {} if rows is None else {"max_num_seqs": rows}
@@ -104,8 +92,10 @@ class VLLMEngine(StreamingEngine):
             in_child = self.config.tensor_parallel_size > 1 and "initialization failed" in reason  # it doesn't say why
             if not (_NO_MEMORY.search(reason) or in_child):
                 raise
-            return " ".join(str(error).split(". ")[0].split())[:300] or type(error).__name__
-        return None
+            said = " ".join(str(error).split(". ")[0].split())[:300] or type(error).__name__
+            advice = "a smaller max_model_len or batch_size, or a larger tensor_parallel_size, needs less memory"
+            reason = f"vLLM can't start {self.model} ({said}); {advice} on each device"
+            raise ParameterError("max_model_len", self.config.max_model_len, reason=reason) from error
 
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
         """Yield (index of the request, its n completions) as requests are completed; see `Engine`."""

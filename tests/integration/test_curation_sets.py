@@ -369,7 +369,6 @@ def test_a_missing_column_names_those_that_there_are(tmp_path, name):
         ({"selection": "shortest", "tokenizer": True}, "n", "n or token_budget"),
         ({"selection": "middle", "n": 5}, "selection", "shortest, longest, random"),
         ({"n": 5, "token_budget": 5}, "token_budget", "with n"),
-        ({"max_tokens": 3, "min_tokens": 4, "tokenizer": True}, "max_tokens", "min_tokens"),
         ({"validation_problems": 10_000}, "validation_problems", "less than the number of problems"),
         ({"generators": "QwQ-32B"}, "source", r"generator is DeepSeek-R1: 3"),
         ({"where": {"category": "physics"}}, "source", r"category is math: 3"),

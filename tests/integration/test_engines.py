@@ -227,28 +227,20 @@ _LITTLE_MEMORY = """
 import os, resource, sys
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1"}
 import psutil, vllm
-from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine
-limit = psutil.Process().memory_info().vms + int(sys.argv[2]) * 2**30
+from quagmire_utils.engines import EngineConfig, load_engine
+limit = psutil.Process().memory_info().vms + 3 * 2**30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-engine = load_engine(EngineConfig(model=sys.argv[1], batch_size=int(sys.argv[3])))
-print("answers", len(engine.generate([Request((300, 301), 3, 0)], SamplingParams(max_tokens=4))[0]))
+load_engine(EngineConfig(model=sys.argv[1], batch_size=8192))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("on_cpu")
-@pytest.mark.parametrize(("gib", "sequences", "works"), [(4, 8192, True), (3, 32768, False)])
-def test_too_little_memory_is_tried_once_more_with_fewer_sequences(tmp_path, gib, sequences, works):
-    """vLLM's table of tokens takes 4 GiB for 8192 sequences here and 1 GiB for a quarter of them; its cache 1 GiB."""
-    fewer = sequences // 4
+def test_too_little_memory_is_a_sentence(tmp_path):
+    """vLLM's table of tokens takes 4 GiB for 8192 sequences here."""
     save_peaked(tmp_path, max_position_embeddings=2**17)
-    done = subprocess.run(
-        [sys.executable, "-c", _LITTLE_MEMORY, str(tmp_path), str(gib), str(sequences)], capture_output=True, text=True
-    )
-    assert done.stderr.count(f"; once more with {fewer} sequences at a time") == 1, done.stderr[-2000:]
-    assert ("answers 3" in done.stdout) == (done.returncode == 0) == works, done.stderr[-2000:]
-    if not works:
-        assert f"ParameterError: max_model_len: vLLM can't start {tmp_path} with {fewer} sequences" in done.stderr
+    done = subprocess.run([sys.executable, "-c", _LITTLE_MEMORY, str(tmp_path)], capture_output=True, text=True)
+    assert f"ParameterError: max_model_len: vLLM can't start {tmp_path} (" in done.stderr, done.stderr[-2000:]
 
 
 # --- the decode loop of the transformers engine -----------------------------------------------------------------------

@@ -82,22 +82,6 @@ def test_agrees_with_the_labels_of_gsm8k(grader, labelled, name):
     grades = grader.grade(responses, golds, grader=name)
     assert len(labels) == 1600
     assert verdicts(grades) == [CORRECT if label else WRONG for label in labels]
-    # A second reading, in case math-verify made the labels: the number behind `A:`. Five responses without one were cut
-    # off, and are WRONG. In two, math-verify reads the number behind an earlier "answer"; both are WRONG either way.
-    cut_off, read_elsewhere = 0, []
-    for response, gold, graded in zip(responses, golds, grades, strict=True):
-        closing = re.search(r"^A: *\$?(-?[\d,]*\.?\d+)", response, re.MULTILINE)
-        if closing is None:
-            cut_off += 1
-            assert graded.verdict == WRONG
-            continue
-        number = closing[1].replace(",", "")
-        assert (float(number) == float(gold.replace(",", ""))) == (graded.verdict == CORRECT)
-        if float(graded.extracted.strip("$").replace(",", "")) != float(number):
-            read_elsewhere.append((graded.extracted, number, gold))
-    assert cut_off == 5
-    if name == "math_verify":
-        assert read_elsewhere == [("32", "35.55555555555556", "33"), ("92", "68", "20")]
 
 
 # ------------------------------------------------------------------------------------- the same as plain math-verify
@@ -166,25 +150,6 @@ def test_what_is_decided_without_math_verify_is_its_verdict():
 
     check()
     assert set(decided) == {CORRECT, WRONG, NO_ANSWER}
-
-
-@pytest.mark.parametrize(
-    ("text", "box"),
-    [
-        ("so $x$ or 12%: \\(\\boxed{\\frac{1}{2}}\\). The {end}", "\\frac{1}{2}"),
-        ("**Final Answer**\n\\[\\boxed{ 7 }\\]", " 7 "),
-        ("the final answer is \\boxed{7}", None),
-        ("f\u0131nal answer is $3$ \\boxed{7}", None),  # a dotless i passes for an i
-        ("$\\boxed{7}$%", None),
-        ("$\\boxed{7}$ percent", None),
-        ("\\boxed{7} \\boxed{7}", None),
-        ("\\boxed{7$} and $}", None),
-        ("\\boxed{}", None),
-        ("\\boxed{7", None),
-    ],
-)
-def test_only_box(text, box):
-    assert parity.only_box(text) == box
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

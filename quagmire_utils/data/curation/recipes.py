@@ -37,7 +37,6 @@ class Recipe(Settings):
     files: Texts = ()  # local files with the dataset's columns, instead of its hub
     generators: Texts | None = None  # None: the dataset's own
     where: dict[str, Texts] = Field(default_factory=dict)  # replaces the dataset's, column by column
-    min_tokens: Count = 1
     max_tokens: Count | None = None
     benchmarks: Texts = BENCHMARKS  # names or .jsonl files that no question may match
     ngram: Annotated[Integer, Field(ge=2)] = NGRAM
@@ -51,8 +50,6 @@ class Recipe(Settings):
             raise ParameterError(asked[1], getattr(self, asked[1]), reason=f"it cannot be given with {asked[0]}")
         if not asked and tuple(self.parts()) != ("random",):
             raise ParameterError("n", reason=f"n or token_budget must be given with selection {self.selection}")
-        if self.max_tokens is not None and self.max_tokens < self.min_tokens:
-            raise ParameterError("max_tokens", self.max_tokens, f"at least min_tokens ({self.min_tokens})")
         if self.needs_lengths and self.tokenizer is None:
             raise ParameterError("tokenizer", reason="it is needed to select by length or by tokens")
         return self
@@ -60,7 +57,7 @@ class Recipe(Settings):
     @property
     def needs_lengths(self) -> bool:
         """Whether choosing needs every trace's length."""
-        by_tokens = self.token_budget or self.max_tokens or self.min_tokens > 1
+        by_tokens = self.token_budget or self.max_tokens
         return bool(by_tokens or set(self.parts()) & {"shortest", "longest"})
 
     def parts(self) -> dict[str, int | None]:
@@ -124,11 +121,10 @@ def choose(table: pd.DataFrame, recipe: Recipe) -> Choice:
     dirty = np.isin(problems, problems[table["hit"].notna()])
     contaminated, rows = rows[dirty], rows[~dirty]
     counts["met a benchmark"] = len(contaminated)
-    if recipe.max_tokens is not None or recipe.min_tokens > 1:
-        short = tokens[rows] < recipe.min_tokens
-        long = tokens[rows] > (recipe.max_tokens or np.iinfo(np.int32).max)
-        counts["below min_tokens"], counts["above max_tokens"] = int(short.sum()), int(long.sum())
-        rows = rows[~(short | long)]
+    if recipe.max_tokens is not None:
+        long = tokens[rows] > recipe.max_tokens
+        counts["above max_tokens"] = int(long.sum())
+        rows = rows[~long]
     rows, duplicates = _distinct(ids, near, rows)
     counts["duplicates"] = len(duplicates)
     counts["pool"] = len(rows)
