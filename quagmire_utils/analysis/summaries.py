@@ -10,8 +10,7 @@ from quagmire_utils.core.records import CHECKPOINT, Records
 def show_candidates(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the numbers behind a figure or table, one row per candidate, rounded."""
     columns = ["family", "candidate", *(["budget"] if "budget" in frame else [])]
-    columns += ["pass1", "pass_k", "gen_loss", "outcome", "outcome_last", "gain"]
-    columns += ["n_runs", "n_samples", "rl_n_samples", "truncation_rate", "no_answer_rate"]
+    columns += ["pass1", "pass_k", "gen_loss", "outcome", "outcome_last", "n_runs"]
     shown = frame[columns].rename(columns={"pass_k": f"pass{frame['k'].iloc[0]}"} if len(frame) else {})
     return shown.set_index(["family", "candidate"]).round(3)
 

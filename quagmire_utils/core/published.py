@@ -4,7 +4,7 @@
     paper.published(5)                            # a DataFrame, one row per cell
     paper.settings(), paper.claims()
 
-The numbers are data: results/paper/tables.csv, settings.csv and claims.csv, described in results/paper/README.md.
+The numbers are data, described in results/paper/README.md: tables.csv, settings.csv, claims.csv, captions.csv there.
 plus_minus is what the paper prints after ±. Its captions call it a standard error of 100 random splits; its size shows
 that it is the standard deviation over splits.
 """
@@ -49,6 +49,12 @@ def settings() -> pd.DataFrame:
 def claims() -> pd.DataFrame:
     """Return the numbers that the paper's text and captions claim: columns name, value, unit, where, quote."""
     return _read("claims").copy()
+
+
+def captions() -> dict[int, str]:
+    """Return the caption of each figure, with its mathematics as plain text."""
+    frame = _read("captions").set_index("figure")["caption"]
+    return frame.str.replace(r"\$R\^2=([\d.]+)\$", r"R² = \1", regex=True).str.replace("*", "").to_dict()
 
 
 @cache

@@ -11,6 +11,6 @@ The page is one file without scripts or requests. It shows what the executed not
 the paper, and everything passes a sanitizer (`clean`), because records hold text that models wrote.
 """
 
-from quagmire_utils.report.study import Headline
+from quagmire_utils.report.study import Headline, Ledger
 
-__all__ = ["Headline"]
+__all__ = ["Headline", "Ledger"]

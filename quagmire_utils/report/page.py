@@ -10,16 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from quagmire_utils.core import published
 from quagmire_utils.core.files import read_json, write_text
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.report.clean import COPIES, environment, markdown, picture, plain, preformatted, render, sanitized
-from quagmire_utils.report.study import AUDIT, LEDGER, PLACES, STORY, Executed, Output, label_of, read_study
+from quagmire_utils.report.study import (
+    AUDIT,
+    BEYOND,
+    LEDGER,
+    OBJECTIONS,
+    OVERVIEW,
+    PLACES,
+    Executed,
+    Output,
+    label_of,
+    read_study,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "report.html"
 EVALUATION = "evaluation.html"
+FIGURES = tuple(place for place in PLACES if place.startswith("fig"))
+TABLES = tuple(place for place in PLACES if place.startswith("table"))
+NAMED = (OVERVIEW, LEDGER, OBJECTIONS, AUDIT, *PLACES)  # have a place of their own on the page
 ALT_LENGTH = 240  # characters; the caption below the picture has the rest
 WORKFLOWS = ("run_sweep", "evaluate_model")  # they make records or evaluate one model: not on the page
 
@@ -44,21 +59,19 @@ def build(folder: str | Path, *, sources: str | Path | None = None) -> str:
         manifest = {}
     configuration = manifest.get("configuration", {})
     shown = {
-        place: [_output(entry, output) for output in entry.outputs]
+        place: [_output(entry, output) for output in entry.outputs if output.content != entry.result]
         for place, entry in study.items()
         if entry.executed and place not in WORKFLOWS
     }
     origins = _origins(study)
     values = {
         "study": study,
-        "shown": shown,
-        "story": STORY,
-        "places": PLACES,
-        "ledger": LEDGER,
-        "audit": AUDIT,
-        "others": [place for place in shown if place not in (*PLACES, LEDGER, AUDIT) and shown[place]],
+        "shown": {place: _divide(place, outputs) for place, outputs in shown.items()},
+        "others": [place for place in dict.fromkeys((*BEYOND, *shown)) if shown.get(place) and place not in NAMED],
         "executed": sum(study[place].executed for place in PLACES),
-        "done": sorted((entry for entry in study.values() if entry.executed), key=lambda entry: entry.name),
+        "figures": FIGURES,
+        "tables": TABLES,
+        "captions": {f"fig{number:02d}": text for number, text in published.captions().items()},
         "vector": {path.stem for path in (folder / "figures").glob("*.svg")},
         "origins": origins,
         "mixed": len({_records(line) for line in origins} - {""}) > 1,
@@ -66,8 +79,20 @@ def build(folder: str | Path, *, sources: str | Path | None = None) -> str:
         "description": str(configuration.get("description", "")),
         "manifest": {"date": "", "configuration_digest": "", **manifest},
     }
-    environment().filters |= {"label": label_of, "duration": duration}
+    environment().filters |= {"label": label_of}
     return render("report.html.j2", **values)
+
+
+def _divide(place: str, outputs: list[Markup]) -> tuple[list[Markup], list[Markup]]:
+    """Return what is visible and what unfolds: of a table its first table, of other notebooks their first picture."""
+    if place in (OVERVIEW, LEDGER, OBJECTIONS) or place in FIGURES:
+        return outputs, []
+    wanted = "<table" if place in TABLES else "<img "
+    first = next((number for number, output in enumerate(outputs) if wanted in output), None)
+    if first is None:
+        return [], outputs
+    start = max(0, first - 1) if place in TABLES else first  # with the line above a table
+    return outputs[start : first + 1], [*outputs[:start], *outputs[first + 1 :]]
 
 
 def _output(entry: Executed, shown: Output) -> Markup:
@@ -84,7 +109,10 @@ def _output(entry: Executed, shown: Output) -> Markup:
         text = '<p class="note">A picture of {} is damaged: execute the notebook again.</p>'
         return Markup(text).format(entry.name)
     below = Markup("<figcaption>{}</figcaption>").format(caption) if caption else ""
-    return Markup('<figure><div class="card">{}</div>{}</figure>').format(image, below)
+    enlarge = Markup(
+        '<input type="checkbox" aria-label="enlarge the picture">'
+    )  # for small screens, by the style sheet
+    return Markup('<figure><label class="card">{}{}</label>{}</figure>').format(enlarge, image, below)
 
 
 def _alt(caption: str) -> str:
@@ -99,7 +127,7 @@ def _alt(caption: str) -> str:
 def _origins(study: Mapping[str, Executed]) -> dict[str, list[Executed]]:
     """Return each line of provenance with the notebooks that show it."""
     lines: dict[str, list[Executed]] = {}
-    for place in dict.fromkeys((LEDGER, *PLACES, AUDIT, *sorted(study))):
+    for place in dict.fromkeys((*NAMED, *sorted(study))):
         if study[place].executed and study[place].provenance:
             lines.setdefault(study[place].provenance, []).append(study[place])
     return lines

@@ -5,6 +5,7 @@ A notebook shows by the tags of its cells what belongs on the page:
     (first cell, Markdown)   # Title, and below it the paper's claim
     report                   the outputs of this cell, and the Markdown cell directly above it
     headline                 the output of `display(Headline(...))`: one row of docs/reproduction.md
+    ledger                   the output of `display(Ledger(...))`: the matrix of claims
     provenance               one line of Markdown: where the numbers come from
 """
 
@@ -22,7 +23,8 @@ from quagmire_utils.report.clean import plain
 
 KINDS = {"image/png": "picture", "text/html": "html", "text/markdown": "markdown", "text/plain": "text"}  # best first
 HEADLINE = "application/vnd.quagmire.headline+json"
-
+MATRIX = "application/vnd.quagmire.ledger+json"
+SHORT = {"holds": "H", "fails": "F", "undecided": "U"}  # verdicts in a notebook's matrix
 
 STORY = {  # sections of the paper, with the beginnings of the names of their notebooks
     "Introduction": ("fig01", "fig02"),
@@ -36,10 +38,12 @@ STORY = {  # sections of the paper, with the beginnings of the names of their no
     "C.1 Additional results, dataset level": ("table05", "table06"),
     "C.2 Additional results, instance level": ("table07", "table08", "table09", "table10"),
 }
+OVERVIEW = "overview"  # the first screen: the question, a picture, three findings
 LEDGER = "claims"
+OBJECTIONS = "objections"
 AUDIT = "paper_audit"
-BEYOND = (  # what predicts, when; published numbers of real models
-    *("when_pass_k_takes_over", "which_k", "predictors", "validation_sets"),
+BEYOND = (  # the first screen and the objections; what predicts, when; published numbers of real models
+    *(OVERVIEW, OBJECTIONS, "when_pass_k_takes_over", "which_k", "predictors", "validation_sets"),
     *("real_models", "rl_is_worth_k_tries", "pass_at_k_from_few_samples"),
 )
 PLACES = tuple(prefix for prefixes in STORY.values() for prefix in prefixes)  # in the paper's order
@@ -79,6 +83,24 @@ class Headline:
 
 
 @dataclass(frozen=True)
+class Ledger:
+    """The claims of the paper as a matrix (`claims.matrix`): a table in a notebook; on the page, with filters."""
+
+    found: Mapping[str, Any]
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        import pandas as pd
+
+        names = [column["family"] or column["rung"] for column in self.found["columns"]]
+        rows = []
+        for row in self.found["rows"]:
+            cells = [" ".join(f"{SHORT.get(r['verdict'], '–')} {r['value']}" for r in cell) for cell in row["cells"]]
+            rows.append([row["places"], row["claim"] + " (trivial)" * bool(row["trivial"]), *cells])
+        table = pd.DataFrame(rows, columns=["where", "claim", *names])
+        return {MATRIX: dict(self.found), "text/html": table.to_html(index=False, border=0), "text/plain": str(table)}
+
+
+@dataclass(frozen=True)
 class Output:
     """One thing that a notebook shows."""
 
@@ -99,6 +121,8 @@ class Executed:
     executed: bool = False
     outputs: Sequence[Output] = ()
     headline: Headline | None = None
+    result: str = ""  # Markdown: the result in a sentence or two
+    matrix: Mapping[str, Any] | None = None  # of the ledger
     provenance: str = ""  # Markdown
     parameters: Mapping[str, Any] = field(default_factory=dict)  # given for this run, without the profile
     seconds: float | None = None
@@ -152,6 +176,8 @@ def _read(path: Path, *, executed: bool) -> Executed:
         executed=True,
         outputs=_outputs(cells),
         headline=next((_headline(cell) for cell in cells if "headline" in _tags(cell)), None),
+        result=_result(cells),
+        matrix=next((found for cell in cells if (found := _bundle(cell, MATRIX))), None),
         provenance=_provenance(cells),
         parameters={name: value for name, value in (run.get("parameters") or {}).items() if name != "profile"},
         seconds=duration if isinstance(duration, int | float) else None,
@@ -202,11 +228,25 @@ def _output(output: Mapping[str, Any]) -> Output | None:
 
 
 def _headline(cell: Mapping[str, Any]) -> Headline | None:
-    for output in cell.get("outputs", []):
-        values = (output.get("data") or {}).get(HEADLINE)
-        if isinstance(values, dict) and {"paper", "ours"} <= values.keys():
-            return Headline(values["paper"], values["ours"], values.get("scale", ""))
-    return None
+    values = _bundle(cell, HEADLINE)
+    if not values or not {"paper", "ours"} <= values.keys():
+        return None
+    return Headline(values["paper"], values["ours"], values.get("scale", ""))
+
+
+def _bundle(cell: Mapping[str, Any], mime: str) -> dict[str, Any] | None:
+    """Return what a cell shows under a type of ours."""
+    found = [output["data"][mime] for output in cell.get("outputs", []) if mime in (output.get("data") or {})]
+    return found[0] if found and isinstance(found[0], dict) else None
+
+
+def _result(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Return what `notebook.headline` or a `Headline` showed, as Markdown."""
+    for output in [output for cell in cells for output in cell.get("outputs", [])]:
+        data = output.get("data") or {}
+        if HEADLINE in data or "quagmire" in (output.get("metadata") or {}):
+            return str(data.get("text/markdown", ""))
+    return ""
 
 
 def _provenance(cells: Sequence[Mapping[str, Any]]) -> str:

@@ -23,7 +23,7 @@ from quagmire_utils.core.records import load_records
 from quagmire_utils.report import browser, clean
 from quagmire_utils.report.card import update_readme
 from quagmire_utils.report.page import NAME, build, write_report
-from quagmire_utils.report.study import PLACES, STORY, Headline
+from quagmire_utils.report.study import PLACES, Headline, Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = (
@@ -135,19 +135,21 @@ def article(page: str, place: str) -> str:
 # --- what it shows --------------------------------------------------------------------------------------------------
 
 
-def test_an_article_has_the_title_the_claim_the_outputs_in_order_and_a_link(example):
+def test_an_article_has_the_title_the_outputs_the_papers_caption_and_a_link(example):
     part = article(build(example), "fig03")
-    wanted = ("<h3>Figure 3. The paper: the score explains a part</h3>", "The paper’s claim", "<em>something</em>")
-    wanted += ("<img ", "<figcaption>", "One marker per candidate. More.</p>", "<h4>What our scale says</h4>")
-    wanted += ("<strong>undecided</strong>",)
-    wanted += ('<a href="notebooks/fig03_sft_vs_rl.ipynb">', '<a href="figures/fig03_sft_vs_rl.svg">', "5 s", "k = 16")
+    wanted = ("<h3>Figure 3. The paper: the score explains a part</h3>", "micro models, profile example")
+    wanted += ("<img ", "<figcaption>", "One marker per candidate. More.</p>", "The paper’s caption", "with R² = 0.43")
+    wanted += ("<h4>What our scale says</h4>", "<strong>undecided</strong>")
+    wanted += ('<a href="notebooks/fig03_sft_vs_rl.ipynb">', '<a href="figures/fig03_sft_vs_rl.svg">', "k = 16")
     places = [part.index(text) for text in wanted]
     assert places == sorted(places)
     assert 'alt="Figure 3 (profile example, measured). One marker per candidate. More."' in part
     assert 'width="450" height="250"' in part  # half of the file's 900 x 500
-    assert '<a href="x.md">its source</a>' in part  # ../x.md as seen from notebooks/
     assert "a step on the way" not in part
-    assert "Paper: R²" not in part  # the headline is for the README
+    assert "Paper: R²" not in part  # the headline is for docs/reproduction.md
+    table = article(build(example), "table01")
+    assert "<em>something</em>" in table
+    assert '<a href="x.md">its source</a>' in table  # ../x.md as seen from notebooks/
 
 
 def test_what_was_not_executed_names_the_command(example):
@@ -158,12 +160,14 @@ def test_what_was_not_executed_names_the_command(example):
     assert "3 of 20 figures and tables" in page
 
 
-def test_the_order_is_the_ledger_then_the_papers_order_then_the_origin(example):
+def test_the_order_is_the_ledger_the_objections_figures_tables_and_the_origin(example):
     page = build(example)
     order = re.findall(r'<article id="(\w+)">', page)
-    assert order == ["claims", *PLACES, "paper_audit", "origin"]
+    figures = [place for place in PLACES if place.startswith("fig")]
+    places = figures + [place for place in PLACES if place not in figures]
+    assert order == ["claims", "objections", *places, "paper_audit", "origin"]
     contents = re.search("<nav.*?</nav>", page, re.DOTALL)[0]
-    assert [target for target in re.findall('href="#([^"]+)"', contents) if target in order] == list(PLACES)
+    assert [target for target in re.findall('href="#([^"]+)"', contents) if target in places] == places
     assert set(re.findall('href="#([^"]+)"', contents)) <= set(re.findall('id="([^"]+)"', page))
 
 
@@ -275,21 +279,42 @@ def test_in_a_real_browser(pages, tmp_path, name, width, scheme):
         assert found["scrolled"] == [300, 0]
 
 
+FILTER = """
+const rows = [...page.querySelectorAll('.ledger details')];
+const visible = () => rows.filter(row => row.getClientRects().length).length;
+const press = id => { page.getElementById(id).click(); return visible(); };
+const cut = [...page.querySelectorAll('.ledger .cell')].filter(e => e.scrollWidth > e.clientWidth + 1).length;
+return {
+  all: visible(), holds: press('show-holds'), serious: press('show-serious'),
+  cut: cut ? ['cells'] : [],
+};
+"""
+
+
 @needs_chromium
 def test_the_ledger_and_the_tables_fit_a_desktop_window(tmp_path):
     """No column of theirs is beyond the edge of its box at the width of the README's picture."""
     records = load_records(write_records(tmp_path / "records", make_records(full=True)))
     frame = candidate_frame(records)
-    ledger = claims.show_ledger(claims.all_results(frame, records)).style.hide(axis="index").to_html()
+    results = claims.all_results(frame, records)
+    matrix = Ledger(claims.matrix({"micro models": results, "small real model": [], "published": []}))
     folder = tmp_path / "example"
-    write_notebook(folder, "claims", shown("report", {"text/html": ledger}), title="The ledger of claims")
+    write_notebook(folder, "claims", shown("ledger", matrix._repr_mimebundle_()), title="The ledger of claims")
     for number in (1, 2, 3, 5, 10):
         text = tables.show_table(tables.compute_table(frame, number), "mini")._repr_html_()
         name = f"table{number:02d}_x"
         write_notebook(folder, name, shown("report", {"text/html": text}), title=f"Table {number}: a table")
-    found = look_at(build(folder), tmp_path, MEASURE)["value"]
-    assert len(found["boxes"]) == 7  # the origin's too
+    page = build(folder)
+    found = look_at(page, tmp_path, MEASURE)["value"]
+    assert len(found["boxes"]) == 5
     assert [box for box in found["boxes"] if box[0] > box[1]] == []
+    for width in (1280, 390):
+        seen = look_at(page, tmp_path, FILTER, width=width)["value"]
+        holds = {result.claim.claim for result in results if result.verdict == "holds"}
+        assert seen["all"] == page.count('<summary class="line">')
+        assert len(holds) <= seen["holds"] < seen["all"]
+        assert 0 < seen["serious"] < seen["holds"]
+        assert seen["cut"] == []
 
 
 ACT = """
@@ -297,7 +322,7 @@ const pressed = [...page.querySelectorAll('#fig04 a')].filter(a => a.textContent
 pressed.forEach(a => a.click());
 return {
   hacked: view.hacked ?? null, title: page.title, pressed: pressed.length,
-  acting: page.querySelectorAll('script, iframe, object, form, input, base, svg').length,
+  acting: page.querySelectorAll('script, iframe, object, form, base, svg, input[name=q]').length,
   sections: page.querySelectorAll('main > section').length,
   origin: page.querySelector('#origin').getBoundingClientRect().height,
 };
@@ -318,9 +343,9 @@ def test_hostile_output_does_nothing_in_a_browser(example, tmp_path, policy):
     found = seen["value"]
     assert found["hacked"] is None
     assert found["pressed"] >= 1
-    assert found["title"].startswith("Quagmires in SFT-RL")
+    assert found["title"].startswith("Which SFT checkpoint")
     assert found["acting"] == 0
-    assert found["sections"] == len(STORY) + 3
+    assert found["sections"] == 6
     assert found["origin"] > 50  # not hidden
 
 

@@ -100,6 +100,15 @@ def test_every_quote_is_in_the_paper_and_holds_its_number(frame, paper_file):
     assert frame["name"].is_unique
 
 
+def test_captions_are_the_papers(paper_file):
+    text = paper_file("paper.txt").read_text()
+    shown = paper.captions()
+    assert list(shown) == list(range(1, 11))
+    assert "correlates with R² = 0.43, indicating" in shown[3]
+    for number, caption in zip(shown, paper._read("captions")["caption"], strict=True):
+        assert f"Figure {number} {caption}\n" in text
+
+
 def test_one_gain_a_row_at_its_best_cell():
     for table in range(1, 11):
         for row, cells in paper.published(table).groupby("row"):

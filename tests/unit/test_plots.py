@@ -371,7 +371,7 @@ def test_a_panel_that_ran_beside_one_that_did_not_is_measured(grid_frame, make_p
     text = plots.caption(2, panels, ["a", "b", "c"])
     assert text.startswith("**Figure 2 (profile mini, measured).** micro-qwen, standing for Qwen3-4B-base; 5 SFT")
     assert "Mean Pass@1 of 3 benchmarks" in text
-    assert "the best checkpoint of the first 2 RL runs of each candidate" in text
+    assert "best checkpoint of the first 2 RL runs" in text
     last = plots.caption(2, [dataclasses.replace(one, outcome="outcome_last") for one in panels], ["a"])
     assert "Pass@1 on a. After RL: mean of the last checkpoints" in last
 

@@ -2,9 +2,9 @@
 
     frame = candidate_frame(records)
     found = claims.about(frame, "Fig. 4", records=records)     # the claims of one figure or table
-    print(claims.describe(found))
+    claims.show_ledger(found)                                  # as a table of text
     results = claims.all_results(frame, records)               # all claims, for each family
-    claims.show_ledger(results), claims.ledger(results)        # as text, as numbers
+    claims.ledger(results), claims.matrix({"ours": results})   # as numbers, as rows by claim
 
 `analysis/claims.yaml` lists the claims; `statistics` has what tests them, `evidence` the intervals. A claim `holds` or
 `fails` if its whole interval lies on one side of the bound, else it is `undecided`; there are also `too few candidates`
@@ -22,7 +22,6 @@ from quagmire_utils.analysis.claims.ledger import (
     about,
     all_claims,
     all_results,
-    describe,
     headline,
     ledger,
     published_results,
@@ -30,3 +29,4 @@ from quagmire_utils.analysis.claims.ledger import (
     show_ledger,
     three_rungs,
 )
+from quagmire_utils.analysis.claims.matrix import matrix

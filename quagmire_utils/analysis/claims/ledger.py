@@ -53,6 +53,7 @@ class Claim(BaseModel):
     paper: str = ""
     scenario: Literal["", "dataset", "instance", "source"] = ""
     public: bool = False
+    trivial: str = ""
 
     @model_validator(mode="after")
     def _check_statistic(self) -> Claim:
@@ -70,6 +71,8 @@ class Claim(BaseModel):
 
     def published(self, model: str) -> float:
         """Return the number that the paper prints for this model; NaN if there is none."""
+        if model not in paper.MODELS:
+            return math.nan
         if self.paper:
             return float(paper.claims().set_index("name").loc[self.paper, "value"])
         return published_gain(model=model, **self.arguments) if "table" in self.arguments else math.nan
@@ -134,23 +137,6 @@ class Result:
         n = self.estimate.n
         return f"{n} {first.removesuffix('s') if n == 1 else first} {rest}".strip()
 
-    @property
-    def text(self) -> str:
-        """The result in one sentence of Markdown."""
-        claim = self.claim
-        head = f"{claim.where(self.model)}, {self.family or self.model}, “{claim.claim}”"
-        if self.verdict not in DECIDABLE:
-            few = f" ({self.size})" if self.family else ""
-            return f"{head}: **{self.verdict}**{few}."
-        facts = [
-            f"{self.estimate.statistic}: {self.amount(self.estimate.value)}",
-            f"95 % interval {self.interval}" if self.interval else "",
-            f"claimed {claim.side} {self.amount(claim.bound)}" if claim.bound else "",
-            f"n = {self.size}",
-            "" if math.isnan(self.paper) else f"paper {self.amount(self.paper)}",
-        ]
-        return f"{head}: **{self.verdict}** at this scale ({', '.join(filter(None, facts))})."
-
     def amount(self, value: float) -> str:
         """Format a value in the unit of the claim."""
         unit = self.claim.unit
@@ -170,7 +156,7 @@ class Result:
             **{"claim": claim.claim, "quote": claim.quote, "verdict": self.verdict, "statistic": estimate.statistic},
             **{"value": estimate.value, "low": low, "high": high, "paper": self.paper},
             **{"unit": claim.unit, "bound": claim.bound, "below": claim.side == "below", "n": estimate.n},
-            **{"counted": estimate.counted, "noise": estimate.noise, "text": self.text},
+            **{"counted": estimate.counted, "noise": estimate.noise},
         }
 
 
@@ -213,7 +199,8 @@ def about(
 def all_results(frame: pd.DataFrame, records: Records | None = None, *, outcome: str = "outcome") -> list[Result]:
     """Test every claim for every family that it is about, in the paper's order."""
     chosen = [(claim, model) for claim in all_claims() for model in paper.MODELS if claim.where(model)]
-    return sorted(_test(frame, chosen, records, outcome), key=lambda result: _order(result.claim.where(result.model)))
+    results = _test(frame, chosen, records, outcome)
+    return sorted(results, key=lambda result: order_of_place(result.claim.where(result.model)))
 
 
 def ledger(results: Sequence[Result]) -> pd.DataFrame:
@@ -303,21 +290,14 @@ def _in_sum(verdicts: Iterable[str]) -> str:
     return "undecided" if not decided else "mixed" if len(decided) > 1 else decided.pop()
 
 
-def _order(where: str) -> tuple[int, float]:
-    """Abstract and sections first, then figures, then tables."""
+def order_of_place(where: str) -> tuple[int, float]:
+    """Return a key that sorts by the paper's order: abstract and sections, then figures, then tables."""
     number = re.search(r"\d+(\.\d+)?", where)
     kinds = {"Abstract": 0, "Introduction": 1, "Sec.": 2, "Fig.": 3, "Table": 4}
     return kinds[where.split()[0].rstrip(",")], float(number[0]) if number else 0.0
 
 
 # --- showing ----------------------------------------------------------------------------------------------------------
-
-
-def describe(results: Sequence[Result]) -> str:
-    """Return the results as a Markdown list."""
-    if not results:
-        return "The paper makes no claim here about what was chosen."
-    return "\n".join(f"- {result.text}" for result in results)
 
 
 def headline(results: Sequence[Result], name: str = "") -> tuple[str, str, str]:
@@ -347,21 +327,13 @@ def headline(results: Sequence[Result], name: str = "") -> tuple[str, str, str]:
 
 def show_ledger(results: Sequence[Result]) -> pd.DataFrame:
     """Return results as a table of text, one row per claim and family."""
+    columns = ["claim", "family", "verdict", "value, 95 % interval", "the claim says", "paper", "n"]
     rows = []
     for result in results:
         claim, value = result.claim, result.estimate.value
-        known = not math.isnan(value)
-        rows.append(
-            {
-                "where": f"{claim.where(result.model)}: {result.family or result.model}",
-                "claim": claim.claim,
-                "verdict": result.verdict,
-                "statistic": result.estimate.statistic if known else "",
-                "value, 95 % interval": f"{result.amount(value)} ({result.interval or 'none'})" if known else "",
-                "the claim says": f"{claim.side} {result.amount(claim.bound)}",
-                "paper": "" if math.isnan(result.paper) else result.amount(result.paper),
-                "n": result.size if result.family else "",
-                "published": published_text(claim.id),
-            }
-        )
-    return pd.DataFrame(rows)
+        found = "" if math.isnan(value) else f"{result.amount(value)} ({result.interval or 'none'})"
+        printed = "" if math.isnan(result.paper) else result.amount(result.paper)
+        bound = result.amount(claim.bound) if claim.bound else "0"
+        row = [claim.claim + " (trivial)" * bool(claim.trivial), result.family or result.model, result.verdict, found]
+        rows.append([*row, f"{claim.side} {bound}", printed, result.size if result.family else ""])
+    return pd.DataFrame(rows, columns=columns)

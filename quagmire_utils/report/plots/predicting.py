@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from quagmire_utils.report.plots.look import BLUE, GREY, INK, ORANGE, SKY, log_ticks, name_rows
@@ -41,3 +42,23 @@ def plot_intervals(table: pd.DataFrame, ax: Axes, names: Mapping[Any, str], *, m
             continue
         ax.hlines(row, one["low"], one["high"], color=colour, lw=1.8)
         ax.plot(one["value"], row, "o", color=colour, ms=6, zorder=3)
+
+
+def plot_rungs(values: pd.DataFrame, ax: Axes, names: Sequence[str], title: str) -> None:
+    """Plot rank correlations of one rung of evidence: a row per predictor, a point per set, a bar at their mean.
+
+    values: a row per set of candidates, a column per predictor, NaN where it was not measured.
+    """
+    ax.set(title=title, xlabel="rank correlation")
+    rows = name_rows(ax, list(names))
+    ax.axvline(0, color=GREY, lw=0.8)
+    if values.empty:
+        ax.text(0.5, rows.mean(), "not run", ha="center", va="center", fontsize=13, color=INK)
+        return
+    for row, column, colour in zip(rows, values, (GREY, ORANGE, BLUE), strict=True):
+        known = values[column].dropna()
+        place = row + 0.24 * (np.arange(len(known)) / max(len(known) - 1, 1) - 0.5)
+        ax.plot(known, place, "o", mfc=colour, mec=INK, ms=6, alpha=0.85)
+        if len(known):
+            ax.plot([known.mean()] * 2, [row - 0.36, row + 0.36], color=INK, lw=3, solid_capstyle="butt")
+            ax.annotate(f"{known.mean():.2f}", (known.mean(), row + 0.4), ha="center", va="bottom", fontsize=9)
