@@ -58,6 +58,13 @@ def test_the_mean_problem_and_the_worst_group():
         worst, y = table.loc[("worst group", measure, 4)], table.loc[("y", measure, 4)]
         assert worst["value"] == y["value"] == pytest.approx(each[30:60].mean())
         assert worst["low"] < y["low"] < y["value"] < y["high"] < worst["high"]
+    votes = counts.loc[counts.index.repeat(8), ["benchmark", "problem"]]
+    right = np.tile(np.arange(8), 90) < counts["correct"].repeat(8)
+    samples = votes.assign(verdict=np.where(right, "correct", "wrong"), extracted=np.where(right, "1", "2"))
+    voted = group_reliability(counts, [4], group="kind", samples=samples).set_index(["group", "measure"])["value"]
+    each = np.array([maj_at_k(c, [8 - c] if c < 8 else [], 0, 4) for c in counts["correct"]])
+    assert voted["all problems", "maj@k"] == pytest.approx(each.mean())
+    assert voted["worst group", "maj@k"] == voted["y", "maj@k"] == pytest.approx(each[30:60].mean())
     ordered = [table.loc[("x", measure, 4), "value"] for measure in ("pass^k", "G-Pass@k at 0.75", "Pass@k")]
     assert ordered == sorted(ordered)
     assert table.loc[("x", "pass^k", 1), "value"] == pytest.approx(table.loc[("x", "Pass@k", 1), "value"])

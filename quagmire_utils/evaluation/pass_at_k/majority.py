@@ -54,20 +54,27 @@ def benchmark_maj_at_k(samples: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame
     Columns of the result: benchmark (in order of appearance, the macro average last), k, maj_at_k, low, high,
     standard_error, problems. NaN where k exceeds the answers to any problem.
     """
+    each = problem_maj_at_k(samples, ks).groupby(level="benchmark", sort=False)
+    parts = [(name, *mean_and_error(scores.to_numpy())) for name, scores in each]
+    _, means, variances, sizes = zip(*parts, strict=True)
+    parts.append((MACRO, np.mean(means, axis=0), np.sum(variances, axis=0) / len(parts) ** 2, sum(sizes)))
+    return wilson_rows(parts, checked_ks(ks)).rename(columns={"value": "maj_at_k"})
+
+
+def problem_maj_at_k(samples: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame:
+    """Return maj@k of each problem: one row per (benchmark, problem), one column per k; see `benchmark_maj_at_k`."""
     check_columns(samples, [*_PROBLEM, "verdict", "extracted"], "samples")
     k = checked_ks(ks)
     graded = samples[samples["verdict"].notna()]
     if graded.empty:
         raise ParameterError("samples", reason="no row has a verdict, so there is nothing to vote on")
-    scores = {name: np.array([maj_at_k(*each, k) for each in votes]) for name, votes in _votes(graded).items()}
-    parts = [(name, *mean_and_error(each)) for name, each in scores.items()]
-    _, means, variances, sizes = zip(*parts, strict=True)
-    parts.append((MACRO, np.mean(means, axis=0), np.sum(variances, axis=0) / len(parts) ** 2, sum(sizes)))
-    return wilson_rows(parts, k).rename(columns={"value": "maj_at_k"})
+    votes = _votes(graded)
+    index = pd.MultiIndex.from_tuples(votes, names=_PROBLEM)
+    return pd.DataFrame([maj_at_k(*each, k) for each in votes.values()], index, k)
 
 
-def _votes(graded: pd.DataFrame) -> dict[object, list[tuple[int, list[int], int]]]:
-    """Return right votes, votes for each wrong answer, and abstentions, of each problem of each benchmark."""
+def _votes(graded: pd.DataFrame) -> dict[tuple[object, object], tuple[int, list[int], int]]:
+    """Return right votes, votes for each wrong answer, and abstentions, by benchmark and problem."""
     codes, spelt = pd.factorize(graded["extracted"].fillna("").astype(str))  # most answers were given many times
     answer = pd.Series(spelt, dtype=object).map(lambda text: " ".join(text.split())).to_numpy()[codes]
     # the verdict separates a right 1/2 from a wrong one, if a problem's gold has changed in between
@@ -80,10 +87,10 @@ def _votes(graded: pd.DataFrame) -> dict[object, list[tuple[int, list[int], int]
     wrong: dict[tuple[object, object], list[int]] = {}
     for (benchmark, problem, _), count in counted.items():
         wrong.setdefault((benchmark, problem), []).append(int(count))
-    votes: dict[object, list[tuple[int, list[int], int]]] = {}
-    for key, correct, abstained in sums.itertuples(name=None):
-        votes.setdefault(key[0], []).append((int(correct), wrong.get(key, []), int(abstained)))
-    return votes
+    return {
+        key: (int(correct), wrong.get(key, []), int(abstained))
+        for key, correct, abstained in sums.itertuples(name=None)
+    }
 
 
 @lru_cache(maxsize=16384)

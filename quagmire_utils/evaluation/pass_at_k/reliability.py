@@ -28,6 +28,7 @@ from quagmire_utils.core.records import check_columns
 from quagmire_utils.evaluation.pass_at_k.averages import each_benchmark
 from quagmire_utils.evaluation.pass_at_k.bootstrap import UPPER, mean_and_error, wilson_rows
 from quagmire_utils.evaluation.pass_at_k.estimator import checked_counts, checked_ks, pass_at_k
+from quagmire_utils.evaluation.pass_at_k.majority import problem_maj_at_k
 
 ALL, WORST = "all problems", "worst group"
 
@@ -56,13 +57,18 @@ def g_pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike, th
 
 
 def group_reliability(
-    counts: pd.DataFrame, ks: Sequence[int], threshold: float = 0.75, group: str = "benchmark"
+    counts: pd.DataFrame,
+    ks: Sequence[int],
+    threshold: float = 0.75,
+    group: str = "benchmark",
+    samples: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Return Pass@k, G-Pass@k and pass^k of each group, of all problems and of the worst group, with 95 % intervals.
 
-    counts: as in `benchmark_pass_at_k`; group: the column that divides the problems. One row per group, measure and k:
-    group, measure, k, value, low, high, standard_error, problems. The worst group has the lowest value; its interval
-    is that of the lowest of all groups, wider because any of them may be it (Bonferroni).
+    counts: as in `benchmark_pass_at_k`; group: the column that divides the problems; samples: as in
+    `benchmark_maj_at_k`, to add maj@k. One row per group, measure and k: group, measure, k, value, low, high,
+    standard_error, problems. The worst group has the lowest value; its interval is that of the lowest of all groups,
+    wider because any of them may be it (Bonferroni).
     """
     check_columns(counts, [group], "counts")
     list(each_benchmark(counts))  # checks it
@@ -72,6 +78,9 @@ def group_reliability(
         f"G-Pass@k at {threshold:g}": g_pass_at_k(counts["n"], counts["correct"], k, threshold),
         "pass^k": pass_hat_k(counts["n"], counts["correct"], k),
     }
+    if samples is not None:
+        votes = problem_maj_at_k(samples, k)
+        measures["maj@k"] = votes.reindex(pd.MultiIndex.from_frame(counts[["benchmark", "problem"]])).to_numpy()
     members = counts.groupby(group, sort=False, observed=True).indices
     frames = []
     for measure, scores in measures.items():
