@@ -122,7 +122,10 @@ def recorded_run(folder: Path, models: Path | None = None) -> Run:
         model = str((models / Path(model).name).resolve())
     if settings["engine"] != "server":
         settings["dtype"] = facts["dtype"]
-    return Run(EngineConfig(model=repo_path(model), **settings), params, problems, SampleStore(folder))
+    config = EngineConfig(model=repo_path(model), **settings)
+    if "/" not in config.model and not Path(config.model).is_dir():
+        raise ParameterError("--models", reason=f"{folder} does not say where its model {model} lies; name that folder")
+    return Run(config, params, problems, SampleStore(folder))
 
 
 def selected(store: SampleStore, problems: Mapping[str, Sequence[Problem]]) -> tuple[pd.DataFrame, pd.DataFrame]:

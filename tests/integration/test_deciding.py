@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quagmire_utils import cli
-from quagmire_utils.core.files import write_json
+from quagmire_utils.core.files import read_json, write_json
 from quagmire_utils.core.provenance import manifest
 from quagmire_utils.engines import EngineConfig, SamplingParams
 from quagmire_utils.evaluation.deciding import UNEQUAL
@@ -23,6 +23,7 @@ from quagmire_utils.report.inputs import load_benchmarks
 pytest.importorskip("torch", reason="answers are drawn with the transformers engine")
 MINI = Path(__file__).resolve().parents[2] / "results" / "mini"
 SUMS = str(MINI / "benchmarks" / "sums2.jsonl")
+MODELS = ("micro-llama", "micro-qwen")  # 53 % and 47 % of these problems
 PARAMS = SamplingParams(max_tokens=40, seed=3)
 
 
@@ -30,7 +31,7 @@ PARAMS = SamplingParams(max_tokens=40, seed=3)
 def evaluations(tmp_path_factory):
     """A folder with small evaluations of two shipped models, as `quagmire evaluate` leaves them."""
     folder = tmp_path_factory.mktemp("evaluations")
-    for name in ("micro-llama", "micro-mistral"):
+    for name in MODELS:
         if not (MINI / "bases" / name).is_dir():
             pytest.skip("no shipped models")
         config = EngineConfig(engine="transformers", model=MINI / "bases" / name)
@@ -48,7 +49,7 @@ def folder(evaluations, tmp_path):
 
 
 def compare(folder, *options):
-    return ["compare", *(str(folder / name) for name in ("micro-llama", "micro-mistral")), "--until-decided", *options]
+    return ["compare", *(str(folder / name) for name in MODELS), "--until-decided", *options]
 
 
 def counts(folder, name, *place):
@@ -63,7 +64,7 @@ def test_both_models_get_equally_many_answers_and_stored_ones_are_used(folder, c
     assert re.search(r"look 1 of 3, 2 answers a problem: a - b [+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", printed)
     answers = counts(folder, "micro-llama")
     assert answers.nunique() == 1
-    assert counts(folder, "micro-mistral").equals(answers)
+    assert counts(folder, MODELS[1]).equals(answers)
     assert cli.main(compare(folder, *options)) == 0
     again = capsys.readouterr().out
     assert "of them drawn now: 0." in again
@@ -76,7 +77,7 @@ def test_a_killed_decision_is_finished_as_an_unbroken_one(folder, tmp_path, caps
     options = ["--num-samples", "64", "--within", "0.1", "--these-problems"]
     assert cli.main(compare(unbroken, *options)) == 0
     wanted = capsys.readouterr().out.splitlines()[2:]
-    parts = folder / "micro-mistral" / UNEQUAL
+    parts = folder / MODELS[1] / UNEQUAL
     process = subprocess.Popen([sys.executable, "-m", "quagmire_utils", *compare(folder, *options)])
     while len(list(parts.glob("part-*.parquet"))) < 3 and process.poll() is None:
         time.sleep(0.05)
@@ -87,7 +88,7 @@ def test_a_killed_decision_is_finished_as_an_unbroken_one(folder, tmp_path, caps
     found = capsys.readouterr().out.splitlines()[2:]
     assert found[:-1] == wanted[:-1]
     assert held < {part.name for part in parts.glob("part-*.parquet")}
-    for name in ("micro-llama", "micro-mistral"):
+    for name in MODELS:
         assert counts(folder, name, UNEQUAL).equals(counts(unbroken, name, UNEQUAL))
         assert counts(folder, name, UNEQUAL).nunique() > 1
         assert set(counts(folder, name)) == {2}  # whose scores stay unbiased
@@ -106,11 +107,12 @@ def test_a_model_outside_of_the_repository_is_found_by_its_name(folder, tmp_path
     facts = {"model": "mine", "benchmarks": SUMS, "limit": 12, **SampleStore(store).origin}
     write_json(manifest(facts), store / "manifest.json")
     assert cli.main(compare(folder, "--within", "90")) == 2
-    assert "mine" in capsys.readouterr().err
+    assert "does not say where its model mine lies" in capsys.readouterr().err
     shutil.copytree(MINI / "bases" / "micro-llama", tmp_path / "models" / "mine")
     assert cli.main(compare(folder, "--within", "90", "--models", str(tmp_path / "models"))) == 0
-    shutil.copytree(MINI / "bases" / "micro-qwen", tmp_path / "others" / "mine")
-    assert cli.main(compare(folder, "--within", "90", "--models", str(tmp_path / "others"))) == 2
+    generation = tmp_path / "models" / "mine" / "generation_config.json"
+    write_json({**read_json(generation), "eos_token_id": 0}, generation)
+    assert cli.main(compare(folder, "--within", "90", "--models", str(tmp_path / "models"))) == 2
     assert "model_digest" in capsys.readouterr().err
 
 
