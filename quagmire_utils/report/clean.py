@@ -80,10 +80,11 @@ def sanitized(text: str) -> Markup:
     return _harmless(_HIDDEN.sub("", plain(text)))  # the sanitizer would show the content of a dropped tag
 
 
-def picture(data: str, shown_width: object, alt: str) -> Markup:
-    """Return a PNG, given in base64, inside the page. Raises ValueError for data that is no PNG.
+def picture(data: str, shown_width: object, alt: str, below: Markup | str = "") -> Markup:
+    """Return a PNG, given in base64, on white and with its caption below. Raises ValueError for data that is no PNG.
 
-    shown_width: may be less than that of the file, for dense screens; None for the file's own.
+    shown_width: may be less than that of the file, for dense screens; None for the file's own. On small screens the
+    style sheet enlarges the picture while its box is ticked.
     """
     content = base64.b64decode("".join(data.split()), validate=True)  # raises a ValueError
     if not content.startswith(PNG) or len(content) < 24:
@@ -92,9 +93,12 @@ def picture(data: str, shown_width: object, alt: str) -> Markup:
     wide = width > BROAD * height
     if isinstance(shown_width, int) and 0 < shown_width < 10_000 and width:
         width, height = shown_width, round(shown_width * height / width)
-    image = Markup('<img src="data:image/png;base64,{}" alt="{}"{} width="{}" height="{}">')
+    image = Markup(
+        '<figure><label class="card"><input type="checkbox" aria-label="enlarge the picture">'
+        '<img src="data:image/png;base64,{}" alt="{}"{} width="{}" height="{}"></label>{}</figure>'
+    )
     broad = Markup(' class="broad"') if wide else ""
-    return image.format(base64.b64encode(content).decode(), plain(alt), broad, width, height)
+    return image.format(base64.b64encode(content).decode(), plain(alt), broad, width, height, below)
 
 
 def render(template: str, **values: object) -> str:

@@ -103,16 +103,12 @@ def _output(entry: Executed, shown: Output) -> Markup:
     if shown.kind == "text":
         return preformatted(shown.content)
     caption = markdown(shown.caption) if shown.caption else Markup()
+    below = Markup("<figcaption>{}</figcaption>").format(caption) if caption else ""
     try:
-        image = picture(shown.content, shown.metadata.get("width"), _alt(caption.striptags() or entry.title))
+        return picture(shown.content, shown.metadata.get("width"), _alt(caption.striptags() or entry.title), below)
     except ValueError:
         text = '<p class="note">A picture of {} is damaged: execute the notebook again.</p>'
         return Markup(text).format(entry.name)
-    below = Markup("<figcaption>{}</figcaption>").format(caption) if caption else ""
-    enlarge = Markup(
-        '<input type="checkbox" aria-label="enlarge the picture">'
-    )  # for small screens, by the style sheet
-    return Markup('<figure><label class="card">{}{}</label>{}</figure>').format(enlarge, image, below)
 
 
 def _alt(caption: str) -> str:
@@ -185,8 +181,7 @@ def _kept(item: Any, alt: str) -> Markup:
     if isinstance(item, HTML):
         return Markup(item.data)
     if isinstance(item, Image):
-        shown = picture(base64.b64encode(item.data).decode(), item.width, alt)
-        return Markup('<figure><div class="card">{}</div></figure>').format(shown)
+        return picture(base64.b64encode(item.data).decode(), item.width, alt)
     return Markup('<div class="scroll" tabindex="0">{}</div>').format(Markup(_table(item)))
 
 

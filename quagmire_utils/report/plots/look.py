@@ -194,14 +194,19 @@ PREFIX = {"none": "", "random": "", "shortest": "s", "longest": "l", "shortest+l
 def candidate_labels(candidates: pd.DataFrame, *, repeats: bool = True) -> list[str]:
     """Return "base", or selection (s, l, s+l, nothing for random), examples × epochs of each candidate.
 
-    repeats: write the epochs even if they are one.
+    Of twins, which differ in the learning rate alone, those of the higher rate have a dot. repeats: write the epochs
+    even if they are one.
     """
-    rows = candidates[["selection", "n_examples", "epochs"]].itertuples(index=False)
+    labels: list[str] = []
+    for row in candidates.itertuples(index=False):
+        epochs = f"×{row.epochs:g}" if repeats or row.epochs != 1 else ""
+        label = f"{PREFIX.get(row.selection, row.selection + ' ')}{row.n_examples}{epochs}"
+        labels.append("base" if row.selection == "none" else label)
+    keys = pd.Series(labels, index=candidates.index)
+    lowest = candidates["learning_rate"].groupby(keys).transform("min")
     return [
-        "base"
-        if selection == "none"
-        else f"{PREFIX.get(selection, selection + ' ')}{examples}" + (f"×{epochs:g}" if repeats or epochs != 1 else "")
-        for selection, examples, epochs in rows
+        f"{label} •" if higher else label
+        for label, higher in zip(labels, candidates["learning_rate"] > lowest, strict=True)
     ]
 
 
