@@ -102,8 +102,7 @@ def _ks(text: str) -> list[int]:
 def print_table(store: SampleStore, ks: Sequence[int]) -> pd.DataFrame:
     """Print the scores of a store, and return them. Raises ParameterError if no answer is graded."""
     from quagmire_utils.evaluation.chance import chance_counts
-    from quagmire_utils.evaluation.measured import describe_forecast, evaluation_table, forecast_table, show_evaluation
-    from quagmire_utils.evaluation.pass_at_k.extrapolation import reach
+    from quagmire_utils.evaluation.measured import evaluation_table, show_evaluation
 
     counts = store.counts()
     counts = counts[counts["n"] > 0]
@@ -111,9 +110,6 @@ def print_table(store: SampleStore, ks: Sequence[int]) -> pd.DataFrame:
         raise ParameterError("store", store.path, reason=f"{store.path} holds answers but no verdicts")
     table = evaluation_table(counts, ks, chance=chance_counts(store))
     print(show_evaluation(table).T.to_string())
-    for k in ks:
-        if counts["n"].min() < k <= reach(counts["n"].min()):
-            print(describe_forecast(forecast_table(counts, k)))
     return table
 
 

@@ -148,17 +148,13 @@ def _forecast(samples: Counts, correct: Counts, ks: Counts, confidence: float) -
     return methods | {"combined": value}, low, high
 
 
-def reach(n: int) -> int:
-    """Return the largest k that n answers to each problem allow; one answer does not show how much chances differ."""
-    return MAX_RATIO * n if n > 1 else n
-
-
 def check_reach(samples: ArrayLike, k: ArrayLike, parameter: str = "k") -> None:
     """Raise ParameterError, naming the n it would take, if the smallest n is too small to say anything about Pass@k."""
     n, largest = int(np.min(samples)), int(np.max(k))
-    if largest > reach(n):
+    reach = MAX_RATIO * n if n > 1 else n  # one answer each does not show how much the chances of problems differ
+    if largest > reach:
         needed = max(2, -(-largest // MAX_RATIO))
-        allowed = f"at most {reach(n)} with {n} answers to a problem ({largest} takes {needed} answers to each problem)"
+        allowed = f"at most {reach} with {n} answers to a problem ({largest} takes {needed} answers to each problem)"
         raise ParameterError(parameter, largest, allowed)
 
 
