@@ -66,15 +66,16 @@ def judge(rows: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> pd.D
     return pd.DataFrame(found)
 
 
-def gain(draws: Mapping[str, pd.DataFrame], column: str) -> tuple[str, str]:
+def gain(draws: Mapping[str, pd.DataFrame], column: str, *, draw_sets: bool = False) -> tuple[str, str]:
     """Return the mean gain of a predictor over the sets that have it, with its interval, and a verdict.
 
-    draws: from `judge`, by set. The verdict is better, worse or undecided.
+    draws: from `judge`, by set. draw_sets: the interval covers the choice of sets too, as of published groups. The
+    verdict is better, worse or undecided.
     """
     found = [drawn["gain", column] for drawn in draws.values() if drawn["gain", column].notna().any()]
     if not found:
         return "not measured", "undecided"
-    mean = public_evidence.pooled(found)
+    mean = public_evidence.pooled(found) if draw_sets else np.mean(found, axis=0)
     low, high = np.nanquantile(mean[1:], [0.025, 0.975])
     counted = f"{len(found)} set{'s' * (len(found) > 1)}"
     text = f"{interval_text(pd.Series(mean), sign='+')} ({counted})"

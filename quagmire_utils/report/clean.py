@@ -35,6 +35,7 @@ BROAD = 3.0  # width / height of a picture that takes the whole width of the pag
 LONG_CELL = 40  # characters from which a cell of a table is given more width
 HEADING_SHIFT = 2  # `## Heading` of a notebook comes below the page's own h3
 COPIES = "notebooks"  # folder of the executed notebooks, beside the page: relative links start there
+SHIPPED = "../results/"
 PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 SHOWN_CHARACTERS = 8000  # of a long answer: its beginning and its end
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -162,4 +163,6 @@ def _link(attributes: dict[tuple[None, str], str]) -> dict[tuple[None, str], str
         return attributes
     if address.startswith(("/", "\\")):  # another host, or the root of this machine
         return {}
+    if address.startswith(SHIPPED):  # as seen from the folder of the notebooks' sources
+        address = posixpath.join("..", "..", address.removeprefix(SHIPPED))
     return {**attributes, (None, "href"): posixpath.normpath(posixpath.join(COPIES, address))}

@@ -26,18 +26,11 @@ HEADLINE = "application/vnd.quagmire.headline+json"
 MATRIX = "application/vnd.quagmire.ledger+json"
 SHORT = {"holds": "H", "fails": "F", "undecided": "U"}  # verdicts in a notebook's matrix
 
-STORY = {  # sections of the paper, with the beginnings of the names of their notebooks
-    "Introduction": ("fig01", "fig02"),
-    "2.1 The SFT metric trap: dataset-level scenarios": ("fig03", "fig04"),
-    "3.1 Generalization loss on validation examples": ("fig05",),
-    "4.2 Use case 1: dataset-level prediction": ("table01", "table02"),
-    "4.3 Use case 2: instance-level prediction": ("table03", "table04"),
-    "A.1 More examples: Llama3-8B-Instruct": ("fig06", "fig07"),
-    "A.2 More examples: Mistral-NeMo-12B-Instruct": ("fig08",),
-    "A.3 More examples: Qwen3-4B-base": ("fig09", "fig10"),
-    "C.1 Additional results, dataset level": ("table05", "table06"),
-    "C.2 Additional results, instance level": ("table07", "table08", "table09", "table10"),
-}
+PLACES = (  # in the paper's order: the beginnings of the names of their notebooks
+    *("fig01", "fig02", "fig03", "fig04", "fig05", "table01", "table02", "table03", "table04"),
+    *("fig06", "fig07", "fig08", "fig09", "fig10"),
+    *("table05", "table06", "table07", "table08", "table09", "table10"),
+)
 OVERVIEW = "overview"  # the first screen: the question, a picture, three findings
 LEDGER = "claims"
 OBJECTIONS = "objections"
@@ -46,7 +39,6 @@ BEYOND = (  # the first screen and the objections; what predicts, when; publishe
     *(OVERVIEW, OBJECTIONS, "when_pass_k_takes_over", "which_k", "predictors", "validation_sets"),
     *("real_models", "rl_is_worth_k_tries", "pass_at_k_from_few_samples"),
 )
-PLACES = tuple(prefix for prefixes in STORY.values() for prefix in prefixes)  # in the paper's order
 
 
 def place_of(notebook: str) -> str:

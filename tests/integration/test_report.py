@@ -217,6 +217,7 @@ def test_what_is_harmless_survives():
     assert '<td class="fails">fails</td>' in clean.sanitized("<table><tr><td>fails</td></tr></table>")
     assert clean.sanitized("<style>p { color: red }</style><p>seen</p>") == "<p>seen</p>"
     assert '<a href="https://arxiv.org/abs/2510.01624">p</a>' in clean.markdown("[p](https://arxiv.org/abs/2510.01624)")
+    assert '<a href="../public/README.md">p</a>' in clean.markdown("[p](../results/public/README.md)")
     assert "<td>3</td>" in clean.markdown("|a|b|\n|-|-|\n|3|4|")
     assert clean.markdown("x < y & z\n").strip() == "<p>x &lt; y &amp; z</p>"
     assert clean.plain("a\ud800\x07\x1b[1mb\x1b[0m\u202ec") == "a\\ud800bc"

@@ -550,6 +550,7 @@ def test_the_headline_of_a_place_is_its_first_claim(records):
     assert claims.headline([]) == ("-", "-", "")
     several = claims.about(candidate_frame(records, k=16), "Fig. 5", records=records)
     assert several[1].claim.claim in claims.headline(several, several[1].claim.id)[0]
+    assert f"; all {len(several)} tests here: " in claims.headline(several)[1]
     with pytest.raises(ParameterError) as refused:
         claims.headline(several, "another")
     assert refused.value.parameter == "name"

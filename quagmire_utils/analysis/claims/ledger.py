@@ -322,6 +322,10 @@ def headline(results: Sequence[Result], name: str = "") -> tuple[str, str, str]:
         bound = f", bound {result.amount(result.claim.bound)}" if result.claim.bound else ""
         ours.append(f"{result.verdict}: {result.amount(result.estimate.value)}{interval}{bound}")
         scale.append(f"{result.family}, n = {result.size}")
+    if len(results) > len(shown):  # one claim that holds must not stand for others that do not
+        counts = Counter(result.verdict for result in results)
+        told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+        ours.append(f"all {len(results)} tests here: {told}")
     return claimed, "; ".join(ours), "; ".join(scale)
 
 
