@@ -71,6 +71,7 @@ def test_both_models_get_equally_many_answers_and_stored_ones_are_used(folder, c
     assert again.splitlines()[:-1] == printed.splitlines()[:-1]
 
 
+@pytest.mark.slow
 def test_a_killed_decision_is_finished_as_an_unbroken_one(folder, tmp_path, capsys):
     """Answers to different problems differ in number here, and that rests on the answers before."""
     unbroken = shutil.copytree(folder, tmp_path / "unbroken")
@@ -95,6 +96,8 @@ def test_a_killed_decision_is_finished_as_an_unbroken_one(folder, tmp_path, caps
 
 
 def test_the_best_of_a_folder_is_settled(folder, capsys):
+    shutil.rmtree(folder / "micro-qwen")  # which has another template
+    shutil.copytree(folder / "micro-llama", folder / "micro-copy")
     assert cli.main(["rank", str(folder), "--until-settled", "--within", "90"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"micro-\w+ is best or less than 90 points below the best\. Such a verdict", printed)
