@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from quagmire_utils.data import Problem
     from quagmire_utils.evaluation.store import SampleStore
 
-grade_app = typer.Typer(no_args_is_help=True, help="Check the verdicts on stored answers; needs no model and no GPU.")
+grade_app = typer.Typer(no_args_is_help=True, help="Score, regrade or audit stored answers; needs no model and no GPU.")
 app.add_typer(grade_app, name="grade", rich_help_panel=OWN)
 
 
@@ -48,6 +48,32 @@ def compare(
 StoreFolder = Annotated[Path, typer.Argument(help="Folder of the stored answers.")]
 Golds = Annotated[list[str] | None, typer.Option("--benchmark", help="Name or file with the golds; repeatable.")]
 DataDir = Annotated[str | None, typer.Option(help="Local mirror of the benchmarks.")]
+
+
+@grade_app.command()
+def score(
+    store: StoreFolder,
+    k: Annotated[str, typer.Option("-k", help="One k, or several separated by commas.")] = "1",
+) -> None:
+    """Print Pass@k of each benchmark: its interval, its bounds if answers are undecided, and its chance level."""
+    print_table(_open_store(store), _ks(k))
+
+
+@grade_app.command()
+def regrade(
+    store: StoreFolder,
+    benchmark: Golds = None,
+    data_dir: DataDir = None,
+    timeout: Annotated[float, typer.Option(help="Seconds per answer.")] = 5.0,
+) -> None:
+    """Grade every stored answer again, with the present grader."""
+    from quagmire_utils.evaluation.sampling import grade_store
+    from quagmire_utils.grading import Grader
+
+    held = _open_store(store)
+    with Grader(timeout=timeout) as grader:
+        grade_store(held, _problems(held, benchmark or [], data_dir), grader.grade, regrade=True)
+    print_table(held, [1])
 
 
 @grade_app.command()
@@ -107,7 +133,7 @@ def print_table(store: SampleStore, ks: Sequence[int]) -> pd.DataFrame:
     counts = store.counts()
     counts = counts[counts["n"] > 0]
     if counts.empty:
-        raise ParameterError("store", store.path, reason=f"{store.path} holds answers but no verdicts")
+        raise ParameterError("store", store.path, reason=f"{store.path} holds answers but no verdicts; regrade it")
     table = evaluation_table(counts, ks, chance=chance_counts(store))
     print(show_evaluation(table).T.to_string())
     return table

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 
 def load_benchmarks(benchmarks: str | Sequence[str], limit: int | None = None) -> dict[str, list[Problem]]:
-    """Return problems by benchmark, the first `limit` of each; benchmarks: a list, or text with commas.
+    """Return problems by benchmark, the first `limit` of each; benchmarks: as in `benchmark_sources`."""
+    sources = benchmark_sources(benchmarks)
+    return {name: load_benchmark(source, limit=limit) for name, source in sources.items()}
+
+
+def benchmark_sources(benchmarks: str | Sequence[str]) -> dict[str, str]:
+    """Return what `load_benchmark` reads, by benchmark, from a list or from text with commas.
 
     An item is the name of a benchmark, `all` for the paper's seven, the path of a .jsonl or .yaml file, or a pattern of
     such paths (relative to the working directory or to the repo). Raises ParameterError for an item that names nothing,
@@ -50,7 +56,7 @@ def load_benchmarks(benchmarks: str | Sequence[str], limit: int | None = None) -
     if wrong or not names:
         known = f"some of {', '.join(benchmark_names())}, or the path of a .jsonl or .yaml file"
         raise ParameterError("benchmarks", wrong[0] if wrong else benchmarks, known)
-    return {name: load_benchmark(source, limit=limit) for name, source in zip(names, sources, strict=True)}
+    return dict(zip(names, sources, strict=True))
 
 
 def licences(names: Iterable[str]) -> list[str]:
@@ -60,13 +66,18 @@ def licences(names: Iterable[str]) -> list[str]:
 
 
 def load_validation(validation_traces: str | Sequence[str] | None) -> dict[str, list[Trace]]:
-    """Return held-out traces by file name; validation_traces: .jsonl files, a list or text with commas, or None."""
+    """Return held-out traces by file name; validation_traces: as in `validation_paths`."""
+    return {path.stem: load_traces(path) for path in validation_paths(validation_traces)}
+
+
+def validation_paths(validation_traces: str | Sequence[str] | None) -> list[Path]:
+    """Return paths of .jsonl files from a list or from text with commas; [] for None."""
     paths = [Path(repo_path(item)) for item in _items(validation_traces or [])]
     _check_names("validation_traces", [path.stem for path in paths])
     for path in paths:
         if not path.is_file():
             raise ParameterError("validation_traces", path, reason=f"there is no file {path}")
-    return {path.stem: load_traces(path) for path in paths}
+    return paths
 
 
 def server_settings(engine: str, model: str | None, tokenizer: str | None) -> ServerSettings | None:

@@ -29,7 +29,7 @@ from quagmire_utils.core.provenance import usable_cores
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.report.execution import Job, NotebookError, Screen, execute_all
 from quagmire_utils.report.notebook import set_aside_records
-from quagmire_utils.report.parameters import notebook_parameters, parse_value
+from quagmire_utils.report.parameters import check_values, notebook_parameters, parse_value
 from quagmire_utils.report.study import AUDIT, BEYOND, LEDGER
 
 SWEEP = "run_sweep"
@@ -136,7 +136,7 @@ def _position(path: Path) -> tuple[bool, bool, str]:
 def assign_parameters(run: Run, paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
     """Return the parameters of each notebook: `profile`, and those of the user that it has.
 
-    Raises ParameterError for a parameter that no notebook has, and for a value of another type than its default's.
+    Raises ParameterError for a parameter that no notebook has, and for a value that one would refuse.
     """
     if "profile" in run.parameters:
         raise ParameterError("profile", reason="--profile chooses it, not -p")
@@ -155,6 +155,8 @@ def assign_parameters(run: Run, paths: Sequence[Path]) -> dict[Path, dict[str, A
     assigned = {}
     for path, known in defaults.items():
         values = {name: parse_value(name, given[name], default) for name, default in known.items() if name in given}
+        if run.parameters:
+            check_values(known | values, run.folder)
         assigned[path] = values | ({TABLE: sources[path][1]} if sources[path][1] else {})
     return assigned
 

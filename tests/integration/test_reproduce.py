@@ -462,6 +462,37 @@ def test_an_unknown_or_mistyped_parameter_is_refused_before_anything_runs_or_is_
     assert not (study.results / "smoke/notebooks").exists()
 
 
+@pytest.mark.parametrize(
+    ("notebook", "name", "value"),
+    [
+        ("fig03_sft_vs_rl", "k", 1_000_000),
+        ("fig03_sft_vs_rl", "family", "gpt"),
+        ("fig03_sft_vs_rl", "outcome", "best"),
+        ("fig03_sft_vs_rl", "scenario", "task"),
+        ("fig01_random_longest_shortest", "selections", ["random", "short"]),
+        ("fig01_random_longest_shortest", "x", "tokens"),
+        ("fig04_repeating_examples", "n_examples", 7),
+        ("fig06_sources_and_repetition", "benchmark", "gsm8k"),
+        ("table", "n_splits", 0),
+        ("table", "predictors", ["loss"]),
+        ("rank_candidates", "confidence", 1.5),
+        ("forecast_rl", "measurements", "no-such.csv"),
+        ("evaluate_model", "engine", "tgi"),
+        ("evaluate_model", "temperature", -1.0),
+        ("evaluate_model", "k", 17),
+        ("evaluate_model", "forecast_k", 257),
+        ("evaluate_model", "benchmarks", "gsm9k"),
+        ("evaluate_model", "validation_traces", "no-such.jsonl"),
+        ("evaluate_model", "server_model", "qwen"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_a_kernel_starts(notebook: str, name: str, value: object, refused):
+    defaults = parameters.notebook_parameters(ROOT / "notebooks" / f"{notebook}.ipynb")
+    parameters.check_values(defaults, ROOT / "results" / "mini")
+    with refused(name):
+        parameters.check_values(defaults | {name: value}, ROOT / "results" / "mini")
+
+
 def test_a_copy_that_shows_the_same_stays_and_own_parameters_go_elsewhere(recorded: Run):
     run = changed(recorded, only=("fig03",))
     reproduction.run_notebooks(run, io.StringIO())

@@ -9,11 +9,10 @@ import pytest
 from quagmire_utils import cli
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.spreadsheet import write_csv
-from quagmire_utils.data import Problem, load_benchmark
+from quagmire_utils.data import Problem
 from quagmire_utils.evaluation.audit import audit, audit_store
-from quagmire_utils.evaluation.sampling import grade_store
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.grading import Grade, Verdict, grade
+from quagmire_utils.grading import Grade, Verdict
 
 CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
 
@@ -111,10 +110,17 @@ def mine(tmp_path):
     return store, path
 
 
-def test_a_store_is_audited_from_the_shell(mine, capsys):
+def test_a_store_is_regraded_and_audited_from_the_shell(mine, capsys):
     store, path = mine
     golds = ["--benchmark", str(path)]
-    grade_store(store, {"mine": load_benchmark(str(path))}, grade, progress=False)  # the verdicts had no gold
+    assert cli.main(["grade", "score", str(store.path)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Pass@1 % 0.0 ± 0.0" in printed
+    assert "Pass@1 if undecided were right % 100.0" in printed
+    assert cli.main(["grade", "regrade", str(store.path), *golds, "--timeout", "60"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Pass@1 % 50.0 ± 23.6" in printed
+    assert "Pass@1 by chance % 0.0 [" in printed
     graded = store.read(["verdict"])["verdict"].tolist()
     assert graded == ["correct", "correct", "wrong", "no_answer", "correct", "no_answer"]  # the prompt asks for a box
     output = path.with_name("audit.csv")
@@ -132,7 +138,8 @@ def test_the_shell_refuses_in_a_sentence(mine, tmp_path, capsys):
     golds = ["--benchmark", str(path)]
     for arguments, said in (
         (["audit", str(store.path)], "--benchmark"),
-        (["audit", str(tmp_path / "no")], "no folder"),
+        (["score", str(tmp_path / "no")], "no folder"),
+        (["regrade", str(other), *golds], "no stored answers"),
         (["audit", str(store.path), *golds, "--output", str(path / "x.csv")], "cannot be written to"),
         (["audit", str(store.path), *golds, "--output", str(other)], "not a file"),
         (["audit", str(other), *golds], "no stored answers"),

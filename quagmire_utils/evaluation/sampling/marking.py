@@ -28,9 +28,10 @@ def grade_store(
     benchmarks: Mapping[str, Sequence[Problem]],
     grade: Callable[..., Sequence[Any]],
     *,
+    regrade: bool = False,
     progress: bool = True,
 ) -> None:
-    """Grade the samples that have no verdict yet, one part at a time.
+    """Grade the samples that have no verdict yet (with `regrade`: all), one part at a time.
 
     Those whose verdict rests on another gold answer, tolerance, grader version or kind of answer are graded again.
     Samples of benchmarks or problems that are not in `benchmarks` (problems by name) are left as they are.
@@ -50,7 +51,7 @@ def grade_store(
         if light is None:
             continue
         keys = list(zip(light["benchmark"], light["problem"], strict=True))
-        judged, held = light["verdict"].notna(), store.golds(part)
+        judged, held = light["verdict"].notna() & (not regrade), store.golds(part)
         todo = [i for i, key in enumerate(keys) if key in golds and not (judged[i] and held.get(key) == golds[key])]
         frame = store.read_part(part, ["text", *GRADED]) if todo else None
         if frame is None:  # nothing to grade, or damaged meanwhile
