@@ -241,7 +241,10 @@ def pass_at_k_grid(
     top = float(curves[["pass_at_k", "high"]].max().max())
     top = top if forecast is None else max(top, forecast["high"].max())
     axes[0].set_ylim(0, max(0.01, min(1.0, 1.05 * top)))
-    axes[0].legend(loc="best", fontsize=8)
+    if forecast is None or len(names) == 1:
+        axes[0].legend(loc="best", fontsize=8)
+    else:  # five entries hide the curves of a small panel
+        legend_above(fig, entries_of([axes[0]]))
     return fig
 
 
