@@ -549,7 +549,7 @@ def test_an_own_file_names_its_grader(tmp_path):
         ({"grader": "code", "tests": ["assert add("]}, "not Python"),
         ({"grader": "code", "tests": [{"input": "1"}]}, "input and output"),
         ({"grader": "choice", "answer": "A", "tolerance": -1}, "tolerance"),
-        ({"grader": "poetry", "answer": "A"}, "'poetry' is not one of math, math_verify, choice, code"),
+        ({"grader": "poetry", "answer": "A"}, "'poetry' is not one of math, math_verify, choice, text, code"),
         ({"grader": "os:system", "answer": "A"}, "is not one of"),
     ],
 )
@@ -590,12 +590,12 @@ CHOICE = "question: q\nfiles: rows.jsonl\ngrader: choice\nchoices: c\n"
     ("text", "message"),
     [
         ("question: q\nfiles: x.jsonl\nanswr: a", "answr: not a parameter"),
-        ("question: q\nanswer: a", "hub_id or files"),
+        ("question: q\nanswer: a", "hub_id, files or address"),
         ("question: q\nfiles: x.jsonl", "the column with the answer"),
         ("question: q\nfiles: x.jsonl\ngrader: code", "the column with the tests"),
         (
             "question: q\nfiles: x.jsonl\nanswer: a\ngrader: poetry",
-            "grader must be one of math, math_verify, choice, code",
+            "grader must be one of math, math_verify, choice, text, code",
         ),
         ("question: q\nfiles: x.jsonl\nanswer: a\nanswer_as: guess\nchoices: c\ngrader: choice", "answer_as must be"),
         ("question: q\nfiles: x.jsonl\nanswer: a\ncount: many", "count must be"),

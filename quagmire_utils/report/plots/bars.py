@@ -115,4 +115,4 @@ def source_panels(panel: Panel) -> list[Panel]:
 def recipe_labels(candidates: pd.DataFrame) -> list[str]:
     """Return examples × epochs, and below it the learning rate: what differs between the bars of Fig. 6."""
     names = zip(candidate_labels(candidates), candidates["learning_rate"], strict=True)
-    return [f"{name}\nLR {rate:g}" for name, rate in names]
+    return [f"{name.removesuffix(' •')}\nLR {rate:g}" for name, rate in names]
