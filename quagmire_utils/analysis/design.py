@@ -88,7 +88,13 @@ def plateau_table(records: Records) -> pd.DataFrame:
         mine = scores[scores["family"] == family]
         steps = sorted(mine["checkpoint"].unique())
         early = [step for step in steps if step <= 0.75 * steps[-1]]
-        row = {"family": family, "checkpoints": len(steps) or math.nan, "runs": 0, "added": math.nan, "added_se": math.nan}
+        row = {
+            "family": family,
+            "checkpoints": len(steps) or math.nan,
+            "runs": 0,
+            "added": math.nan,
+            "added_se": math.nan,
+        }
         if early:
             wide = mine.pivot_table("pass@1", ["candidate", "rl_run"], "checkpoint")
             added = (wide[steps[-1]] - wide[early[-1]]).dropna()

@@ -38,6 +38,16 @@ BYTES_PER_TOKEN = 3.0  # on disk: a token is about four characters, and zstd at 
 BYTES_PER_SAMPLE = 64.0  # keys, verdict, extracted answer
 _UNLIKE_ANY_GOLD = r"\boxed{\text{preflight}}"  # quickly graded, whatever the gold
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")  # golds that any grader can read
+# What math-verify reads as something else: words as products of letters (pi/4 as i p/4), 2 3/4 as 5/4, 4.5e7 as 4.5 e 7
+_LATEX_WORDS = re.compile(
+    r"\\(?:text|math|mbox|operatorname|begin|end)[a-z]*\s*\{[^{}]*\}|\\[a-zA-Z]+"
+    r"|\b(?:sqrt|inf|infinity|and|or)\b"
+)
+_WITH_UNIT = re.compile(r"-?[0-9.,]+ +(?!hundred|thousand|million|billion|dozen)[a-z]+")  # which math-verify drops
+_MISREAD = re.compile(
+    r"(?<![a-zA-Z])(?![A-Z]+(?![a-zA-Z]))[a-zA-Z]{3,}|(?<![a-zA-Z])(?:pi|ln|no|oo)(?![a-zA-Z])"
+    r"|\d\s+\d+\s*/\s*\d|\d\.?e[+-]?\d"
+)
 _LENGTH_WARNING = "sequence-length-is-longer-than-the-specified-maximum"  # the tokenizers' name for it
 _WEIGHTS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")  # the first that fits: some repositories
 # hold their weights twice
@@ -51,7 +61,7 @@ class Plan:
 
     table: pd.DataFrame  # problems, answers, already drawn, to draw, by benchmark and in total
     text: str  # the plan in a few sentences, one per line
-    warning: str  # a sentence on golds that the grader cannot read; empty if there are none
+    warning: str  # a sentence each on golds that the grader cannot read or misreads; empty if there are none
 
 
 def check(
@@ -96,7 +106,7 @@ def check(
         reason = f"{total:,} answers of up to {params.max_tokens:,} tokens may need {size(needed)}, and {store.path} "
         reason += f"has {size(free)} free; name another folder, or fewer samples or tokens"
         raise ParameterError("store", store.path, reason=reason)
-    warning = _unreadable_golds(benchmarks, grader)
+    warning = _odd_golds(benchmarks, grader)
     every = table.loc["total"]
     held = f", {every['already drawn']:,} of them already drawn" if every["already drawn"] else ""
     lines = [
@@ -160,8 +170,8 @@ def check_prompts(
     return longest
 
 
-def _unreadable_golds(benchmarks: Benchmarks, grader: Grader | None) -> str:
-    """Return a sentence on the golds that the grader cannot read; empty if there are none."""
+def _odd_golds(benchmarks: Benchmarks, grader: Grader | None) -> str:
+    """Return a sentence each on the golds that the grader cannot read and misreads; empty if there are none."""
     named = [
         (f"{name}/{problem.id} ({problem.answer})", problem)
         for name, problems in benchmarks.items()
@@ -173,12 +183,24 @@ def _unreadable_golds(benchmarks: Benchmarks, grader: Grader | None) -> str:
     with nullcontext(grader) if grader is not None else Grader() as using:
         grades = using.grade([_UNLIKE_ANY_GOLD] * len(named), [problem for _, problem in named], progress=True)
     unreadable = [name for (name, _), grade in zip(named, grades, strict=True) if grade.verdict == Verdict.ERROR]
-    if not unreadable:
-        return ""
-    return (
-        f"The grader cannot read the gold answer of {_listed(unreadable)}: only an answer with the same spelling will "
-        "count as correct, and any other as an error."
-    )
+    misread = [name for name, problem in named if problem.grader == "math" and _looks_misread(problem.answer)]
+    misread = [name for name in misread if name not in unreadable]
+    sentences = []
+    if unreadable:
+        sentences.append(
+            f"The grader cannot read the gold answer of {_listed(unreadable)}: only an answer with the same spelling "
+            "will count as correct, and any other as an error."
+        )
+    if misread:
+        sentences.append(
+            f"The grader misreads the gold answer of {_listed(misread)}: write it as LaTeX without prose, such as "
+            r"2\frac{3}{4}, \frac{\pi}{4} or 4.5 \times 10^{7}."
+        )
+    return " ".join(sentences)
+
+
+def _looks_misread(gold: str) -> bool:
+    return not _WITH_UNIT.fullmatch(gold.strip()) and _MISREAD.search(_LATEX_WORDS.sub(" ", gold)) is not None
 
 
 def _what_is_left(benchmarks: Benchmarks, num_samples: int, store: SampleStore) -> pd.DataFrame:

@@ -156,6 +156,17 @@ def test_golds_that_the_grader_cannot_read_are_named_before_a_model_is_loaded(co
     assert plan_of(config, tmp_path).warning == ""
 
 
+def test_golds_that_the_grader_misreads_are_named(config, tmp_path):
+    misread = ["The answer is 7", "2 3/4", "pi/4", "4.5e7", "nan", "-1 1/2", r"\frac{pi}{4}", "sin x"]
+    read = ["7", "12 apples", "5 or 7", "sqrt(2)", "2\\frac{3}{4}", r"\frac{\pi}{4}", r"4.5 \times 10^{7}", "1E5", "ab"]
+    for golds, named in ((misread, True), (read, False)):
+        for i, gold in enumerate(golds):
+            own = {"own": [Problem(f"p{i}", "1+1", gold), Problem("c", "A. pi/4 or B. 2 3/4?", "A", grader="choice")]}
+            warning = plan_of(config, tmp_path / f"{named}{i}", benchmarks=own).warning
+            assert (f"misreads the gold answer of own/p{i} ({gold})" in warning) is named, gold
+            assert named or not warning
+
+
 def test_weights_that_cannot_fit_into_memory_are_refused(config, tmp_path, monkeypatch):
     def refused(**changes):
         with pytest.raises(ParameterError) as caught:
