@@ -266,6 +266,7 @@ class FamilySettings(Settings):
     candidates: Annotated[tuple[CandidateSettings, ...], Field(min_length=1)]
     pretraining: PretrainingSettings | None = None
     model: ModelSettings | None = None
+    validation_sources: tuple[str, ...] = ()  # every loss is also measured on the held-out traces of these
     rl_terms: Terms = (2, 3, 4, 5, 6)  # of a micro family
     rl_set: str | None = None  # of a pretrained model: a dataset of the catalogue, or of the profile's `datasets`
     rl_problems: Integer = 2000
@@ -279,6 +280,9 @@ class FamilySettings(Settings):
                 raise ParameterError(f"sources.{name}.dataset", source.dataset, kind)
         if (self.rl_set is None) == (self.model is not None):
             raise ParameterError("rl_set", self.rl_set, kind)
+        for name in self.validation_sources:
+            if name not in self.sources:
+                raise ParameterError("validation_sources", name, f"of {', '.join(self.sources)}")
         names = [candidate.name for candidate in self.candidates]
         for name in names:
             if names.count(name) > 1:

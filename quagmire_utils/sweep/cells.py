@@ -107,15 +107,19 @@ class _Run:
         return {name: origin[name] for name in ("origin", "licence") if name in origin}, self.tables(self.model)
 
     def tables(self, base: Path, **own: Sequence[Trace]) -> dict[str, pd.DataFrame]:
-        """Measure a model before RL: on the benchmarks, on held-out traces of the family's first source, and on others.
+        """Measure a model before RL: on the benchmarks, and on held-out traces of the family's sources.
 
         own: held-out traces of the candidate's source, selected as its training traces were.
         """
+        family = self.cell.family
         with self.clock("curation"):
-            common = datasets.validation_traces(self.profile, self.folder, self.cell.family, base)
+            held_out = {
+                name: datasets.validation_traces(self.profile, self.folder, family, base, source)
+                for name, source in {"validation": None, **{name: name for name in family.validation_sources}}.items()
+            }
         return {
             "counts": self.measure(self.model, 0, self.profile.evaluation.num_samples),
-            "generalization_loss": self.losses({"validation": common, **own}),
+            "generalization_loss": self.losses({**held_out, **own}),
         }
 
     def sft(self) -> Results:
@@ -179,7 +183,7 @@ class _Run:
         return _with_keys(keys, counts)
 
     def losses(self, validation_sets: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
-        """Compute the generalization loss of the cell's model on each validation set."""
+        """Compute the generalization loss of the cell's model on each validation set, and of each of its traces."""
         from transformers import AutoModelForCausalLM
 
         from quagmire_utils.evaluation.generalization_loss import generalization_loss
@@ -192,8 +196,9 @@ class _Run:
                 module.to("cuda")
             for name, traces in validation_sets.items():
                 loss = generalization_loss(module, tokenizer, traces, template=template, progress=False)
-                rows.append((name, loss.nll, loss.standard_error, loss.tokens, len(traces)))
-        columns = ["validation_set", "nll", "standard_error", "tokens", "traces"]
+                of_traces = (loss.per_trace[column].tolist() for column in ("nll", "tokens"))
+                rows.append((name, loss.nll, loss.standard_error, loss.tokens, len(traces), *of_traces))
+        columns = ["validation_set", "nll", "standard_error", "tokens", "traces", "trace_nll", "trace_tokens"]
         return _with_keys({**self.cell.names, "stage": self.cell.kind}, pd.DataFrame(rows, columns=columns))
 
 

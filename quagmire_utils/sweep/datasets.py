@@ -131,12 +131,14 @@ def candidate_traces(
     return traces, curation.select(held_out, candidate.selection, count, tokenizer=tokenizer, seed=seed)
 
 
-def validation_traces(profile: Profile, folder: Path, family: FamilySettings, base: Path) -> list[Trace]:
-    """Return the held-out traces of the family's first source, on which all its candidates are validated."""
-    main = next(iter(family.sources))
+def validation_traces(
+    profile: Profile, folder: Path, family: FamilySettings, base: Path, source: str | None = None
+) -> list[Trace]:
+    """Return the held-out traces of a source of the family; None: the first, on which all candidates are validated."""
+    source = source or next(iter(family.sources))
     if family.model is None:
-        return source_traces(profile, family, main)[1]
-    return _sft_set(profile, folder, family, main, base, n=1)[1]  # the smallest training side that a recipe allows
+        return source_traces(profile, family, source)[1]
+    return _sft_set(profile, folder, family, source, base, n=1)[1]  # the smallest training side that a recipe allows
 
 
 def _forbidden(profile: Profile) -> tuple[str, ...]:

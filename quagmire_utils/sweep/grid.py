@@ -64,7 +64,8 @@ def plan(profile: Profile) -> list[Cell]:
                 sources[name] = [sources[name], profile.datasets[source.dataset]]
         main = next(iter(sources.items()), None)  # every candidate is validated on it
         made = family.pretraining or {"hub_id": family.model.hub_id, "revision": family.model.revision}
-        digest = files.digest([shared, family.name, explicit(made), main])
+        validated = [[(name, sources[name]) for name in family.validation_sources]] if family.validation_sources else []
+        digest = files.digest([shared, family.name, explicit(made), main, *validated])
         base = Cell(f"{family.name}/base", "base", digest, family, CandidateSettings(selection="none"))
         cells.append(base)
         rl = {**explicit(profile.rl), "runs": None, "problems": family.rl_problems, "terms": family.rl_terms}
