@@ -34,8 +34,6 @@ const overflowing = [...page.body.querySelectorAll('*')].filter(e => {
     if (view.getComputedStyle(p).overflowX === 'auto') return false;
   return true;
 }).map(e => e.tagName + ' ' + e.textContent.slice(0, 40));
-const wide = [...page.querySelectorAll('.scroll')].find(b => b.scrollWidth > 2 * b.clientWidth);
-if (wide) wide.scrollLeft = 300;
 return {
   pale, seen, overflowing, width: view.innerWidth, whole: page.documentElement.scrollWidth,
   images: [...page.images].map(i => i.naturalWidth > 0 && i.complete && i.alt.length > 0),
@@ -43,5 +41,4 @@ return {
   cards: [...page.querySelectorAll('.card')].map(card => view.getComputedStyle(card).backgroundColor),
   tables: page.querySelectorAll('table').length,
   boxes: [...page.querySelectorAll('.scroll:has(table)')].map(b => [b.scrollWidth, b.clientWidth]),
-  scrolled: [wide ? wide.scrollLeft : null, page.documentElement.scrollLeft],
 };

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -127,8 +127,29 @@ def _harmless(markup: str) -> Markup:
     harmless = re.sub(r"<tr>(\s*<th></th>)+\s*</tr>", "", _cleaner().clean(markup))  # index names that are empty
     harmless = re.sub(f"<td>(?=[^<]{{{LONG_CELL},}}</td>)", '<td class="long">', harmless)
     names = "|".join(VERDICTS)
-    return Markup(
-        re.sub(f"<td>({names})</td>", lambda cell: f'<td class="{VERDICTS[cell[1]]}">{cell[1]}</td>', harmless)
+    harmless = re.sub(f"<td>({names})</td>", lambda cell: f'<td class="{VERDICTS[cell[1]]}">{cell[1]}</td>', harmless)
+    return Markup(re.sub("<table>.*?</table>", _labelled, harmless, flags=re.DOTALL))
+
+
+def _labelled(table: re.Match[str]) -> str:
+    """Return a table whose cells know their column, so that small screens can stack them; one with spans as it is."""
+    head, end, body = table[0].partition("</thead>")
+    if not end or "colspan" in table[0]:
+        return table[0]
+    named = re.findall("<th[^>]*>(.*?)</th>", head.partition("</tr>")[0], re.DOTALL)
+    names = [str(escape(Markup(name).striptags())) for name in named]
+
+    def label(row: re.Match[str]) -> str:
+        first, *cells = row[0].split("<td")
+        labels = [""] * len(cells) + names
+        pairs = zip(labels[-len(cells) :], cells, strict=False)
+        return first + "".join(f'<td data-column="{name}"{cell}' for name, cell in pairs)
+
+    return (
+        '<table class="stack">'
+        + head.removeprefix("<table>")
+        + end
+        + re.sub("<tr>.*?</tr>", label, body, flags=re.DOTALL)
     )
 
 

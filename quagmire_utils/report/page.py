@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "report.html"
 EVALUATION = "evaluation.html"
+MEASURED = "How it was measured"  # a heading of an evaluation's page, which unfolds
 FIGURES = tuple(place for place in PLACES if place.startswith("fig"))
 TABLES = tuple(place for place in PLACES if place.startswith("table"))
 NAMED = (OVERVIEW, LEDGER, OBJECTIONS, AUDIT, *PLACES)  # have a place of their own on the page
@@ -169,7 +170,8 @@ class EvaluationPage:
     def write(self, folder: str | Path) -> Path:
         """Write `folder`/evaluation.html, atomically; return its path."""
         path = Path(folder) / EVALUATION
-        write_text(render("evaluation.html.j2", title=plain(self.title), sections=self._sections), path)
+        values = {"title": plain(self.title), "sections": self._sections, "folded": MEASURED}
+        write_text(render("evaluation.html.j2", **values), path)
         return path
 
 
@@ -182,7 +184,7 @@ def _kept(item: Any, alt: str) -> Markup:
         return Markup(item.data)
     if isinstance(item, Image):
         return picture(base64.b64encode(item.data).decode(), item.width, alt)
-    return Markup('<div class="scroll" tabindex="0">{}</div>').format(Markup(_table(item)))
+    return sanitized(_table(item))
 
 
 def _table(frame: pd.DataFrame) -> str:
