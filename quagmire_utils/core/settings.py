@@ -304,7 +304,7 @@ class Profile(Settings):
     families: Annotated[tuple[FamilySettings, ...], Field(min_length=1)]
     # name -> its first problems: of the microlab, or (for pretrained models) a name or .jsonl path of load_benchmark
     benchmarks: Annotated[dict[str, Count], Field(min_length=1)]
-    task: Literal["lanes", "tables"] = "lanes"  # of the microlab
+    task: Literal["lanes", "tables", "statements"] = "lanes"  # of the microlab
     digits: Literal[3, 4] = 3  # of the microlab's numbers
     budgets: dict[str, Positive] = Field(default_factory=dict)  # name -> most SFT tokens, rising (Tables 8, 10)
     sft: SFTSettings = SFTSettings()

@@ -38,7 +38,8 @@ def test_a_worked_example_by_hand():
 
 
 LANES = [name for name, spec in microlab.MICRO_BENCHMARKS.items() if isinstance(spec, microlab.TaskSpec)]
-CHAINS = [name for name in microlab.MICRO_BENCHMARKS if name not in LANES]
+STATEMENTS = [name for name in microlab.MICRO_BENCHMARKS if name.endswith("_true")]
+CHAINS = [name for name in microlab.MICRO_BENCHMARKS if name not in {*LANES, *STATEMENTS}]
 
 
 @pytest.mark.parametrize("name", LANES)
@@ -159,6 +160,58 @@ def test_a_graded_writer_gives_up_and_answers_directly():
     assert abs(np.mean((steps > 0) & (steps < 4)) - 0.4) < 5 * (0.24 / 4000) ** 0.5
     complete = [t for t, n in zip(traces, steps, strict=True) if n == 4]
     assert all(t.response.endswith(f"{{{look_up(t.question)}}}") for t in complete)
+
+
+def true_labels(question: str) -> str:
+    """The labels of the true statements, by plain text replacement."""
+    true = ""
+    for label, letters, digit, claimed in re.findall(r"([a-k])([A-Z]+)(\d)(\d)", question):
+        for letter in letters:
+            digit = digit.translate(str.maketrans("0123456789", microlab.TABLES[letter]))
+        true += label * (digit == claimed)
+    return true
+
+
+def test_statements_by_hand():
+    first = microlab.TABLES["Q"][3]
+    second = microlab.TABLES["A"][int(first)]
+    wrong = str((int(second) + 1) % 10)
+    statements = microlab.Statements((("QA", "3", second), ("QA", "3", wrong)))
+    assert (statements.question, statements.answer) == (f"aQA3{second}bQA3{wrong}=?", "a")
+    assert statements.write() == f"a{first}{second}yb{first}{second}n\\boxed{{a}}"
+    assert statements.write("restated") == f"a={first}{second}yb={first}{second}n\\boxed{{a}}"
+    assert statements.write(results=[first + wrong]) == f"a{first}{wrong}n\\boxed{{}}"
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_benchmarks_of_statements_have_right_answers_that_guesses_miss(name):
+    spec = microlab.MICRO_BENCHMARKS[name]
+    problems = microlab.make_problems(name, spec, 200, seed=3)
+    assert [p.answer for p in problems] == [true_labels(p.question) for p in problems]
+    assert {len(found) for p in problems for found in re.findall("[A-Z]+", p.question)} == {spec.terms - 1}
+    assert {p.instruction for p in problems} == {INSTRUCTION}  # one token of a micro model
+    answers = [f"\\boxed{{{p.answer}}}" for p in problems]
+    assert {g.verdict for g in grade(answers, problems)} == {Verdict.CORRECT}
+    guessed = [g.verdict for g in grade(answers[1:] + answers[:1], problems)]
+    assert guessed.count(Verdict.CORRECT) <= 2
+
+
+def test_a_base_of_statements_looks_up_what_it_knows():
+    settings = PretrainingSettings(
+        examples=0,
+        fallible_examples=300,
+        terms=(2, 3),
+        slip=0.0,
+        direct_fraction=0.2,
+        gives_up={3: 0.5},
+        uncertain=(0, 0),
+    )
+    written = microlab.pretraining_corpus(settings, seed=0, task="statements")[1]
+    checked = np.array([len(re.findall(r"[a-k]\d+[yn]", trace.response)) for trace in written])
+    right = np.array([trace.response.endswith(f"{{{true_labels(trace.question)}}}") for trace in written])
+    assert right[checked == 11].all()
+    assert abs(np.mean(checked == 0) - 0.2) < 5 * (0.16 / 300) ** 0.5
+    assert abs(np.mean((checked > 0) & (checked < 11)) - 0.2) < 5 * (0.16 / 300) ** 0.5
 
 
 def lanes_of(response: str) -> list[list[tuple[str, str, str, str]]]:

@@ -10,6 +10,7 @@ Qwen3), so vLLM, TRL and everything else load them like any other checkpoint.
 
 from quagmire_utils.training.microlab.models import ARCHITECTURES, CONTEXT_LENGTH, build_model, build_tokenizer
 from quagmire_utils.training.microlab.pretraining import pretrain, pretraining_corpus
+from quagmire_utils.training.microlab.statements import Statements, StatementSpec
 from quagmire_utils.training.microlab.table_chains import TABLES, TableChain, TableSpec
 from quagmire_utils.training.microlab.tasks import (
     DIGITS,

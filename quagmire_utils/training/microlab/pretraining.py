@@ -10,6 +10,7 @@ import numpy as np
 from quagmire_utils.core.settings import PretrainingSettings, SFTSettings
 from quagmire_utils.data import Trace
 from quagmire_utils.training.microlab.models import CONTEXT_LENGTH, build_model, build_tokenizer
+from quagmire_utils.training.microlab.statements import Statements
 from quagmire_utils.training.microlab.table_chains import LETTERS, TABLES, TableChain
 from quagmire_utils.training.microlab.tasks import (
     DIGITS,
@@ -89,19 +90,16 @@ class _GradedWriter:
                     wrong = [str((int(right) + int(shift)) % 10) for shift in shifts]
                     self.uncertain[letter, str(digit)] = chance, wrong
 
-    def write(self, chain: TableChain, rng: np.random.Generator) -> str:
-        settings, steps = self.settings, len(chain.letters)
+    def write(self, chain: TableChain | Statements, rng: np.random.Generator) -> str:
+        settings, steps = self.settings, chain.steps
         if rng.random() < settings.direct_fraction:
-            return f"\\boxed{{{''.join(map(str, rng.integers(0, 10, len(chain.start))))}}}"
+            return f"\\boxed{{{chain.guess(rng)}}}"
         if steps > 1 and rng.random() < settings.gives_up.get(len(chain.terms), 0.0):
             steps = int(rng.integers(1, steps))
-        state, states = chain.start, []
-        for letter in chain.letters[:steps]:
-            state = "".join(self._look_up(letter, digit, rng) for digit in state)
-            states.append(state)
-        return chain.write(draw_style(settings.styles, rng), states)
+        results = chain.work(lambda letter, digit: self._look_up(rng, letter, digit), steps)
+        return chain.write(draw_style(settings.styles, rng), results)
 
-    def _look_up(self, letter: str, digit: str, rng: np.random.Generator) -> str:
+    def _look_up(self, rng: np.random.Generator, letter: str, digit: str) -> str:
         right = TABLES[letter][int(digit)]
         if (letter, digit) in self.uncertain:  # no slips here: they would make every unknown fact possible
             chance, wrong = self.uncertain[letter, digit]
@@ -121,7 +119,7 @@ def pretraining_corpus(
     rng = np.random.default_rng(seed)
     specs = [TASKS[task](n, digits=digits) for n in settings.terms]
     expressions = draw_expressions(specs, settings.examples + settings.fallible_examples, rng)
-    writer = (_GradedWriter if task == "tables" else _FallibleWriter)(settings, seed)
+    writer = (_FallibleWriter if task == "lanes" else _GradedWriter)(settings, seed)
     phases: tuple[list[Trace], list[Trace]] = ([], [])
     for i, expression in enumerate(expressions):
         fallible = i >= settings.examples
@@ -150,7 +148,7 @@ def pretrain(
         (clean, settings.learning_rate, None),
         (fallible, settings.fallible_learning_rate, output),
     ):
-        if not traces:  # a base of the task tables learns its facts as it knows them, without a correct phase
+        if not traces:  # a base of graded knowledge learns its facts as it knows them, without a correct phase
             continue
         phase = training.replace(learning_rate=rate)
         train_sft(model, traces, folder, phase, tokenizer=tokenizer)

@@ -10,7 +10,7 @@ the first step depended on the number of steps), and facts of one digit (tables 
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -34,6 +34,12 @@ def _look_up(state: str, letter: str) -> str:
     return "".join(TABLES[letter][int(digit)] for digit in state)
 
 
+def draw_letters(letters: str, count: int, rng: np.random.Generator) -> str:
+    """Draw different tables: from all of them by their frequencies, from fewer with equal chances."""
+    weights = _FREQUENCIES if letters == LETTERS else np.ones(len(letters))
+    return "".join(rng.choice(list(letters), count, replace=False, p=weights / weights.sum()))
+
+
 @dataclass(frozen=True)
 class TableSpec:
     """One kind of problem: the number of terms (a state and the tables), which tables, the digits of a state."""
@@ -43,11 +49,9 @@ class TableSpec:
     digits: int = 4
 
     def draw(self, rng: np.random.Generator) -> TableChain:
-        """Draw a chain of different tables: from all of them by their frequencies, from fewer with equal chances."""
-        weights = _FREQUENCIES if self.letters == LETTERS else np.ones(len(self.letters))
+        """Draw a chain of different tables."""
         start = f"{rng.integers(0, 10**self.digits):0{self.digits}d}"
-        chosen = rng.choice(list(self.letters), self.terms - 1, replace=False, p=weights / weights.sum())
-        return TableChain(start, "".join(chosen))
+        return TableChain(start, draw_letters(self.letters, self.terms - 1, rng))
 
 
 # Seven as the paper's; the number of steps and the frequency of the tables make problems easy or hard.
@@ -81,6 +85,11 @@ class TableChain:
         return f"{steps}:{self.start}=?"
 
     @property
+    def steps(self) -> int:
+        """How many states a worked solution passes."""
+        return len(self.letters)
+
+    @property
     def states(self) -> tuple[str, ...]:
         """The state after each step; the last one is the answer."""
         return tuple(accumulate(self.letters, _look_up, initial=self.start))[1:]
@@ -89,6 +98,17 @@ class TableChain:
     def answer(self) -> str:
         """The final state."""
         return self.states[-1]
+
+    def work(self, look_up: Callable[[str, str], str], steps: int) -> list[str]:
+        """Return the first `steps` states if (letter, digit) -> digit is looked up so."""
+        states = accumulate(
+            self.letters[:steps], lambda state, letter: "".join(look_up(letter, d) for d in state), initial=self.start
+        )
+        return [*states][1:]
+
+    def guess(self, rng: np.random.Generator) -> str:
+        """Return a random answer."""
+        return "".join(map(str, rng.integers(0, 10, len(self.start))))
 
     def write(self, style: str = "stepwise", results: Sequence[str] | None = None) -> str:
         """Return a worked solution; `restated` sets = before each state. `results`: as `tasks.write_trace`."""

@@ -1,6 +1,6 @@
 """The synthetic task: chains of digit-wise operations, their worked solutions, problems and benchmarks.
 
-`TASKS` names it and the second one, of `table_chains.py`; problems and traces are drawn here for both.
+`TASKS` names it and those of `table_chains.py` and `statements.py`; problems and traces are drawn here for all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 
 from quagmire_utils.core.files import write_text
 from quagmire_utils.data import Problem, Trace
+from quagmire_utils.data.prompts import INSTRUCTION
+from quagmire_utils.training.microlab.statements import STATEMENT_BENCHMARKS, Statements, StatementSpec
 from quagmire_utils.training.microlab.table_chains import TABLE_BENCHMARKS, TableChain, TableSpec
 
 # A state has three or four digits. Each step applies + - or * with an operand of as many digits, digit by digit modulo
@@ -45,8 +47,10 @@ class TaskSpec:
         return Expression(tuple(f"{number:0{self.digits}d}" for number in numbers), operators)
 
 
+Spec = TaskSpec | TableSpec | StatementSpec
+
 # A profile measures seven of a task, as many as the paper's, from easy to hard.
-MICRO_BENCHMARKS: dict[str, TaskSpec | TableSpec] = {
+MICRO_BENCHMARKS: dict[str, Spec] = {
     "sums2": TaskSpec(2, "+-"),
     "products2": TaskSpec(2, "*"),
     "lanes2": TaskSpec(2),
@@ -58,6 +62,7 @@ MICRO_BENCHMARKS: dict[str, TaskSpec | TableSpec] = {
     "lanes5": TaskSpec(5),
     "lanes6": TaskSpec(6),
     **TABLE_BENCHMARKS,
+    **STATEMENT_BENCHMARKS,
 }
 
 
@@ -107,7 +112,7 @@ class Expression:
         return write_trace(self, style, results)
 
 
-TASKS: dict[str, type[TaskSpec] | type[TableSpec]] = {"lanes": TaskSpec, "tables": TableSpec}
+TASKS: dict[str, type[Spec]] = {"lanes": TaskSpec, "tables": TableSpec, "statements": StatementSpec}
 
 
 def draw_style(styles: Sequence[str], rng: np.random.Generator) -> str:
@@ -116,8 +121,8 @@ def draw_style(styles: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def draw_expressions(
-    specs: Sequence[TaskSpec | TableSpec], count: int, rng: np.random.Generator
-) -> list[Expression | TableChain]:
+    specs: Sequence[Spec], count: int, rng: np.random.Generator
+) -> list[Expression | TableChain | Statements]:
     """Draw `count` different chains, each of a spec drawn uniformly from `specs` (repeat a spec to weight it)."""
     drawn: dict[str, Expression] = {}
     while len(drawn) < count:
@@ -141,14 +146,11 @@ def write_trace(expression: Expression, style: str = "stepwise", results: Sequen
     return "\n".join([*lines, f"\\boxed{{{state}}}"])
 
 
-def make_problems(name: str, spec: TaskSpec | TableSpec, count: int, seed: int) -> list[Problem]:
+def make_problems(name: str, spec: Spec, count: int, seed: int) -> list[Problem]:
     """Return `count` problems of one spec."""
     kinds = spec.operators if isinstance(spec, TaskSpec) else spec.letters
     rng = np.random.default_rng([seed, spec.terms, len(kinds)])
-    return [
-        Problem(id=f"{name}-{i}", question=e.question, answer=e.answer)
-        for i, e in enumerate(draw_expressions([spec], count, rng))
-    ]
+    return _problems(name, draw_expressions([spec], count, rng))
 
 
 def make_mixed_problems(
@@ -156,8 +158,12 @@ def make_mixed_problems(
 ) -> list[Problem]:
     """Return `count` problems for RL, with numbers of terms drawn uniformly from `terms`."""
     specs = [TASKS[task](n, digits=digits) for n in terms]
-    expressions = draw_expressions(specs, count, np.random.default_rng(seed))
-    return [Problem(id=f"mixed-{i}", question=e.question, answer=e.answer) for i, e in enumerate(expressions)]
+    return _problems("mixed", draw_expressions(specs, count, np.random.default_rng(seed)))
+
+
+def _problems(name: str, expressions: Sequence[Expression | TableChain | Statements]) -> list[Problem]:
+    how = {"grader": "text", "instruction": INSTRUCTION} if isinstance(expressions[0], Statements) else {}
+    return [Problem(f"{name}-{i}", e.question, e.answer, **how) for i, e in enumerate(expressions)]
 
 
 def make_traces(
