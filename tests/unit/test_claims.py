@@ -31,7 +31,6 @@ from quagmire_utils.analysis.claims.statistics import published_gain
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import load_records
-from quagmire_utils.report.plots.forest import claims_grid, mark_verdicts, plot_claims
 
 LLAMA, MISTRAL, QWEN = paper.MODELS
 TOKENS = {"none": 0, "random": 100, "shortest": 50, "longest": 160, "shortest+longest": 12800 / 120}  # an example
@@ -618,20 +617,3 @@ def test_the_quotes_are_the_papers_words(paper_file):
         assert claim.quote in text, claim.id
     names = [claim.id for claim in claims.all_claims()]
     assert len(set(names)) == len(names)
-
-
-def test_the_picture_has_a_line_for_every_tested_claim(table):
-    fig, parts = claims_grid(table)
-    drawn = 0
-    for axis, title, part in parts:
-        plot_claims(part, axis, title)
-        assert len(axis.get_yticks()) == len(part)
-        drawn += len(part)
-        marks = sum(len(c.get_offsets()) for c in axis.collections if c.get_label() in claims.VERDICTS)
-        assert marks == len(part)
-    assert drawn == table["verdict"].isin(claims.VERDICTS[:3]).sum()
-    mark_verdicts(fig, table)
-    assert {text.get_text() for text in fig.legends[0].get_texts()} >= set(table["verdict"]) & set(claims.VERDICTS[:3])
-    fig, parts = claims_grid(table.iloc[:0])
-    plot_claims(parts[0][2], parts[0][0])
-    mark_verdicts(fig, table.iloc[:0])

@@ -1,21 +1,28 @@
-"""The audit of the published tables: against the transcription itself, brute force, and paper_audit."""
+"""The audit of the published tables: its notebook's numbers against the transcription itself and brute force."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
+from notebook_cells import run_cells
 from scipy import stats
 
-from quagmire_utils.analysis import paper_audit
 from quagmire_utils.core import published as paper
-from quagmire_utils.report.plots import new_figure
-from quagmire_utils.report.plots.forest import plot_rank_intervals
 
 LLAMA, MISTRAL = paper.FAMILIES
+
+
+@pytest.fixture(scope="module")
+def audit(tmp_path_factory) -> dict:
+    """Return the variables of the notebook."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUAGMIRE_OUTPUT", str(tmp_path_factory.mktemp("audit")))
+        return run_cells("paper_audit")
 
 
 @pytest.fixture
@@ -27,10 +34,7 @@ def means(row: list) -> list[float]:
     return [value[0] if isinstance(value, list) else value for value in row]
 
 
-# --- the tables against each other ------------------------------------------------------------------------------------
-
-
-def test_gains_are_those_of_the_transcription(transcription):
+def test_gains_are_those_of_the_transcription(audit, transcription):
     odd, count = [], 0
     for name, table in transcription.items():
         for row, gain in table["printed_gain"].items():
@@ -40,16 +44,14 @@ def test_gains_are_those_of_the_transcription(transcription):
             count += 1
             if difference != number:
                 odd.append((int(name.removeprefix("table")), row, column, difference, number))
-    found = paper_audit.gains()
-    assert len(found) == count
-    wrong = found[~found["agrees"]]
-    assert list(wrong[["table", "row", "column", "difference", "printed"]].itertuples(index=False, name=None)) == odd
+    assert len(audit["gains"]) == count
+    wrong = audit["wrong"][["table", "row", "column", "difference", "printed_gain"]]
+    assert list(wrong.itertuples(index=False, name=None)) == odd
     assert odd == [(10, "Low (<2B tokens)", "pass_k", 0.15, 0.25)]
-    assert not wrong["rounding"].any()
 
 
-def test_averages_are_those_of_the_transcription(transcription):
-    found = paper_audit.averages().set_index(["table", "what"])
+def test_averages_are_those_of_the_transcription(audit, transcription):
+    found = audit["averages"]
     for number in (8, 10):
         table = transcription[f"table{number}"]
         above = np.array([means(row) for name, row in table["rows"].items() if name != "Average"])
@@ -60,35 +62,31 @@ def test_averages_are_those_of_the_transcription(transcription):
     assert set(found.index.get_level_values(0)) == {8, 10}
 
 
-def test_rows_that_are_printed_twice():
-    found = paper_audit.repeated_rows().set_index(["table", "family"])
-    assert found["elsewhere"].to_dict() == {
-        (2, LLAMA): "Table 5, 5:11",
-        (2, MISTRAL): "Table 6, 5:5",
-        (3, LLAMA): "Table 8, Average",
-        (3, MISTRAL): "Table 10, Average",
-        (4, LLAMA): "Table 7, 8:9",
-        (4, MISTRAL): "Table 9, 6:6",
+def test_rows_that_are_printed_twice(audit):
+    found = audit["repeated"].set_index("place")
+    said = {
+        f"Table 2, {LLAMA}": "Table 5, 5:11",
+        f"Table 2, {MISTRAL}": "Table 6, 5:5",
+        f"Table 3, {LLAMA}": "Table 8, Average",
+        f"Table 3, {MISTRAL}": "Table 10, Average",
+        f"Table 4, {LLAMA}": "Table 7, 8:9",
+        f"Table 4, {MISTRAL}": "Table 9, 6:6",
     }
-    assert found.index[~found["holds"]].tolist() == [(2, LLAMA)]
-    assert found.loc[(2, LLAMA), "caption_split"] == "8:8"
+    assert found["computed"].str.extract(r"the numbers of ([^;]+)")[0].to_dict() == said
+    assert found.index[~found["holds"]].tolist() == [f"Table 2, {LLAMA}"]
     half = paper.published(5).query("row == '8:8'")
-    assert found.loc[(2, LLAMA), "half_split"] == ", ".join(
-        f"{c.mean:.2f} ± {c.plus_minus:.2f}" for c in half.itertuples()
-    )
+    printed = ", ".join(f"{cell.mean:.2f} ± {cell.plus_minus:.2f}" for cell in half.itertuples())
+    assert found.loc[f"Table 2, {LLAMA}", "computed"].endswith(f"row 8:8 there reads {printed}")
 
 
-def test_headlines():
-    found = paper_audit.headline_numbers().set_index("name")
-    assert (
-        "Table 3, Llama3-8B-Instruct, pass_k: 0.69 to 0.94, 36 %"
-        in found.loc["instance_spearman_gain_up_to", "matches"]
-    )
-    assert "Table 4, Llama3-8B-Instruct, pass_k: 0.58 to 0.92, 59 %" in found.loc["instance_r2_gain_up_to", "matches"]
-    assert "Table 10, High, pass_k: 0.50 to 1.00, 2.00x" in found.loc["gain_factor_up_to", "matches"]
-    assert "Table 2, Mistral-NeMo-12B-Instruct, gen_loss: 0.29 to 0.79, 0.50" in found.loc["gain_up_to", "matches"]
-    assert found.loc["dataset_spearman_gain", "matches"] == ""  # 30 %: the nearest is 29 %
-    assert found["is_extreme"].to_dict() == {
+def test_headlines(audit):
+    said = audit["headlines"]["computed"]
+    assert "Table 3, Llama3-8B-Instruct, pass_k: 0.69 to 0.94, 36 %" in said["instance_spearman_gain_up_to"]
+    assert "Table 4, Llama3-8B-Instruct, pass_k: 0.58 to 0.92, 59 %" in said["instance_r2_gain_up_to"]
+    assert "Table 10, High, pass_k: 0.50 to 1.00, 2.00x" in said["gain_factor_up_to"]
+    assert "Table 2, Mistral-NeMo-12B-Instruct, gen_loss: 0.29 to 0.79, 0.50" in said["gain_up_to"]
+    assert said["dataset_spearman_gain"].startswith("no cell")  # 30 %: the nearest is 29 %
+    assert audit["headlines"]["is_extreme"].to_dict() == {
         "gain_up_to": True,
         "gain_factor_up_to": False,  # 0.27 to 0.75 is 2.78x
         "dataset_spearman_at_least": True,
@@ -100,38 +98,29 @@ def test_headlines():
 
 
 @pytest.mark.parametrize("n", [3, 4, 5, 6])
-def test_attainable_correlations_by_trying_every_order(n):
+def test_attainable_correlations_by_trying_every_order(audit, n):
     ranks = np.arange(n)
     every = {round(stats.spearmanr(ranks, order).statistic, 2) for order in itertools.permutations(ranks)}
-    grid = [value / 100 for value in range(-100, 101)]
-    assert {value for value in grid if paper_audit.attainable(value, n)} == every
+    assert audit["attainable"][n] == every
 
 
-def test_no_budgets_fit_the_printed_correlations():
-    for number, total in ((8, 17), (10, 12)):
-        table = paper_audit.budget_sizes(number, total)
-        assert table.attrs["partitions"] == []
-        for row in table.itertuples():
-            for size in range(3, total - 5):
-                assert (size in row.sizes) == all(paper_audit.attainable(value, size) for value in row.printed)
-    # and where there is a way, it is found
-    assert paper_audit.attainable(0.5, 3)
-    assert paper_audit.attainable(0.8, 4)
-    assert not paper_audit.attainable(0.95, 4)
+def test_no_budgets_fit_the_printed_correlations(audit):
+    for said, number, total in zip(audit["budgets"]["computed"], (8, 10), (17, 12), strict=True):
+        part = paper.published(number).query("row != 'Average'").groupby("row", sort=False)["mean"].agg(set)
+        sizes = [[n for n in range(3, total - 5) if audit["attainable"][n] >= values] for values in part]
+        assert total not in map(sum, itertools.product(*sizes))
+        assert said.startswith(
+            f"{total} candidates (Table {number - 1}): no division fits; sizes from 3 to {total - 6}"
+        )
+        for some in sizes:
+            assert f": {', '.join(map(str, some)) or 'none'}" in said
 
 
-# --- what R2 and ± can be ---------------------------------------------------------------------------------------------
-
-
-def test_the_largest_deviation_is_that_of_values_at_both_ends():
-    ends = np.where(np.arange(100) < 53, 0.0, 1.0)
-    cell = paper_audit.feasibility().query("mean == 0.47").iloc[0]
-    assert cell["largest"] == pytest.approx(ends.std(ddof=1), abs=1e-3)
-
-
-def test_what_the_two_point_cell_rules_out():
-    found = paper_audit.feasibility()
-    assert len(found) == sum(len(paper.published(number)) for number in paper_audit.RATIO_TABLES)
+def test_what_the_two_point_cell_rules_out(audit):
+    found = audit["r2"]
+    ends = np.where(np.arange(100) < 53, 0.0, 1.0)  # the largest deviation is that of values at both ends
+    assert found.query("mean == 0.47").iloc[0]["largest"] == pytest.approx(ends.std(ddof=1), abs=1e-3)
+    assert len(found) == sum(len(paper.published(number)) for number in (5, 6, 7, 9))
     cell = found[(found["table"] == 6) & (found["row"] == "8:2") & (found["column"] == "pass_k")].iloc[0]
     assert (cell["mean"], cell["plus_minus"]) == (0.47, 0.54)
     assert (cell["clipped"], cell["squared"]) == (False, False)
@@ -142,59 +131,26 @@ def test_what_the_two_point_cell_rules_out():
     assert max(rounded) == pytest.approx(0.535, abs=1e-6)
     assert not found.loc[found["n_validation"] == 2, "squared"].any()
     assert found["clipped"].sum() == len(found) - 1
-    assert found["clipped_se"].mean() < 0.05  # hardly any could be a standard error of values between 0 and 1
+    assert found["as_error"].mean() < 0.05  # hardly any could be a standard error of values between 0 and 1
 
 
-def test_intervals_of_rank_correlations_hold_the_truth():
-    rng = np.random.default_rng(0)
-    rho = 0.75
-    r = 2 * math.sin(math.pi * rho / 6)
-    x = rng.standard_normal((2000, 16))
-    y = r * x + math.sqrt(1 - r * r) * rng.standard_normal((2000, 16))
-    held = []
-    for one, other in zip(x, y, strict=True):
-        low, high = paper_audit.rank_interval(stats.spearmanr(one, other).statistic, 16)
-        held.append(low <= rho <= high)
-    assert np.mean(held) == pytest.approx(0.95, abs=0.02)
-
-
-def test_fewer_candidates_show_less():
-    wide, narrow = (paper_audit.rank_gain_range(0.75, 0.95, n) for n in (10, 100))
-    assert wide[0] < narrow[0] < 0.2 < narrow[1] < wide[1]
-    assert wide[2] > narrow[2]
-    found = paper_audit.what_candidates_show()
-    assert set(found["n"]) == {10, 12, 16, 17}
-    assert (found["low"] < found["value"]).all()
-    assert (found["value"] < found["high"]).all()
-
-
-# --- findings and pictures --------------------------------------------------------------------------------------------
-
-
-def test_findings_are_data():
-    found = paper_audit.findings()
-    assert found.columns.tolist() == ["kind", "place", "printed", "computed"]
-    assert found["kind"].nunique() == 9
-    assert not found.apply(lambda column: column.str.contains("nan")).any(axis=None)
-    said = {row.place: (row.printed, row.computed) for row in found.itertuples()}
-    assert said["Table 10, Low (<2B tokens), pass_k"] == ("+0.25", "0.95 - 0.80 = +0.15; no rounding explains it")
-    assert "Table 5, 5:11" in said[f"Table 2, {LLAMA}"][1]
-    for number, total in ((8, 17), (10, 12)):
-        assert f"{total} candidates" in said[f"Table {number}"][1]
-        assert f"from 3 to {total - 6} that" in said[f"Table {number}"][1]
-
-
-def test_a_corrected_table_has_no_odd_gain(monkeypatch):
-    cells = paper._read("tables").copy()
-    wrong = (cells["table"] == 10) & (cells["printed_gain"] == 0.25)
-    cells.loc[wrong, "printed_gain"] = 0.15
-    monkeypatch.setattr(paper, "_read", lambda name: cells)
-    assert paper_audit.gains()["agrees"].all()
-    assert paper_audit.averages()["holds"].all()
-
-
-def test_picture_of_what_candidates_show():
-    _, ax = new_figure()
-    shown = paper_audit.what_candidates_show()
-    plot_rank_intervals(shown, ax, {column: column for column in paper.COLUMNS})
-    assert len(ax.get_yticks()) == len(shown)
+def test_what_so_few_candidates_show_against_a_simulation(audit):
+    ranks = audit["ranks"]
+    assert set(ranks["n"]) == {10, 12, 16, 17}
+    assert (ranks["low"] < ranks["mean"]).all()
+    assert (ranks["mean"] < ranks["high"]).all()
+    one = ranks[(ranks["table"] == 3) & (ranks["family"] == LLAMA) & (ranks["column"] == "pass_k")].iloc[0]
+    rng = np.random.default_rng(1)
+    pearson = [2 * math.sin(math.pi * rho / 6) for rho in (one["baseline"], one["mean"])]
+    covariance = [[1, *pearson], [pearson[0], 1, math.prod(pearson)], [pearson[1], math.prod(pearson), 1]]
+    drawn = rng.multivariate_normal(np.zeros(3), covariance, (1500, int(one["n"])))
+    found = np.array([stats.spearmanr(sample).statistic[0, 1:] for sample in drawn])
+    gain = found[:, 1] - found[:, 0]
+    said = next(computed for place, _, computed in audit["rows"] if place == f"Table 3, {LLAMA}, 17 candidates, pass_k")
+    low, high, no_gain = map(float, re.search(r"size show (\S+) to (\S+), and (\d+) % of them no gain", said).groups())
+    assert np.quantile(gain, [0.025, 0.975]) == pytest.approx([low, high], abs=0.04)
+    assert 100 * (gain <= 1e-12).mean() == pytest.approx(no_gain, abs=2)
+    half = (np.arctanh(one["high"]) - np.arctanh(one["low"])) / 2
+    inside = np.abs(np.arctanh(found[:, 1].clip(-0.999, 0.999)) - np.arctanh(one["mean"])) <= half
+    assert inside.mean() == pytest.approx(0.95, abs=0.03)
+    assert len(audit["axis"].get_yticks()) == len(ranks)

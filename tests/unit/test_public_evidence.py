@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -150,33 +150,13 @@ def test_published_verdicts_are_those_of_the_statistics_on_each_group():
         (result,) = [result for result in found[name] if result.estimate.n >= 6]
         assert (result.family, result.estimate.n) == ("RETU Qwen2.5-7B", 33)
         assert result.estimate.value == pytest.approx(value)
-        assert claims.published_text(name) == f"{result.verdict} in 1, too few checkpoints in 3"
     for result in found["score_explains_part"]:
         score, after = numbers(result.family, "pass1_pre", "pass1_post")
         assert result.estimate.n == len(score)
         if len(score) >= 6:
             assert result.estimate.value == pytest.approx(np.corrcoef(score, after)[0, 1] ** 2)
-    assert (
-        claims.published_text("score_explains_part")
-        == "holds in 1, fails in 2, undecided in 1, too few checkpoints in 4"
-    )
-    assert claims.published_text("table01_pass_k") == "undecided in 2, too few checkpoints in 2"
-    assert claims.published_text("table01_avg_genloss_pass_k") == claims.published_text("mixture_ends_best") == ""
-
-
-def test_the_three_rungs_count_what_agrees():
-    names = {claim.id: claim.claim for claim in claims.all_claims()}
-    verdicts = {"loss_tracks_gain": ["holds"], "table01_gen_loss": ["fails", "undecided"], "table01_pass_k": ["holds"],
-                "score_explains_part": ["holds", "fails"], "mixture_ends_best": ["holds"]}  # fmt: skip
-    table = pd.DataFrame([(name, one) for name, each in verdicts.items() for one in each], columns=["name", "verdict"])
-    said = claims.three_rungs(table)
-    assert "small real models (`not run`)" in said
-    assert "4 claims could be tested" in said
-    one = f"“{names['loss_tracks_gain']}” (micro holds, small not run, published holds)"
-    assert f"agree on 1: {one}. They differ on 1: “{names['table01_gen_loss']}” (micro fails, " in said
-    assert f"mixed on 2: “{names['score_explains_part']}” (micro mixed, small not run, published mixed); “" in said
-    small = pd.DataFrame({"name": ["loss_tracks_gain"], "verdict": ["fails"]})
-    said = claims.three_rungs(table, small)
-    assert "agree on 0: none. They differ on 2" in said
-    assert "(micro holds, small fails, published holds)" in said
-    assert "(micro fails, small not run, published holds)" in said
+    count = Counter(result.verdict for result in found["score_explains_part"])
+    assert count == {"holds": 1, "fails": 2, "undecided": 1, "too few candidates": 4}
+    assert Counter(result.verdict for result in found["table01_pass_k"]) == {"undecided": 2, "too few candidates": 2}
+    assert not found["table01_avg_genloss_pass_k"]
+    assert not found["mixture_ends_best"]

@@ -25,8 +25,6 @@ from quagmire_utils.analysis.claims.ledger import (
     headline,
     ledger,
     published_results,
-    published_text,
     show_ledger,
-    three_rungs,
 )
 from quagmire_utils.analysis.claims.matrix import matrix

@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -30,7 +30,6 @@ FILE = Path(__file__).resolve().parents[1] / "claims.yaml"
 CONFIDENCE = 0.95
 DECIDABLE = ("holds", "fails", "undecided")
 VERDICTS = (*DECIDABLE, "too few candidates", "not run")
-RUNGS = ("They agree on", "They differ on", "At least one is undecided or mixed on")
 Model = Literal["Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct", "Qwen3-4B-base"]
 
 
@@ -206,12 +205,12 @@ def all_results(frame: pd.DataFrame, records: Records | None = None, *, outcome:
 def ledger(results: Sequence[Result]) -> pd.DataFrame:
     """Return results as a table of numbers, one row per claim and family.
 
-    together: the verdict if all tested claims are to be right at once with 95 % (Bonferroni). published: as
-    `published_text` gives it.
+    together: the verdict if all tested claims are to be right at once with 95 % (Bonferroni).
     """
     several = 1 - (1 - CONFIDENCE) / max(1, sum(result.verdict in DECIDABLE for result in results))
-    rows = [{**result.row(), "together": result.verdict_from(result.estimate.interval(several))} for result in results]
-    return pd.DataFrame([{**row, "published": published_text(row["name"])} for row in rows])
+    return pd.DataFrame(
+        {**result.row(), "together": result.verdict_from(result.estimate.interval(several))} for result in results
+    )
 
 
 def _test(
@@ -250,44 +249,6 @@ def published_results() -> dict[str, tuple[Result, ...]]:
         tested = [Result(claim, one.model, one.family, claim.test(one)) for one in groups if claim.public]
         found[claim.id] = tuple(result for result in tested if result.estimate.n)
     return found
-
-
-def published_text(name: str) -> str:
-    """Return the verdicts on a claim with the number of published groups behind each; empty if there is no group."""
-    counts = Counter(result.verdict for result in published_results()[name])
-    said = [f"{verdict} in {counts[verdict]}" for verdict in VERDICTS if counts[verdict]]
-    return ", ".join(said).replace("too few candidates in", "too few checkpoints in")
-
-
-def three_rungs(micro: pd.DataFrame, small: pd.DataFrame | None = None) -> str:
-    """Say in a paragraph of Markdown where micro models, small real models and published groups agree.
-
-    micro, small: from `ledger`; None: not run.
-    """
-    lists: dict[str, list[str]] = {head: [] for head in RUNGS}
-    for name, results in published_results().items():
-        tables = {"micro": micro, "small": small}
-        each = {
-            rung: [] if table is None else table[table["name"] == name]["verdict"] for rung, table in tables.items()
-        }
-        sums = {rung: _in_sum(verdicts) if len(verdicts) else "not run" for rung, verdicts in each.items()}
-        if results and sums["micro"] != "not run":
-            sums["published"] = _in_sum(result.verdict for result in results)
-            run = {*sums.values()} - {"not run"}
-            place = 2 if not run <= {"holds", "fails"} else len(run) - 1
-            said = ", ".join(f"{rung} {verdict}" for rung, verdict in sums.items())
-            lists[RUNGS[place]].append(f"“{results[0].claim.claim}” ({said})")
-    parts = [f"{head} {len(found)}: {'; '.join(found) or 'none'}." for head, found in lists.items()]
-    missing = "" if small is not None else " (`not run`)"
-    said = f"**Three rungs:** micro models, small real models{missing}, published numbers. "
-    said += f"{sum(map(len, lists.values()))} claims could be tested on the first and the last."
-    return " ".join([said, *parts])
-
-
-def _in_sum(verdicts: Iterable[str]) -> str:
-    """Return the one verdict that all decided results share, `mixed`, or `undecided`."""
-    decided = {verdict for verdict in verdicts if verdict in ("holds", "fails")}
-    return "undecided" if not decided else "mixed" if len(decided) > 1 else decided.pop()
 
 
 def order_of_place(where: str) -> tuple[int, float]:

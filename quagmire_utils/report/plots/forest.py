@@ -1,7 +1,5 @@
-"""Forest plots, a row with its interval for each claim, printed correlation, or candidate; the printed ± of the paper.
+"""Forest plots: a row with its interval for each candidate.
 
-fig, parts = claims_grid(ledger)               # the axes and their rows of the ledger: `plot_claims` draws each
-mark_verdicts(fig, ledger)                     # the legend
 fig, axes = practice_figure(found.table, columns=2)
 plot_ranking(found, axes[0]); plot_chances(found, axes[1])
 plot_forecast(found, axes[0], truth); plot_left_out(found, axes[1])
@@ -23,8 +21,6 @@ from quagmire_utils.report.plots.look import (
     INTERVAL,
     LABEL_SIZE,
     ORANGE,
-    legend_above,
-    legend_entry,
     log_ticks,
     name_rows,
     new_figure,
@@ -38,106 +34,10 @@ if TYPE_CHECKING:
     from quagmire_utils.analysis.forecasting import RLForecast
     from quagmire_utils.analysis.ranking import Ranking
 
-DARK = "#0b3d6e"
-VERDICT_MARKS = {  # marker, face, edge: verdicts differ by shape and by lightness
-    "holds": ("o", DARK, DARK),
-    "fails": ("X", ORANGE, ORANGE),
-    "undecided": ("D", "white", "0.45"),
-}
-PANELS = {  # unit of a claim -> panel
-    "points": "Pass@1, points",
-    **dict.fromkeys(("nats", "correlation", "share", "R²"), "Correlations, shares, losses (nats per token)"),
-    "difference of rank correlations": "Gains in rank correlation",
-    "difference of R²": "Gains in median R²",
-}
-ROW, CANDIDATE_ROW = 0.24, 0.26  # inches for a claim, for a candidate
-LIMIT = 1.5  # of correlations and R²: an arrow stands for what lies beyond
-SHOWN = 0.94  # of the limit: place of the marker of a value beyond it
-CLAIM_LENGTH = 92  # characters
+CANDIDATE_ROW = 0.26  # inches
 LONGEST = 36  # characters of a candidate's name; of longer ones the beginning and the end are shown
 FREE = 18  # characters of a name that fit the usual width
 LETTER = 0.075  # inches
-
-
-def claims_grid(table: pd.DataFrame, width: float = 12.5) -> tuple[Figure, list[tuple[Axes, str, pd.DataFrame]]]:
-    """Make a figure with one axis for each kind of statistic; return it and (axis, title, rows of the ledger) each.
-
-    Claims that could not be tested have no interval and are left out. There is always at least one axis.
-    """
-    tested = table[table["verdict"].isin(VERDICT_MARKS)]
-    panels = tested["unit"].map(PANELS)
-    parts = [(title, tested[panels == title]) for title in dict.fromkeys(PANELS.values())]
-    parts = [(title, part) for title, part in parts if len(part)] or [("nothing was tested", tested)]
-    heights = [max(len(part), 2) * ROW + 0.9 for _, part in parts]
-    mean = (sum(heights) + 0.6) / len(parts)
-    fig, axes = new_figure(1, len(parts), width, mean, height_ratios=heights, squeeze=False)
-    return fig, [(axis, title, part) for axis, (title, part) in zip(axes.flat, parts, strict=True)]
-
-
-def plot_claims(table: pd.DataFrame, ax: Axes, title: str = "") -> None:
-    """Plot one row per claim: its 95 % interval, turned and shifted so that right of zero is what the paper claims.
-
-    Marker and colour show the verdict. A triangle above the row is the paper's number. An arrow stands for an interval
-    that ends beyond the axis; a value beyond the axis is written beside its marker.
-    """
-    ax.set_title(title)
-    if table.empty:
-        write_note(ax, "no claim of the paper was tested")
-        return
-    points = (table["unit"] == "points").all()
-    scale = np.where(table["below"], -1.0, 1.0) * (100.0 if points else 1.0)
-    value, low, high, paper = (
-        ((table[name] - table["bound"]) * scale).to_numpy(float) for name in ("value", "low", "high", "paper")
-    )
-    low, high = np.fmin(low, high), np.fmax(low, high)
-    limit = 1.1 * np.nanmax(np.abs([value, low, high]))
-    limit = limit if points else min(max(limit, 0.3), LIMIT)
-    beyond = np.abs(value) > limit
-    inside = np.where(beyond, np.sign(value) * SHOWN * limit, value)
-    claims = [text if len(text) <= CLAIM_LENGTH else text[: CLAIM_LENGTH - 1] + "…" for text in table["claim"]]
-    rows = name_rows(ax, [f"{r.where} · {r.family}:  {c}" for r, c in zip(table.itertuples(), claims, strict=True)])
-    ax.axvline(0, color=INK, linewidth=1)
-    for verdict, (marker, face, edge) in VERDICT_MARKS.items():
-        mine = (table["verdict"] == verdict).to_numpy()
-        ax.hlines(rows[mine], low[mine].clip(-limit), high[mine].clip(max=limit), color=edge, linewidth=1.8)
-        for end, arrow in ((mine & (low < -limit), "<"), (mine & (high > limit), ">")):
-            ax.plot(np.full(end.sum(), -limit if arrow == "<" else limit), rows[end], arrow, color=edge, markersize=5)
-        ax.scatter(inside[mine], rows[mine], 42, marker=marker, facecolor=face, edgecolor=edge, zorder=3, label=verdict)
-    for row, at, place in zip(rows[beyond], value[beyond], inside[beyond], strict=True):
-        side = math.copysign(1, at)
-        text = {"textcoords": "offset points", "ha": "left" if side < 0 else "right", "fontsize": LABEL_SIZE}
-        ax.annotate(f"{at:+.1f}", (place, row), xytext=(-9 * side, 4), **text)
-    printed = np.abs(paper) <= limit  # not NaN
-    ax.scatter(paper[printed], rows[printed] + 0.3, 22, marker="v", facecolor="white", edgecolor=INK, zorder=3)
-    ax.set_xlim(-limit * 1.04, limit * 1.04)
-    ax.set_xlabel("← against the claim      as the paper claims →", fontsize=LABEL_SIZE)
-
-
-def mark_verdicts(fig: Figure, table: pd.DataFrame) -> None:
-    """Draw one legend for all panels of a `claims_grid`, of what its ledger has."""
-    marks = {word: mark for word, mark in VERDICT_MARKS.items() if (table["verdict"] == word).any()}
-    if marks and table.loc[table["verdict"].isin(marks), "paper"].notna().any():
-        marks["paper"] = ("v", "white", INK)
-    legend_above(
-        fig, [legend_entry(word, marker=m, mfc=face, mec=edge, ms=7) for word, (m, face, edge) in marks.items()]
-    )
-
-
-# --- the published tables ---------------------------------------------------------------------------------------------
-
-
-def plot_rank_intervals(table: pd.DataFrame, ax: Axes, titles: Mapping[str, str]) -> None:
-    """Plot printed rank correlations with the interval that so few candidates leave.
-
-    table: from `paper_audit.what_candidates_show`. titles: name of each predictor.
-    """
-    rows = name_rows(ax, [f"Table {r.table} · {r.family}, n = {r.n}:  {titles[r.column]}" for r in table.itertuples()])
-    base = (table["column"] == "pass1").to_numpy()
-    for mine, marker, face, line in ((base, "D", "white", GREY), (~base, "o", DARK, DARK)):
-        part = table[mine]
-        ax.hlines(rows[mine], part["low"], part["high"], color=line, linewidth=1.8)
-        ax.scatter(part["value"], rows[mine], 40, marker=marker, facecolor=face, edgecolor=INK, zorder=3)
-    ax.set(xlim=(0, 1.02), xlabel="rank correlation of prediction and outcome, 95 % interval")
 
 
 # --- the workflows of Sec. 4: how sure a ranking is, and which outcome of RL is forecast ------------------------------
