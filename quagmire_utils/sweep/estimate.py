@@ -24,7 +24,7 @@ BYTES = 2  # of a parameter of a checkpoint, in bf16
 ADAM_BYTES = 16  # of a trained parameter: float32 weight, gradient and two moments
 RESUME_BYTES = 12  # of it in a checkpoint to resume from: no gradient
 TEXT_BYTES = 1.5  # of a stored token of an answer: about 4 characters, compressed
-SECONDS_PER_ANSWER = 0.0015  # of a micro model on one core, as measured in the shipped miniature study
+SECONDS_PER_TOKEN = 1.2e-5  # of max_tokens of an answer of a micro model on one core, as measured for `mini`
 SECONDS_PER_CELL = 3.0  # of a micro model besides: loading, and the first step
 MICRO_BYTES = 3e6  # that a cell of a micro model leaves
 
@@ -60,7 +60,8 @@ def estimate(profile: Profile, cells: Sequence[Cell], folder: Path | None = None
     rows = []
     for cell in cells:
         if cell.family.model is None:
-            hours = (SECONDS_PER_CELL + work(profile, cell) * SECONDS_PER_ANSWER) / 3600
+            answer = profile.evaluation.max_tokens * SECONDS_PER_TOKEN
+            hours = (SECONDS_PER_CELL + work(profile, cell) * answer) / 3600
             row = {"train": 0.0, "sample": hours, "kept": MICRO_BYTES, "scratch": 0.0}
         else:
             row = _cost(profile, cell, counts[cell.family.name])
