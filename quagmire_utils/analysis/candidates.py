@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.records import CANDIDATE, TABLES, Records, check_columns, check_once
+from quagmire_utils.core.records import CANDIDATE, TABLES, Records, check_columns, check_once, load_records
 from quagmire_utils.core.settings import SCENARIOS
 from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 
@@ -110,6 +111,18 @@ def check_outcome(outcome: str) -> None:
         raise ParameterError("outcome", outcome, f"one of {', '.join(OUTCOMES)}")
 
 
+def measured_frame(folder: str | Path, k: int = 64) -> pd.DataFrame | None:
+    """Return the candidate frame of a folder's records, with their number of answers as k if that is less.
+
+    None if the folder holds no records yet.
+    """
+    if not (Path(folder) / "manifest.json").is_file():
+        return None
+    records = load_records(folder)
+    least = records.counts.loc[records.counts["stage"] != "rl", "n"].min()
+    return candidate_frame(records, k=min(k, int(least)))
+
+
 def select_candidates(frame: pd.DataFrame, family: str, scenario: str = "dataset") -> pd.DataFrame:
     """Return the SFT candidates of a family and scenario that have an outcome; the base model is not one of them.
 
@@ -121,6 +134,14 @@ def select_candidates(frame: pd.DataFrame, family: str, scenario: str = "dataset
         raise ParameterError("scenario", scenario, f"one of {', '.join(SCENARIOS)}")
     mine = mine[mine["outcome"].notna() & (mine["selection"] != "none") & in_scenario(mine["scenario"], scenario)]
     return mine.reset_index(drop=True)
+
+
+def show_candidates(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the numbers behind a figure or table, one row per candidate, rounded."""
+    columns = ["family", "candidate", *(["budget"] if "budget" in frame else [])]
+    columns += ["pass1", "pass_k", "gen_loss", "outcome", "outcome_last", "n_runs"]
+    shown = frame[columns].rename(columns={"pass_k": f"pass{frame['k'].iloc[0]}"} if len(frame) else {})
+    return shown.set_index(["family", "candidate"]).round(3)
 
 
 def base_models(frame: pd.DataFrame, family: str) -> pd.DataFrame:

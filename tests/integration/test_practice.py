@@ -4,69 +4,65 @@ from __future__ import annotations
 
 import html
 import itertools
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import papermill
 import pytest
 from example_candidates import linear_world
+from notebook_cells import run_cells
 
 from quagmire_utils.analysis.advice import advise
-from quagmire_utils.analysis.forecasting import forecast_rl, known_runs
-from quagmire_utils.analysis.measurements import Measurements, load_measurements
-from quagmire_utils.analysis.ranking import rank_with_noise
-from quagmire_utils.report.plots import forest
+from quagmire_utils.analysis.measurements import load_measurements
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "results" / "mini"
 
 
-def test_pictures_and_words_of_every_case(mini):
-    """Every family and scenario, a table filled in by hand and one without errors: no missing number is printed."""
-    cases = (("micro-llama", "dataset"), ("micro-mistral", "instance"), ("micro-qwen", "dataset"))
-    sources = [load_measurements(mini, family=family, scenario=scenario) for family, scenario in cases]
-    sources.append(load_measurements(ROOT / "notebooks" / "candidates.csv"))
-    bare = sources[-1].table.drop(columns=["pass1_se", "pass_k_se", "gen_loss_se"])
-    sources.append(replace(sources[-1], table=bare))
-    for measured in sources:
-        found = rank_with_noise(measured, n_draws=500)
-        assert found.leader in found.advice
-        fig, axes = forest.practice_figure(found.table, columns=3)
-        for draw, ax in zip((forest.plot_ranking, forest.plot_chances, forest.plot_settling), axes, strict=True):
-            draw(found, ax)
-        fig.draw_without_rendering()
-        runs = known_runs(measured.table, 5)
-        forecasts = forecast_rl(measured.table, runs, n_draws=500)
-        fig, axes = forest.practice_figure(forecasts.table, columns=2)
-        outcomes = measured.table.set_index("candidate")["outcome"]
-        forest.plot_forecast(forecasts, axes[0], outcomes.drop(runs).dropna().to_dict())
-        forest.plot_left_out(forecasts, axes[1])
-        fig.draw_without_rendering()
-        texts = [found.advice, *found.notes, *forecasts.warnings, advise(measured, runs).text]
-        assert "nan" not in " ".join(texts).lower().split()
+@pytest.fixture
+def own_table(tmp_path, monkeypatch):
+    """Return a function that writes a table of one's own; figures of notebooks go beside it."""
+    monkeypatch.setenv("QUAGMIRE_OUTPUT", str(tmp_path))
+
+    def write(table: pd.DataFrame) -> dict[str, str]:
+        table.to_csv(tmp_path / "mine.csv", index=False)
+        return {"measurements": str(tmp_path / "mine.csv")}
+
+    return write
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["dataset", "instance", "no errors"])
+def test_pictures_and_words_of_every_case(mini, own_table, case):
+    """Both scenarios of records, and a table filled in by hand without errors: no missing number is printed."""
+    given = {"family": "micro-mistral", "scenario": case}
+    if case == "no errors":
+        table = pd.read_csv(ROOT / "notebooks" / "candidates.csv", comment="#")
+        given = own_table(table.drop(columns=table.filter(like="_se")))
+    ranked, forecast = run_cells("rank_candidates", n_draws=500, **given), run_cells("forecast_rl", **given)
+    found = ranked["found"]
+    assert found.leader in found.advice
+    assert len(ranked["left"].get_yticks()) == len(found.table)
+    assert (
+        forecast["percent"]["truth"].notna() == forecast["percent"]["candidate"].isin(forecast["truth"].index)
+    ).all()
+    texts = [found.advice, *found.notes, *forecast["found"].warnings, forecast["advice"].text]
+    assert "nan" not in " ".join(texts).lower().split()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 40])
-def test_no_text_of_the_pictures_overlaps(count):
+def test_no_text_of_the_pictures_overlaps(own_table, count):
     """Long names, few and many candidates: no two texts of a figure overlap, and none is cut off."""
     random = np.random.default_rng(count)
-    table = linear_world(max(count, 4), 0).head(max(count, 4))
+    table = linear_world(max(count, 4), 0)
     names = [f"qwen3-4b-base-openr1-math-220k-lr1e-5-epochs{i}-seed{i}" for i in range(len(table))]
     table = table.assign(candidate=names, pass1_se=0.01, pass_k_se=0.02, gen_loss_se=0.01)
     table["pass1"] = random.uniform(0, 0.5, len(table))
-    measured = Measurements(table.head(count), None, table, 64, "mine.csv")
-    found = rank_with_noise(measured, n_draws=200)
-    forecasts = forecast_rl(table.assign(outcome=table["outcome"].where(table.index < max(3, count // 4))), n_draws=200)
-    figures = []
-    for shown, draws in (
-        (found, (forest.plot_ranking, forest.plot_chances)),
-        (forecasts, (forest.plot_forecast, forest.plot_left_out)),
-    ):
-        fig, axes = forest.practice_figure(shown.table, columns=2)
-        for draw, ax in zip(draws, axes, strict=True):
-            draw(shown, ax)
-        figures.append(fig)
+    ranked = run_cells("rank_candidates", n_draws=200, **own_table(table.head(count)))
+    table["outcome"] = table["outcome"].where(table.index < max(3, count // 4))
+    figures = [ranked["fig"], ranked["settling"], run_cells("forecast_rl", **own_table(table))["fig"]]
     for fig in figures:
         fig.canvas.draw()
         page = fig.bbox

@@ -12,7 +12,6 @@ from example_records import BENCHMARKS, macro_pass_at_k, make_records, second_ro
 from scipy import stats
 
 from quagmire_utils.analysis.candidates import candidate_frame
-from quagmire_utils.analysis.summaries import records_summary, time_table
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import CHECKPOINT, Records, load_records
 from quagmire_utils.evaluation.measured import (
@@ -139,15 +138,3 @@ def test_curves_have_every_k(records):
     macro = curves[curves["benchmark"] == "macro average"].set_index("k")["pass_at_k"]
     assert macro[13] == pytest.approx(macro_pass_at_k(counts, 13), **CLOSE)
     assert (macro.diff().dropna() >= 0).all()
-
-
-def test_time_and_summary(records):
-    spent = time_table(records.cells)
-    assert spent.loc["total", "cells"] == len(records.cells)
-    assert spent.loc["total", "total"] == pytest.approx(records.cells["seconds_total"].sum() / 60, abs=0.01)
-    assert spent.loc["rl", "rest"] == pytest.approx(2 * (spent.loc["rl", "cells"]) / 60, abs=0.01)
-    summary = records_summary(records).loc["micro-llama"]
-    assert summary["SFT candidates"] == 16
-    assert summary["RL runs"] == 17 * 2
-    assert summary["checkpoints"] == 17 * 5
-    assert summary["answers graded"] == records.counts["n"].sum()

@@ -15,6 +15,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from matplotlib.text import Text
+from notebook_cells import run_cells
 from scipy import stats
 
 from quagmire_utils.analysis import design
@@ -25,7 +26,7 @@ from quagmire_utils.core.settings import load_profile
 from quagmire_utils.evaluation.measured import forecast_table
 from quagmire_utils.evaluation.pass_at_k import bootstrap_intervals
 from quagmire_utils.report import plots
-from quagmire_utils.report.plots import bars, curves, look, predicting, stages
+from quagmire_utils.report.plots import bars, curves, look, stages
 from quagmire_utils.report.plots.series import OUTCOMES, series
 
 LLAMA, MISTRAL, QWEN = "Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct", "Qwen3-4B-base"
@@ -304,13 +305,11 @@ def test_fig10_bars_are_the_scores(make_panel):
     assert len(offsets(ax)) == 18
 
 
-def test_fig06_is_of_one_benchmark_and_three_sources(grid, make_panel, refused):
-    own = plots.on_benchmark(grid)
-    assert own.counts["benchmark"].unique().tolist() == ["lanes3"]
-    panels = plots.source_panels(make_panel(LLAMA, "source", frame=candidate_frame(own)))
-    labels = [plots.recipe_labels(panel.candidates) for panel in panels]
-    assert labels[0] == ["512×1\nLR 0.0001", "512×1\nLR 0.0005", "128×4\nLR 0.0001", "128×4\nLR 0.0005"]
-    fig = plots.recipe_grid(panels, labels)
+def test_fig06_is_of_one_benchmark_and_three_sources(grid, refused):
+    scope = run_cells("fig06_sources_and_repetition", profile=str(grid.folder))
+    fig = scope["fig"]
+    assert scope["own"].counts["benchmark"].unique().tolist() == ["lanes3"]
+    assert scope["labels"][0] == ["512×1\nLR 0.0001", "512×1\nLR 0.0005", "128×4\nLR 0.0001", "128×4\nLR 0.0005"]
     assert [ax.get_title(loc="left") for ax in fig.axes] == [
         "source main (for Llama-Nemotron)",
         "source acereason (for AceReason-1.1)",
@@ -325,9 +324,8 @@ def test_fig06_is_of_one_benchmark_and_three_sources(grid, make_panel, refused):
     expected = [(before.loc[name, "correct"] / before.loc[name, "n"], best[name]) for name in names]
     np.testing.assert_allclose(heights(fig.axes[1]), expected)
     assert len({ax.get_ylim() for ax in fig.axes}) == 1
-    assert plots.on_benchmark(grid, "all") is grid
     with refused("benchmark"):
-        plots.on_benchmark(grid, "math500")
+        run_cells("fig06_sources_and_repetition", profile=str(grid.folder), benchmark="math500")
 
 
 # --- what was not run -------------------------------------------------------------------------------------------------
@@ -347,7 +345,6 @@ def test_what_was_not_run_says_so(grid_frame, make_panel):
         plots.stage_grid([panel, panel], "n_examples", "epochs"),
         plots.stage_grid([panel], "n_examples", "selection", names=True),
         plots.recipe_grid([panel]),
-        plots.recipe_grid(plots.source_panels(panel), [[], [], []]),
     ]
     for figure in figures:
         for ax in figure.axes:
@@ -504,16 +501,11 @@ def test_saved_whole_stamped_and_the_same_every_time(tmp_path, llama):
     assert imread(copies[0][1]).shape[:2] == (880, 1200)
 
 
-def test_lines_and_rows_of_predictors_have_their_values_and_intervals():
+def test_lines_of_predictors_have_their_values():
     rows = pd.MultiIndex.from_product([[8, 32], ["pass1", "pass_k"]])
     table = pd.DataFrame({"value": [0.9, 0.5, 0.8, np.nan], "low": 0.1, "high": 1.0}, index=rows)
-    _, (lines, intervals) = plots.new_figure(columns=2)
-    predicting.plot_lines(table, lines, {"pass1": "Pass@1", "pass_k": "Pass@64"})
-    assert [line.get_label() for line in lines.lines] == ["Pass@1", "Pass@64"]
-    np.testing.assert_allclose(lines.lines[0].get_ydata(), [0.9, 0.8])
-    np.testing.assert_allclose(lines.lines[0].get_xdata(), [8, 32], rtol=0.05)
-    predicting.plot_intervals(table.loc[32], intervals, {"pass1": "Pass@1", "pass_k": "Pass@64"}, mark=["pass1"])
-    assert [text.get_text() for text in intervals.texts] == ["not measured"]
-    (bar,) = intervals.collections[0].get_segments()
-    np.testing.assert_allclose(bar, [(0.1, 1), (1.0, 1)])
-    assert intervals.lines[0].get_color() == look.BLUE
+    _, ax = plots.new_figure()
+    curves.plot_lines(table, ax, {"pass1": "Pass@1", "pass_k": "Pass@64"})
+    assert [line.get_label() for line in ax.lines] == ["Pass@1", "Pass@64"]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.9, 0.8])
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [8, 32], rtol=0.05)

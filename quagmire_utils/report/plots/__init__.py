@@ -10,10 +10,8 @@ Series differ by marker, line style and lightness as well as by colour, so that 
 colour blindness. Error bars are 95 % intervals from the sampling of answers alone. An axis without data says so.
 """
 
-from quagmire_utils.report.plots.bars import on_benchmark, recipe_grid, recipe_labels, source_panels
+from quagmire_utils.report.plots.bars import recipe_grid
 from quagmire_utils.report.plots.curves import (
-    outcome_grid,
-    overtraining_grid,
     pass_at_k_grid,
     rl_curve_grid,
     verdicts_and_lengths,

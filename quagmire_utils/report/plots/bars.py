@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.records import Records
 from quagmire_utils.report.plots.look import (
     GREY,
     INK,
@@ -31,8 +28,6 @@ if TYPE_CHECKING:
 
 STAGES = {"pass1": ("after SFT", SAND, "//", -1), "outcome": ("after RL", SKY, "", 1)}  # label, fill, hatch, side
 WIDTH = 0.38  # of a bar, where recipes are 1 apart
-SOURCES = {"main": "Llama-Nemotron", "acereason": "AceReason-1.1", "openr1": "OpenR1-Math"}  # and what each stands for
-MATH500 = ("math500", "lanes3")  # the benchmark of Fig. 6, and the micro benchmark that stands for it
 
 
 def plot_recipes(panel: Panel, ax: Axes, labels: Sequence[str] = ()) -> None:
@@ -81,38 +76,3 @@ def recipe_grid(panels: Sequence[Panel], labels: Sequence[Sequence[str]] = ()) -
     order = {label: i for i, (label, *_) in enumerate(STAGES.values())}
     legend_above(fig, sorted(entries_of(drawn), key=lambda entry: order.get(entry.get_label(), len(order))))
     return fig
-
-
-# --- Fig. 6: repeated or new examples, of several sources ------------------------------------------------------------
-
-
-def on_benchmark(records: Records, benchmark: str = "auto") -> Records:
-    """Return the records with the answers to one benchmark alone, so that every score is of that benchmark.
-
-    auto: MATH-500 as in Fig. 6, else the benchmark that stands for it, else all of them; all: every benchmark.
-    """
-    there = list(records.counts["benchmark"].unique())
-    if benchmark == "auto":
-        benchmark = next((name for name in MATH500 if name in there), "all")
-    if benchmark == "all":
-        return records
-    if benchmark not in there:
-        raise ParameterError("benchmark", benchmark, f"auto, all, or one that these records have: {', '.join(there)}")
-    return dataclasses.replace(records, counts=records.counts[records.counts["benchmark"] == benchmark])
-
-
-def source_panels(panel: Panel) -> list[Panel]:
-    """Split a panel by source of SFT examples: unique examples before repeated ones, low learning rates before high."""
-    there = dict.fromkeys(panel.candidates["source"]) or SOURCES
-    panels = []
-    for source in sorted(there, key=[*SOURCES, *there].index):
-        rows = panel.candidates[panel.candidates["source"] == source].sort_values(["epochs", "learning_rate"])
-        title = f"source {source}" + (f" (for {SOURCES[source]})" if source in SOURCES else "")
-        panels.append(dataclasses.replace(panel, candidates=rows.reset_index(drop=True), title=title))
-    return panels
-
-
-def recipe_labels(candidates: pd.DataFrame) -> list[str]:
-    """Return examples × epochs, and below it the learning rate: what differs between the bars of Fig. 6."""
-    names = zip(candidate_labels(candidates), candidates["learning_rate"], strict=True)
-    return [f"{name.removesuffix(' •')}\nLR {rate:g}" for name, rate in names]
