@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -166,6 +167,17 @@ def _execute(run: Run) -> Path | None:
     if page is not None:
         print(f"\nAll on one page: {os.path.relpath(page)}", file=sys.stderr)
     return page
+
+
+@app.command(rich_help_panel=REPRODUCE)
+def docs(
+    build: Annotated[
+        Path | None, typer.Option(help="Write it to this folder; a link that leads nowhere fails.")
+    ] = None,
+) -> None:
+    """Serve the README and docs/ as a site at http://127.0.0.1:8000."""
+    how = ["serve"] if build is None else ["build", "--strict", "--site-dir", str(build.resolve())]
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "mkdocs", *how, "--config-file", str(ROOT / "mkdocs.yml")]))
 
 
 Records = Annotated[str, typer.Argument(help="A folder of results/, by name or path.")]
