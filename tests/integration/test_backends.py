@@ -192,13 +192,14 @@ def test_verl_asks_and_grades_as_the_problems_domain_does(plain, tmp_path):
     folder = verl.write(plain, problems, tmp_path / "run", RL, gpus=2)
     rows = read_parquet(folder / "train.parquet").to_dict("records")
     assert all(INSTRUCTIONS["choice"] in row["prompt"][0]["content"] for row in rows)
+    reward = overrides_of(folder, tmp_path)["reward.custom_reward_function.path"].strip("'")
     code = (
-        "import json, sys; sys.path.insert(0, sys.argv[1]); from reward import compute_score; print(json.dumps(["
+        "import json, sys; sys.path.insert(0, sys.argv[1]); from rewards import compute_score; print(json.dumps(["
         "compute_score('', a, 'B', json.loads(sys.argv[2]))['verdict'] "
         "for a in ('\\\\boxed{B}', '\\\\boxed{A}')]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), json.dumps(rows[0]["extra_info"])],
+        [sys.executable, "-c", code, str(Path(reward).parent), json.dumps(rows[0]["extra_info"])],
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     assert json.loads(done.stdout) == ["correct", "wrong"]

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_folder, digest, read_json, write_json, write_text
-from quagmire_utils.core.paths import ROOT
 from quagmire_utils.training.backends.environments import (
     BACKENDS,
     default_python,
@@ -105,8 +104,7 @@ def read_run(folder: Path, backend: str) -> dict[str, Any]:
 
 def copy_script(name: str, folder: Path) -> None:
     """Copy a script of this package into a run's folder, so that the folder holds everything that runs."""
-    text = (SCRIPTS / name).read_text(encoding="utf-8")
-    write_text(text.replace("ROOT OF THE REPOSITORY", str(ROOT)), folder / name)
+    write_text((SCRIPTS / name).read_text(encoding="utf-8"), folder / name)
 
 
 def render_template(name: str, backend: str, **values: Any) -> str:

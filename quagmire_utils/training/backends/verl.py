@@ -7,7 +7,6 @@
 The folder holds:
 
     train.parquet                  prompts and gold answers, in verl's columns
-    reward.py                      the reward: a call of `quagmire_utils.grading`
     run.sh                         every override of verl's configuration, with its origin; `./run.sh --cfg job`
     check_run.py, prompts.json     the check of verl's token ids against ours
     checkpoints/, metrics/, train.log, checkpoint-<step>/, curve.parquet, rl.json    written by the run
@@ -35,6 +34,7 @@ from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, write_json, write_parquet
+from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import check_fits, render_problem, resolve_template
@@ -104,7 +104,6 @@ def write(
     pairs = zip(problems, prompts, strict=True)
     rows = [[problem.id, runs.short_digest(json.dumps(prompt.token_ids))] for problem, prompt in pairs]
     write_json({"rows": rows}, folder / "prompts.json")
-    runs.copy_script("reward.py", folder)
     runs.copy_script("check_run.py", folder)
     longest = max(len(prompt.token_ids) for prompt in prompts)
     script = runs.render_template(
@@ -113,6 +112,7 @@ def write(
         facts=facts,
         settings=settings,
         gpu_memory=GPU_MEMORY,
+        reward=ROOT / "quagmire_utils" / "training" / "rewards.py",
         prompt_tokens=longest,
         epochs=math.ceil(settings.steps / (len(problems) // settings.prompts_per_step)),
         save_freq=settings.checkpoint_steps[0],

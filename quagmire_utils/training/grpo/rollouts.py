@@ -15,7 +15,7 @@ from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem
 from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine
 from quagmire_utils.evaluation.thinking import OPEN
-from quagmire_utils.grading import Verdict
+from quagmire_utils.training.rewards import rewards_of
 
 if TYPE_CHECKING:
     from quagmire_utils.engines.transformers import TransformersEngine
@@ -57,12 +57,11 @@ class Environment:
     def rewards(self, chosen: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
         """Return 1 for each answer (token ids) that solves its problem, else 0; `chosen`: the problem of each.
 
-        As in an evaluation, thinking that the prompt opened has to end.
+        As in an evaluation, thinking that the prompt opened has to end. Undecided answers are logged as `rewards` says.
         """
         opened = [OPEN * self.prompts[problem].text.rstrip().endswith(OPEN) for problem in chosen]
         texts = [start + done.text for start, done in zip(opened, self.engine.complete(answers), strict=True)]
-        grades = self.grader(texts, [self.problems[problem] for problem in chosen])
-        return [float(grade.verdict == Verdict.CORRECT) for grade in grades]
+        return rewards_of(self.grader(texts, [self.problems[problem] for problem in chosen]))
 
 
 def make_environment(
