@@ -12,6 +12,22 @@ from urllib.parse import unquote
 
 from quagmire_utils.report.browser import chromium
 
+# what a model may write to act in a page
+PAYLOADS = [
+    "<script>document.title='owned'</script>",
+    "<img src=x onerror=\"document.title='owned'\">",
+    "</pre></details><svg onload=\"document.title='owned'\">",
+    "'\"><details open ontoggle=\"document.title='owned'\"><summary>x</summary></details>",
+    "<iframe srcdoc=\"<script>parent.document.title='owned'</script>\"></iframe>",
+    "<a href=\"javascript:document.title='owned'\" autofocus onfocus=\"document.title='owned'\">x</a>",
+    "</textarea></title></style><style>body{display:none}</style>",
+    "<!-- --><body onpageshow=\"document.title='owned'\">",
+    "&lt;script&gt;document.title='owned'&lt;/script&gt;",
+    "<scr\x00ipt>document.title='owned'</scr\x00ipt>",
+    "$\\require{html}\\href{javascript:document.title='owned'}{x}$ \\unicode{x3C}",
+    "\ud800 \u202eesrever \x1b[31m \\u003cscript\\u003e",
+]
+
 VOID = ("br", "hr", "img", "input", "link", "meta")
 
 

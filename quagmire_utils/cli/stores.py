@@ -1,4 +1,4 @@
-"""Commands on stored answers: compare, grade; they need no model and no GPU, unless `--until-decided` draws more."""
+"""Commands on stored answers: compare, view, grade; no model and no GPU, unless `--until-decided` draws more."""
 
 from __future__ import annotations
 
@@ -43,6 +43,20 @@ def compare(
     table = compare_outputs(a, b, _ks(k))
     print(describe_comparison(table, str(a), str(b)))
     print(show_comparison(table).to_string())
+
+
+@app.command(rich_help_panel=OWN)
+def view(
+    folder: Annotated[Path, typer.Argument(help="Output folder of an evaluation, finished or running.")],
+    beside: Annotated[Path | None, typer.Argument(help="Folder of another one, to show beside it.")] = None,
+    benchmarks: Annotated[str, typer.Option(help="Names or files with the golds, if the folder does not say.")] = "",
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1. Default: one that is free.")] = 0,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open it in a browser.")] = True,
+) -> None:
+    """Watch one or two evaluations in the browser while they run: progress, scores so far, answers. Changes nothing."""
+    from quagmire_utils.report.viewer import view
+
+    view([folder] if beside is None else [folder, beside], benchmarks, port=port, show=show)
 
 
 StoreFolder = Annotated[Path, typer.Argument(help="Folder of the stored answers.")]

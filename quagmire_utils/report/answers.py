@@ -39,7 +39,7 @@ def browse_answers(store: SampleStore, problems: Mapping[str, Sequence[Problem]]
     mine = [key in known for key in zip(graded["benchmark"], graded["problem"], strict=True)]
     graded = graded[pd.Series(mine, index=graded.index, dtype=bool)]
     chosen = {kind: _spread(graded[graded["verdict"].isin(verdicts)], each) for kind, verdicts in KINDS.items()}
-    texts = _texts(store, pd.concat(chosen.values()))
+    texts = full_rows(store, pd.concat(chosen.values()))
     kinds = {}
     for kind, verdicts in KINDS.items():
         keys = [key for key in chosen[kind][KEYS].itertuples(index=False, name=None) if key in texts]
@@ -67,8 +67,8 @@ def _spread(rows: pd.DataFrame, each: int) -> pd.DataFrame:
     )
 
 
-def _texts(store: SampleStore, wanted: pd.DataFrame) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """Return the wanted samples by key, with their texts."""
+def full_rows(store: SampleStore, wanted: pd.DataFrame) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """Return the samples with the keys of `wanted`, by key, with their texts."""
     keys = set(wanted[KEYS].itertuples(index=False, name=None))
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     for part in store.parts():

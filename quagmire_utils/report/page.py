@@ -184,10 +184,10 @@ def _kept(item: Any, alt: str) -> Markup:
         return Markup(item.data)
     if isinstance(item, Image):
         return picture(base64.b64encode(item.data).decode(), item.width, alt)
-    return sanitized(_table(item))
+    return sanitized(table_html(item))
 
 
-def _table(frame: pd.DataFrame) -> str:
+def table_html(frame: pd.DataFrame) -> str:
     """Return the frame as HTML, escaped, with its index as first column if that has a name."""
     named = frame.reset_index() if frame.index.name else frame
     return named.to_html(index=frame.index.name is None, border=0, escape=True, justify="left")

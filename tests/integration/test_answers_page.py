@@ -5,7 +5,7 @@ import re
 
 import pandas as pd
 import pytest
-from browsing import Elements, look_at
+from browsing import PAYLOADS, Elements, look_at
 
 from quagmire_utils.data import Problem
 from quagmire_utils.evaluation.store import SampleStore
@@ -14,20 +14,6 @@ from quagmire_utils.report.clean import visible
 from quagmire_utils.report.notebook import words
 from quagmire_utils.report.page import EvaluationPage
 
-PAYLOADS = [
-    "<script>document.title='owned'</script>",
-    "<img src=x onerror=\"document.title='owned'\">",
-    "</pre></details><svg onload=\"document.title='owned'\">",
-    "'\"><details open ontoggle=\"document.title='owned'\"><summary>x</summary></details>",
-    "<iframe srcdoc=\"<script>parent.document.title='owned'</script>\"></iframe>",
-    "<a href=\"javascript:document.title='owned'\" autofocus onfocus=\"document.title='owned'\">x</a>",
-    "</textarea></title></style><style>body{display:none}</style>",
-    "<!-- --><body onpageshow=\"document.title='owned'\">",
-    "&lt;script&gt;document.title='owned'&lt;/script&gt;",
-    "<scr\x00ipt>document.title='owned'</scr\x00ipt>",
-    "$\\require{html}\\href{javascript:document.title='owned'}{x}$ \\unicode{x3C}",
-    "\ud800 \u202eesrever \x1b[31m \\u003cscript\\u003e",
-]
 SET = "evil <b>set</b>"
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")
 ALLOWED = {"details", "summary", "b", "code", "pre", "p", "table", "tr", "th", "td", "div", "br"}
