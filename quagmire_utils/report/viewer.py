@@ -168,7 +168,7 @@ def view(folders: Sequence[Path], benchmarks: str = "", *, port: int = 0, show: 
     try:
         import panel as pn
     except ImportError:
-        raise ParameterError("view", reason="it needs panel: pip install -c constraints.txt -e '.[view]'") from None
+        raise ParameterError("view", reason="it needs panel: pip install -c constraints.txt -e '.[notebooks]'") from None
     names = [str(folder) for folder in folders] if len(folders) == 1 else [f"a: {folders[0]}", f"b: {folders[1]}"]
     runs = [Watched(folder, name, benchmarks) for folder, name in zip(folders, names, strict=True)]
     with socket.socket() as free:
