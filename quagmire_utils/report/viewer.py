@@ -41,7 +41,7 @@ STYLE = """
 :host { font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
 .side { display: grid; gap: 0 2rem; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)) }
 .side > div { min-width: 0 } h2, h3 { font-size: 1.1em } summary { cursor: pointer } progress { width: 8em }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: 13px }
+.scroll { overflow-x: auto; margin: 0.6em 0 } table { border-collapse: collapse; font-size: 13px }
 td, th { text-align: left; padding: 0.2em 0.9em 0.2em 0; border-bottom: 1px solid #8886; white-space: nowrap }
 """
 
@@ -63,21 +63,21 @@ class Watched:
 
     def look(self, grader: Grader) -> None:
         """Read what is new, and grade what has no verdict."""
-        files = [*self.folder.glob("*.parquet"), *(self.folder / name for name in ("store.json", PLAN))]
-        times = {file.name: file.stat().st_mtime_ns for file in files if file.exists()}
-        if not times or times == self._seen:
-            return
-        for name in [name for name in times if times[name] != self._seen.get(name)]:
-            link = Path(self._links.name, name)
-            link.unlink(missing_ok=True)  # perhaps a file of verdicts that was written here
-            link.symlink_to((self.folder / name).resolve())
-        self._seen, self.complaint = times, ""
-        self.changed = time.strftime("%H:%M:%S", time.localtime(max(times.values()) / 1e9))
-        self.store = SampleStore(self._links.name)
         try:
+            files = [*self.folder.glob("*.parquet"), *(self.folder / name for name in ("store.json", PLAN))]
+            times = {file.name: file.stat().st_mtime_ns for file in files if file.exists()}
+            if not times or times == self._seen:
+                return
+            for name in [name for name in times if times[name] != self._seen.get(name)]:
+                link = Path(self._links.name, name)
+                link.unlink(missing_ok=True)  # perhaps a file of verdicts that was written here
+                link.symlink_to((self.folder / name).resolve())
+            self._seen, self.complaint = times, ""
+            self.changed = time.strftime("%H:%M:%S", time.localtime(max(times.values()) / 1e9))
+            self.store = SampleStore(self._links.name)
             self._read(grader)
-        except (ParameterError, OSError) as error:
-            self.complaint = str(error)
+        except Exception as error:  # the next look may succeed; until then the page says why this one did not
+            self.complaint = f"{type(error).__name__}: {error}"
         self.looks += 1
 
     def _read(self, grader: Grader) -> None:
@@ -93,12 +93,15 @@ class Watched:
             grade_store(self.store, self._problems, grader.grade, progress=False)
             self.light = self.store.read([*KEYS, "verdict"])
         self.drawn, self.graded = len(self.light), int(self.light["verdict"].notna().sum())
-        self.wanted = facts.get("num_samples", 0) * sum(map(len, self._problems.values()))
+        wanted = facts.get("num_samples", 0) * sum(map(len, self._problems.values()))
+        self.wanted = wanted if wanted >= self.drawn else 0  # others may have drawn more
         counts = self.store.counts()
         counts = counts[counts["n"] > 0]
         if len(counts):
             table = evaluation_table(counts, sorted({1, min(facts.get("k", 1), int(counts["n"].min()))}))
-            self.said, self.scores = describe_evaluation(table), Markup(table_html(show_evaluation(table).T))
+            shown = show_evaluation(table)
+            self.said = describe_evaluation(table)
+            self.scores = Markup(table_html(shown[[*shown.columns[2:], *shown.columns[:2]]]))  # Pass@k first
 
     def choose(self, benchmark: str, verdict: str) -> dict[tuple[str, str], pd.DataFrame]:
         """Return the samples of a benchmark with a verdict, without their texts, by problem."""
@@ -137,7 +140,8 @@ def dashboard(runs: Sequence[Watched]) -> panel.Column:
             page.object = str(parts.leaf(0, 0))
             return
         key = keys[place - 1]
-        rows = [list(full_rows(run.store, one[key][:MOST]).values()) for run, one in zip(runs, chosen, strict=True)]
+        found = [full_rows(run.store, one[key][:MOST]) for run, one in zip(runs, chosen, strict=True)]
+        rows = [[some[sample] for sample in sorted(some)] for some in found]
         more = [len(one[key]) - MOST for one in chosen]
         columns = zip(runs, rows, more, strict=True)
         page.object = str(
@@ -168,7 +172,9 @@ def view(folders: Sequence[Path], benchmarks: str = "", *, port: int = 0, show: 
     try:
         import panel as pn
     except ImportError:
-        raise ParameterError("view", reason="it needs panel: pip install -c constraints.txt -e '.[notebooks]'") from None
+        raise ParameterError(
+            "view", reason="it needs panel: pip install -c constraints.txt -e '.[notebooks]'"
+        ) from None
     names = [str(folder) for folder in folders] if len(folders) == 1 else [f"a: {folders[0]}", f"b: {folders[1]}"]
     runs = [Watched(folder, name, benchmarks) for folder, name in zip(folders, names, strict=True)]
     with socket.socket() as free:
