@@ -1,8 +1,9 @@
 """The second domain: multi-label choice, which of eleven statements about the lettered tables are true.
 
 aPQ37 states that table P and then table Q send 3 to 7; aPQ37bAC12...=? asks which statements are true. It is worked
-statement by statement: the digit after each table, then y or n, as in a57yb04n..., and answered by the labels of the
-true ones, such as \\boxed{adf}. Eleven statements have 2,047 answers, so that 64 guesses succeed 3 % of the time.
+statement by statement: its digit, each table with the digit after it, then y or n, as in a3P5Q7yb1A0C4n..., and
+answered by the labels of the true ones, such as \\boxed{adf}. Eleven statements have 2,047 answers, so that 64 guesses
+succeed 3 % of the time. A base that had to find table and digit by the label alone looked nothing up.
 """
 
 from __future__ import annotations
@@ -96,7 +97,10 @@ class Statements:
         """Return a worked solution; `restated` sets = before each digit. `results`: as `tasks.write_trace`."""
         equals, results = "=" if style == "restated" else "", results or self.work()
         worked = zip(LABELS, self.claims, results, strict=False)
-        lines = [label + equals + digits + "ny"[digits[-1] == claim[-1]] for label, claim, digits in worked]
+        lines = []
+        for label, (letters, digit, claimed), digits in worked:
+            passed = "".join(letter + equals + after for letter, after in zip(letters, digits, strict=True))
+            lines.append(label + digit + passed + "ny"[digits[-1] == claimed])
         return "".join(lines) + f"\\boxed{{{self._choose(results)}}}"
 
     def guess(self, rng: np.random.Generator) -> str:
