@@ -1,10 +1,11 @@
-"""A hub on this machine: as much of the hub's interface as its own client asks of it to stream a dataset's files.
+"""A hub on this machine: as much of the hub's interface as its own client asks of it to stream or upload a dataset.
 
 with serve(folder) as hub:            # folder/OWNER/NAME/files...
     hub.endpoint                      # what HF_ENDPOINT is set to; every revision stands for COMMIT
     hub.sent                          # path -> bytes of it that were sent
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -25,6 +26,7 @@ class Hub:
     def __init__(self) -> None:
         self.endpoint = ""
         self.sent: Counter[str] = Counter()
+        self.made: dict[str, dict] = {}  # repository -> what was asked for when it was made
         self.failures = 0  # how many of the next requests for a file's bytes are answered with 503
 
 
@@ -43,6 +45,8 @@ def serve(folder: Path) -> Iterator[Hub]:
 
         def do_POST(self):
             asked = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            if re.search("/repos/create|/validate-yaml|/preupload/|/commit/", self.path):
+                return self.upload(asked)
             found = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/paths-info/[^/]+", urlparse(self.path).path)
             try:
                 paths = json.loads(asked)["paths"]
@@ -50,6 +54,28 @@ def serve(folder: Path) -> Iterator[Hub]:
                 paths = [unquote(pair.partition("=")[2]) for pair in asked.split("&") if pair.startswith("paths=")]
             entries = [self.entry(found[1], path) for path in paths if (folder / found[1] / path).exists()]
             self.answer(entries)
+
+        def upload(self, asked):
+            """Answer what `HfApi.create_repo` and `upload_folder` ask; files come whole, in the commit."""
+            if self.path.startswith("/api/repos/create"):
+                made = json.loads(asked)
+                name = f"{made['organization']}/{made['name']}"
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                hub.made[name] = made
+                return self.answer({"url": f"{hub.endpoint}/datasets/{name}", "name": name})
+            if "/validate-yaml" in self.path:
+                return self.answer({"errors": [], "warnings": []})
+            if "/preupload/" in self.path:
+                files = [file["path"] for file in json.loads(asked)["files"]]
+                modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]
+                return self.answer({"files": modes})
+            name = re.match(r"/api/datasets/([^/]+/[^/]+)/commit/", self.path)[1]
+            for line in map(json.loads, asked.splitlines()):
+                if line["key"] == "file":
+                    path = folder / name / line["value"]["path"]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(base64.b64decode(line["value"]["content"]))
+            self.answer({"commitOid": COMMIT, "commitUrl": f"{hub.endpoint}/datasets/{name}/commit/{COMMIT}"})
 
         def do_GET(self):
             path = unquote(urlparse(self.path).path)

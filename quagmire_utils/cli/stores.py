@@ -154,17 +154,27 @@ def print_table(store: SampleStore, ks: Sequence[int]) -> pd.DataFrame:
 
 
 def _problems(store: SampleStore, named: Sequence[str], data_dir: str | None) -> dict[str, list[Problem]]:
-    """Load the golds for a store: the benchmarks in `named`, or by default the store's that are in the catalogue."""
-    from quagmire_utils.data import benchmark_names, load_benchmark
-    from quagmire_utils.grading import prepare_problems
+    """Load the golds for a store: the benchmarks in `named`, or by default its own and those in the catalogue."""
+    from quagmire_utils.data import benchmark_names
+    from quagmire_utils.exchange.importing import PROBLEMS
 
     known = benchmark_names()
     held = list(dict.fromkeys(store.counts()["benchmark"]))
     sources = {source if source in known else Path(source).stem: source for source in named}
-    sources = sources or {name: name for name in held if name in known}
+    own = {file.stem: str(file) for file in (store.path / PROBLEMS).glob("*.jsonl")}
+    sources = sources or {name: own.get(name, name) for name in held if name in known or name in own}
     missing = [name for name in held if name not in sources]
     if not sources:
         raise ParameterError("--benchmark", reason=f"give a file with the golds of {', '.join(held) or 'the store'}")
     if missing:
         print(f"Left unchanged, because no golds were given: {', '.join(missing)}", file=sys.stderr)
+    return load_golds(list(sources.values()), data_dir)
+
+
+def load_golds(named: Sequence[str], data_dir: str | None) -> dict[str, list[Problem]]:
+    """Return the problems of benchmarks that are named, or in files, by benchmark."""
+    from quagmire_utils.data import benchmark_names, load_benchmark
+    from quagmire_utils.grading import prepare_problems
+
+    sources = {source if source in benchmark_names() else Path(source).stem: source for source in named}
     return prepare_problems({name: load_benchmark(source, data_dir=data_dir) for name, source in sources.items()})

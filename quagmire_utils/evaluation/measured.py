@@ -64,8 +64,8 @@ def evaluation_table(
                 row |= {f"{name}@{k}": levels[name].get((benchmark, k), math.nan) for name in levels}
         for vote in [] if votes is None else votes[votes["benchmark"] == benchmark].itertuples():
             row |= {f"maj@{vote.k}": vote.maj_at_k, f"maj_low@{vote.k}": vote.low, f"maj_high@{vote.k}": vote.high}
-        row |= {name: own[name].sum() / answers if answers else math.nan for name in _RATES}
-        row["mean_tokens"] = (own["mean_tokens"] * own["n"]).sum() / answers if answers else math.nan
+        row |= {name: own[name].sum(skipna=False) / answers if answers else math.nan for name in _RATES}
+        row["mean_tokens"] = (own["mean_tokens"] * own["n"]).sum(min_count=1) / answers if answers else math.nan
         rows.append(row)
     table = pd.DataFrame(rows)
     macro, rates = table["benchmark"] == MACRO, [*_RATES, "mean_tokens"]
@@ -116,8 +116,8 @@ def show_evaluation(table: pd.DataFrame) -> pd.DataFrame:
         cells = table[[f"maj@{k}", f"maj_low@{k}", f"maj_high@{k}"]].to_numpy() * 100
         shown[f"maj@{k} %"] = [f"{v:.1f} {_interval(a, b)}" for v, a, b in cells]
     for name in _RATES:
-        shown[f"{name.replace('_', ' ')} %"] = (100 * table[name]).map("{:.1f}".format)
-    shown["tokens"] = table["mean_tokens"].map("{:.0f}".format)
+        shown[f"{name.replace('_', ' ')} %"] = (100 * table[name]).map("{:.1f}".format).replace("nan", "unknown")
+    shown["tokens"] = table["mean_tokens"].map("{:.0f}".format).replace("nan", "unknown")
     for name, (heading, form, factor) in _BESIDE.items():
         if name in table and table[name].notna().any():
             shown[heading] = (factor * table[name]).map(form.format).replace("nan", "none")

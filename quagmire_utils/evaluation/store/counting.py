@@ -15,6 +15,7 @@ VERDICTS = ["correct", "wrong", "no_answer", "timeout", "error"]
 COUNTS = ["benchmark", "problem", "n", "correct", "wrong", "no_answer", "truncated", "timeout", "error", "mean_tokens"]
 _PROBLEM = ["benchmark", "problem"]
 _INDEX_BITS = 40
+UNKNOWN = "unknown"  # finish reason of an answer from a log without it; its length is -1 then
 _LONG = 32  # tokens; independent answers of this length are not all the same
 
 
@@ -33,10 +34,13 @@ def count(tables: Iterable[pa.Table]) -> tuple[pd.DataFrame, int]:
     judged = frame["verdict"].notna()
     facts = {name: (frame["verdict"] == name) for name in VERDICTS}
     facts |= {"n": judged, "truncated": judged & (frame["finish_reason"] == "length")}
-    facts["mean_tokens"] = frame["tokens"].where(judged)
-    grouped = frame[_PROBLEM].assign(**facts).groupby(_PROBLEM, observed=True)
-    counts = grouped.agg(dict.fromkeys(facts, "sum") | {"mean_tokens": "mean"}).reset_index()
+    facts["mean_tokens"] = frame["tokens"].where(judged & (frame["tokens"] >= 0))
+    unknown = judged & (frame["finish_reason"] == UNKNOWN)
+    grouped = frame[_PROBLEM].assign(**facts, unknown=unknown).groupby(_PROBLEM, observed=True)
+    counts = grouped.agg(dict.fromkeys([*facts, "unknown"], "sum") | {"mean_tokens": "mean"}).reset_index()
     counts = counts.astype(dict.fromkeys(_PROBLEM, "str") | dict.fromkeys(COUNTS[2:-1], "int64"))
+    if unknown.any():  # imported answers: a share that is not known is not zero
+        counts["truncated"] = counts["truncated"].astype(float).mask(counts["unknown"] > 0)
     return counts.sort_values(_PROBLEM, ignore_index=True)[COUNTS], doubled
 
 
