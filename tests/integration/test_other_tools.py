@@ -178,7 +178,7 @@ LM_EVAL = {"doc_id": 0, "target": "5", "arguments": [["2+3", {"until": []}]], "r
     ("name", "rows", "parameter", "words"),
     [
         ("samples_x_1.jsonl", [{**LM_EVAL, "arguments": [["2+3", " 5"]]}], None, "log-likelihoods"),
-        ("samples_x_1.jsonl", [LM_EVAL, {"doc_id": 1, "filter": "none"}], None, "no field 'arguments', which"),
+        ("samples_x_1.jsonl", [LM_EVAL, {"doc_id": 1, "filter": "none"}], None, "no field 'resps', which lm-eval"),
         ("samples_x_1.jsonl", [LM_EVAL, "{"], None, "line 2 is not JSON"),
         (
             "1.jsonl",
