@@ -147,13 +147,3 @@ def profile():
     from quagmire_utils.core.settings import load_profile
 
     return load_profile("mini")
-
-
-@pytest.fixture(scope="session")
-def grid(tmp_path_factory, profile):
-    """Records as large in candidates and runs as the whole grid, few problems each."""
-    from example_grid import write_grid_records
-
-    from quagmire_utils.core.records import load_records
-
-    return load_records(write_grid_records(tmp_path_factory.mktemp("grid") / "mini", profile))

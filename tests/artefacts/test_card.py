@@ -8,12 +8,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from example_grid import write_grid_records
 
 from quagmire_utils.analysis.advice import advise
 from quagmire_utils.analysis.forecasting import known_runs
 from quagmire_utils.analysis.measurements import load_measurements
-from quagmire_utils.core.files import read_json, read_parquet
+from quagmire_utils.core.files import read_json, read_parquet, write_json, write_parquet
 from quagmire_utils.core.records import RECORDS
 from quagmire_utils.report import card
 
@@ -66,19 +65,21 @@ def test_the_card_documents_every_column_and_no_other(profile):
         assert set(columns) == found
 
 
-def test_the_card_says_what_the_profile_and_the_records_say(grid, profile, tmp_path):
-    text = card.generated_part(grid.folder, profile)
+def test_the_card_says_what_the_profile_and_the_records_say(mini, profile, tmp_path):
+    text = card.generated_part(mini.folder, profile)
     assert "| all |  | 31 | 37 | 12 | 70 | 176 | 249 |" in text
     assert "249 of 249 cells" in text
-    assert f"| `counts.parquet` | {len(grid.counts):,} |" in text
-    assert f"| rl | a CPU | 176 | {176 * 60 / 3600:.2f} | 60 | 60 |" in text
+    assert f"| `counts.parquet` | {len(mini.counts):,} |" in text
+    assert f"| 176 | {mini.cells.groupby('kind')['seconds_total'].sum()['rl'] / 3600:.2f} |" in text
     assert "No records yet" in card.generated_part(tmp_path, profile)
 
 
-def test_updating_the_card_keeps_its_words(grid, profile, tmp_path):
+def test_updating_the_card_keeps_its_words(mini, profile, tmp_path):
     folder = tmp_path / "mini"
     assert not card.update_card(folder, profile)
-    write_grid_records(folder, profile, finished=1, problems=2)
+    for name in RECORDS:  # what a sweep leaves that has begun
+        write_parquet(getattr(mini, name).head(15), folder / f"{name}.parquet")
+    write_json(mini.manifest, folder / "manifest.json")
     assert not card.update_card(folder, profile)  # no card
     words = CARD.read_text(encoding="utf-8")
     before, rest = words.split(card.BEGIN)

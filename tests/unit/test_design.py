@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-import html
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
-from example_grid import write_grid_records
+import yaml
+from notebook_cells import run_cells
 
 from quagmire_utils.analysis import design
 from quagmire_utils.analysis.candidates import candidate_frame
-from quagmire_utils.analysis.criteria import CRITERIA, criteria_table
-from quagmire_utils.core.records import Records, load_records
+from quagmire_utils.core.records import CANDIDATE, Records
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
 from quagmire_utils.report import plots
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def criteria(grid):
-    return criteria_table(grid)
+def judged(records: Records, folder: Path) -> dict[str, object]:
+    """Return the variables of the notebook that judges these records: level, spread, plateau, repeated, judged, ..."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUAGMIRE_OUTPUT", str(folder))
+        patch.setattr("quagmire_utils.core.records.load_records", lambda _: records)
+        patch.setattr("quagmire_utils.report.notebook.results_folder", lambda _: records.folder)
+        return run_cells("design_microlab")
 
 
 @pytest.fixture(scope="module")
-def partial(tmp_path_factory, profile):
+def partial(mini) -> Records:
     """The base and one candidate of each family, one RL run of each."""
-    folder = tmp_path_factory.mktemp("partial") / "mini"
-    return load_records(write_grid_records(folder, profile, runs=1, finished=2))
+    names = mini.candidates.groupby("family").head(2)[CANDIDATE]
+    counts, losses = (frame.merge(names) for frame in (mini.counts, mini.generalization_loss))
+    cells = mini.cells.merge(names)
+    return replace(mini, counts=counts[counts["rl_run"] < 1], generalization_loss=losses, cells=cells)
 
 
 def candidate_row(name: str, selection: str = "random", scenario: str = "dataset", **more: object) -> dict[str, object]:
@@ -65,14 +70,18 @@ def hand_made(candidates: list[dict], counts: list[pd.DataFrame], losses: dict[s
         generalization_loss=pd.DataFrame(loss, columns=columns),
         rl_curves=pd.DataFrame(),
         cells=pd.DataFrame({"kind": ["sft"], "seconds_total": [10.0], "seconds_grading": [1.0], "cpu_seconds": [8.0]}),
-        manifest={"configuration": {"name": "hand", "digits": 4, "evaluation": {"k": 4}}},
+        manifest={
+            "configuration": {"name": "hand", "digits": 4, "evaluation": {"k": 4}},
+            **{"configuration_digest": "", "cells": 1, "cells_finished": 1, "cell_hours": 0.0, "packages": {}},
+            **{"hardware": {"cpu": "", "cores": 1, "memory_gib": 1}},
+        },
     )
 
 
 # --- where scores lie -------------------------------------------------------------------------------------------------
 
 
-def test_levels_against_fractions_worked_by_hand():
+def test_levels_against_fractions_worked_by_hand(tmp_path):
     """Four candidates, two runs each; on sums2 two end above 90 %, on lanes3 one is where guessing is."""
     ends = {"a": ([100, 100], [3]), "b": ([92, 90], [40]), "c": ([90, 90], [50]), "d": ([30, 30], [60])}
     counts = []
@@ -82,7 +91,7 @@ def test_levels_against_fractions_worked_by_hand():
         counts += [counts_rows(name, "rl", run, 2, 100, {"sums2": sums, "lanes3": lanes}) for run in range(2)]
     counts = [part.assign(chance_correct=part["benchmark"].eq("lanes3").astype(int)) for part in counts]
     records = hand_made([candidate_row(name) for name in ends], counts)
-    (row,) = design.level_table(records).to_dict("records")
+    (row,) = judged(records, tmp_path)["level"].to_dict("records")
     assert (row["candidates"], row["measured"], row["k"]) == (4, 4, 4)
     assert (row["ceiling"], row["ceiling_benchmark"]) == (0.5, "sums2")  # 90 % is not above
     assert (row["floor"], row["floor_benchmark"]) == (0.25, "lanes3")  # 3 % is less than 5 points above 1 %
@@ -94,10 +103,10 @@ def test_levels_against_fractions_worked_by_hand():
     assert row["saturated"] == 0
     assert (row["guessed"], row["guessed_benchmark"]) == (pytest.approx(0.5), "lanes3")  # one chance hit in eight
     without = hand_made([candidate_row(name) for name in ends], [c.drop(columns="chance_correct") for c in counts])
-    assert math.isnan(design.level_table(without)["guessed"].item())
+    assert math.isnan(judged(without, tmp_path)["level"]["guessed"].item())
 
 
-def test_what_the_end_of_rl_adds():
+def test_what_the_end_of_rl_adds_and_an_rl_set_that_lacks_the_longest_problems(tmp_path):
     scores = {("a", 0): (10, 20, 26), ("a", 1): (10, 20, 22), ("base", 0): (0, 0, 4)}
     counts = [
         counts_rows(name, "rl", run, step, 100, {"sums2": [score]})
@@ -105,33 +114,33 @@ def test_what_the_end_of_rl_adds():
         for step, score in zip((16, 44, 64), values, strict=True)
     ]
     records = hand_made([candidate_row("a"), candidate_row("base", "none")], counts)
-    (row,) = design.plateau_table(records).to_dict("records")
+    records.manifest["configuration"]["families"] = [{"name": "f", "rl_terms": [1, 3, 4]}]
+    found = judged(records, tmp_path)
+    assert found["rl_set"].iloc[0].tolist() == ["f", 0.0, "sums2"]
+    (row,) = found["plateau"].to_dict("records")
     assert (row["start"], row["end"], row["checkpoints"], row["runs"]) == (44, 64, 3, 3)
     assert row["added"] == pytest.approx(0.04)
     assert row["added_se"] == pytest.approx(0.02 / math.sqrt(3))
 
 
-def test_equally_hard_problems_are_not_correlated_and_solved_or_never_solved_ones_are():
+def test_equally_hard_problems_are_not_correlated_and_solved_or_never_solved_ones_are(tmp_path):
     """Simulated answers: one difficulty for all, a Beta(1, 1) spread (correlation 1/3 exactly), and all or nothing."""
     rng = np.random.default_rng(0)
-    for ease, truth in ((np.full(4000, 0.3), 0.0), (rng.uniform(0, 1, 4000), 1 / 3), (rng.integers(0, 2, 4000), 1.0)):
-        counts = counts_rows("a", "sft", -1, 0, 16, {"sums2": rng.binomial(16, ease).tolist()})
-        table = design.heterogeneity_table(hand_made([candidate_row("a")], [counts]))
-        assert table["correlation"].item() == pytest.approx(truth, abs=0.02)
-        assert table["measurements"].item() == 1
-
-
-def test_an_rl_set_that_lacks_the_longest_problems():
-    counts = counts_rows("a", "sft", -1, 0, 16, {"sums2": [1], "lanes6": [1]})
-    records = hand_made([candidate_row("a")], [counts])
-    records.manifest["configuration"]["families"] = [{"name": "f", "rl_terms": [2, 3, 4]}]
-    assert design.rl_set_table(records).iloc[0].tolist() == ["f", 0.5, "lanes6"]
+    easy = {"same": np.full(2000, 0.3), "spread": rng.uniform(0, 1, 2000), "all": rng.integers(0, 2, 2000)}
+    counts = [
+        counts_rows(name, "sft", -1, 0, 16, {"sums2": rng.binomial(16, ease).tolist()}).assign(family=name)
+        for name, ease in easy.items()
+    ]
+    candidates = [candidate_row(name, family=name) for name in easy]
+    table = judged(hand_made(candidates, counts), tmp_path)["heterogeneity"]
+    assert table["correlation"].tolist() == pytest.approx([0.0, 1 / 3, 1.0], abs=0.03)
+    assert table["measurements"].tolist() == [1, 1, 1]
 
 
 # --- spread -----------------------------------------------------------------------------------------------------------
 
 
-def test_spread_of_hand_made_runs():
+def test_spread_of_hand_made_runs(tmp_path):
     """One problem, 100 answers: run outcomes are what we choose. b has one run, d none; c also is instance level."""
     outcomes = {"a": [0.2, 0.4], "b": [0.5], "c": [0.7, 0.8, 0.9], "base": [0.0, 1.0]}
     scenarios = {"c": "dataset+instance", "d": "dataset"}
@@ -143,7 +152,7 @@ def test_spread_of_hand_made_runs():
         for run, value in enumerate(values)
         for step, lost in ((1, 0), (2, round(20 * value)))  # the first checkpoint is the best
     ]
-    table = design.spread_table(hand_made(candidates, counts)).set_index(["scenario", "outcome"])
+    table = judged(hand_made(candidates, counts), tmp_path)["spread"].set_index(["scenario", "outcome"])
     best = table.loc["dataset", "best"]
     assert tuple(best[["planned", "candidates", "repeated", "runs"]]) == (4, 3, 2, 6)
     assert best["mean"] == pytest.approx(np.mean([0.3, 0.5, 0.8]))
@@ -185,12 +194,15 @@ def test_the_ratio_of_run_noise_alone_is_small_and_of_equal_runs_infinite():
     assert (equal["ratio"], equal["ratio_high"]) == (math.inf, math.inf)
 
 
-def test_spread_of_records_that_are_partial(partial):
+def test_records_that_are_partial(partial, tmp_path):
     expected = {("micro-llama", "dataset"): 16, ("micro-llama", "instance"): 17, ("micro-llama", "source"): 12}
     expected |= {("micro-mistral", "dataset"): 10, ("micro-mistral", "instance"): 12}
-    planned = design.spread_table(partial).set_index(["family", "scenario"])["planned"]
+    found = judged(partial, tmp_path)
+    planned = found["spread"].set_index(["family", "scenario"])["planned"]
     assert {key: planned.loc[key].unique().tolist() for key in expected} == {k: [v] for k, v in expected.items()}
-    assert design.spread_table(partial)["ratio"].isna().all()
+    assert found["spread"]["ratio"].isna().all()
+    assert "not measured" in set(found["judged"]["verdict"])
+    assert not found["judged"]["measured"].str.contains("nan").any()
 
 
 # --- overtraining and cost --------------------------------------------------------------------------------------------
@@ -215,8 +227,9 @@ def overtrained() -> Records:
     return hand_made(candidates, counts, {name: loss for name, (_, loss) in solved.items()})
 
 
-def test_overtraining_is_seen_where_it_is():
-    table = design.overtraining_table(overtrained(), "f").set_index("candidate")
+def test_overtraining_is_seen_where_it_is(tmp_path):
+    found = judged(overtrained(), tmp_path)
+    table = found["repeated"].set_index("candidate")
     assert list(table.index) == ["e1", "e4", "e16", "e4-fast"]
     assert table["compared_with"].dropna().to_dict() == {"e4": "e1", "e16": "e4", "e4-fast": "e4"}
     assert table["signature"].to_dict() == {"e1": False, "e4": False, "e16": True, "e4-fast": False}
@@ -224,7 +237,7 @@ def test_overtraining_is_seen_where_it_is():
     assert table.loc["e16", "pass1_change"] == pytest.approx(0.5 - 20 / 64)
     assert table.loc["e16", "gen_loss_change"] == pytest.approx(0.1)
     assert table.loc["e16", "gen_loss_change_se"] == pytest.approx(0.01 * math.sqrt(2))
-    (row,) = criteria_table(overtrained()).query("criterion == 'overtraining'").to_dict("records")
+    (row,) = found["judged"].query("criterion == 'overtraining'").to_dict("records")
     assert row["verdict"] == "not met"  # Pass@1 rose by less than two standard errors, and there is one family
 
 
@@ -248,35 +261,21 @@ def test_paired_change_is_the_difference_of_scores_and_its_error_is_honest():
     assert np.mean(errors) == pytest.approx(np.std(changes), rel=0.25)
 
 
-def test_cost_table_has_the_means_of_the_cells(grid):
-    table = design.cost_table(grid)
-    assert table.loc["rl", ["cells", "sampling", "rest", "wall", "cpu"]].tolist() == [176, 8.0, 50.0, 60.0, 62.0]
-
-
-def test_every_criterion_has_a_verdict_for_every_family(partial, criteria):
-    for table in (criteria, criteria_table(partial)):
-        assert set(table["criterion"]) == set(CRITERIA)
-        assert set(table["verdict"]) <= {"met", "not met", "not measured"}
-        assert not table["measured"].str.contains("nan").any()
-    assert "not measured" in set(table["verdict"])
-
-
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def test_outcomes_of_runs_are_those_of_the_candidates(grid):
-    runs = design.run_outcomes(grid)
+def test_outcomes_of_runs_are_those_of_the_candidates(mini):
+    runs = design.run_outcomes(mini)
     assert len(runs) == 176
     assert (runs["best"] >= runs["last"]).all()
-    frame = candidate_frame(grid).set_index(["family", "candidate"])["outcome"]
+    frame = candidate_frame(mini).set_index(["family", "candidate"])["outcome"]
     common = runs[runs["rl_run"] < 2]  # some candidates have four runs, and all have two
     assert len(common) < len(runs)
     assert common.groupby(["family", "candidate"])["best"].max().to_dict() == pytest.approx(frame.to_dict())
 
 
-def test_no_text_lies_on_a_curve_of_the_shipped_records():
-    records = load_records(ROOT / "results" / "mini")
-    fig = plots.rl_curve_grid(records.rl_curves, candidates=records.candidates)
+def test_no_text_lies_on_a_curve_of_the_shipped_records(mini):
+    fig = plots.rl_curve_grid(mini.rl_curves, candidates=mini.candidates)
     fig.canvas.draw()
     panels = [ax for ax in fig.axes[:-1] if ax.get_visible()]
     assert len(panels) == 7
@@ -291,21 +290,19 @@ def test_no_text_lies_on_a_curve_of_the_shipped_records():
             assert not crossed, f"{ax.get_title(loc='left')}: {text.get_text()}"
 
 
-# --- the notebook -----------------------------------------------------------------------------------------------------
+# --- the whole --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["partial", pytest.param("grid", marks=pytest.mark.slow)])
-def test_the_notebook_shows_what_was_computed(tmp_path, request, name):
-    records, source = request.getfixturevalue(name), ROOT / "notebooks" / "design_microlab.ipynb"
-    given = {"profile": str(records.folder)}
-    book = papermill.execute_notebook(
-        source, None, given, kernel_name="python3", progress_bar=False, cwd=tmp_path, execution_timeout=600
-    )
-    outputs = [o for cell in book.cells if cell.cell_type == "code" for o in cell.outputs]
-    assert not [o for o in outputs if o.output_type in ("stream", "error")]
-    shown = html.unescape("\n".join(o.get("data", {}).get("text/html", "") for o in outputs))
-    for measured in criteria_table(records)["measured"]:
-        assert measured in shown
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 2
+def test_every_criterion_has_a_verdict_for_every_family(mini, tmp_path):
+    found = judged(mini, tmp_path)
+    cost, cells = found["cost"].loc["rl"], mini.cells[mini.cells["kind"] == "rl"]
+    parts = cells.filter(regex="seconds_(?!total)").mean()
+    assert (cost["cells"], cost["seconds_total"]) == (176, pytest.approx(cells["seconds_total"].mean()))
+    assert cost["seconds_rest"] == pytest.approx(cells["seconds_total"].mean() - parts.sum())
+    assert cost["seconds_cpu"] == pytest.approx(cells["cpu_seconds"].mean() + parts["seconds_grading"])
+    names = {one["name"] for one in yaml.safe_load(design.CRITERIA.read_text(encoding="utf-8"))["criteria"]}
+    assert set(found["judged"]["criterion"]) == names
+    assert set(found["judged"]["verdict"]) <= {"met", "not met", "not measured"}
+    assert not found["judged"]["measured"].str.contains("nan").any()
     for figure in ("design_outcomes", "design_overtraining"):
-        assert (records.folder / "figures" / f"{figure}.png").is_file()
+        assert (tmp_path / "figures" / f"{figure}.png").is_file()

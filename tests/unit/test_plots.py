@@ -9,7 +9,6 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pandas as pd
 import pytest
-from example_grid import write_grid_records
 from example_records import make_records, write_records
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
@@ -22,7 +21,6 @@ from quagmire_utils.analysis import design
 from quagmire_utils.analysis.candidates import base_models, candidate_frame
 from quagmire_utils.analysis.fits import linear_fit
 from quagmire_utils.core.records import CHECKPOINT, load_records
-from quagmire_utils.core.settings import load_profile
 from quagmire_utils.evaluation.measured import forecast_table
 from quagmire_utils.evaluation.pass_at_k import bootstrap_intervals
 from quagmire_utils.report import plots
@@ -45,10 +43,9 @@ def llama(records):
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory):
-    """The whole grid of the profile mini, few problems."""
-    folder = tmp_path_factory.mktemp("grid") / "mini"
-    return load_records(write_grid_records(folder, load_profile("mini"), runs=2, problems=3))
+def grid(mini):
+    """The whole grid, two RL runs of each candidate."""
+    return dataclasses.replace(mini, counts=mini.counts[mini.counts["rl_run"] < 2])
 
 
 @pytest.fixture(scope="module")
@@ -305,8 +302,9 @@ def test_fig10_bars_are_the_scores(make_panel):
     assert len(offsets(ax)) == 18
 
 
-def test_fig06_is_of_one_benchmark_and_three_sources(grid, refused):
-    scope = run_cells("fig06_sources_and_repetition", profile=str(grid.folder))
+def test_fig06_is_of_one_benchmark_and_three_sources(grid, refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("QUAGMIRE_OUTPUT", str(tmp_path))
+    scope = run_cells("fig06_sources_and_repetition")
     fig = scope["fig"]
     assert scope["own"].counts["benchmark"].unique().tolist() == ["lanes3"]
     assert scope["labels"][0] == ["512×1\nLR 0.0001", "512×1\nLR 0.0005", "128×4\nLR 0.0001", "128×4\nLR 0.0005"]
@@ -325,7 +323,7 @@ def test_fig06_is_of_one_benchmark_and_three_sources(grid, refused):
     np.testing.assert_allclose(heights(fig.axes[1]), expected)
     assert len({ax.get_ylim() for ax in fig.axes}) == 1
     with refused("benchmark"):
-        run_cells("fig06_sources_and_repetition", profile=str(grid.folder), benchmark="math500")
+        run_cells("fig06_sources_and_repetition", benchmark="math500")
 
 
 # --- what was not run -------------------------------------------------------------------------------------------------
