@@ -1,10 +1,9 @@
-"""Tables of one model's evaluation, of its losses, and of the comparison of two evaluations."""
+"""Tables of one model's evaluation, and of the comparison of two evaluations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -16,9 +15,6 @@ from quagmire_utils.evaluation.pass_at_k import (
     compare,
     score_bounds,
 )
-
-if TYPE_CHECKING:
-    from quagmire_utils.evaluation.generalization_loss import GeneralizationLoss
 
 _RATES = ["truncated", "no_answer", "timeout", "error"]
 _BESIDE = {  # columns of tables that stand beside the scores: heading, format, factor
@@ -191,22 +187,6 @@ def describe_forecast(table: pd.DataFrame) -> str:
         f"Forecast, not measured: Pass@{row['k']} of these problems about {value}, from {row['min_n']} answers each. "
         f"Rank models by the measured Pass@{row['min_n']}; a forecast adds assumptions."
     )
-
-
-def loss_table(losses: Mapping[str, GeneralizationLoss]) -> pd.DataFrame:
-    """Return the losses by set of held-out traces, in nats per response token, with their standard errors."""
-    rows = [
-        {
-            "validation traces": name,
-            "traces": loss.traces,
-            "left out (too long)": loss.dropped,
-            "response tokens": loss.tokens,
-            "nats per token": f"{loss.nll:.4f} ± {loss.standard_error:.4f}",
-            "mean over traces": f"{loss.mean_over_traces:.4f}",
-        }
-        for name, loss in losses.items()
-    ]
-    return pd.DataFrame(rows).set_index("validation traces")
 
 
 def show_comparison(table: pd.DataFrame) -> pd.DataFrame:
