@@ -83,3 +83,16 @@ def paired_change(before: pd.DataFrame, after: pd.DataFrame, k: int) -> tuple[fl
     scores = [pass_at_k(pair[f"n_{when}"], pair[f"correct_{when}"], k) for when in ("before", "after")]
     groups = pd.Series(scores[1] - scores[0]).groupby(pair["benchmark"])
     return float(groups.mean().mean()), float(math.sqrt((groups.var() / groups.size()).sum()) / groups.ngroups)
+
+
+def loss_change_error(before: pd.Series, after: pd.Series) -> float:
+    """Return the standard error of a change of the loss, from two rows of the records on the same traces.
+
+    It is paired over the traces; where their losses are not recorded, as if they differed, which overstates it.
+    """
+    if not isinstance(before.get("trace_nll"), np.ndarray) or not isinstance(after.get("trace_nll"), np.ndarray):
+        return math.hypot(before["standard_error"], after["standard_error"])
+    tokens = after["trace_tokens"]
+    change = (after["trace_nll"] - before["trace_nll"]) * tokens
+    residuals = change - change.sum() / tokens.sum() * tokens
+    return math.sqrt(len(tokens) / (len(tokens) - 1) * float(residuals @ residuals)) / tokens.sum()

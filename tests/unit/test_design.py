@@ -306,3 +306,11 @@ def test_every_criterion_has_a_verdict_for_every_family(mini, tmp_path):
     assert not found["judged"]["measured"].str.contains("nan").any()
     for figure in ("design_outcomes", "design_overtraining"):
         assert (tmp_path / "figures" / f"{figure}.png").is_file()
+
+
+def test_a_change_of_the_loss_is_paired_over_traces():
+    nats, better = np.array([1.0, 2.0, 4.0, 9.0]), np.array([0.5, 1.0, 3.5, 8.0])
+    rows = [pd.Series({"standard_error": 0.5, "trace_nll": x, "trace_tokens": np.full(4, 10)}) for x in (nats, better)]
+    assert design.loss_change_error(*rows) == pytest.approx((better - nats).std(ddof=1) / 2)
+    rows[1]["trace_nll"] = None  # of records that keep no traces
+    assert design.loss_change_error(*rows) == pytest.approx(0.5**0.5)
