@@ -26,13 +26,13 @@ SAID = {
     "leader_run": "The ranking before RL names {leader} ({ran}).",
     "next": "Send {next_run} to RL next: of the candidates not run, the ranking chooses it most often ({chance}).",
     "none_left": "It rules out every candidate that was not run, so no further run is needed.",
-    "naive": "The naive choice, the highest Pass@1, is {naive}. In results/mini, six sets of candidates with known "
-    "outcomes, it ended 0.02 points below the best on average, the ranking's choice 0.07, a random one 5.0. On "
-    "published numbers of real models (results/public: 22 SFT checkpoints, 4 groups along one pretraining run) both "
-    "ended best, a random one 7.3 points below; forecasts of one checkpoint from the others had R² 0.90 and 0.95 from "
-    "Pass@32, 0.94 and 0.98 from Pass@1 (2 groups), 0.01 from the loss and 0.27 from Pass@1 (1 group, 33 checkpoints).",
-    "length": "The rule assumes RL up to its plateau. In results/mini, whose RL stops before it, the rank correlation "
-    "with the score after RL was 0.20 lower for Pass@64 than for Pass@1 after 8 steps, and 0.10 lower after 32.",
+    "naive": "The naive choice, the highest Pass@1, is {naive}. On six sets of micro models (results/mini) it ended "
+    "0.02 points below the best on average, the ranking's choice 0.07 and a random one 5.0. On published numbers of "
+    "real models (22 SFT checkpoints, 4 groups) both ended best, and a random one 7.3 points below.",
+    "real": "There, forecasts of one checkpoint from the others had R² 0.90 and 0.95 from Pass@32, 0.94 and 0.98 from "
+    "Pass@1 (2 groups). In another it was 0.01 from the loss and 0.27 from Pass@1 (1 group, 33 checkpoints).",
+    "length": "The rule assumes RL up to its plateau. RL of results/mini stops earlier: its rank correlation was 0.20 "
+    "lower for Pass@64 than for Pass@1 after 8 steps, and 0.10 lower after 32.",
 }
 SATURATED, NEARLY_ALL = 0.95, 0.75  # Pass@k above which, in so many candidates, it hardly ranks them
 PLATEAU = 0.01  # gain in the last quarter of the RL steps
@@ -89,8 +89,8 @@ def advise(
             said.append(SAID["agree" if ranking.leader == next_run else "differ"].format(leader=ranking.leader))
     best = table.loc[table["pass1"] == table["pass1"].max(), "candidate"]
     naive = listed(f"{name} ({ran.get(name, 'not run')})" if ran else name for name in best)
-    text = " ".join([*said, SAID["naive"].format(naive=naive), SAID["length"]])
-    return Advice(text, next_run, ranking, forecast, _warnings(table, measured.k))
+    said += [SAID["naive"].format(naive=naive), *([SAID["real"]] if forecast else []), SAID["length"]]
+    return Advice(" ".join(said), next_run, ranking, forecast, _warnings(table, measured.k))
 
 
 def _warnings(table: pd.DataFrame, k: int) -> tuple[str, ...]:

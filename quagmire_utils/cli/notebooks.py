@@ -85,10 +85,9 @@ def evaluate(
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser at the end.")] = False,
 ) -> None:
     """Sample a checkpoint, grade every answer, and make a page with Pass@k for every k."""
-    given = {"model": place(model), "benchmarks": ",".join(place(name) for name in benchmarks.split(","))}
-    given |= {"num_samples": num_samples, "k": num_samples if k is None else k, "max_tokens": max_tokens}
-    given |= {"limit": limit, "engine": engine, "output": None if output is None else output.resolve()}
-    given["forecast_k"] = forecast_k
+    given = {"model": model, "benchmarks": benchmarks, "num_samples": num_samples, "max_tokens": max_tokens}
+    given |= {"k": num_samples if k is None else k, "forecast_k": forecast_k}
+    given |= {"limit": limit, "engine": engine, "output": output}
     from quagmire_utils.evaluation.store import SampleStore
 
     page = _workflow("evaluate", "evaluate_model", given, parameters)
@@ -98,6 +97,7 @@ def evaluate(
         webbrowser.open(page.resolve().as_uri())
 
 
+READ = ("model", "benchmarks", "validation_traces", "measurements", "server_tokenizer")  # parameters that may be paths
 Measurements = Annotated[str, typer.Argument(help="A .csv file, or a folder of records or of evaluations.")]
 
 
@@ -117,21 +117,22 @@ def rank(
     """Rank SFT candidates before RL: whom to send first, and how sure that is."""
     if until_settled:
         return settle(Path(measurements), make_design([k], within, num_samples, these_problems), models)
-    _workflow("rank", "rank_candidates", {"measurements": place(measurements)}, parameters)
+    _workflow("rank", "rank_candidates", {"measurements": measurements}, parameters)
 
 
 @app.command(rich_help_panel=OWN)
 def forecast(measurements: Measurements, parameters: Assignments = None) -> None:
     """Forecast what RL makes of each candidate, from RL runs of a few."""
-    _workflow("forecast", "forecast_rl", {"measurements": place(measurements)}, parameters)
+    _workflow("forecast", "forecast_rl", {"measurements": measurements}, parameters)
 
 
 def _workflow(name: str, notebook: str, given: dict[str, object], parameters: Sequence[str] | None) -> Path | None:
     """Execute one of the workflow notebooks on a user's own models, in runs/<name>; return the page that it made."""
     from quagmire_utils.report.reproduction import Run, default_profile
 
-    values = {name: str(value) for name, value in given.items() if value is not None}
-    own = {**values, **assignments(parameters)}
+    own = {name: str(value) for name, value in given.items() if value is not None} | assignments(parameters)
+    own |= {name: ",".join(map(place, own[name].split(","))) for name in READ if name in own}
+    own |= {"output": str(Path(own["output"]).resolve())} if "output" in own else {}
     return _execute(Run(default_profile(), only=(notebook,), parameters=own, output=ROOT / "runs" / name))
 
 

@@ -62,21 +62,22 @@ def digest(problems: Iterable[Problem]) -> str:
 
 
 def load_traces(path: str | Path) -> list[Trace]:
-    """Load traces from a .jsonl file with the fields of Trace; an id may be a number.
+    """Load traces from a .jsonl file: `question` and `response`, and what else Trace has; other columns are ignored.
 
-    Raises ParameterError with the line of a row that lacks a field, or whose question or response is blank or no text.
+    An id may be a number; the default is the number of the line, and that of `problem_id` is the id. Raises
+    ParameterError with the line of a row whose question or response is missing, blank or no text.
     """
     known = {field.name for field in fields(Trace)}
     traces = []
     for number, row in read_jsonl(path):
-        missing = [name for name in ("id", "problem_id", "question", "response") if row.get(name) in (None, "")]
-        unknown = sorted(set(row) - known)
+        missing = [name for name in ("question", "response") if row.get(name) in (None, "")]
         bad = [name for name in ("question", "response") if not isinstance(row.get(name), str) or not row[name].strip()]
-        if missing or unknown or bad:
-            found = [f"no {name!r}" for name in missing] + [f"the unknown column {name!r}" for name in unknown]
-            found += [f"a {name} that is blank or no text" for name in bad]
-            raise ParameterError(str(path), reason=f"line {number} has {found[0]}")
-        traces.append(Trace(**{column: str(value) for column, value in row.items() if value is not None}))
+        if bad:
+            found = " and ".join([f"no {name!r}" for name in missing] or [f"a {bad[0]} that is blank or no text"])
+            raise ParameterError(str(path), reason=f"line {number} has {found}; a trace is a question and a response")
+        own = {column: str(value) for column, value in row.items() if value is not None and column in known}
+        own = {"id": str(number)} | own
+        traces.append(Trace(**{"problem_id": own["id"]} | own))
     check_ids(traces, str(path))
     return traces
 

@@ -22,6 +22,7 @@ from quagmire_utils.core.tokenizer import cannot_load, first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+HUB_TIMEOUT = 3.0  # seconds
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 _INSTRUCTIONS = {"bfloat16": {"avx512_bf16", "amx_bf16"}, "float16": {"avx512_fp16", "amx_fp16"}}  # of Linux, x86
@@ -117,6 +118,26 @@ def _file_digest(file: Path, size: int, changed: int) -> str:
     """Return the digest of a file's content; size and time of change tell the cache when to read it again."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=1)
+def hub_answers() -> bool:
+    """Return whether the hub can be reached from here; its library alone would retry for half a minute."""
+    import httpx
+    from huggingface_hub import constants
+
+    try:
+        return not constants.HF_HUB_OFFLINE and bool(httpx.head(constants.ENDPOINT, timeout=HUB_TIMEOUT))
+    except httpx.HTTPError:
+        return False
+
+
+def check_present(model: str) -> None:
+    """Raise ParameterError for a hub id if neither the hub answers nor its cache has the configuration."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if not Path(model).is_dir() and try_to_load_from_cache(model, "config.json") is None and not hub_answers():
+        raise ParameterError("model", model, reason=f"there is no folder {model}, and no hub can be reached")
 
 
 def load_config(model: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:

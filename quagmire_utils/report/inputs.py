@@ -7,14 +7,16 @@ folder = evaluation_folder(config, params)             # runs/evaluations/<model
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import digest, read_json
+from quagmire_utils.core.files import digest, read_json, write_json
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.data import BENCHMARKS, Problem, Trace, benchmark_names, find_dataset, load_benchmark, load_traces
 from quagmire_utils.report.notebook import repo_path
@@ -108,6 +110,18 @@ def evaluation_folder(config: EngineConfig, params: SamplingParams, output: str 
     settings += [params.temperature, params.top_p, params.max_tokens, params.seed]
     name = "server" if config.engine == "server" else Path(config.model).name
     return ROOT / "runs" / "evaluations" / f"{name}-{digest(settings)[:8]}"
+
+
+@contextmanager
+def stopwatch(folder: Path) -> Iterator[list[float]]:
+    """Keep the seconds that a block takes, even if interrupted, in `folder`; yield those of all runs."""
+    file = folder / "seconds.json"
+    taken, started = read_json(file) if file.is_file() else [], time.monotonic()
+    try:
+        yield taken
+    finally:
+        taken.append(round(time.monotonic() - started, 1))
+        write_json(taken, file)
 
 
 def recorded_run(folder: Path, models: Path | None = None) -> Run:

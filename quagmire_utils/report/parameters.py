@@ -16,16 +16,8 @@ from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
 
-COUNTS = (
-    "k",
-    "forecast_k",
-    "n_splits",
-    "n_draws",
-    "n_runs",
-    "num_samples",
-    "limit",
-    "workers",
-)  # whole numbers of at least 1
+# whole numbers of at least 1
+COUNTS = ("num_samples", "k", "forecast_k", "n_splits", "n_draws", "n_runs", "limit", "workers")
 PREDICTORS = ("pass1", "gen_loss", "pass_k", "avg_genloss_pass_k")
 
 
@@ -82,6 +74,7 @@ def check_values(values: Mapping[str, Any], records: Path) -> None:
         _check_evaluation(values)
         return
     from quagmire_utils.analysis.candidates import SCENARIOS, check_outcome
+    from quagmire_utils.analysis.measurements import load_measurements
     from quagmire_utils.report.notebook import repo_path
     from quagmire_utils.report.plots.look import SELECTION_STYLE
     from quagmire_utils.report.plots.stages import X_LABELS
@@ -96,6 +89,8 @@ def check_values(values: Mapping[str, Any], records: Path) -> None:
         _check_choice(values, records)
     elif not (source := Path(repo_path(values["measurements"]))).exists():
         raise ParameterError("measurements", source, reason=f"there is no file or folder {source}")
+    elif source.is_file():
+        load_measurements(source, k=values["k"])
 
 
 def _check_choice(values: Mapping[str, Any], records: Path) -> None:
@@ -122,8 +117,9 @@ def _check_choice(values: Mapping[str, Any], records: Path) -> None:
 
 
 def _check_evaluation(values: Mapping[str, Any]) -> None:
-    """Check what `evaluate_model` is to sample, on what and how; no problem is read and no server is asked."""
+    """Check what `evaluate_model` is to sample, on what and how; no problem is read, no server is asked."""
     from quagmire_utils.engines import EngineConfig, SamplingParams
+    from quagmire_utils.engines.checkpoints import check_present
     from quagmire_utils.evaluation.pass_at_k import check_reach
     from quagmire_utils.report import inputs
     from quagmire_utils.report.notebook import repo_path
@@ -131,11 +127,14 @@ def _check_evaluation(values: Mapping[str, Any]) -> None:
     engine, samples = values["engine"], values["num_samples"]
     server = inputs.server_settings(engine, values["server_model"], values["server_tokenizer"])
     given = {**values, "model": repo_path(values["model"]), "server": server}
-    EngineConfig(**{name: value for name, value in given.items() if name in EngineConfig.model_fields}).check()
+    config = EngineConfig(**{name: value for name, value in given.items() if name in EngineConfig.model_fields})
+    config.check()
     SamplingParams(**{name: value for name, value in given.items() if name in SamplingParams.model_fields})
     if values["k"] > samples:
         raise ParameterError("k", values["k"], f"between 1 and num_samples ({samples})")
     if forecast_k := values.get("forecast_k"):
         check_reach(samples, forecast_k, "forecast_k")
     inputs.benchmark_sources(values["benchmarks"])
-    inputs.validation_paths(values["validation_traces"])
+    inputs.load_validation(values["validation_traces"])
+    if engine != "server":
+        check_present(config.model)

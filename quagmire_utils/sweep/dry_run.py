@@ -10,7 +10,6 @@ import importlib.util
 import shutil
 import textwrap
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +18,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import Profile
 from quagmire_utils.data.dataset import local_files
 from quagmire_utils.data.pretrained import pretrained_names
+from quagmire_utils.engines.checkpoints import hub_answers
 from quagmire_utils.sweep.checks import check
 from quagmire_utils.sweep.collect import finished_cells
 from quagmire_utils.sweep.datasets import check_files, load_problems, rows_needed, training_sets
@@ -26,7 +26,6 @@ from quagmire_utils.sweep.estimate import ADAM_BYTES, BYTES, GPUS, answer_tokens
 from quagmire_utils.sweep.grid import plan
 
 WIDTH = 100  # columns
-HUB_TIMEOUT = 3.0  # seconds
 
 
 def dry_run(profile: Profile, folder: Path) -> str:
@@ -182,18 +181,6 @@ def _benchmarks(profile: Profile) -> Iterator[str]:
             load_problems(name, count)
         except ParameterError as error:
             yield str(error)
-
-
-@lru_cache(maxsize=1)
-def hub_answers() -> bool:
-    """Return whether the hub of models and datasets can be reached from here."""
-    import httpx
-    from huggingface_hub import constants
-
-    try:
-        return not constants.HF_HUB_OFFLINE and bool(httpx.head(constants.ENDPOINT, timeout=HUB_TIMEOUT))
-    except httpx.HTTPError:
-        return False
 
 
 def size(count: float) -> str:

@@ -98,5 +98,5 @@ def test_how_both_fared_on_published_groups_is_computed_from_them():
             if len(part) > 5:
                 found.append(compare_predictors(part).dropna(subset=["r2"])["r2"].map("{:.2f}".format).tolist())
     (one, other), (small,) = large, loss
-    assert f"{one[1]} and {other[1]} from Pass@32, {one[0]} and {other[0]} from Pass@1 (2 groups)" in SAID["naive"]
-    assert f"{small[1]} from the loss and {small[0]} from Pass@1 (1 group, 33 checkpoints)" in SAID["naive"]
+    assert f"{one[1]} and {other[1]} from Pass@32, {one[0]} and {other[0]} from Pass@1 (2 groups)" in SAID["real"]
+    assert f"{small[1]} from the loss and {small[0]} from Pass@1 (1 group, 33 checkpoints)" in SAID["real"]

@@ -437,11 +437,17 @@ def test_traces_survive_the_file(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["traces.jsonl"]
 
 
+def test_a_trace_needs_no_more_than_question_and_response(tmp_path):
+    rows = [{"question": "q", "response": "r", "model": "m"}, {"id": 7, "question": "q", "response": "s"}]
+    path = write_jsonl(tmp_path / "traces.jsonl", rows)
+    assert load_traces(path) == [Trace("1", "1", "q", "r"), Trace("7", "7", "q", "s")]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"id": "1", "problem_id": "p", "question": "q"}, "line 1 has no 'response'"),
-        ({"id": "1", "problem_id": "p", "question": "q", "response": "r", "reponse": ""}, "unknown column 'reponse'"),
+        ({"prompt": "q", "completion": "r"}, "line 1 has no 'question' and no 'response'"),
         ({"id": "1", "problem_id": "p", "question": "q", "response": "\ud800"}, "line 1 has half of a character"),
         *(
             ({"id": "1", "problem_id": "p", "question": "q", "response": "r", name: bad}, f"line 1 has a {name}")
