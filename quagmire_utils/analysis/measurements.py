@@ -282,10 +282,18 @@ COUNTED = ["benchmark", "problem", "n", "correct"]
 
 
 def _from_stores(path: Path, folders: Sequence[Path], k: int) -> Measurements:
-    """Return a folder of evaluations as a table: a candidate per folder, named after it, without losses."""
-    table = pd.DataFrame({"candidate": [folder.name for folder in folders], "samples": [f.name for f in folders]})
+    """Return a folder of evaluations as a table: a candidate per folder, named after it, without losses.
+
+    Those with fewer than k answers to a problem are left out, unless all are; the title names them.
+    """
+    stores = {folder.name: SampleStore(folder) for folder in folders}
+    fewest = {name: store.counts()["n"].min() if store.parts() else 0 for name, store in stores.items()}
+    small = [name for name in stores if fewest[name] < k <= max(fewest.values())]
+    names = [name for name in stores if name not in small]
+    table = pd.DataFrame({"candidate": names, "samples": names})
     table[["pass1", "gen_loss", "pass_k"]] = math.nan
-    return _measured(table, path / "evaluations", k, path.name)
+    left = f" (left out, with fewer than {k} answers to a problem: {', '.join(small)})" if small else ""
+    return _measured(table, path / "evaluations", k, path.name + left)
 
 
 def _measured(table: pd.DataFrame, path: Path, k: int, title: str) -> Measurements:

@@ -176,6 +176,10 @@ def test_a_folder_of_evaluations_is_a_table_without_losses(tmp_path):
     assert len(rank_with_noise(measured).without_loss) == 2
     assert "name the folder above it" in refusal(tmp_path / "runs" / "one", k=4).reason
     assert refusal(tmp_path / "runs").parameter == "k"
+    make_store(tmp_path / "runs" / "few", [1, 1, 0, 0], n=2)
+    measured = load_measurements(tmp_path / "runs", k=4)
+    assert measured.table["candidate"].tolist() == ["one", "two"]
+    assert "few" in measured.source
 
 
 def test_answers_that_do_not_compare_are_refused(tmp_path):
