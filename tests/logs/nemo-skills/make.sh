@@ -4,7 +4,7 @@ for line in open("problems.jsonl"):
     row = json.loads(line)
     print(json.dumps({"id": row["id"], "problem": row["question"], "expected_answer": row["answer"]}))' > test.jsonl
 echo 'user: "{problem}"' > prompt.yaml
-$SERVER -m vllm.entrypoints.openai.api_server --model model --dtype float32 --max-model-len 256 --port 8123 > server.log 2>&1 &
+$SERVER -m vllm.entrypoints.openai.api_server --model model --dtype float32 --max-model-len 256 --gpu-memory-utilization 0.1 --enforce-eager --port 8123 > server.log 2>&1 &
 trap "kill $!" EXIT
 for _ in $(seq 200); do curl -sf http://127.0.0.1:8123/v1/models > /dev/null && break; sleep 1; done
 for seed in 0 1 2 3; do

@@ -7,4 +7,4 @@ for line in open("problems.jsonl"):
     body |= {"temperature": 1.0, "max_completion_tokens": 48}
     print(json.dumps({"custom_id": row["id"], "method": "POST", "url": "/v1/chat/completions", "body": body}))' > out/requests.jsonl
 $PYTHON -m vllm.entrypoints.launchers.run_batch -i out/requests.jsonl -o out/answers.jsonl --model model --dtype float32 \
-    --max-model-len 256
+    --max-model-len 256 --gpu-memory-utilization 0.1 --enforce-eager
