@@ -59,7 +59,7 @@ class VLLMEngine(StreamingEngine):
             self._start(config.batch_size or (_CPU_ROWS if on_cpu else None), on_cpu)
 
     def _start(self, rows: int | None, on_cpu: bool) -> None:
-        """Load the model for `rows` sequences at a time. Raises ParameterError if memory doesn't suffice."""
+        """Load the model for `rows` sequences at a time. Raises ParameterError if vLLM can't start it."""
         from vllm import LLM
 
         options: dict[str, Any] = {} if rows is None else {"max_num_seqs": rows}
@@ -90,9 +90,10 @@ class VLLMEngine(StreamingEngine):
             self._free()
             reason = f"{type(error).__name__}: {error}"
             in_child = self.config.tensor_parallel_size > 1 and "initialization failed" in reason  # it doesn't say why
-            if not (_NO_MEMORY.search(reason) or in_child):
-                raise
             said = " ".join(str(error).split(". ")[0].split())[:300] or type(error).__name__
+            if not (_NO_MEMORY.search(reason) or in_child):
+                reason = f"vLLM can't start {self.model} ({said}); engine transformers may"
+                raise ParameterError("engine", "vllm", reason=reason) from error
             advice = "a smaller max_model_len or batch_size, or a larger tensor_parallel_size, needs less memory"
             reason = f"vLLM can't start {self.model} ({said}); {advice} on each device"
             raise ParameterError("max_model_len", self.config.max_model_len, reason=reason) from error

@@ -292,7 +292,7 @@ def test_headline_of_when_pass_k_takes_over(run, full):
         gaps[step] = (rho["pass_64"] - rho["pass1"]).mean()
     said = headline_of(run("when_pass_k_takes_over", profile=full))
     assert f"changes by {gaps[24] - gaps[12]:+.2f} [" in said
-    assert f"to {gaps[24]:+.2f} [" in said
+    assert f"ends at {gaps[24]:+.2f} [" in said
 
 
 def test_headline_of_which_k(run, full):
@@ -306,8 +306,8 @@ def test_headline_of_which_k(run, full):
     rho = rho.apply(lambda part: part.corr(method="spearman")["after"]).drop(columns="after").mean()
     near = rho.index[rho >= rho.max() - 0.05]
     said = headline_of(run("which_k", profile=full))
-    assert f"after 24 RL steps {rho.idxmax()} [" in said
-    assert f"k from {near.min()} to {near.max()} within" in said
+    assert f"k = {rho.idxmax()} [" in said
+    assert f"From k = {near.min()} to {near.max()} " in said
 
 
 def test_headline_of_predictors(run, full):
