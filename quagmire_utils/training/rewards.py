@@ -9,8 +9,8 @@
 | NeMo Gym | a server's `app.py` that ends with `nemo_gym_server().run_webserver()` | row field `expected_answer` |
 
 A correct answer earns 1, all else 0. An answer that could not be judged (a timeout, an error) earns 0 too, but not in
-silence: each trainer gets the metric `undecided`, the verdicts of each step are logged, and a step with too many of
-them warns. docs/tools.md has an example for each.
+silence: each trainer gets `undecided` beside the reward, the verdicts of each step are logged, and a step with too many
+such answers warns. docs/tools.md has an example for each trainer.
 """
 
 # Annotations are evaluated here, not strings: FastAPI reads those of NeMo Gym's classes.

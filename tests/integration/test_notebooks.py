@@ -24,8 +24,10 @@ from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import load_records
+from quagmire_utils.grading import Grader
 from quagmire_utils.report import execution, inputs, notebook
 from quagmire_utils.report.study import AUDIT, BEYOND, HEADLINE, LEDGER
+from quagmire_utils.report.viewer import Watched
 from quagmire_utils.training import microlab
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -377,6 +379,10 @@ def test_evaluate_model_on_a_micro_model(run, tmp_path):
     assert len(shown(book, "image/png")) == 2
     assert (tmp_path / "evaluation" / "manifest.json").is_file()
     assert "model model, measured" in shown(book, "text/markdown")[-1]
+    watched = Watched(tmp_path / "evaluation", "what `quagmire view` knows")
+    with Grader(1) as grader:
+        watched.look(grader)
+    assert (watched.wanted, watched.drawn, watched.graded, watched.complaint) == (24, 24, 24, "")
 
 
 @pytest.mark.slow
