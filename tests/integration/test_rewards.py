@@ -1,7 +1,7 @@
 """The reward in the trainers that call it: TRL trains with it; the others load it with their own code.
 
-verifiers, OpenRLHF and NeMo Gym are taken from the Pythons that QUAGMIRE_VERIFIERS_PYTHON, QUAGMIRE_OPENRLHF_PYTHON and
-QUAGMIRE_NEMO_GYM_PYTHON name; without them their tests skip. verl's own check of a run is in `test_backends_verl`.
+Each has an environment of its own, QUAGMIRE_TOOLS/<tool>/bin/python, which also holds the requirements of this package
+(OpenRLHF's: not flash-attn and deepspeed); without it the test skips. verl's is in `test_backends_verl`.
 """
 
 from __future__ import annotations
@@ -214,24 +214,17 @@ for text in texts:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("variable", "script", "files"),
-    [
-        ("QUAGMIRE_VERIFIERS_PYTHON", VERIFIERS, {"halves.py": HALVES}),
-        ("QUAGMIRE_OPENRLHF_PYTHON", OPENRLHF, {}),
-        ("QUAGMIRE_NEMO_GYM_PYTHON", NEMO_GYM, {}),
-    ],
-)
-def test_the_trainers_own_loader_calls_it(tmp_path: Path, variable: str, script: str, files: dict[str, str]):
-    if variable not in os.environ:
-        pytest.skip(f"{variable} names no Python")
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
+@pytest.mark.parametrize(("tool", "script"), [("verifiers", VERIFIERS), ("openrlhf", OPENRLHF), ("nemo-gym", NEMO_GYM)])
+def test_the_trainers_own_loader_calls_it(tmp_path: Path, tool: str, script: str):
+    python = Path(os.environ.get("QUAGMIRE_TOOLS") or "/nowhere") / tool / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"needs {tool}, in QUAGMIRE_TOOLS/{tool}")
+    (tmp_path / "halves.py").write_text(HALVES)
     texts = json.dumps([text for text, _, _ in ANSWERS])
     ending = 'print("\\nFOUND", json.dumps(found))'
     (tmp_path / "calls.py").write_text(f"import json, sys\ntexts = json.loads(sys.argv[1])\n{script}\n{ending}\n")
     done = subprocess.run(
-        [os.environ[variable], "calls.py", texts],
+        [python, "calls.py", texts],
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
