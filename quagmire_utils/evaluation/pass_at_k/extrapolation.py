@@ -72,15 +72,6 @@ def extrapolate(
     return Extrapolation(*(np.reshape(each, np.shape(k))[()] for each in (methods["combined"], low, high)))
 
 
-def estimates(num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike) -> dict[str, Array]:
-    """Return mean Pass@k by each method alone and by `extrapolate` ("combined"), () or (k,): for comparison.
-
-    "hold" keeps Pass@n, "Bayes@N" gives each problem a uniform prior of its own. Arguments and errors as `extrapolate`.
-    """
-    methods, _, _ = _forecast(*_checked(num_samples, num_correct, k), 0.95)
-    return {name: np.reshape(each, np.shape(k))[()] for name, each in methods.items()}
-
-
 def benchmark_extrapolation(counts: pd.DataFrame, ks: Sequence[int], confidence: float = 0.95) -> pd.DataFrame:
     """Return `extrapolate` of each benchmark and their macro average (last): one row per benchmark and k.
 
@@ -100,7 +91,8 @@ def rehearse(counts: pd.DataFrame, n: int, ks: Sequence[int], draws: int, rng: n
     """Forecast Pass@k from n of the recorded answers, drawn without replacement, beside Pass@k of all of them.
 
     counts: as in `benchmark_pass_at_k`, with at least n and k answers to each problem. One row per benchmark (and the
-    macro average), draw and k: benchmark, draw, n, k, truth, low, high, and the methods of `estimates`.
+    macro average), draw and k: benchmark, draw, n, k, truth, low, high, "combined", and other methods: "hold" keeps
+    Pass@n, "Bayes@N" gives each problem a uniform prior of its own.
     """
     k, frames = checked_ks(ks), []
     for benchmark, samples, correct in each_benchmark(counts):
