@@ -98,6 +98,14 @@ def test_every_command_runs(checkout, line):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+@pytest.mark.slow
+def test_the_evaluation_in_python_runs_as_pasted(checkout):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/evaluate.md").read_text(), re.DOTALL)
+    (checkout / "pasted.py").write_text(block)
+    done = bash("python pasted.py", checkout)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_a_link_that_leads_nowhere_stops_the_site(checkout):
     page = checkout / "docs/broken.md"
     page.write_text("[nowhere](../results/nothing.html)\n")
