@@ -156,7 +156,7 @@ def print_table(store: SampleStore, ks: Sequence[int]) -> pd.DataFrame:
 def _problems(store: SampleStore, named: Sequence[str], data_dir: str | None) -> dict[str, list[Problem]]:
     """Load the golds for a store: the benchmarks in `named`, or by default its own and those in the catalogue."""
     from quagmire_utils.data import benchmark_names
-    from quagmire_utils.exchange.importing import PROBLEMS
+    from quagmire_utils.evaluation.store.parts import PROBLEMS
 
     known = benchmark_names()
     held = list(dict.fromkeys(store.counts()["benchmark"]))

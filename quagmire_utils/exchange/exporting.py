@@ -67,7 +67,8 @@ def export(
 
 
 def _model(store: SampleStore) -> str:
-    return str(read_json(store.path / "store.json").get("notes", {}).get("model", store.path.name))
+    file = store.path / "store.json"
+    return str((read_json(file) if file.exists() else {}).get("notes", {}).get("model", store.path.name))
 
 
 def _sound(text: Any) -> str | None:

@@ -8,7 +8,7 @@ for answer in log: ...          # an `Answer`, or None for a request that failed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 UNKNOWN = "unknown"
 _FINISHED = {"eos": "stop", "eos_token": "stop", "end_turn": "stop", "stop": "stop"}
 _FINISHED |= dict.fromkeys(("length", "max_tokens", "model_length"), "length")
-_SAMPLING = {  # our names of sampling parameters, and those that other tools give them
+SAMPLING = {  # our names of sampling parameters, and those that other tools give them
     "temperature": ("temperature",),
     "top_p": ("top_p",),
     "max_tokens": ("max_tokens", "max_gen_toks", "max_new_tokens", "max_completion_tokens", "generation_size"),
@@ -57,24 +57,22 @@ def find(source: Path, name: str = "") -> list[tuple[Path, str]]:
         raise ParameterError("--format", name, f"one of {', '.join(FORMATS)}")
     if not source.exists():
         raise ParameterError("source", source, reason=f"there is no file or folder {source}")
+    if name and source.is_file():
+        return [(source, name)]
     paths = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     names = [name] if name else list(FORMATS)[: None if source.is_file() else -1]  # any JSONL file fits the last
-    found = [(path, kind) for path in paths if (kind := _format_of(path, names))]
-    kinds = sorted({kind for _, kind in found})
+    fitting = [(path, kind) for path in paths for kind in names if path.match(FORMATS[kind].pattern)]
+    found: dict[Path, str] = {}
+    for path, kind in fitting:
+        if path not in found and all(column in _first(path) for column in FORMATS[kind].columns):
+            found[path] = kind
+    kinds = sorted({*found.values()})
     if len(kinds) > 1:
         raise ParameterError("--format", reason=f"{source} holds logs of {' and '.join(kinds)}; name one of them")
     if not found:
-        wanted = {kind: (FORMATS[kind].pattern, *FORMATS[kind].columns) for kind in names}
-        known = "; ".join(f"{kind}: {', '.join(signs)}" for kind, signs in wanted.items())
-        held = f"it has the fields {', '.join(_first(source)) or 'none'}, and" if source.is_file() else "its files lack"
-        raise ParameterError("source", source, reason=f"{source} is no log: {held} what tells one ({known})")
-    return found
-
-
-def _format_of(path: Path, names: Sequence[str]) -> str:
-    fitting = [name for name in names if path.match(FORMATS[name].pattern)]
-    first = _first(path) if fitting else {}
-    return next((name for name in fitting if all(column in first for column in FORMATS[name].columns)), "")
+        known = "; ".join(f"{kind}: {', '.join((FORMATS[kind].pattern, *FORMATS[kind].columns))}" for kind in names)
+        raise ParameterError("source", source, reason=f"{source} holds no file with the fields of a log ({known})")
+    return list(found.items())
 
 
 def read(path: Path, name: str) -> Iterator[Any]:
@@ -86,7 +84,7 @@ def read(path: Path, name: str) -> Iterator[Any]:
     except KeyError as error:
         raise ParameterError(str(path), reason=f"a row has no field {error.args[0]!r}, which {name} writes") from error
     except (ValueError, TypeError, IndexError, AttributeError, OSError) as error:
-        raise ParameterError(str(path), reason=f"it is not as {name} writes it: {error}") from error
+        raise ParameterError(str(path), reason=f"not readable as a log of {name}: {error}") from error
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
@@ -127,7 +125,8 @@ def _beside(path: Path, pattern: str) -> dict[str, Any]:
     import yaml
 
     found = next((file for folder in path.parents[:4] for file in sorted(folder.glob(pattern))), None)
-    return yaml.safe_load(found.read_text("utf-8")) or {} if found else {}
+    read_text = parse_json if pattern.endswith(".json") else yaml.safe_load
+    return read_text(found.read_text("utf-8")) if found else {}
 
 
 def _sampling(*held: Row | None) -> dict[str, Any]:
@@ -135,7 +134,7 @@ def _sampling(*held: Row | None) -> dict[str, Any]:
     there = [one for one in held if one]
     values = {
         ours: next((one[name] for one in there for name in names if one.get(name) is not None), None)
-        for ours, names in _SAMPLING.items()
+        for ours, names in SAMPLING.items()
     }
     if any(one.get("do_sample") is False for one in there):
         values["temperature"] = 0
@@ -151,7 +150,7 @@ def _said(value: Any, role: str) -> str:
         before = f"<think>{thought}</think>" if isinstance(thought, str) and thought else ""
         return before + _said(value.get("content") or "", role)
     if any("role" in part for part in value):
-        return _said([part for part in value if part["role"] == role][-1], role)
+        return _said(([part for part in value if part["role"] == role] or [""])[-1], role)
     return "".join(_said(part.get("text") or part, role) for part in value)
 
 
@@ -172,7 +171,7 @@ def gold(value: Any) -> str:
 
 
 def _lm_eval(path: Path) -> Iterator[Any]:
-    benchmark, _, stamp = path.stem.removeprefix("samples_").rpartition("_")
+    benchmark, _, stamp = path.stem.removeprefix("samples_").rpartition("_")  # samples_gsm8k_2026-11-30T05-46-28
     run, first = _beside(path, f"results_{stamp}.json"), _first(path)
     asked = _lm_eval_request(first)[1]
     if not isinstance(asked, Mapping):

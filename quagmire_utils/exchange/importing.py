@@ -22,14 +22,21 @@ import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, write_text
+from quagmire_utils.core.provenance import manifest
 from quagmire_utils.data import Problem, load_benchmark
+from quagmire_utils.evaluation import measured, pass_at_k
+from quagmire_utils.evaluation.audit import audit_store, unread_shares
+from quagmire_utils.evaluation.chance import chance_counts
 from quagmire_utils.evaluation.sampling import grade_store
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.exchange.formats import UNKNOWN, Answer, find, read
+from quagmire_utils.evaluation.store.parts import PROBLEMS
+from quagmire_utils.evaluation.thinking import thinking_table
+from quagmire_utils.exchange.formats import SAMPLING, UNKNOWN, Answer, find, read
 from quagmire_utils.grading import Grader, prepare_problems
+from quagmire_utils.report import answers, notebook, plots
+from quagmire_utils.report.page import MEASURED, EvaluationPage
 
-PROBLEMS = "problems"  # folder of a store, with the golds of each benchmark
-_SETTINGS = ("engine", "model", "template", "temperature", "top_p", "max_tokens", "seed", "step")
+_SETTINGS = ("engine", "model", "template", "step", *SAMPLING)
 _NO_BOX = " "  # the instruction of a problem whose prompt does not ask for a box: any answer counts
 _COLUMNS = ["benchmark", "problem", "index", "text", "tokens", "finish_reason", "prompt"]
 
@@ -45,21 +52,28 @@ def import_logs(
     """Import and grade the answers in a log, or in a folder of logs of one model.
 
     log_format: of `formats.FORMATS`; by default it is recognised. golds: problems by benchmark. An answer then belongs
-    to the problem with its id, or else to the one whose question comes last in its prompt; others are left out. grader:
-    of the golds in the log; by default `choice` for a benchmark whose golds are single letters, else `math`.
+    to the one whose question comes last in its prompt (in a log without prompts: that has its id), and others are left
+    out. grader: of the golds in the log; by default `choice` for a benchmark whose golds are letters, else `math`.
 
     Return the store, and how many answers were left out, by reason. The same call finishes an import that was killed.
-    Raise ParameterError for a file that is not as its tool writes it, for logs of several models or settings, if no
+    Raise ParameterError for a file that is not as its tool writes it, for logs of several models or tools, if no
     answer has a gold, and for an output that holds other answers.
     """
+    if grader and golds:
+        raise ParameterError("--grader", grader, reason="the problems that --benchmark names have their own")
     found = find(Path(source), log_format)
     logs = {path: read(path, kind) for path, kind in found}
-    settings = {"engine": found[0][1], "model_digest": UNKNOWN, **_common(source, [next(log) for log in logs.values()])}
+    settings = {
+        "engine": found[0][1],
+        "model_digest": UNKNOWN,
+        **_common(source, {path.name: next(log) for path, log in logs.items()}),
+    }
     settings["log"] = digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in logs])
     store, matcher = SampleStore(output), _Matcher(golds or {})
     problems, left_out, drawn = dict[str, dict[str, Problem]](), Counter[str](), Counter[tuple[str, str]]()
     for path, log in logs.items():
-        kept = []
+        kept, limit = [], settings["max_tokens"]
+        limit = limit[path.name] if isinstance(limit, dict) else limit
         for answer in log:
             placed = matcher.place(answer)
             if isinstance(placed, str):
@@ -68,7 +82,7 @@ def import_logs(
             name, problem = placed
             problems.setdefault(name, {})[problem.id] = problem
             key = name, problem.id
-            kept.append((*key, drawn[key], answer.text, *_length(answer, settings["max_tokens"]), answer.prompt))
+            kept.append((*key, drawn[key], answer.text, *_length(answer, limit), answer.prompt))
             drawn[key] += 1
         if kept:
             store.bind(settings, notes={"model": str(settings["model"]), "files": [path.name for path in logs]})
@@ -91,16 +105,21 @@ def stored_problems(store: SampleStore) -> dict[str, list[Problem]]:
     return {file.stem: load_benchmark(file) for file in sorted((store.path / PROBLEMS).glob("*.jsonl"))}
 
 
-def _common(source: Any, settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the settings that all logs share, `unknown` where they have none. Raise ParameterError if they differ."""
-    common = {}
+def _common(source: Any, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the settings of all logs, `unknown` where they have none; sampling parameters that differ, by file.
+
+    Raise ParameterError if model, template or step differ.
+    """
+    common: dict[str, Any] = {}
     for name in _SETTINGS:
-        values = [one.get(name) for one in settings]
-        if any(value != values[0] for value in values):
-            shown = ", ".join(dict.fromkeys(map(str, values)))
+        values = {file: one.get(name) for file, one in settings.items()}
+        first = next(iter(values.values()))
+        differ = any(value != first for value in values.values())
+        if differ and name not in SAMPLING:
+            shown = ", ".join(dict.fromkeys(map(str, values.values())))
             raise ParameterError("source", source, reason=f"its logs differ in {name} ({shown}); import one at a time")
-        if values[0] is not None or name in _SETTINGS[1:-1]:
-            common[name] = UNKNOWN if values[0] is None else values[0]
+        if first is not None or name not in ("engine", "step"):
+            common[name] = values if differ else UNKNOWN if first is None else first
     return common
 
 
@@ -142,14 +161,15 @@ class _Matcher:
         if self.known:
             if prompt not in self.by_prompt:
                 self.by_prompt[prompt] = self._find(" ".join(prompt.split()))
-            name, problem = self.by_id.get(answer.problem) or self.by_prompt[prompt] or ("", None)
+            name, problem = (self.by_prompt[prompt] if prompt else self.by_id.get(answer.problem)) or ("", None)
             own = problem and replace(problem, instruction=problem.instruction or instruction)
             return (name, own) if own else "no problem among those that were named"
         if not answer.gold:
             return "no gold answer"
         number = answer.problem or hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest()[:12]
-        name = re.sub(r"[^\w.-]+", "_", answer.benchmark)
-        return name, Problem(number, prompt.strip() or number, answer.gold, None, "", instruction)
+        name = re.sub(r"[^\w.-]+", "_", answer.benchmark)[:100] or "answers"
+        question = prompt.encode("utf-8", "replace").decode().strip()
+        return name, Problem(number, question or number, answer.gold, None, "", instruction)
 
     def _find(self, prompt: str) -> tuple[str, Problem] | None:
         there = [
@@ -158,17 +178,9 @@ class _Matcher:
         return self.known[max(there)[-1]] if there else None  # the last one: examples come before
 
 
-def write_page(store: SampleStore, left_out: Mapping[str, int]) -> Path:
-    """Write the page of an imported evaluation beside its answers; return its path."""
+def write_page(store: SampleStore, left_out: Mapping[str, int]) -> tuple[pd.DataFrame, Path]:
+    """Write the page of an imported evaluation beside its answers; return its table of scores and its path."""
     from IPython.display import HTML
-
-    from quagmire_utils.core.provenance import manifest
-    from quagmire_utils.evaluation import measured, pass_at_k
-    from quagmire_utils.evaluation.audit import audit_store, unread_shares
-    from quagmire_utils.evaluation.chance import chance_counts
-    from quagmire_utils.evaluation.thinking import thinking_table
-    from quagmire_utils.report import answers, notebook, plots
-    from quagmire_utils.report.page import MEASURED, EvaluationPage
 
     problems, counts, origin = stored_problems(store), store.counts(), store.origin
     audited, k = audit_store(store, problems), int(counts["n"].min())
@@ -182,8 +194,7 @@ def write_page(store: SampleStore, left_out: Mapping[str, int]) -> Path:
     page.keep("Scores", notebook.words(measured.describe_evaluation(table)), figure, measured.show_evaluation(table))
     page.keep("Answers to browse", HTML(answers.browse_answers(store, problems)))
     page.keep("A second grader", HTML(answers.show_audit(audited)))
-    facts = [f"{name}: {value}" for name, value in origin.items()]
-    facts += [f"left out: {count} answers with {reason}" for reason, count in left_out.items()]
-    listed = notebook.words("Imported, and graded anew.\n\n" + "\n".join(f"- {fact}" for fact in facts))
-    page.keep(MEASURED, listed, notebook.words(notebook.provenance(manifest(origin))))
-    return page.write(store.path)
+    facts = [f"- {name}: {value}" for name, value in origin.items()]
+    facts += [f"- left out: {count} answers with {reason}" for reason, count in left_out.items()]
+    page.keep(MEASURED, notebook.words("\n".join(facts)), notebook.words(notebook.provenance(manifest(origin))))
+    return table, page.write(store.path)

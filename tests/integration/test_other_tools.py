@@ -28,7 +28,7 @@ from quagmire_utils.cli import main
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_parquet
 from quagmire_utils.core.paths import ROOT
-from quagmire_utils.data import load_benchmark
+from quagmire_utils.data import Problem, load_benchmark
 from quagmire_utils.evaluation.evaluate import compare_outputs
 from quagmire_utils.evaluation.measured import evaluation_table, show_evaluation
 from quagmire_utils.evaluation.store import COLUMNS, COUNTS, SampleStore
@@ -174,6 +174,28 @@ def test_rows_of_ones_own_are_read(tmp_path):
 LM_EVAL = {"doc_id": 0, "target": "5", "arguments": [["2+3", {"until": []}]], "resps": [["5"]], "filter": "none"}
 
 
+def test_golds_are_found_by_the_last_question_of_a_prompt_and_without_prompts_by_id(tmp_path):
+    """Examples of other problems come before; an id that another numbering gives too decides nothing."""
+    golds = [Problem("0", "What is 2+3?", "5"), Problem("1", "What is 4+4?", "8")]
+    prompt = "What is 2+3?\n5\n\nWhat  is 4+4?\n"
+    for name, row in (("a", {"id": 0, "prompt": prompt}), ("b", {"custom_id": "1"})):
+        body = {"choices": [{"message": {"role": "assistant", "content": "8"}}]}
+        (tmp_path / name).mkdir()
+        row |= {"response": {"body": body} if name == "b" else "8"}
+        store, _ = import_logs(jsonl(tmp_path / name / "x.jsonl", row), tmp_path / f"of-{name}", golds={"sums": golds})
+        assert store.read(["problem", "verdict"]).to_numpy().tolist() == [["1", "correct"]]
+
+
+def test_tasks_of_one_run_may_differ_in_sampling_parameters(tmp_path):
+    for task, limit in (("x", 4), ("y", 8)):
+        asked = {"temperature": 1.0, "do_sample": True, "max_gen_toks": limit}
+        jsonl(tmp_path / f"samples_{task}_1.jsonl", {**LM_EVAL, "arguments": [["2+3", asked]]})
+    store, _ = import_logs(tmp_path, tmp_path / "imported")
+    assert store.origin["max_tokens"] == {"samples_x_1.jsonl": 4, "samples_y_1.jsonl": 8}
+    assert store.origin["temperature"] == 1.0
+    assert store.counts()["benchmark"].tolist() == ["x", "y"]
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "parameter", "words"),
     [
@@ -187,7 +209,7 @@ LM_EVAL = {"doc_id": 0, "target": "5", "arguments": [["2+3", {"until": []}]], "r
             "1 have no gold answer; name a benchmark",
         ),
         ("mine.jsonl", [{"question": "2+3?", "said": "5"}], None, "no field 'generation or response"),
-        ("mine.csv", [{"question": "2+3?"}], "source", "is no log"),
+        ("mine.csv", [{"question": "2+3?"}], "source", "holds no file with the fields of a log"),
         ("mine.jsonl", [], "source", "it holds none"),
     ],
 )
@@ -217,7 +239,7 @@ def test_hostile_answers_pass_through_import_page_and_export(tmp_path):
     file = jsonl(tmp_path / "mine.jsonl", {"id": "<b>", "question": "<i>?", "responses": hostile, "answer": "5"})
     store, left_out = import_logs(file, tmp_path / "imported")
     assert set(store.read()["text"]) == set(hostile)
-    assert "<script>alert" not in write_page(store, left_out).read_text()
+    assert "<script>alert" not in write_page(store, left_out)[1].read_text()
     parts = list((export([store.path], tmp_path / "out") / "samples" / "imported").glob("*.parquet"))
     assert pd.read_parquet(parts[0])["text"].str.contains("script").sum() == 1  # by any reader of parquet
 

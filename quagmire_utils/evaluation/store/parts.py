@@ -24,6 +24,7 @@ SAMPLED = [*KEYS, "text", "tokens", "finish_reason"]  # columns of a part: writt
 GRADED = ["extracted", "verdict", "grader"]  # what a file of verdicts adds
 COLUMNS = [*SAMPLED, *GRADED]
 LIGHT = [*KEYS, "tokens", "finish_reason"]  # repeated in a file of verdicts, so that counting opens one file per part
+PROBLEMS = "problems"  # folder of an imported store, with the golds of each benchmark in a .jsonl file
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -53,8 +53,8 @@ class SampleStore:
     """An append-only folder of samples, one row per (benchmark, problem, index).
 
     Columns: benchmark, problem (str), index (number of the sample of its problem, from 0), text, tokens (generated,
-    end-of-sequence token included), finish_reason ("stop" or "length"); and extracted, verdict and grader (name and
-    version), which are null until the sample is graded.
+    end-of-sequence token included; of imported answers -1 if unknown), finish_reason ("stop", "length" or "unknown");
+    and extracted, verdict and grader (name and version), which are null until the sample is graded.
 
     All samples of a store have one `origin` (model digest, engine, template, parameters) and one rendered prompt per
     problem. Every file names the origin and prompts it belongs to, so a part copied from another store is refused.
@@ -319,7 +319,8 @@ class SampleStore:
 
         All columns count graded samples alone, so that an answer without a verdict is never taken for a wrong one: n is
         the sum of correct, wrong, no_answer, timeout and error. truncated counts the samples that reached the token
-        limit, whatever their verdict. mean_tokens is NaN where n is 0. No text is read.
+        limit, whatever their verdict; it is NaN where that is unknown. mean_tokens is NaN where n is 0. No text is
+        read.
         """
         tables = (
             self._verdicts(part, [*LIGHT, "verdict"], _DICTIONARIES) or self._table(part, LIGHT, _DICTIONARIES[:3])
