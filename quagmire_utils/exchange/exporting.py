@@ -50,11 +50,9 @@ def export(
                 frame = frame.assign(candidate=name, **texts)[["candidate", *frame.columns]]
                 write_parquet(frame, output / "samples" / name / part.name)
     k = max(2, int(counts["n"].min()))
-    scores = {name: benchmark_average(part, [1, k]).set_index("k") for name, part in parts.items()}
-    table = pd.DataFrame({"candidate": list(scores), "pass1": [score.pass_at_k[1] for score in scores.values()]})
-    table["pass1_se"] = [score.standard_error[1] for score in scores.values()]
-    table[f"pass@{k}"] = [score.pass_at_k[k] for score in scores.values()]
-    table[f"pass@{k}_se"] = [score.standard_error[k] for score in scores.values()]
+    columns = ["candidate", "pass1", "pass1_se", f"pass@{k}", f"pass@{k}_se"]
+    scores = {name: benchmark_average(part, [1, k])[["pass_at_k", "standard_error"]] for name, part in parts.items()}
+    table = pd.DataFrame([(name, *score.to_numpy().ravel()) for name, score in scores.items()], columns=columns)
     write_csv(table, output / "candidates.csv")
     totals = counts.groupby(["candidate", "benchmark"]).agg(problems=("problem", "size"), answers=("n", "sum"))
     facts = {"totals": totals.reset_index().to_dict("records"), "licences": licences(counts["benchmark"].unique())}

@@ -87,9 +87,6 @@ def read(path: Path, name: str) -> Iterator[Any]:
         raise ParameterError(str(path), reason=f"not readable as a log of {name}: {error}") from error
 
 
-# --- rows ---------------------------------------------------------------------------------------------------------
-
-
 def rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a JSONL or parquet file. Raise ParameterError with the line of a bad one."""
     if path.suffix == ".parquet":
@@ -167,9 +164,6 @@ def gold(value: Any) -> str:
     return math_gold(text.strip())[0]
 
 
-# --- a function for each tool; what it yields first are the settings ------------------------------------------------
-
-
 def _lm_eval(path: Path) -> Iterator[Any]:
     benchmark, _, stamp = path.stem.removeprefix("samples_").rpartition("_")  # samples_gsm8k_2026-11-30T05-46-28
     run, first = _beside(path, f"results_{stamp}.json"), _first(path)
@@ -196,7 +190,8 @@ def _inspect(path: Path) -> Iterator[Any]:
     try:
         from inspect_ai.log import read_eval_log
     except ModuleNotFoundError as error:
-        raise ParameterError("--format", "inspect", reason=f"inspect_ai itself reads {path}: {INSPECT}") from error
+        reason = f"inspect_ai itself reads {path}: pip install inspect-ai"
+        raise ParameterError("--format", "inspect", reason=reason) from error
     log = read_eval_log(str(path))
     facts = {"engine": f"inspect_ai {log.eval.packages.get('inspect_ai', UNKNOWN)}"}
     facts["model"] = log.eval.model_args.get("model_path", log.eval.model)
@@ -210,9 +205,6 @@ def _inspect(path: Path) -> Iterator[Any]:
         prompt, text = _said(asked, "user"), _said(choice.message.model_dump(), "assistant")
         tokens, finished = usage.output_tokens if usage else -1, _FINISHED.get(choice.stop_reason, UNKNOWN)
         yield Answer(log.eval.task, str(sample.id), prompt, gold(sample.target), text, tokens, finished)
-
-
-INSPECT = "pip install inspect-ai"
 
 
 def _lighteval(path: Path) -> Iterator[Any]:
@@ -292,7 +284,7 @@ def _plain(path: Path) -> Iterator[Any]:
             if there[needed] is None:
                 raise KeyError(" or ".join(_COLUMNS[needed]))
         texts = there["text"]
-        several = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+        several = isinstance(texts, list) and all(isinstance(text, str) for text in texts)  # else it is a chat
         facts = str(there["benchmark"] or usual), str("" if there["problem"] is None else there["problem"])
         how = int(-1 if there["tokens"] is None else there["tokens"]), _FINISHED.get(there["finished"], UNKNOWN)
         for text in texts if several else [texts]:
