@@ -73,7 +73,7 @@ class Watched:
                 link.unlink(missing_ok=True)  # perhaps a file of verdicts that was written here
                 link.symlink_to((self.folder / name).resolve())
             self._seen, self.complaint = times, ""
-            self.changed = time.strftime("%H:%M:%S", time.localtime(max(times.values()) / 1e9))
+            self.changed = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(max(times.values()) / 1e9))
             self.store = SampleStore(self._links.name)
             self._read(grader)
         except Exception as error:  # the next look may succeed; until then the page says why this one did not
@@ -87,7 +87,10 @@ class Watched:
                 facts = read_json(self.folder / name)["configuration"]
         named = self._benchmarks or facts.get("benchmarks")
         if named and not self._problems:
-            self._problems = prepare_problems(load_benchmarks(named, facts.get("limit")))
+            try:
+                self._problems = prepare_problems(load_benchmarks(named, facts.get("limit")))
+            except (ParameterError, OSError) as error:  # verdicts that are stored can be shown all the same
+                self.complaint = f"Its problems cannot be read: {error}"
         self.light = self.store.read([*KEYS, "verdict"])
         if self._problems and self.light["verdict"].isna().any():
             grade_store(self.store, self._problems, grader.grade, progress=False)
@@ -144,9 +147,8 @@ def dashboard(runs: Sequence[Watched]) -> panel.Column:
         rows = [[some[sample] for sample in sorted(some)] for some in found]
         more = [len(one[key]) - MOST for one in chosen]
         columns = zip(runs, rows, more, strict=True)
-        page.object = str(
-            parts.leaf(place, len(keys), key, *runs[0].problem(*key), columns)
-        )  # Panel escapes Markup twice
+        shown = parts.leaf(place, len(keys), key, *runs[0].problem(*key), columns)
+        page.object = str(shown)  # Panel would escape Markup twice
 
     def refresh() -> None:
         if looks == [run.looks for run in runs]:
@@ -172,9 +174,8 @@ def view(folders: Sequence[Path], benchmarks: str = "", *, port: int = 0, show: 
     try:
         import panel as pn
     except ImportError:
-        raise ParameterError(
-            "view", reason="it needs panel: pip install -c constraints.txt -e '.[notebooks]'"
-        ) from None
+        reason = "it needs panel: pip install -c constraints.txt -e '.[notebooks]'"
+        raise ParameterError("view", reason=reason) from None
     names = [str(folder) for folder in folders] if len(folders) == 1 else [f"a: {folders[0]}", f"b: {folders[1]}"]
     runs = [Watched(folder, name, benchmarks) for folder, name in zip(folders, names, strict=True)]
     with socket.socket() as free:

@@ -117,16 +117,22 @@ def _problem(gold: object, tolerance: object = None, grader: str | None = None) 
 
 
 def trl_reward(
-    completions: Sequence[Any], answer: Sequence[object], log_metric: Any = None, **columns: Any
+    completions: Sequence[Any], answer: Sequence[object], log_metric: Any = None, log_extra: Any = None, **columns: Any
 ) -> list[float]:
-    """Return rewards of TRL's `completions`, texts or conversations; `columns` may hold `tolerance` and `grader`."""
+    """Return rewards of TRL's `completions`, texts or conversations; `columns` may hold `tolerance` and `grader`.
+
+    TRL logs the metric `undecided` and, with the completions, answers and verdicts, which `quagmire import` reads.
+    """
     texts = [done if isinstance(done, str) else done[-1]["content"] for done in completions]
     none = [None] * len(texts)
-    problems = map(_problem, answer, columns.get("tolerance", none), columns.get("grader", none))
+    problems = list(map(_problem, answer, columns.get("tolerance", none), columns.get("grader", none)))
     reward = shared()
-    grades = reward.grade(texts, list(problems))
+    grades = reward.grade(texts, problems)
     if log_metric is not None:
         log_metric("undecided", sum(map(_undecided, grades)) / len(grades))
+    if log_extra is not None:
+        log_extra("answer", [problem.answer for problem in problems])
+        log_extra("verdict", [str(grade.verdict) for grade in grades])
     return rewards_of(grades, reward.most_undecided)
 
 

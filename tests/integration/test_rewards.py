@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from quagmire_utils.core.files import read_parquet
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.data import Problem, load_benchmark
+from quagmire_utils.exchange.importing import import_logs
 from quagmire_utils.grading import Grade, Verdict
 from quagmire_utils.training.rewards import MOST_UNDECIDED, Reward, compute_score, rewards_of, trl_reward
 
@@ -102,6 +104,7 @@ def test_trl_trains_with_it_and_logs_what_could_not_be_judged(tmp_path, caplog):
         max_completion_length=64,
         use_cpu=True,
         logging_steps=1,
+        log_completions=True,
         save_strategy="no",
         report_to="none",
     )
@@ -119,6 +122,13 @@ def test_trl_trains_with_it_and_logs_what_could_not_be_judged(tmp_path, caplog):
     assert len(steps) == 2
     assert all(step["reward"] > 0 for step in steps)
     assert [step["undecided"] for step in steps] == pytest.approx([4 / 32] * 2)
+    file = tmp_path / "completions" / "completions_00001.parquet"
+    logged = read_parquet(file)
+    assert (logged["verdict"] == "correct").mean() == pytest.approx(steps[0]["reward"])
+    assert set(logged["answer"]) == {row["answer"] for row in rows}
+    imported, left_out = import_logs(file, tmp_path / "imported")
+    assert not left_out
+    assert imported.counts()["correct"].sum() == (logged["verdict"] == "correct").sum()
     assert any(not torch.equal(before[name], weight) for name, weight in model.named_parameters())
     assert [record.getMessage()[:4] for record in caplog.records if record.name == "quagmire.rewards"] == ["12 %"] * 2
 

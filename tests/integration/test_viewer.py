@@ -84,6 +84,12 @@ def test_what_a_run_has_not_graded_yet_is_graded_elsewhere_and_its_folder_stays_
         run.look(grader)
         assert (run.drawn, run.graded) == (8, 8)
         assert len(run.choose(ALL, "correct")) == 4
+        (tmp_path / "sums.jsonl").unlink()
+        again = Watched(folder, "without the problems, stored verdicts count")
+        again.look(grader)
+        assert (again.drawn, again.graded) == (8, 4)
+        assert "sums.jsonl" in again.complaint
+        assert again.problem("sums", "p1") == ("", "2")
         assert list(folder.glob("verdicts-*")) == [part.with_name(part.name.replace("part", "verdicts"))]
 
 
