@@ -101,6 +101,7 @@ def write_inspect(store: SampleStore, folder: Path, name: str) -> list[Path]:
             score = Score(value=value, answer=_sound(row.extracted), explanation=f"{row.verdict}, by {row.grader}")
             facts = {"input": prompts.get(key, row.problem), "target": golds[key][0], "output": output}
             facts["messages"] = [{"role": "user", "content": facts["input"]}, output.message]
+            facts["model_usage"] = {model: output.usage} if output.usage else {}
             samples.append(logs.EvalSample(id=row.problem, epoch=row.index + 1, scores={"quagmire": score}, **facts))
         mean = benchmark_average(counts, [1]).iloc[0]
         metrics = {"accuracy": float(mean["pass_at_k"]), "stderr": float(mean["standard_error"])}
