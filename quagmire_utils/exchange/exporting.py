@@ -65,8 +65,8 @@ def export(
 
 
 def _model(store: SampleStore) -> str:
-    file = store.path / "store.json"
-    return str((read_json(file) if file.exists() else {}).get("notes", {}).get("model", store.path.name))
+    notes = read_json(store.path / "store.json").get("notes", {}) if store.origin else {}
+    return str(notes.get("model", store.path.name))
 
 
 def _sound(text: Any) -> str | None:
@@ -74,8 +74,8 @@ def _sound(text: Any) -> str | None:
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else None
 
 
-def write_inspect(store: SampleStore, folder: Path, name: str) -> list[Path]:
-    """Write a log of inspect_ai for each benchmark, by its own writer; return their paths.
+def write_inspect(store: SampleStore, folder: Path, name: str) -> None:
+    """Write `folder`/NAME-BENCHMARK.eval for each benchmark, by inspect_ai's own writer.
 
     A correct answer scores C, a wrong one and one without an answer I, an undecided one N.
     """
@@ -85,7 +85,7 @@ def write_inspect(store: SampleStore, folder: Path, name: str) -> list[Path]:
         from inspect_ai.scorer import Score
     except ModuleNotFoundError as error:
         raise ParameterError("--inspect", reason="inspect_ai writes its logs: pip install inspect-ai") from error
-    model, origin, golds, paths = _model(store), store.origin, store.golds(), []
+    model, origin, golds = _model(store), store.origin, store.golds()
     prompts = store.prompts().set_index(["benchmark", "problem"])["prompt"].to_dict()
     names = ("temperature", "top_p", "max_tokens", "seed")
     drawn = GenerateConfig(**{name: origin[name] for name in names if isinstance(origin.get(name), int | float)})
@@ -119,9 +119,7 @@ def write_inspect(store: SampleStore, folder: Path, name: str) -> list[Path]:
             samples=samples,
         )
         folder.mkdir(parents=True, exist_ok=True)
-        paths.append(folder / f"{name}-{benchmark}.eval")
-        logs.write_eval_log(log, str(paths[-1]))
-    return paths
+        logs.write_eval_log(log, str(folder / f"{name}-{benchmark}.eval"))
 
 
 def push(folder: str | os.PathLike[str], repository: str, *, public: bool = False) -> str:
