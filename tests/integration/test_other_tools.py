@@ -106,6 +106,7 @@ def test_a_log_of_the_real_tool_is_imported_and_graded(tool, tmp_path):
     assert (shown["truncated %"].iloc[0] == "unknown") != told
 
 
+@pytest.mark.slow
 def test_an_imported_folder_works_like_an_evaluation(tmp_path, capsys):
     """Scores, regrading, audit, page, comparison of two tools on the same problems, ranking: without naming golds."""
     for tool in ("lm-eval", "lighteval"):
