@@ -178,9 +178,9 @@ def test_statements_by_hand():
     wrong = str((int(second) + 1) % 10)
     statements = microlab.Statements((("QA", "3", second), ("QA", "3", wrong)))
     assert (statements.question, statements.answer) == (f"aQA3{second}bQA3{wrong}=?", "a")
-    assert statements.write() == f"a3Q{first}A{second}yb3Q{first}A{second}n\\boxed{{a}}"
-    assert statements.write("restated") == f"a3Q={first}A={second}yb3Q={first}A={second}n\\boxed{{a}}"
-    assert statements.write(results=[first + wrong]) == f"a3Q{first}A{wrong}n\\boxed{{}}"
+    assert statements.write() == f"a3Q{first}A{second}{second}yb3Q{first}A{second}{wrong}n\\boxed{{a}}"
+    assert statements.write("restated") == f"a3Q={first}A={second}{second}yb3Q={first}A={second}{wrong}n\\boxed{{a}}"
+    assert statements.write(results=[first + wrong]) == f"a3Q{first}A{wrong}{second}n\\boxed{{}}"
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
@@ -207,7 +207,7 @@ def test_a_base_of_statements_looks_up_what_it_knows():
         uncertain=(0, 0),
     )
     written = microlab.pretraining_corpus(settings, seed=0, task="statements")[1]
-    checked = np.array([len(re.findall(r"[a-k](?:\d[A-Z])+\d[yn]", trace.response)) for trace in written])
+    checked = np.array([len(re.findall(r"[a-k](?:\d[A-Z])+\d\d[yn]", trace.response)) for trace in written])
     right = np.array([trace.response.endswith(f"{{{true_labels(trace.question)}}}") for trace in written])
     assert right[checked == 11].all()
     assert abs(np.mean(checked == 0) - 0.2) < 5 * (0.16 / 300) ** 0.5

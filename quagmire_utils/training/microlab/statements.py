@@ -1,9 +1,10 @@
 """The second domain: multi-label choice, which of eleven statements about the lettered tables are true.
 
 aPQ37 states that table P and then table Q send 3 to 7; aPQ37bAC12...=? asks which statements are true. It is worked
-statement by statement: its digit, each table with the digit after it, then y or n, as in a3P5Q7yb1A0C4n..., and
-answered by the labels of the true ones, such as \\boxed{adf}. Eleven statements have 2,047 answers, so that 64 guesses
-succeed 3 % of the time. A base that had to find table and digit by the label alone looked nothing up.
+statement by statement: its digit, each table with the digit after it, the digit that it claims, then y or n, as in
+a3P5Q77yb1A0C42n..., and answered by the labels of the true ones, such as \\boxed{adf}. Eleven statements have 2,047
+answers, so that 64 guesses succeed 3 % of the time. A base that had to find table and digit by the label alone looked
+nothing up, and one that had to find the claimed digit judged at random.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Statements:
         lines = []
         for label, (letters, digit, claimed), digits in worked:
             passed = "".join(letter + equals + after for letter, after in zip(letters, digits, strict=True))
-            lines.append(label + digit + passed + "ny"[digits[-1] == claimed])
+            lines.append(label + digit + passed + claimed + "ny"[digits[-1] == claimed])
         return "".join(lines) + f"\\boxed{{{self._choose(results)}}}"
 
     def guess(self, rng: np.random.Generator) -> str:
