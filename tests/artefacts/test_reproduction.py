@@ -102,7 +102,7 @@ def test_has_a_place_on_the_page_with_something_in_it(place, page):
     assert f"<h3>{label_of(place)}{heading}" in article
     assert ("The paper’s caption" in article) == place.startswith("fig")
     assert ".ipynb" in article, f"{place} was not executed at profile mini"
-    assert ("<img " if place.startswith("fig") else "<table>") in article
+    assert ("<img " if place.startswith("fig") else "<table") in article
     assert "What our scale says" in article
     assert f'href="#{place}"' in page
 
