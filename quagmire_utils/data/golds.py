@@ -147,7 +147,7 @@ def math_gold(answer: str) -> tuple[str, float | None]:
         low, high = int(both[1]), int(both[2])
         return str((low + high) / 2), (high - low) / 2
     # Some golds are Python rather than LaTeX: 4.5e33 would read as 4.5*e*33, "-1./3" not at all.
-    answer = re.sub(r"^(-?\d+\.?\d*)e([+-]?\d+)(?![\w.])", lambda m: f"{m[1]} \\times 10^{{{int(m[2])}}}", answer)
+    answer = re.sub(r"^(-?\d+(?:\.\d*)?)e([+-]?\d+)(?![\w.])", lambda m: f"{m[1]} \\times 10^{{{int(m[2])}}}", answer)
     answer = re.sub(r"(\d)\./", r"\1/", answer).replace("np.arcsin", "\\arcsin")
     # without dollar signs, thousands separators and the full stop of its sentence
     answer = answer.replace("\\$", "").replace("$", "").strip().rstrip(".,; ")

@@ -78,13 +78,19 @@ def find(source: Path, name: str = "") -> list[tuple[Path, str]]:
 def read(path: Path, name: str) -> Iterator[Any]:
     """Yield the settings of a log, then its answers; raise ParameterError with the file and the field in error."""
     try:
-        yield from FORMATS[name].read(path)
+        for row in FORMATS[name].read(path):
+            if isinstance(row, Answer) and not isinstance(row.text, str):
+                raise TypeError(f"an answer is {type(row.text).__name__}, not text")
+            if isinstance(row, Answer) and not -1 <= row.tokens < 2**31:
+                raise ValueError(f"an answer has {row.tokens} tokens")
+            yield row
     except ParameterError:
         raise
     except KeyError as error:
         raise ParameterError(str(path), reason=f"a row has no field {error.args[0]!r}, which {name} writes") from error
-    except (ValueError, TypeError, IndexError, AttributeError, OSError) as error:
-        raise ParameterError(str(path), reason=f"not readable as a log of {name}: {error}") from error
+    except Exception as error:  # YAML, zip and inspect's reader have errors of their own
+        reason = f"not readable as a log of {name}: {' '.join(str(error).split())}"
+        raise ParameterError(str(path), reason=reason) from error
 
 
 def rows(path: Path) -> Iterator[Row]:
@@ -156,6 +162,8 @@ def gold(value: Any) -> str:
     value = single(value)
     if value is None:
         return ""
+    if isinstance(value, Mapping):
+        raise TypeError(f"a gold answer is an object with {', '.join(map(str, value))}, not text")
     text = plain(value)
     if "####" in text:
         text = text.rpartition("####")[2].replace(",", "")
@@ -175,6 +183,8 @@ def _lm_eval(path: Path) -> Iterator[Any]:
     yield facts | _sampling({"do_sample": False} | asked)  # it is greedy unless it is told to sample
     for row in rows(path):
         if row.get("filter") == first.get("filter"):  # every filter has the same answers again
+            if isinstance(row["resps"][0], str):
+                raise TypeError("resps holds filtered answers, not the answers of each request")
             for text in row["resps"][0]:
                 yield Answer(benchmark, str(row["doc_id"]), _lm_eval_request(row)[0], gold(row["target"]), text)
 
@@ -247,13 +257,16 @@ def _openai(path: Path) -> Iterator[Any]:
     requests = {row["custom_id"]: row["body"] for file in files for row in rows(file)}
     asked = requests.get(_first(path)["custom_id"], {})
     body = (_first(path)["response"] or {}).get("body") or {}
-    yield {"engine": "OpenAI batch", "model": body.get("model") or asked.get("model")} | _sampling(asked)
+    model = body.get("model") or asked.get("model")
+    yield {"engine": "OpenAI batch", "model": model} | _sampling(asked)
     for row in rows(path):
         asked, body = requests.get(row["custom_id"], {}), (row["response"] or {}).get("body") or {}
         prompt, choices = _said(asked.get("messages") or asked.get("prompt") or "", "user"), body.get("choices") or []
         if not choices:
             yield None
-        tokens = (body.get("usage") or {}).get("completion_tokens", -1) if len(choices) == 1 else -1
+        if (body.get("model") or model) != model:
+            raise ValueError(f"its rows differ in model ({model}, {body['model']}); import one at a time")
+        tokens = (body.get("usage") or {}).get("completion_tokens") or -1 if len(choices) == 1 else -1
         for choice in choices:
             text = _said(choice["message"] if "message" in choice else choice["text"], "assistant")
             finished = _FINISHED.get(choice.get("finish_reason"), UNKNOWN)
@@ -271,11 +284,19 @@ _COLUMNS = {  # of a file with one problem or answer a row; the first name that 
 }
 
 
+def _facts(row: Row) -> dict[str, Any]:
+    return {name: row.get(name) for name in ("model", "step")} | _sampling(row)
+
+
 def _plain(path: Path) -> Iterator[Any]:
     """Read rows of prompt, answer and gold: NeMo-Skills, the rollouts of verl and TRL, JSONL of one's own."""
-    yield {name: _first(path).get(name) for name in ("model", "step")} | _sampling(_first(path))
+    facts = _facts(_first(path))
+    yield facts
     usual = path.parent.name if path.name.startswith("output") else "answers"  # NeMo-Skills: gsm8k/output-rs0.jsonl
     for row in rows(path):
+        own = _facts(row)
+        if name := next((name for name in facts if name != "seed" and own[name] not in (None, facts[name])), ""):
+            raise ValueError(f"its rows differ in {name} ({facts[name]}, {own[name]}); import one at a time")
         there = {
             ours: next((row[name] for name in names if row.get(name) is not None), None)
             for ours, names in _COLUMNS.items()
@@ -285,11 +306,11 @@ def _plain(path: Path) -> Iterator[Any]:
                 raise KeyError(" or ".join(_COLUMNS[needed]))
         texts = there["text"]
         several = isinstance(texts, list) and all(isinstance(text, str) for text in texts)  # else it is a chat
-        facts = str(there["benchmark"] or usual), str("" if there["problem"] is None else there["problem"])
+        place = str(there["benchmark"] or usual), str("" if there["problem"] is None else there["problem"])
         how = int(-1 if there["tokens"] is None else there["tokens"]), _FINISHED.get(there["finished"], UNKNOWN)
         for text in texts if several else [texts]:
             said = _said(there["prompt"], "user"), gold(there["gold"]), _said(text, "assistant")
-            yield Answer(*facts, *said, *how)
+            yield Answer(*place, *said, *how)
 
 
 # A file is of the first format whose pattern and columns it has.

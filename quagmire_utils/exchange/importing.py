@@ -63,29 +63,35 @@ def import_logs(
         raise ParameterError("--grader", grader, reason="the problems that --benchmark names have their own")
     found = find(Path(source), log_format)
     logs = {path: read(path, kind) for path, kind in found}
+    names = {path: os.path.relpath(path, source) if Path(source).is_dir() else path.name for path in logs}
     settings = {
         "engine": found[0][1],
         "model_digest": UNKNOWN,
-        **_common(source, {path.name: next(log) for path, log in logs.items()}),
+        **_common(source, {names[path]: next(log) for path, log in logs.items()}),
     }
-    settings["log"] = digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in logs])
+    digests = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in logs}
+    if twice := [names[path] for path in logs if path not in digests.values()]:
+        raise ParameterError("source", source, reason=f"it holds a copy of {twice[0]}; remove one")
+    settings["log"] = digest(list(digests))
     store, matcher = SampleStore(output), _Matcher(golds or {})
     problems, left_out, drawn = dict[str, dict[str, Problem]](), Counter[str](), Counter[tuple[str, str]]()
     for path, log in logs.items():
         kept, limit = [], settings["max_tokens"]
-        limit = limit[path.name] if isinstance(limit, dict) else limit
+        limit = limit[names[path]] if isinstance(limit, dict) else limit
         for answer in log:
             placed = matcher.place(answer)
             if isinstance(placed, str):
                 left_out[placed] += 1
                 continue
             name, problem = placed
-            problems.setdefault(name, {})[problem.id] = problem
+            if problems.setdefault(name, {}).setdefault(problem.id, problem) != problem:
+                reason = f"its answers to problem {problem.id} of {name} differ in question or gold; give each an id"
+                raise ParameterError("source", source, reason=reason)
             key = name, problem.id
             kept.append((*key, drawn[key], answer.text, *_length(answer, limit), answer.prompt))
             drawn[key] += 1
         if kept:
-            store.bind(settings, notes={"model": str(settings["model"]), "files": [path.name for path in logs]})
+            store.bind(settings, notes={"model": str(settings["model"]), "files": list(names.values())})
             _add(store, kept)
     if not problems:
         reasons = " and ".join(f"{count} have {reason}" for reason, count in left_out.items()) or "it holds none"
@@ -167,9 +173,10 @@ class _Matcher:
         if not answer.gold:
             return "no gold answer"
         number = answer.problem or hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest()[:12]
-        name = re.sub(r"[^\w.-]+", "_", answer.benchmark)[:100] or "answers"
-        question = prompt.encode("utf-8", "replace").decode().strip()
-        return name, Problem(number, question or number, answer.gold, None, "", instruction)
+        name = re.sub(r"[^\w.-]+", "_", answer.benchmark).encode()[:100].decode("utf-8", "ignore") or "answers"
+        texts = (text.encode("utf-8", "replace").decode() for text in (number, prompt.strip(), answer.gold))
+        number, question, gold = texts
+        return name, Problem(number, question or number, gold, None, "", instruction)
 
     def _find(self, prompt: str) -> tuple[str, Problem] | None:
         there = [

@@ -172,6 +172,7 @@ def test_rows_of_ones_own_are_read(tmp_path):
     assert stored_problems(store)["letters"][0].grader == "choice"
 
 
+MINE = {"id": "a", "question": "2+3?", "response": "5", "answer": "5"}
 LM_EVAL = {"doc_id": 0, "target": "5", "arguments": [["2+3", {"until": []}]], "resps": [["5"]], "filter": "none"}
 
 
@@ -212,6 +213,14 @@ def test_tasks_of_one_run_may_differ_in_sampling_parameters(tmp_path):
         ("mine.jsonl", [{"question": "2+3?", "said": "5"}], None, "no field 'generation or response"),
         ("mine.csv", [{"question": "2+3?"}], "source", "holds no file with the fields of a log"),
         ("mine.jsonl", [], "source", "it holds none"),
+        ("mine.jsonl", [MINE, {**MINE, "answer": "6"}], "source", "problem a of answers differ in question or gold"),
+        ("mine.jsonl", [MINE, {**MINE, "question": "1+4?"}], "source", "differ in question or gold"),
+        ("mine.jsonl", [{**MINE, "model": "m1"}, {**MINE, "model": "m2"}], None, "differ in model (m1, m2)"),
+        ("mine.jsonl", [{**MINE, "tokens": 2**31}], None, "2147483648 tokens"),
+        ("mine.jsonl", ['{"id": "a", "question": "2+3?", "response": "5", "tokens": 1e999}'], None, "infinity"),
+        ("mine.jsonl", [{**MINE, "answer": {"value": "5"}}], None, "a gold answer is an object with value"),
+        ("samples_x_1.jsonl", [{**LM_EVAL, "resps": ["15"]}], None, "filtered"),
+        ("samples_x_1.jsonl", [{**LM_EVAL, "resps": [[None]]}], None, "NoneType, not text"),
     ],
 )
 def test_a_bad_log_is_refused_with_its_file_and_field(name, rows, parameter, words, tmp_path, refused):
@@ -233,6 +242,27 @@ def test_logs_of_two_models_steps_or_tools_are_not_mixed(tmp_path, refused):
         import_logs(tmp_path, tmp_path / "imported")
     with refused("source"):
         import_logs(tmp_path / "nothing", tmp_path / "imported")
+
+
+def test_files_of_one_name_are_told_apart_and_copies_refused(tmp_path, refused):
+    for model in ("a", "b"):
+        (tmp_path / "logs" / model).mkdir(parents=True)
+        jsonl(tmp_path / "logs" / model / "samples_x_1.jsonl", LM_EVAL)
+        jsonl(tmp_path / "logs" / model / "results_1.json", {"model_name": model})
+    with refused("source") as caught:
+        import_logs(tmp_path / "logs", tmp_path / "imported")
+    assert "differ in model (a, b)" in str(caught.value)
+    jsonl(tmp_path / "logs" / "b" / "results_1.json", {"model_name": "a"})
+    with refused("source") as caught:
+        import_logs(tmp_path / "logs", tmp_path / "imported")
+    assert "a copy of" in str(caught.value)
+
+
+def test_names_that_no_file_system_or_table_holds_are_changed(tmp_path):
+    """A lone surrogate, and 450 bytes of a name; a gold of 100,000 digits is read at once."""
+    row = {**MINE, "id": "\ud800", "benchmark": "長" * 150, "answer": "9" * 10**5}
+    store, _ = import_logs(jsonl(tmp_path / "mine.jsonl", row), tmp_path / "imported")
+    assert store.counts()[["benchmark", "problem"]].to_numpy().tolist() == [["長" * 33, "?"]]
 
 
 def test_hostile_answers_pass_through_import_page_and_export(tmp_path):
