@@ -16,10 +16,11 @@ such answers warns. docs/tools.md has an example for each trainer.
 # Annotations are evaluated here, not strings: FastAPI reads those of NeMo Gym's classes.
 import asyncio
 import logging
+import os
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # verl and OpenRLHF load this file by its path
 
 from quagmire_utils.data import Problem
+from quagmire_utils.data.golds import is_nan
 from quagmire_utils.grading import UNDECIDED, Grade, Grader, Verdict
 
 MOST_UNDECIDED = 0.05  # share of a step's answers above which it warns
@@ -111,8 +113,11 @@ def shared(workers: int | None = None, timeout: float = 5.0) -> Reward:
     return Reward(workers, timeout=timeout)
 
 
+os.register_at_fork(after_in_child=shared.cache_clear)  # a fork may copy locks that a thread of its parent held
+
+
 def _problem(gold: object, tolerance: object = None, grader: str | None = None) -> Problem:
-    gold = "" if gold is None else str(gold)
+    gold = "" if gold is None or is_nan(gold) else str(gold)
     return Problem("", "", gold, None if tolerance is None else float(tolerance), grader=grader or "math")
 
 
@@ -123,13 +128,14 @@ def trl_reward(
 
     TRL logs the metric `undecided` and, with the completions, answers and verdicts, which `quagmire import` reads.
     """
-    texts = [done if isinstance(done, str) else done[-1]["content"] for done in completions]
+    turns = [done if isinstance(done, str) or not done else done[-1] for done in completions]
+    texts = [turn.get("content") if isinstance(turn, Mapping) else turn for turn in turns]
     none = [None] * len(texts)
     problems = list(map(_problem, answer, columns.get("tolerance", none), columns.get("grader", none)))
     reward = shared()
     grades = reward.grade(texts, problems)
     if log_metric is not None:
-        log_metric("undecided", sum(map(_undecided, grades)) / len(grades))
+        log_metric("undecided", sum(map(_undecided, grades)) / max(1, len(grades)))
     if log_extra is not None:
         log_extra("answer", [problem.answer for problem in problems])
         log_extra("verdict", [str(grade.verdict) for grade in grades])

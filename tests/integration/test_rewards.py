@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from quagmire_utils.core.paths import ROOT
 from quagmire_utils.data import Problem, load_benchmark
 from quagmire_utils.exchange.importing import import_logs
 from quagmire_utils.grading import Grade, Verdict
-from quagmire_utils.training.rewards import MOST_UNDECIDED, Reward, compute_score, rewards_of, trl_reward
+from quagmire_utils.training.rewards import MOST_UNDECIDED, Reward, compute_score, rewards_of, shared, trl_reward
 
 HALF = Problem("p", "What is 1/4 + 1/4?", "0.5")
 TOWER = "\\boxed{9^{9^{9^9}}}"  # math-verify would compute it until it is killed
@@ -77,6 +79,26 @@ def test_the_columns_of_trl_and_the_fields_of_verl_choose_grader_and_tolerance()
         expected = {"score": score, "acc": score, "verdict": verdict, "undecided": undecided}
         assert compute_score("math", text, "0.5", {"grader": "math", "index": 3}, timeout=1.0) == expected
     assert compute_score("", "\\boxed{0.51}", "0.5", {"tolerance": 0.02})["score"] == 1.0
+
+
+def test_a_completion_of_trl_without_a_text_is_an_error_and_a_missing_gold_too():
+    completions = [None, [], [{"role": "assistant", "tool_calls": []}], "\\boxed{5}"]
+    verdicts = {}
+    assert trl_reward(completions, [5, 5, 5, float("nan")], log_extra=verdicts.__setitem__) == [0.0] * 4
+    assert verdicts["verdict"] == ["error"] * 4
+    assert trl_reward([], [], log_metric=verdicts.__setitem__) == []
+
+
+def test_a_process_forked_while_a_thread_waits_for_a_grade_has_a_reward_of_its_own():
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(compute_score, "", TOWER, "5", timeout=1.0)
+        while not shared(1, 1.0)._turn.locked():
+            time.sleep(0.01)
+        if not (child := os.fork()):
+            signal.alarm(60)
+            os._exit(int(compute_score("", "\\boxed{5}", "5", timeout=1.0)["score"]))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+        assert waiting.result()["verdict"] == "timeout"
 
 
 @pytest.mark.slow
