@@ -550,6 +550,9 @@ def test_the_headline_of_a_place_is_its_first_claim(records):
     several = claims.about(candidate_frame(records, k=16), "Fig. 5", records=records)
     assert several[1].claim.claim in claims.headline(several, several[1].claim.id)[0]
     assert f"; all {len(several)} tests here: " in claims.headline(several)[1]
+    lines = claims.message(several, width=40).split("\n")
+    assert max(map(len, lines)) <= 40
+    assert " ".join(lines) == f"The paper: {claims.headline(several)[0]} Here: {claims.headline(several[:1])[1]}"
     with pytest.raises(ParameterError) as refused:
         claims.headline(several, "another")
     assert refused.value.parameter == "name"

@@ -481,6 +481,19 @@ def test_rl_curves_are_mean_rewards_by_family_and_scenario(records):
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_message_does_not_lie_over_the_legend():
+    fig, ax = plots.new_figure()
+    ax.plot([0, 1], label="a line")
+    fig.legend(loc="outside upper left")
+    plots.write_message(fig, "what the figure says")
+    fig.canvas.draw()
+    (legend,) = fig.legends
+    message, entry = legend.get_title().get_window_extent(), legend.get_texts()[0].get_window_extent()
+    assert legend.get_title().get_text() == "what the figure says"
+    assert message.y0 >= entry.y1
+    assert ax.get_window_extent().y1 < entry.y0
+
+
 def test_saved_whole_stamped_and_the_same_every_time(tmp_path, llama):
     fit = linear_fit(llama.candidates["pass1"], llama.candidates["outcome"])
     copies = []

@@ -24,6 +24,7 @@ from quagmire_utils.analysis.claims.ledger import (
     all_results,
     headline,
     ledger,
+    message,
     published_results,
     show_ledger,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -288,6 +289,16 @@ def headline(results: Sequence[Result], name: str = "") -> tuple[str, str, str]:
         told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
         ours.append(f"all {len(results)} tests here: {told}")
     return claimed, "; ".join(ours), "; ".join(scale)
+
+
+def message(results: Sequence[Result], name: str = "", width: int = 90) -> str:
+    """Return the title of a figure: the paper's claim and our verdict on it, in lines of at most `width` characters.
+
+    results, name: as in `headline`.
+    """
+    claimed, ours, _ = headline(results, name)
+    ours = ours.partition("; all ")[0]
+    return "\n".join([*textwrap.wrap(f"The paper: {claimed}", width), *textwrap.wrap(f"Here: {ours}", width)])
 
 
 def show_ledger(results: Sequence[Result]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from quagmire_utils.report.plots.curves import (
     rl_curve_grid,
     verdicts_and_lengths,
 )
-from quagmire_utils.report.plots.look import new_figure, save_figure, stamp
+from quagmire_utils.report.plots.look import new_figure, save_figure, stamp, write_message
 from quagmire_utils.report.plots.series import Panel, caption, choose_candidates, half_widths
 from quagmire_utils.report.plots.stages import (
     plot_loss_by_epochs,

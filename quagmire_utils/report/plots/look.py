@@ -122,6 +122,15 @@ def stamp(fig: Figure, text: str) -> None:
     fig.supxlabel(text, fontsize=8, color=GREY, x=0.01, ha="left")
 
 
+def write_message(fig: Figure, message: str) -> None:
+    """Write what a figure says above it, and above its legend: a title of the figure would lie over that one."""
+    if fig.legends:
+        fig.legends[0].set_title(message, {"size": 11})
+        fig.legends[0].set_alignment("left")
+    else:
+        fig.suptitle(message, x=0.01, ha="left", size=11)
+
+
 def write_note(ax: Axes, text: str, gid: str | None = None) -> None:
     """Write a sentence in the middle of an axis that has nothing to show."""
     ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color=GREY, fontsize=11, gid=gid)
