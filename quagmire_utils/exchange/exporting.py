@@ -7,6 +7,7 @@ push("runs/shared", "owner/name")                                      # a datas
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,7 @@ def export(
 
     It holds counts.parquet, samples/NAME/*.parquet, candidates.csv (Pass@1 and Pass@k for `quagmire rank`; the largest
     k that all have), and README.md, the data card. inspect_logs: also inspect/NAME-BENCHMARK.eval. Raise ParameterError
-    for folders without graded answers, or of one name.
+    for folders without graded answers, or of one name, and for an output that holds answers of others.
     """
     output, stores = Path(output), {Path(folder).resolve().name: SampleStore(folder) for folder in folders}
     if len(stores) < len(folders):
@@ -40,6 +41,12 @@ def export(
     empty = [stores[name].path for name, part in parts.items() if part.empty]
     if empty:
         raise ParameterError("folders", empty[0], reason=f"{empty[0]} holds no graded answers")
+    held = {path.name for path in output.glob("samples/*")}
+    if held - {*stores}:
+        reason = f"{output} holds answers of {', '.join(sorted(held - {*stores}))}; use another folder"
+        raise ParameterError("output", output, reason=reason)
+    for name in held:  # the answers of an earlier export
+        shutil.rmtree(output / "samples" / name)
     counts = pd.concat(parts, names=["candidate"]).reset_index("candidate").reset_index(drop=True)
     write_parquet(counts, output / "counts.parquet")
     for name, store in stores.items():

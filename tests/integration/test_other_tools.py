@@ -303,6 +303,10 @@ def test_export_holds_every_count_and_answer_and_its_card_every_column(runs, tmp
     assert table["pass1"].tolist() == pytest.approx(
         [SampleStore(folder).counts()["correct"].sum() / 16 for folder in runs]
     )
+    (out / "samples" / "lm-eval" / "part-old.parquet").touch()
+    assert not list((export(runs, out) / "samples").rglob("part-old.parquet"))
+    with pytest.raises(ParameterError, match="holds answers of lm-eval"):
+        export(runs[1:], out)
     with pytest.raises(ParameterError, match="one name"):
         export([runs[0], runs[0]], tmp_path / "twice")
 
