@@ -16,6 +16,7 @@ such answers warns. docs/tools.md has an example for each trainer.
 # Annotations are evaluated here, not strings: FastAPI reads those of NeMo Gym's classes.
 import asyncio
 import logging
+import math
 import os
 import sys
 import threading
@@ -29,7 +30,6 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # verl and OpenRLHF load this file by its path
 
 from quagmire_utils.data import Problem
-from quagmire_utils.data.golds import is_nan
 from quagmire_utils.grading import UNDECIDED, Grade, Grader, Verdict
 
 MOST_UNDECIDED = 0.05  # share of a step's answers above which it warns
@@ -117,7 +117,8 @@ os.register_at_fork(after_in_child=shared.cache_clear)  # a fork may copy locks 
 
 
 def _problem(gold: object, tolerance: object = None, grader: str | None = None) -> Problem:
-    gold = "" if gold is None or is_nan(gold) else str(gold)
+    missing = gold is None or (isinstance(gold, float) and math.isnan(gold))  # the text nan is a product of letters
+    gold = "" if missing else str(gold)
     return Problem("", "", gold, None if tolerance is None else float(tolerance), grader=grader or "math")
 
 

@@ -86,6 +86,7 @@ def test_a_completion_of_trl_without_a_text_is_an_error_and_a_missing_gold_too()
     verdicts = {}
     assert trl_reward(completions, [5, 5, 5, float("nan")], log_extra=verdicts.__setitem__) == [0.0] * 4
     assert verdicts["verdict"] == ["error"] * 4
+    assert trl_reward(["\\boxed{nan}"], ["nan"]) == [1.0]
     assert trl_reward([], [], log_metric=verdicts.__setitem__) == []
 
 
