@@ -354,7 +354,9 @@ def load_profile(name: str | Path, overrides: Mapping[str, Any] | None = None) -
         path = PROFILES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise ParameterError("profile", str(name), f"one of {known}, or the path of a YAML file")
+        missing = f"there is no file {path}; " if path != PROFILES / f"{name}.yaml" else ""
+        reason = f"{missing}a profile is one of {known}, or the path of a YAML file like those in {PROFILES.name}/"
+        raise ParameterError("profile", str(name), reason=reason)
     values = read_yaml(path, "profile")
     shipped = PROFILES / f"{values.get('name')}.yaml"
     if shipped.is_file() and shipped.resolve() != path.resolve():

@@ -19,7 +19,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, write_parquet, write_text
 from quagmire_utils.core.provenance import git_state, package_versions
 from quagmire_utils.core.spreadsheet import write_csv
-from quagmire_utils.evaluation.pass_at_k import benchmark_average
+from quagmire_utils.evaluation.pass_at_k import benchmark_average, bootstrap_intervals
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.report.clean import render
 from quagmire_utils.report.inputs import licences
@@ -58,8 +58,9 @@ def export(
                 write_parquet(frame, output / "samples" / name / part.name)
     k = max(2, int(counts["n"].min()))
     columns = ["candidate", "pass1", "pass1_se", f"pass@{k}", f"pass@{k}_se"]
-    scores = {name: benchmark_average(part, [1, k])[["pass_at_k", "standard_error"]] for name, part in parts.items()}
-    table = pd.DataFrame([(name, *score.to_numpy().ravel()) for name, score in scores.items()], columns=columns)
+    scores = {name: bootstrap_intervals(part, [1, k]).tail(2) for name, part in parts.items()}  # the macro average
+    shown = [(name, *score[["pass_at_k", "standard_error"]].to_numpy().ravel()) for name, score in scores.items()]
+    table = pd.DataFrame(shown, columns=columns)
     write_csv(table, output / "candidates.csv")
     totals = counts.groupby(["candidate", "benchmark"]).agg(problems=("problem", "size"), answers=("n", "sum"))
     facts = {"totals": totals.reset_index().to_dict("records"), "licences": licences(counts["benchmark"].unique())}

@@ -155,9 +155,11 @@ def dashboard(runs: Sequence[Watched]) -> panel.Column:
             return
         looks[:] = [run.looks for run in runs]
         compared = ""
-        with suppress(ParameterError):  # they have no problem in common yet
+        with suppress(ParameterError, ValueError):  # they have no problem in common yet
             if len(runs) == 2:
-                compared = Markup(table_html(show_comparison(compare_outputs(*(run.store.path for run in runs)))))
+                fewest = min(int(run.light.groupby(KEYS[:2]).size().min()) for run in runs if len(run.light))
+                paths = [run.store.path for run in runs]
+                compared = Markup(table_html(show_comparison(compare_outputs(*paths, sorted({1, fewest})))))
         state.object = str(parts.state(runs, compared))
         benchmark.options = [ALL, *sorted({name for run in runs for name in run.light["benchmark"]})]
         leaf()

@@ -31,6 +31,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -55,8 +56,8 @@ def bootstrap_intervals(
     every k up to the smallest n. Columns of the result: benchmark (the macro average last), k, pass_at_k, low, high,
     standard_error (over problems and answers; at least sampling_error), sampling_error (over answers to the same
     problems), problems, min_n. NaN where k exceeds the n of any problem; low, high and standard_error are NaN for
-    a single problem, sampling_error if a problem has one answer. Equal arguments give equal results. Raise
-    ParameterError for bad counts and fewer than 100 replicates.
+    a single problem, sampling_error if a problem has one answer. Equal counts give equal results, in whatever order.
+    Raise ParameterError for bad counts and fewer than 100 replicates.
     """
     if replicates < 100:
         raise ParameterError("replicates", replicates, "at least 100")
@@ -64,8 +65,10 @@ def bootstrap_intervals(
     if ks is None:
         ks = range(1, min(int(samples.min()) for _, samples, _ in benchmarks) + 1)
     ks = checked_ks(ks)
-    rng = np.random.default_rng(seed)
-    each = [_Replicates.draw(samples, correct, ks, replicates, rng) for _, samples, correct in benchmarks]
+    each = [
+        _Replicates.draw(samples, correct, ks, replicates, np.random.default_rng([seed, crc32(str(name).encode())]))
+        for name, samples, correct in benchmarks
+    ]
     names = [*(name for name, _, _ in benchmarks), MACRO]
     rows = [*each, _Replicates.average(each)]
     return pd.concat([part.frame(name, ks) for name, part in zip(names, rows, strict=True)], ignore_index=True)
@@ -113,7 +116,7 @@ class _Replicates:
         redraws = first_row[np.searchsorted(sizes, pair_n)][:, None] + _binomial_quantiles(pair_n, pair_c)
         chance = _tally(redraws, int(first_row[-1])) / LEVELS
         picks = rng.integers(m * LEVELS, size=(replicates, m))
-        pairs = pair_of[picks // LEVELS]
+        pairs = np.sort(pair_of)[picks // LEVELS]  # so that the order of the problems changes nothing
         pairs_drawn = _tally(pairs, len(pair_n))
         rows_drawn = _tally(redraws[pairs, picks % LEVELS], int(first_row[-1]))
 
