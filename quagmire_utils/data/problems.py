@@ -157,13 +157,19 @@ def _number(text: str) -> int | float:
 _DECODER = json.JSONDecoder(parse_float=_number)
 
 
-def _parse(line: str, path: str | Path, number: int) -> Row:
+def parse_row(line: str, path: str | Path, number: int) -> Row:
+    """Return the JSON object in line `number` of a file. Raises ParameterError for anything else."""
     try:
         row = parse_json(line)
     except ValueError as error:
         raise ParameterError(str(path), reason=f"line {number} is not JSON ({error})") from error
     if not isinstance(row, dict):
         raise ParameterError(str(path), reason=f"line {number} is not a JSON object")
+    return row
+
+
+def _parse(line: str, path: str | Path, number: int) -> Row:
+    row = parse_row(line, path, number)
     for column, value in row.items():
         if isinstance(value, str) and _LONE_SURROGATE.search(value):
             reason = f"line {number} has half of a character (a lone surrogate) in {column!r}: no tokenizer reads it"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.golds import boxed_answer, math_gold, plain, single
-from quagmire_utils.data.problems import parse_json
+from quagmire_utils.data.problems import parse_json, parse_row
 
 Row = Mapping[str, Any]
 UNKNOWN = "unknown"
@@ -104,13 +104,7 @@ def rows(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                try:
-                    row = parse_json(line)
-                except ValueError as error:
-                    raise ParameterError(str(path), reason=f"line {number} is not JSON ({error})") from error
-                if not isinstance(row, dict):
-                    raise ParameterError(str(path), reason=f"line {number} is not a JSON object")
-                yield row
+                yield parse_row(line, path, number)
 
 
 def _first(path: Path) -> Row:
