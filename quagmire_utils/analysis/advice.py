@@ -48,7 +48,7 @@ WARNINGS = {
 class Advice:
     """Which candidate to send to RL next, and what this rests on."""
 
-    text: str
+    text: str  # three paragraphs: the advice, the naive choice beside it, the length of RL that it assumes
     next_run: str | None  # None if no further run is needed
     ranking: Ranking
     forecast: RLForecast | None  # None with fewer than three RL runs
@@ -89,8 +89,9 @@ def advise(
             said.append(SAID["agree" if ranking.leader == next_run else "differ"].format(leader=ranking.leader))
     best = table.loc[table["pass1"] == table["pass1"].max(), "candidate"]
     naive = listed(f"{name} ({ran.get(name, 'not run')})" if ran else name for name in best)
-    said += [SAID["naive"].format(naive=naive), *([SAID["real"]] if forecast else []), SAID["length"]]
-    return Advice(" ".join(said), next_run, ranking, forecast, _warnings(table, measured.k))
+    beside = [SAID["naive"].format(naive=naive), *([SAID["real"]] if forecast else [])]
+    text = "\n\n".join(" ".join(part) for part in (said, beside, [SAID["length"]]))
+    return Advice(text, next_run, ranking, forecast, _warnings(table, measured.k))
 
 
 def _warnings(table: pd.DataFrame, k: int) -> tuple[str, ...]:

@@ -164,7 +164,8 @@ def _execute(run: Run) -> Path | None:
         texts, own = headlines(run.place / "notebooks" / f"{name}.ipynb")
         page = own or page
         for text in texts:
-            print("\n" + textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False), flush=True)
+            for line in ["", *text.split("\n")]:
+                print(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False), flush=True)
     if page is not None:
         print(f"\nAll on one page: {os.path.relpath(page)}", file=sys.stderr)
     return page

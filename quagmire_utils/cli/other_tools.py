@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from quagmire_utils.cli.app import OWN, app
-from quagmire_utils.cli.stores import DataDir, Golds, load_golds
+from quagmire_utils.cli.stores import DataDir, Golds, load_golds, print_scores
 
 
 @app.command("import", rich_help_panel=OWN)
@@ -28,7 +28,6 @@ def import_command(
     data_dir: DataDir = None,
 ) -> None:
     """Read the sample logs of another tool, grade them again, and make the page of an evaluation."""
-    from quagmire_utils.evaluation.measured import show_evaluation
     from quagmire_utils.exchange.importing import import_logs, write_page
 
     golds = load_golds(benchmark, data_dir) if benchmark else None
@@ -38,7 +37,8 @@ def import_command(
     for reason, count in left_out.items():
         print(f"Left out: {count} answers with {reason}.")
     table, page = write_page(store, left_out)
-    print(f"{show_evaluation(table).T.to_string()}\n\nAll on one page: {os.path.relpath(page)}")
+    print_scores(table)
+    print(f"\nAll on one page: {os.path.relpath(page)}")
 
 
 @app.command("export", rich_help_panel=OWN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -142,15 +143,22 @@ def _ks(text: str) -> list[int]:
 def print_table(store: SampleStore, ks: Sequence[int]) -> pd.DataFrame:
     """Print the scores of a store, and return them. Raises ParameterError if no answer is graded."""
     from quagmire_utils.evaluation.chance import chance_counts
-    from quagmire_utils.evaluation.measured import evaluation_table, show_evaluation
+    from quagmire_utils.evaluation.measured import evaluation_table
 
     counts = store.counts()
     counts = counts[counts["n"] > 0]
     if counts.empty:
         raise ParameterError("store", store.path, reason=f"{store.path} holds answers but no verdicts; regrade it")
     table = evaluation_table(counts, ks, chance=chance_counts(store))
-    print(show_evaluation(table).T.to_string())
+    print_scores(table)
     return table
+
+
+def print_scores(table: pd.DataFrame) -> None:
+    """Print an `evaluation_table`, a column a benchmark, in blocks as wide as the terminal."""
+    from quagmire_utils.evaluation.measured import show_evaluation
+
+    print(show_evaluation(table).T.to_string(line_width=shutil.get_terminal_size().columns))
 
 
 def _problems(store: SampleStore, named: Sequence[str], data_dir: str | None) -> dict[str, list[Problem]]:

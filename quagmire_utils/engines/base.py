@@ -66,6 +66,7 @@ class Engine(ABC):
 
     name: ClassVar[str]  # of the engine
     streams: ClassVar[bool] = False  # whether `stream` yields while others are drawn, so that all work can be handed in
+    chunk_tokens: int = 16_000_000  # the most to draw between two writes; larger chunks wait less for last answers
     samples_per_call: int | None = None  # samples drawn together; requests of so many lose nothing when a call fails
 
     config: EngineConfig

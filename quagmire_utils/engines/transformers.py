@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _PREFILL_TOKENS = 32_768  # prompt tokens read at once: bounds the activations
 _CPU_ROWS, _CUDA_ROWS = 1024, 4096  # sequences at once; measured on micro models
 _CPU_CACHE_BYTES = 512 << 20
+_CPU_WORK = 500_000_000_000  # generated tokens times parameters of a minute on one core: 130 M and 0.5 M alike
 
 
 class TransformersEngine(Engine):
@@ -50,6 +51,8 @@ class TransformersEngine(Engine):
         self.version = transformers.__version__
         self.module: PreTrainedModel = load_weights(config, self.dtype).eval()
         self.device = self.module.device
+        if self.device.type == "cpu":  # about a minute's work on a core
+            self.chunk_tokens = min(self.chunk_tokens, _CPU_WORK // self.module.num_parameters())
         # On a CPU, plain matrix products beat the fused kernel for one query at a time, unless heads share their keys.
         self._attention = self.module.config._attn_implementation
         heads, key_heads = _heads(self.module.config)

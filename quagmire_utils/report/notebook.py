@@ -122,7 +122,8 @@ def headlines(executed: str | Path) -> tuple[list[str], Path | None]:
     shown = [output for cell in nbformat.read(executed, as_version=4).cells for output in cell.get("outputs", [])]
     outputs = [output for output in shown if "quagmire" in output.get("metadata", {})]
     pages = [Path(output.metadata["page"]) for output in outputs if "page" in output.metadata]
-    texts = [output["data"]["text/markdown"] for output in outputs if "page" not in output.metadata]
+    said = [output["data"] for output in outputs if "page" not in output.metadata]
+    texts = [data.get("text/markdown", data["text/plain"]) for data in said]
     return [html.unescape(text).replace("**", "") for text in texts], pages[-1] if pages else None
 
 

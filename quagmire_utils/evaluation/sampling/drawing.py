@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from quagmire_utils.data import Problem
 
 
-_CHUNK_SAMPLES = 4096
-_CHUNK_TOKENS = 16_000_000  # the most that a kill can lose; larger chunks wait less often for their last answers
+_CHUNK_LEAST, _CHUNK_SAMPLES = 16, 4096  # fewer at once waste a processor
 _FLUSH_SAMPLES = 1024  # of a streaming engine: answers, and seconds, between two writes
 _FLUSH_SECONDS = 30.0
 
@@ -58,9 +57,9 @@ def sample(
     cluster (default: one per GPU; without GPUs, one per core) draw the samples, and this process writes them. A node
     that dies loses only its chunk in flight, and one that joins later takes part.
 
-    `chunk_samples`: samples between two writes, so the most that a kill can lose (default: 4096, fewer if max_tokens is
-    above 3900). A streaming engine (vllm, a server) gets all missing samples at once, and loses only unfinished
-    requests.
+    `chunk_samples`: samples between two writes, so the most that a kill can lose (default: 4096, fewer if these could
+    exceed the engine's `chunk_tokens`). A streaming engine (vllm, a server) gets all missing samples at once, and loses
+    only unfinished requests.
 
     A resumed run gives the same bits if num_samples, problems and `chunk_samples` are the same; a run of 64 that grows
     to 192, 256 or more equals the run of that size. With other changes the seeds still hold, but rounding depends on
@@ -71,7 +70,7 @@ def sample(
     OSError if the disk is full.
     """
     store = store if isinstance(store, SampleStore) else SampleStore(store)
-    chunk_samples = _check(problems, num_samples, params, benchmark, chunk_samples)
+    _check(problems, num_samples, benchmark, chunk_samples)
     config = engine if isinstance(engine, EngineConfig) else engine.config
     on_cluster = isinstance(engine, EngineConfig) and config.ray is not None
     with ExitStack() as stack:
@@ -94,7 +93,9 @@ def sample(
             stack.enter_context(store.drawing())
             store.bind(origin, notes=notes | ({"day": day.isoformat()} if writes_date(tokenizer) else {}))
             store.add_prompts(_prompt_frame(benchmark, prompts))
-            work = Work(store, benchmark, prompts, params, num_samples, chunk_samples, progress)
+            tokens = Engine.chunk_tokens if on_cluster else engine.chunk_tokens
+            chunk = chunk_samples or max(_CHUNK_LEAST, min(_CHUNK_SAMPLES, tokens // params.max_tokens))
+            work = Work(store, benchmark, prompts, params, num_samples, chunk, progress)
             return stack.enter_context(closing(work))
 
         if on_cluster:
@@ -105,19 +106,14 @@ def sample(
     return store
 
 
-def _check(
-    problems: Sequence[Problem], num_samples: int, params: SamplingParams, benchmark: str, chunk_samples: int | None
-) -> int:
-    """Return the samples of a chunk. Raise ParameterError for what no engine can do."""
-    if chunk_samples is None:
-        chunk_samples = max(1, min(_CHUNK_SAMPLES, _CHUNK_TOKENS // params.max_tokens))
-    for name, value in (("num_samples", num_samples), ("chunk_samples", chunk_samples)):
+def _check(problems: Sequence[Problem], num_samples: int, benchmark: str, chunk_samples: int | None) -> None:
+    """Raise ParameterError for what no engine can do."""
+    for name, value in (("num_samples", num_samples), ("chunk_samples", 1 if chunk_samples is None else chunk_samples)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ParameterError(name, value, "an integer of at least 1")
     if not problems:
         raise ParameterError("problems", reason=f"{benchmark} has none")
     check_ids(problems, "problems")
-    return chunk_samples
 
 
 def _draw_by_chunk(engine: Engine, work: Work, params: SamplingParams) -> None:
