@@ -142,6 +142,26 @@ def refused() -> Callable[[str], AbstractContextManager[pytest.ExceptionInfo[Par
 
 
 @pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the YAML file of the smallest profile that takes every step."""
+    from example_cells import TINY
+
+    path = tmp_path_factory.mktemp("profile") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def unbroken(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a sweep of `tiny` that ran through; tests leave it as it is."""
+    from example_cells import run_sweep
+
+    folder = tmp_path_factory.mktemp("unbroken")
+    run_sweep(tiny, folder).check_returncode()
+    return folder
+
+
+@pytest.fixture(scope="session")
 def profile():
     """The settings of mini."""
     from quagmire_utils.core.settings import load_profile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,6 +54,11 @@ def in_family(name: str, value: object) -> dict[str, object]:
 def command(profile: Path, folder: Path, *options: object) -> list[str]:
     """Return the command line of a sweep."""
     return [sys.executable, "-m", "quagmire_utils", "sweep", str(profile), "--results", str(folder), *map(str, options)]
+
+
+def run_sweep(profile: Path, folder: Path, *options: object) -> subprocess.CompletedProcess:
+    """Run a sweep, or another mode of its command, in a process of its own."""
+    return subprocess.run(command(profile, folder, *options), capture_output=True, text=True, check=False)
 
 
 def assert_same_records(folder: Path, other: Path) -> None:

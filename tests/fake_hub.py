@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from urllib.parse import parse_qs, unquote, urlparse
 
 COMMIT = "c0ffee" * 6 + "c0ff"
 
@@ -48,12 +48,8 @@ def serve(folder: Path) -> Iterator[Hub]:
             if re.search("/repos/create|/validate-yaml|/preupload/|/commit/", self.path):
                 return self.upload(asked)
             found = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/paths-info/[^/]+", urlparse(self.path).path)
-            try:
-                paths = json.loads(asked)["paths"]
-            except ValueError:
-                paths = [unquote(pair.partition("=")[2]) for pair in asked.split("&") if pair.startswith("paths=")]
-            entries = [self.entry(found[1], path) for path in paths if (folder / found[1] / path).exists()]
-            self.answer(entries)
+            paths = parse_qs(asked).get("paths") or json.loads(asked)["paths"]
+            self.answer([self.entry(found[1], path) for path in paths if (folder / found[1] / path).exists()])
 
         def upload(self, asked):
             """Answer what `HfApi.create_repo` and `upload_folder` ask; files come whole, in the commit."""

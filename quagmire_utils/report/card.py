@@ -99,11 +99,11 @@ def readme_rows(study: Mapping[str, Executed], link: str, profile: str) -> str:
     return render("readme.md.j2", entries=entries, link=link, profile=profile).strip()
 
 
-def update_readme(readme: str | Path, folder: str | Path, *, link: str | None = None, write: bool = True) -> bool:
+def update_readme(readme: str | Path, folder: str | Path, *, link: str | None = None) -> bool:
     """Rewrite the table between the marks of `readme`, atomically; return whether it was out of date.
 
     folder: results/<profile>; its name must be that in the mark. link: path of the executed notebooks in the page's
-    links, by default as seen from it. write=False only looks. Raises ParameterError if the marks are missing.
+    links, by default as seen from it. Raises ParameterError if the marks are missing.
     """
     readme, folder = Path(readme), Path(folder).resolve()
     text = readme.read_text(encoding="utf-8")
@@ -114,7 +114,7 @@ def update_readme(readme: str | Path, folder: str | Path, *, link: str | None = 
     if new is None:
         marks = f"{readme.name} lacks the marks of the table: a line {begin} and, below it, a line {END}"
         raise ParameterError("readme", readme, reason=marks)
-    if new != text and write:
+    if new != text:
         write_text(new, readme)
     return new != text
 

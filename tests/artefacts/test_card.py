@@ -75,25 +75,21 @@ def test_the_card_says_what_the_profile_and_the_records_say(mini, profile, tmp_p
 
 
 def test_updating_the_card_keeps_its_words(mini, profile, tmp_path):
-    folder = tmp_path / "mini"
-    assert not card.update_card(folder, profile)
     for name in RECORDS:  # what a sweep leaves that has begun
-        write_parquet(getattr(mini, name).head(15), folder / f"{name}.parquet")
-    write_json(mini.manifest, folder / "manifest.json")
-    assert not card.update_card(folder, profile)  # no card
-    words = CARD.read_text(encoding="utf-8")
-    before, rest = words.split(card.BEGIN)
-    (folder / "README.md").write_text(words, encoding="utf-8")
-    assert card.update_card(folder, profile)
-    once = (folder / "README.md").read_text(encoding="utf-8")
-    assert once.startswith(before + card.BEGIN)
-    assert once.endswith(card.END + rest.split(card.END)[1])
-    assert "15 of 249 cells" in once
-    assert card.update_card(folder, profile)
-    assert (folder / "README.md").read_text(encoding="utf-8") == once
-    (folder / "README.md").write_text("# words alone")
-    assert not card.update_card(folder, profile)
-    assert (folder / "README.md").read_text() == "# words alone"
+        write_parquet(getattr(mini, name).head(15), tmp_path / f"{name}.parquet")
+    write_json(mini.manifest, tmp_path / "manifest.json")
+    assert not card.update_card(tmp_path, profile)  # no card
+    before, rest = CARD.read_text(encoding="utf-8").split(card.BEGIN)
+    (tmp_path / "README.md").write_text(before + card.BEGIN + rest, encoding="utf-8")
+    for _ in range(2):  # the second time changes nothing
+        assert card.update_card(tmp_path, profile)
+        text = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert text.startswith(before + card.BEGIN)
+        assert text.endswith(card.END + rest.split(card.END)[1])
+        assert text.count("15 of 249 cells") == 1
+    (tmp_path / "README.md").write_text("# words alone")
+    assert not card.update_card(tmp_path, profile)
+    assert (tmp_path / "README.md").read_text() == "# words alone"
 
 
 def test_the_shipped_card_is_that_of_the_shipped_records(profile):

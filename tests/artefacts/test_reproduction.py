@@ -25,26 +25,34 @@ from quagmire_utils.sweep.collect import is_collected
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "mini"  # what the README and its picture show
 TABLE = ROOT / "docs" / "reproduction.md"
-HEADING = "# The reproduction, figure by figure"
 DATA = Path(os.environ.get("QUAGMIRE_DATA_DIR") or "/nowhere")
 PAPER = DATA.parent / "paper" / "paper.txt"
 
 EXPECTED = [f"fig{number:02d}" for number in range(1, 11)] + [f"table{number:02d}" for number in range(1, 11)]
-every_place = pytest.mark.parametrize("place", EXPECTED)
 
 
-def readme_rows() -> list[list[str]]:
-    """Cells of the table below the heading, without its head."""
-    text = TABLE.read_text(encoding="utf-8")
-    assert HEADING in text, f"{TABLE.name} has no section {HEADING!r}"
-    section = re.split(r"^## ", text.partition(HEADING)[2], flags=re.MULTILINE)[0]
+@pytest.fixture(scope="module")
+def rows() -> list[list[str]]:
+    """Cells of the table of docs/reproduction.md, without its head."""
+    section = re.split(r"^## ", TABLE.read_text(encoding="utf-8"), flags=re.MULTILINE)[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
 
 
 @pytest.fixture(scope="module")
+def study() -> dict:
+    return read_study(RESULTS / "notebooks", ROOT / "notebooks")
+
+
+@pytest.fixture(scope="module")
 def page() -> str:
     return build(RESULTS)
+
+
+def article_of(place: str, page: str) -> str:
+    (found,) = re.findall(rf'<article id="{place}">(.*?)</article>', page, re.DOTALL)
+    assert ".ipynb" in found, f"{place} was not executed at profile mini"
+    return found
 
 
 # --- what the paper has ---------------------------------------------------------------------------------------------
@@ -69,48 +77,30 @@ def test_the_order_is_that_of_the_papers_captions():
 # --- what we have for it ----------------------------------------------------------------------------------------------
 
 
-@every_place
-def test_has_one_notebook_that_says_what_it_shows(place):
-    source = f"{place}_*.ipynb" if place.startswith("fig") else "table.ipynb"  # all tables come from one
-    found = sorted((ROOT / "notebooks").glob(source))
-    assert len(found) == 1, f"{place} has {len(found)} notebooks"
-    entry = read_study(RESULTS / "nothing-executed", ROOT / "notebooks")[place]
-    assert entry.title.startswith(f"{label_of(place)}: ")
+@pytest.mark.parametrize("place", EXPECTED)
+def test_has_an_executed_notebook_a_row_in_the_table_and_a_place_on_the_page(place, study, rows, page):
+    entry, label, figure = study[place], label_of(place), place.startswith("fig")
+    assert entry.title.startswith(f"{label}: ")
     assert entry.claim
-
-
-@every_place
-def test_has_a_row_in_the_table(place):
-    label = label_of(place)
-    rows = [row for row in readme_rows() if re.search(rf"\b{label}\b", row[0])]
-    assert len(rows) == 1, f"{TABLE.name} has {len(rows)} rows for {label}"
-    executed = read_study(RESULTS / "notebooks", ROOT / "notebooks")[place]
-    assert executed.executed, f"{place} was not executed at profile mini"
-    assert f"](../{(RESULTS / 'notebooks' / executed.name).relative_to(ROOT)}.ipynb)" in rows[0][0]
-    shows, published, ours, scale, seconds = rows[0][1:]
-    assert shows == executed.short_title
+    (row,) = [row for row in rows if re.search(rf"\b{label}\b", row[0])]
+    assert f"](../{(RESULTS / 'notebooks' / entry.name).relative_to(ROOT)}.ipynb)" in row[0]
+    shows, published, ours, scale, seconds = row[1:]
+    assert shows == entry.short_title
     assert published
     assert ours
     assert "mini" in scale
     assert re.fullmatch(r"\d+ (s|min)", seconds)
-
-
-@every_place
-def test_has_a_place_on_the_page_with_something_in_it(place, page):
-    (article,) = re.findall(rf'<article id="{place}">(.*?)</article>', page, re.DOTALL)
-    heading = ". The paper: " if place.startswith("fig") else ": "
-    assert f"<h3>{label_of(place)}{heading}" in article
-    assert ("The paper’s caption" in article) == place.startswith("fig")
-    assert ".ipynb" in article, f"{place} was not executed at profile mini"
-    assert ("<img " if place.startswith("fig") else "<table") in article
+    article = article_of(place, page)
+    assert f"<h3>{label}{'. The paper: ' if figure else ': '}" in article
+    assert ("The paper’s caption" in article) == figure
+    assert ("<img " if figure else "<table") in article
     assert "What our scale says" in article
     assert f'href="#{place}"' in page
 
 
-@pytest.mark.parametrize("place", [LEDGER, AUDIT])
-def test_the_ledger_and_the_audit_are_on_the_page(place, page):
-    (article,) = re.findall(rf'<article id="{place}">(.*?)</article>', page, re.DOTALL)
-    assert ".ipynb" in article, f"{place} was not executed at profile mini"
+def test_the_ledger_and_the_audit_are_on_the_page(page):
+    assert article_of(LEDGER, page)
+    assert article_of(AUDIT, page)
 
 
 # --- none of it stale -------------------------------------------------------------------------------------------------

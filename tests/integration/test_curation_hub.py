@@ -1,5 +1,6 @@
 """Curation from a hub over HTTP and from files of every kind; killed, on a full disk, two at once."""
 
+import json
 import os
 import random
 import re
@@ -61,21 +62,22 @@ def test_a_folder_as_datasets_saves_it_and_as_the_hubs_client_copies_it(tmp_path
     assert len(read(load_datasets({"mine": entry})["mine"])) == 103
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "list.json", "a.jsonl.gz", "a.parquet", "stream.arrow"])
-def test_a_cut_off_file_is_a_sentence(tmp_path, name):
-    path = write(tmp_path / name, pool_rows(300))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-    with pytest.raises(ParameterError, match=f"{re.escape(name)} cannot be read: ."):
-        read("acereason", path)
+LINE = json.dumps(ace("q", "r")) + "\n"
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
-    [("[" * 100_000, "line 2 is not JSON"), ("[1]", "not a mapping of columns"), ('{"input": ', "is not JSON")],
+    ("name", "text", "message"),
+    [
+        *((name, None, f"{re.escape(name)} cannot be read: .") for name in KINDS),
+        ("a.jsonl", LINE + "[" * 100_000, "line 2 is not JSON"),
+        ("a.jsonl", LINE + "[1]", "not a mapping of columns"),
+        ("a.jsonl", LINE + '{"input": ', "is not JSON"),
+    ],
 )
-def test_a_damaged_line_is_a_sentence(tmp_path, line, message):
-    path = write(tmp_path / "a.jsonl", [ace("q", "r")])
-    path.write_text(path.read_text() + line + "\n")
+def test_a_file_that_is_cut_off_or_damaged_is_a_sentence(tmp_path, name, text, message):
+    path = write(tmp_path / name, pool_rows(300))
+    content = path.read_bytes()
+    path.write_bytes(text.encode() if text else content[: len(content) * 2 // 3])
     with pytest.raises(ParameterError, match=message):
         read("acereason", path)
 
@@ -126,20 +128,30 @@ def hub_set(tmp_path):
     return files, make(tmp_path / "expected", repository / "SFT/math/math_v2.*", **asked)
 
 
+def curate(tmp_path: Path, endpoint: str) -> subprocess.Popen:
+    """Begin to make the sets of `hub_set` with this hub."""
+    own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    folders = ["--output", str(tmp_path / "out"), "--cache", str(tmp_path / "hub_cache")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*COMMAND, str(tmp_path / "sets.yaml"), *folders], env=ENVIRONMENT | own, **pipes)
+
+
 def test_a_hub_is_streamed_resumes_after_a_kill_and_forgives_an_error(tmp_path, hub_set):
     files, expected = hub_set
-    cache = tmp_path / "hub_cache"
-    command = [*COMMAND, str(tmp_path / "sets.yaml"), "--output", str(tmp_path / "out"), "--cache", str(cache)]
+    scanned = lambda: list((tmp_path / "hub_cache").glob("rows-*.parquet"))  # noqa: E731
     with serve(tmp_path / "hub") as hub:
-        environment = {**ENVIRONMENT, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
-        environment |= {"HF_HUB_OFFLINE": "0"}
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        killed_with(process, cache, 2)
-        done = {path: path.stat().st_mtime_ns for path in cache.glob("rows-*.parquet")}
+        process, deadline = curate(tmp_path, hub.endpoint), time.monotonic() + 120
+        while len(scanned()) < 2 and time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+        done = {path: path.stat().st_mtime_ns for path in scanned()}
         assert 2 <= len(done) < len(files)
         hub.failures = 2
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
+        process = curate(tmp_path, hub.endpoint)
+        said = process.communicate()[1]
+        assert process.returncode == 0, said
         assert hub.failures == 0
     assert {path: path.stat().st_mtime_ns for path in done} == done
     manifest = read_json(tmp_path / "out/s/manifest.json")
@@ -150,29 +162,16 @@ def test_a_hub_is_streamed_resumes_after_a_kill_and_forgives_an_error(tmp_path, 
     assert set(hub.sent) <= {"README.md", *(f"SFT/math/{name}" for name in names)}
 
 
-def killed_with(process: subprocess.Popen, cache: Path, scanned: int) -> None:
-    """Kill a process as soon as it has scanned so many files."""
-    deadline = time.monotonic() + 120
-    while len(list(cache.glob("rows-*"))) < scanned and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
 def test_a_hub_without_the_file_or_out_of_reach_is_a_sentence(tmp_path, hub_set):
     files, _ = hub_set
     files[0].unlink()
-    arguments = [*COMMAND, str(tmp_path / "sets.yaml"), "--output", str(tmp_path / "out")]
     with serve(tmp_path / "hub") as hub:
-        environment = {**ENVIRONMENT, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
-        environment |= {"HF_HUB_OFFLINE": "0"}
-        there = subprocess.run(arguments, env=environment, capture_output=True, text=True)
-    gone = subprocess.run(arguments, env=environment, capture_output=True, text=True)
-    for result in (there, gone):
-        assert (result.returncode, result.stdout) == (2, "")
-        assert "Traceback" not in result.stderr
-        assert re.search(r"llama_nemotron: .* gave no answer \(.*\); set QUAGMIRE_DATA_DIR", result.stderr)
+        for endpoint in (hub.endpoint, "http://127.0.0.1:9"):
+            process = curate(tmp_path, endpoint)
+            shown, said = process.communicate()
+            assert (process.returncode, shown) == (2, "")
+            assert "Traceback" not in said
+            assert re.search(r"llama_nemotron: .* gave no answer \(.*\); set QUAGMIRE_DATA_DIR", said)
 
 
 def test_configurations_and_splits_are_those_of_the_card(tmp_path):

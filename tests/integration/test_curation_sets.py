@@ -20,6 +20,7 @@ from quagmire_utils.training.microlab import build_tokenizer
 
 REPO = Path(__file__).resolve().parents[2]
 TOKENIZER = build_tokenizer()
+MERGED = "Qwen-2.5-32B-Instruct, DeepSeek-R1"
 RIGHT = "<think>\nAdd them.\n</think>\n\nIt is \\boxed{%d}."
 
 
@@ -69,10 +70,7 @@ OPENR1 = {
 UNKEPT = Dropped("not correctness_math_verify and is_reasoning_complete")
 SCHEMAS = {
     ("llama_nemotron", "a.jsonl"): [
-        (
-            nemotron("What is 1+1?", RIGHT % 2, "Qwen-2.5-32B-Instruct, DeepSeek-R1"),
-            Record("What is 1+1?", RIGHT % 2, "", "Qwen-2.5-32B-Instruct, DeepSeek-R1"),
-        ),
+        (nemotron("What is 1+1?", RIGHT % 2, MERGED), Record("What is 1+1?", RIGHT % 2, "", MERGED)),
         (nemotron("What is 1+2?", RIGHT % 3, "QwQ-32B"), Record("What is 1+2?", RIGHT % 3, "", "QwQ-32B")),
         (nemotron("1+3?", "4", "Llama-3.3-70B-Instruct"), Dropped("generator is Llama-3.3-70B-Instruct")),
         (nemotron("Sort.", "def sort", category="code"), Dropped("category is code")),
@@ -82,10 +80,7 @@ SCHEMAS = {
         (nemotron("What is 1+6?", "\ud800"), Dropped("not Unicode text")),
     ],
     ("acereason", "a.parquet"): [
-        (
-            ace("A train\npasses.", "<think>O</think> 27"),
-            Record("A train\npasses.", "<think>O</think> 27", "", "DeepSeek-R1"),
-        ),
+        (ace("A\ntrain.", "<think>O</think> 27"), Record("A\ntrain.", "<think>O</think> 27", "", "DeepSeek-R1")),
         (ace("Sort.", "def sort", category="code"), Dropped("category is code")),
     ],
     ("openr1_math", "a.parquet"): [
@@ -103,10 +98,7 @@ SCHEMAS = {
         ({"problem": "p", "level": "Level 1", "solution": "So $\\boxed{\\frac12}$."}, Record("p", "", "\\frac12", ""))
     ],
     ("gsm8k_train", "a.jsonl"): [
-        (
-            {"question": "q", "answer": "1 + 1,000 = 1001\n#### 1,001"},
-            Record("q", "1 + 1,000 = 1001\n#### 1,001", "1001", "human"),
-        )
+        ({"question": "q", "answer": "1 + 1,000\n#### 1,001"}, Record("q", "1 + 1,000\n#### 1,001", "1001", "human"))
     ],
 }
 
@@ -118,25 +110,9 @@ def test_every_hubs_schema_is_read(tmp_path, name, file):
     assert found == [record for _, *expected in rows for record in expected]
 
 
-def test_chats_in_either_spelling(tmp_path):
-    def chat(role, content, *turns):
-        return {"c": [{role: who, content: text} for who, text in turns]}
-
-    rows = [
-        chat("role", "content", ("system", "Be brief."), ("user", "1+1?"), ("assistant", "2")),
-        chat("from", "value", ("system", "Be brief."), ("human", "1+1?"), ("gpt", "2")),
-        chat("role", "content", ("user", "1+1?"), ("assistant", "3"), ("user", "Sure?"), ("assistant", "2")),
-        chat("role", "content", ("user", "1+1?")),
-        {"c": [None, {"role": "user", "content": None}, {"role": "assistant", "content": "2"}]},
-        {"c": None},
-    ]
-    entry = {"files": str(write(tmp_path / "a.jsonl", rows)), "question": "c", "response": "c"}
-    found = read(load_datasets({"mine": entry})["mine"])
-    assert found[:3] == [*[Record("1+1?", "2", "", "")] * 2, Dropped("a chat of several answers")]
-    assert found[3:] == [Dropped("empty")] * 3
-
-
 CHAT = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
+SYSTEM = {"role": "system", "content": "Be brief."}
+OTHER = {"system": "system", "user": "human", "assistant": "gpt"}
 PARTS = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in CHAT]
 PICTURE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "1+1?"}]}, CHAT[1]]
 
@@ -144,16 +120,22 @@ PICTURE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "tex
 @pytest.mark.parametrize(
     ("chat", "expected"),
     [
+        ([SYSTEM, *CHAT], "2"),
+        ([{"from": OTHER[turn["role"]], "value": turn["content"]} for turn in [SYSTEM, *CHAT]], "2"),
         (json.dumps(CHAT), "2"),
         (repr(CHAT), "2"),
         (PARTS, "2"),
         ([CHAT[0], {**CHAT[1], "reasoning_content": "One and one."}], "<think>\nOne and one.\n</think>\n\n2"),
         ([CHAT[0], {**CHAT[1], "reasoning_content": None}], "2"),
+        (CHAT * 2, Dropped("a chat of several answers")),
+        (CHAT[:1], Dropped("empty")),
+        ([None, {"role": "user", "content": None}, CHAT[1]], Dropped("empty")),
+        (None, Dropped("empty")),
         (json.dumps(CHAT)[:-4], Dropped("a chat that cannot be read")),
         (PICTURE, Dropped("a chat with more than text")),
     ],
 )
-def test_chats_as_text_in_parts_and_with_reasoning(tmp_path, chat, expected):
+def test_chats_in_any_spelling_and_with_reasoning(tmp_path, chat, expected):
     entry = {"files": str(write(tmp_path / "a.jsonl", [{"c": chat}])), "question": "c", "response": "c"}
     record = Record("1+1?", expected, "", "") if isinstance(expected, str) else expected
     assert read(load_datasets({"mine": entry})["mine"]) == [record]
@@ -189,7 +171,7 @@ def test_a_flag_is_a_boolean_however_it_is_written(tmp_path):
     [
         ("Qwen/QwQ-32B", "QwQ-32B", True),
         ("qwen-qwq-32b", "QwQ-32B", True),
-        ("Qwen-2.5-32B-Instruct, DeepSeek-R1", "DeepSeek-R1", True),
+        (MERGED, "DeepSeek-R1", True),
         ("DeepSeek-R1-Distill-Qwen-7B", "DeepSeek-R1", False),
         ("QwQ-32B-Preview", "QwQ-32B", False),
         ("", "QwQ-32B", False),
@@ -349,13 +331,6 @@ def test_what_is_in_the_folder_already_is_not_touched(tmp_path, pool):
         assert error.value.parameter == "output"
     assert (tmp_path / "mine/train.jsonl").read_text() == "mine"
     assert not (tmp_path / "cache").exists()  # nothing was read before the error
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "list.json"])
-def test_a_missing_column_names_those_that_there_are(tmp_path, name):
-    path = write(tmp_path / name, [{"prompt": "q", "output": "r", "category": "math"}])
-    with pytest.raises(ParameterError, match="no column 'input', but 'category', 'output', 'prompt'"):
-        read("acereason", path)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import nbformat
@@ -31,29 +31,12 @@ from quagmire_utils.report.viewer import Watched
 from quagmire_utils.training import microlab
 
 ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "results" / "mini" / "benchmarks"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TABLES = {spec.slug: number for number, spec in tables.TABLES.items()}  # all executed from table.ipynb
 FIGURES = [path.stem for path in NOTEBOOKS if re.match(r"fig\d\d_", path.stem)]
 STUDY = [*FIGURES, *TABLES, LEDGER, AUDIT, *BEYOND]
-WORKFLOWS = {
-    "run_sweep": {"profile", "workers", "ray", "fresh"},
-    "evaluate_model": {
-        *(
-            "model",
-            "revision",
-            "engine",
-            "benchmarks",
-            "num_samples",
-            "k",
-            "forecast_k",
-            "temperature",
-            "max_tokens",
-            "template",
-        ),
-        *("validation_traces", "output", "limit", "seed", "max_model_len", "tensor_parallel_size"),
-        *("data_parallel_size", "ray", "trust_remote_code", "server_model", "server_tokenizer"),
-    },
-}
+WORKFLOWS = ("run_sweep", "evaluate_model")
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -125,9 +108,7 @@ def test_parameters_are_independent_literals(path):
         ast.literal_eval(statement.value)
         names.add(statement.targets[0].id)
     assert len(names) == len(body)
-    assert names == WORKFLOWS.get(path.stem, names)
-    if path.stem not in WORKFLOWS:
-        assert "profile" in names
+    assert "profile" in names or path.stem == "evaluate_model"
     # every parameter is used
     cells = [cell for cell in code_cells(path) if "parameters" not in cell.metadata.get("tags", [])]
     nodes = [node for cell in cells for node in ast.walk(ast.parse(plain(cell.source)))]
@@ -259,21 +240,12 @@ def test_the_verdict_is_about_the_family_that_is_drawn(run, full, name, paramete
     assert set(re.findall(r">(micro-[a-z]+)<", ledger)) == ({verdict_on} - {""})
 
 
+# --- headlines again in a few lines of pandas -------------------------------------------------------------------------
+
+
 def headline_of(book: nbformat.NotebookNode) -> str:
     (found,) = shown(book, HEADLINE)
     return found["ours"]
-
-
-def tables_of(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Counts before RL and the SFT candidates by family and scenario (at least six each), read by pandas alone."""
-    counts, candidates = pd.read_parquet(folder / "counts.parquet"), pd.read_parquet(folder / "candidates.parquet")
-    sets = candidates[candidates["selection"] != "none"].assign(scenario=lambda t: t["scenario"].str.split("+"))
-    sets = sets.explode("scenario").query("scenario != 'source'")
-    sets = sets[sets.groupby(["family", "scenario"])["candidate"].transform("size") >= 6]
-    counts["score"] = counts["correct"] / counts["n"]
-    before = counts[counts["stage"] == "sft"].copy()
-    before["pass_64"] = [1 - math.comb(n - c, 64) / math.comb(n, 64) for n, c in before[["n", "correct"]].to_numpy()]
-    return before, counts[counts["stage"] == "rl"], sets
 
 
 def mean_of(counts: pd.DataFrame, column: str) -> pd.Series:
@@ -282,30 +254,41 @@ def mean_of(counts: pd.DataFrame, column: str) -> pd.Series:
     return counts.groupby([*keys, "benchmark"])[column].mean().groupby(keys).mean()
 
 
+def parts_of(folder: Path, ks: Sequence[int] = (), loss: pd.DataFrame | None = None) -> list[pd.DataFrame]:
+    """SFT candidates by family and scenario (at least six each): Pass@k before RL, losses, Pass@1 after 12 and 24."""
+    counts, candidates = pd.read_parquet(folder / "counts.parquet"), pd.read_parquet(folder / "candidates.parquet")
+    counts["score"] = counts["correct"] / counts["n"]
+    before, after = counts[counts["stage"] == "sft"], counts[counts["stage"] == "rl"]
+    table = pd.DataFrame({step: mean_of(after[after["checkpoint"] == step], "score") for step in (12, 24)})
+    table = table.rename(columns="after {}".format)
+    for k in ks:
+        chances = [1 - math.comb(n - c, k) / math.comb(n, k) for n, c in before[["n", "correct"]].to_numpy()]
+        table[k] = mean_of(before.assign(chance=chances), "chance")
+    table = table if loss is None else table.join(loss)
+    sets = candidates[candidates["selection"] != "none"].assign(scenario=lambda t: t["scenario"].str.split("+"))
+    sets = sets.explode("scenario").query("scenario != 'source'")[["family", "scenario", "candidate"]]
+    groups = sets.merge(table.reset_index()).groupby(["family", "scenario"])[list(table)]
+    return [part for _, part in groups if len(part) >= 6]
+
+
+def mean_rank_correlations(parts: list[pd.DataFrame], outcome: str = "after 24") -> pd.Series:
+    return pd.concat([part.corr(method="spearman")[outcome] for part in parts], axis=1).mean(axis=1)
+
+
 def test_headline_of_when_pass_k_takes_over(run, full):
-    """Again in a few lines of pandas: the mean over sets of the difference of two rank correlations, at two steps."""
-    before, after, sets = tables_of(full)
-    gaps = {}
-    for step in (12, 24):
-        table = pd.DataFrame({"pass1": mean_of(before, "score"), "pass_64": mean_of(before, "pass_64")})
-        table["after"] = mean_of(after[after["checkpoint"] == step], "score")
-        rho = sets.merge(table.reset_index()).groupby(["family", "scenario"])[list(table)]
-        rho = rho.apply(lambda part: part.corr(method="spearman")["after"])
-        gaps[step] = (rho["pass_64"] - rho["pass1"]).mean()
+    """The mean over sets of the difference of two rank correlations, at two steps."""
+    parts = parts_of(full, (1, 64))
+    rho = [mean_rank_correlations(parts, f"after {step}") for step in (12, 24)]
+    early, late = (one[64] - one[1] for one in rho)
     said = headline_of(run("when_pass_k_takes_over", profile=full))
-    assert f"changes by {gaps[24] - gaps[12]:+.2f} [" in said
-    assert f"ends at {gaps[24]:+.2f} [" in said
+    assert f"changes by {late - early:+.2f} [" in said
+    assert f"ends at {late:+.2f} [" in said
 
 
 def test_headline_of_which_k(run, full):
-    """The best k of 1, 2, 3, 4, 6, ..., 64 by the mean rank correlation with the last checkpoint."""
-    before, after, sets = tables_of(full)
-    table = pd.DataFrame({"after": mean_of(after[after["checkpoint"] == 24], "score")})
-    for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
-        chances = [1 - math.comb(n - c, k) / math.comb(n, k) for n, c in before[["n", "correct"]].to_numpy()]
-        table[k] = mean_of(before.assign(chance=chances), "chance")
-    rho = sets.merge(table.reset_index()).groupby(["family", "scenario"])[list(table)]
-    rho = rho.apply(lambda part: part.corr(method="spearman")["after"]).drop(columns="after").mean()
+    """The best k by the mean rank correlation with the last checkpoint."""
+    ks = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    rho = mean_rank_correlations(parts_of(full, ks))[ks]
     near = rho.index[rho >= rho.max() - 0.05]
     said = headline_of(run("which_k", profile=full))
     assert f"k = {rho.idxmax()} [" in said
@@ -314,16 +297,13 @@ def test_headline_of_which_k(run, full):
 
 def test_headline_of_predictors(run, full):
     """The mean regret of Pass@1, Pass@64, the loss and a random choice, in points."""
-    before, after, sets = tables_of(full)
-    table = pd.DataFrame({"Pass@1": mean_of(before, "score"), "Pass@64": mean_of(before, "pass_64")})
-    losses = pd.read_parquet(full / "generalization_loss.parquet").set_index(["family", "candidate"])["nll"]
-    table["generalization loss"], table["after"] = -losses, mean_of(after[after["checkpoint"] == 24], "score")
+    loss = pd.read_parquet(full / "generalization_loss.parquet").set_index(["family", "candidate"])[["nll"]]
+    parts = parts_of(full, (1, 64), -loss)
     said = headline_of(run("predictors", profile=full))
-    parts = [part for _, part in sets.merge(table.reset_index()).groupby(["family", "scenario"])]
-    for name in ("Pass@1", "Pass@64", "generalization loss"):
-        lost = np.mean([part["after"].max() - part["after"][part[name].idxmax()] for part in parts])
+    for name, column in (("Pass@1", 1), ("Pass@64", 64), ("generalization loss", "nll")):
+        lost = np.mean([part["after 24"].max() - part["after 24"][part[column].idxmax()] for part in parts])
         assert f"{name} {100 * lost:.1f} [" in said
-    lost = np.mean([part["after"].max() - part["after"].mean() for part in parts])
+    lost = np.mean([part["after 24"].max() - part["after 24"].mean() for part in parts])
     assert f"a random choice {100 * lost:.1f} [" in said
 
 
@@ -332,42 +312,25 @@ def test_headline_of_validation_sets(run, tmp_path):
     frames = make_records(full=True)
     one = frames["generalization_loss"]
     own = one.assign(validation_set="own", nll=one["nll"] + np.random.default_rng(0).normal(0, 0.2, len(one)))
-    folder = write_records(tmp_path / "two", frames | {"generalization_loss": pd.concat([one, own])})
-    _, after, sets = tables_of(folder)
-    table = pd.concat([one, own]).pivot_table(index=["family", "candidate"], columns="validation_set", values="nll")
-    table["after"] = mean_of(after[after["checkpoint"] == 24], "score")
-    rho = sets.merge(table.reset_index()).groupby(["family", "scenario"])[list(table)]
-    rho = -rho.apply(lambda part: part.corr(method="spearman")["after"])
-    change = (rho["own"] - rho["validation"]).mean()
-    assert f"change it by {change:+.2f} [" in headline_of(run("validation_sets", profile=folder))
+    both = pd.concat([one, own])
+    folder = write_records(tmp_path / "two", frames | {"generalization_loss": both})
+    losses = both.pivot_table(index=["family", "candidate"], columns="validation_set", values="nll")
+    rho = mean_rank_correlations(parts_of(folder, loss=-losses))
+    assert f"change it by {rho['own'] - rho['validation']:+.2f} [" in headline_of(
+        run("validation_sets", profile=folder)
+    )
 
 
-def test_changing_one_record_changes_the_executed_table(run, tmp_path):
-    frames = make_records()
-    folder = write_records(tmp_path / "example", frames)
-    counts = frames["counts"].copy()
-    last = counts.index[(counts["candidate"] == "random-4000x1") & (counts["stage"] == "rl")]
-    counts.loc[last, "wrong"] += counts.loc[last, "correct"]
-    counts.loc[last, "correct"] = 0
-    changed = write_records(tmp_path / "changed", {**frames, "counts": counts})
-    name = "table01_spearman_dataset_level"
-    book = run(name, profile=changed)
-    table = tables.compute_table(candidate_frame(load_records(changed)), 1)
-    assert tables.show_table(table, "example")._repr_html_() in shown(book, "text/html")
-    before = shown(run(name, profile=folder), "text/html")
-    assert tables.show_table(table, "example")._repr_html_() not in before
+# --- workflows --------------------------------------------------------------------------------------------------------
 
 
 def test_evaluate_model_on_a_micro_model(run, tmp_path):
     tokenizer = microlab.build_tokenizer()
     for part in (microlab.build_model("llama", tokenizer, hidden_size=32, layers=1), tokenizer):
         part.save_pretrained(tmp_path / "model")
-    for name in ("lanes2", "lanes4"):
-        problems = microlab.make_problems(name, microlab.MICRO_BENCHMARKS[name], 3, 0)
-        microlab.write_problems(problems, tmp_path / "own" / f"{name}.jsonl")
     folders = {"model": tmp_path / "model", "output": tmp_path / "evaluation"}
-    own = tmp_path / "own" / "*.jsonl"
-    book = run("evaluate_model", benchmarks=own, num_samples=4, k=4, forecast_k=64, max_tokens=16, **folders)
+    asked = {"benchmarks": f"{BENCHMARKS}/lanes[34].jsonl", "limit": 3, "num_samples": 4, "k": 4, "forecast_k": 64}
+    book = run("evaluate_model", **asked, max_tokens=16, **folders)
     html = "\n".join(shown(book, "text/html"))
     assert "macro average" in html
     assert "Pass@64 %, forecast" in html
@@ -419,15 +382,11 @@ def test_folders_do_not_depend_on_the_working_directory(tmp_path, monkeypatch, r
         notebook.results_folder("nothing")
 
 
-def test_benchmark_lists(tmp_path, refused):
-    for name in ("one", "two"):
-        problems = microlab.make_problems("lanes2", microlab.MICRO_BENCHMARKS["lanes2"], 5, 0)
-        microlab.write_problems(problems, tmp_path / f"{name}.jsonl")
-    pattern = str(tmp_path / "*.jsonl")
-    assert {name: len(p) for name, p in inputs.load_benchmarks(pattern, limit=2).items()} == {"one": 2, "two": 2}
-    assert list(inputs.load_benchmarks([str(tmp_path / "two.jsonl")])) == ["two"]
-    twice = f"{pattern}, {tmp_path / 'one.jsonl'}"
-    for bad in (twice, str(tmp_path / "three*.jsonl"), "math501", " , "):
+def test_benchmark_lists(refused):
+    pattern = f"{BENCHMARKS}/lanes[34].jsonl"
+    assert {name: len(p) for name, p in inputs.load_benchmarks(pattern, limit=2).items()} == {"lanes3": 2, "lanes4": 2}
+    assert list(inputs.load_benchmarks([f"{BENCHMARKS}/sums2.jsonl"])) == ["sums2"]
+    for bad in (f"{pattern}, {BENCHMARKS}/lanes3.jsonl", f"{BENCHMARKS}/three*.jsonl", "math501", " , "):
         with pytest.raises(ParameterError):
             inputs.load_benchmarks(bad)
     with refused("limit"):

@@ -50,7 +50,6 @@ TOOLS = {  # what the logs say of how the answers were drawn; all else is unknow
     "verl": {"engine": "verl", "step": 1},
     "trl": {"engine": "trl", "step": 1},
 }
-READ_HERE = [tool for tool in TOOLS if tool != "inspect"]
 
 
 def python_of(tool: str) -> str:
@@ -91,7 +90,7 @@ def golds_for(tool: str) -> dict | None:
     return {"sums2": load_benchmark(SUMS)} if tool == "openai" else None
 
 
-@pytest.mark.parametrize("tool", READ_HERE)
+@pytest.mark.parametrize("tool", sorted(TOOLS.keys() - {"inspect"}))
 def test_a_log_of_the_real_tool_is_imported_and_graded(tool, tmp_path):
     store, left_out = import_logs(LOGS / tool / "out", tmp_path / "imported", golds=golds_for(tool))
     assert not left_out
@@ -147,10 +146,8 @@ def jsonl(path: Path, *rows: object) -> Path:
 
 def test_rows_of_ones_own_are_read(tmp_path):
     """Chats, lists of answers, golds with their solution, thinking, letters, cut answers, and one without a gold."""
-    chat = [
-        {"role": "user", "content": "Is 4 even? (A) yes (B) no"},
-        {"role": "assistant", "content": "The answer is A."},
-    ]
+    said = {"user": "Is 4 even? (A) yes (B) no", "assistant": "The answer is A."}
+    chat = [{"role": role, "content": text} for role, text in said.items()]
     file = jsonl(
         tmp_path / "mine.jsonl",
         {"question": "2+3?", "responses": [r"\boxed{5}", r"so \boxed{6}"], "answer": "2+3=5\n#### 5", "model": "m"},
@@ -204,12 +201,7 @@ def test_tasks_of_one_run_may_differ_in_sampling_parameters(tmp_path):
         ("samples_x_1.jsonl", [{**LM_EVAL, "arguments": [["2+3", " 5"]]}], None, "log-likelihoods"),
         ("samples_x_1.jsonl", [LM_EVAL, {"doc_id": 1, "filter": "none"}], None, "no field 'resps', which lm-eval"),
         ("samples_x_1.jsonl", [LM_EVAL, "{"], None, "line 2 is not JSON"),
-        (
-            "1.jsonl",
-            [{"input": "2+3", "output": "5", "gts": None}],
-            "source",
-            "1 have no gold answer; name a benchmark",
-        ),
+        ("1.jsonl", [{"input": "2+3", "output": "5", "gts": None}], "source", "1 have no gold answer; name a bench"),
         ("mine.jsonl", [{"question": "2+3?", "said": "5"}], None, "no field 'generation or response"),
         ("mine.csv", [{"question": "2+3?"}], "source", "holds no file with the fields of a log"),
         ("mine.jsonl", [], "source", "it holds none"),
@@ -231,31 +223,26 @@ def test_a_bad_log_is_refused_with_its_file_and_field(name, rows, parameter, wor
     assert not (tmp_path / "imported" / "store.json").exists()
 
 
-def test_logs_of_two_models_steps_or_tools_are_not_mixed(tmp_path, refused):
+def test_logs_of_two_models_steps_or_tools_are_not_mixed_and_copies_refused(tmp_path, refused):
+    def refuse(folder: str, parameter: str, words: str) -> None:
+        with refused(parameter) as caught:
+            import_logs(tmp_path / folder, tmp_path / "imported")
+        assert words in str(caught.value)
+
+    for place in ("steps", "models/a", "models/b"):
+        (tmp_path / place).mkdir(parents=True)
     for step in (1, 2):
-        jsonl(tmp_path / f"{step}.jsonl", {"input": "2+3", "output": "5", "gts": "5", "step": step})
-    with refused("source") as caught:
-        import_logs(tmp_path, tmp_path / "imported")
-    assert "differ in step (1, 2)" in str(caught.value)
-    jsonl(tmp_path / "output.jsonl", {"problem": "2+3", "generation": "5", "expected_answer": "5"})
-    with refused("--format"):
-        import_logs(tmp_path, tmp_path / "imported")
-    with refused("source"):
-        import_logs(tmp_path / "nothing", tmp_path / "imported")
-
-
-def test_files_of_one_name_are_told_apart_and_copies_refused(tmp_path, refused):
-    for model in ("a", "b"):
-        (tmp_path / "logs" / model).mkdir(parents=True)
-        jsonl(tmp_path / "logs" / model / "samples_x_1.jsonl", LM_EVAL)
-        jsonl(tmp_path / "logs" / model / "results_1.json", {"model_name": model})
-    with refused("source") as caught:
-        import_logs(tmp_path / "logs", tmp_path / "imported")
-    assert "differ in model (a, b)" in str(caught.value)
-    jsonl(tmp_path / "logs" / "b" / "results_1.json", {"model_name": "a"})
-    with refused("source") as caught:
-        import_logs(tmp_path / "logs", tmp_path / "imported")
-    assert "a copy of" in str(caught.value)
+        jsonl(tmp_path / f"steps/{step}.jsonl", {"input": "2+3", "output": "5", "gts": "5", "step": step})
+    refuse("steps", "source", "differ in step (1, 2)")
+    jsonl(tmp_path / "steps/output.jsonl", {"problem": "2+3", "generation": "5", "expected_answer": "5"})
+    refuse("steps", "--format", "")
+    refuse("nothing", "source", "")
+    for model in ("a", "b"):  # files of one name are told apart
+        jsonl(tmp_path / f"models/{model}/samples_x_1.jsonl", LM_EVAL)
+        jsonl(tmp_path / f"models/{model}/results_1.json", {"model_name": model})
+    refuse("models", "source", "differ in model (a, b)")
+    jsonl(tmp_path / "models/b/results_1.json", {"model_name": "a"})
+    refuse("models", "source", "a copy of")
 
 
 def test_names_that_no_file_system_or_table_holds_are_changed(tmp_path):
@@ -299,10 +286,8 @@ def test_export_holds_every_count_and_answer_and_its_card_every_column(runs, tmp
         pd.testing.assert_frame_equal(own.reset_index(drop=True), store.read(), check_dtype=False)
     rows = re.findall(r"^\| ([a-z_, ]+) \| ", (out / "README.md").read_text(), re.MULTILINE)
     assert {*counts, *samples} <= {name for names in rows for name in names.split(", ")}
-    table = load_measurements(out / "candidates.csv").table
-    assert table["pass1"].tolist() == pytest.approx(
-        [SampleStore(folder).counts()["correct"].sum() / 16 for folder in runs]
-    )
+    rates = [SampleStore(folder).counts()["correct"].sum() / 16 for folder in runs]
+    assert load_measurements(out / "candidates.csv").table["pass1"].tolist() == pytest.approx(rates)
     (out / "samples" / "lm-eval" / "part-old.parquet").touch()
     assert not list((export(runs, out) / "samples").rglob("part-old.parquet"))
     with pytest.raises(ParameterError, match="holds answers of lm-eval"):
@@ -346,12 +331,9 @@ def test_inspect_reads_what_we_write_and_we_what_it_writes(runs, tmp_path):
     pd.testing.assert_frame_equal(again.read(columns), ours.read(columns))
     assert again.origin["temperature"] == 1.0
     shown = subprocess.run([python, "-m", "inspect_ai", "log", "dump", str(log)], capture_output=True, text=True)
-    found = json.loads(shown.stdout)
-    assert found["results"]["scores"][0]["metrics"]["accuracy"]["value"] == ours.counts()["correct"].sum() / 16
-    assert (
-        Counter(sample["scores"]["quagmire"]["value"] for sample in found["samples"])["C"]
-        == ours.counts()["correct"].sum()
-    )
+    found, correct = json.loads(shown.stdout), ours.counts()["correct"].sum()
+    assert found["results"]["scores"][0]["metrics"]["accuracy"]["value"] == correct / 16
+    assert [sample["scores"]["quagmire"]["value"] for sample in found["samples"]].count("C") == correct
 
 
 def test_without_inspect_one_sentence_says_what_to_install(runs, tmp_path, refused, monkeypatch):
@@ -375,12 +357,6 @@ def test_the_tool_still_writes_what_we_read(tool, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     golds = ["--benchmark", SUMS] if tool == "openai" else []
-    run(
-        python if tool == "inspect" else sys.executable,
-        "import",
-        tmp_path / "out",
-        "--output",
-        tmp_path / "made",
-        *golds,
-    )
+    reader = python if tool == "inspect" else sys.executable
+    run(reader, "import", tmp_path / "out", "--output", tmp_path / "made", *golds)
     boxes_decide(SampleStore(tmp_path / "made"))

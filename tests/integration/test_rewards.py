@@ -118,28 +118,13 @@ def test_trl_trains_with_it_and_logs_what_could_not_be_judged(tmp_path, caplog):
     problems = load_benchmark(str(ROOT / "results" / "mini" / "benchmarks" / "sums2.jsonl"), limit=8)
     rows = [{"prompt": render_problem(one, tokenizer).text, "answer": one.answer} for one in problems]
     rows[0]["answer"] = "9^{9^{9^{9^9}}}"  # no answer can be compared with this gold
-    arguments = GRPOConfig(
-        output_dir=str(tmp_path),
-        max_steps=2,
-        learning_rate=1e-3,
-        per_device_train_batch_size=32,
-        num_generations=4,
-        max_completion_length=64,
-        use_cpu=True,
-        logging_steps=1,
-        log_completions=True,
-        save_strategy="no",
-        report_to="none",
-    )
+    batch = {"max_steps": 2, "per_device_train_batch_size": 32, "num_generations": 4, "max_completion_length": 64}
+    logged = {"logging_steps": 1, "log_completions": True, "save_strategy": "no", "report_to": "none"}
+    arguments = GRPOConfig(output_dir=str(tmp_path), learning_rate=1e-3, use_cpu=True, **batch, **logged)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    trainer = GRPOTrainer(
-        model=model,
-        reward_funcs=trl_reward,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-    )
+    data = {"train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}
+    trainer = GRPOTrainer(model=model, reward_funcs=trl_reward, args=arguments, **data)
     trainer.train()
     steps = [entry for entry in trainer.state.log_history if "reward" in entry]
     assert len(steps) == 2

@@ -4,17 +4,17 @@ import dataclasses
 import math
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
-from example_cells import TINY, command, tiny_profile, write_cell
+from example_cells import run_sweep, tiny_profile, write_cell
 
 from quagmire_utils import sweep
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_parquet, write_parquet
 from quagmire_utils.core.records import load_records
+from quagmire_utils.core.settings import load_profile
 from quagmire_utils.sweep import spot_check as module
 from quagmire_utils.sweep.spot_check import choose, judge, run_spread
 
@@ -74,21 +74,18 @@ def test_only_what_is_recorded_with_the_present_parameters_is_drawn(records):
 
 
 @pytest.mark.slow
-def test_a_candidate_comes_out_again_to_the_last_bit_and_a_changed_record_is_found_out(tmp_path):
-    tiny, folder = tmp_path / "tiny.yaml", tmp_path / "results"
-    tiny.write_text(TINY.replace("runs: 1", "runs: 2"))
-    subprocess.run(command(tiny, folder), capture_output=True, check=True)
-    shutil.rmtree(folder / "scratch")  # the records are all that it needs
+def test_a_candidate_comes_out_again_to_the_last_bit_and_a_changed_record_is_found_out(tiny, unbroken, tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(unbroken, folder, ignore=shutil.ignore_patterns("scratch"))  # the records are all that it needs
 
     def check(name, *options):
-        line = command(tiny, folder, "--spot-check", name, *options)
-        answer = subprocess.run(line, capture_output=True, text=True, check=False)
+        answer = run_sweep(tiny, folder, "--spot-check", name, *options)
         assert answer.returncode in (0, 1), answer.stderr
         return answer
 
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     answer = check("random", "--seed", "3")
-    assert f"Spot check of {choose(PROFILE, load_records(folder), '', 3).id} (seed 3)" in answer.stdout
+    assert f"Spot check of {choose(load_profile(tiny), load_records(folder), '', 3).id} (seed 3)" in answer.stdout
     for table in sweep.TABLES:
         equal, rows = re.search(rf"{table}: (\d+) of (\d+) rows bit-equal", answer.stdout).groups()
         assert int(equal) == int(rows) > 0
@@ -107,12 +104,12 @@ def test_a_candidate_comes_out_again_to_the_last_bit_and_a_changed_record_is_fou
     assert "\nbit-equal: " in answer.stdout
 
     counts = read_parquet(folder / "counts.parquet")
-    row = counts.index[counts["cell"] == f"{NAME}/rl1"][0]
+    row = counts.index[counts["cell"] == f"{NAME}/rl0"][0]
     other = "no_answer" if counts.loc[row, "wrong"] else "wrong"
     held = next(name for name in ("wrong", "correct", "no_answer") if counts.loc[row, name])
     counts.loc[row, [held, other]] += [-1, 1]  # still as many verdicts as answers
     write_parquet(counts, folder / "counts.parquet")
-    answer = check(f"{NAME}/rl1")
+    answer = check(f"{NAME}/rl0")
     assert answer.returncode == 1
     assert "counts: 11 of 12 rows bit-equal" in answer.stdout
     assert "\ndiffers: on the processor and packages of the records" in answer.stdout

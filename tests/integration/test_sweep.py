@@ -13,31 +13,12 @@ import time
 import pandas as pd
 import psutil
 import pytest
-from example_cells import TINY, assert_same_records, command, tiny_profile
+from example_cells import TINY, assert_same_records, command, run_sweep, tiny_profile
 
 from quagmire_utils import sweep
 from quagmire_utils.core.files import read_json, read_parquet
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.sweep import pools
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    path = tmp_path_factory.mktemp("profile") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
-
-
-@pytest.fixture(scope="module")
-def unbroken(tiny, tmp_path_factory):
-    """A sweep that ran through, on two workers."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    run(tiny, folder).check_returncode()
-    return folder
-
-
-def run(tiny, folder, *options):
-    return subprocess.run(command(tiny, folder, *options), capture_output=True, text=True, check=False)
 
 
 def worker_of(process):
@@ -120,19 +101,6 @@ def test_further_runs_start_from_the_base_that_the_records_ship(unbroken, tmp_pa
 
 
 @pytest.mark.slow
-def test_leftovers_of_other_parameters_are_not_used(unbroken, tmp_path):
-    """With another SFT rate the base stays, the candidates and their RL are made anew: as in a folder of their own."""
-    profile = tmp_path / "changed.yaml"
-    profile.write_text(TINY.replace("sft: {learning_rate: 0.001", "sft: {learning_rate: 0.005"))
-    shutil.copytree(unbroken, tmp_path / "mixed")
-    for name in ("mixed", "own"):
-        run(profile, tmp_path / name).check_returncode()
-    assert_same_records(tmp_path / "mixed", tmp_path / "own")
-    with pytest.raises(AssertionError):
-        assert_same_records(tmp_path / "mixed", unbroken)
-
-
-@pytest.mark.slow
 def test_a_killed_sweep_ends_like_an_unbroken_one(tiny, unbroken, tmp_path):
     rng, kills = random.Random(0), 0
     for _ in range(8):
@@ -150,7 +118,7 @@ def test_a_killed_sweep_ends_like_an_unbroken_one(tiny, unbroken, tmp_path):
             assert process.returncode == 0
             break
     else:
-        run(tiny, tmp_path).check_returncode()
+        run_sweep(tiny, tmp_path).check_returncode()
     assert kills >= 2
     assert_same_records(tmp_path, unbroken)
 
@@ -194,7 +162,7 @@ def test_a_failing_cell_names_itself_its_log_and_how_to_resume(tiny, tmp_path):
     blocked = tmp_path / "scratch" / "models"
     blocked.parent.mkdir()
     blocked.write_text("a file where the checkpoints should go")
-    result = run(tiny, tmp_path)
+    result = run_sweep(tiny, tmp_path)
     assert result.returncode == 1
     assert "cell a/base failed" in result.stderr
     log = tmp_path / "scratch" / "logs" / "a__base.log"
@@ -223,7 +191,7 @@ def test_lost_record_files_are_collected_again(unbroken, tmp_path, name, damage)
 
 def test_two_sweeps_do_not_share_a_folder(tiny, tmp_path):
     with sweep.only_sweep(tmp_path):
-        result = run(tiny, tmp_path)
+        result = run_sweep(tiny, tmp_path)
     assert result.returncode == 2
     assert "another sweep is running" in result.stderr
 
@@ -251,23 +219,33 @@ echo 7
 
 
 @pytest.mark.slow
-def test_a_slurm_script_computes_the_sweep(unbroken, tmp_path):
-    """Executed in the order in which Slurm may start them, its jobs leave the records of a sweep on one machine."""
-    path, folder, job = tmp_path / "my tiny.yaml", tmp_path / "my results", tmp_path / "my job"
-    path.write_text(TINY)
-    run(path, folder, "--submit", "slurm", "--output", job).check_returncode()
+def test_a_slurm_script_computes_a_sweep_and_leftovers_of_other_parameters_are_not_used(unbroken, tmp_path):
+    """Executed in the order in which Slurm may start them, the jobs of a changed profile leave the records of a sweep.
+
+    That sweep begins in a folder with the cells of another SFT rate: the base stays, the candidates and their RL are
+    made anew.
+    """
+    mixed, folder, job = tmp_path / "mixed", tmp_path / "my results", tmp_path / "my job"
+    changed = tmp_path / "my tiny.yaml"
+    changed.write_text(TINY.replace("sft: {learning_rate: 0.001", "sft: {learning_rate: 0.005"))
+    shutil.copytree(unbroken, mixed)
+    run_sweep(changed, mixed).check_returncode()
+    with pytest.raises(AssertionError):
+        assert_same_records(mixed, unbroken)
+    run_sweep(changed, folder, "--submit", "slurm", "--output", job).check_returncode()
     (tmp_path / "sbatch").write_text(SBATCH)
     (tmp_path / "sbatch").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     subprocess.run(["bash", str(job)], env=environment, cwd="/", check=True)
-    assert_same_records(folder, unbroken)
+    assert_same_records(folder, mixed)
     assert read_json(folder / "manifest.json")["complete"]
-    sweep.run_one(tiny_profile(), folder, sweep.plan(tiny_profile())[-1].id)  # a finished cell ends at once
+    profile = load_profile(changed)
+    sweep.run_one(profile, folder, sweep.plan(profile)[-1].id)  # a finished cell ends at once
 
 
 @pytest.mark.parametrize("ending", [0, 3])
 def test_a_job_at_its_time_limit_queues_again_and_ends_as_its_cell_does(tiny, tmp_path, ending):
-    result = run("paper", tmp_path, "--submit", "slurm")
+    result = run_sweep("paper", tmp_path, "--submit", "slurm")
     python = tmp_path / "python"
     python.write_text(f"#!/usr/bin/env bash\necho $* >started\nuntil [ -e go ]; do sleep 0.1; done\nexit {ending}\n")
     (tmp_path / "scontrol").write_text("#!/usr/bin/env bash\necho $* >asked\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from example_cells import TINY, assert_same_records, command, tiny_profile
+from example_cells import assert_same_records, command, tiny_profile
 from ray_nodes import start_cluster
 
 from quagmire_utils import sweep
@@ -66,11 +66,9 @@ def run_and_lose_a_node(cluster, line: list[str], output: Path, after: Path, cwd
 
 
 @pytest.mark.slow
-def test_a_cluster_that_loses_a_node_leaves_the_records_of_one_machine(cluster, tmp_path):
+def test_a_cluster_that_loses_a_node_leaves_the_records_of_one_machine(cluster, tiny, unbroken, tmp_path):
     """Nodes begin elsewhere; the folder in which the sweep was started goes with the cells."""
-    tiny, local, remote = tmp_path / "tiny.yaml", tmp_path / "local", tmp_path / "remote"
-    tiny.write_text(TINY)
-    subprocess.run(command(tiny, local), check=True, capture_output=True)
+    local, remote = unbroken, tmp_path / "remote"
     line = command(tiny, Path("remote"), "--ray", cluster.address)
     run_and_lose_a_node(cluster, line, tmp_path / "output", remote / "scratch/cells/a__base", cwd=tmp_path)
     assert_same_records(remote, local)

@@ -133,15 +133,8 @@ def test_a_hostile_model_stays_text_and_nothing_leaves_the_machine(tmp_path, chr
     evil = [text.encode("utf-8", "replace").decode() for text in PAYLOADS]
     problems = [Problem(name, name, "1") for name in evil]
     for index, verdict in enumerate(("correct", "wrong")):
-        draw(
-            tmp_path / "run",
-            index,
-            lambda one: f"answer {one.id}",
-            evil[0],
-            problems,
-            verdict=verdict,
-            extracted=evil[1],
-        )
+        verdicts = {"verdict": verdict, "extracted": evil[1]}
+        draw(tmp_path / "run", index, lambda one: f"answer {one.id}", evil[0], problems, **verdicts)
     with served(tmp_path / "run") as address:
         assert address.startswith("http://127.0.0.1:")
         page, requests, errors = opened(chrome, address)
@@ -154,9 +147,7 @@ def test_a_hostile_model_stays_text_and_nothing_leaves_the_machine(tmp_path, chr
         assert page.title() == "quagmire view"
         for tag in ("script", "img", "svg", "iframe", "a[href^=javascript]", "[onload]", "[onerror]", "[ontoggle]"):
             assert page.locator(f".bk-panel-models-markup-HTML {tag}").count() == 0
-        assert (
-            page.locator(".bk-panel-models-markup-HTML pre").count() == 3
-        )  # so the line above looks in the right place
+        assert page.locator(".bk-panel-models-markup-HTML pre").count() == 3  # so the loop looks in the right place
         assert {name.split("/")[2] for name in requests if name.startswith("http")} == {address.split("/")[2]}
         assert errors == []
 

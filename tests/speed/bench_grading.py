@@ -14,8 +14,6 @@ the other, as its harness does. `running` starts once the grader has graded some
 
 Pathological: 200 responses, five of them hard on a grader. One that has not ended after a minute is killed.
 
-Last, one RL step of a tiny model: 256 short responses with integer answers.
-
 lm-eval: `process_results` of its task minerva_math (both of its metrics). lighteval: the metric inside
 `pass_at_k_math`, which its MATH-500 and AIME tasks use. Each gets the gold as `\\boxed{gold}`.
 """
@@ -28,11 +26,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from quagmire_utils.grading import Grader
 
 SETS = ("math_cot", "gsm8k_gpt3")
 SAMPLES, ROUNDS, WORKERS = 64, 2, 2
@@ -45,19 +40,28 @@ HARD = (  # towers of powers, a factorial, brackets that never close, braces wit
     "The answer is 9^9^9^9",
 )
 
+# Each defines grade_all, which yields a verdict for each pair, a name where there is none.
+SERIAL = """
+def grade_all(golds, responses):
+    for gold, response in zip(golds, responses):
+        try:
+            yield grade(gold, response)
+        except BaseException as error:
+            yield type(error).__name__
+"""
 SETUP = {
-    "math-verify": """
+    "math-verify": SERIAL + """
 from math_verify import parse, verify
 def grade(gold, response):
     return verify(parse("\\\\boxed{" + gold + "}"), parse(response))
 """,
-    "lm-eval": """
+    "lm-eval": SERIAL + """
 from lm_eval.tasks.minerva_math.utils import normalize_final_answer, process_results
 def grade(gold, response):
     doc = {"solution": "\\\\boxed{" + gold + "}", "answer": normalize_final_answer(gold)}
     return bool(process_results(doc, [response])["math_verify"])
 """,
-    "lighteval": """
+    "lighteval": SERIAL + """
 from lighteval.metrics.dynamic_metrics import MultilingualExtractiveMatchMetric
 from lighteval.metrics.utils.extractive_match_utils import ExprExtractionConfig, LatexExtractionConfig
 from lighteval.models.model_output import ModelResponse
@@ -76,38 +80,29 @@ def grade(gold, response):
     "ours": """
 from quagmire_utils.grading import Grader
 grader = Grader(int(sys.argv[3]))
+def grade_all(golds, responses):
+    for grade in grader.grade(responses, golds):
+        verdict = grade.verdict
+        yield verdict == "correct" if verdict in ("correct", "wrong", "no_answer") else verdict
 """,
-}
+}  # fmt: skip
 # Reads {"golds": [...], "responses": [...]} from argv[1]; argv[2] is where each verdict goes as soon as it is known.
-SERIAL = """
+PROGRAM = """
+import json, logging, sys, time
+logging.disable(logging.WARNING)
+{setup}
+work = json.load(open(sys.argv[1]))
 with open(sys.argv[2], "w", buffering=1) as out:
-    for i in range(3):
-        grade("2", "It is $\\\\boxed{\\\\frac{4}{2}}$.")
+    list(grade_all([str(i) + "y" for i in range(64)], ["\\\\boxed{x}"] * 64))
     out.write("ready\\n")
     start, verdicts = time.perf_counter(), []
-    slow = len(work["golds"]) <= 1000
-    for gold, response in zip(work["golds"], work["responses"]):
-        try:
-            verdict = grade(gold, response)
-        except BaseException as error:
-            verdict = type(error).__name__
+    for verdict in grade_all(work["golds"], work["responses"]):
         verdicts.append(verdict)
-        if slow:
+        if len(work["golds"]) <= 1000:
             out.write(json.dumps(verdict) + "\\n")
     end = time.perf_counter()  # CLOCK_MONOTONIC, the same for all processes
     out.write(json.dumps({"seconds": end - start, "ended": end, "verdicts": verdicts}) + "\\n")
 """
-POOL = """
-with open(sys.argv[2], "w", buffering=1) as out:
-    grader.grade(["\\\\boxed{x}"] * 64, [str(i) + "y" for i in range(64)])
-    out.write("ready\\n")
-    start = time.perf_counter()
-    grades = grader.grade(work["responses"], work["golds"])
-    end = time.perf_counter()  # CLOCK_MONOTONIC, the same for all processes
-    verdicts = [g.verdict == "correct" if g.verdict in ("correct", "wrong", "no_answer") else g.verdict for g in grades]
-    out.write(json.dumps({"seconds": end - start, "ended": end, "verdicts": verdicts}) + "\\n")
-"""
-PROGRAM = "import json, logging, sys, time\nlogging.disable(logging.WARNING)\nwork = json.load(open(sys.argv[1]))\n"
 
 
 @dataclass
@@ -125,7 +120,7 @@ def run(name: str, python: Path, responses: list[str], golds: list[str], patienc
     with tempfile.TemporaryDirectory() as folder:
         work, out = Path(folder) / "work.json", Path(folder) / "out.txt"
         work.write_text(json.dumps({"golds": golds, "responses": responses}))
-        code = PROGRAM + SETUP[name] + (POOL if name == "ours" else SERIAL)
+        code = PROGRAM.replace("{setup}", SETUP[name])
         repo = str(Path(__file__).resolve().parents[2])
         process = subprocess.Popen(
             [str(python), "-c", code, str(work), str(out), str(WORKERS)],
@@ -212,29 +207,6 @@ def pathological(pythons: dict[str, Path]) -> None:
         print(f"  {name:12s} {said}", flush=True)
 
 
-def timed(run: Callable[[], list]) -> tuple[float, list]:
-    """Return the seconds of the best of three runs, and what they return."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        result = run()
-        times.append(time.perf_counter() - start)
-    return min(times), result
-
-
-def micro() -> None:
-    """One RL step of a tiny model: 256 responses of about 50 characters with integer answers."""
-    from math_verify import parse, verify
-
-    responses = [f"{i}+{i + 7}*3={i * 4};{i * 4}*2={i * 8} so it is \\boxed{{{i * 8 % 1000}}}" for i in range(256)]
-    golds = [str(i * 8 % 999) for i in range(256)]
-    pairs = list(zip(golds, responses, strict=True))
-    base, _ = timed(lambda: [verify(parse(f"\\boxed{{{gold}}}"), parse(text)) for gold, text in pairs])
-    with Grader(1) as grader:
-        seconds, _ = timed(lambda: grader.grade(responses, golds))
-    print(f"\n256 short responses: math-verify {base * 1e3:.1f} ms, grade {seconds * 1e3:.2f} ms a call")
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -255,7 +227,6 @@ def main() -> None:
         throughput(f"{name}, repeated to {SAMPLES}", graders, responses, golds)
         throughput(f"{name}, no two alike", graders, [f"{i}. {text}" for i, text in enumerate(responses)], golds)
     pathological(pythons)
-    micro()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,8 @@ The seven benchmarks as the paper measures them, 3,812 problems with 256 answers
 problems of 256 answers, where the loop, a product for each problem and k, is timed on fewer of them and scaled.
 """
 
-import argparse
-import time
-
 import numpy as np
+from timing import best_of
 
 from quagmire_utils.evaluation.pass_at_k import mean_pass_at_k, pass_at_k
 
@@ -19,16 +17,6 @@ def human_eval(n, c, k):
     return 1.0 if n - c < k else 1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1))
 
 
-def best_of(times, call):
-    """Shortest wall time of several calls, in seconds, and the last result."""
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        result = call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds), result
-
-
 def measure(problems, ks, looped, rounds):
     """Print a line for the mean over problems, and one for each problem; the loop runs over `looped` of them."""
     random = np.random.default_rng(0)
@@ -37,25 +25,13 @@ def measure(problems, ks, looped, rounds):
     loop *= problems / looped
     print(f"{problems:,} problems, n = {N}, {len(ks)} k")
     print(f"{'task':24}{'seconds':>9}{'human-eval':>15}{'ratio':>9}{'largest difference':>20}")
-    mean_seconds, _ = best_of(rounds, lambda: mean_pass_at_k(n, c, ks))
-    each_seconds, _ = best_of(rounds, lambda: pass_at_k(n, c, ks))
-    n, c = n[:looped], c[:looped]
-    for name, took, difference in (
-        ("mean over problems", mean_seconds, mean_pass_at_k(n, c, ks) - truth.mean(axis=0)),
-        ("each problem", each_seconds, pass_at_k(n, c, ks) - truth),
-    ):
-        print(f"{name:24}{took:9.4f}{loop:15.1f}{loop / took:9.0f}{np.abs(difference).max():20.1e}")
-
-
-def main():
-    """Measure both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--paper-scale-only", action="store_true", help="leave out the million (half a minute)")
-    options = parser.parse_args()
-    measure(3812, range(1, N + 1), 3812, 5)
-    if not options.paper_scale_only:
-        measure(1_000_000, [1, 2, 4, 8, 16, 32, 64, 128, 256], 2000, 3)
+    for name, function, expected in (("mean over problems", mean_pass_at_k, truth.mean(axis=0)),
+                                     ("each problem", pass_at_k, truth)):  # fmt: skip
+        took, _ = best_of(rounds, lambda function=function: function(n, c, ks))
+        difference = np.abs(function(n[:looped], c[:looped], ks) - expected).max()
+        print(f"{name:24}{took:9.4f}{loop:15.1f}{loop / took:9.0f}{difference:20.1e}")
 
 
 if __name__ == "__main__":
-    main()
+    measure(3812, range(1, N + 1), 3812, 5)
+    measure(1_000_000, [1, 2, 4, 8, 16, 32, 64, 128, 256], 2000, 3)

@@ -4,10 +4,8 @@ import itertools
 import time
 
 import numpy as np
-import pandas as pd
 
-from quagmire_utils.analysis.fits import bootstrap, fit_predict_r2
-from quagmire_utils.analysis.tables import compute_table
+from quagmire_utils.analysis.fits import fit_predict_r2
 from quagmire_utils.core import published as paper
 
 LOOPED = 2000  # splits that the loop is timed on
@@ -31,19 +29,6 @@ def predictors_of(cells, random):
     series = {name: y + 0.1 * random.normal(size=total) for name in ("pass1", "gen_loss", "pass_k")}
     series["avg_genloss_pass_k"] = (series["gen_loss"], series["pass_k"])
     return series, y
-
-
-def candidates_of(random):
-    """As many artificial candidates as the paper has, as `candidate_frame` would give them."""
-    parts = []
-    for family, dataset, instance in zip(paper.FAMILIES, (16, 10), (17, 12), strict=True):
-        for scenario, total in (("dataset", dataset), ("instance", instance)):
-            y = random.uniform(0.2, 0.6, total)
-            series = {name: y + 0.1 * random.normal(size=total) for name in ("pass1", "gen_loss", "pass_k")}
-            names = {"family": family, "stands_for": family, "scenario": scenario, "selection": "random", "k": 64}
-            named = [f"{scenario}-{i}" for i in range(total)]
-            parts.append(pd.DataFrame({"candidate": named, **series, "outcome": y, "outcome_last": y}).assign(**names))
-    return pd.concat(parts, ignore_index=True)
 
 
 def main():
@@ -70,17 +55,6 @@ def main():
         print(f"Table {table:<6}{splits:>9,}{seconds:9.3f}{loop:15.1f}{loop / seconds:8.0f}{difference:20.1e}")
         total_splits, total_seconds, total_loop = total_splits + splits, total_seconds + seconds, total_loop + loop
     print(f"{'all':12}{total_splits:>9,.0f}{total_seconds:9.3f}{total_loop:15.1f}{total_loop / total_seconds:8.0f}")
-    frame = candidates_of(random)
-    start = time.perf_counter()
-    for table in (5, 6, 7, 9):
-        compute_table(frame, table)
-    print(
-        f"the four tables as shown (100 random splits, every split, a jackknife): {time.perf_counter() - start:.3f} s"
-    )
-    bootstrap(series["pass1"], y, n_resamples=1)  # imports scipy.stats
-    start = time.perf_counter()
-    bootstrap(series["avg_genloss_pass_k"], y)
-    print(f"bootstrap of Spearman, 4,000 resamples of {len(y)} candidates: {time.perf_counter() - start:.3f} s")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ out.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
 import multiprocessing
@@ -24,15 +23,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from quagmire_utils.data import Problem, load_benchmark
+from quagmire_utils.data import load_benchmark
 from quagmire_utils.data.pretrained import locate, model_origin
 from quagmire_utils.data.prompts import render_problem
 from quagmire_utils.engines import EngineConfig, EngineError, Request, SamplingParams, ServerSettings, load_engine
 
 MODEL = "smollm2-135m"
+PROBLEMS, SAMPLES, ROUNDS = 8, 16, 3
+PARAMS, CONTEXT = SamplingParams(max_tokens=64), 512
+SLOTS = 32  # sequences that the server decodes at once
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
-def serve(port: int, threads: int, slots: int, context: int) -> None:
+def serve(port: int) -> Any:
     """Serve the package's quantised file with llama.cpp; returns the server, which lives as long as its process."""
     import xllamacpp
 
@@ -40,33 +43,34 @@ def serve(port: int, threads: int, slots: int, context: int) -> None:
     params = xllamacpp.CommonParams()
     params.model.path = str(importlib.metadata.distribution(package).locate_file(file))
     params.hostnames, params.port, params.model_alias = ["127.0.0.1"], port, {MODEL}
-    params.n_parallel, params.n_ctx = slots, slots * context
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.n_parallel, params.n_ctx = SLOTS, SLOTS * CONTEXT
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
     return xllamacpp.Server(params)
 
 
-def config_of(name: str, options: argparse.Namespace) -> EngineConfig:
-    """Return the configuration of an engine; of the server, start it in this process first."""
+def load(name: str) -> tuple[Any, Any]:
+    """Return an engine and the server that it talks to, if any, which runs in this process."""
     if name != "server":
-        return EngineConfig(engine=name, model=MODEL, max_model_len=options.context)
+        return load_engine(EngineConfig(engine=name, model=MODEL, max_model_len=CONTEXT)), None
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options.held = serve(port, options.threads, options.slots, options.context)
+    server = serve(port)
     # llama.cpp's own defaults cut unlikely tokens off
     settings = ServerSettings(tokenizer=MODEL, model=MODEL, extra_body={"top_k": 0, "min_p": 0.0})
-    return EngineConfig(engine="server", model=f"http://127.0.0.1:{port}/v1", server=settings)
+    config = EngineConfig(engine="server", model=f"http://127.0.0.1:{port}/v1", server=settings)
+    return load_engine(config), server
 
 
-def work(name: str, options: argparse.Namespace, problems: list[Problem], pipe: Any) -> None:
+def work(name: str, pipe: Any) -> None:
     """Load an engine, then draw or evaluate as asked through `pipe`; send seconds, CPU seconds, tokens, GiB."""
     from quagmire_utils.evaluation.evaluate import evaluate
     from quagmire_utils.evaluation.store import SampleStore
     from quagmire_utils.grading import Grader
 
     started = time.perf_counter()
-    params = SamplingParams(max_tokens=options.max_tokens)
-    engine = load_engine(config_of(name, options))
+    engine, _server = load(name)  # the server lives as long as its object
+    problems = load_benchmark("asdiv_grade1_2", limit=PROBLEMS)
     prompts = [render_problem(problem, engine.tokenizer).token_ids for problem in problems]
     try:
         engine.generate([Request(prompts[0], 1, 0)], SamplingParams(max_tokens=2))
@@ -81,11 +85,11 @@ def work(name: str, options: argparse.Namespace, problems: list[Problem], pipe: 
             if what == "evaluate":
                 store = SampleStore(Path(folder) / f"{round_}")
                 how = {"grader": grader, "progress": False}
-                counts = evaluate(engine, {"words": problems}, options.samples, params, store, **how)
+                counts = evaluate(engine, {"words": problems}, SAMPLES, PARAMS, store, **how)
                 tokens = int((counts["n"] * counts["mean_tokens"]).sum().round())
             else:
-                requests = [Request(ids, options.samples, 10**6 * round_ + 1000 * i) for i, ids in enumerate(prompts)]
-                tokens = sum(one.tokens for answers in engine.generate(requests, params) for one in answers)
+                requests = [Request(ids, SAMPLES, 10**6 * round_ + 1000 * i) for i, ids in enumerate(prompts)]
+                tokens = sum(one.tokens for answers in engine.generate(requests, PARAMS) for one in answers)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             pipe.send((time.perf_counter() - started, time.process_time() - used, tokens, peak))
     engine.close()
@@ -94,32 +98,21 @@ def work(name: str, options: argparse.Namespace, problems: list[Problem], pipe: 
 
 def main() -> None:
     """Run all in turn and print their table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engines", default="transformers,vllm,server")
-    parser.add_argument("--problems", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--slots", type=int, default=32, help="sequences that the server decodes at once")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    options.threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
     locate(MODEL)
-    problems = load_benchmark("asdiv_grade1_2", limit=options.problems)
     context = multiprocessing.get_context("spawn")
     pipes, starts, times, processor, memory = {}, {}, {}, {}, {}
-    for name in options.engines.split(","):
+    for name in ("transformers", "vllm", "server"):
         if name == "server" and importlib.util.find_spec("xllamacpp") is None:
             print("server: xllamacpp is not installed")
             continue
         mine, theirs = context.Pipe()
-        context.Process(target=work, args=(name, options, problems, theirs), daemon=name != "transformers").start()
+        context.Process(target=work, args=(name, theirs), daemon=name != "transformers").start()
         answer = mine.recv()
         if isinstance(answer, str):
             print(f"{name}: {answer}")
             continue
         pipes[name], starts[name] = mine, answer[0]
-    for round_ in range(options.rounds):
+    for round_ in range(ROUNDS):
         for name, pipe in pipes.items():
             for what in ("draw", "evaluate") if name == "transformers" else ("draw",):
                 pipe.send((what, round_))
@@ -128,8 +121,7 @@ def main() -> None:
                 processor.setdefault((name, what), []).append(used / tokens)
     for pipe in pipes.values():
         pipe.send(None)
-    answers = options.problems * options.samples
-    print(f"\n{answers} answers of at most {options.max_tokens} tokens, {options.threads} thread(s)")
+    print(f"\n{PROBLEMS * SAMPLES} answers of at most {PARAMS.max_tokens} tokens, {THREADS} thread(s)")
     print(f"{'':<14}{'tokens/s':>10}{'a CPU second':>14}{'start s':>10}{'GiB':>8}")
     for name in pipes:
         wall, used = (statistics.median(kind[name, "draw"]) for kind in (times, processor))

@@ -22,6 +22,5 @@ from quagmire_utils.training.microlab.tasks import (
     make_mixed_problems,
     make_problems,
     make_traces,
-    write_problems,
     write_trace,
 )

@@ -5,15 +5,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 
-from quagmire_utils.core.files import write_text
 from quagmire_utils.data import Problem, Trace
 from quagmire_utils.data.prompts import INSTRUCTION
 from quagmire_utils.training.microlab.statements import STATEMENT_BENCHMARKS, Statements, StatementSpec
@@ -184,10 +181,3 @@ def make_traces(
         name, response = f"{source}-{i}", expression.write(draw_style(styles, rng))
         traces.append(Trace(name, name, expression.question, response, answer=expression.answer, source=source))
     return traces
-
-
-def write_problems(problems: Sequence[Problem], path: str | Path) -> None:
-    """Write problems as a .jsonl file, which `load_benchmark` reads like any other benchmark."""
-    write_text(
-        "".join(json.dumps({"id": p.id, "question": p.question, "answer": p.answer}) + "\n" for p in problems), path
-    )
