@@ -69,20 +69,11 @@ def with_bos(tmp_path_factory) -> Path:
 
 
 def backend_python(name: str) -> Path:
+    """The Python of a back-end's environment; the test skips where there is none."""
     try:
         return environment_python(name)
     except ParameterError as error:
         pytest.skip(str(error))
-
-
-@pytest.fixture
-def llamafactory_python() -> Path:
-    return backend_python("llamafactory")
-
-
-@pytest.fixture
-def verl_python() -> Path:
-    return backend_python("verl")
 
 
 def arguments_of(script: Path, tmp_path: Path, *more: str, **variables: str) -> list[str]:

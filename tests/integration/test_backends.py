@@ -27,18 +27,7 @@ from quagmire_utils.training.backends.runs import LOG, run_command
 
 pytest.importorskip("torch", reason="the micro models need torch")
 
-from back_ends import (  # noqa: F401
-    LISTS,
-    PROBLEMS,
-    RL,
-    SFT,
-    TRACES,
-    arguments_of,
-    chat,
-    plain,
-    wait_for,
-    with_bos,
-)
+from back_ends import LISTS, PROBLEMS, RL, SFT, TRACES, arguments_of, chat, plain, wait_for, with_bos  # noqa: F401
 
 from quagmire_utils.data.prompts import INSTRUCTIONS, render, response_ids
 from quagmire_utils.engines import load_tokenizer

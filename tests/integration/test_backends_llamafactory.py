@@ -18,35 +18,23 @@ import pytest
 
 from quagmire_utils.core.files import read_json
 from quagmire_utils.core.paths import ROOT
-from quagmire_utils.core.settings import SFTSettings
 from quagmire_utils.training.backends import BackendError, llamafactory
 from quagmire_utils.training.backends.runs import LOG
 
 pytest.importorskip("torch", reason="the micro models need torch")
 
-from back_ends import (  # noqa: F401
-    SFT,
-    TRACES,
-    backend_python,
-    chat,
-    llamafactory_python,
-    plain,
-    wait_for,
-    weights_of,
-    with_bos,
-)
+from back_ends import SFT, TRACES, backend_python, chat, plain, wait_for, weights_of, with_bos  # noqa: F401
 
 from quagmire_utils.data.prompts import render, response_ids
-from quagmire_utils.engines import EngineConfig, load_tokenizer
+from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine, load_tokenizer
 
-# --- the real LLaMA-Factory ---------------------------------------------------------------------------------------
+pytestmark = pytest.mark.slow
+SETTINGS = SFT.replace(epochs=60)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("base", ["chat", "with_bos"])  # every run below checks the plain one's
-def test_llamafactory_makes_the_tokens_that_sampling_uses_and_a_difference_is_refused(
-    base, request, tmp_path, llamafactory_python
-):
+def test_llamafactory_makes_the_tokens_that_sampling_uses_and_a_difference_is_refused(base, request, tmp_path):
+    python = backend_python("llamafactory")
     model = request.getfixturevalue(base)
     folder = llamafactory.write(model, TRACES, tmp_path / "run", SFT, gpus=0)
     llamafactory.check(folder)
@@ -55,10 +43,8 @@ def test_llamafactory_makes_the_tokens_that_sampling_uses_and_a_difference_is_re
         "import json, sys; from datasets import load_from_disk; rows = load_from_disk(sys.argv[1])['train']; "
         "print(json.dumps([[row['input_ids'], row['labels']] for row in rows]))"
     )
-    made = subprocess.run(
-        [llamafactory_python, "-c", code, str(folder / "tokenized")], capture_output=True, text=True, check=True
-    )
-    for (ids, labels), trace in zip(json.loads(made.stdout), TRACES, strict=True):
+    made = subprocess.check_output([python, "-c", code, str(folder / "tokenized")], text=True)
+    for (ids, labels), trace in zip(json.loads(made), TRACES, strict=True):
         prompt, response = render(trace.question, tokenizer).token_ids, response_ids(tokenizer, trace.response)
         assert tuple(ids) == (*prompt, *response)
         assert tuple(labels) == (*[-100] * len(prompt), *response)
@@ -78,15 +64,12 @@ def unbroken(plain, tmp_path_factory) -> Path:
     """A run of LLaMA-Factory on the CPU, from beginning to end."""
     backend_python("llamafactory")
     folder = tmp_path_factory.mktemp("unbroken") / "run"
-    settings = SFT.replace(epochs=60)
-    llamafactory.write(plain, TRACES, folder, settings, gpus=0)
-    summary = llamafactory.train(folder)
-    assert summary["steps"] == 180
+    llamafactory.write(plain, TRACES, folder, SETTINGS, gpus=0)
+    assert llamafactory.train(folder)["steps"] == 180
     return folder
 
 
-@pytest.mark.slow
-def test_llamafactory_trains_and_its_checkpoint_keeps_the_tokenizer_of_its_base(unbroken, plain):
+def test_llamafactory_trains_and_our_engine_samples_its_checkpoint_with_the_tokenizer_of_the_base(unbroken, plain):
     summary = read_json(unbroken / "model" / "sft.json")
     losses = [entry["loss"] for entry in llamafactory.log_entries(unbroken) if "loss" in entry]
     assert summary["final_loss"] == losses[-1] < losses[0] / 2
@@ -96,33 +79,21 @@ def test_llamafactory_trains_and_its_checkpoint_keeps_the_tokenizer_of_its_base(
     assert not tokenizer.chat_template
     prompt = render(TRACES[0].question, tokenizer)
     assert prompt == render(TRACES[0].question, load_tokenizer(str(plain)))
-
-
-@pytest.mark.slow
-def test_our_engine_samples_what_llamafactory_trained(unbroken):
-    from quagmire_utils.engines import Request, SamplingParams, load_engine
-
     engine = load_engine(EngineConfig(engine="transformers", model=unbroken / "model", max_model_len=512))
-    prompt = render(TRACES[0].question, engine.tokenizer)
     params = SamplingParams(temperature=1e-6, max_tokens=64)
     ((completion,),) = engine.generate([Request(prompt.token_ids, 1, 0)], params)
     assert completion.text.startswith("Adding one:\n\n")  # as every trace does
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(unbroken, plain, tmp_path):
     import torch
 
     folder = tmp_path / "run"
-    settings = SFT.replace(epochs=60)
-    llamafactory.write(plain, TRACES, folder, settings, gpus=0)
+    llamafactory.write(plain, TRACES, folder, SETTINGS, gpus=0)
     shutil.copytree(unbroken / "tokenized", folder / "tokenized")  # the same traces
     code = "import sys; from quagmire_utils.training.backends import llamafactory; llamafactory.train(sys.argv[1])"
-    caller = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.DEVNULL,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    caller = subprocess.Popen([sys.executable, "-c", code, str(folder)], env=environment, stderr=subprocess.DEVNULL)
     wait_for(lambda: any(folder.glob("checkpoints/checkpoint-*/trainer_state.json")), 240)
     processes = [caller, *psutil.Process(caller.pid).children(recursive=True)]
     for process in processes:
@@ -138,8 +109,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(unbroken, plain, tm
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.slow
-def test_llamafactory_by_hand_on_two_processes_and_trl_train_the_same_model(plain, tmp_path, llamafactory_python):
+def test_llamafactory_by_hand_on_two_processes_and_trl_train_the_same_model(plain, tmp_path):
     """Each step on all traces, so that their order does not matter: same loss, same schedule, same optimizer.
 
     The loss of the first step, before any update, is our generalization loss of the base model on these traces.
@@ -149,12 +119,11 @@ def test_llamafactory_by_hand_on_two_processes_and_trl_train_the_same_model(plai
     from quagmire_utils.evaluation.generalization_loss import generalization_loss
     from quagmire_utils.training import sft
 
-    settings = SFTSettings(
-        epochs=12, batch_size=24, micro_batch_size=8, learning_rate=1e-3, max_length=512, warmup_fraction=0.25
-    )
+    python = backend_python("llamafactory")
+    settings = SFT.replace(epochs=12, batch_size=24, micro_batch_size=8, warmup_fraction=0.25)
     ours = sft.train_sft(plain, TRACES, tmp_path / "trl", settings)
     folder = llamafactory.write(plain, TRACES, tmp_path / "lf", settings, gpus=0)
-    variables = {"QUAGMIRE_LLAMAFACTORY_PYTHON": str(llamafactory_python), "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+    variables = {"QUAGMIRE_LLAMAFACTORY_PYTHON": str(python), "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
     done = subprocess.run(
         ["bash", folder / "run.sh", "per_device_train_batch_size=4", "gradient_accumulation_steps=3"],
         env={**os.environ, **variables, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=540,

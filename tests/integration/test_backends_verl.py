@@ -23,31 +23,30 @@ from quagmire_utils.training.backends.runs import LOG
 
 pytest.importorskip("torch", reason="the micro models need torch")
 
-from back_ends import (  # noqa: F401
-    PROBLEMS,
-    RL,
-    chat,
-    plain,
-    verl_python,
-    weights_of,
-    with_bos,
-)
+from back_ends import PROBLEMS, RL, backend_python, chat, weights_of, with_bos  # noqa: F401
 
 from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import load_tokenizer
 
-# --- the real verl ------------------------------------------------------------------------------------------------
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def verl_python() -> Path:
+    return backend_python("verl")
+
+
+def job_of(folder: Path, verl_python: Path, *overrides: str) -> subprocess.CompletedProcess:
+    """What verl makes of the overrides of a run: its whole configuration, in YAML."""
+    environment = {**os.environ, "QUAGMIRE_VERL_PYTHON": str(verl_python), "OMP_NUM_THREADS": "1"}
+    command = ["bash", str(folder / "run.sh"), *overrides, "--cfg", "job"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
 def test_verl_accepts_every_override_and_refuses_a_wrong_one(chat, tmp_path, verl_python):
-    folder = verl.write(
-        chat, PROBLEMS, tmp_path / "a folder, of = signs", RL.replace(micro_batch_size=2, epochs=3), gpus=2
-    )  # fmt: skip
-    environment = {**os.environ, "QUAGMIRE_VERL_PYTHON": str(verl_python)}
-    done = subprocess.run(
-        ["bash", str(folder / "run.sh"), "--cfg", "job"], env=environment, capture_output=True, text=True, timeout=300
-    )
+    settings = RL.replace(micro_batch_size=2, epochs=3)
+    folder = verl.write(chat, PROBLEMS, tmp_path / "a folder, of = signs", settings, gpus=2)
+    done = job_of(folder, verl_python)
     assert done.returncode == 0, done.stderr
     job = yaml.safe_load(done.stdout)
     assert float(job["actor_rollout_ref"]["actor"]["optim"]["lr"]) == 1e-6
@@ -56,15 +55,11 @@ def test_verl_accepts_every_override_and_refuses_a_wrong_one(chat, tmp_path, ver
     assert job["trainer"]["total_training_steps"] == 9  # 3 epochs of 3 batches
     assert job["data"]["train_files"] == str(folder.resolve() / "train.parquet")
     assert job["actor_rollout_ref"]["model"]["custom_chat_template"] == "{{ messages[0].content }}"
-    refused = subprocess.run(
-        ["bash", str(folder / "run.sh"), "actor_rollout_ref.rollout.rollouts=16", "--cfg", "job"],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    refused = job_of(folder, verl_python, "actor_rollout_ref.rollout.rollouts=16")
     assert refused.returncode != 0
     assert "Could not override 'actor_rollout_ref.rollout.rollouts'" in refused.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("base", ["chat", "with_bos"])
 def test_verl_makes_the_tokens_that_sampling_uses_and_a_difference_is_refused(base, request, tmp_path, verl_python):
     model = request.getfixturevalue(base)
@@ -214,7 +209,6 @@ def step_by_hand(model: Path, batch: dict, settings: RLSettings) -> tuple[dict, 
     )
 
 
-@pytest.mark.slow
 def test_a_step_of_verl_is_the_one_computed_by_hand_and_our_engine_loads_its_checkpoint(chat, tmp_path, verl_python):
     """verl's FSDP engine, loss, optimizer and checkpoints, with our overrides, on two ranks without a GPU."""
     import torch
@@ -224,24 +218,17 @@ def test_a_step_of_verl_is_the_one_computed_by_hand_and_our_engine_loads_its_che
     settings = RL.replace(learning_rate=1e-3, entropy_coefficient=0.02, temperature=0.8, max_grad_norm=0.5)
     folder = verl.write(chat, PROBLEMS, tmp_path / "run", settings, gpus=2)
     full = "{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"  # what is done by hand
-    variables = {**os.environ, "QUAGMIRE_VERL_PYTHON": str(verl_python), "OMP_NUM_THREADS": "1"}
-    with (tmp_path / "job.yaml").open("w") as job:
-        subprocess.run(
-            [
-                "bash",
-                folder / "run.sh",
-                f"+actor_rollout_ref.actor.fsdp_config.mixed_precision={full}",
-                "actor_rollout_ref.actor.fsdp_config.use_torch_compile=False",
-                *("--cfg", "job"),
-            ],
-            env=variables, stdout=job, check=True, timeout=300,
-        )  # fmt: skip
+    fsdp = "actor_rollout_ref.actor.fsdp_config"
+    job = job_of(folder, verl_python, f"+{fsdp}.mixed_precision={full}", f"{fsdp}.use_torch_compile=False")
+    (tmp_path / "job.yaml").write_text(job.stdout)
     batch = rollouts_of(chat, settings)
     torch.save(batch, tmp_path / "batch.pt")
     (tmp_path / "cpu_platform.py").write_text(PLATFORM)
     (tmp_path / "step.py").write_text(STEP)
     shards = folder / "checkpoints" / "global_step_4" / "actor"
-    variables |= {
+    variables = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(tmp_path),
         "VERL_USE_EXTERNAL_MODULES": "cpu_platform",
         "VERL_PLATFORM": "cpu",

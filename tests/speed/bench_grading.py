@@ -26,8 +26,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 SETS = ("math_cot", "gsm8k_gpt3")
 SAMPLES, ROUNDS, WORKERS = 64, 2, 2
@@ -101,53 +103,34 @@ with open(sys.argv[2], "w", buffering=1) as out:
         if len(work["golds"]) <= 1000:
             out.write(json.dumps(verdict) + "\\n")
     end = time.perf_counter()  # CLOCK_MONOTONIC, the same for all processes
-    out.write(json.dumps({"seconds": end - start, "ended": end, "verdicts": verdicts}) + "\\n")
+    out.write(json.dumps({"running": end - start, "ended": end, "verdicts": verdicts}) + "\\n")
 """
 
 
-@dataclass
-class Outcome:
-    """One run: seconds of grading, seconds from its launch, the verdicts; or what one that was ended had done."""
+def run(name: str, python: Path, responses: list[str], golds: list[str], patience: float) -> dict[str, Any]:
+    """Grade in a process of its own, which is killed with its children after `patience` seconds of grading.
 
-    running: float
-    launched: float
-    verdicts: list = field(default_factory=list)
-    note: str = ""
-
-
-def run(name: str, python: Path, responses: list[str], golds: list[str], patience: float) -> Outcome:
-    """Grade in a process of its own, which is killed with its children after `patience` seconds of grading."""
+    Returns the seconds of grading (running) and from launch, and the verdicts; or what one that did not end had done.
+    """
+    repo = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"} | ({"PYTHONPATH": repo} if name == "ours" else {})
     with tempfile.TemporaryDirectory() as folder:
         work, out = Path(folder) / "work.json", Path(folder) / "out.txt"
         work.write_text(json.dumps({"golds": golds, "responses": responses}))
-        code = PROGRAM.replace("{setup}", SETUP[name])
-        repo = str(Path(__file__).resolve().parents[2])
-        process = subprocess.Popen(
-            [str(python), "-c", code, str(work), str(out), str(WORKERS)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, **({"PYTHONPATH": repo} if name == "ours" else {}), "HF_HUB_OFFLINE": "1"},
-        )
+        out.touch()
+        command = [str(python), "-c", PROGRAM.replace("{setup}", SETUP[name]), str(work), str(out), str(WORKERS)]
         launched, ready = time.perf_counter(), None
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, env=environment)
         while process.poll() is None:
-            if ready is None and out.exists() and out.read_text():
-                ready = time.monotonic()
-            if ready is not None and time.monotonic() - ready > patience:
+            ready = ready or (out.read_text() and time.monotonic())
+            if ready and time.monotonic() - ready > patience:
                 os.killpg(process.pid, signal.SIGKILL)
-                break
             time.sleep(0.02)
-        error = process.communicate()[1]
-        lines = [line for line in (out.read_text().splitlines() if out.exists() else []) if line != "ready"]
-        try:
+        lines = out.read_text().splitlines()[1:]
+        if not process.returncode:
             found = json.loads(lines[-1])
-            return Outcome(found["seconds"], found["ended"] - launched, found["verdicts"])
-        except (IndexError, TypeError, ValueError):
-            how = "killed" if process.returncode == -signal.SIGKILL else f"ended with status {process.returncode}"
-            if ready is None:
-                how = f"did not start: {error.strip().splitlines()[-1:]}"
-            return Outcome(float("nan"), float("nan"), note=f"{how} after {len(lines)} of {len(golds)} responses")
+            return found | {"launched": found["ended"] - launched}
+        return {"note": f"ended with status {process.returncode} after {len(lines)} of {len(golds)} responses"}
 
 
 def real_responses(name: str, problems: int, samples: int) -> tuple[list[str], list[str]]:
@@ -165,29 +148,24 @@ def real_responses(name: str, problems: int, samples: int) -> tuple[list[str], l
 
 def throughput(title: str, pythons: dict[str, Path], responses: list[str], golds: list[str]) -> None:
     """Responses per second of each grader, and how often its verdict is not math-verify's."""
-    best: dict[str, Outcome] = {}
+    rows = []
     for _ in range(ROUNDS):
         for name, python in pythons.items():
-            outcome = run(name, python, responses, golds, LONGEST)
-            before = best.setdefault(name, outcome)
-            before.running = min(before.running, outcome.running)
-            before.launched = min(before.launched, outcome.launched)
+            rows.append({"name": name, **run(name, python, responses, golds, LONGEST)})
+    frame = pd.DataFrame(rows)
+    verdicts = frame.groupby("name")["verdicts"].first()
+    table = frame.groupby("name")[["running", "launched"]].min()
+    table["responses/s"] = len(responses) / table["running"]
+    for times in ("running", "launched"):
+        table[f"ours is, {times}"] = table[times] / table.loc["ours", times]
+    # A pair that raises within math-verify is False there and an undecided ERROR with us.
+    pairs = {name: list(zip(mine, verdicts["math-verify"], strict=True)) for name, mine in verdicts.items()}
+    table["undecided"] = {name: sum(not isinstance(mine, bool) for mine, _ in some) for name, some in pairs.items()}
+    table["other verdict than math-verify"] = {
+        name: sum(isinstance(mine, bool) and mine != theirs for mine, theirs in some) for name, some in pairs.items()
+    }
     print(f"\n{title}: {len(responses)} responses, {WORKERS} workers of ours, best of {ROUNDS}")
-    heads = ("running", "ours is", "from launch", "ours is")
-    print("  {:12s} {:>18s} {:>9s} {:>13s} {:>9s}   other verdict than math-verify".format("", *heads))
-    reference, ours = best["math-verify"], best["ours"]
-    for name, outcome in best.items():
-        if outcome.note:
-            print(f"  {name:12s} {outcome.note}")
-            continue
-        line = f"  {name:12s} {len(responses) / outcome.running:8,.0f} responses/s"
-        line += f" {outcome.running / ours.running:7.1f} x"
-        line += f" {outcome.launched:11.1f} s {outcome.launched / ours.launched:7.1f} x"
-        # A pair that raises within math-verify is False there and an undecided ERROR with us.
-        pairs = list(zip(outcome.verdicts, reference.verdicts, strict=True))
-        flipped = sum(isinstance(mine, bool) and mine != theirs for mine, theirs in pairs)
-        undecided = sum(not isinstance(mine, bool) for mine, _ in pairs)
-        print(f"{line}   {flipped}, undecided {undecided}", flush=True)
+    print(table.round(2).to_string(), flush=True)
 
 
 def pathological(pythons: dict[str, Path]) -> None:
@@ -200,10 +178,10 @@ def pathological(pythons: dict[str, Path]) -> None:
     print(f"\n{len(responses)} responses, {len(HARD)} of them pathological, limit 5 s, killed after {PATIENCE:g} s")
     for name, python in pythons.items():
         outcome = run(name, python, responses, golds, PATIENCE)
-        said = outcome.note
+        said = outcome.get("note")
         if not said:
-            hard = [outcome.verdicts[place] for place in places]
-            said = f"ended after {outcome.running:6.1f} s ({outcome.running / 5:.2f} x the limit); the five: {hard}"
+            hard, seconds = [outcome["verdicts"][place] for place in places], outcome["running"]
+            said = f"ended after {seconds:6.1f} s ({seconds / 5:.2f} x the limit); the five: {hard}"
         print(f"  {name:12s} {said}", flush=True)
 
 
@@ -214,15 +192,13 @@ def main() -> None:
     parser.add_argument("--lighteval", type=Path, help="Python of a virtual environment with lighteval")
     parser.add_argument("--problems", type=int, default=50, help="of each set")
     options = parser.parse_args()
+    ours = {"ours": Path(sys.executable), "math-verify": Path(sys.executable)}
     named = {"lm-eval": options.lm_eval, "lighteval": options.lighteval}
-    pythons = {"ours": Path(sys.executable), "math-verify": Path(sys.executable)}
-    pythons |= {name: python.absolute() for name, python in named.items() if python}
-    for name in named.keys() - pythons.keys():
-        print(f"{name}: left out, as no --{name} is given")
+    pythons = ours | {name: python.absolute() for name, python in named.items() if python}
     works = {name: (real_responses(name, options.problems, SAMPLES), pythons) for name in SETS}
     whole = [real_responses(name, sys.maxsize, SAMPLES) for name in SETS]  # as many as MATH-500 has, or so
     both = [[item for part in parts for item in part] for parts in zip(*whole, strict=True)]
-    works["both, all problems"] = both, {name: pythons[name] for name in ("ours", "math-verify")}
+    works["both, all problems"] = both, ours
     for name, ((responses, golds), graders) in works.items():
         throughput(f"{name}, repeated to {SAMPLES}", graders, responses, golds)
         throughput(f"{name}, no two alike", graders, [f"{i}. {text}" for i, text in enumerate(responses)], golds)
