@@ -2,7 +2,7 @@
 
 with serve(folder) as hub:            # folder/OWNER/NAME/files...
     hub.endpoint                      # what HF_ENDPOINT is set to; every revision stands for COMMIT
-    hub.sent                          # path -> bytes of it that were sent
+    hub.sent                          # paths that were asked for
 """
 
 import base64
@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +24,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.endpoint = ""
-        self.sent: Counter[str] = Counter()
+        self.sent: set[str] = set()
         self.made: dict[str, dict] = {}  # repository -> what was asked for when it was made
         self.failures = 0  # how many of the next requests for a file's bytes are answered with 503
 
@@ -88,10 +87,9 @@ def serve(folder: Path) -> Iterator[Hub]:
                 self.answer({}, missing=True)
 
         def info(self, dataset):
-            names = [one for one in (folder / dataset).rglob("*") if one.is_file()]
-            siblings = [{"rfilename": str(one.relative_to(folder / dataset))} for one in names]
-            facts = {"id": dataset, "sha": COMMIT, "siblings": siblings, "private": False, "gated": False}
-            return facts | {"disabled": False, "downloads": 0, "likes": 0, "tags": []}
+            files = [one.relative_to(folder / dataset) for one in (folder / dataset).rglob("*") if one.is_file()]
+            siblings = [{"rfilename": str(one)} for one in files]
+            return {"id": dataset, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
 
         def entry(self, dataset, name):
             path = folder / dataset / name
@@ -100,16 +98,17 @@ def serve(folder: Path) -> Iterator[Hub]:
             oid = hashlib.sha1(name.encode()).hexdigest()
             return {"type": "file", "path": name, "size": path.stat().st_size, "oid": oid}
 
-        def answer(self, value, missing=False):
-            body = json.dumps(value).encode()
-            self.send_response(404 if missing else 200)
-            if missing:
-                self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
+        def send(self, status, body, headers):
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)
+
+        def answer(self, value, missing=False):
+            headers = {"Content-Type": "application/json"} | ({"X-Error-Code": "EntryNotFound"} if missing else {})
+            self.send(404 if missing else 200, json.dumps(value).encode(), headers)
 
         def file(self, dataset, name):
             path = folder / dataset / name
@@ -117,22 +116,15 @@ def serve(folder: Path) -> Iterator[Hub]:
                 return self.answer({}, missing=True)
             if hub.failures and self.command == "GET":
                 hub.failures -= 1
-                self.send_response(503)
-                self.send_header("Content-Length", "0")
-                return self.end_headers()
+                return self.send(503, b"", {})
             whole = path.read_bytes()
-            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-            body = whole[int(asked[1]) : int(asked[2]) + 1] if asked else whole
-            self.send_response(206 if asked else 200)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{hashlib.sha1(whole).hexdigest()}"')
-            if asked:
-                self.send_header("Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(body) - 1}/{len(whole)}")
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-                hub.sent[name] += len(body)
+            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(whole).hexdigest()}"'}
+            status, body = 200, whole
+            if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+                status, body = 206, whole[int(asked[1]) : int(asked[2]) + 1]
+                headers["Content-Range"] = f"bytes {asked[1]}-{int(asked[1]) + len(body) - 1}/{len(whole)}"
+            self.send(status, body, headers)
+            hub.sent.add(name)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

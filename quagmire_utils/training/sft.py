@@ -29,11 +29,7 @@ if TYPE_CHECKING:
 
 
 def tokenize_traces(
-    traces: Sequence[Trace],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    template: str = "auto",
-    max_length: int | None = None,
+    traces: Sequence[Trace], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
 ) -> list[dict[str, list[int]]]:
     """Return rows of `input_ids` and `completion_mask` (1 on response tokens) for `SFTTrainer`.
 
@@ -43,7 +39,7 @@ def tokenize_traces(
     for trace in traces:
         if not trace.question.strip() or not trace.response.strip():
             raise ParameterError("traces", trace.id, reason=f"{trace.id} has a blank question or response")
-        prompt = render(trace.question, tokenizer, template)
+        prompt = render(trace.question, tokenizer)
         ids, response = list(prompt.token_ids), list(response_ids(tokenizer, trace.response, prompt))
         rows.append({"input_ids": ids + response, "completion_mask": [0] * len(ids) + [1] * len(response)})
     longest = max((len(row["input_ids"]) for row in rows), default=0)
@@ -61,7 +57,6 @@ def train_sft(
     settings: SFTSettings,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    template: str = "auto",
 ) -> dict[str, object]:
     """Fine-tune `model` on `traces` and save the checkpoint to the folder `output`.
 
@@ -88,7 +83,7 @@ def train_sft(
     model.float()
     if not torch.cuda.is_available():
         settle_threads(model)
-    rows = tokenize_traces(traces, tokenizer, template=template, max_length=settings.max_length)
+    rows = tokenize_traces(traces, tokenizer, settings.max_length)
     steps = math.ceil(math.ceil(len(rows) / settings.batch_size) * settings.epochs)
     micro_batch = settings.micro_batch_size or settings.batch_size
     arguments = SFTConfig(

@@ -36,8 +36,7 @@ from quagmire_utils.engines import load_tokenizer
 
 
 @pytest.mark.parametrize(
-    ("gpus", "micro_batch", "accumulation"),
-    [(8, None, 16), (8, 2, 8), (1, 16, 8), (0, None, 128)],
+    ("gpus", "micro_batch", "accumulation"), [(8, None, 16), (8, 2, 8), (1, 16, 8), (0, None, 128)]
 )
 def test_the_training_yaml_has_the_papers_values_and_the_global_batch(plain, tmp_path, gpus, micro_batch, accumulation):
     settings = SFTSettings(micro_batch_size=micro_batch)

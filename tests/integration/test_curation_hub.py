@@ -159,7 +159,7 @@ def test_a_hub_is_streamed_resumes_after_a_kill_and_forgives_an_error(tmp_path, 
     assert load_set(tmp_path / "out/s") == load_set(tmp_path / "expected")
     names = [file.name for file in files]
     assert manifest["configuration"]["inputs"] == [[name, COMMIT] for name in names]
-    assert set(hub.sent) <= {"README.md", *(f"SFT/math/{name}" for name in names)}
+    assert hub.sent <= {"README.md", *(f"SFT/math/{name}" for name in names)}
 
 
 def test_a_hub_without_the_file_or_out_of_reach_is_a_sentence(tmp_path, hub_set):

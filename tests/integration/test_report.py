@@ -221,10 +221,7 @@ def test_what_is_harmless_survives():
     assert clean.plain("a\ud800\x07\x1b[1mb\x1b[0m\u202ec") == "a\\ud800bc"
 
 
-@pytest.mark.parametrize(
-    "data",
-    ["PHNjcmlwdD4=", "not base64!", base64.b64encode(clean.PNG).decode()],
-)
+@pytest.mark.parametrize("data", ["PHNjcmlwdD4=", "not base64!", base64.b64encode(clean.PNG).decode()])
 def test_what_is_no_picture_is_refused(data):
     with pytest.raises(ValueError):  # noqa: PT011 - of base64, or of no PNG
         clean.picture(data, None, "alt")

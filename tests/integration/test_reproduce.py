@@ -375,28 +375,27 @@ def test_the_page_is_made_at_the_end_and_alone(recorded: Run):
     assert (folder / "notebooks/fig03_loss.ipynb").exists()
 
 
-def test_what_a_named_notebook_found_is_the_last_thing_said(study: Run, capfd, monkeypatch):
-    """Wrapped to the terminal, as plain text; of a notebook that --only did not name, nothing."""
+def test_what_a_named_notebook_found_is_the_last_thing_said(recorded: Run, capfd, monkeypatch):
+    """Wrapped to the terminal, as plain text, and its page; of a notebook that --only does not name, nothing."""
     monkeypatch.setenv("COLUMNS", "60")
     found = "**mine.csv.** Send a<b to RL first: " + "it has the highest Pass@64, " * 4 + "and `none` is ruled out."
     cell = f"from quagmire_utils.report import notebook\nsaid = notebook.headline({found!r})\nprint('not this')"
     page = "import pathlib\nfrom quagmire_utils.report import notebook\n"
     page += "said = notebook.headline('the page', pathlib.Path('made/evaluation.html'))"
-    notebook(study.notebooks / "evaluate_model.ipynb", page, cell, parameters="model = None")
-    sweep = nbformat.read(study.notebooks / "run_sweep.ipynb", as_version=4)  # comes first by itself
-    records = str(study.results / "smoke/manifest.json")
-    sweep.cells.append(nbformat.v4.new_code_cell(f"{cell}\npathlib.Path({records!r}).write_text('{{}}')"))
-    nbformat.write(sweep, study.notebooks / "run_sweep.ipynb")
-    assert cli.main(command(study, "evaluate")) == 0
+    notebook(recorded.notebooks / "evaluate_model.ipynb", page, cell, parameters="model = None")
+    assert cli.main(command(recorded, "evaluate")) == 0
     shown, logged = (text.strip() for text in capfd.readouterr())
     assert logged.splitlines()[-1] == "All on one page: made/evaluation.html"
     assert " ".join(shown.split()) == found.replace("**", "")
-    assert len(shown.splitlines()) > 1
-    assert max(map(len, shown.splitlines())) <= 60
-    (output,) = nbformat.read(study.results / "smoke/notebooks/evaluate_model.ipynb", as_version=4).cells[-1].outputs
+    assert 30 < max(map(len, shown.splitlines())) <= 60
+    (output,) = nbformat.read(recorded.results / "smoke/notebooks/evaluate_model.ipynb", 4).cells[-1].outputs
     assert output["data"]["text/markdown"] == found.replace("<", "&lt;")
-    assert cli.main(command(study, "fig03")) == 0
-    assert (study.results / "smoke/notebooks/run_sweep.ipynb").exists()
+    records = str(recorded.results / "smoke/manifest.json")  # the sweep comes first by itself, where it is not there
+    sweep = f"{cell}\nimport pathlib; pathlib.Path({records!r}).write_text('{{}}')"
+    notebook(recorded.notebooks / "run_sweep.ipynb", sweep, parameters="profile = 'mini'")
+    Path(records).unlink()
+    assert cli.main(command(recorded, "fig03")) == 0
+    assert (recorded.results / "smoke/notebooks/run_sweep.ipynb").exists()
     assert "mine.csv" not in capfd.readouterr().out
 
 

@@ -102,24 +102,15 @@ def test_further_runs_start_from_the_base_that_the_records_ship(unbroken, tmp_pa
 
 @pytest.mark.slow
 def test_a_killed_sweep_ends_like_an_unbroken_one(tiny, unbroken, tmp_path):
-    rng, kills = random.Random(0), 0
-    for _ in range(8):
-        process = subprocess.Popen(
-            command(tiny, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        try:
-            process.wait(timeout=rng.uniform(4, 14))
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)  # its workers must notice by themselves
-            process.wait()
-            kills += 1
-            time.sleep(0.5)
-        else:
-            assert process.returncode == 0
-            break
-    else:
-        run_sweep(tiny, tmp_path).check_returncode()
-    assert kills >= 2
+    rng, quiet = random.Random(0), {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for _ in range(3):
+        process = subprocess.Popen(command(tiny, tmp_path), **quiet, start_new_session=True)
+        worker = worker_of(process)
+        time.sleep(rng.uniform(2, 12))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert not psutil.wait_procs([worker], timeout=60)[1]  # workers notice by themselves
+    run_sweep(tiny, tmp_path).check_returncode()
     assert_same_records(tmp_path, unbroken)
 
 

@@ -241,7 +241,7 @@ def environment_of(folder, **changes):
     settings = RLSettings(
         **{"steps": 1, "checkpoints": 1, "prompts_per_step": 8, "rollouts": 6, "max_tokens": 16, "seed": 5} | changes
     )
-    return Recorder(make_environment(folder, MIXED, settings, second_token, "auto"))
+    return Recorder(make_environment(folder, MIXED, settings, second_token))
 
 
 def gradients(policy):

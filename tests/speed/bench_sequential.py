@@ -1,7 +1,7 @@
 """Tokens that sequential decisions save against a fixed number of answers, on recorded counts (`... [pairs]`).
 
 Answers are drawn from the recorded shares of correct answers; one costs its problem's recorded mean tokens. A fixed
-design draws 64 (16, 4) answers to every problem and takes the usual 95 % interval.
+design draws 64 answers to every problem and takes the usual 95 % interval.
 """
 
 import sys
@@ -34,7 +34,6 @@ class World:
         self.candidates = dict(list(counts.assign(share=counts["correct"] / counts["n"]).groupby("candidate")))
         self.benchmarks = next(iter(self.candidates.values()))["benchmark"].to_numpy()
         self.truth = {name: own.groupby("benchmark")["share"].mean().mean() for name, own in self.candidates.items()}
-        self.cost = {name: own["mean_tokens"].sum() for name, own in self.candidates.items()}
         self.rng = np.random.default_rng(0)
 
     def draw(self, name, first, last):
@@ -49,40 +48,25 @@ class World:
                 break
         lead = self.truth[a] - self.truth[b]
         right = {a: lead > 0, b: lead < 0, "equal": abs(lead) <= design.within, "": True}[verdict]
-        return verdict, sum(look.tokens.values()) / 64 / (self.cost[a] + self.cost[b]), not right
-
-    def rank(self, design):
-        """The best candidate (empty if it is not settled), and the share of the tokens."""
-        for look in looks(list(self.candidates), self.draw, self.benchmarks, design):
-            if look.settled or look.hopeless:
-                break
-        return look.left[0] if look.settled else "", sum(look.tokens.values()) / 64 / sum(self.cost.values())
+        cost = 64 * sum(self.candidates[name]["mean_tokens"].sum() for name in (a, b))
+        return verdict, sum(look.tokens.values()) / cost, not right
 
 
 def main(pairs=60):
-    """Print a row per family and guarantee, of pairs and of the choice of the best."""
-    compared, ranked = [], []
-    counts = load_records(MINI).counts
+    """Print a row per family and guarantee."""
+    rows, counts = [], load_records(MINI).counts
     for family, own in counts[counts["stage"] != "rl"].groupby("family"):
         world = World(own)
         every = list(combinations(world.candidates, 2))
         chosen = [every[i] for i in world.rng.permutation(len(every))[:pairs]]
         for these in (False, True):
-            design, row = Design(these_problems=these), {"family": family, "these problems": these}
+            design, fixed = Design(these_problems=these), Fixed(these_problems=these, most=64)
             verdicts, used, wrong = zip(*(world.compare(a, b, design) for a, b in chosen), strict=True)
-            row |= {"pairs": len(chosen), "tokens used": np.mean(used), "decided": np.mean([v != "" for v in verdicts])}
-            row |= {"equal": np.mean([v == "equal" for v in verdicts]), "wrong": sum(wrong)}
-            for most in (4, 16, 64):
-                fixed = [world.compare(a, b, Fixed(these_problems=these, most=most))[0] != "" for a, b in chosen]
-                row[f"decided by {most}"] = np.mean(fixed)
-            compared.append(row)
-            choices = [world.rank(design) for _ in range(5)]
-            lost = [max(world.truth.values()) - world.truth[name] for name, _ in choices if name]
-            row = {"family": family, "these problems": these, "candidates": len(world.candidates)}
-            row |= {"settled of 5": len(lost), "points below the best": 100 * max(lost, default=np.nan)}
-            ranked.append(row | {"tokens used": np.mean([used for _, used in choices])})
-    print(pd.DataFrame(compared).round(3).to_string(index=False))
-    print(pd.DataFrame(ranked).round(3).to_string(index=False))
+            row = {"family": family, "these problems": these, "pairs": len(chosen), "tokens used": np.mean(used)}
+            row |= {"decided": np.mean([v != "" for v in verdicts]), "equal": np.mean([v == "equal" for v in verdicts])}
+            row["decided by 64"] = np.mean([world.compare(a, b, fixed)[0] != "" for a, b in chosen])
+            rows.append(row | {"wrong": sum(wrong)})
+    print(pd.DataFrame(rows).round(3).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -40,13 +40,7 @@ SAVES = 10  # checkpoints to resume from; only the last is kept
 
 
 def write(
-    model: str | Path,
-    traces: Sequence[Trace],
-    folder: str | Path,
-    settings: SFTSettings,
-    *,
-    gpus: int = 8,
-    template: str = "auto",
+    model: str | Path, traces: Sequence[Trace], folder: str | Path, settings: SFTSettings, *, gpus: int = 8
 ) -> Path:
     """Write everything that LLaMA-Factory needs to fine-tune `model` on `traces`; return the folder.
 
@@ -74,7 +68,7 @@ def write(
         "model": model,
         "settings": settings.model_dump(),
         "gpus": gpus,
-        "template": resolve_template(tokenizer, template),
+        "template": resolve_template(tokenizer),
         "traces": len(traces),
         "data": digest([[trace.id, trace.question, trace.response] for trace in traces]),
     }
@@ -86,7 +80,7 @@ def write(
         path.open("w", encoding="utf-8") as file,
     ):
         for trace in traces:
-            prompt = render(trace.question, tokenizer, template)
+            prompt = render(trace.question, tokenizer)
             response = response_ids(tokenizer, trace.response, prompt)
             length = len(prompt.token_ids) + len(response)
             if length > settings.max_length:

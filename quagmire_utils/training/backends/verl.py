@@ -62,7 +62,6 @@ def write(
     settings: RLSettings,
     *,
     gpus: int = 8,
-    template: str = "auto",
     grading_timeout: float = 5.0,
 ) -> Path:
     """Write everything that verl needs to run GRPO from `model` on `problems`; return the folder.
@@ -84,14 +83,14 @@ def write(
         raise ParameterError("rl.rollouts", settings.rollouts, reason=reason)
     model = runs.resolve_model(model)
     tokenizer = load_tokenizer(model)
-    prompts = [render_problem(problem, tokenizer, template) for problem in problems]
+    prompts = [render_problem(problem, tokenizer) for problem in problems]
     check_fits(prompts, settings.max_tokens, resolve_context_length(load_config(model), None))
     facts = {
         "backend": NAME,
         "model": model,
         "settings": settings.model_dump(),
         "gpus": gpus,
-        "template": resolve_template(tokenizer, template),
+        "template": resolve_template(tokenizer),
         "grading_timeout": grading_timeout,
         "problems": len(problems),
         "data": digest([asdict(problem) for problem in problems]),

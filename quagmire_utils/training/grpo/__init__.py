@@ -43,7 +43,6 @@ def train_rl(
     settings: RLSettings,
     *,
     grader: Callable[[Sequence[str], Sequence[Problem]], Sequence[object]],
-    template: str = "auto",
 ) -> pd.DataFrame:
     """Run GRPO from the checkpoint `model` on `problems`; keep `checkpoint-<step>` folders under `output`.
 
@@ -68,7 +67,7 @@ def train_rl(
     state = read_state(latest)
     if state is not None and state.get("backend", "trl") != settings.backend:
         raise ParameterError("rl.backend", settings.backend, reason=f"{latest} was made by another; use a new folder")
-    environment = make_environment(model, problems, settings, grader, template)
+    environment = make_environment(model, problems, settings, grader)
     if state is None or state["global_step"] < settings.steps:
         history = train(environment, output, latest)
     else:

@@ -65,13 +65,13 @@ class Environment:
 
 
 def make_environment(
-    model: str | Path, problems: Sequence[Problem], settings: RLSettings, grader: Grader, template: str
+    model: str | Path, problems: Sequence[Problem], settings: RLSettings, grader: Grader
 ) -> Environment:
     """Load the policy and render the prompts. Raises ParameterError if prompt and answer exceed the context."""
     # The policy samples its own rollouts from the weights that are trained, in float32, because a step of 1e-6 on a
     # bf16 weight is nearly always rounded away.
     engine = load_engine(EngineConfig(engine="transformers", model=model, dtype="float32"))
-    prompts = [render_problem(problem, engine.tokenizer, template) for problem in problems]
+    prompts = [render_problem(problem, engine.tokenizer) for problem in problems]
     check_fits(prompts, settings.max_tokens, engine.context_length)
     return Environment(engine, problems, prompts, grader, settings)
 
