@@ -11,11 +11,10 @@ commit and checked against a count.
 """
 
 from quagmire_utils.data.dataset import BENCHMARKS, Dataset, benchmark_names, find_dataset, load_datasets
-from quagmire_utils.data.golds import last_boxed
 from quagmire_utils.data.loading import load_benchmark
 from quagmire_utils.data.problems import Problem, Trace, load_traces, save_traces
 
 __all__ = [
     "BENCHMARKS", "Dataset", "Problem", "Trace", "benchmark_names", "find_dataset",
-    "last_boxed", "load_benchmark", "load_datasets", "load_traces", "save_traces",
+    "load_benchmark", "load_datasets", "load_traces", "save_traces",
 ]  # fmt: skip

@@ -70,15 +70,6 @@ def plain(answer: object) -> str:
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
 
-def last_boxed(text: str) -> str | None:
-    """Return the content of the last complete `\\boxed{...}` in a text, braces balanced; None if there is none."""
-    for match in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
-        end = _closing(text, match.end())
-        if end is not None:
-            return text[match.end() : end].strip()
-    return None
-
-
 def boxed_answer(text: str) -> str | None:
     """Return what a solution boxes at its end, also as `\\fbox{5}` or `\\boxed 5`; several boxes with commas between.
 

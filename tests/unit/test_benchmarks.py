@@ -17,7 +17,6 @@ from quagmire_utils.data import (
     Trace,
     benchmark_names,
     find_dataset,
-    last_boxed,
     load_benchmark,
     load_datasets,
     load_traces,
@@ -196,22 +195,6 @@ OLYMPIAD = {"id": 1, "context": None, "question": "?", "final_answer": ["$2 n$"]
 )
 def test_rows_of_the_catalogue(name, row, expected):
     assert to_problem(find_dataset(name), 0, row) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "boxed"),
-    [
-        ("\\boxed{1}", "1"),
-        ("first \\boxed{1}, then \\boxed{\\frac{a}{b}}", "\\frac{a}{b}"),
-        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
-        ("\\boxed {x}", "x"),
-        ("\\boxed{1} and \\boxed{2", "1"),  # the last one is torn
-        ("boxed{1}", None),
-        ("", None),
-    ],
-)
-def test_last_boxed_balances_braces(text, boxed):
-    assert last_boxed(text) == boxed
 
 
 @pytest.mark.parametrize(
