@@ -21,7 +21,6 @@ from quagmire_utils.engines.checkpoints import check_base_url, check_model
 EngineName = Literal["transformers", "vllm", "server"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
-DTYPES: tuple[str, ...] = get_args(Dtype)
 
 
 class ServerSettings(Settings):

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<", ">")
-LINES = ("-", "--", "-.", ":")
 INTERVAL = 1.96  # standard errors to each side: 95 %
 LABEL_SIZE = 8.5
 GREY, INK = "0.45", "0.15"
