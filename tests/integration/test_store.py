@@ -68,19 +68,6 @@ def test_any_text_survives_parquet(tmp_path_factory, texts):
     assert back["i"].tolist() == frame["i"].tolist()
 
 
-def test_frames_come_back_as_they_were(tmp_path):
-    frame = pd.DataFrame(
-        {"a": [1, 2], "b": [0.5, np.nan], "c": ["x", None], "d": [True, False], "e": [[1, 2], []], "f": [10**15, -1]}
-    )
-    write_parquet(frame, tmp_path / "f.parquet")
-    back = read_parquet(tmp_path / "f.parquet")
-    pd.testing.assert_frame_equal(back.drop(columns="e"), frame.drop(columns="e"))
-    assert [list(row) for row in back["e"]] == [[1, 2], []]
-    assert list(read_parquet(tmp_path / "f.parquet", ["d", "a"]).columns) == ["d", "a"]
-    write_parquet(frame.iloc[:0], tmp_path / "f.parquet")
-    assert len(read_parquet(tmp_path / "f.parquet")) == 0
-
-
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "f.json"
     write_json({"a": 1}, path)
@@ -99,26 +86,16 @@ def test_digest():
     assert digest({"a": 1}) != digest({"a": 2})
 
 
-def test_manifest_says_where_and_not_who():
+def test_a_manifest_holds_no_name_or_path_of_this_machine():
     made = manifest({"n": 3}, seeds={"sampling": 7}, wall_seconds=1.234, tokens=5)
     assert made["configuration_digest"] == digest({"n": 3})
-    assert made["seeds"] == {"sampling": 7}
-    assert made["wall_seconds"] == 1.2
-    assert made["tokens"] == 5
+    assert (made["seeds"], made["wall_seconds"], made["tokens"]) == ({"sampling": 7}, 1.2, 5)
     assert made["packages"]["numpy"] == np.__version__
-    assert made["hardware"]["cores"] >= 1
-    assert made["hardware"]["memory_gib"] > 0.1
-    text = json.dumps(made)
     for secret in (platform.node(), str(Path.home()), str(Path(provenance.__file__).parent)):
-        assert secret not in text
+        assert secret not in json.dumps(made)
 
 
-def test_git_state_is_that_of_this_repository(monkeypatch, tmp_path):
-    root = Path(provenance.__file__).resolve().parents[2]
-    if (root / ".git").exists():
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
-        assert git_state()["dirty"] == bool(status.stdout.strip())
-    # installed inside another repository
+def test_a_package_within_another_repository_has_no_commit(monkeypatch, tmp_path):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     module = tmp_path / "site-packages" / "quagmire_utils" / "store" / "provenance.py"
     monkeypatch.setattr(provenance, "__file__", str(module))
@@ -126,40 +103,38 @@ def test_git_state_is_that_of_this_repository(monkeypatch, tmp_path):
     assert git_state() == {"commit": None, "dirty": None}
 
 
+@pytest.fixture
+def store(tmp_path):
+    return SampleStore(tmp_path)
+
+
 # --- the store --------------------------------------------------------------------------------------------------------
 
 
-def test_samples_come_back_in_order(tmp_path):
+def test_samples_come_back_in_order(tmp_path, refused):
     store = SampleStore(tmp_path / "s")
-    assert store.read().columns.tolist() == COLUMNS
-    assert store.counts().columns.tolist() == COUNTS
+    assert (store.read().columns.tolist(), store.counts().columns.tolist()) == (COLUMNS, COUNTS)
     assert len(store.existing()) == 0
     store.append(_frame("q", range(8), text=HOSTILE))
     store.append(_frame("p", [2, 1, 0]))
     store.append(_frame("p", [3], benchmark="a", text="x\ud800"))
     frame = store.read()
-    assert list(zip(frame["benchmark"], frame["problem"], frame["index"], strict=True)) == [
-        *(("a", "p", 3), ("b", "p", 0), ("b", "p", 1), ("b", "p", 2)),
-        *(("b", "q", i) for i in range(8)),
-    ]
+    keys = [("a", "p", 3), *(("b", "p", i) for i in range(3)), *(("b", "q", i) for i in range(8))]
+    assert list(zip(frame["benchmark"], frame["problem"], frame["index"], strict=True)) == keys
     assert frame["text"].tolist() == ["x\ud800", *["\\boxed{1}"] * 3, *HOSTILE]
     assert frame["verdict"].isna().all()
     assert store.read(["tokens", "benchmark"]).columns.tolist() == ["tokens", "benchmark"]
     assert len(store.existing()) == 12
     assert store.read(["index", "text"], benchmark="b").equals(frame[1:][["index", "text"]].reset_index(drop=True))
     assert store.read(["text"], benchmark="c").empty
-    with pytest.raises(ParameterError) as refused:
+    with refused("columns"):
         store.read(["length"])
-    assert (refused.value.parameter, refused.value.value) == ("columns", ["length"])
 
 
-def test_no_sample_is_there_twice(tmp_path):
-    store = SampleStore(tmp_path)
-    with pytest.raises(ParameterError, match="b problem p index 1 occurs twice"):
-        store.append(_frame(indices=[1, 2, 1]))
-    with pytest.raises(ParameterError) as refused:
-        store.append(_frame().drop(columns=["text", "tokens"]))
-    assert (refused.value.parameter, refused.value.value) == ("samples", ["text", "tokens"])
+def test_no_sample_is_there_twice(store, refused):
+    for frame in (_frame(indices=[1, 2, 1]), _frame().drop(columns=["text", "tokens"])):
+        with refused("samples"):
+            store.append(frame)
     assert not store.parts()
     store.append(_frame(indices=[0, 1]))
     store.append(_frame(indices=[1, 0]))  # the same samples are the same file
@@ -170,8 +145,7 @@ def test_no_sample_is_there_twice(tmp_path):
     assert store.existing()["index"].tolist() == [0, 1, 2]
 
 
-def test_unreadable_parts_are_set_aside(tmp_path):
-    store = SampleStore(tmp_path)
+def test_unreadable_parts_are_set_aside(store, tmp_path):
     store.append(_frame(indices=[0]))
     good = store.parts()[0].read_bytes()
     middle = len(good) // 2
@@ -188,8 +162,7 @@ def test_unreadable_parts_are_set_aside(tmp_path):
     assert len(store.read()) == 1  # and no more warnings
 
 
-def test_a_flipped_byte_is_never_read_as_data(tmp_path):
-    store = SampleStore(tmp_path)
+def test_a_flipped_byte_is_never_read_as_data(store):
     texts = [f"answer {i} is \\boxed{{{i * 7919 % 1000}}}" for i in range(50)]
     part = store.append(_frame(indices=range(50), text=texts))
     good, whole = part.read_bytes(), store.read()
@@ -209,49 +182,37 @@ def test_a_flipped_byte_is_never_read_as_data(tmp_path):
     assert noticed > 60
 
 
-def test_origins_never_mix(tmp_path):
-    store = SampleStore(tmp_path)
+def test_origins_never_mix(store, tmp_path, refused):
     origin = {"model_digest": "aa", "engine": "vllm", "temperature": 1.0}
     store.bind(origin, notes={"model": "m"})
     store.bind(dict(reversed(origin.items())), notes={"model": "elsewhere"})
     assert SampleStore(tmp_path).origin == origin
-    with pytest.raises(ParameterError) as refused:
-        store.bind({**origin, "temperature": 0.7, "engine": "transformers"})
-    message = str(refused.value)
-    assert refused.value.parameter == "store"
-    assert "engine is 'vllm' there and 'transformers' here; temperature is 1.0 there and 0.7 here" in message
+    with refused("store") as caught:
+        store.bind({**origin, "temperature": 0.7, "engine": "transformers", "seed": 3})
+    message = str(caught.value)
+    assert "engine is 'vllm' there and 'transformers' here; seed is None there and 3 here; temperature is" in message
     assert "model_digest" not in message
-    assert "\n" not in message
-    with pytest.raises(ParameterError, match="seed is None there and 3 here"):
-        store.bind({**origin, "seed": 3})
     (tmp_path / "store.json").unlink()
     store.append(_frame())
-    with pytest.raises(ParameterError, match=r"holds samples but no store\.json"):
+    with refused("store"):  # samples without a store.json
         store.bind(origin)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ParameterError, match="is a file"):
+    with refused("store"):
         SampleStore(tmp_path / "file")
 
 
-def test_prompts_are_kept_and_never_change(tmp_path):
-    store = SampleStore(tmp_path)
+def test_prompts_are_kept_and_never_change(store, refused):
     first = pd.DataFrame({"benchmark": "b", "problem": ["p", "q"], "prompt_tokens": 3})
     first["prompt"] = pd.Series(["1+1", "bad \ud800"], dtype=object)
-    store.add_prompts(first)
-    store.add_prompts(first.iloc[::-1])
-    store.add_prompts(first.assign(problem=["p", "r"]).iloc[:1])
-    store.add_prompts(first.assign(benchmark="c"))
+    for frame in (first, first.iloc[::-1], first.iloc[:1], first.assign(benchmark="c")):
+        store.add_prompts(frame)
     held = store.prompts()
-    assert list(zip(held["benchmark"], held["problem"], strict=True)) == [
-        ("b", "p"),
-        ("b", "q"),
-        ("c", "p"),
-        ("c", "q"),
-    ]
+    assert (held["benchmark"] + held["problem"]).tolist() == ["bp", "bq", "cp", "cq"]
     assert held["prompt"].tolist() == ["1+1", "bad \ud800"] * 2
     assert held["digest"].nunique() == 2
-    with pytest.raises(ParameterError, match=r"samples of 1 problems drawn with another prompt \(such as b p\)"):
+    with refused("store") as caught:
         store.add_prompts(first.iloc[:1].assign(prompt="1+2"))
+    assert "1 problems drawn with another prompt (such as b p)" in str(caught.value)
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------
@@ -262,8 +223,7 @@ def _judge(store, part, verdict="correct", golds=None):
     store.write_verdicts(part, frame, golds or {("b", "p"): ["1", None]})
 
 
-def test_grading_never_touches_the_file_that_holds_the_texts(tmp_path):
-    store = SampleStore(tmp_path)
+def test_grading_never_touches_the_file_that_holds_the_texts(store, tmp_path):
     part = store.append(_frame("p", range(8), text=HOSTILE))
     before, stamp = part.read_bytes(), part.stat().st_mtime_ns
     for verdict in ("correct", "wrong"):
@@ -295,13 +255,11 @@ def test_verdicts_on_other_texts_do_not_count(tmp_path):
     assert store.counts()[["problem", "n"]].to_numpy().tolist() == [["q", 0]]
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1xx", None], ids=["empty", "no parquet", "cut off"])
-def test_damaged_verdicts_are_set_aside_and_the_samples_stay(tmp_path, content):
-    store = SampleStore(tmp_path)
+def test_damaged_verdicts_are_set_aside_and_the_samples_stay(store):
     part = store.append(_frame())
     _judge(store, part)
     file = verdict_file(part)
-    file.write_bytes(file.read_bytes()[:-20] if content is None else content)
+    file.write_bytes(file.read_bytes()[:-20])
     with pytest.warns(UserWarning, match="set aside"):
         assert store.counts()["n"].tolist() == [0]
     assert store.read()["text"].tolist() == ["\\boxed{1}"] * 3
@@ -309,7 +267,7 @@ def test_damaged_verdicts_are_set_aside_and_the_samples_stay(tmp_path, content):
     assert store.counts()["correct"].tolist() == [3]
 
 
-def test_a_part_that_was_copied_from_another_store_is_refused(tmp_path):
+def test_a_part_that_was_copied_from_another_store_is_refused(tmp_path, refused):
     for name, temperature in (("one", 1.0), ("two", 0.7)):
         SampleStore(tmp_path / name).bind({"temperature": temperature})
         SampleStore(tmp_path / name).append(_frame(indices=[0] if name == "one" else [1]))
@@ -317,18 +275,14 @@ def test_a_part_that_was_copied_from_another_store_is_refused(tmp_path):
     shutil.copy(foreign, tmp_path / "one")
     store = SampleStore(tmp_path / "one")
     for use in (store.read, store.counts, store.existing, store.always_the_same):
-        with pytest.raises(ParameterError, match="was drawn with another model, template, engine or parameters") as e:
+        with refused("store") as caught:
             use()
-        assert foreign.name in str(e.value)
-        assert "\n" not in str(e.value)
+        assert f"{foreign.name} was drawn with another model, template, engine" in str(caught.value)
     (tmp_path / "one" / foreign.name).unlink()
     _judge(store, store.parts()[0])  # verdicts name the origin too
     shutil.copy(verdict_file(store.parts()[0]), verdict_file(tmp_path / "two" / foreign.name))
-    with pytest.raises(ParameterError, match="was drawn with another"):
+    with refused("store"):
         SampleStore(tmp_path / "two").counts()
-    shutil.copy(store.parts()[0], tmp_path / "two")
-    with pytest.raises(ParameterError, match="was drawn with another"):
-        SampleStore(tmp_path / "two").read()
 
 
 def test_samples_are_bound_to_their_prompts(tmp_path):
@@ -364,19 +318,18 @@ def test_parts_of_earlier_versions_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("store.json", b'{"origin": 5}', r"store\.json is damaged .*; restore it"),
-        ("store.json", b'{"origin"', r"store\.json is damaged .*; restore it"),
-        ("prompts.parquet", b"PAR1xx", r"prompts\.parquet is damaged .*; delete it, and sampling writes it again"),
+        ("store.json", b'{"origin": 5}', "restore it"),
+        ("store.json", b'{"origin"', "restore it"),
+        ("prompts.parquet", b"PAR1xx", "delete it, and sampling writes it again"),
     ],
 )
-def test_damaged_side_files_are_one_sentence(tmp_path, name, content, sentence):
+def test_damaged_side_files_are_one_sentence(tmp_path, refused, name, content, sentence):
     store = _bound(tmp_path, range(2))
     (tmp_path / name).write_bytes(content)
     for use in (lambda: _bound(tmp_path, []), SampleStore(tmp_path).read):
-        with pytest.raises(ParameterError, match=sentence) as refused:
+        with refused("store") as caught:
             use()
-        assert refused.value.parameter == "store"
-        assert "\n" not in str(refused.value)
+        assert sentence in str(caught.value)
     assert len(store.parts()) == 1
 
 
@@ -440,9 +393,8 @@ def _drawn(path, texts, tokens=50, temperature=1.0):
 def test_an_engine_that_ignores_seeds_is_found(tmp_path):
     """A server that draws every sample with one seed: all samples of a problem are one long text."""
     same = {f"p{p}": [f"{p}" * 100] * 16 for p in range(5)}
+    some = same | {f"q{p}": [f"{i}" for i in range(16)] for p in range(6)}
     assert _drawn(tmp_path / "one", same).always_the_same() == ["b"]
-    assert not _drawn(
-        tmp_path / "two", same | {f"q{p}": [f"{i}" for i in range(16)] for p in range(6)}
-    ).always_the_same()
+    assert not _drawn(tmp_path / "two", some).always_the_same()
     assert not _drawn(tmp_path / "greedy", same, temperature=0).always_the_same()
     assert not _drawn(tmp_path / "short", same, tokens=3).always_the_same()  # a model that is sure of a short answer
