@@ -6,12 +6,12 @@ All questions and programs are our own. The hostile programs are really run, con
 import contextlib
 import json
 import re
-import socket
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from verdicts import CORRECT, ERROR, NO_ANSWER, TIMEOUT, WRONG, verdicts
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import BENCHMARKS, Problem, benchmark_names, find_dataset, load_benchmark
@@ -20,15 +20,12 @@ from quagmire_utils.data.rows import code_gold, shuffled, to_problem
 from quagmire_utils.evaluation.audit import audit_store
 from quagmire_utils.evaluation.sampling import grade_store
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.grading import AnswerGrader, Grade, Grader, Verdict, code, prepare_problems
+from quagmire_utils.grading import AnswerGrader, Grade, Grader, code, prepare_problems
 from quagmire_utils.grading.choice import extract
-from quagmire_utils.grading.code import extract as extract_code
-from quagmire_utils.grading.pool import Pool
 from quagmire_utils.grading.registry import find_grader, grader_version
 from quagmire_utils.grading.sandbox import check_bubblewrap
 
 REPO = Path(__file__).resolve().parents[2]
-CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
 ADD = code_gold(["assert add(1, 2) == 3", "assert add([1], [2]) == [1, 2]"])
 SUM = code_gold([{"input": "3 4\n", "output": "7\n"}, {"input": "10 -1\n", "output": "9"}])
 REAL_ADD = "def add(a, b):\n    return a + b"
@@ -39,13 +36,10 @@ def fenced(program):
     return f"First I think.\n```python\n{program}\n```\nDone."
 
 
-def verdicts(grades):
-    return [grade.verdict for grade in grades]
-
-
 @pytest.fixture(scope="module")
 def grader():
-    with Grader(1, timeout=2.0, processor_limit=1.0) as pool:
+    with pytest.MonkeyPatch.context() as patch, Grader(1, timeout=2.0, processor_limit=1.0) as pool:
+        patch.setenv("HF_TOKEN", "secret-token")  # no program may see it
         yield pool
 
 
@@ -57,10 +51,6 @@ def programs(grader):
     except ParameterError as error:
         pytest.skip(str(error))
     return grader
-
-
-def judge(grader, program, gold):
-    return grader.grade([fenced(program)], [gold], grader="code")[0].verdict
 
 
 # ------------------------------------------------------------------------------------------------------------- choice
@@ -121,19 +111,10 @@ def test_choices_are_graded_with_the_same_verdicts(grader):
     assert verdicts(grader.grade(["\uff23", "\uff22"], ["C"] * 2, grader="choice")) == [CORRECT, WRONG]  # wide letters
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "\\boxed{" * 50_000,
-        "answer is " * 50_000,
-        "(A" * 200_000,
-        "Answer:" + " " * 300_000,
-        "so *B " * 50_000,
-        "<b" * 150_000,
-    ],
-)
-def test_long_hostile_texts_are_read_in_time(grader, text):
-    assert grader.grade([text], ["C"], grader="choice")[0].verdict in (NO_ANSWER, WRONG)
+def test_long_hostile_texts_are_read_in_time(grader):
+    pieces = {"\\boxed{": 50_000, "answer is ": 50_000, "(A": 200_000, "so *B ": 50_000, "<b": 150_000}
+    texts = [piece * count for piece, count in pieces.items()] + ["Answer:" + " " * 300_000]
+    assert set(verdicts(grader.grade(texts, ["C"] * 6, grader="choice"))) <= {NO_ANSWER, WRONG}
 
 
 def test_domains_mix_in_one_call_and_golds_are_not_mixed_up(programs):
@@ -149,43 +130,41 @@ def test_domains_mix_in_one_call_and_golds_are_not_mixed_up(programs):
     assert verdicts(half) == [CORRECT, CORRECT, WRONG, CORRECT]
 
 
-def test_equal_answers_are_judged_once(grader, monkeypatch):
-    sent = []
-    run = Pool._run
-    monkeypatch.setattr(Pool, "_run", lambda self, jobs, *rest: (sent.extend(jobs), run(self, jobs, *rest))[1])
-    responses = ["Answer: C", "I say \\boxed{C}", "The answer is C.", "Answer: C", "Answer: C"]
-    assert verdicts(grader.grade(responses, ["C"] * 4 + ["D"], grader="choice")) == [CORRECT] * 4 + [WRONG]
-    assert sorted(job.gold for job in sent if job.gold is not None) == ["C", "D"]
-    assert len([job for job in sent if job.gold is None]) == 3
-
-
 # --------------------------------------------------------------------------------------------------------------- code
 
+ONE, TWO = "def f(): return 1", "def f(): return 2"
+FOUND = [  # response, and the program in it
+    ("```python\na = 1\n```", "a = 1"),
+    ("```py\na = 1\n```\nand better\n```Python\nb = 2\n```\nprints\n```\n2\n```", "b = 2"),
+    ("```\na = 1\n```\n```text\n1\n```", "a = 1"),
+    ("```bash\npip install x\n```", None),
+    ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''"),
+    ("1. so\n   ```python\n   a = 1\n   ```", "   a = 1"),
+    ("```python\na = 1", "a = 1"),
+    ("a = 1", None),
+    ("```python\n```", None),
+    ("<think>\n```python\na = 1\n```\n</think>\n```python\nb = 2\n```", "b = 2"),
+    ("<think>\n```python\na = 1\n```\n</think>\nI give up.", None),
+    (f"Here it is: ```python\n{ONE}\n```", ONE),
+    (f"<answer>```python\n{ONE}\n```</answer>", ONE),
+    (f"```python\n{ONE}```", ONE),
+    ("```python\ndef f(:\n```\n```python\nf(\n```", "f("),
+    *(  # other blocks follow: an example of its use, what it prints, what it needs
+        (f"```python\n{ONE}\n```\nThen:\n```python\n{after}\n```", ONE)
+        for after in (
+            "print(f())", ">>> f()\n1", "0.5", "[0.5, -0.25, 'a']", "import math", "# O(1)", "Time: O(n)",
+            "def check(x):\n    return x",
+        )
+    ),
+    *(  # a program of its own
+        (f"```python\n{ONE}\n```\nBetter:\n```python\n{after}\n```", after) for after in (TWO, "print(input())")
+    ),
+]  # fmt: skip
 
-@pytest.mark.parametrize(
-    ("response", "program"),
-    [
-        ("```python\na = 1\n```", "a = 1"),
-        ("```py\na = 1\n```\nand better\n```Python\nb = 2\n```\nprints\n```\n2\n```", "b = 2"),
-        ("```\na = 1\n```\n```text\n1\n```", "a = 1"),
-        ("```bash\npip install x\n```", None),
-        ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''"),
-        ("1. so\n   ```python\n   a = 1\n   ```", "   a = 1"),
-        ("```python\na = 1", "a = 1"),
-        ("a = 1", None),
-        ("```python\n```", None),
-        ("<think>\n```python\na = 1\n```\n</think>\n```python\nb = 2\n```", "b = 2"),
-        ("<think>\n```python\na = 1\n```\n</think>\nI give up.", None),
-        # The example of its use, and what it prints.
-        ("```python\ndef f(): return 1\n```\nFor example:\n```python\nprint(f())\n```", "def f(): return 1"),
-        ("```python\ndef f(): return 1\n```\n```python\n>>> f()\n1\n```", "def f(): return 1"),
-        ("```python\ndef f(): return 1\n```\nBetter:\n```python\ndef f(): return 2\n```", "def f(): return 2"),
-        ("```python\ndef f(): return 1\n```\n```python\nprint(input())\n```", "print(input())"),
-        ("```python\ndef f(:\n```\n```python\nf(\n```", "f("),
-    ],
-)
+
+@pytest.mark.parametrize(("response", "program"), FOUND)
 def test_the_last_python_block_is_the_program(response, program):
-    span = extract_code(response)
+    span = code.extract(response)
     assert (span and response[slice(*span)].rstrip("\n ").removesuffix("\n")) == program
 
 
@@ -195,153 +174,68 @@ def sections(text):
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-RIGHT = r"""
-# a class, kept and called
-class S:
-    def __init__(self): self.x = []
-    def push(self, v): self.x.append(v)
-    def pop(self): return self.x.pop()
----
-s = S()
-s.push(4)
-assert s.pop() == 4
-# exceptions
-def f(x):
-    if x < 0: raise ValueError('no')
-    return x
----
-try:
-    f(-1)
-except ValueError as e:
-    assert str(e) == 'no'
-else:
-    assert False
-assert f(2) == 2
-# in place
-def f(x): x.sort()
----
-x = [3, 1]
-assert f(x) is None
-assert x == [1, 3]
-# generators
-def f(n):
-    for i in range(n): yield i, {i}
----
-assert list(f(2)) == [(0, {0}), (1, {1})]
-# kinds of data
-from collections import Counter
-def f(x): return Counter(x), 1.5, 2**100, b'a', None, frozenset({1})
----
-assert f('aab') == ({'a': 2, 'b': 1}, 1.5, 2**100, b'a', None, frozenset({1}))
-# a module that the program imports
-import math
-def f(): return 0.1 + 0.2
----
-assert math.isclose(f(), 0.3)
-# threads
+ROOT = code_gold(  # helpers of the setup are the benchmark's own
+    ["def check(candidate):\n    assert near(candidate(4), 2)\n", "check(root)"],
+    "def near(a, b): return abs(a - b) < 1e-6\ndef root(x): '''The square root.'''",
+    "root",
+)
+TWICE = code_gold(["assert twice(lambda x: x + 1, 1) == 3"])
+SWALLOWING = code_gold(["try:\n    assert add(1, 2) == 3\nexcept BaseException:\n    pass"])
+THIRD = code_gold([{"input": "", "output": "0.3333 a"}])
+NEAR = Problem("p", "?", THIRD, tolerance=1e-3, grader="code")
+THREADS = """
 import threading
-def f():
+def add(a, b):
     out = []
-    t = threading.Thread(target=lambda: out.append(1))
-    t.start(); t.join()
-    return out
----
-assert f() == [1]
-# a class whose objects the test builds and fills in
-class Node:
-    def __init__(self, data): self.data, self.left, self.right = data, None, None
-def height(node): return 0 if node is None else 1 + max(height(node.left), height(node.right))
----
-root = Node(1)
-root.left = Node(2)
-root.left.right = Node(3)
-assert height(root) == 3
-assert [height(node) for node in (root.left, root.left.right)] == [2, 1]
-# a Solution
-from typing import List
-class Solution:
-    def two(self, nums: List[int], target: int) -> List[int]:
-        seen = {}
-        for i, n in enumerate(nums):
-            if target - n in seen: return [seen[target - n], i]
-            seen[n] = i
----
-assert Solution().two([2, 7, 11], 9) == [0, 1]
-# numbers of numpy and fractions
-import numpy as np
-from fractions import Fraction
-def f(x): return np.sum(x), np.float32(0.5), np.sum(x) > 2, Fraction(1, 3)
----
-from fractions import Fraction
-assert f([1, 2]) == (3, 0.5, True, Fraction(1, 3))
-# exceptions with more to them than a text
-def f(kind):
-    if kind == 'decode': b'\xff'.decode()
-    if kind == 'key': {}['x']
-    raise type('Own', (ValueError,), {})('mine')
----
-for kind, wanted in (('decode', ValueError), ('key', KeyError), ('own', ValueError)):
-    try:
-        f(kind)
-    except wanted as e:
-        assert kind != 'key' or str(e) == "'x'"
-    else:
-        assert False
-# recursion
+    thread = threading.Thread(target=lambda: out.append(a + b))
+    thread.start()
+    thread.join()
+    return out[0]
+"""
+RECURSION = """
 import sys
 sys.setrecursionlimit(10**5)
-def f(n): return n and 1 + f(n - 1)
----
-assert f(5000) == 5000
+def down(n): return n and 1 + down(n - 1)
+def add(a, b): return a + b if down(5000) == 5000 else None
 """
+ENDS = [  # program, gold, verdict
+    (REAL_SUM, SUM, CORRECT),
+    (f"if __name__ == '__main__':\n    {REAL_SUM}\n    exit()", SUM, CORRECT),
+    ("import sys, atexit\natexit.register(lambda: print(sum(map(int, sys.stdin.read().split()))))", SUM, CORRECT),
+    *((program, SUM, WRONG) for program in ("print(7)", f"{REAL_SUM}\nraise SystemExit(1)", f"{REAL_SUM}\n1 / 0")),
+    *((program, SUM, WRONG) for program in ("print(", "import os\nos._exit(0)", "raise SystemExit(0)", "print('OK')")),
+    ("while True: print('7' * 1000)", SUM, WRONG),
+    ("print(1 / 3, 'a')", THIRD, WRONG),
+    ("print(1 / 3, 'a')", NEAR, CORRECT),
+    ("print(1 / 3, 'b')", NEAR, WRONG),
+    ("def root(x): return x ** 0.5", ROOT, CORRECT),
+    ("x = 1", ROOT, WRONG),
+    ("near = abs = lambda *_: 0\ndef root(x): return 7", ROOT, WRONG),
+    ("def twice(f, x): return f(f(x))", TWICE, CORRECT),
+    (THREADS, ADD, CORRECT),
+    (RECURSION, ADD, CORRECT),
+    ("import os\ndef add(a, b): os._exit(0)", SWALLOWING, WRONG),
+    ("while True: pass", ADD, TIMEOUT),
+    ("import time\ntime.sleep(60)", ADD, TIMEOUT),
+    ("def add(a, b):\n    while True: pass", ADD, TIMEOUT),
+    ("x = bytearray(2**31)", ADD, ERROR),
+    ("def add(a, b): return [0] * 2**40", ADD, ERROR),
+    ("import ctypes\nctypes.string_at(0)", ADD, ERROR),  # crashes the interpreter
+]
 
 
-def test_right_programs_are_correct(programs):
-    cases = {name: text.split("---\n") for name, text in sections(RIGHT).items()}
-    golds = [code_gold([test]) for _, test in cases.values()]
-    responses = [fenced(program) for program, _ in cases.values()]
-    grades = programs.grade(responses, golds, grader="code", timeout=60)  # numpy takes long to import on a busy machine
-    assert dict(zip(cases, verdicts(grades), strict=True)) == dict.fromkeys(cases, CORRECT)
+def test_programs_end_with_their_verdict(programs):
+    grades = programs.grade([fenced(program) for program, *_ in ENDS], [gold for _, gold, _ in ENDS], grader="code")
+    found = [(program, gold, verdict) for (program, gold, _), verdict in zip(ENDS, verdicts(grades), strict=True)]
+    assert found == ENDS
+    assert grades[0].extracted == REAL_SUM
 
 
-def test_helpers_of_the_setup_are_the_benchmarks_own(programs):
-    gold = code_gold(
-        ["def check(candidate):\n    assert near(candidate(4), 2)\n", "check(root)"],
-        "def near(a, b): return abs(a - b) < 1e-6\ndef root(x): '''The square root.'''",
-        "root",
-    )
-    assert judge(programs, "def root(x): return x ** 0.5", gold) == CORRECT
-    assert judge(programs, "x = 1", gold) == WRONG
-    assert judge(programs, "near = abs = lambda *_: 0\ndef root(x): return 7", gold) == WRONG
-
-
-def test_standard_input_and_output(programs):
-    at_exit = "import sys, atexit\natexit.register(lambda: print(sum(map(int, sys.stdin.read().split()))))"
-    for program in (REAL_SUM, f"if __name__ == '__main__':\n    {REAL_SUM}\n    exit()", at_exit):
-        assert judge(programs, program, SUM) == CORRECT
-    for program in ("print(7)", f"{REAL_SUM}\nraise SystemExit(1)", f"{REAL_SUM}\n1 / 0", "print("):
-        assert judge(programs, program, SUM) == WRONG
-    third = code_gold([{"input": "", "output": "0.3333 a"}])
-    assert judge(programs, "print(1 / 3, 'a')", third) == WRONG
-    near = Problem("p", "?", third, tolerance=1e-3, grader="code")
-    answers = [fenced("print(1 / 3, 'a')"), fenced("print(1 / 3, 'b')")]
-    assert verdicts(programs.grade(answers, [near] * 2)) == [CORRECT, WRONG]
-
-
-def test_limits_are_timeouts_and_errors(programs):
-    cases = {
-        "while True: pass": TIMEOUT,
-        "import time\ntime.sleep(60)": TIMEOUT,
-        "x = bytearray(2**31)": ERROR,
-        "def add(a, b): return [0] * 2**40": ERROR,
-        "def add(a, b):\n    while True: pass": TIMEOUT,
-        "import ctypes\nctypes.string_at(0)": ERROR,  # crashes the interpreter
-    }
-    grades = programs.grade([fenced(program) for program in cases], [ADD] * len(cases), grader="code")
-    assert dict(zip(cases, verdicts(grades), strict=True)) == cases
-    assert grades[0].extracted == "while True: pass"
-    callback = code_gold(["assert twice(lambda x: x + 1, 1) == 3"])
-    assert judge(programs, "def twice(f, x): return f(f(x))", callback) == CORRECT
+def test_programs_may_use_numpy(programs):
+    program = "import numpy as np\ndef f(x): return np.sum(x), np.float32(0.5), np.sum(x) > 2"
+    gold = code_gold(["assert f([1, 2]) == (3, 0.5, True)"])
+    (grade,) = programs.grade([fenced(program)], [gold], grader="code", timeout=60)  # the import takes long
+    assert grade.verdict == CORRECT
 
 
 FORGERIES = r"""
@@ -380,25 +274,34 @@ def add(a, b): raise AssertionError
 def plus(a, b): return a + b
 # nothing
 pass
+# a thread bomb
+import threading, time
+while True: threading.Thread(target=time.sleep, args=(99,), daemon=True).start()
+# infinite output
+def add(a, b):
+    while True: print('x' * 10**6)
+# an infinite answer
+def add(a, b):
+    while True: yield a
+# a large answer
+def add(a, b): return 'x' * 10**8
 """
 
 
-def test_forged_successes_are_not_correct(programs):
+def test_forged_successes_and_bombs_are_not_correct(programs):
     cases = sections(FORGERIES)
-    grades = programs.grade([fenced(program) for program in cases.values()], [ADD] * len(cases), grader="code")
-    found = dict(zip(cases, verdicts(grades), strict=True))
-    assert len(cases) == 10
-    assert CORRECT not in found.values(), found
+    assert len(cases) == 14
+    responses = [fenced(program) for program in (*cases.values(), REAL_ADD)]
+    *forged, last = verdicts(programs.grade(responses, [ADD] * 15, grader="code"))
+    found = dict(zip(cases, forged, strict=True))
+    assert CORRECT not in forged, found
     assert found["ends before the tests"] == found["ends in a call"] == WRONG
-    swallowing = code_gold(["try:\n    assert add(1, 2) == 3\nexcept BaseException:\n    pass"])
-    assert judge(programs, "import os\ndef add(a, b): os._exit(0)", swallowing) == WRONG
-    for program in ("import os\nos._exit(0)", "raise SystemExit(0)", "print('OK')", "while True: print('7' * 1000)"):
-        assert judge(programs, program, SUM) == WRONG
+    assert last == CORRECT
 
 
 def attempt(action):
     """A program that prints what came of an action."""
-    caught = "except (OSError, ValueError):\n    print('refused')"
+    caught = "except (OSError, ValueError, KeyError):\n    print('refused')"
     return f"import os, socket\ntry:\n    {action}\n    print('done')\n{caught}"
 
 
@@ -428,47 +331,24 @@ REFUSED = {
     "a file's times": "os.utime('/tmp')",
     "the system's name": "socket.sethostname('x')",
     "more processor time": "__import__('resource').setrlimit(__import__('resource').RLIMIT_CPU, (999, 999))",
+    "a key of the caller": "os.environ['HF_TOKEN']",
 }
+NATIVE = (
+    "import ctypes\nlibc = ctypes.CDLL(None)\n"
+    "print(libc.socket(2, 1, 0), libc.fork(), libc.syscall(57), libc.open(b'/etc/passwd', 0), "
+    "libc.open(b'/tmp/made-by-a-program', 65, 384), libc.syscall(435, 0, 0), libc.ptrace(16, libc.getppid(), 0, 0))"
+)
 
 
 def test_programs_are_shut_in(programs):
-    gold = code_gold([{"input": "", "output": "refused"}])
-    responses = [fenced(attempt(action)) for action in REFUSED.values()]
-    grades = programs.grade(responses, [gold] * len(REFUSED), grader="code")
-    assert dict(zip(REFUSED, verdicts(grades), strict=True)) == dict.fromkeys(REFUSED, CORRECT)
+    """No network, processes, files or keys, neither by Python nor by native code."""
+    gold = {text: code_gold([{"input": "", "output": text}]) for text in ("refused", "-1 -1 -1 -1 -1 -1 -1")}
+    cases = {name: (attempt(action), gold["refused"]) for name, action in REFUSED.items()}
+    cases["native code"] = (NATIVE, gold["-1 -1 -1 -1 -1 -1 -1"])
+    responses = [fenced(program) for program, _ in cases.values()]
+    grades = programs.grade(responses, [gold for _, gold in cases.values()], grader="code")
+    assert dict(zip(cases, verdicts(grades), strict=True)) == dict.fromkeys(cases, CORRECT)
     assert not Path("/tmp/made-by-a-program").exists()
-
-
-def test_native_code_has_no_network_and_no_processes_either(programs):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        program = (
-            "import ctypes\nlibc = ctypes.CDLL(None)\n"
-            "print(libc.socket(2, 1, 0), libc.fork(), libc.syscall(57), libc.open(b'/etc/passwd', 0), "
-            "libc.open(b'/tmp/made-by-a-program', 65, 384), libc.syscall(435, 0, 0), "
-            "libc.ptrace(16, libc.getppid(), 0, 0))"
-        )
-        gold = code_gold([{"input": str(port), "output": "-1 -1 -1 -1 -1 -1 -1"}])
-        assert judge(programs, program, gold) == CORRECT
-
-
-@pytest.mark.usefixtures("programs")
-def test_programs_see_no_keys_of_the_caller(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "secret-token")
-    gold = code_gold([{"input": "", "output": "None"}])
-    with Grader(1) as grader:
-        assert judge(grader, "import os\nprint(os.environ.get('HF_TOKEN'))", gold) == CORRECT
-
-
-def test_a_thread_bomb_and_infinite_output_cost_only_themselves(programs):
-    bomb = "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,), daemon=True).start()"
-    flood = "def add(a, b):\n    while True: print('x' * 10**6)"
-    endless = "def add(a, b):\n    while True: yield a"
-    large = "def add(a, b): return 'x' * 10**8"
-    answers = [fenced(program) for program in (bomb, flood, endless, large, REAL_ADD)]
-    *others, last = verdicts(programs.grade(answers, [ADD] * 5, grader="code"))
-    assert CORRECT not in others
-    assert last == CORRECT
 
 
 @pytest.mark.usefixtures("programs")
@@ -540,15 +420,12 @@ def test_an_own_file_names_its_grader(tmp_path):
         ({"grader": "choice", "answer": "AB"}, "one letter"),
         ({"grader": "choice", "answer": "C", "choices": ["x", "y"]}, "not the letter of one of its 2"),
         ({"grader": "choice", "answer": "A", "choices": ["x"]}, "2 to 26"),
-        ({"grader": "choice", "answer": 0, "choices": ["x", "y"]}, "'0' is not the letter"),
         ({"grader": "choice", "answer": "A", "choices": "wood, iron"}, "must be a list, not 'wood"),
-        ({"grader": "choice", "answer": "A", "choices": {"text": ["x", "y"]}}, "must be a list"),
         ({"grader": "choice", "answer": "A", "choices": ["x", None]}, "text or a number"),
         ({"grader": "code", "tests": [{"input": "", "output": "x" * (2**22 + 1)}]}, "at most 4194304"),
         ({"grader": "code", "answer": "3"}, "no tests"),
         ({"grader": "code", "tests": ["assert add("]}, "not Python"),
         ({"grader": "code", "tests": [{"input": "1"}]}, "input and output"),
-        ({"grader": "choice", "answer": "A", "tolerance": -1}, "tolerance"),
         ({"grader": "poetry", "answer": "A"}, "'poetry' is not one of math, math_verify, choice, text, code"),
         ({"grader": "os:system", "answer": "A"}, "is not one of"),
     ],
@@ -593,26 +470,19 @@ CHOICE = "question: q\nfiles: rows.jsonl\ngrader: choice\nchoices: c\n"
         ("question: q\nanswer: a", "hub_id, files or address"),
         ("question: q\nfiles: x.jsonl", "the column with the answer"),
         ("question: q\nfiles: x.jsonl\ngrader: code", "the column with the tests"),
-        (
-            "question: q\nfiles: x.jsonl\nanswer: a\ngrader: poetry",
-            "grader must be one of math, math_verify, choice, text, code",
-        ),
-        ("question: q\nfiles: x.jsonl\nanswer: a\nanswer_as: guess\nchoices: c\ngrader: choice", "answer_as must be"),
-        ("question: q\nfiles: x.jsonl\nanswer: a\ncount: many", "count must be"),
+        ("question: q\nfiles: x.jsonl\nanswer: a\ngrader: poetry", "grader must be one of math, math_verify, choice"),
+        (f"{CHOICE}answer: a\nanswer_as: guess", "answer_as must be"),
+        ("question: q\nfiles: x.jsonl\nanswer: a\ncount: true", "count must be"),
         ("[1, 2]", "must be a mapping"),
         ("a: [", "cannot be read"),
         ("question: q\nfiles: x.jsonl\nanswer: a", "at x.jsonl in"),
         ("question: q\nfiles: x.jsonl\nanswer: a\nrevision: 1234567", "revision must be"),
-        ("question: q\nfiles: x.jsonl\nanswer: a\ncount: true", "count must be"),
-        ("question: q\nfiles: x.jsonl\nanswer: a\ncount: 0", "count must be"),
         ("question: q\nfiles: rows.jsonl\nanswer: b", "row 1 of .*rows.jsonl: it has no column 'b', but 'a', 'c', 'i'"),
-        ("question: 'In {b}'\nfiles: rows.jsonl\nanswer: a", "it has no column 'b'"),
         ("question: nothing\nfiles: rows.jsonl\nanswer: a", "it has no question"),
         ("question: q\nfiles: rows.jsonl\nanswer: c", "its answer must be a text or a number"),
         ("question: q\nfiles: rows.jsonl\nanswer: a\ntolerance: q", "it has the tolerance 'Which"),
         ("question: q\nfiles: rows.jsonl\nanswer: a\ngrader: choice\nchoices: q", "its choices must be a list"),
         (f"{CHOICE}answer: i\nanswer_as: index", "not exactly one of its 2"),
-        (f"{CHOICE}answer: q\nanswer_as: label", "not exactly one of its 2"),
         ("question: q\nfiles: latin.csv\nanswer: a", "cannot be read as CSV in UTF-8"),
     ],
 )
@@ -710,27 +580,6 @@ def fill(store, name, texts):
 
     frame = pd.DataFrame({"benchmark": name, "problem": list(texts), "index": 0, "text": list(texts.values())})
     store.append(frame.assign(tokens=1, finish_reason="stop"))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Here it is: ```python\n{}\n```",
-        "<answer>```python\n{}\n```</answer>",
-        "```python\n{}```",
-        "```python\n{}\n```\nOutput:\n```python\n0.5\n```",
-        "```python\n{}\n```\nIt prints:\n```python\n[0.5, -0.25, 'a']\n```",
-        "```python\n{}\n```\nFirst:\n```python\nimport math\n```",
-        "```python\n{}\n```\n```python\n# O(1)\n```",
-        "```python\n{}\n```\n```python\nTime: O(n)\n```",
-        "```python\n{}\n```\nA helper:\n```python\ndef check(x):\n    return x\n```",
-        "```python\ndef trunc(x): return 0\n```\nBetter:\n```python\n{}\n```",
-    ],
-)
-def test_the_program_is_found_among_other_blocks(text):
-    program = "def trunc(x):\n    return x - int(x)"
-    response = text.format(program)
-    assert response[slice(*code.extract(response))].strip() == program
 
 
 def test_a_store_notes_the_grader_and_grades_anew_when_it_changes(tmp_path, grader, monkeypatch):

@@ -14,17 +14,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from verdicts import CORRECT, ERROR, NO_ANSWER, TIMEOUT, TOWER, WRONG, gone, on_linux, verdicts, wait_until
 
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
-from quagmire_utils.grading import Grade, Grader, Verdict, grade, parity, pool
+from quagmire_utils.grading import Grade, Grader, grade, parity, pool
 
 REPO = Path(__file__).resolve().parents[2]
-TOWER = "\\boxed{9^{9^{9^9}}}"
-CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
 
 both_graders = pytest.mark.parametrize("name", ["math", "math_verify"])
-needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="workers are found through /proc")
 
 
 @pytest.fixture(autouse=True)
@@ -40,20 +37,6 @@ def plain(response, gold):
     return verify(parse(f"\\boxed{{{gold}}}", parsing_timeout=None), answer, timeout_seconds=None) if answer else None
 
 
-def verdicts(grades):
-    return [grade.verdict for grade in grades]
-
-
-def wait_until_dead(pid):
-    deadline = time.monotonic() + 10
-    try:
-        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-            assert time.monotonic() < deadline, f"process {pid} lives"
-            time.sleep(0.05)
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-
-
 def later(seconds, action):
     timer = threading.Timer(seconds, action)
     timer.start()
@@ -64,7 +47,11 @@ def later(seconds, action):
 
 
 @both_graders
-def test_agrees_with_the_labels_of_math_cot(grader, labelled, name):
+def test_agrees_with_the_labels_of_real_responses(grader, labelled, name):
+    responses, golds, labels = labelled("gsm8k_gpt3")
+    assert len(labels) == 1600
+    assert verdicts(grader.grade(responses, golds, grader=name)) == [CORRECT if label else WRONG for label in labels]
+
     responses, golds, labels = labelled("math_cot")
     grades = grader.grade(responses, golds, grader=name)
     assert len(labels) == 400
@@ -74,14 +61,6 @@ def test_agrees_with_the_labels_of_math_cot(grader, labelled, name):
     undecided = [i for i, grade in enumerate(grades) if grade.verdict not in (CORRECT, WRONG)]
     assert [(grades[i].verdict, golds[i]) for i in undecided] == [(ERROR, "4:30p..")] * 8
     assert all("4:30 \\text{ p.m.}" in responses[i] for i in undecided)
-
-
-@both_graders
-def test_agrees_with_the_labels_of_gsm8k(grader, labelled, name):
-    responses, golds, labels = labelled("gsm8k_gpt3")
-    grades = grader.grade(responses, golds, grader=name)
-    assert len(labels) == 1600
-    assert verdicts(grades) == [CORRECT if label else WRONG for label in labels]
 
 
 # ------------------------------------------------------------------------------------- the same as plain math-verify
@@ -188,9 +167,8 @@ MUTATIONS = [
 def test_verdicts_are_those_of_a_plain_loop(grader, labelled):
     rows = [*zip(*labelled("math_cot"), strict=True)][::4] + [*zip(*labelled("gsm8k_gpt3"), strict=True)][::12]
     pairs = [(mutate(response), gold) for i, (response, gold, _) in enumerate(rows) for mutate in MUTATIONS[i % 2 :: 2]]
-    grades = grader.grade(
-        [response for response, _ in pairs], [gold for _, gold in pairs], timeout=20, grader="math_verify"
-    )
+    responses, golds = zip(*pairs, strict=True)
+    grades = grader.grade(responses, golds, timeout=20, grader="math_verify")
     for (response, gold), graded in zip(pairs, grades, strict=True):
         expected = {True: (CORRECT,), False: (WRONG, ERROR), None: (NO_ANSWER,)}[plain(response, gold)]
         assert graded.verdict in expected, (response, gold)
@@ -199,28 +177,26 @@ def test_verdicts_are_those_of_a_plain_loop(grader, labelled):
     assert len(set(verdicts(grades))) == 4
 
 
-# (gold, response, verdict, extracted)
-CASES = [
-    ("1", "so it is $\\boxed{1}$.", CORRECT, "1"),
+UNREADABLE = "\\hbar \\omega(v+1 / 2)-\\frac{E_{0}^{2} e^{2}}{2 m \\omega^{2}}"
+CASES = [  # gold, response, verdict, extracted
     ("\\frac{1}{2}", "\\boxed{0.5}", CORRECT, "\\frac{1}{2}"),
-    ("70", "\\boxed{70.0}", CORRECT, "70.0"),
-    ("70.0", "\\boxed{70}", CORRECT, "70"),
-    ("1234", "\\boxed{1,234}", CORRECT, "1,234"),
     ("7", "\\boxed{007}", CORRECT, "007"),
-    ("0.333333", "\\boxed{\\frac{1}{3}}", CORRECT, "\\frac{1}{3}"),
-    ("\\text{Evelyn}", "It was \\boxed{\\text{Evelyn}}.", CORRECT, "\\text{Evelyn}"),
-    ("(x+1)^2", "\\boxed{x^2+2x+1}", CORRECT, "x^2+2x+1"),
     ("2,3", "$\\boxed{2}$ and $\\boxed{3}$", CORRECT, "2 and 3"),
     ("3", "The final answer is $3$, not \\boxed{4}.", WRONG, "4"),
     ("3", "\\boxed{4}. The final answer is $3$. I hope it is correct.", CORRECT, "3"),
     ("50", "$\\boxed{50}$%", CORRECT, "50"),
     ("26", "thus 13 * 2 = 26\nA: 26", CORRECT, "26"),
-    ("26", "\\boxed{27}", WRONG, "27"),
-    ("3", "\\boxed{\\text{three}}", WRONG, "\\text{three}"),
     ("3", "\\boxed{5.}, that is 3", CORRECT, "5."),  # a box that is not LaTeX: the whole text counts, as ever
-    ("3", "", NO_ANSWER, ""),
     ("3", "I do not know.", NO_ANSWER, ""),
     ("3", "\\boxed{", NO_ANSWER, ""),
+    # the gold comes first: math-verify lets an interval answer an inequality, not the other way round
+    ("1 < x < 2", "\\boxed{(1,2)}", CORRECT, "(1,2)"),
+    ("(1,2)", "\\boxed{1 < x < 2}", WRONG, "1 < x < 2"),
+    # an unreadable gold is never wrong, and not left to math-verify's search for numbers
+    (UNREADABLE, "\\boxed{2}", ERROR, "2"),
+    (UNREADABLE, f"\\boxed{{{UNREADABLE}}}", CORRECT, UNREADABLE),
+    (UNREADABLE, "\\boxed{x}", ERROR, "x"),
+    (UNREADABLE, "no idea", NO_ANSWER, ""),
 ]
 
 
@@ -229,33 +205,15 @@ def test_cases(grader):
     assert grades == [Grade(verdict, extracted) for _, _, verdict, extracted in CASES]
 
 
-def test_gold_comes_first(grader):
-    # math-verify lets an interval answer an inequality, not the other way round.
-    inequality, interval = "1 < x < 2", "(1,2)"
-    grades = grader.grade(
-        [f"\\boxed{{{interval}}}", f"\\boxed{{{inequality}}}"], [inequality, interval], grader="math_verify"
-    )
-    assert verdicts(grades) == [CORRECT, WRONG]
-
-
-def test_an_unreadable_gold_is_never_wrong(grader):
-    gold = "\\hbar \\omega(v+1 / 2)-\\frac{E_{0}^{2} e^{2}}{2 m \\omega^{2}}"
-    assert plain("\\boxed{2}", gold) is True  # which is why the gold is not left to math-verify's search for numbers
-    responses = ["\\boxed{2}", f"\\boxed{{{gold}}}", "\\boxed{x}", "no idea"]
-    assert verdicts(grader.grade(responses, [gold] * 4, grader="math_verify")) == [ERROR, CORRECT, ERROR, NO_ANSWER]
-
-
 def test_tolerance_is_absolute_and_inclusive(grader):
     within = ["4.2", "4.1", "4.3", "4.15", "4.25\\%", "x = 4.25", "\\frac{17}{4}"]
     beyond = ["4.31", "4.09", "x", "\\{4.2,4.3\\}"]
     responses = [f"\\boxed{{{answer}}}" for answer in within + beyond]
-    for tolerance, correct in ((0.1, 7), (None, 1)):  # in one call, they would not be mixed up either
+    for tolerance, correct in ((0.1, 7), (None, 1)):
         found = grader.grade(responses, [Problem("a", "?", "4.2", tolerance)] * 11)
         assert verdicts(found) == [CORRECT] * correct + [WRONG] * (11 - correct)
-    problems = [Problem("a", "?", "4.2", 0.1), Problem("b", "?", "4.2"), Problem("c", "?", "4.2", 0.001)]
+    problems = [Problem("a", "?", "4.2", tolerance) for tolerance in (0.1, None, 0.001)]
     assert verdicts(grader.grade(["\\boxed{4.25}"] * 3, problems)) == [CORRECT, WRONG, WRONG]
-    responses = [f"\\boxed{{{answer}}}" for answer in (80, 81, 82)]
-    assert verdicts(grader.grade(responses, [Problem("d", "?", "80.5", 0.5)] * 3)) == [CORRECT, CORRECT, WRONG]
 
 
 # -------------------------------------------------------------------------------------------------- hostile responses
@@ -302,7 +260,7 @@ def test_hostile_responses_neither_hang_nor_crash_nor_run(tmp_path, name):
     assert grades[list(cases).index(TOWER)].extracted == "9^{9^{9^9}}"
 
 
-@needs_proc
+@on_linux
 @pytest.mark.parametrize("lost", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_pool_is_replaced(lost, monkeypatch):
     monkeypatch.setattr(pool, "_GRACE", 1.0)
@@ -334,26 +292,20 @@ def test_an_interrupt_leaves_the_grader_usable(grader):
         ([None], ["5"], {}, "responses[0]"),
         (["5", "6"], ["5", " "], {}, "golds[1]"),
         (["5"], [Problem("a", "?", "")], {}, "golds[0]"),
-        (["5"], [None], {}, "golds[0]"),
-        (["5"], ["5"], {"timeout": 0}, "timeout"),
         (["5"], ["5"], {"timeout": float("nan")}, "timeout"),
         (["5"], ["5"], {"workers": 0}, "workers"),
-        (["5"], ["5"], {"workers": 1.5}, "workers"),
+        (["5"], ["5"], {"answer": "last"}, "answer"),
     ],
 )
-def test_bad_parameters(responses, golds, options, named):
-    with pytest.raises(ParameterError) as refused:
+def test_bad_parameters(refused, responses, golds, options, named):
+    with refused(named):
         grade(responses, golds, **options)
-    assert refused.value.parameter == named
 
 
-@pytest.mark.parametrize(
-    "options", [{"memory_limit": 10**6}, {"timeout": -1}, {"workers": True}, {"processor_limit": 0}]
-)
-def test_bad_parameters_of_a_grader(options):
-    with pytest.raises(ParameterError) as refused:
+@pytest.mark.parametrize("options", [{"memory_limit": 10**6}, {"timeout": -1}, {"processor_limit": 0}])
+def test_bad_parameters_of_a_grader(refused, options):
+    with refused(*options):
         Grader(**options)
-    assert {refused.value.parameter: refused.value.value} == options
 
 
 def test_no_processes_where_none_is_needed():
@@ -414,7 +366,7 @@ def test_a_script_without_a_main_guard_and_a_forked_copy_of_it():
     assert out.split("\n")[:3] == ["['correct', 'wrong']", "['correct']", "['correct']"]
 
 
-@needs_proc
+@on_linux
 def test_workers_end_with_their_caller():
     caller = run_script("hang")
     caller.stdin.write(SCRIPT)
@@ -425,4 +377,4 @@ def test_workers_end_with_their_caller():
     caller.kill()
     caller.wait()
     caller.stdout.close()
-    wait_until_dead(server)
+    wait_until(lambda: gone(server), "the workers live")
