@@ -3,12 +3,10 @@
 import warnings
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from pathlib import Path
 
-import nbformat
 import pandas as pd
 import pytest
-from crash_worker import Wrapped
+from crash_worker import Wrapped, save_model
 
 from quagmire_utils import cli
 from quagmire_utils.core.errors import ParameterError
@@ -26,53 +24,20 @@ SUMS = {"sums2": microlab.make_problems("sums2", microlab.MICRO_BENCHMARKS["sums
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = microlab.build_tokenizer()
-    microlab.build_model("llama", tokenizer, layers=1).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return EngineConfig(engine="transformers", model=folder)
+    return EngineConfig(engine="transformers", model=save_model(tmp_path_factory.mktemp("model")))
 
 
-def real_problems(count):
-    try:
-        return {name: load_benchmark(name)[:count] for name in BENCHMARKS}
-    except ParameterError as error:
-        pytest.skip(f"the real benchmarks are not at hand: {error}")
-
-
+@pytest.mark.requires_data
 def test_real_problems_go_the_whole_way(config, tmp_path):
     """Near-zero scores are right for random weights; every answer must have come through with a verdict."""
-    benchmarks = real_problems(4)
+    benchmarks = {name: load_benchmark(name, limit=4) for name in BENCHMARKS}
     samples = SampleStore(tmp_path / "samples")
     counts = evaluate(config, benchmarks, 2, PARAMS, samples, k=2, progress=False)
-    assert len(counts) == 4 * 7
-    assert (counts["n"] == 2).all()
-    assert (counts[["correct", "wrong", "no_answer", "timeout", "error"]].sum(axis=1) == counts["n"]).all()
-    assert (counts["truncated"] <= counts["n"]).all()
+    assert counts["n"].tolist() == [2] * 4 * 7
+    assert (counts[["correct", "wrong", "no_answer", "timeout", "error"]].sum(axis=1) == 2).all()
+    assert (counts["truncated"] <= 2).all()
     assert benchmark_average(counts, [1])["pass_at_k"].item() < 0.2
-    prompts = samples.prompts()
-    assert prompts["prompt"].str.contains("Let's think step by step", regex=False).all()
-
-
-def test_a_corrected_gold_is_graded_anew(config, tmp_path):
-    """Verdicts of the old gold must not stay, nor mix with those of later samples."""
-    samples = SampleStore(tmp_path / "samples")
-    evaluate(config, SUMS, 4, PARAMS, samples, progress=False)
-    frame = samples.read(["problem", "text", "verdict"])
-    problem = SUMS["sums2"][0]
-    assert set(frame["verdict"]) <= {"wrong", "no_answer"}
-    said = frame["text"][frame["problem"] == problem.id].tolist()
-    golds = samples.golds()
-    for part in samples.parts():  # as if the model had boxed 7 whenever it was asked the first problem
-        rows = samples.read_part(part)
-        rows.loc[rows["problem"] == problem.id, "text"] = "\\boxed{7}"
-        part.unlink()
-        samples.append(rows, golds=golds)
-    corrected = {"sums2": [Problem(problem.id, problem.question, "7"), *SUMS["sums2"][1:]]}
-    counts = evaluate(config, corrected, 4, PARAMS, samples, progress=False)
-    assert counts.set_index("problem").loc[problem.id, ["n", "correct"]].tolist() == [4, 4]
-    assert counts["correct"].sum() == 4
-    assert len(said) == 4
+    assert samples.prompts()["prompt"].str.contains("Let's think step by step", regex=False).all()
 
 
 class Deaf(Wrapped):
@@ -95,10 +60,10 @@ def test_identical_answers_of_an_engine_that_ignores_seeds_are_said(config, tmp_
         assert "repeated" not in heard.attrs
 
 
-def test_golds_that_cannot_be_read_are_warned_of(config, tmp_path):
+def test_golds_that_cannot_be_read_are_warned_of(config, tmp_path, grader):
     own = {"own": [Problem("p0", "1+1", "2"), Problem("p1", "1+1", r"\frac{1}{")]}
     with pytest.warns(UserWarning, match=r"cannot read the gold answer of own/p1 \(\\frac\{1\}\{\)"):
-        evaluate(config, own, 1, PARAMS, SampleStore(tmp_path / "own"), progress=False)
+        evaluate(config, own, 1, PARAMS, SampleStore(tmp_path / "own"), grader=grader, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -110,17 +75,12 @@ def test_golds_that_cannot_be_read_are_warned_of(config, tmp_path):
     ],
 )
 @pytest.mark.parametrize("loaded", [False, True])
-def test_what_cannot_work_is_one_sentence(config, tmp_path, changes, parameter, loaded):
+def test_what_cannot_work_is_one_sentence(config, tmp_path, refused, changes, parameter, loaded):
     """With a loaded engine and with a configuration; `preflight` has more cases."""
     arguments = {"benchmarks": SUMS, "num_samples": 2, "params": PARAMS} | changes
     samples = SampleStore(tmp_path / "samples")
-    with (
-        closing(load_engine(config)) if loaded else nullcontext(config) as engine,
-        pytest.raises(ParameterError) as caught,
-    ):
+    with closing(load_engine(config)) if loaded else nullcontext(config) as engine, refused(parameter):
         evaluate(engine, store=samples, **arguments, progress=False)
-    assert caught.value.parameter.startswith(parameter)
-    assert "\n" not in str(caught.value)
     assert not samples.parts()
 
 
@@ -186,18 +146,6 @@ def test_more_answers_than_there_are_is_said(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Pass@9 is NaN: it needs 9 graded answers to every problem of both, and some have only 8." in printed
     assert "Pass@1 is NaN" not in printed
-
-
-# --- the notebook -----------------------------------------------------------------------------------------------------
-
-
-def test_the_notebook_begins_with_the_parameters_that_everybody_knows():
-    book = nbformat.read(Path(__file__).parents[2] / "notebooks" / "evaluate_model.ipynb", as_version=4)
-    (cell,) = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
-    names = [line.partition(" = ")[0] for line in cell.source.splitlines()]
-    known = "model revision engine benchmarks num_samples k forecast_k temperature max_tokens template"
-    assert names[:10] == known.split()
-    assert "trust_remote_code = False" in cell.source
 
 
 def test_an_evaluation_is_described_with_its_interval_and_what_to_mind():
