@@ -93,6 +93,26 @@ def mini() -> Any:
 
 
 @pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return made-up records of one family, with eight candidates in each of two scenarios."""
+    from example_records import make_records, write_records
+
+    from quagmire_utils.core.records import load_records
+
+    return load_records(write_records(tmp_path_factory.mktemp("small") / "example", make_records()))
+
+
+@pytest.fixture(scope="session")
+def full_records(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return made-up records of three families with the grid of the mini profile."""
+    from example_records import make_records, write_records
+
+    from quagmire_utils.core.records import load_records
+
+    return load_records(write_records(tmp_path_factory.mktemp("full") / "example", make_records(full=True)))
+
+
+@pytest.fixture(scope="session")
 def paper_file() -> Callable[[str], Path]:
     """Return a file of the paper's folder, which lies beside the data; the test skips without it."""
 

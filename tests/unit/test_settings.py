@@ -33,66 +33,50 @@ def tiny(tmp_path):
     ("override", "parameter"),
     [
         ({"rl.steps": "3"}, "rl.steps"),
-        ({"rl.steps": 2.0}, "rl.steps"),
-        ({"rl.rollouts": 1}, "rl.rollouts"),
         ({"rl.checkpoints": 3}, "rl.checkpoints"),
-        ({"rl.checkpoint_ratio": 1.0}, "rl.checkpoint_ratio"),
         ({"rl.checkpoint_ratio": 9.0}, "rl.checkpoint_ratio"),
         ({"rl.backend": "trl", "rl.final_lr_fraction": 0.1}, "rl.final_lr_fraction"),
         ({"rl.micro_batch_size": 3}, "rl.micro_batch_size"),
-        ({"rl.backend": "magic"}, "rl.backend"),
         ({"rl.backend": "compact", "rl.kl_coefficient": 0.1}, "rl.kl_coefficient"),
         ({"rl.rollout_engine": "vllm", "rl.backend": "verl"}, "rl.rollout_engine"),
-        ({"rl.vllm_memory": 1.0}, "rl.vllm_memory"),
         ({"rl.entropy_coefficient": float("nan")}, "rl.entropy_coefficient"),
         ({"rl.stepz": 3}, "rl.stepz"),
         ({"rl": 3}, "rl"),
         ({"sft.learning_rate": "fast"}, "sft.learning_rate"),
         ({"sft.gradient_checkpointing": 1}, "sft.gradient_checkpointing"),
         ({"evaluation.k": 9}, "evaluation.k"),
-        ({"compute.train_mfu": 1.5}, "compute.train_mfu"),
-        ({"compute.answer_tokens": {"dpo": 3}}, "compute.answer_tokens.dpo"),
         ({"evaluation.max_model_len": 16}, "evaluation.max_tokens"),
-        ({"digits": 9}, "digits"),
+        ({"compute.answer_tokens": {"dpo": 3}}, "compute.answer_tokens.dpo"),
         ({"benchmarks": {"sums2": 0}}, "benchmarks.sums2"),
         ({"benchmarks": {}}, "benchmarks"),
         ({"budgets": {"low": 5, "high": 3}}, "budgets"),
-        ({"families": []}, "families"),
         ({"foo.bar": 1}, "foo"),
         ({"name.x": 1}, "name.x"),
         (in_family("nme", "b"), "families.a.nme"),
-        (in_family("rl_terms", "23"), "families.a.rl_terms"),
+        (in_family("name", "../a"), "families.../a.name"),
+        (in_family("rl_terms", [2, 99]), "families.a.rl_terms[1]"),
         (in_family("model", {"hub_id": "./here"}), "families.a.model"),
         (in_family("model", {"hub_id": "some/model", "revision": "main"}), "families.a.model.revision"),
-        (in_family("sources", {"main": {"pool": 0}}), "families.a.sources.main.pool"),
         (in_family("sources", {"main": {"dataset": "x"}}), "families.a.sources.main.dataset"),
-        (in_family("pretraining", {"slip": 2.0}), f"{LLAMA}.slip"),
+        (in_family("sources", {"main": {"styles": ["prose"]}}), "families.a.sources.main.styles[0]"),
         (in_family("pretraining", {"misconceptions": {"+": [0.5, 0.2]}}), f"{LLAMA}.misconceptions.+"),
         (in_family("pretraining", {"gives_up": {"many": 0.5}}), f"{LLAMA}.gives_up.many"),
         (in_family("candidates", [{"selection": "random"}]), "families.a.candidates[0].n_examples"),
-        (in_family("name", "../a"), "families.../a.name"),
-        (in_family("rl_terms", [2, 99]), "families.a.rl_terms[1]"),
-        (in_family("sources", {"main": {"styles": ["prose"]}}), "families.a.sources.main.styles[0]"),
-        (in_family("pretraining", {"architecture": "rnn"}), f"{LLAMA}.architecture"),
-        (in_family("candidates", []), "families.a.candidates"),
         (in_family("candidates", [{"selection": "prettiest", "n_examples": 4}]), "families.a.candidates[0].selection"),
         (in_family("candidates", [{"n_examples": 400}]), "families.a.candidates.random-400x1.n_examples"),
         (in_family("candidates", [{"n_examples": 4, "source": "x"}]), "families.a.candidates.random-4x1-x.source"),
-        (in_family("candidates", [{"n_examples": 4, "epochs": 0}]), "families.a.candidates[0].epochs"),
         (in_family("candidates", [{"n_examples": 4, "scenario": "x"}]), "families.a.candidates[0].scenario"),
         (in_family("candidates", [{"selection": "none", "n_examples": 1}]), "families.a.candidates[0].n_examples"),
         (in_family("candidates", 2 * [{"n_examples": 4}]), "families.a.candidates"),
     ],
 )
-def test_a_wrong_value_is_refused_by_its_dotted_name(tiny, override, parameter):
-    with pytest.raises(ParameterError) as raised:
+def test_a_wrong_value_is_refused_by_its_dotted_name(tiny, override, parameter, refused):
+    with refused(parameter) as raised:
         load_profile(tiny, override)
-    assert raised.value.parameter == parameter
     assert str(raised.value).startswith(parameter)
-    assert "\n" not in str(raised.value)
 
 
-def test_settings_made_in_python_are_checked_in_the_same_way():
+def test_settings_made_in_python_are_checked_in_the_same_way(refused):
     for make, parameter in (
         (lambda: RLSettings(steps=0), "rl.steps"),
         (lambda: RLSettings().replace(checkpoints=1000), "rl.checkpoints"),
@@ -101,24 +85,19 @@ def test_settings_made_in_python_are_checked_in_the_same_way():
         (lambda: PretrainingSettings(knowledge=(0.9, 0.1)), "pretraining.knowledge"),
         (lambda: FamilySettings(name="x", stands_for="y", sources={"m": {"pool": 0}}), "family.sources.m.pool"),
     ):
-        with pytest.raises(ParameterError) as raised:
+        with refused(parameter):
             make()
-        assert raised.value.parameter == parameter
-    with pytest.raises(ValueError, match="frozen"):
-        RLSettings().steps = 3
     with pytest.raises(ParameterError, match=r"known here: .*num_samples, rl_num_samples"):
         tiny_profile(evaluation={"samples": 3})
 
 
-def test_numbers_may_be_text_as_yaml_reads_them(tiny):
-    assert load_profile(tiny, {"sft.learning_rate": "1e-5"}).sft.learning_rate == 1e-5
-
-
-def test_a_profile_does_not_take_a_shipped_name(tiny):
+def test_numbers_may_be_text_but_a_profile_takes_no_shipped_name(tiny, refused):
+    assert load_profile(tiny, {"sft.learning_rate": "1e-5"}).sft.learning_rate == 1e-5  # as YAML reads it
     tiny.write_text(TINY.replace("name: tiny", "name: smoke"))
-    with pytest.raises(ParameterError) as raised:
+    with refused("name"):
         load_profile(tiny)
-    assert (raised.value.parameter, raised.value.value) == ("name", "smoke")
+    with pytest.raises(ParameterError, match="smoke"):
+        load_profile("smke")
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b", "a: [1", "\tb: 1", "a: !!python/object:os.system x"])
@@ -126,23 +105,12 @@ def test_files_that_are_no_profile_are_refused(tmp_path, text):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ParameterError, match=r"x\.yaml"):
         load_profile(tmp_path / "x.yaml", {"rl.steps": 3})
-    with pytest.raises(ParameterError, match="smoke"):
-        load_profile("smke")
-
-
-def test_the_pilot_of_the_second_world_depends_on_its_task():
-    profile = load_profile("mini2-pilot")
-    cells, others = sweep.plan(profile), sweep.plan(profile.replace(task="lanes"))
-    assert all(cell.digest != other.digest for cell, other in zip(cells, others, strict=True))
 
 
 def test_checkpoints_are_spaced_evenly_or_geometrically():
     settings = RLSettings(steps=256, checkpoints=6)
     assert settings.checkpoint_steps == (43, 85, 128, 171, 213, 256)
     assert settings.replace(checkpoint_ratio=2).checkpoint_steps == (8, 16, 32, 64, 128, 256)
-
-
-# --- digests ----------------------------------------------------------------------------------------------------------
 
 
 def test_settings_at_their_defaults_do_not_enter_digests():
@@ -176,9 +144,6 @@ def test_records_of_the_shipped_studies_stay_valid(name):
     cells = sweep.plan(profile)
     assert sweep.finished_cells(folder, cells) == {cell.id for cell in cells}
     assert read_json(folder / "manifest.json")["settings_digest"] == files.digest(explicit(profile))
-
-
-# --- the profile of the paper -----------------------------------------------------------------------------------------
 
 
 def test_paper_profile_has_the_printed_settings():
