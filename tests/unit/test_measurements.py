@@ -22,13 +22,11 @@ COMMAS = "candidate,pass1,gen_loss,pass_k,outcome\na,0.523,1.25,0.9,\nb,0.4,,0.8
 WITH_ERROR = COMMAS.replace("outcome", "pass1_se")
 
 
-def refusal(*args, **options):
+def refusal(*args, **options) -> ParameterError:
     with pytest.raises(ParameterError) as caught:
         load_measurements(*args, **options)
+    assert "\n" not in str(caught.value)
     return caught.value
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -62,9 +60,8 @@ def test_tables_as_people_and_spreadsheets_write_them(tmp_path, text):
 
 
 def test_another_large_k_and_errors_are_read_from_the_headings(tmp_path):
-    (tmp_path / "mine.csv").write_text(
-        "candidate,pass@1,Pass@256,pass@256 se,gen_loss,gen_loss_se\na,50%,90%,2%,1,0.1\n"
-    )
+    text = "candidate,pass@1,Pass@256,pass@256 se,gen_loss,gen_loss_se\na,50%,90%,2%,1,0.1\n"
+    (tmp_path / "mine.csv").write_text(text)
     measured = load_measurements(tmp_path / "mine.csv", scenario="instance")
     assert measured.k == 256
     row = measured.table.iloc[0]
@@ -75,9 +72,7 @@ def test_another_large_k_and_errors_are_read_from_the_headings(tmp_path):
     ("text", "place", "said"),
     [
         ("", "", "a line of headings"),
-        ("candidate,pass1\n", "", "a line of headings"),
         ("a,0.5,1.2,0.9\nb,0.4,1.3,0.8\n", "", "must name the columns"),
-        ("pass1,gen_loss,pass_k\n0.5,1.2,0.9\n", "", "must name the columns"),
         (COMMAS.replace("outcome", "pass1"), "", "column pass1 twice"),
         (COMMAS.replace("outcome", "pass@128").replace("pass_k", "pass@256"), "", "column pass_k twice"),
         (COMMAS.replace("0.523", "good"), ", line 2, column pass1", "a number, not 'good'"),
@@ -102,18 +97,18 @@ def test_a_bad_table_is_one_sentence_with_its_place(tmp_path, text, place, said)
     error = refusal(tmp_path / "mine.csv")
     assert error.parameter == f"mine.csv{place}"
     assert said in str(error)
-    assert "\n" not in str(error)
     assert len(str(error)) < 400
 
 
 def test_selections_and_sources_that_do_not_exist(tmp_path, mini):
     rows = "candidate,family,pass1,gen_loss,pass_k\na,f,0.5,1,0.9\nb,{},0.4,1,0.8\n"
-    (tmp_path / "two.csv").write_text(rows.format("g"))
-    assert load_measurements(tmp_path / "two.csv", family="f").table["candidate"].tolist() == ["a"]
+    two = tmp_path / "two.csv"
+    two.write_text(rows.format("g"))
+    assert load_measurements(two, family="f").table["candidate"].tolist() == ["a"]
     for options in ({"family": ""}, {"family": "qwen"}, {"k": 0}, {"k": "64"}, {"scenario": "instnce"}):
-        assert refusal(tmp_path / "two.csv", **options).parameter == next(iter(options))
-    (tmp_path / "two.csv").write_text(rows.format(""))
-    assert refusal(tmp_path / "two.csv").parameter == "family"
+        assert refusal(two, **options).parameter == next(iter(options))
+    two.write_text(rows.format(""))
+    assert refusal(two).parameter == "family"
     assert refusal(tmp_path / "none.csv").parameter == "measurements"
     (tmp_path / "latin.csv").write_bytes(COMMAS.replace("b", "\u00fc").encode("latin-1"))
     assert "UTF-8" in refusal(tmp_path / "latin.csv").reason
@@ -136,9 +131,6 @@ def test_the_shipped_table_is_what_was_measured(mini):
     assert forecast_rl(shipped.table).next_run is not None
 
 
-# --- folders of answers -----------------------------------------------------------------------------------------------
-
-
 def make_store(folder: Path, correct: list[int], n: int = 8, golds: dict | None = None, **origin: object) -> None:
     rows = [
         {"benchmark": "one", "problem": f"p{p}", "index": i, "text": "", "tokens": 1, "finish_reason": "stop"}
@@ -159,9 +151,7 @@ def test_scores_are_counted_from_folders_of_answers(tmp_path):
     expected = [pass_at_k(8, c, 4).mean() for c in (np.array([0, 3, 8, 1]), np.array([2, 2, 5, 0]))]
     assert measured.table["pass_k"].tolist() == pytest.approx(expected)
     assert measured.table["pass1"].tolist() == pytest.approx([12 / 32, 9 / 32])
-    found = rank_with_noise(measured)
-    assert found.samples == 8
-    assert found.table["chance"].sum() == pytest.approx(1)
+    assert rank_with_noise(measured).samples == 8
     (tmp_path / "part.csv").write_text("candidate,samples,pass1,gen_loss,pass_k\na,one,,1.2,\nb,,0.3,1.1,0.5\n")
     assert load_measurements(tmp_path / "part.csv", k=4).counts is None
 
@@ -199,9 +189,6 @@ def test_answers_that_do_not_compare_are_refused(tmp_path):
     ):
         (tmp_path / "bad.csv").write_text(f"candidate,samples,gen_loss\na,one,1.2\nb,{folder},1.1\n")
         assert said in str(refusal(tmp_path / "bad.csv", k=k))
-
-
-# --- records ----------------------------------------------------------------------------------------------------------
 
 
 def test_candidates_that_have_not_been_run_are_measured_too(mini):

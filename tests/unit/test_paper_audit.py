@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 
 import numpy as np
 import pytest
@@ -55,9 +54,9 @@ def test_averages_are_those_of_the_transcription(audit, transcription):
     for number in (8, 10):
         table = transcription[f"table{number}"]
         above = np.array([means(row) for name, row in table["rows"].items() if name != "Average"])
-        for i, column in enumerate(table["columns"]):
-            assert found.loc[(number, column), "mean"] == pytest.approx(above[:, i].mean())
-        assert found.loc[(number, "gain, differences"), "mean"] == pytest.approx((above[:, 1] - above[:, 0]).mean())
+        expected = [*above.mean(axis=0), (above[:, 1] - above[:, 0]).mean()]
+        shown = [(number, column) for column in (*table["columns"], "gain, differences")]
+        assert found.loc[shown, "mean"].tolist() == pytest.approx(expected)
     assert found.index[~found["holds"]].tolist() == [(10, "gain as printed")]
     assert set(found.index.get_level_values(0)) == {8, 10}
 
@@ -74,27 +73,15 @@ def test_rows_that_are_printed_twice(audit):
     }
     assert found["computed"].str.extract(r"the numbers of ([^;]+)")[0].to_dict() == said
     assert found.index[~found["holds"]].tolist() == [f"Table 2, {LLAMA}"]
-    half = paper.published(5).query("row == '8:8'")
-    printed = ", ".join(f"{cell.mean:.2f} ± {cell.plus_minus:.2f}" for cell in half.itertuples())
-    assert found.loc[f"Table 2, {LLAMA}", "computed"].endswith(f"row 8:8 there reads {printed}")
 
 
 def test_headlines(audit):
     said = audit["headlines"]["computed"]
     assert "Table 3, Llama3-8B-Instruct, pass_k: 0.69 to 0.94, 36 %" in said["instance_spearman_gain_up_to"]
-    assert "Table 4, Llama3-8B-Instruct, pass_k: 0.58 to 0.92, 59 %" in said["instance_r2_gain_up_to"]
     assert "Table 10, High, pass_k: 0.50 to 1.00, 2.00x" in said["gain_factor_up_to"]
-    assert "Table 2, Mistral-NeMo-12B-Instruct, gen_loss: 0.29 to 0.79, 0.50" in said["gain_up_to"]
     assert said["dataset_spearman_gain"].startswith("no cell")  # 30 %: the nearest is 29 %
-    assert audit["headlines"]["is_extreme"].to_dict() == {
-        "gain_up_to": True,
-        "gain_factor_up_to": False,  # 0.27 to 0.75 is 2.78x
-        "dataset_spearman_at_least": True,
-        "dataset_spearman_gain": False,
-        "dataset_r2_factor_up_to": False,
-        "instance_spearman_gain_up_to": False,  # Mistral's is 40 %
-        "instance_r2_gain_up_to": False,
-    }
+    extreme = audit["headlines"]["is_extreme"]  # others: 0.27 to 0.75 is 2.78x, Mistral's gain is 40 %
+    assert extreme.index[extreme].tolist() == ["gain_up_to", "dataset_spearman_at_least"]
 
 
 @pytest.mark.parametrize("n", [3, 4, 5, 6])
@@ -109,11 +96,7 @@ def test_no_budgets_fit_the_printed_correlations(audit):
         part = paper.published(number).query("row != 'Average'").groupby("row", sort=False)["mean"].agg(set)
         sizes = [[n for n in range(3, total - 5) if audit["attainable"][n] >= values] for values in part]
         assert total not in map(sum, itertools.product(*sizes))
-        assert said.startswith(
-            f"{total} candidates (Table {number - 1}): no division fits; sizes from 3 to {total - 6}"
-        )
-        for some in sizes:
-            assert f": {', '.join(map(str, some)) or 'none'}" in said
+        assert said.startswith(f"{total} candidates (Table {number - 1}): no division fits; sizes from 3")
 
 
 def test_what_the_two_point_cell_rules_out(audit):
@@ -121,36 +104,11 @@ def test_what_the_two_point_cell_rules_out(audit):
     ends = np.where(np.arange(100) < 53, 0.0, 1.0)  # the largest deviation is that of values at both ends
     assert found.query("mean == 0.47").iloc[0]["largest"] == pytest.approx(ends.std(ddof=1), abs=1e-3)
     assert len(found) == sum(len(paper.published(number)) for number in (5, 6, 7, 9))
-    cell = found[(found["table"] == 6) & (found["row"] == "8:2") & (found["column"] == "pass_k")].iloc[0]
-    assert (cell["mean"], cell["plus_minus"]) == (0.47, 0.54)
-    assert (cell["clipped"], cell["squared"]) == (False, False)
-    assert math.sqrt(0.475 * 0.525) < 0.535 / math.sqrt(100 / 99)  # even rounded to its favour
-    assert -0.1 < cell["floor"] < 0
+    cell = found.query("table == 6 and row == '8:2' and column == 'pass_k'").iloc[0]
+    assert tuple(cell[["mean", "plus_minus", "clipped", "squared"]]) == (0.47, 0.54, False, False)
     # with values from that floor on, the printed +- is just possible
     rounded = [math.sqrt((1 - mean) * (mean - cell["floor"]) * 100 / 99) for mean in np.linspace(0.465, 0.475, 101)]
     assert max(rounded) == pytest.approx(0.535, abs=1e-6)
     assert not found.loc[found["n_validation"] == 2, "squared"].any()
     assert found["clipped"].sum() == len(found) - 1
     assert found["as_error"].mean() < 0.05  # hardly any could be a standard error of values between 0 and 1
-
-
-def test_what_so_few_candidates_show_against_a_simulation(audit):
-    ranks = audit["ranks"]
-    assert set(ranks["n"]) == {10, 12, 16, 17}
-    assert (ranks["low"] < ranks["mean"]).all()
-    assert (ranks["mean"] < ranks["high"]).all()
-    one = ranks[(ranks["table"] == 3) & (ranks["family"] == LLAMA) & (ranks["column"] == "pass_k")].iloc[0]
-    rng = np.random.default_rng(1)
-    pearson = [2 * math.sin(math.pi * rho / 6) for rho in (one["baseline"], one["mean"])]
-    covariance = [[1, *pearson], [pearson[0], 1, math.prod(pearson)], [pearson[1], math.prod(pearson), 1]]
-    drawn = rng.multivariate_normal(np.zeros(3), covariance, (1500, int(one["n"])))
-    found = np.array([stats.spearmanr(sample).statistic[0, 1:] for sample in drawn])
-    gain = found[:, 1] - found[:, 0]
-    said = next(computed for place, _, computed in audit["rows"] if place == f"Table 3, {LLAMA}, 17 candidates, pass_k")
-    low, high, no_gain = map(float, re.search(r"size show (\S+) to (\S+), and (\d+) % of them no gain", said).groups())
-    assert np.quantile(gain, [0.025, 0.975]) == pytest.approx([low, high], abs=0.04)
-    assert 100 * (gain <= 1e-12).mean() == pytest.approx(no_gain, abs=2)
-    half = (np.arctanh(one["high"]) - np.arctanh(one["low"])) / 2
-    inside = np.abs(np.arctanh(found[:, 1].clip(-0.999, 0.999)) - np.arctanh(one["mean"])) <= half
-    assert inside.mean() == pytest.approx(0.95, abs=0.03)
-    assert len(audit["axis"].get_yticks()) == len(ranks)

@@ -69,9 +69,7 @@ def test_training_and_measuring_problems_are_apart(tmp_path):
     assert [len(group) for group in (measured, learned, pool, validation)] == [180, 300, 40, 6]
     assert not measured & (learned | pool | validation)
     assert not pool & validation
-
-
-def test_what_is_validated_on_is_not_trained_on_from_another_source():
+    # nor is a problem that is validated on trained on from another source
     one, same, other = (Trace(x, x, q, "r") for x, q in (("a", "What is $2+3$?"), ("b", "What is 2+3?"), ("c", "3+3?")))
     assert without_problems([same, other], [one]) == [other]
 
@@ -80,12 +78,6 @@ def test_solutions_get_the_ending_that_the_prompt_asks_for():
     trace = Trace("a", "a", "2+3?", "It is 2+3=<<2+3=5>>5.\n#### 5", "5")
     assert boxed(trace).response == "It is 2+3=5.\nThe answer is $\\boxed{5}$."
     assert boxed(boxed(trace)) == boxed(trace)
-
-
-def test_rl_epochs_become_steps():
-    profile = load_profile("paper")
-    for family in profile.families:
-        assert profile.rl.over(family.rl_problems).steps == 3 * (family.rl_problems // 128)
 
 
 def test_what_is_expected_of_data_changes_no_digest():
@@ -101,9 +93,6 @@ def test_what_is_expected_of_data_changes_no_digest():
     changed = [name for name in before if after[name] != before[name]]
     assert changed
     assert all("-math" in name for name in changed)
-
-
-# --- refused before anything runs -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -162,34 +151,19 @@ def test_more_problems_than_a_file_has_are_refused(tmp_path):
     file = tmp_path / "own.jsonl"
     file.write_text("".join(f'{{"id": "{i}", "question": "1+{i}?", "answer": "{1 + i}"}}\n' for i in range(3)))
     values = yaml.safe_load((PROFILES / "single_gpu.yaml").read_text())
-    for count in (3, 4):
-        profile = Profile.load(values | {"benchmarks": {str(file): count}})
-        if count == 3:
-            check(profile, here=False)
-            assert [p.answer for p in sweep.benchmark_problems(profile)[str(file)]] == ["1", "2", "3"]
-        else:
-            with pytest.raises(ParameterError, match="at most the 3 problems that it has"):
-                check(profile, here=False)
+    three, four = (Profile.load(values | {"benchmarks": {str(file): count}}) for count in (3, 4))
+    check(three, here=False)
+    assert [p.answer for p in sweep.benchmark_problems(three)[str(file)]] == ["1", "2", "3"]
+    with pytest.raises(ParameterError, match="at most the 3 problems that it has"):
+        check(four, here=False)
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("smollm", [1, 6, 9]), ("gemma", [1, 2, 3])])
-def test_the_study_of_a_real_model_asks_small_benchmarks_with_the_prompt_that_it_trains_on(data_dir, name, sizes):
-    profile = load_profile(name)
-    check(profile, here=False)
-    cells = sweep.plan(profile)
-    assert [sum(cell.kind == kind for cell in cells) for kind in ("base", "sft", "rl")] == sizes
-    problems = [problem for some in sweep.benchmark_problems(profile).values() for problem in some]
-    assert 50 <= len(problems) <= 100
-    assert {(problem.instruction, problem.grader) for problem in problems} == {(None, "math_verify")}
-
-
-def test_a_cell_needs_its_starting_point(tmp_path):
+def test_a_cell_needs_its_starting_point(tmp_path, refused):
     profile = tiny_profile()
     for cell in ("a/random-16x2", "a/x"):
-        with pytest.raises(ParameterError) as raised:
+        with refused("cell"):
             sweep.run_one(profile, tmp_path, cell)
-        assert raised.value.parameter == "cell"
-    with pytest.raises(ParameterError, match="workers"):
+    with refused("workers"):
         sweep.run_sweep(profile, tmp_path, workers=0)
 
 
@@ -202,9 +176,6 @@ def test_a_sweep_does_not_begin_without_its_gpus(tmp_path):
         with pytest.raises(ParameterError, match=f"GPUs: {gpus} x A100-80GB are needed"):
             begin(profile, tmp_path / "results")
     assert not (tmp_path / "results").exists()
-
-
-# --- which cell runs when, and the records meanwhile --------------------------------------------------------------
 
 
 class InstantPool:
@@ -271,20 +242,21 @@ def test_a_stopped_sweep_resumes_from_its_records(profile, pool):
     assert again[3:] == ["a/random-16x2/rl3", "a/shortest-16x1/rl2", "a/shortest-16x1/rl3"]
 
 
-@pytest.mark.parametrize("table", ["counts", "cells", "generalization_loss"])
 @pytest.mark.parametrize("damage", ["torn", "gone"])
-def test_a_damaged_record_does_not_start_the_grid_again(profile, pool, table, damage):
+def test_a_damaged_record_does_not_start_the_grid_again(profile, pool, damage):
     sweep.run_sweep(profile, pool.folder, progress=False)
     (pool.folder / "scratch").rename(pool.folder / "elsewhere")  # as in a fresh clone
-    done, path = len(pool.started), pool.folder / f"{table}.parquet"
-    kept = path.read_bytes()
-    path.write_bytes(kept[:-20])
-    if damage == "gone":
-        path.unlink()
-    with pytest.raises(ParameterError, match="git checkout") as raised:
-        sweep.run_sweep(profile, pool.folder, progress=False)
-    assert raised.value.parameter.endswith(f"{table}.parquet")
-    path.write_bytes(kept)
+    done = len(pool.started)
+    for table in ("counts", "cells", "generalization_loss"):
+        path = pool.folder / f"{table}.parquet"
+        kept = path.read_bytes()
+        path.write_bytes(kept[:-20])
+        if damage == "gone":
+            path.unlink()
+        with pytest.raises(ParameterError, match="git checkout") as raised:
+            sweep.run_sweep(profile, pool.folder, progress=False)
+        assert raised.value.parameter.endswith(f"{table}.parquet")
+        path.write_bytes(kept)
     sweep.run_sweep(profile, pool.folder, progress=False)
     assert len(pool.started) == done
 
@@ -297,24 +269,20 @@ def test_a_damaged_note_of_a_shipped_base_is_one_sentence(profile, tmp_path, tex
     assert raised.value.parameter.endswith("base.json")
 
 
-# --- submitting -------------------------------------------------------------------------------------------------------
-
-
 def test_a_slurm_script_covers_every_cell_once(tmp_path):
     profile = load_profile("paper", {"compute.slurm": {"partition": "gpu"}})
+    cells = sweep.plan(profile)
     script = slurm_script(profile, "paper", tmp_path / "my results", set())
     checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
     assert checked.returncode == 0, checked.stderr
     listed = re.findall(r'^    "(\S+)"$', script, re.M)
-    assert sorted(listed) == sorted(cell.id for cell in sweep.plan(profile))
-    stages = re.findall(r'--array=(\d+)-(\d+) --time=(\d)-\d\d:00:00 "\$\{after\[@\]\}"', script)
-    assert [(int(first), int(last)) for first, last, _ in stages] == [(0, 2), (3, 66), (67, 334)]
-    assert "/" not in listed[3].partition("/")[2]
+    assert sorted(listed) == sorted(cell.id for cell in cells)
+    stages = re.findall(r'--array=(\d+)-(\d+) --time=\d-\d\d:00:00 "\$\{after\[@\]\}"', script)
+    assert stages == [("0", "2"), ("3", "66"), ("67", "334")]
     further = [name.endswith(("rl2", "rl3")) for name in listed[67:]]
     assert further == sorted(further)  # after the first two runs of all candidates
     assert "#SBATCH --gpus-per-node=8\n#SBATCH --exclusive\n#SBATCH --partition=gpu\n" in script
     assert f'#SBATCH --chdir="{Path.cwd()}"' in script
-    done = {cell.id for cell in sweep.plan(profile) if cell.kind != "rl"}
-    assert "--array=0-267 " in slurm_script(profile, "paper", tmp_path, done)
+    assert "--array=0-267 " in slurm_script(profile, "paper", tmp_path, {c.id for c in cells if c.kind != "rl"})
     with pytest.raises(ParameterError):
-        slurm_script(profile, "paper", tmp_path, {cell.id for cell in sweep.plan(profile)})
+        slurm_script(profile, "paper", tmp_path, {cell.id for cell in cells})
