@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -25,21 +26,10 @@ from quagmire_utils.data import (
 from quagmire_utils.data.golds import boxed_answer, single
 from quagmire_utils.data.rows import to_problem
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def write_jsonl(path: Path, rows: list) -> Path:
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
     return path
-
-
-@pytest.fixture
-def offline(monkeypatch, tmp_path):
-    """Neither a data folder nor a hub."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    monkeypatch.delenv("QUAGMIRE_DATA_DIR", raising=False)
 
 
 def test_the_catalogue_names_every_dataset_and_pins_it():
@@ -74,8 +64,7 @@ def test_adding_a_benchmark_is_adding_a_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [*BENCHMARKS, "gsm8k_train", "math_train"])
 def test_counts_ids_and_questions(name, data_dir):
     problems = load_benchmark(name, data_dir=data_dir)
-    assert len(problems) == find_dataset(name).count
-    assert len({problem.id for problem in problems}) == len(problems)
+    assert len(problems) == find_dataset(name).count == len({problem.id for problem in problems})
     assert all(problem.id.startswith(f"{name}/") and problem.question.strip() for problem in problems)
     assert load_benchmark(name, data_dir=data_dir, limit=3) == problems[:3]
     if name == "gsm8k_train":
@@ -164,7 +153,7 @@ def test_several_answers_are_read_as_that_many(data_dir):
         if row["is_multiple_answer"] and re.fullmatch(r"-?\d+(,-?\d+)+", published):
             answer = by_id[f"olympiad/{row['id']}"]
             read = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)[0]
-            assert {int(element) for element in read} == {int(element) for element in published.split(",")}
+            assert set(map(int, read)) == set(map(int, published.split(",")))
             checked += 1
     assert checked > 40
 
@@ -186,11 +175,6 @@ OLYMPIAD = {"id": 1, "context": None, "question": "?", "final_answer": ["$2 n$"]
         ("minerva", {"question": "q", "answer": "7e37"}, Problem("minerva/0", "q", "7 \\times 10^{37}")),
         ("aime2025", {"id": "3", "problem": "q", "answer": "588"}, Problem("aime2025/3", "q", "588")),
         ("math_train", {"problem": "p", "solution": "$\\boxed{\\frac12}$."}, Problem("math_train/0", "p", "\\frac12")),
-        (
-            "aime",
-            {"ID": "2022-II-8", "Question": "q", "Answer": "080 or 081 (both were accepted)"},
-            Problem("aime/2022-II-8", "q", "80.5", 0.5),
-        ),
     ],
 )
 def test_rows_of_the_catalogue(name, row, expected):
@@ -204,7 +188,8 @@ def test_rows_of_the_catalogue(name, row, expected):
         (r"So it is \boxed 12 apples.", "12"),
         (r"$\boxed\frac{1}{2}$", r"\frac{1}{2}"),
         (r"Hence \fbox{7}.", "7"),
-        (r"First \boxed{3}. Then \boxed{4}.", "4"),
+        (r"\boxed {\{1, 2\}}", r"\{1, 2\}"),
+        (r"First \boxed{3}. Then \boxed{\frac{a}{b}}.", r"\frac{a}{b}"),
         (r"\boxed{1} or \boxed{2}", "1,2"),
         (r"$\boxed{1}$, $\boxed{2}$ and $\boxed{3}$.", "1,2,3"),
         (r"From \boxed{3} we get x = \boxed{4}.", None),  # one, or both?
@@ -245,25 +230,22 @@ def test_lists_around_an_answer_are_taken_apart(published, answer):
         ("a.csv", '\ufeff"q","a"\nx,5\n', "5"),  # as a spreadsheet writes it
         ("a.csv", 'q,a,long\nx,5,"' + "y" * 140_000 + '"\n', "5"),
         ("a.csv", "q,a\nx,9007199254740993.0\n", "9007199254740993.0"),
-        ("a.csv", "q,a\nx,5,6\n", ParameterError),
-        ("a.csv", "q,a,a\nx,5,6\n", ParameterError),
-        ("a.csv", "q,a\nx,nan\n", ParameterError),
-        ("a.csv", "q;a\nx;5\n", ParameterError),
+        ("a.csv", "q,a\nx,5,6\n", None),
+        ("a.csv", "q,a,a\nx,5,6\n", None),
+        ("a.csv", "q,a\nx,nan\n", None),
+        ("a.csv", "q;a\nx;5\n", None),
         ("a.jsonl", '\ufeff{"q": "x", "a": 9007199254740993.0}', "9007199254740993"),
         ("a.jsonl", '{"q": "x", "a": 9.007199254740993e15}', "9007199254740993"),
-        ("a.jsonl", '{"q": "x", "a": ["5", "7"]}', ParameterError),
+        ("a.jsonl", '{"q": "x", "a": ["5", "7"]}', None),
         ("a.jsonl", '{"q": [{"role": "user", "content": "x"}], "a": ["5"]}', "5"),
         ("a.jsonl", json.dumps({"q": '[{"role": "user", "content": [{"type": "text", "text": "x"}]}]', "a": "5"}), "5"),
-        ("a.jsonl", json.dumps({"q": '[{"role": "user", "content": "x"', "a": "5"}), ParameterError),
+        ("a.jsonl", json.dumps({"q": '[{"role": "user", "content": "x"', "a": "5"}), None),
     ],
 )
 def test_files_as_other_programs_write_them(tmp_path, file, text, expected):
     (tmp_path / file).write_text(text, encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(f"kind: benchmark\nfiles: {file}\nquestion: q\nanswer: a\n")
-    if expected is ParameterError:
-        with pytest.raises(ParameterError):
-            load_benchmark(tmp_path / "mine.yaml")
-    else:
+    with nullcontext() if expected else pytest.raises(ParameterError):
         assert load_benchmark(tmp_path / "mine.yaml") == [Problem("mine/0", "x", expected)]
 
 
@@ -305,15 +287,18 @@ def test_formatting_of_a_copy_does_not_matter(tmp_path, data_dir):
     assert load_benchmark("amc", data_dir=tmp_path) == load_benchmark("amc", data_dir=data_dir)
 
 
-@pytest.mark.usefixtures("offline")
-def test_missing_everywhere_fails_fast_with_both_remedies(tmp_path):
+def test_missing_everywhere_fails_fast_with_both_remedies(tmp_path, monkeypatch, refused):
+    """Neither a data folder nor a hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.delenv("QUAGMIRE_DATA_DIR", raising=False)
     start = time.monotonic()
-    with pytest.raises(ParameterError, match=r"gave no answer.*QUAGMIRE_DATA_DIR.*math500.jsonl.*hub") as error:
+    with refused("math500") as error:
         load_benchmark("math500", data_dir=tmp_path)
     assert time.monotonic() - start < 10
-    assert (error.value.parameter, error.value.value) == ("math500", "HuggingFaceH4/MATH-500")
-    assert "\n" not in str(error.value)
-    with pytest.raises(ParameterError):
+    assert re.search(r"gave no answer.*QUAGMIRE_DATA_DIR.*math500.jsonl.*hub", str(error.value))
+    with refused("aime"):
         load_benchmark("aime")
 
 
@@ -322,31 +307,29 @@ def test_hub_is_asked_for_the_pinned_revision_and_counted(monkeypatch, tmp_path)
 
     def load_dataset(*arguments, **options):
         asked.append((arguments, options))
-        return [{"id": i, "problem": f"q{i}", "answer": float(i)} for i in range(rows)]
+        return [{"id": i, "problem": f"q{i}", "answer": float(i)} for i in range(84 - len(asked))]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    rows = 83
     problems = load_benchmark("amc", data_dir=tmp_path)
     assert (len(problems), problems[3]) == (83, Problem("amc/3", "q3", "3"))
     revision = find_dataset("amc").revision
     assert asked == [(("AI-MO/aimo-validation-amc", None), {"split": "train", "revision": revision})]
-    rows = 82
     with pytest.raises(ParameterError, match="82 problems, expected 83"):
         load_benchmark("amc", data_dir=tmp_path)
 
 
-def test_unknown_names_and_limits():
-    with pytest.raises(ParameterError, match=r"math500, aime") as error:
-        load_benchmark("math")
-    assert (error.value.parameter, error.value.value) == ("benchmark", "math")
-    for limit in (0, 1.5, "3", True):
-        with pytest.raises(ParameterError) as error:
-            load_benchmark("math500", limit=limit)
-        assert (error.value.parameter, error.value.value) == ("limit", limit)
-    with pytest.raises(ParameterError) as error:
-        load_benchmark("math500", data_dir="/no/such/folder")
-    assert error.value.parameter == "data_dir"
+@pytest.mark.parametrize(
+    ("name", "options", "parameter"),
+    [
+        ("math", {}, "benchmark"),
+        *(("math500", {"limit": limit}, "limit") for limit in (0, 1.5, "3", True)),
+        ("math500", {"data_dir": "/no/such/folder"}, "data_dir"),
+    ],
+)
+def test_unknown_names_and_limits(name, options, parameter, refused):
+    with refused(parameter):
+        load_benchmark(name, **options)
 
 
 def test_own_jsonl_file(tmp_path):
@@ -355,19 +338,15 @@ def test_own_jsonl_file(tmp_path):
         "",
         {"id": "b", "question": "half?", "answer": 0.5, "tolerance": 0.01, "source": "me"},
         {"id": "c", "question": "Größe \ud83c\udfb2?", "answer": "3.0 "},
+        *({"id": i, "question": "q", "answer": answer} for i, answer in enumerate((1e-7, 142.0, 1e20), start=2)),
     ]
     path = write_jsonl(tmp_path / "mine.jsonl", rows)
-    assert load_benchmark(path) == load_benchmark(str(path)) == [
-        Problem("1", "1+1?", "2"),
-        Problem("b", "half?", "0.5", 0.01),
-        Problem("c", "Größe 🎲?", "3.0"),
-    ]  # fmt: skip
-    assert len(load_benchmark(path, limit=1)) == 1
+    expected = [Problem("1", "1+1?", "2"), Problem("b", "half?", "0.5", 0.01), Problem("c", "Größe 🎲?", "3.0")]
+    golds = ("0.0000001", "142", "1" + "0" * 20)  # no exponents
+    expected += [Problem(str(i), "q", gold) for i, gold in enumerate(golds, start=2)]
+    assert load_benchmark(path) == load_benchmark(str(path)) == expected
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte order mark
-    assert load_benchmark(path)[0] == Problem("1", "1+1?", "2")
-    floats = [{"id": i, "question": "q", "answer": answer} for i, answer in enumerate((1e-7, 142.0, 1e20))]
-    golds = [problem.answer for problem in load_benchmark(write_jsonl(path, floats))]
-    assert golds == ["0.0000001", "142", "1" + "0" * 20]  # no exponents
+    assert load_benchmark(path, limit=1) == expected[:1]
 
 
 GOOD = {"id": 1, "question": "1+1?", "answer": "2"}
@@ -397,11 +376,10 @@ def test_bad_jsonl_file_is_refused_with_its_line(tmp_path, rows, message):
 
 
 def test_jsonl_file_that_is_not_there_or_not_text(tmp_path):
-    with pytest.raises(ParameterError, match="cannot be read"):
-        load_benchmark(tmp_path / "missing.jsonl")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00{}")
-    with pytest.raises(ParameterError, match="UTF-8"):
-        load_benchmark(tmp_path / "binary.jsonl")
+    for name, said in (("missing.jsonl", "cannot be read"), ("binary.jsonl", "UTF-8")):
+        with pytest.raises(ParameterError, match=said):
+            load_benchmark(tmp_path / name)
 
 
 def test_traces_survive_the_file(tmp_path):
@@ -412,18 +390,12 @@ def test_traces_survive_the_file(tmp_path):
     path = tmp_path / "new" / "traces.jsonl"
     save_traces(path, traces)
     assert load_traces(path) == traces
-    with pytest.raises(TypeError):
-        save_traces(path, [None])
     with pytest.raises(ParameterError, match=r"line 2 has half of a character .* in 'response'"):
         save_traces(path, [traces[0], Trace("3", "p", "q", "\ud800")])
     assert load_traces(path) == traces  # a failed write leaves the old file, and nothing beside it
     assert [file.name for file in path.parent.iterdir()] == ["traces.jsonl"]
-
-
-def test_a_trace_needs_no_more_than_question_and_response(tmp_path):
     rows = [{"question": "q", "response": "r", "model": "m"}, {"id": 7, "question": "q", "response": "s"}]
-    path = write_jsonl(tmp_path / "traces.jsonl", rows)
-    assert load_traces(path) == [Trace("1", "1", "q", "r"), Trace("7", "7", "q", "s")]
+    assert load_traces(write_jsonl(path, rows)) == [Trace("1", "1", "q", "r"), Trace("7", "7", "q", "s")]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.data import BENCHMARKS, Problem, Trace, load_benchmark
 from quagmire_utils.data.curation import BenchmarkIndex, decontaminate, response_lengths, select
@@ -72,30 +71,25 @@ def test_mixture_takes_both_ends_without_overlap_and_plus_shares_evenly():
 
 
 @pytest.mark.parametrize(
-    ("how", "n", "parameter"),
+    ("pool", "how", "n", "parameter"),
     [
-        ("random", 401, "n"),
-        ({"longest": 300, "shortest": 101}, None, "n"),
-        ("random", 0, "n"),
-        ("shortest+longest", 1, "n"),
-        ("random", None, "n"),
-        ("middle", 3, "selection"),
-        ({}, None, "selection"),
-        ("random+random", 4, "selection"),
-        ({"longest": 3}, 4, "n"),
+        (POOL, "random", 401, "n"),
+        (POOL, {"longest": 300, "shortest": 101}, None, "n"),
+        (POOL, "random", 0, "n"),
+        (POOL, "shortest+longest", 1, "n"),
+        (POOL, "random", None, "n"),
+        (POOL, "middle", 3, "selection"),
+        (POOL, {}, None, "selection"),
+        (POOL, "random+random", 4, "selection"),
+        (POOL, {"longest": 3}, 4, "n"),
+        ([POOL[0], POOL[0]], "random", 1, "traces"),
     ],
 )
-def test_impossible_selections_are_refused(how, n, parameter):
-    with pytest.raises(ParameterError) as error:
-        select(POOL, how, n, tokenizer=TOKENIZER, seed=0)
-    assert error.value.parameter == parameter
-
-
-def test_length_needs_a_tokenizer_and_ids_must_be_unique():
-    with pytest.raises(ParameterError, match="tokenizer"):
+def test_impossible_selections_are_refused(pool, how, n, parameter, refused):
+    with refused(parameter):
+        select(pool, how, n, tokenizer=TOKENIZER, seed=0)
+    with refused("tokenizer"):
         select(POOL, "longest", 3, tokenizer=None, seed=0)
-    with pytest.raises(ParameterError, match="traces"):
-        select([POOL[0], POOL[0]], "random", 1, tokenizer=None, seed=0)
 
 
 LONG = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
@@ -124,9 +118,6 @@ def test_decontaminate_by_equality_and_by_13_words(question, removed):
 @given(st.text(st.one_of(st.characters(), st.sampled_from(" $\t\n\x1c\x85\u2003\u3000ABCabcﬁßİ²"))))
 def test_normalise_is_what_its_fast_form_stands_for(text):
     assert normalise(text) == re.sub(r"[\s$]+", "", unicodedata.normalize("NFKC", text).casefold())
-
-
-# --- what was measured must stay what it was ----------------------------------------------------------------------
 
 
 def digest_of(traces: list[Trace]) -> str:
@@ -158,21 +149,28 @@ def test_every_set_of_the_shipped_studies_is_the_one_they_were_measured_on(name,
                 if candidate.source != source or candidate.selection == "none":
                     continue
                 how, own = candidate.selection, max(2, len(held_out) // OWN_FRACTION)
-                sets = [select(pool, how, candidate.n_examples, tokenizer=TOKENIZER, seed=seed)]
+                sha.update(digest_of(select(pool, how, candidate.n_examples, tokenizer=TOKENIZER, seed=seed)).encode())
                 if how != "random":
-                    sets.append(select(held_out, how, own, tokenizer=TOKENIZER, seed=seed))
-                for traces in sets:
-                    sha.update(digest_of(traces).encode())
+                    sha.update(digest_of(select(held_out, how, own, tokenizer=TOKENIZER, seed=seed)).encode())
             for n_validation in (1, 40):
-                problems = list({trace.problem_id for trace in pool})
+                problems = list({trace.problem_id: None for trace in pool})
                 held = {problems[i] for i in seeded_order(problems, seed)[:n_validation]}
                 for side in (False, True):
                     sha.update(digest_of([trace for trace in pool if (trace.problem_id in held) == side]).encode())
     assert sha.hexdigest() == digest
 
 
-def test_decontamination_of_the_real_training_sets_is_what_it_was(data_dir):
-    problems = [problem for name in BENCHMARKS for problem in load_benchmark(name, data_dir=data_dir)]
+@pytest.fixture(scope="module")
+def problems(data_dir):
+    return [problem for name in BENCHMARKS for problem in load_benchmark(name, data_dir=data_dir)]
+
+
+@pytest.fixture(scope="module")
+def index(problems):
+    return BenchmarkIndex(problems)
+
+
+def test_decontamination_of_the_real_training_sets_is_what_it_was(data_dir, problems):
     training = [p for name in ("gsm8k_train", "math_train") for p in load_benchmark(name, data_dir=data_dir)]
     clean, gone = decontaminate([Trace(p.id, p.id, p.question, p.answer) for p in training], problems)
     assert digest_of(clean) == "16301cd37463e234c5791ee2463ab4e2e1d99b4db8842399f4b05f5d5bde4c5f"
@@ -184,9 +182,6 @@ def test_decontamination_of_the_real_training_sets_is_what_it_was(data_dir):
     assert removed["math_train/6754"].problem_id == "aime/2003-I-12"
     assert removed["math_train/7136"].problem_id == "aime/2004-I-13"
     assert "math_train/1683" not in removed  # of its 13 shared words the last was \\left
-
-
-# --- which questions are the same -------------------------------------------------------------------------------------
 
 
 def other_delimiters(text: str) -> str:
@@ -210,9 +205,7 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_benchmark_question_is_found_in_another_spelling(spelling, data_dir):
-    problems = [problem for name in BENCHMARKS for problem in load_benchmark(name, data_dir=data_dir)]
-    index = BenchmarkIndex(problems)
+def test_every_benchmark_question_is_found_in_another_spelling(spelling, problems, index):
     missed = [problem.id for problem in problems if not index.meets(SPELLINGS[spelling](problem.question))]
     assert missed == []
 
@@ -264,35 +257,30 @@ OWN = [  # problems of no benchmark that end as many of AIME's do
 ]
 
 
-def test_a_benchmarks_usual_words_forbid_nothing(data_dir):
-    problems = [problem for name in BENCHMARKS for problem in load_benchmark(name, data_dir=data_dir)]
-    index = BenchmarkIndex(problems)
+def test_a_benchmarks_usual_words_forbid_nothing(problems, index):
     assert [index.meets(question) for question in OWN] == [None] * len(OWN)
     copied = next(problem for problem in problems if problem.id == "aime/2001-II-6")
     match = index.meets("Read with care. " + copied.question.replace("$", ""))
     assert (match.problem_id, match.question) == (copied.id, copied.question)
 
 
-def test_few_problems_of_aime_meet_another(data_dir):
-    problems = [problem for name in BENCHMARKS for problem in load_benchmark(name, data_dir=data_dir)]
+def test_few_problems_of_aime_meet_another(problems):
     aime = [problem for problem in problems if problem.id.startswith("aime/")]
     met = []
     for part in range(4):  # a fourth left out at a time
         asked = {problem.id: problem for problem in aime[part::4]}
         index = BenchmarkIndex([problem for problem in problems if problem.id not in asked])
-        matches = {key: index.meets(problem.question) for key, problem in asked.items()}
-        met += [(key, match) for key, match in matches.items() if match]
+        met += filter(None, (index.meets(problem.question) for problem in asked.values()))
     # copies in other benchmarks, and problems that AIME I and II share
-    assert sum(match.shared != "" for _, match in met) < 40
+    assert sum(match.shared != "" for match in met) < 40
 
 
 def test_a_quarter_of_the_words_must_be_shared():
     tail = "how many marbles are there in all of the red boxes in the cellar now"  # 15 words
     problems = [Problem("b/1", f"Ann has two boxes, and {tail}?", "3")]
     for words, met in ((45, True), (46, False)):
-        question = " ".join(f"w{i}" for i in range(words)) + " " + tail
-        assert bool(BenchmarkIndex(problems).meets(question)) is True  # most of the problem
-        longer = [Problem("b/1", " ".join(f"x{i}" for i in range(words)) + " " + tail, "3")]
-        assert bool(BenchmarkIndex(longer).meets(question)) is met
+        question, other = (" ".join(f"{x}{i}" for i in range(words)) + " " + tail for x in "wx")
+        assert BenchmarkIndex(problems).meets(question)  # most of the problem
+        assert bool(BenchmarkIndex([Problem("b/1", other, "3")]).meets(question)) is met
     twice = [*problems, Problem("b/2", f"Quite another story of nine long words indeed, {tail} and why do they?", "4")]
     assert BenchmarkIndex(twice).meets(f"My own story: {tail}?") is None  # several problems end so

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from quagmire_utils import cli
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.spreadsheet import write_csv
 from quagmire_utils.data import Problem
 from quagmire_utils.evaluation.audit import audit, audit_store
@@ -15,9 +14,6 @@ from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grade, Verdict
 
 CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Verdict
-
-
-# --------------------------------------------------------------------------------------------------------------- audit
 
 
 @pytest.mark.parametrize(("name", "samples"), [("math_cot", 400), ("gsm8k_gpt3", 1600)])
@@ -71,17 +67,14 @@ def test_the_audit_of_a_store_groups_and_sorts(tmp_path):
         ["the first is undecided", "p", 1, 1, "5", "error", "", "wrong", "6"],
     ]
     assert table["ending"].str.len().max() == 200
-    assert table.attrs == {
-        "samples": 8, "disagreements": 6, "unread": 0, "undecided": 0, "not_math": 0, "either": 6, "both": 1,
-        "agreement": 1 / 6, "unread_by_benchmark": {},
-    }  # fmt: skip
+    nothing = {"unread": 0, "undecided": 0, "not_math": 0, "unread_by_benchmark": {}}
+    assert table.attrs == nothing | {"samples": 8, "disagreements": 6, "either": 6, "both": 1, "agreement": 1 / 6}
     assert list(empty.columns) == list(table.columns)
     assert math.isnan(empty.attrs["agreement"])
 
 
-def test_what_the_second_grader_cannot_judge_is_no_agreement():
-    gold = "4:30p.."
-    text = "\\boxed{6}"
+def test_what_the_second_grader_cannot_judge_is_no_agreement(refused):
+    gold, text = "4:30p..", "\\boxed{6}"
     first = [Grade(verdict, "") for verdict in (ERROR, TIMEOUT, WRONG)]
     table = audit([text] * 3, [gold] * 3, first)
     assert table["kind"].tolist() == ["neither could read it"] * 3
@@ -90,11 +83,8 @@ def test_what_the_second_grader_cannot_judge_is_no_agreement():
     assert table.attrs == counts
     table = audit([text] * 4, [gold] * 4, [*first, Grade(CORRECT, "5")])
     assert table.attrs == counts | {"samples": 4, "disagreements": 1, "either": 1, "agreement": 0}
-    with pytest.raises(ParameterError, match="grades"):
+    with refused("grades"):
         audit([text], ["5"], [])
-
-
-# --------------------------------------------------------------------------------------------------- scores, the shell
 
 
 @pytest.fixture
@@ -112,20 +102,21 @@ def mine(tmp_path):
 
 def test_a_store_is_regraded_and_audited_from_the_shell(mine, capsys):
     store, path = mine
-    golds = ["--benchmark", str(path)]
-    assert cli.main(["grade", "score", str(store.path)]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
+
+    def grade(command: str, *options: str) -> str:
+        assert cli.main(["grade", command, str(store.path), *options]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    printed = grade("score")
     assert "Pass@1 % 0.0 ± 0.0" in printed
     assert "Pass@1 if undecided were right % 100.0" in printed
-    assert cli.main(["grade", "regrade", str(store.path), *golds, "--timeout", "60"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
+    printed = grade("regrade", "--benchmark", str(path), "--timeout", "60")
     assert "Pass@1 % 50.0 ± 23.6" in printed
     assert "Pass@1 by chance % 0.0 [" in printed
     graded = store.read(["verdict"])["verdict"].tolist()
     assert graded == ["correct", "correct", "wrong", "no_answer", "correct", "no_answer"]  # the prompt asks for a box
     output = path.with_name("audit.csv")
-    assert cli.main(["grade", "audit", str(store.path), *golds, "--output", str(output)]) == 0
-    printed = capsys.readouterr().out
+    printed = grade("audit", "--benchmark", str(path), "--output", str(output))
     assert "disagrees on 1 of 6 answers" in printed  # 1331 and 1728, without a box
     assert "Of the 4 that either calls correct, 75.00 % are so to both." in printed
     assert pd.read_csv(output)["kind"].tolist() == ["only the second grader says correct"]
@@ -149,21 +140,15 @@ def test_the_shell_refuses_in_a_sentence(mine, tmp_path, capsys):
     assert list(other.iterdir()) == []
 
 
-FORMULAS = [
-    "=1", "+1", "-1", "@A1", "\n=1", " =1", "\u3000\xa0 +1", "\uff1d1", "\xa0\uff20A1", "\ufeff\u200b=1", "\t1", "\r1",
-    "\r=1",
-]  # fmt: skip
+FORMULAS = ["=1", "+1", "-1", "@A1", "\n=1", " =1", "\u3000\xa0 +1", "\uff1d1", "\xa0\uff20A1", "\ufeff\u200b=1"]
+FORMULAS += ["\t1", "\r1", "\r=1"]
 
 
-def test_no_cell_is_a_formula_to_a_spreadsheet(tmp_path):
+def test_what_a_model_wrote_commands_neither_a_spreadsheet_nor_a_terminal(mine, tmp_path, capsys):
     write_csv(pd.DataFrame({"cell": [*FORMULAS, "1", "x = 1", "", None, 3]}), tmp_path / "out.csv")
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
         cells = [row[0] for row in csv.reader(file)]
     assert cells == ["cell", *(f"'{cell}" for cell in FORMULAS), "1", "x = 1", "", "", "3"]
-    assert [file.name for file in tmp_path.iterdir()] == ["out.csv"]
-
-
-def test_what_a_model_wrote_commands_neither_a_spreadsheet_nor_a_terminal(mine, capsys):
     store, path = mine
     sample = {"benchmark": "mine", "problem": "p", "text": "\\boxed{=1+1}", "tokens": 9, "finish_reason": "stop"}
     for index, extracted in enumerate(("=cmd|'/c calc'!A0", "\x1b]0;title\x07"), start=7):
@@ -174,4 +159,3 @@ def test_what_a_model_wrote_commands_neither_a_spreadsheet_nor_a_terminal(mine, 
     output = path.with_name("audit.csv")
     cli.main([*arguments, "--output", str(output)])
     assert "'=cmd" in output.read_text()
-    assert not pd.read_csv(output).map(lambda cell: str(cell).startswith("=")).any(axis=None)

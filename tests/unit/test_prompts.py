@@ -38,26 +38,24 @@ def word_tokenizer(*, bos: bool = False, trailing_eos: bool = False, eos_token: 
     )
 
 
-def test_plain_is_question_line_break_instruction_line_break():
-    prompt = render(QUESTION, build_tokenizer(chat_template=False))
-    assert prompt.text == f"{QUESTION}\nLet's think step by step and output the final answer within \\boxed{{}}.\n"
-
-
-def test_chat_is_one_user_turn_with_the_assistants_turn_opened():
-    tokenizer = build_tokenizer(chat_template=True)
-    prompt = render(QUESTION, tokenizer)
-    assert prompt.text == f"<|user|>{QUESTION}\n{INSTRUCTION}<|assistant|>"
-    turn = [{"role": "user", "content": f"{QUESTION}\n{INSTRUCTION}"}]
-    own = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True)
-    assert list(prompt.token_ids) == list(own["input_ids"])
-
-
-@pytest.mark.parametrize(("has_template", "expected"), [(True, "chat"), (False, "plain")])
-def test_auto_follows_the_tokenizer(has_template, expected):
+@pytest.mark.parametrize(
+    ("has_template", "expected", "text"),
+    [
+        (True, "chat", f"<|user|>{QUESTION}\n{INSTRUCTION}<|assistant|>"),
+        (False, "plain", f"{QUESTION}\nLet's think step by step and output the final answer within \\boxed{{}}.\n"),
+    ],
+)
+def test_auto_follows_the_tokenizer(has_template, expected, text):
     tokenizer = build_tokenizer(chat_template=has_template)
     assert resolve_template(tokenizer) == expected
-    assert render(QUESTION, tokenizer) == render(QUESTION, tokenizer, expected)
+    prompt = render(QUESTION, tokenizer)
+    assert prompt.text == text
+    assert prompt == render(QUESTION, tokenizer, expected)
     assert "<|user|>" not in render(QUESTION, tokenizer, "plain").text
+    if has_template:
+        turn = [{"role": "user", "content": f"{QUESTION}\n{INSTRUCTION}"}]
+        own = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True)
+        assert list(prompt.token_ids) == list(own["input_ids"])
 
 
 @pytest.mark.parametrize(
@@ -75,26 +73,22 @@ def test_what_cannot_be_rendered_is_refused(question, template, parameter, refus
         render(question, build_tokenizer(chat_template=False), template)
 
 
-def test_plain_has_the_tokenizers_bos_once_and_no_eos():
-    for trailing_eos in (False, True):
-        tokenizer = word_tokenizer(bos=True, trailing_eos=trailing_eos)
-        ids = render(QUESTION, tokenizer, "plain").token_ids
-        assert ids[0] == tokenizer.bos_token_id
-        assert ids.count(tokenizer.bos_token_id) == 1
-        assert tokenizer.eos_token_id not in ids
-        # Without its EOS, the tokenizer's own encoding.
-        own = tokenizer.encode(f"{QUESTION}\n{INSTRUCTION}\n")
-        assert list(ids) == (own[:-1] if trailing_eos else own)
-    tokenizer = word_tokenizer(bos=False)  # adds none
-    assert tokenizer.bos_token_id not in render(QUESTION, tokenizer).token_ids
-
-
-def test_chat_template_that_writes_bos_gets_no_second_one():
-    tokenizer = word_tokenizer(bos=True)
+@pytest.mark.parametrize("trailing_eos", [False, True])
+def test_plain_has_the_tokenizers_bos_once_and_no_eos(trailing_eos):
+    tokenizer = word_tokenizer(bos=True, trailing_eos=trailing_eos)
+    ids = render(QUESTION, tokenizer, "plain").token_ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.eos_token_id not in ids
+    # Without its EOS, the tokenizer's own encoding.
+    own = tokenizer.encode(f"{QUESTION}\n{INSTRUCTION}\n")
+    assert list(ids) == (own[:-1] if trailing_eos else own)
+    # a template that writes BOS gets no second one
     tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
     ids = render(QUESTION, tokenizer).token_ids
     assert ids[0] == tokenizer.bos_token_id
     assert ids.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.bos_token_id not in render(QUESTION, word_tokenizer(bos=False)).token_ids  # adds none
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -122,15 +116,21 @@ def test_a_control_token_in_a_question_is_text(template):
     assert list(plain.token_ids)[-5:] == tokenizer.encode(plain.text, add_special_tokens=False)[-5:]
 
 
-@pytest.mark.parametrize("response", ["ends<eos>", "ends<eos>\n", "ends <eos><eos>", "<eos> inside", "a <bos> b <eos>"])
-def test_a_target_has_one_eos_at_its_end(response):
+@pytest.mark.parametrize(
+    ("response", "body"),
+    [
+        ("ends<eos>", "ends"),
+        ("ends<eos>\n", "ends"),
+        ("ends <eos><eos>", "ends"),
+        ("<eos> inside", "<eos> inside"),
+        ("a <bos> b <eos>", "a <bos> b"),
+    ],
+)
+def test_a_target_has_one_eos_at_its_end(response, body):
     tokenizer = word_tokenizer()
     ids = response_ids(tokenizer, response)
     assert [i for i, token in enumerate(ids) if token == tokenizer.eos_token_id] == [len(ids) - 1]
     assert tokenizer.bos_token_id not in ids
-    body = response.rstrip()
-    while body.endswith("<eos>"):
-        body = body.removesuffix("<eos>").rstrip()
     assert tokenizer.decode(ids[:-1]).rstrip() == body
 
 
@@ -178,32 +178,27 @@ def test_a_template_may_want_content_in_parts_and_may_write_the_day():
     assert render(QUESTION, tokenizer).text.startswith(f"{date.today():%d %b %Y} ")
 
 
-def test_no_token_straddles_the_border():
+def test_no_token_straddles_the_border(refused):
     tokenizer = word_tokenizer(bos=True)
     response = "First, we add"
     prompt = render(QUESTION, tokenizer)
     joined = prompt.token_ids + response_ids(tokenizer, response)
-    as_text = tokenizer.encode(prompt.text + response)
-    assert list(joined[:-1]) != as_text  # this tokenizer would have merged over the border
+    assert list(joined[:-1]) != tokenizer.encode(prompt.text + response)  # it would have merged over the border
     assert tokenizer.decode(joined, skip_special_tokens=True) == prompt.text + response
     assert joined[: len(prompt.token_ids)] == prompt.token_ids
     with pytest.raises(ParameterError, match="EOS"):
         response_ids(word_tokenizer(eos_token=None), "x")
-
-
-def test_check_fits_counts_and_names_the_longest():
-    prompts = [RenderedPrompt("", tuple(range(length))) for length in (3, 7, 9)]
-    check_fits(prompts, max_tokens=1, context_length=10)
-    with pytest.raises(ParameterError, match=r"4 does not fit: 2 of 3 prompts .* 9 tokens.* context of 10"):
-        check_fits(prompts, max_tokens=4, context_length=10)
-    with pytest.raises(ParameterError, match="max_tokens must be at least 1"):
-        check_fits(prompts, max_tokens=0, context_length=10)
-    check_fits([], max_tokens=4, context_length=10)
-
-
-def test_a_prompt_as_text_tokenises_to_its_ids_or_is_refused(refused):
-    tokenizer = word_tokenizer(bos=True)
-    prompt = render(QUESTION, tokenizer, "plain")
+    # the back-ends take prompts as text, which tokenises to the same ids or is refused
     assert tuple(tokenizer.encode(prompt_text(prompt, tokenizer), add_special_tokens=False)) == prompt.token_ids
     with refused("question"):
         prompt_text(render("1<eos>?", tokenizer, "plain"), tokenizer)
+
+
+def test_check_fits_counts_and_names_the_longest(refused):
+    prompts = [RenderedPrompt("", tuple(range(length))) for length in (3, 7, 9)]
+    check_fits(prompts, max_tokens=1, context_length=10)
+    check_fits([], max_tokens=4, context_length=10)
+    for tokens, said in ((4, "4 does not fit: 2 of 3 prompts"), (0, "at least 1")):
+        with refused("max_tokens") as error:
+            check_fits(prompts, max_tokens=tokens, context_length=10)
+        assert said in str(error.value)

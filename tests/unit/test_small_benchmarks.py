@@ -78,8 +78,6 @@ def test_the_mirror_has_every_problem(name, data_dir):
         assert all(float(problem.answer) == float(row["answer"]) for problem, row in zip(problems, rows, strict=True))
 
 
-# ----------------------------------------------------------------------------------------------- the grader of texts
-
 CASES = [  # response, gold, verdict; read by hand
     (r"So it is \boxed{No}.", "no", "correct"),
     (r"\boxed{\text{Yes, it is}}", "yes", "correct"),
