@@ -45,10 +45,10 @@ def look_up(question: str) -> str:
 def true_labels(question: str) -> str:
     """The labels of the true statements, by plain text replacement."""
     true = ""
-    for label, letters, digit, claimed in re.findall(r"([a-k])([A-Z]+)(\d)(\d)", question):
+    for label, letters, digit in re.findall(r"([a-k])([A-Z]+)(\d)", question):
         for letter in letters:
             digit = digit.translate(str.maketrans("0123456789", microlab.TABLES[letter]))
-        true += label * (digit == claimed)
+        true += label * (int(digit) % 2)
     return true
 
 
@@ -82,14 +82,13 @@ def test_a_chain_of_tables_by_hand():
 
 
 def test_statements_by_hand():
-    first = microlab.TABLES["Q"][3]
-    second = microlab.TABLES["A"][int(first)]
-    wrong = str((int(second) + 1) % 10)
-    statements = microlab.Statements((("QA", "3", second), ("QA", "3", wrong)))
-    assert (statements.question, statements.answer) == (f"aQA3{second}bQA3{wrong}=?", "a")
-    assert statements.write() == f"a3Q{first}A{second}{second}yb3Q{first}A{second}{wrong}n\\boxed{{a}}"
-    assert statements.write("restated") == f"a3Q={first}A={second}{second}yb3Q={first}A={second}{wrong}n\\boxed{{a}}"
-    assert statements.write(results=[first + wrong]) == f"a3Q{first}A{wrong}{second}n\\boxed{{}}"
+    table = microlab.TABLES["Q"]
+    odd, even = (next(digit for digit in range(10) if int(table[digit]) % 2 == rest) for rest in (1, 0))
+    statements = microlab.Statements((("Q", str(odd)), ("Q", str(even))))
+    assert (statements.question, statements.answer) == (f"aQ{odd}bQ{even}=?", "a")
+    assert statements.write() == f"a{odd}Q{table[odd]}yb{even}Q{table[even]}n\\boxed{{a}}"
+    assert statements.write("restated") == f"a{odd}Q={table[odd]}yb{even}Q={table[even]}n\\boxed{{a}}"
+    assert statements.write(results=[table[even]]) == f"a{odd}Q{table[even]}n\\boxed{{}}"
 
 
 @pytest.mark.parametrize("name", microlab.MICRO_BENCHMARKS)
@@ -178,7 +177,7 @@ def test_graded_knowledge_gives_each_uncertain_fact_a_chance_and_two_wrong_digit
     [
         ("lanes", 3, 4, r"(?m)^[a-z]\d", 3),
         ("tables", 4, 5, "[a-d][A-Z]", 4),
-        ("statements", 3, 3, r"[a-k](?:\d[A-Z])+\d\d[yn]", 11),
+        ("statements", 3, 3, r"[a-k](?:\d[A-Z])+\d[yn]", 11),
     ],
 )
 def test_a_writer_gives_up_and_answers_directly_as_often_as_asked(task, digits, terms, step, complete):

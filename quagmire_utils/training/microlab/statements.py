@@ -1,10 +1,10 @@
 """The second domain: multi-label choice, which of eleven statements about the lettered tables are true.
 
-aPQ37 states that table P and then table Q send 3 to 7; aPQ37bAC12...=? asks which statements are true. It is worked
-statement by statement: its digit, each table with the digit after it, the digit that it claims, then y or n, as in
-a3P5Q77yb1A0C42n..., and answered by the labels of the true ones, such as \\boxed{adf}. Eleven statements have 2,047
-answers, so that 64 guesses succeed 3 % of the time. A base that had to find table and digit by the label alone looked
-nothing up, and one that had to find the claimed digit judged at random.
+aPQ3 states that table P and then table Q send 3 to an odd digit; aPQ3bAC1...=? asks which statements are true. It is
+worked statement by statement: its digit, each table with the digit after it, then y or n, as in a3P5Q7yb1A0C4n...,
+and answered by the labels of the true ones, such as \\boxed{adf}. Eleven statements have 2,047 answers, so that 64
+guesses succeed 3 % of the time. Bases did not learn statements that claim a digit (aPQ37): they judged at random
+whether it was the one that they had found, even with both side by side.
 """
 
 from __future__ import annotations
@@ -29,15 +29,11 @@ class StatementSpec:
     digits: int = 1  # of a state; this task has no other
 
     def draw(self, rng: np.random.Generator) -> Statements:
-        """Draw the statements; each is true with a chance of a half, and at least one of them is."""
+        """Draw the statements; at least one of them is true."""
         while True:
-            claims = []
-            for true in rng.random(STATEMENTS) < 0.5:
-                letters, digit = draw_letters(self.letters, self.terms - 1, rng), str(rng.integers(10))
-                right = follow(letters, digit)[-1]
-                claimed = right if true else str((int(right) + rng.integers(1, 10)) % 10)
-                claims.append((letters, digit, claimed))
-            if (drawn := Statements(tuple(claims))).answer:
+            letters = [draw_letters(self.letters, self.terms - 1, rng) for _ in range(STATEMENTS)]
+            chains = tuple(zip(letters, map(str, rng.integers(10, size=STATEMENTS)), strict=True))
+            if (drawn := Statements(chains)).answer:
                 return drawn
 
 
@@ -64,25 +60,25 @@ STATEMENT_BENCHMARKS: dict[str, StatementSpec] = {
 
 @dataclass(frozen=True)
 class Statements:
-    """Statements (letters, digit, claimed digit)."""
+    """Statements (letters, digit)."""
 
-    claims: tuple[tuple[str, str, str], ...]
+    chains: tuple[tuple[str, str], ...]
 
     @property
     def terms(self) -> tuple[str, ...]:
         """The letters of a statement, and its digit."""
-        letters, digit, _ = self.claims[0]
+        letters, digit = self.chains[0]
         return *letters, digit
 
     @property
     def steps(self) -> int:
         """How many statements a worked solution checks."""
-        return len(self.claims)
+        return len(self.chains)
 
     @property
     def question(self) -> str:
         """The problem as the model reads it."""
-        return "".join(label + "".join(claim) for label, claim in zip(LABELS, self.claims, strict=False)) + "=?"
+        return "".join(label + "".join(chain) for label, chain in zip(LABELS, self.chains, strict=False)) + "=?"
 
     @property
     def answer(self) -> str:
@@ -92,16 +88,15 @@ class Statements:
     def work(self, look_up: LookUp | None = None, steps: int = STATEMENTS) -> list[str]:
         """Return the digits of the first `steps` statements, by the tables or by another `look_up`."""
         how = () if look_up is None else (look_up,)
-        return [follow(letters, digit, *how) for letters, digit, _ in self.claims[:steps]]
+        return [follow(letters, digit, *how) for letters, digit in self.chains[:steps]]
 
     def write(self, style: str = "stepwise", results: Sequence[str] | None = None) -> str:
         """Return a worked solution; `restated` sets = before each digit. `results`: as `tasks.write_trace`."""
         equals, results = "=" if style == "restated" else "", results or self.work()
-        worked = zip(LABELS, self.claims, results, strict=False)
         lines = []
-        for label, (letters, digit, claimed), digits in worked:
+        for label, (letters, digit), digits in zip(LABELS, self.chains, results, strict=False):
             passed = "".join(letter + equals + after for letter, after in zip(letters, digits, strict=True))
-            lines.append(label + digit + passed + claimed + "ny"[digits[-1] == claimed])
+            lines.append(label + digit + passed + "ny"[int(digits[-1]) % 2])
         return "".join(lines) + f"\\boxed{{{self._choose(results)}}}"
 
     def guess(self, rng: np.random.Generator) -> str:
@@ -109,5 +104,4 @@ class Statements:
         return "".join(label for label, chosen in zip(LABELS, rng.random(STATEMENTS) < 0.5, strict=False) if chosen)
 
     def _choose(self, results: Sequence[str]) -> str:
-        checked = zip(LABELS, self.claims, results, strict=False)
-        return "".join(label for label, claim, digits in checked if digits[-1] == claim[-1])
+        return "".join(label for label, digits in zip(LABELS, results, strict=False) if int(digits[-1]) % 2)
