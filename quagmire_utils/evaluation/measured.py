@@ -152,7 +152,8 @@ def describe_chance(table: pd.DataFrame) -> str:
         for k in ks
         for _, row in each[each[f"lead@{k}"] <= 0].iterrows()
     ]
-    lines = [f"Not clearly above chance: {', '.join(near)}."] if near else []
+    rule = "the 95 % interval of the difference reaches 0"
+    lines = [f"Not clearly above chance ({rule}): {', '.join(near)}."] if near else []
     without = each.loc[each[f"chance@{min(ks)}"].isna(), "benchmark"].tolist() if ks else []
     if without:
         lines.append(f"No chance level for {', '.join(without)}: its answers meet the gold of no other problem.")

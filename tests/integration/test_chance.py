@@ -43,7 +43,7 @@ def test_a_model_that_always_says_the_same_letter_is_at_chance(grader, tmp_path)
     store = _stored(tmp_path, [["\\boxed{A}"] * 4] * 40, golds, grader, grader="choice")
     table = _table(store, grader, [1, 4]).iloc[0]
     assert table[["pass@1", "pass@4", "chance@1", "chance@4"]].tolist() == [0.25] * 4  # 10 of 40 golds are A
-    assert "Not clearly above chance: Pass@1 of b (25.0 %, chance 25.0 %), Pass@4 of b" in describe_evaluation(
+    assert "reaches 0): Pass@1 of b (25.0 %, chance 25.0 %), Pass@4 of b" in describe_evaluation(
         _table(store, grader, [1, 4])
     )
 
@@ -55,7 +55,7 @@ def test_guesses_among_common_numbers_and_right_answers_are_told_apart(grader, t
     right = [[f"\\boxed{{{gold}}}" if i % 3 else "\\boxed{77}" for i in range(16)] for gold in golds]
     guessed = _stored(tmp_path / "guessed", guesses, golds, grader)
     text = describe_evaluation(_table(guessed, grader, [1, 16]))
-    assert "Not clearly above chance: Pass@1 of b" in text
+    assert "reaches 0): Pass@1 of b" in text
     assert "Pass@16 of b" in text
     other = _table(_stored(tmp_path / "right", right, golds, grader), grader, [1, 16])
     assert other["chance@16"].tolist() == [0, 0]
