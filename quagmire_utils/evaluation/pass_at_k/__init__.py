@@ -10,6 +10,7 @@ of a benchmark and then over the seven benchmarks (Pass@1 from 64 answers, Pass@
     bootstrap_intervals(counts, ks=[1, 64])       # the same with 95 % intervals, and for each benchmark
     compare(counts_a, counts_b, ks=[1, 64])       # difference of two models on the same problems
     benchmark_maj_at_k(samples, ks=[1, 8])        # samples: benchmark, problem, verdict, extracted
+    group_reliability(counts, ks=[1, 8])          # Pass@k, G-Pass@k, pass^k: all problems and the worst group
     extrapolate(num_samples, num_correct, 256)    # value, low, high of the mean for k beyond n: a forecast
 
 For k > n all but `extrapolate` give NaN: n answers give no unbiased estimate for more than n of them. Needs numpy,
@@ -33,6 +34,7 @@ from quagmire_utils.evaluation.pass_at_k.extrapolation import (
     extrapolate,
 )
 from quagmire_utils.evaluation.pass_at_k.majority import benchmark_maj_at_k, maj_at_k
+from quagmire_utils.evaluation.pass_at_k.reliability import g_pass_at_k, group_reliability, pass_hat_k
 
 __all__ = [
     "MACRO",
@@ -46,8 +48,11 @@ __all__ = [
     "checkpoint_scores",
     "compare",
     "extrapolate",
+    "g_pass_at_k",
+    "group_reliability",
     "maj_at_k",
     "mean_pass_at_k",
     "pass_at_k",
+    "pass_hat_k",
     "score_bounds",
 ]

@@ -222,17 +222,19 @@ def wilson(
     return np.clip(middle - width, 0, 1), np.clip(middle + width, 0, 1)
 
 
-def wilson_rows(parts: Sequence[tuple[object, Array, Array, int]], ks: Counts) -> pd.DataFrame:
+def wilson_rows(
+    parts: Sequence[tuple[object, Array, Array, int]], ks: Counts, key: str = "benchmark", upper: float = UPPER
+) -> pd.DataFrame:
     """Return Wilson's intervals over problems, one row per part and k, of (name, mean, its variance, problems).
 
-    Columns: benchmark, k, value, low, high, standard_error, problems. The errors are NaN for a single problem.
+    Columns: `key` (the name), k, value, low, high, standard_error, problems. The errors are NaN for a single problem.
     """
     from scipy.special import stdtrit
 
     frames = []
     for name, mean, variance, count in parts:
-        low, high = wilson(mean, variance, count, stdtrit(max(count - 1, 1), UPPER), most=count)
-        columns = {"benchmark": name, "k": ks, "value": mean}
+        low, high = wilson(mean, variance, count, stdtrit(max(count - 1, 1), upper), most=count)
+        columns = {key: name, "k": ks, "value": mean}
         columns |= {end: np.where(np.isnan(variance), np.nan, value) for end, value in (("low", low), ("high", high))}
         frames.append(pd.DataFrame({**columns, "standard_error": np.sqrt(variance), "problems": count}))
     return pd.concat(frames, ignore_index=True)

@@ -54,6 +54,15 @@ def benchmark_maj_at_k(samples: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame
     Columns of the result: benchmark (in order of appearance, the macro average last), k, maj_at_k, low, high,
     standard_error, problems. NaN where k exceeds the answers to any problem.
     """
+    each = problem_maj_at_k(samples, ks).groupby(level="benchmark", sort=False)
+    parts = [(name, *mean_and_error(scores.to_numpy())) for name, scores in each]
+    _, means, variances, sizes = zip(*parts, strict=True)
+    parts.append((MACRO, np.mean(means, axis=0), np.sum(variances, axis=0) / len(parts) ** 2, sum(sizes)))
+    return wilson_rows(parts, checked_ks(ks)).rename(columns={"value": "maj_at_k"})
+
+
+def problem_maj_at_k(samples: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame:
+    """Return maj@k of each problem: one row per (benchmark, problem), one column per k; see `benchmark_maj_at_k`."""
     check_columns(samples, [*_PROBLEM, "verdict", "extracted"], "samples")
     k = checked_ks(ks)
     graded = samples[samples["verdict"].notna()]
@@ -61,12 +70,7 @@ def benchmark_maj_at_k(samples: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame
         raise ParameterError("samples", reason="no row has a verdict, so there is nothing to vote on")
     votes = _votes(graded)
     index = pd.MultiIndex.from_tuples(votes, names=_PROBLEM)
-    table = pd.DataFrame([maj_at_k(*each, k) for each in votes.values()], index, k)
-    each = table.groupby(level="benchmark", sort=False)
-    parts = [(name, *mean_and_error(scores.to_numpy())) for name, scores in each]
-    _, means, variances, sizes = zip(*parts, strict=True)
-    parts.append((MACRO, np.mean(means, axis=0), np.sum(variances, axis=0) / len(parts) ** 2, sum(sizes)))
-    return wilson_rows(parts, k).rename(columns={"value": "maj_at_k"})
+    return pd.DataFrame([maj_at_k(*each, k) for each in votes.values()], index, k)
 
 
 def _votes(graded: pd.DataFrame) -> dict[tuple[object, object], tuple[int, list[int], int]]:
