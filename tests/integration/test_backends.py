@@ -83,21 +83,29 @@ def test_writing_again_changes_nothing_and_another_run_is_refused_once_begun(pla
         llamafactory.write(plain, TRACES[:-1], folder, faster, gpus=0)
 
 
+SFT_RUN = {"traces": TRACES, "settings": SFT, "gpus": 0}
+RL_RUN = {"problems": PROBLEMS, "settings": RL, "gpus": 2}
+
+
 @pytest.mark.parametrize(
-    ("change", "parameter"),
+    ("run", "change", "parameter"),
     [
-        ({"traces": []}, "traces"),
-        ({"settings": SFT.replace(max_length=40)}, "sft.max_length"),
-        ({"gpus": 3}, "sft.batch_size"),
-        ({"folder": "a$b"}, "folder"),
-        ({"model": "no/such/model/here"}, "model"),
+        (SFT_RUN, {"traces": []}, "traces"),
+        (SFT_RUN, {"settings": SFT.replace(max_length=40)}, "sft.max_length"),
+        (SFT_RUN, {"gpus": 3}, "sft.batch_size"),
+        (SFT_RUN, {"folder": "a$b"}, "folder"),
+        (SFT_RUN, {"model": "no/such/model/here"}, "model"),
+        (RL_RUN, {"gpus": 0}, "gpus"),
+        (RL_RUN, {"problems": PROBLEMS[:3]}, "rl.prompts_per_step"),
+        (RL_RUN, {"gpus": 3}, "rl.rollouts"),
+        (RL_RUN, {"settings": RL.replace(epochs=1)}, "rl.checkpoints"),
+        (RL_RUN, {"settings": RL.replace(max_tokens=8192)}, "max_tokens"),
     ],
 )
-def test_what_cannot_train_is_refused_before_anything_is_written(plain, tmp_path, change, parameter, refused):
-    arguments = {"model": plain, "traces": TRACES, "settings": SFT, "gpus": 0, **change}
-    arguments["folder"] = tmp_path / change.get("folder", "run")
+def test_what_cannot_train_is_refused_before_anything_is_written(plain, tmp_path, run, change, parameter, refused):
+    arguments = {"model": plain, **run, **change, "folder": tmp_path / change.get("folder", "run")}
     with refused(parameter):
-        llamafactory.write(**arguments)
+        (llamafactory if run is SFT_RUN else verl).write(**arguments)
     assert not (arguments["folder"] / "run.json").exists()
 
 
@@ -182,31 +190,12 @@ def test_verl_asks_and_grades_as_the_problems_domain_does(plain, tmp_path):
     assert all(INSTRUCTIONS["choice"] in row["prompt"][0]["content"] for row in rows)
     reward = overrides_of(folder, tmp_path)["reward.custom_reward_function.path"].strip("'")
     code = (
-        "import json, sys; sys.path.insert(0, sys.argv[1]); from rewards import compute_score; print(json.dumps(["
-        "compute_score('', a, 'B', json.loads(sys.argv[2]))['verdict'] "
-        "for a in ('\\\\boxed{B}', '\\\\boxed{A}')]))"
+        "import json, sys; sys.path.insert(0, sys.argv[1]); from rewards import compute_score\n"
+        "for text in sys.argv[3:]: print(compute_score('', text, 'B', json.loads(sys.argv[2]))['verdict'])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(reward).parent), json.dumps(rows[0]["extra_info"])],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
-    assert json.loads(done.stdout) == ["correct", "wrong"]
-
-
-@pytest.mark.parametrize(
-    ("change", "parameter"),
-    [
-        ({"gpus": 0}, "gpus"),
-        ({"problems": PROBLEMS[:3]}, "rl.prompts_per_step"),
-        ({"gpus": 3}, "rl.rollouts"),
-        ({"settings": RL.replace(epochs=1)}, "rl.checkpoints"),
-        ({"settings": RL.replace(max_tokens=8192)}, "max_tokens"),
-    ],
-)
-def test_what_verl_cannot_run_is_refused(plain, tmp_path, change, parameter, refused):
-    arguments = {"problems": PROBLEMS, "settings": RL, "gpus": 2, **change}
-    with refused(parameter):
-        verl.write(plain, arguments.pop("problems"), tmp_path / "run", arguments.pop("settings"), **arguments)
+    command = [sys.executable, "-c", code, str(Path(reward).parent), json.dumps(rows[0]["extra_info"])]
+    command += ["\\boxed{B}", "\\boxed{A}"]
+    assert subprocess.check_output(command, text=True, timeout=60) == "correct\nwrong\n"
 
 
 def test_the_curve_counts_a_step_that_was_taken_again_once(plain, tmp_path):

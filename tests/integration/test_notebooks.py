@@ -36,23 +36,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TABLES = {spec.slug: number for number, spec in tables.TABLES.items()}  # all executed from table.ipynb
 FIGURES = [path.stem for path in NOTEBOOKS if re.match(r"fig\d\d_", path.stem)]
 STUDY = [*FIGURES, *TABLES, LEDGER, AUDIT, *BEYOND]
-WORKFLOWS = ("run_sweep", "evaluate_model")
-
-every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-
-
-def code_cells(path: Path) -> list[nbformat.NotebookNode]:
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-
-
-def parameters_cell(path: Path) -> nbformat.NotebookNode:
-    (cell,) = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
-    return cell
-
-
-def plain(source: str) -> str:
-    """The cell without IPython's trailing semicolons."""
-    return source.rstrip().rstrip(";")
+REPORTED = [*FIGURES, "table", LEDGER, AUDIT, *BEYOND]
 
 
 # --- as committed -----------------------------------------------------------------------------------------------------
@@ -60,21 +44,14 @@ def plain(source: str) -> str:
 
 def test_the_notebooks_that_should_be_there():
     """One for each figure and table of the paper, and the workflows."""
-    assert {path.stem for path in NOTEBOOKS} >= {*WORKFLOWS, "table", LEDGER, AUDIT, *BEYOND}
+    assert {path.stem for path in NOTEBOOKS} >= {"run_sweep", "evaluate_model", *REPORTED}
     assert sorted(TABLES.values()) == list(range(1, 11))
     assert [int(name[3:5]) for name in FIGURES] == list(range(1, 11))
 
 
-@pytest.mark.parametrize("name", [*FIGURES, "table", LEDGER, AUDIT, *BEYOND])
-def test_what_belongs_in_the_report_is_tagged(name):
-    tags = [set(cell.metadata.get("tags", [])) for cell in code_cells(ROOT / "notebooks" / f"{name}.ipynb")]
-    assert any("report" in some for some in tags)
-    assert tags[-1] == {"provenance"}
-    assert sum("provenance" in some for some in tags) == 1
-
-
-@every_notebook
-def test_committed_clean(path):
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_clean_thin_and_with_parameters_that_are_literals(path):
+    """About ten cells of code, in them no function longer than two lines, and a use for every parameter."""
     book = nbformat.read(path, as_version=4)
     nbformat.validate(book)
     assert book.metadata.kernelspec.name == "python3"
@@ -85,33 +62,24 @@ def test_committed_clean(path):
         assert set(cell.metadata) <= {"tags"}
     assert book.cells[0].cell_type == "markdown"
     assert book.cells[0].source.startswith("# ")
-
-
-@every_notebook
-def test_thin(path):
-    """About ten cells; no function longer than two lines is defined in a notebook."""
-    cells = code_cells(path)
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
     assert len(cells) <= 10
-    for cell in cells:
-        for node in ast.walk(ast.parse(plain(cell.source))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                assert node.end_lineno - node.lineno < 2
-
-
-@every_notebook
-def test_parameters_are_independent_literals(path):
-    body = ast.parse(parameters_cell(path).source).body
-    names = set()
-    for statement in body:
+    tags = [cell.metadata.get("tags", []) for cell in cells]
+    if path.stem in REPORTED:
+        assert ["report"] in tags
+        assert tags[-1] == ["provenance"]
+        assert tags.count(["provenance"]) == 1
+    trees = [ast.parse(cell.source.rstrip().rstrip(";")) for cell in cells]
+    parameters = trees.pop(tags.index(["parameters"])).body
+    for statement in parameters:
         assert isinstance(statement, ast.Assign)
-        assert len(statement.targets) == 1
         ast.literal_eval(statement.value)
-        names.add(statement.targets[0].id)
-    assert len(names) == len(body)
+    names = {target.id for statement in parameters for target in statement.targets}
+    assert len(names) == len(parameters)
     assert "profile" in names or path.stem == "evaluate_model"
-    # every parameter is used
-    cells = [cell for cell in code_cells(path) if "parameters" not in cell.metadata.get("tags", [])]
-    nodes = [node for cell in cells for node in ast.walk(ast.parse(plain(cell.source)))]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    assert all(node.end_lineno - node.lineno < 2 for node in functions)
     used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     assert names <= used, sorted(names - used)
 

@@ -388,7 +388,7 @@ def test_what_a_named_notebook_found_is_the_last_thing_said(recorded: Run, capfd
     assert logged.splitlines()[-1] == "All on one page: made/evaluation.html"
     assert " ".join(shown.split()) == found.replace("**", "")
     assert 30 < max(map(len, shown.splitlines())) <= 60
-    (output,) = nbformat.read(recorded.results / "smoke/notebooks/evaluate_model.ipynb", 4).cells[-1].outputs
+    output, _ = nbformat.read(recorded.results / "smoke/notebooks/evaluate_model.ipynb", 4).cells[-1].outputs
     assert output["data"]["text/markdown"] == found.replace("<", "&lt;")
     records = str(recorded.results / "smoke/manifest.json")  # the sweep comes first by itself, where it is not there
     sweep = f"{cell}\nimport pathlib; pathlib.Path({records!r}).write_text('{{}}')"

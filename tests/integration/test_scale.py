@@ -42,21 +42,18 @@ def offline(monkeypatch, tmp_path):
 
 def example(name):
     """The YAML of one of the examples of docs/scale.md; `readme` has them all."""
-    file = "docs/scale.md"
-    section = (ROOT / file).read_text().split(f"<!-- example: {name} -->")[1]
+    section = (ROOT / "docs" / "scale.md").read_text().split(f"<!-- example: {name} -->")[1]
     return yaml.safe_load(re.search(r"```yaml\n(.*?)```", section, re.S)[1])
 
 
-def with_example(values, added):
-    """The profile with the example's lines in the place of its own."""
-    family, other = values["families"][0], added.pop("families", [{}])[0]
-    for section, lines in added.items():
-        values[section] = {**values[section], **lines} if section == "datasets" else lines
-    if "model" in other:  # their number, as no hub tells it here
-        other["model"]["parameters"] = family["model"]["parameters"]
-    family["sources"] |= other.pop("sources", {})
-    values["families"][0] = family | other
-    return values
+def test_the_single_examples_make_the_whole_one():
+    merged = {"families": [{}]}
+    for name in ("model", "sft", "rl", "benchmark"):
+        added = example(name)
+        merged["families"][0] |= added.pop("families", [{}])[0]
+        for section, lines in added.items():
+            merged[section] = merged.get(section, {}) | lines
+    assert merged == example("readme")
 
 
 def write_files_of_the_examples(folder):
@@ -77,33 +74,33 @@ def write_files_of_the_examples(folder):
 
 
 @pytest.mark.requires_data
-@pytest.mark.parametrize("name", ["model", "sft", "rl", "benchmark", "readme"])
-def test_examples_of_the_documentation_work(tmp_path, monkeypatch, name):
-    """Each, put into single_gpu, passes preflight, and what it names is read, selected from and held out."""
+def test_the_example_of_the_documentation_works(tmp_path, monkeypatch):
+    """Put into single_gpu, it passes preflight, and what it names is read, selected from and held out."""
     monkeypatch.chdir(tmp_path)
     write_files_of_the_examples(tmp_path / "data")
-    profile = Profile.load(with_example(values_of("single_gpu"), example(name)) | {"name": "mine"})
+    values, added = values_of("single_gpu") | {"name": "mine"}, example("readme")
+    family, (other,) = values["families"][0], added["families"]
+    other["model"]["parameters"] = family["model"]["parameters"]  # as no hub tells it here
+    other["sources"] = family["sources"] | other["sources"]
+    added |= {"families": [family | other], "datasets": values["datasets"] | added["datasets"]}
+    profile = Profile.load(values | added)
     results, family = tmp_path / "results", profile.families[0]
     text = sweep.dry_run(profile, results)
     assert "pass preflight" in text
     assert "my_" not in text.split("Missing")[1]  # the example's own files are there
-    if name in ("model", "readme"):
-        assert "model Qwen/Qwen3-1.7B-Base" in text
-    if name in ("benchmark", "readme"):
-        problems = sweep.benchmark_problems(profile)
-        assert [problem.answer for problem in problems["data/my_benchmark.jsonl"]] == [str(1 + i) for i in range(200)]
-        assert len(problems["math500"]) == 500
-    if name in ("sft", "readme"):
-        candidate = next(c for c in family.candidates if c.name == "random-1000x2")
-        traces, held_out = datasets.candidate_traces(profile, results, family, candidate, MICRO)
-        assert {trace.source for trace in traces} == {"my_traces"}
-        assert (len(traces), len(held_out)) == (1000, 300)
-        assert not {t.problem_id for t in traces} & {t.problem_id for t in held_out}
-    if name in ("rl", "readme"):
-        problems = sweep.rl_problems(profile, family, results)
-        assert len({problem.id for problem in problems}) == 5000
-        add = [list(map(int, re.findall(r"\d+", problem.question))) for problem in problems]
-        assert [problem.answer for problem in problems] == [str(sum(numbers)) for numbers in add]
+    assert "model Qwen/Qwen3-1.7B-Base" in text
+    problems = sweep.benchmark_problems(profile)
+    assert [problem.answer for problem in problems["data/my_benchmark.jsonl"]] == [str(1 + i) for i in range(200)]
+    assert len(problems["math500"]) == 500
+    candidate = next(c for c in family.candidates if c.name == "random-1000x2")
+    traces, held_out = datasets.candidate_traces(profile, results, family, candidate, MICRO)
+    assert {trace.source for trace in traces} == {"my_traces"}
+    assert (len(traces), len(held_out)) == (1000, 300)
+    assert not {t.problem_id for t in traces} & {t.problem_id for t in held_out}
+    problems = sweep.rl_problems(profile, family, results)
+    assert len({problem.id for problem in problems}) == 5000
+    add = [list(map(int, re.findall(r"\d+", problem.question))) for problem in problems]
+    assert [problem.answer for problem in problems] == [str(sum(numbers)) for numbers in add]
 
 
 # --- the dry run ------------------------------------------------------------------------------------------------------
