@@ -32,7 +32,7 @@ from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.evaluation.store.parts import PROBLEMS
 from quagmire_utils.evaluation.thinking import thinking_table
 from quagmire_utils.exchange.formats import SAMPLING, UNKNOWN, Answer, find, read
-from quagmire_utils.grading import Grader, prepare_problems
+from quagmire_utils.grading import grade, prepare_problems
 from quagmire_utils.report import answers, notebook, plots
 from quagmire_utils.report.page import MEASURED, EvaluationPage
 
@@ -101,8 +101,7 @@ def import_logs(
     for name, some in prepared.items():
         lines = [{**asdict(one), **(json.loads(one.answer) if one.grader == "code" else {})} for one in some]
         write_text("".join(json.dumps(line) + "\n" for line in lines), store.path / PROBLEMS / f"{name}.jsonl")
-    with Grader() as using:
-        grade_store(store, prepared, using.grade)
+    grade_store(store, prepared, grade)
     return store, left_out
 
 
