@@ -15,7 +15,7 @@ import psutil
 import pytest
 from example_cells import TINY, assert_same_records, command, run_sweep, tiny_profile
 
-from quagmire_utils import sweep
+from quagmire_utils import cli, sweep
 from quagmire_utils.core.files import read_json, read_parquet
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.sweep import pools
@@ -149,20 +149,17 @@ def test_an_interrupt_is_one_line_and_leaves_no_process(tiny, tmp_path):
     assert not psutil.wait_procs([worker], timeout=20)[1]
 
 
-def test_a_failing_cell_names_itself_its_log_and_how_to_resume(tiny, tmp_path):
+def test_a_failing_cell_names_itself_its_log_and_how_to_resume_and_leaves_no_process(tiny, tmp_path, capfd):
+    """In a notebook's kernel the process lives on; workers that lived on with it would meet the next sweep."""
     blocked = tmp_path / "scratch" / "models"
     blocked.parent.mkdir()
     blocked.write_text("a file where the checkpoints should go")
-    result = run_sweep(tiny, tmp_path)
-    assert result.returncode == 1
-    assert "cell a/base failed" in result.stderr
-    log = tmp_path / "scratch" / "logs" / "a__base.log"
-    assert str(log) in result.stderr
-    assert "Traceback" in log.read_text()
-    # in a notebook's kernel the process lives on; workers that lived on with it would meet the next sweep
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    with pytest.raises(sweep.SweepError, match="a/base"):
-        sweep.run_sweep(load_profile(tiny), tmp_path, progress=False)
+    assert cli.main(["sweep", str(tiny), "--results", str(tmp_path)]) == 1
+    said, log = capfd.readouterr().err, tmp_path / "scratch" / "logs" / "a__base.log"
+    assert "cell a/base failed" in said
+    assert str(log) in said
+    assert "Traceback" in log.read_text()
     left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
     assert not [p for p in left if "spawn_main" in " ".join(p.cmdline())]
 
