@@ -159,6 +159,7 @@ def test_a_failing_cell_names_itself_its_log_and_how_to_resume_and_leaves_no_pro
     said, log = capfd.readouterr().err, tmp_path / "scratch" / "logs" / "a__base.log"
     assert "cell a/base failed" in said
     assert str(log) in said
+    assert "resumes" in said
     assert "Traceback" in log.read_text()
     left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
     assert not [p for p in left if "spawn_main" in " ".join(p.cmdline())]
