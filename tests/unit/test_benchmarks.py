@@ -1,6 +1,5 @@
 """Every problem of every benchmark if there is a data folder; hostile and changed files always."""
 
-import csv
 import json
 import math
 import re
@@ -106,17 +105,6 @@ def test_golds_read_by_hand(data_dir):
     assert sum(problem.tolerance is not None for problem in problems.values()) == 2
 
 
-@pytest.mark.parametrize(("name", "column"), [("aime", "Answer"), ("amc", "answer"), ("aime2025", "answer")])
-def test_every_gold_of_a_competition_is_the_integer_that_was_published(name, column, data_dir):
-    path = data_dir / find_dataset(name).files[0]
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file]
-    for row, problem in zip(rows, load_benchmark(name, data_dir=data_dir), strict=True):
-        if problem.tolerance is None:
-            assert float(problem.answer) == float(row[column])
-            assert problem.answer.lstrip("-").isdigit()
-
-
 # math-verify reads these two as text alone, so only an answer in the same spelling will be found right.
 TEXT_ONLY = {
     "minerva/27",  # a differential equation in L_{\odot} and M_{\odot}, a subscript that it cannot read
@@ -139,23 +127,6 @@ def test_math_verify_reads_every_gold_and_finds_it_right(name, data_dir):
         else:
             assert verify(gold, gold, timeout_seconds=None), problem
     assert unread == {problem_id for problem_id in TEXT_ONLY if problem_id.startswith(f"{name}/")}
-
-
-def test_several_answers_are_read_as_that_many(data_dir):
-    from math_verify import parse
-
-    by_id = {problem.id: problem.answer for problem in load_benchmark("olympiad", data_dir=data_dir)}
-    checked = 0
-    for line in (data_dir / find_dataset("olympiad").files[0]).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        # Plain integers separated by commas can be counted without a parser.
-        published = re.sub(r"[$\s]", "", row["final_answer"][0])
-        if row["is_multiple_answer"] and re.fullmatch(r"-?\d+(,-?\d+)+", published):
-            answer = by_id[f"olympiad/{row['id']}"]
-            read = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)[0]
-            assert set(map(int, read)) == set(map(int, published.split(",")))
-            checked += 1
-    assert checked > 40
 
 
 OLYMPIAD = {"id": 1, "context": None, "question": "?", "final_answer": ["$2 n$"], "error": None}
