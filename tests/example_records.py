@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -115,15 +115,10 @@ def grid_of(lines: Sequence[str]) -> list[Candidate]:
 
 
 def make_records(
-    families: dict[str, str] | None = None,
-    runs: int = 2,
-    n: int = 64,
-    rl_n: int = 16,
-    seed: int = 0,
-    full: bool = False,
+    families: dict[str, str] | None = None, runs: int = 2, n: int = 64, rl_n: int = 16, full: bool = False
 ) -> dict[str, pd.DataFrame]:
     """Record frames of the given families (name -> the paper's model): the small or the full grid, and the base."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows: dict[str, list[dict]] = {name: [] for name in ("candidates", "counts", "generalization_loss", "rl_curves")}
     cells = []
     families = families or (FAMILIES if full else {"micro-llama": FAMILIES["micro-llama"]})
@@ -134,13 +129,12 @@ def make_records(
             # longer examples teach more than they show before RL, shorter ones less; the small grid has none of this
             hidden = {"longest": 0.04, "shortest+longest": 0.05, "shortest": -0.04}.get(one.selection, 0.0) * full
             strength = np.log1p(one.n_examples * one.epochs**0.5) / 12 + 0.05 * rng.standard_normal()
-            row = names | {"stands_for": stands_for, "scenario": one.scenario, "source": one.source}
-            row |= {"selection": one.selection, "n_examples": one.n_examples, "epochs": float(one.epochs)}
-            row |= {"learning_rate": one.learning_rate, "sft_tokens": one.sft_tokens, "budget": one.budget}
+            facts = asdict(one) | {"epochs": float(one.epochs), "stands_for": stands_for}
+            facts |= {"sft_tokens": one.sft_tokens, "budget": one.budget}
             if not full:
                 tokens = 50.0 * one.n_examples * one.epochs
-                row |= {"learning_rate": 5e-4, "sft_tokens": tokens, "budget": BUDGETS[i % 3]}
-            rows["candidates"].append(row)
+                facts |= {"learning_rate": 5e-4, "sft_tokens": tokens, "budget": BUDGETS[i % 3]}
+            rows["candidates"].append(names | facts)
             stage = "base" if one.selection == "none" else "sft"
             keys = {**names, "stage": stage, "rl_run": -1, "checkpoint": 0}
             rows["counts"] += _counts(rng, keys, strength, n)
@@ -184,10 +178,9 @@ def _counts(rng: np.random.Generator, keys: dict, strength: float, n: int) -> li
 
 
 def _cell(names: dict, kind: str, run: int | None) -> dict:
-    place = "base" if names["candidate"] == "base" else names["candidate"]
-    suffix = "" if run is None else f"/rl{run}"
+    cell = "/".join(names.values()) + ("" if run is None else f"/rl{run}")
     seconds = {"seconds_sampling": 8.0, "seconds_grading": 2.0, "seconds_total": 12.0}
-    return {"cell": f"{names['family']}/{place}{suffix}", "kind": kind, **names, "run": run, **seconds}
+    return {"cell": cell, "kind": kind, **names, "run": run, **seconds}
 
 
 def write_records(folder: Path, frames: dict[str, pd.DataFrame]) -> Path:
@@ -199,27 +192,23 @@ def write_records(folder: Path, frames: dict[str, pd.DataFrame]) -> Path:
     return folder
 
 
-# --- what the records say, by a route that shares no code with the package --------------------------------------------
-
-
 def second_route(folder: Path, k: int = 64) -> pd.DataFrame:
-    """Predictors and outcomes of every SFT candidate from the parquet files, one row per candidate."""
+    """Predictors and outcomes of every SFT candidate from the parquet files, one row per candidate.
+
+    By a route that shares no code with the package."""
     counts, losses = pd.read_parquet(folder / "counts.parquet"), pd.read_parquet(folder / "generalization_loss.parquet")
     by_candidate = dict(list(counts.groupby(["family", "candidate"])))
+    losses = losses.set_index(["family", "candidate"])["nll"]
     rows = []
     for facts in pd.read_parquet(folder / "candidates.parquet").to_dict("records"):
         if facts["selection"] == "none":
             continue
-        mine = by_candidate[facts["family"], facts["candidate"]]
+        key = facts["family"], facts["candidate"]
+        mine = by_candidate[key]
         before, after = mine[mine["stage"] == "sft"], mine[mine["stage"] == "rl"]
-        scores = {key: macro_pass_at_k(one, 1) for key, one in after.groupby(["rl_run", "checkpoint"])}
+        scores = {place: macro_pass_at_k(one, 1) for place, one in after.groupby(["rl_run", "checkpoint"])}
         last = after["checkpoint"].max()
-        loss = losses[(losses["family"] == facts["family"]) & (losses["candidate"] == facts["candidate"])]
-        row = {
-            "pass1": macro_pass_at_k(before, 1),
-            "pass_k": macro_pass_at_k(before, k),
-            "gen_loss": loss["nll"].item(),
-        }
+        row = {"pass1": macro_pass_at_k(before, 1), "pass_k": macro_pass_at_k(before, k), "gen_loss": losses[key]}
         row["outcome"] = max(scores.values())
         row["outcome_last"] = np.mean([score for (_, step), score in scores.items() if step == last])
         rows.append({**facts, **row})

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from quagmire_utils.analysis.fits import Array
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
+from quagmire_utils.core.validation import parameter_error
 
 FOLDER = ROOT / "results" / "public"
 GRADES = ("A", "A-", "B", "C")  # of trust, best first
@@ -105,7 +106,8 @@ def _read(name: str, model: type[BaseModel], keys: list[str]) -> pd.DataFrame:
         try:
             model.model_validate(values)
         except ValidationError as error:
-            raise ParameterError(f"{name}.csv", reason=f"line {line}: {error}") from None
+            wrong = parameter_error(error, values, "row")
+            raise ParameterError(f"{name}.csv", reason=f"line {line}: {wrong}") from None
     if frame.duplicated(keys).any():
         raise ParameterError(f"{name}.csv", reason=f"line {int(frame.duplicated(keys).argmax()) + 2} repeats another")
     return frame

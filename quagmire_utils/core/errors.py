@@ -15,7 +15,8 @@ class ParameterError(ValueError):
     def __init__(self, parameter: str, value: object = None, allowed: str = "", *, reason: str = "") -> None:
         """Make the sentence: "<parameter> must be <allowed>, not <value>", or "<parameter>: <reason>"."""
         if allowed:
-            sentence = f"{parameter} must be {allowed}, not {value!r}"
+            shown = re.sub(r"\s*\n\s*", " ", repr(value))  # a table's takes several lines
+            sentence = f"{parameter} must be {allowed}, not {shown}"
         elif reason:
             sentence = f"{parameter}: {reason}"
         else:  # a whole sentence that begins with the parameter, from a notebook's kernel

@@ -1,5 +1,6 @@
 """Pass@k against exact fractions, enumeration and the standard errors of plain loops."""
 
+import math
 from fractions import Fraction
 from math import comb
 
@@ -9,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.pass_at_k import benchmark_average, benchmark_pass_at_k, mean_pass_at_k, pass_at_k
 
 
@@ -39,16 +39,13 @@ def test_every_count_equals_the_exact_fraction(n):
 @settings(deadline=None)  # a busy machine is no error
 @given(counts())
 def test_properties_of_one_problem(case):
-    n, c, k = case
+    n, c, _ = case
     values = pass_at_k(n, c, np.arange(1, n + 1))
     assert values[0] == c / n
     assert ((values >= 0) & (values <= 1)).all()
     assert (np.diff(values) >= 0).all()
     assert (values[max(n - c, 0) :] == 1).all()  # fewer than k wrong answers: k > n - c
     assert (values == 0).all() == (c == 0)
-    assert values[k - 1] == pytest.approx(float(exact(n, c, k)), rel=1e-12)
-    if c < n:
-        assert pass_at_k(n, c + 1, k) >= values[k - 1]
 
 
 @settings(deadline=None)
@@ -56,34 +53,23 @@ def test_properties_of_one_problem(case):
 def test_ragged_counts_in_any_order(cases, ks):
     n, c = [case[0] for case in cases], [case[1] for case in cases]
     values = pass_at_k(n, c, ks)
-    assert values.shape == (len(cases), len(ks))
-    for row, column in np.ndindex(values.shape):
-        if ks[column] > n[row]:
-            assert np.isnan(values[row, column])
-        else:
-            assert values[row, column] == pytest.approx(float(exact(n[row], c[row], ks[column])), rel=1e-12)
-    mean = mean_pass_at_k(n, c, ks)
-    np.testing.assert_allclose(
-        mean, values.mean(axis=0), rtol=1e-13, atol=1e-15
-    )  # NaN where any n < k, like numpy's mean
-    np.testing.assert_array_equal(np.isnan(mean), np.array(ks) > min(n))
+    truth = [[float(exact(*case[:2], k)) if k <= case[0] else math.nan for k in ks] for case in cases]
+    np.testing.assert_allclose(values, truth, rtol=1e-12)
+    # NaN where any n < k, like numpy's mean
+    np.testing.assert_allclose(mean_pass_at_k(n, c, ks), values.mean(axis=0), rtol=1e-13, atol=1e-15)
 
 
 def test_shapes_follow_the_arguments():
     assert pass_at_k([4, 4, 4], [0, 2, 4], 2) == pytest.approx([0, 5 / 6, 1])
     assert pass_at_k([4, 4, 4], [0, 2, 4], [2]).shape == (3, 1)
     assert pass_at_k(4, [0, 2, 4], [1, 2]).shape == (3, 2)
-    assert np.ndim(pass_at_k(4, 2, 2)) == 0
+    assert np.ndim(pass_at_k(4, 2, 2)) == np.ndim(mean_pass_at_k([4, 6], [1, 3], 2)) == 0
     assert pass_at_k([], [], [1, 2]).shape == (0, 2)
     assert np.isnan(pass_at_k([0], [0], 1)).all()
     assert mean_pass_at_k([4, 6], [1, 3]).shape == (4,)
-    assert np.ndim(mean_pass_at_k([4, 6], [1, 3], 2)) == 0
     assert mean_pass_at_k([2, 2], [1, 1], [2, 1, 2]) == pytest.approx([1, 0.5, 1])
-
-
-def test_whole_floats_and_nullable_integers_are_counts():
-    n, c = pd.Series([4, 4], dtype="Int64"), pd.Series([1.0, 2.0])
-    np.testing.assert_array_equal(pass_at_k(n, c, 1), [0.25, 0.5])
+    # whole floats, nullable and small integers are counts
+    np.testing.assert_array_equal(pass_at_k(pd.Series([4, 4], dtype="Int64"), pd.Series([1.0, 2.0]), 1), [0.25, 0.5])
     np.testing.assert_array_equal(pass_at_k(np.array([4], np.uint8), np.array([3], np.uint8), 1), [0.75])
 
 
@@ -107,18 +93,13 @@ def test_whole_floats_and_nullable_integers_are_counts():
         (([10**12], [1], 1), "num_samples", "at most 16777216"),
     ],
 )
-def test_bad_counts_are_refused(arguments, parameter, allowed):
+def test_bad_counts_are_refused(arguments, parameter, allowed, refused):
     for function in (pass_at_k, mean_pass_at_k):
-        with pytest.raises(ParameterError) as refused:
+        with refused(parameter) as error:
             function(*arguments)
-        assert refused.value.parameter == parameter
-        assert refused.value.allowed.startswith(allowed)
-
-
-def test_no_problem_has_no_mean():
-    with pytest.raises(ParameterError) as refused:
+        assert error.value.allowed.startswith(allowed)
+    with refused("num_samples"):
         mean_pass_at_k([], [])
-    assert refused.value.parameter == "num_samples"
 
 
 @pytest.fixture
@@ -151,14 +132,10 @@ def test_benchmark_average_weighs_benchmarks_alike(frame):
 
 
 def test_what_cannot_be_known_is_nan(frame):
-    many = benchmark_average(frame, [64])
-    assert np.isnan(many["pass_at_k"]).all()
-    assert np.isnan(many["standard_error"]).all()
+    assert benchmark_average(frame, [64])[["pass_at_k", "standard_error"]].isna().all(axis=None)
     one = pd.DataFrame({"benchmark": ["a"], "problem": [0], "n": [4], "correct": [1]})
     assert benchmark_average(one, [1])["pass_at_k"].tolist() == [0.25]
     assert np.isnan(benchmark_average(one, [1])["standard_error"]).all()
-    same = pd.DataFrame({"benchmark": "a", "problem": range(3), "n": 7, "correct": 3})
-    assert benchmark_average(same, [1, 2])["standard_error"].tolist() == [0, 0]
     size = np.arange(1, 48)
     tenths = pd.DataFrame({"benchmark": "a", "problem": size, "n": size * 10, "correct": size * 9})
     assert benchmark_average(tenths, [1])["standard_error"].tolist() == [0], "not the square root of a rounding error"
@@ -176,7 +153,6 @@ def test_what_cannot_be_known_is_nan(frame):
     ],
     ids=["no column n", "a problem twice", "no rows", "no benchmark", "more correct than n", "no k"],
 )
-def test_bad_frames_are_refused(frame, change, ks, parameter):
-    with pytest.raises(ParameterError) as refused:
+def test_bad_frames_are_refused(frame, change, ks, parameter, refused):
+    with refused(parameter):
         benchmark_average(change(frame), ks)
-    assert refused.value.parameter == parameter

@@ -14,10 +14,8 @@ import pytest
 from scipy import stats
 
 from quagmire_utils.analysis import claims, public_evidence
-from quagmire_utils.core.errors import ParameterError
 
 ROOT = Path(__file__).resolve().parents[2]
-CARD = (public_evidence.FOLDER / "README.md").read_text(encoding="utf-8")
 
 
 def read(name: str) -> list[dict[str, str]]:
@@ -28,18 +26,17 @@ def read(name: str) -> list[dict[str, str]]:
 ROWS, POINTS = read("pre_post_rl"), read("limit_of_rlvr_curves")
 
 
-# --- the data ---------------------------------------------------------------------------------------------------------
-
-
 def test_every_row_is_whole_and_leads_to_its_source():
     assert len(public_evidence.load_rows()) == len(ROWS) == 522
     assert len(public_evidence.load_curves()) == len(POINTS) == 1736
-    assert all(
-        re.fullmatch(r"https://(github\.com/\S+/(blob|tree)/[0-9a-f]{40}/|arxiv\.org/abs/)\S+", r["url"])
-        for r in ROWS + POINTS
-    )
-    assert len({row["row"] for row in ROWS}) == len(ROWS)
+    address = re.compile(r"https://(github\.com/\S+/(blob|tree)/[0-9a-f]{40}/|arxiv\.org/abs/)\S+")
+    assert all(address.fullmatch(row["url"]) for row in ROWS + POINTS)
     assert not [row["row"] for row in ROWS if row["rl_run"].removesuffix(" (RL)") == row["candidate"]]
+    card = (public_evidence.FOLDER / "README.md").read_text(encoding="utf-8")
+    for name in {*ROWS[0], *POINTS[0], *(row["source_id"] for row in ROWS)}:
+        assert f"`{name}`" in card
+    frame = public_evidence.comparable(public_evidence.load_rows())
+    assert f"Of 522 rows {len(frame)} are in" in card.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
@@ -56,32 +53,16 @@ def test_every_row_is_whole_and_leads_to_its_source():
     ],
     ids=str,
 )
-def test_a_broken_row_is_refused(tmp_path, monkeypatch, broken):
-    rows = pd.read_csv(public_evidence.FOLDER / "pre_post_rl.csv").head(3)
-    rows.astype(object).assign(**{name: [value, *rows[name][1:]] for name, value in broken.items()}).to_csv(
-        tmp_path / "pre_post_rl.csv", index=False
-    )
+def test_a_broken_row_is_refused(tmp_path, monkeypatch, broken, refused):
+    rows = pd.read_csv(public_evidence.FOLDER / "pre_post_rl.csv").head(3).astype(object)
+    rows.loc[0, list(broken)] = list(broken.values())
+    rows.to_csv(tmp_path / "pre_post_rl.csv", index=False)
     monkeypatch.setattr(public_evidence, "FOLDER", tmp_path)
-    with pytest.raises(ParameterError) as refused:
+    with refused("pre_post_rl.csv"):
         public_evidence.load_rows()
-    assert refused.value.parameter == "pre_post_rl.csv"
 
 
-def test_the_card_documents_every_column_and_source_and_its_line_can_be_added(tmp_path, monkeypatch):
-    for column in [*ROWS[0], *POINTS[0]]:
-        assert f"`{column}`" in CARD
-    for source in {row["source_id"] for row in ROWS}:
-        assert f"`{source}`" in CARD
-    line = re.search(r"```\n(559,.*)\n```", CARD)[1]
-    whole = (public_evidence.FOLDER / "pre_post_rl.csv").read_text(encoding="utf-8")
-    (tmp_path / "pre_post_rl.csv").write_text(f"{whole}{line}\n", encoding="utf-8")
-    monkeypatch.setattr(public_evidence, "FOLDER", tmp_path)
-    assert len(public_evidence.load_rows()) == len(ROWS) + 1
-
-
-# --- groups and statistics --------------------------------------------------------------------------------------------
-
-
+@pytest.fixture(scope="module")
 def groups() -> dict[str, list[dict[str, str]]]:
     """The groups that compare candidates, by hand."""
     found = defaultdict(list)
@@ -91,15 +72,12 @@ def groups() -> dict[str, list[dict[str, str]]]:
     return {key[0]: rows for key, rows in found.items() if len({row["candidate"] for row in rows}) > 1}
 
 
-def test_groups_share_rl_benchmark_and_stage():
-    frame, expected = public_evidence.comparable(public_evidence.load_rows()), groups()
-    assert f"Of 522 rows {len(frame)} are in" in CARD.replace("\n", " ")
-    assert {name: part["row"].tolist() for name, part in frame.groupby("family")} == {
-        name: [int(row["row"]) for row in rows] for name, rows in expected.items()
-    }
-    for name, part in frame.groupby("family"):
-        rows = expected[name]
-        several = len({row["base_model"] for row in rows}) > 1
+def test_groups_share_rl_benchmark_and_stage(groups):
+    parts = dict(list(public_evidence.comparable(public_evidence.load_rows()).groupby("family")))
+    assert parts.keys() == groups.keys()
+    for name, rows in groups.items():
+        part, several = parts[name], len({row["base_model"] for row in rows}) > 1
+        assert part["row"].tolist() == [int(row["row"]) for row in rows]
         kind = "different models" if several else "base checkpoints" if "base" in name else "SFT checkpoints"
         assert set(part["kind"]) == {kind}
         assert part["outcome"].tolist() == pytest.approx([float(row["pass1_post"]) / 100 for row in rows])
@@ -122,36 +100,32 @@ def test_tries_worth():
     assert math.isinf(public_evidence.tries_worth(ks, curve, 0.6))
 
 
-# --- the claims of the ledger -----------------------------------------------------------------------------------------
-
-
-def numbers(name: str, *columns: str) -> list[np.ndarray]:
+def numbers(rows: list[dict[str, str]], *columns: str) -> list[np.ndarray]:
     """Columns of a group, of the rows that have all of them."""
-    rows = [row for row in groups()[name] if all(row[column] for column in columns)]
-    return [np.array([float(row[column]) for row in rows]) for column in columns]
+    known = [row for row in rows if all(row[column] for column in columns)]
+    return [np.array([float(row[column]) for row in known]) for column in columns]
 
 
-def rank_correlation(x, y) -> float:
-    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
-
-
-def test_published_verdicts_are_those_of_the_statistics_on_each_group():
+def test_published_verdicts_are_those_of_the_statistics_on_each_group(groups):
     found = claims.published_results()
     assert {name for name, results in found.items() if results} < {c.id for c in claims.all_claims() if c.public}
-    loss, score, after = numbers("RETU Qwen2.5-7B", "val_loss_pre", "pass1_pre", "pass1_post")
-    pairs = [(i, j) for i in range(33) for j in range(33) if score[i] < score[j] and loss[i] > loss[j]]
-    lower = [(after[i] < after[j]) + 0.5 * (after[i] == after[j]) for i, j in pairs]
+    loss, score, after = numbers(groups["RETU Qwen2.5-7B"], "val_loss_pre", "pass1_pre", "pass1_post")
+    dominated = np.less.outer(score, score) & np.greater.outer(loss, loss)
+    lower = (np.less.outer(after, after) + 0.5 * np.equal.outer(after, after))[dominated]
+    of_gain, of_loss, of_score = (
+        stats.spearmanr(x, y).statistic for x, y in ((loss, (after - score).round(6)), (-loss, after), (score, after))
+    )
     expected = {
-        "loss_tracks_gain": rank_correlation(loss, (after - score).round(6)),
-        "table01_gen_loss": rank_correlation(-loss, after) - rank_correlation(score, after),
-        "dominated_candidates_end_lower": np.mean(lower),
+        "loss_tracks_gain": of_gain,
+        "table01_gen_loss": of_loss - of_score,
+        "dominated_candidates_end_lower": lower.mean(),
     }
     for name, value in expected.items():
         (result,) = [result for result in found[name] if result.estimate.n >= 6]
         assert (result.family, result.estimate.n) == ("RETU Qwen2.5-7B", 33)
         assert result.estimate.value == pytest.approx(value)
     for result in found["score_explains_part"]:
-        score, after = numbers(result.family, "pass1_pre", "pass1_post")
+        score, after = numbers(groups[result.family], "pass1_pre", "pass1_post")
         assert result.estimate.n == len(score)
         if len(score) >= 6:
             assert result.estimate.value == pytest.approx(np.corrcoef(score, after)[0, 1] ** 2)
