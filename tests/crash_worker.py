@@ -1,8 +1,7 @@
 """A process that samples and grades in children of its own, for tests that kill them (`python crash_worker.py MODEL`).
 
-It loads the engine once; then every line of its input, a JSON object, is one life: a forked child that samples and
-grades into `folder`. It answers with the child's id at once, and with its
-exit status at the end: 0 if the work is finished, 3 and a line with the sentence if it met an OSError.
+It loads the engine once; then every line of its input, a folder, is one life: a forked child that samples and grades
+into it. It answers with the child's id at once, and with its exit status at the end.
 """
 
 import json
@@ -34,11 +33,15 @@ def grade(responses, problems, answer="any"):
     return grades
 
 
-def live(engine, folder, **changes):
-    """Sample, then grade; what is there already is left alone."""
-    store = SampleStore(folder)
-    arguments = {"benchmark": "b", "chunk_samples": CHUNK, "progress": False, **changes}
-    sample(engine, PROBLEMS, SAMPLES, PARAMS, store, **arguments)
+def draw(engine, folder):
+    """Sample; what is there already is left alone."""
+    arguments = {"benchmark": "b", "chunk_samples": CHUNK, "progress": False}
+    return sample(engine, PROBLEMS, SAMPLES, PARAMS, folder, **arguments)
+
+
+def live(engine, folder):
+    """Sample, then grade."""
+    store = draw(engine, folder)
     grade_store(store, {"b": PROBLEMS}, grade, progress=False)
 
 
@@ -62,21 +65,11 @@ class Wrapped:
 
     stream = Engine.stream
 
-    def __init__(self, engine, path=None):
-        self.engine, self.path, self.calls = engine, path, []
+    def __init__(self, engine):
+        self.engine, self.calls = engine, []
 
     def __getattr__(self, name):
         return getattr(self.engine, name)
-
-
-class Logged(Wrapped):
-    """An engine that writes a line for each call into a file, which a kill leaves as it is."""
-
-    def generate(self, requests, params):
-        """The engine's answers."""
-        with open(self.path, "a") as file:
-            file.write(json.dumps([os.getpid(), sum(request.n for request in requests)]) + "\n")
-        return self.engine.generate(requests, params)
 
 
 def load(model):
@@ -103,8 +96,7 @@ def fill_disk(model, folder, out):
             print(json.dumps([work, error.errno, str(error), before, len(SampleStore(folder / "store").existing())]))
         ballast.unlink()
         if work == "sampling":
-            arguments = {"benchmark": "b", "chunk_samples": CHUNK, "progress": False}
-            sample(engine, PROBLEMS, SAMPLES, PARAMS, folder / "store", **arguments)
+            draw(engine, folder / "store")
     live(engine, folder / "store")
     SampleStore(folder / "store").read().to_pickle(out)
     print(json.dumps([file.name for file in (folder / "store").glob(".*.tmp")]))
@@ -118,16 +110,10 @@ def main():
     grade(["1"], PROBLEMS[:1])
     print("ready", flush=True)
     for line in sys.stdin:
-        order = json.loads(line)
         child = os.fork()
         if child == 0:
-            status = 0
-            try:
-                live(Logged(engine, order["folder"] + ".log"), order["folder"])
-            except OSError as error:
-                Path(order["folder"] + ".error").write_text(f"{error.errno} {error}")
-                status = 3
-            os._exit(status)
+            live(engine, line.strip())
+            os._exit(0)
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 

@@ -11,14 +11,13 @@ from datetime import date, timedelta
 import pandas as pd
 import pytest
 
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine
 from quagmire_utils.evaluation.sampling import grade_store, problem_seed, sample
 from quagmire_utils.evaluation.sampling.work import chunks_of
 from quagmire_utils.evaluation.store import KEYS, SampleStore
-from quagmire_utils.evaluation.store.parts import verdict_file
+from quagmire_utils.evaluation.store.parts import SAMPLED, verdict_file
 from quagmire_utils.grading import Grade, Verdict, grade
 from quagmire_utils.grading.registry import grader_version
 
@@ -74,7 +73,7 @@ class Recorded(Wrapped):
         return self.engine.generate(requests, params)
 
 
-@pytest.mark.parametrize("size", [4096, 512, 48])
+@pytest.mark.parametrize("size", [4096, 48])
 def test_a_top_up_from_64_to_256_is_exact(engine, tmp_path, size):
     """The engine is asked for the very batches of a run of 256, whatever the chunks: no answer can differ by a bit."""
     problems = PROBLEMS[:4]
@@ -150,46 +149,43 @@ def test_the_batches_of_the_shipped_records(engine, n):
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_samples_of_different_origins_are_refused(engine, tmp_path):
-    store = SampleStore(tmp_path / "s")
-    _sample(engine, 2, store)
+def test_samples_of_different_origins_are_refused(engine, tmp_path, refused):
+    store = _sample(engine, 2, tmp_path / "s")
     held = store.read()
-
-    def refused(message, engine=engine, problems=PROBLEMS, params=PARAMS):
-        with pytest.raises(ParameterError, match=message) as error:
-            sample(engine, problems, 4, params, store, benchmark="b", progress=False)
-        assert error.value.parameter == "store"
-        pd.testing.assert_frame_equal(store.read(), held)
-
-    refused("temperature is 1.0 there and 0.5 here", params=SamplingParams(temperature=0.5, max_tokens=12, seed=3))
-    refused("max_tokens is 12 there and 13 here", params=SamplingParams(max_tokens=13, seed=3))
-    refused("seed is 3 there and 4 here", params=SamplingParams(max_tokens=12, seed=4))
-    refused("template is 'chat' there and 'plain' here", engine=engine.config.replace(template="plain"))
-    refused("drawn with another prompt", problems=[Problem(id="p1", question="other", answer="1")])
-    other = load_engine(EngineConfig(engine="transformers", model=save_model(tmp_path / "other", seed=1), device="cpu"))
-    refused("model_digest is", engine=other)
-    refused(
-        "dtype is 'float32' there and 'bfloat16' here",
-        engine=load_engine(EngineConfig(engine="transformers", model=engine.model, dtype="bfloat16")),
-    )
+    how = {"engine": "transformers", "device": "cpu"}
+    other = EngineConfig(model=save_model(tmp_path / "other", seed=1), **how)
+    cases = {
+        "temperature is 1.0 there and 0.5 here": {"params": PARAMS.replace(temperature=0.5)},
+        "max_tokens is 12 there and 13 here": {"params": PARAMS.replace(max_tokens=13)},
+        "seed is 3 there and 4 here": {"params": PARAMS.replace(seed=4)},
+        "template is 'chat' there and 'plain' here": {"engine": engine.config.replace(template="plain")},
+        "drawn with another prompt": {"problems": [Problem(id="p1", question="other", answer="1")]},
+        "model_digest is": {"engine": other},
+        "dtype is 'float32' there and 'bfloat16' here": {"engine": engine.config.replace(dtype="bfloat16")},
+    }
+    for sentence, changes in cases.items():
+        arguments = {"engine": engine, "problems": PROBLEMS, "params": PARAMS, **changes}
+        with refused("store") as caught:
+            sample(num_samples=4, store=store, benchmark="b", progress=False, **arguments)
+        assert sentence in str(caught.value)
+    pd.testing.assert_frame_equal(store.read(), held)
 
 
 @pytest.mark.parametrize(
     ("parameter", "changes"),
     [
-        *(("num_samples", {"num_samples": n}) for n in (0, 64.0, "64", True)),
-        *(("chunk_samples", {"chunk_samples": n}) for n in (0, 1.5)),
+        *(("num_samples", {"num_samples": n}) for n in (0, 64.0, True)),
+        ("chunk_samples", {"chunk_samples": 0}),
         ("problems", {"problems": []}),
         ("problems", {"problems": [*PROBLEMS, PROBLEMS[0]]}),
         ("max_tokens", {"params": SamplingParams(max_tokens=8190)}),
         ("max_tokens", {"problems": [Problem("long", "1" * 9000, "1")]}),
     ],
 )
-def test_bad_parameters_are_refused_before_anything_is_written(engine, tmp_path, parameter, changes):
+def test_bad_parameters_are_refused_before_anything_is_written(engine, tmp_path, refused, parameter, changes):
     arguments = {"problems": PROBLEMS, "num_samples": 1, "params": PARAMS, "benchmark": "b", **changes}
-    with pytest.raises(ParameterError) as refused:
+    with refused(parameter):
         sample(engine, store=tmp_path / "s", **arguments)
-    assert refused.value.parameter.startswith(parameter)
     assert not (tmp_path / "s").exists()
 
 
@@ -209,51 +205,32 @@ def _last_digit(responses, problems, answer="boxed"):
 
 def test_a_store_is_graded_part_by_part(engine, tmp_path):
     samples = _sample(engine, 16, tmp_path, chunk_samples=32)
-    assert (samples.counts()["n"] == 0).all()
-    drawn = samples.read()
-    calls = []
+    drawn, handed = samples.read(), []
 
-    def stops_halfway(responses, problems, answer):
-        if len(calls) == 2:
+    def grading(responses, problems, answer):
+        if len(handed) == 2:
+            handed.append(0)
             raise KeyboardInterrupt
-        calls.append(len(responses))
+        handed.append(len(responses))
         return _last_digit(responses, problems)
 
     with pytest.raises(KeyboardInterrupt):
-        grade_store(samples, {"b": PROBLEMS}, stops_halfway, progress=False)
-    assert samples.counts()["n"].sum() == sum(calls) == 64
-    calls.clear()
-    handed = []
-    grade_store(
-        samples, {"b": PROBLEMS}, lambda r, p, answer: handed.append(len(r)) or _last_digit(r, p), progress=False
-    )
-    assert sum(handed) == 160 - 64  # what had a verdict was not graded again
+        grade_store(samples, {"b": PROBLEMS}, grading, progress=False)
+    assert samples.counts()["n"].sum() == sum(handed) == 64
+    grade_store(samples, {"b": PROBLEMS[:8], "other": PROBLEMS}, grading, progress=False)
+    assert samples.counts()["n"].tolist() == [16] * 8 + [0, 16]  # p8 was not given, p9 graded before
+    grade_store(samples, {"b": PROBLEMS}, grading, progress=False)
+    assert sum(handed) == 160  # what had a verdict was not graded again
 
-    graded = samples.read()
-    unchanged = ["benchmark", "problem", "index", "text", "tokens", "finish_reason"]
-    pd.testing.assert_frame_equal(graded[unchanged], drawn[unchanged])
+    graded, counts = samples.read(), samples.counts()
+    pd.testing.assert_frame_equal(graded[SAMPLED], drawn[SAMPLED])
     expected = _last_digit(graded["text"], [PROBLEMS[0]] * len(graded))
     assert graded["verdict"].tolist() == [str(g.verdict) for g in expected]
     assert graded["extracted"].tolist() == [g.extracted for g in expected]
-    counts = samples.counts()
-    assert (counts["n"] == 16).all()
     assert counts["correct"].sum() == sum(g.verdict == Verdict.CORRECT for g in expected)
     assert (counts["correct"] + counts["wrong"] + counts["no_answer"] == 16).all()
-    assert (
-        counts["truncated"] == graded["finish_reason"].eq("length").groupby(graded["problem"]).sum().to_numpy()
-    ).all()
-
-    all_wrong = [Grade(Verdict.WRONG, "x")]
-    grade_store(samples, {"b": PROBLEMS}, lambda r, p, answer: all_wrong * len(r), progress=False)
-    pd.testing.assert_frame_equal(samples.read(), graded)
-
-
-def test_problems_that_are_not_given_stay_ungraded(engine, tmp_path):
-    samples = _sample(engine, 3, tmp_path)
-    grade_store(samples, {"b": PROBLEMS[:4], "other": PROBLEMS}, _last_digit, progress=False)
-    assert samples.counts()["n"].tolist() == [3] * 4 + [0] * 6
-    grade_store(samples, {"b": PROBLEMS}, _last_digit, progress=False)
-    assert samples.counts()["n"].tolist() == [3] * 10
+    truncated = graded["finish_reason"].eq("length").groupby(graded["problem"]).sum()
+    assert counts["truncated"].tolist() == truncated.tolist()
 
 
 def test_verdicts_name_their_gold_and_grader(tmp_path):
@@ -279,16 +256,6 @@ def test_verdicts_name_their_gold_and_grader(tmp_path):
     grade_store(store, {"b": problems}, grading, progress=False)
     assert store.read()["verdict"].tolist() == ["correct", "correct"]
     assert handed == [2, 1, 2]
-
-
-def test_grading_for_real(tmp_path):
-    store = SampleStore(tmp_path)
-    texts = ["so \\boxed{\\frac{1}{2}}", "\\boxed{0.50}", "\\boxed{2}", "no idea", "\ud800\0 \\boxed{1/2}"]
-    frame = pd.DataFrame({"benchmark": "b", "problem": "half", "index": range(5), "tokens": 4, "finish_reason": "stop"})
-    store.append(frame.assign(text=pd.Series(texts, dtype=object)))
-    grade_store(store, {"b": [Problem("half", "1/2?", "\\frac{1}{2}")]}, grade, progress=False)
-    assert store.read()["verdict"].tolist() == ["correct", "correct", "wrong", "no_answer", "correct"]
-    assert store.read()["text"].tolist() == texts
 
 
 def test_a_prompt_that_asks_for_a_box_is_graded_by_it(tmp_path):
