@@ -45,9 +45,9 @@ def _filtered(logits, temperature, top_p):
     return p
 
 
-def exact_answers():
+def exact_answers(**changes):
     """distribution(temperature, top_p) -> {answer: probability} over all answers of at most two tokens; end tokens."""
-    model, _ = peaked()
+    model, _ = peaked(**changes)
     ends = set(model.generation_config.eos_token_id)
     with torch.no_grad():
         first = model(torch.tensor([PROMPT])).logits[:, -1]

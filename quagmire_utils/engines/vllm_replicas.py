@@ -78,7 +78,6 @@ class ReplicatedVLLMEngine(ServerEngine):
             "max-num-seqs": config.batch_size or _ROWS,
             "host": "127.0.0.1",
             "port": port,
-            "generation-config": "vllm",
         }
         options |= {"revision": config.revision, "tokenizer-revision": config.revision} if config.revision else {}
         # as in `vllm`: seeded requests whose prompts a CPU reads in part can't be drawn
