@@ -18,7 +18,6 @@ from __future__ import annotations
 from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.engines.base import Completion, Engine, EngineError, Request
 from quagmire_utils.engines.checkpoints import (
-    check_base_url,
     check_model,
     load_config,
     model_digest,

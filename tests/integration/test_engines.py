@@ -14,14 +14,7 @@ import pytest
 from scipy import stats
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines import (
-    EngineConfig,
-    Request,
-    SamplingParams,
-    ServerSettings,
-    load_engine,
-    model_digest,
-)
+from quagmire_utils.engines import EngineConfig, Request, SamplingParams, ServerSettings, load_engine, model_digest
 
 torch = pytest.importorskip("torch", reason="the engines need torch")
 pytest.importorskip("transformers", reason="the engines need transformers")

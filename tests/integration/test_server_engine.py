@@ -16,15 +16,7 @@ import pytest
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
-from quagmire_utils.engines import (
-    EngineConfig,
-    EngineError,
-    Request,
-    SamplingParams,
-    ServerSettings,
-    check_base_url,
-    load_engine,
-)
+from quagmire_utils.engines import EngineConfig, EngineError, Request, SamplingParams, ServerSettings, load_engine
 from quagmire_utils.evaluation.sampling import problem_seed, sample
 from quagmire_utils.evaluation.store import SampleStore
 
@@ -378,7 +370,6 @@ def test_addresses_that_are_wrong(endpoint, load, refused):
             with refused("base_url") as caught:
                 load(url=url)
             assert KEY not in str(caught.value)
-    check_base_url(endpoint.url)
 
 
 def test_models_that_are_not_served(endpoint, load, refused):
