@@ -3,7 +3,7 @@
 load_measurements("notebooks/candidates.csv")                       # a table that a person filled in
 load_measurements("results/mini", family="micro-llama")             # the records of a sweep
 load_measurements("mine.csv")                                       # its column `samples` names folders of answers
-load_measurements("results/evaluations")                            # a folder of such folders, without losses
+load_measurements("runs/evaluations")                               # a folder of such folders
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.records import Records, check_once, load_records
 from quagmire_utils.core.settings import SCENARIOS
+from quagmire_utils.evaluation.generalization_loss import read_losses
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
 from quagmire_utils.evaluation.store import SampleStore
 
@@ -282,7 +283,7 @@ COUNTED = ["benchmark", "problem", "n", "correct"]
 
 
 def _from_stores(path: Path, folders: Sequence[Path], k: int) -> Measurements:
-    """Return a folder of evaluations as a table: a candidate per folder, named after it, without losses.
+    """Return a folder of evaluations as a table: a candidate per folder, named after it.
 
     Those with fewer than k answers to a problem are left out, unless all are; the title names them.
     """
@@ -323,12 +324,24 @@ def _measured(table: pd.DataFrame, path: Path, k: int, title: str) -> Measuremen
     _check_alike(path.name, parts, stores)
     counts = None
     if len(parts) == len(table):
+        title += _fill_losses(table, [read_losses(store.path) for store in stores.values()])
         counts = pd.concat(parts, names=["candidate"]).reset_index("candidate").reset_index(drop=True)
     table = table.drop(columns="samples", errors="ignore")
     frame = table.assign(stands_for="", selection="")  # the columns of a candidate frame, for checks on known outcomes
     for name, usual in (("family", ""), ("scenario", "dataset"), ("outcome", math.nan)):
         frame[name] = table[name].fillna(usual) if name in table else usual
     return Measurements(table, counts, frame, k, title)
+
+
+def _fill_losses(table: pd.DataFrame, kept: Sequence[dict[str, dict[str, Any]]]) -> str:
+    """Fill in losses that no row has, from the first validation set that all measured on the same traces; name it."""
+    for name in kept[0] if table["gen_loss"].isna().all() else ():
+        found = [losses.get(name, {"traces": None}) for losses in kept]
+        if all(one["traces"] == found[0]["traces"] for one in found):
+            table["gen_loss"] = [one["nll"] for one in found]
+            table["gen_loss_se"] = [one["standard_error"] for one in found]
+            return f", loss on {name}"
+    return ""
 
 
 def _check_alike(file: str, parts: dict[str, pd.DataFrame], stores: dict[str, SampleStore]) -> None:

@@ -21,15 +21,15 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import read_parquet, write_parquet
+from quagmire_utils.core.files import digest, read_json, read_parquet, write_json, write_parquet
 from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import RenderedPrompt, render, resolve_template, response_ids
 from quagmire_utils.engines import (
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+LOSSES = "losses.json"  # in the folder of an evaluation
 WRITE_SECONDS = 30.0  # between two writes of the partial losses: the most that a kill loses
 
 
@@ -186,14 +187,31 @@ def _summarise(traces: Sequence[Trace], sums: np.ndarray, tokens: np.ndarray, dr
     )
 
 
+def write_losses(losses: Mapping[str, GeneralizationLoss], traces: Mapping[str, Sequence[Trace]], folder: Path) -> None:
+    """Add losses by validation set to those in the folder of an evaluation, for `quagmire rank`.
+
+    With each stand a digest of the traces given, and how many of them were short enough.
+    """
+    kept = read_losses(folder)
+    for name, loss in losses.items():
+        texts = [[trace.question, trace.response] for trace in traces[name]]
+        kept[name] = {"nll": loss.nll, "standard_error": loss.standard_error, "traces": [digest(texts), loss.traces]}
+    write_json(kept, folder / LOSSES)
+
+
+def read_losses(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what `write_losses` kept: nll, standard_error and traces by validation set."""
+    return read_json(folder / LOSSES) if (folder / LOSSES).is_file() else {}
+
+
 # --- losses of single traces in a file --------------------------------------------------------------------------------
 
 
 def _key(sequence: TokenSequence, origin: str) -> str:
     """Return a digest of what the loss of a sequence depends on: its tokens, the model and its dtype (`origin`)."""
-    digest = hashlib.blake2b(sequence.ids.tobytes(), digest_size=16, key=str(sequence.prompt).encode())
-    digest.update(origin.encode())
-    return digest.hexdigest()
+    hashed = hashlib.blake2b(sequence.ids.tobytes(), digest_size=16, key=str(sequence.prompt).encode())
+    hashed.update(origin.encode())
+    return hashed.hexdigest()
 
 
 def _read_known(partial: str | Path | None) -> dict[str, float]:

@@ -14,7 +14,9 @@ from quagmire_utils.analysis.forecasting import forecast_rl, known_runs
 from quagmire_utils.analysis.measurements import load_measurements, read_csv
 from quagmire_utils.analysis.ranking import rank_with_noise
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.data import Trace
 from quagmire_utils.evaluation import store
+from quagmire_utils.evaluation.generalization_loss import GeneralizationLoss, write_losses
 from quagmire_utils.evaluation.pass_at_k import pass_at_k
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,6 +172,22 @@ def test_a_folder_of_evaluations_is_a_table_without_losses(tmp_path):
     measured = load_measurements(tmp_path / "runs", k=4)
     assert measured.table["candidate"].tolist() == ["one", "two"]
     assert "few" in measured.source
+
+
+def test_losses_of_evaluations_count_where_all_are_of_the_same_traces(tmp_path):
+    traces = {name: [Trace(name, name, "1+1", response)] for name, response in (("easy", "2"), ("hard", "two"))}
+    for folder, other, nll in (("one", "2", 0.5), ("two", "3", 0.25)):
+        make_store(tmp_path / "runs" / folder, [0, 3, 8, 1])
+        losses = {name: GeneralizationLoss(nll, 0.125, nll, 9, 1, pd.DataFrame(), 0) for name in traces}
+        given = traces | {"easy": [Trace("easy", "easy", "1+1", other)]}
+        write_losses({"easy": losses["easy"]}, given, tmp_path / "runs" / folder)
+        write_losses({"hard": losses["hard"]}, given, tmp_path / "runs" / folder)  # of a later run: both are kept
+    measured = load_measurements(tmp_path / "runs", k=4)
+    assert measured.table["gen_loss"].tolist() == [0.5, 0.25]
+    assert measured.table["gen_loss_se"].tolist() == [0.125, 0.125]
+    assert measured.source.endswith("loss on hard")
+    make_store(tmp_path / "runs" / "without", [1, 1, 0, 0])
+    assert load_measurements(tmp_path / "runs", k=4).table["gen_loss"].isna().all()
 
 
 def test_answers_that_do_not_compare_are_refused(tmp_path):
