@@ -1,23 +1,17 @@
-"""The notebooks rank_candidates and forecast_rl, their pictures, and their shipped copies."""
+"""The notebooks rank_candidates and forecast_rl and their pictures; test_card has their shipped copies."""
 
 from __future__ import annotations
 
-import html
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 from example_candidates import linear_world
 from notebook_cells import run_cells
 
-from quagmire_utils.analysis.advice import advise
-from quagmire_utils.analysis.measurements import load_measurements
-
 ROOT = Path(__file__).resolve().parents[2]
-MINI = ROOT / "results" / "mini"
 
 
 @pytest.fixture
@@ -32,11 +26,10 @@ def own_table(tmp_path, monkeypatch):
     return write
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", ["dataset", "instance", "no errors"])
 def test_pictures_and_words_of_every_case(mini, own_table, case):
     """Both scenarios of records, and a table filled in by hand without errors: no missing number is printed."""
-    given = {"family": "micro-mistral", "scenario": case}
+    given = {"profile": str(mini.folder), "family": "micro-mistral", "scenario": case}
     if case == "no errors":
         table = pd.read_csv(ROOT / "notebooks" / "candidates.csv", comment="#")
         given = own_table(table.drop(columns=table.filter(like="_se")))
@@ -74,31 +67,3 @@ def test_no_text_of_the_pictures_overlaps(own_table, count):
             assert box.x1 <= page.x1 + 1, text
         for (one, a), (other, b) in itertools.combinations(boxes, 2):
             assert not a.padded(-1).overlaps(b.padded(-1)), (one, other)
-
-
-def test_notebooks_execute_on_records_and_on_a_table(mini, tmp_path):
-    """Both, on a copy of the shipped records and on the shipped table, through papermill."""
-    folder = tmp_path / "mini"
-    folder.mkdir()
-    for file in (*MINI.glob("*.parquet"), MINI / "manifest.json"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    shown = {}
-    for name, given in (("rank_candidates", {}), ("forecast_rl", {"measurements": "notebooks/candidates.csv"})):
-        book = papermill.execute_notebook(
-            ROOT / "notebooks" / f"{name}.ipynb",
-            None,
-            {"profile": str(folder), **given},
-            kernel_name="python3",
-            progress_bar=False,
-            cwd=tmp_path,
-        )
-        outputs = [o.get("data", {}) for c in book.cells if c.cell_type == "code" for o in c.outputs]
-        shown[name] = [o["text/markdown"] for o in outputs if "text/markdown" in o]
-        assert sum("image/png" in o for o in outputs) == {"rank_candidates": 2, "forecast_rl": 1}[name]
-    measured = load_measurements(mini, family="Llama3-8B-Instruct")
-    said = f"**{measured.source}.** {advise(measured).text}"
-    assert html.escape(said, quote=False) in shown["rank_candidates"]
-    assert "profile mini, measured" in shown["rank_candidates"][-1]
-    said = advise(load_measurements(ROOT / "notebooks" / "candidates.csv", scenario="dataset")).text
-    assert any(html.escape(said, quote=False) in text for text in shown["forecast_rl"])
-    assert "candidates.csv (8 candidates, as given)" in shown["forecast_rl"][-1]
