@@ -324,7 +324,7 @@ def _measured(table: pd.DataFrame, path: Path, k: int, title: str) -> Measuremen
     _check_alike(path.name, parts, stores)
     counts = None
     if len(parts) == len(table):
-        title += _fill_losses(table, [read_losses(store.path) for store in stores.values()])
+        title += fill_losses(table, [read_losses(store.path) for store in stores.values()])
         counts = pd.concat(parts, names=["candidate"]).reset_index("candidate").reset_index(drop=True)
     table = table.drop(columns="samples", errors="ignore")
     frame = table.assign(stands_for="", selection="")  # the columns of a candidate frame, for checks on known outcomes
@@ -333,7 +333,7 @@ def _measured(table: pd.DataFrame, path: Path, k: int, title: str) -> Measuremen
     return Measurements(table, counts, frame, k, title)
 
 
-def _fill_losses(table: pd.DataFrame, kept: Sequence[dict[str, dict[str, Any]]]) -> str:
+def fill_losses(table: pd.DataFrame, kept: Sequence[dict[str, dict[str, Any]]]) -> str:
     """Fill in losses that no row has, from the first validation set that all measured on the same traces; name it."""
     for name in kept[0] if table["gen_loss"].isna().all() else ():
         found = [losses.get(name, {"traces": None}) for losses in kept]

@@ -6,6 +6,7 @@ push("runs/shared", "owner/name")                                      # a datas
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -15,10 +16,12 @@ from typing import Any
 
 import pandas as pd
 
+from quagmire_utils.analysis.measurements import fill_losses
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, write_parquet, write_text
 from quagmire_utils.core.provenance import git_state, package_versions
 from quagmire_utils.core.spreadsheet import write_csv
+from quagmire_utils.evaluation.generalization_loss import read_losses
 from quagmire_utils.evaluation.pass_at_k import benchmark_average, bootstrap_intervals
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.report.clean import render
@@ -30,9 +33,10 @@ def export(
 ) -> Path:
     """Write evaluations, each of one model, into the folder `output`; return it.
 
-    It holds counts.parquet, samples/NAME/*.parquet, candidates.csv (Pass@1 and Pass@k for `quagmire rank`; the largest
-    k that all have), and README.md, the data card. inspect_logs: also inspect/NAME-BENCHMARK.eval. Raise ParameterError
-    for folders without graded answers, or of one name, and for an output that holds answers of others.
+    It holds counts.parquet, samples/NAME/*.parquet, candidates.csv for `quagmire rank` (Pass@1, Pass@k at the largest k
+    that all have, and the loss if all measured it on the same traces), and README.md, the data card. inspect_logs: also
+    inspect/NAME-BENCHMARK.eval. Raise ParameterError for folders without graded answers, or of one name, and for an
+    output that holds answers of others.
     """
     output, stores = Path(output), {Path(folder).resolve().name: SampleStore(folder) for folder in folders}
     if len(stores) < len(folders):
@@ -60,8 +64,9 @@ def export(
     columns = ["candidate", "pass1", "pass1_se", f"pass@{k}", f"pass@{k}_se"]
     scores = {name: bootstrap_intervals(part, [1, k]).tail(2) for name, part in parts.items()}  # the macro average
     shown = [(name, *score[["pass_at_k", "standard_error"]].to_numpy().ravel()) for name, score in scores.items()]
-    table = pd.DataFrame(shown, columns=columns)
-    write_csv(table, output / "candidates.csv")
+    table = pd.DataFrame(shown, columns=columns).assign(gen_loss=math.nan, gen_loss_se=math.nan)
+    fill_losses(table, [read_losses(store.path) for store in stores.values()])
+    write_csv(table.dropna(axis="columns", how="all"), output / "candidates.csv")
     totals = counts.groupby(["candidate", "benchmark"]).agg(problems=("problem", "size"), answers=("n", "sum"))
     facts = {"totals": totals.reset_index().to_dict("records"), "licences": licences(counts["benchmark"].unique())}
     facts["origins"] = {name: {"model": _model(store), **store.origin} for name, store in stores.items()}
