@@ -83,7 +83,7 @@ def grade(gold, response):
 from quagmire_utils.grading import Grader
 grader = Grader(int(sys.argv[3]))
 def grade_all(golds, responses):
-    for grade in grader.grade(responses, golds):
+    for grade in grader.grade(responses, golds, progress=False):
         verdict = grade.verdict
         yield verdict == "correct" if verdict in ("correct", "wrong", "no_answer") else verdict
 """,
