@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.evaluation.pass_at_k import (
     MACRO,
     benchmark_average,
@@ -28,35 +27,28 @@ def frame(correct, n, benchmark="b"):
     return pd.DataFrame({"benchmark": benchmark, "problem": np.arange(len(correct)), "n": n, "correct": correct})
 
 
-def true_pass_at_k(draw, ks, rng):
-    chances = draw(rng, 400_000)
-    return (1 - (1 - chances[:, None]) ** np.asarray(ks)).mean(axis=0)
-
-
-# --- intervals --------------------------------------------------------------------------------------------------------
-
-POPULATIONS = {  # chance of a right answer, by problem; n, problems, ks; the least that 95 % may cover
-    "spread": (lambda rng, m: rng.beta(0.3, 0.6, m), 16, 30, [1, 4, 16], 0.925),
-    "hard, few problems": (lambda rng, m: rng.beta(0.1, 2, m), 64, 30, [8, 64], 0.925),
-    "hard": (lambda rng, m: rng.beta(0.1, 2, m), 64, 200, [1, 8, 64], 0.925),
-    "alike, so that all is sampling noise": (lambda rng, m: rng.beta(20, 20, m), 4, 60, [1, 2], 0.925),
+POPULATIONS = {  # chance of a right answer, by problem; n, problems, ks
+    "spread": (lambda rng, m: rng.beta(0.3, 0.6, m), 16, 30, [1, 4, 16]),
+    "hard, few problems": (lambda rng, m: rng.beta(0.1, 2, m), 64, 30, [8, 64]),
+    "hard": (lambda rng, m: rng.beta(0.1, 2, m), 64, 200, [1, 8, 64]),
+    "alike, so that all is sampling noise": (lambda rng, m: rng.beta(20, 20, m), 4, 60, [1, 2]),
 }
 
 
 @pytest.mark.parametrize("name", POPULATIONS)
 def test_an_interval_of_95_per_cent_covers_the_truth_as_often_as_it_says(name):
     """New problems and new answers each time; the truth is the population's. 200 runs know a coverage to 1.5 points."""
-    draw, n, m, ks, least = POPULATIONS[name]
+    draw, n, m, ks = POPULATIONS[name]
     rng = np.random.default_rng(7)
-    truth = true_pass_at_k(draw, ks, rng)
-    covered = np.zeros(len(ks))
-    runs = 200
-    for run in range(runs):
-        table = bootstrap_intervals(frame(rng.binomial(n, draw(rng, m)), n), ks, replicates=400, seed=run)
-        table = table[table["benchmark"] == "b"]
+    truth = (1 - (1 - draw(rng, 400_000)[:, None]) ** np.asarray(ks)).mean(axis=0)
+    truth = np.tile(truth, 3)  # of two benchmarks and their macro average
+    covered = np.zeros(len(truth))
+    for run in range(200):
+        counts = pd.concat([frame(rng.binomial(n, draw(rng, m)), n, benchmark) for benchmark in "bc"])
+        table = bootstrap_intervals(counts, ks, replicates=400, seed=run)
         covered += (table["low"].to_numpy() <= truth) & (truth <= table["high"].to_numpy())
-    assert (covered / runs >= least - 0.015).all(), covered / runs
-    assert (covered / runs <= 0.995).all(), "needlessly wide"
+    assert (covered / 200 >= 0.91).all(), covered / 200
+    assert (covered / 200 <= 0.995).all(), "needlessly wide"
 
 
 def test_redrawing_answers_on_top_of_problems_is_not_counted_twice():
@@ -81,19 +73,6 @@ def test_the_interval_lies_around_the_unbiased_score_at_the_largest_k():
     assert (row["low"] + row["high"]) / 2 == pytest.approx(0.5, abs=0.01)
 
 
-def test_sampling_error_is_the_spread_of_repeated_sampling_of_the_same_problems():
-    rng = np.random.default_rng(2)
-    chances = rng.beta(0.5, 1, 40)
-    ks = [1, 4, 8]
-    scores, claimed = [], []
-    for run in range(250):
-        counts = frame(rng.binomial(16, chances), 16)
-        table = bootstrap_intervals(counts, ks, replicates=100, seed=run).iloc[:3]
-        scores.append(table["pass_at_k"])
-        claimed.append(table["sampling_error"] ** 2)
-    assert np.sqrt(np.mean(claimed, axis=0)) == pytest.approx(np.std(scores, axis=0), rel=0.12)
-
-
 def test_scores_and_errors_are_those_of_the_plain_formulas():
     rng = np.random.default_rng(3)
     n = rng.integers(8, 65, 90)
@@ -101,38 +80,28 @@ def test_scores_and_errors_are_those_of_the_plain_formulas():
     counts["benchmark"] = np.repeat(["a", "b", "c"], [50, 30, 10])
     ks = [1, 3, 8]
     table = bootstrap_intervals(counts, ks)
-    each, macro = benchmark_pass_at_k(counts, ks), benchmark_average(counts, ks)
     assert table["benchmark"].unique().tolist() == ["a", "b", "c", MACRO]
     own, average = table[table["benchmark"] != MACRO], table[table["benchmark"] == MACRO]
-    np.testing.assert_allclose(own["pass_at_k"], each["pass_at_k"], rtol=1e-12)
-    np.testing.assert_allclose(own["standard_error"], each["standard_error"], rtol=1e-9)
-    np.testing.assert_allclose(average["pass_at_k"], macro["pass_at_k"], rtol=1e-12)
-    np.testing.assert_allclose(average["standard_error"], macro["standard_error"], rtol=1e-9)
+    for mine, plain in ((own, benchmark_pass_at_k(counts, ks)), (average, benchmark_average(counts, ks))):
+        np.testing.assert_allclose(mine["pass_at_k"], plain["pass_at_k"], rtol=1e-12)
+        np.testing.assert_allclose(mine["standard_error"], plain["standard_error"], rtol=1e-9)
     assert average["problems"].tolist() == [90] * 3
     assert (table["low"] < table["pass_at_k"]).all()
     assert (table["pass_at_k"] < table["high"]).all()
 
 
-def test_the_macro_average_covers_the_mean_of_the_benchmarks():
-    rng = np.random.default_rng(4)
-    shapes = {"a": (2, 2, 100), "b": (0.3, 1, 30), "c": (5, 1, 50)}
-    truth = np.mean([alpha / (alpha + beta) for alpha, beta, _ in shapes.values()])
-    covered = 0
-    for run in range(200):
-        parts = [frame(rng.binomial(8, rng.beta(alpha, beta, m)), 8, name) for name, (alpha, beta, m) in shapes.items()]
-        row = bootstrap_intervals(pd.concat(parts), [1], replicates=400, seed=run).iloc[-1]
-        covered += row["low"] <= truth <= row["high"]
-    assert 0.915 <= covered / 200 <= 0.99
-
-
 def test_every_k_and_nothing_beyond_the_smallest_n():
-    table = bootstrap_intervals(frame([1, 2, 3], [4, 6, 9]))
+    counts = frame([1, 2, 3], [4, 6, 9])
+    table = bootstrap_intervals(counts)
     assert table.loc[table["benchmark"] == "b", "k"].tolist() == [1, 2, 3, 4]
-    beyond = bootstrap_intervals(frame([1, 2, 3], [4, 6, 9]), [4, 5]).iloc[1]
+    beyond = bootstrap_intervals(counts, [4, 5]).iloc[1]
     assert beyond[["pass_at_k", "low", "high", "standard_error", "sampling_error"]].isna().all()
     one = bootstrap_intervals(frame([2], [4]), [1, 4]).iloc[:2]
     assert one["pass_at_k"].tolist() == [0.5, 1.0]
     assert one[["low", "high", "standard_error"]].isna().all(axis=None)
+    once = bootstrap_intervals(frame([0, 1, 1, 0], 1), [1])  # one answer says nothing of other answers
+    assert once["sampling_error"].isna().all()
+    assert (once["standard_error"] > 0).all()
 
 
 def test_an_interval_does_not_open_where_all_problems_are_as_good_as_solved():
@@ -193,22 +162,6 @@ def test_intervals_hold_the_score_whatever_the_counts(cases, seed):
     assert (drawn["sampling_error"] <= drawn["standard_error"] + 1e-12).all()
 
 
-def refused(function, *arguments, **options):
-    """Return the parameter that a ParameterError names."""
-    with pytest.raises(ParameterError) as error:
-        function(*arguments, **options)
-    return error.value.parameter
-
-
-def test_bad_interval_parameters_are_refused():
-    for name, options in (
-        ("k", {"ks": [0]}),
-        ("ks", {"ks": []}),
-        ("replicates", {"replicates": 10}),
-    ):
-        assert refused(bootstrap_intervals, frame([1, 2], 4), **options) == name
-
-
 def test_bounds_take_undecided_as_wrong_and_as_right():
     counts = frame([1, 4, 0], 8).assign(timeout=[1, 0, 2], error=[0, 0, 1], no_answer=[3, 0, 0])
     bounds = score_bounds(counts, [1, 8])
@@ -216,10 +169,25 @@ def test_bounds_take_undecided_as_wrong_and_as_right():
     assert own["as_wrong"].tolist() == pytest.approx([5 / 24, 2 / 3])
     assert own["as_right"].tolist() == pytest.approx([9 / 24, 1])
     assert bounds[bounds["benchmark"] == MACRO]["as_right"].tolist() == pytest.approx([9 / 24, 1])
-    assert refused(score_bounds, frame([1], 2), [1]) == "counts"
 
 
-# --- majority ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("parameter", "call"),
+    [
+        ("k", lambda: bootstrap_intervals(frame([1, 2], 4), [0])),
+        ("ks", lambda: bootstrap_intervals(frame([1, 2], 4), [])),
+        ("replicates", lambda: bootstrap_intervals(frame([1, 2], 4), replicates=10)),
+        ("counts", lambda: score_bounds(frame([1], 2), [1])),
+        ("num_correct, wrong and abstained", lambda: maj_at_k(1, [-1], 0, 1)),
+        ("samples", lambda: benchmark_maj_at_k(pd.DataFrame({"benchmark": "b", "problem": [1]}), [1])),
+        ("counts_b", lambda: compare(frame([1, 2], 4), frame([1], 4))),
+        ("counts_b", lambda: compare(frame([1], 4), frame([1], 4, "other"))),
+        ("counts", lambda: compare(frame([1], 4), frame([1], 4).drop(columns="n"))),
+    ],
+)
+def test_bad_parameters_are_refused(parameter, call, refused):
+    with refused(parameter):
+        call()
 
 
 def vote(correct, wrong, abstained, k):
@@ -254,26 +222,12 @@ def test_the_majority_of_every_draw(correct, wrong, abstained):
     assert np.isnan(maj_at_k(correct, wrong, abstained, n + 1))
 
 
-def test_the_majority_of_many_answers_is_that_of_simulated_votes():
-    correct, wrong, abstained = 60, [50, 45, 30, 30, 20, *[1] * 15], 6
-    pool = np.repeat(np.arange(len(wrong) + 2), [correct, *wrong, abstained])
-    rng = np.random.default_rng(0)
-    for k in (8, 64, 200):
-        wins = []
-        for _ in range(4000):
-            votes = np.bincount(rng.choice(pool, k, replace=False), minlength=len(wrong) + 2)[:-1]
-            wins.append((votes[0] == votes.max()) / (votes == votes.max()).sum() if votes[0] else 0)
-        value = maj_at_k(correct, wrong, abstained, k)
-        assert value == pytest.approx(np.mean(wins), abs=4 * np.std(wins) / 4000**0.5)
-
-
 def test_one_vote_is_pass_at_1_and_a_majority_wins_in_the_end():
     for correct, wrong, abstained in ((5, [3, 1], 2), (500, [300, 199], 1), (0, [4], 0)):
         n = correct + sum(wrong) + abstained
         one, every = maj_at_k(correct, wrong, abstained, [1, n])
         assert one == pytest.approx(correct / n, rel=1e-12)
         assert every == pytest.approx(float(correct > max(wrong)))
-    assert refused(maj_at_k, 1, [-1], 0, 1) == "num_correct, wrong and abstained"
 
 
 def test_a_majority_of_more_than_a_thousand_answers_is_exact():
@@ -301,10 +255,6 @@ def test_votes_are_read_from_verdicts_and_extracted_answers():
         assert own.loc[k, "low"] <= own.loc[k, "maj_at_k"] <= own.loc[k, "high"]
     assert np.isnan(own.loc[5, "maj_at_k"])  # q has four graded answers
     assert table[table["benchmark"] == MACRO]["maj_at_k"].tolist()[:2] == own["maj_at_k"].tolist()[:2]
-    assert refused(benchmark_maj_at_k, samples.drop(columns="extracted"), [1]) == "samples"
-
-
-# --- two models -------------------------------------------------------------------------------------------------------
 
 
 def two_models(rng, m, n, shift):
@@ -312,36 +262,6 @@ def two_models(rng, m, n, shift):
     ease = rng.normal(-0.5, 1.5, m)
     chances = [stats.norm.cdf(ease + rng.normal(0, 0.4, m) + move) for move in (shift, 0)]
     return [frame(rng.binomial(n, p), n) for p in chances]
-
-
-def test_equal_models_differ_significantly_in_five_per_cent_of_the_runs():
-    """The size of the test: 400 runs know it to 1.1 points."""
-    rng = np.random.default_rng(5)
-    runs = [compare(*two_models(rng, 40, 16, 0), [1, 8])["p_value"].iloc[:2] for _ in range(400)]
-    for p in np.transpose(runs):
-        assert 0.02 <= (p < 0.05).mean() <= 0.08
-        assert stats.kstest(p, "uniform").pvalue > 1e-3
-
-
-def test_a_better_model_is_recognised_where_separate_intervals_see_nothing():
-    """The power: paired, a lead of five points on 200 problems shows; the two intervals overlap all the same."""
-    rng = np.random.default_rng(6)
-    seen, overlap, covered = 0, 0, 0
-    found = []
-    # the mean of cdf(x + shift) over a normal x of mean -0.5 and variance v is cdf((shift - 0.5) / sqrt(1 + v))
-    truth = np.diff(stats.norm.cdf(np.array([-0.5, -0.25]) / np.sqrt(1 + 1.5**2 + 0.4**2)))[0]
-    for _ in range(60):
-        a, b = two_models(rng, 200, 16, 0.25)
-        row = compare(a, b, [1]).iloc[0]
-        seen += row["p_value"] < 0.05
-        both = [bootstrap_intervals(counts, [1], replicates=100).iloc[0] for counts in (a, b)]
-        overlap += both[0]["low"] < both[1]["high"]
-        found.append(row["difference"])
-        covered += row["low"] <= truth <= row["high"]
-    assert np.mean(found) == pytest.approx(truth, abs=0.006)
-    assert seen >= 54
-    assert overlap >= 54
-    assert covered >= 52
 
 
 def test_interval_and_p_value_are_those_of_the_paired_t_test_and_agree():
@@ -358,18 +278,19 @@ def test_interval_and_p_value_are_those_of_the_paired_t_test_and_agree():
         assert row["worse"] == (d[0] < d[1]).sum()
 
 
-def test_the_macro_average_weighs_benchmarks_alike_and_swapping_turns_the_sign():
+def test_the_macro_average_is_welchs_test_of_the_benchmarks_and_swapping_turns_the_sign():
     rng = np.random.default_rng(8)
-    pairs = [two_models(rng, m, 8, 0.3) for m in (60, 20)]
-    a, b = (pd.concat([pair[i].assign(benchmark=name) for pair, name in zip(pairs, "xy", strict=True)]) for i in (0, 1))
+    pairs = {name: two_models(rng, m, 8, 0.3) for name, m in (("x", 60), ("y", 20))}
+    a, b = (pd.concat([pair[i].assign(benchmark=name) for name, pair in pairs.items()]) for i in (0, 1))
     table = compare(a, b, [1, 4])
     assert table["benchmark"].unique().tolist() == ["x", "y", MACRO]
-    macro, own = table[table["benchmark"] == MACRO].set_index("k"), table[table["benchmark"] != MACRO]
-    for k in (1, 4):
-        rows = own[own["k"] == k]
-        assert macro.loc[k, "difference"] == pytest.approx(rows["difference"].mean())
-        assert macro.loc[k, "standard_error"] == pytest.approx(np.sqrt((rows["standard_error"] ** 2).sum()) / 2)
-        assert macro.loc[k, "problems"] == 80
+    for row in table[table["benchmark"] == MACRO].itertuples():
+        x, y = (np.subtract(*(pass_at_k(one["n"], one["correct"], row.k) for one in pair)) for pair in pairs.values())
+        test = stats.ttest_ind(x, -y, equal_var=False)  # of the sum of two independent means
+        low, high = np.array(test.confidence_interval()) / 2
+        assert row.difference == pytest.approx((x.mean() + y.mean()) / 2)
+        assert (row.low, row.high, row.p_value) == pytest.approx((low, high, test.pvalue))
+        assert row.problems == 80
     back = compare(b, a, [1, 4])
     np.testing.assert_allclose(back["difference"], -table["difference"])
     np.testing.assert_allclose(back["p_value"], table["p_value"])
@@ -394,20 +315,7 @@ def test_no_difference_anywhere_is_no_certainty():
 
 def test_without_a_spread_the_test_is_that_of_the_signs():
     """20 of 20 against 0 of 20 is no tie; constants of both signs leave a macro average undecided."""
-    right, wrong = (pd.DataFrame({"benchmark": "a", "problem": range(20), "n": 1, "correct": c}) for c in (1, 0))
+    right, wrong = (frame([c] * 20, 1, "a") for c in (1, 0))
     assert compare(right, wrong, [1])["p_value"].tolist() == pytest.approx([2**-19] * 2)
     first, second = ([a, b.assign(benchmark="b")] for a, b in ((right, wrong), (wrong, right)))
     assert np.isnan(compare(pd.concat(first), pd.concat(second), [1])["p_value"].iloc[-1])
-
-
-def test_one_answer_says_nothing_of_other_answers():
-    once = pd.DataFrame({"benchmark": "a", "problem": range(4), "n": 1, "correct": [0, 1, 1, 0]})
-    table = bootstrap_intervals(once, [1])
-    assert table["sampling_error"].isna().all()
-    assert (table["standard_error"] > 0).all()
-
-
-def test_other_problems_cannot_be_compared():
-    assert refused(compare, frame([1, 2], 4), frame([1], 4)) == "counts_b"
-    assert refused(compare, frame([1], 4), frame([1], 4, "other")) == "counts_b"
-    assert refused(compare, frame([1], 4), frame([1], 4).drop(columns="n")) == "counts"

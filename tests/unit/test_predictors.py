@@ -9,21 +9,13 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
-from example_records import macro_pass_at_k, make_records, write_records
+from example_records import macro_pass_at_k
+from notebook_cells import run_cells
 from scipy import stats
 
 from quagmire_utils.analysis import predictors
-from quagmire_utils.analysis.candidates import candidate_frame
+from quagmire_utils.analysis.candidates import candidate_frame, measured_frame
 from quagmire_utils.analysis.predictors import PREDICTORS, bootstrap_scores, interval_text, intervals, regret
-from quagmire_utils.core.records import load_records
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    return load_records(write_records(tmp_path_factory.mktemp("records") / "example", make_records()))
-
-
-# --- measures and outcomes --------------------------------------------------------------------------------------------
 
 
 def right_of(n: int, correct: int, size: int, wanted) -> float:
@@ -48,28 +40,19 @@ def test_measures_of_one_problem(records):
 def test_measures_and_outcomes_of_records(records):
     """Averaged over problems, then benchmarks; NaN for what the records lack."""
     table, after = predictors.measures(records, 8), predictors.outcomes(records)
-    frame = candidate_frame(records, 8).set_index(["family", "candidate"])
-    mean = predictors.average(table)
-    for name in ("pass1", "pass_k", "gen_loss"):
-        pd.testing.assert_series_equal(mean[name].sort_index(), frame[name].sort_index(), check_names=False)
-    pd.testing.assert_series_equal(
-        predictors.average(after)[24].sort_index(), frame["outcome_last"].sort_index(), check_names=False
-    )
+    frame = candidate_frame(records, 8).set_index(["family", "candidate"]).sort_index()
+    mean, last = predictors.average(table).sort_index(), predictors.average(after)[24].sort_index()
+    for found, name in ((mean["pass1"], "pass1"), (mean["gen_loss"], "gen_loss"), (last, "outcome_last")):
+        pd.testing.assert_series_equal(found, frame[name], check_names=False)
     counts = records.counts.query("candidate == 'random-250x4' and stage == 'sft'")
     assert mean.loc[("micro-llama", "random-250x4"), "pass_k"] == pytest.approx(macro_pass_at_k(counts, 8))
-    assert table.loc[("micro-llama", "random-250x4", "hard"), "solved"] == np.mean(
-        counts.query("benchmark == 'hard'")["correct"] > 0
-    )
+    hard = counts.query("benchmark == 'hard'")
+    assert table.loc[("micro-llama", "random-250x4", "hard"), "solved"] == np.mean(hard["correct"] > 0)
     assert mean[["above_chance", "distinct"]].isna().all(axis=None)
     assert (mean["entropy"] == 1).all()
     chosen = predictors.candidate_sets(frame.reset_index(), predictors.average(after))
-    assert {name: len(keys) for name, keys in chosen.items()} == {
-        "micro-llama, dataset level": 8,
-        "micro-llama, instance level": 8,
-    }
-
-
-# --- judged -----------------------------------------------------------------------------------------------------------
+    levels = ("micro-llama, dataset level", "micro-llama, instance level")
+    assert {name: len(keys) for name, keys in chosen.items()} == dict.fromkeys(levels, 8)
 
 
 def test_scores_are_scipys_and_take_the_expected_sign():
@@ -119,9 +102,6 @@ def test_disagreements_counted_pair_by_pair():
     assert (predictors.disagreements(table[:5], outcome[:5], resamples=2) == 0).all(axis=None)
 
 
-# --- regret -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("predicted", "outcome", "lost"),
     [
@@ -138,10 +118,34 @@ def test_regret_is_the_best_outcome_minus_that_of_the_choice(predicted, outcome,
     np.testing.assert_allclose(regret(predicted, outcome), lost)
 
 
-@pytest.mark.parametrize(
-    ("predicted", "outcome", "parameter"),
-    [([1, np.nan], [1, 2], "predicted"), ([1, 2], [1, np.nan], "outcome"), ([], [], "predicted")],
-)
-def test_regret_takes_no_missing_values(predicted, outcome, parameter, refused):
-    with refused(parameter):
-        regret(predicted, outcome)
+def test_regret_takes_no_missing_values(refused):
+    for predicted, outcome, parameter in (
+        ([1, np.nan], [1, 2], "predicted"),
+        ([1, 2], [1, np.nan], "outcome"),
+        ([], [], "predicted"),
+    ):
+        with refused(parameter):
+            regret(predicted, outcome)
+
+
+def test_each_set_is_judged_on_the_candidates_that_have_the_predictor(mini, tmp_path, monkeypatch):
+    """The overview's rungs of evidence: rank correlations and gains of predictors by set of candidates."""
+    monkeypatch.setenv("QUAGMIRE_OUTPUT", str(tmp_path))
+    signs = {"pass1": 1, "gen_loss": -1, "pass_k": 1}
+    found = run_cells("overview", resamples=50)
+    for rung, sets in found["sets"].items():
+        gained = {column: [] for column in signs}
+        for name, rows in sets.items():
+            for column, sign in signs.items():
+                known = rows.dropna(subset=[column])
+                if len(known) < 4:
+                    assert np.isnan(found["each"][rung].loc[name, column])
+                    continue
+                rank, base = (stats.spearmanr(known[x], known["outcome"]).statistic for x in (column, "pass1"))
+                assert found["each"][rung].loc[name, column] == pytest.approx(sign * rank)
+                gained[column].append(sign * rank - base)
+        for column, gains in gained.items():
+            text = f"{np.mean(gains) + 0.0:+.2f} [" if gains else "not measured"
+            assert found["gains"][rung, column].startswith(text)
+            assert not gains or found["gains"][rung, column].split("(")[1].startswith(f"{len(gains)} set")
+    assert measured_frame(tmp_path) is None
