@@ -16,7 +16,6 @@ from quagmire_utils.analysis import design
 from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.core.records import CANDIDATE, Records
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
-from quagmire_utils.report import plots
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,15 +27,6 @@ def judged(records: Records, folder: Path) -> dict[str, object]:
         patch.setattr("quagmire_utils.core.records.load_records", lambda _: records)
         patch.setattr("quagmire_utils.report.notebook.results_folder", lambda _: records.folder)
         return run_cells("design_microlab")
-
-
-@pytest.fixture(scope="module")
-def partial(mini) -> Records:
-    """The base and one candidate of each family, one RL run of each."""
-    names = mini.candidates.groupby("family").head(2)[CANDIDATE]
-    counts, losses = (frame.merge(names) for frame in (mini.counts, mini.generalization_loss))
-    cells = mini.cells.merge(names)
-    return replace(mini, counts=counts[counts["rl_run"] < 1], generalization_loss=losses, cells=cells)
 
 
 def candidate_row(name: str, selection: str = "random", scenario: str = "dataset", **more: object) -> dict[str, object]:
@@ -57,12 +47,10 @@ def counts_rows(name: str, stage: str, run: int, step: int, n: int, correct: dic
 
 
 def hand_made(candidates: list[dict], counts: list[pd.DataFrame], losses: dict[str, float] | None = None) -> Records:
-    loss = [
-        {"family": "f", "candidate": c, "stage": "sft", "validation_set": "validation", "nll": v}
-        | {"standard_error": 0.01, "tokens": 10, "traces": 5}
-        for c, v in (losses or {}).items()
-    ]
     columns = ["family", "candidate", "stage", "validation_set", "nll", "standard_error", "tokens", "traces"]
+    loss = [("f", name, "sft", "validation", nll, 0.01, 10, 5) for name, nll in (losses or {}).items()]
+    facts = {"configuration_digest": "", "cells": 1, "cells_finished": 1, "cell_hours": 0.0, "packages": {}}
+    facts |= {"hardware": {"cpu": "", "cores": 1, "memory_gib": 1}}
     return Records(
         folder=Path("nowhere"),
         candidates=pd.DataFrame(candidates),
@@ -70,15 +58,8 @@ def hand_made(candidates: list[dict], counts: list[pd.DataFrame], losses: dict[s
         generalization_loss=pd.DataFrame(loss, columns=columns),
         rl_curves=pd.DataFrame(),
         cells=pd.DataFrame({"kind": ["sft"], "seconds_total": [10.0], "seconds_grading": [1.0], "cpu_seconds": [8.0]}),
-        manifest={
-            "configuration": {"name": "hand", "digits": 4, "evaluation": {"k": 4}},
-            **{"configuration_digest": "", "cells": 1, "cells_finished": 1, "cell_hours": 0.0, "packages": {}},
-            **{"hardware": {"cpu": "", "cores": 1, "memory_gib": 1}},
-        },
+        manifest={"configuration": {"name": "hand", "digits": 4, "evaluation": {"k": 4}}, **facts},
     )
-
-
-# --- where scores lie -------------------------------------------------------------------------------------------------
 
 
 def test_levels_against_fractions_worked_by_hand(tmp_path):
@@ -90,20 +71,16 @@ def test_levels_against_fractions_worked_by_hand(tmp_path):
         counts += [counts_rows(name, "rl", run, 1, 100, {"sums2": [1, 1], "lanes3": [1]}) for run in range(2)]
         counts += [counts_rows(name, "rl", run, 2, 100, {"sums2": sums, "lanes3": lanes}) for run in range(2)]
     counts = [part.assign(chance_correct=part["benchmark"].eq("lanes3").astype(int)) for part in counts]
-    records = hand_made([candidate_row(name) for name in ends], counts)
-    (row,) = judged(records, tmp_path)["level"].to_dict("records")
+    (row,) = judged(hand_made([candidate_row(name) for name in ends], counts), tmp_path)["level"].to_dict("records")
     assert (row["candidates"], row["measured"], row["k"]) == (4, 4, 4)
     assert (row["ceiling"], row["ceiling_benchmark"]) == (0.5, "sums2")  # 90 % is not above
     assert (row["floor"], row["floor_benchmark"]) == (0.25, "lanes3")  # 3 % is less than 5 points above 1 %
     assert row["mean"] == pytest.approx(np.mean([(1 + 0.03) / 2, (0.91 + 0.4) / 2, (0.9 + 0.5) / 2, (0.3 + 0.6) / 2]))
     # Pass@4 of c right answers in 8 is 1 - C(8 - c, 4) / C(8, 4); lanes3 is never solved
     large = [(1 + 1 - math.comb(8 - c, 4) / 70) / 4 for c in range(4)]
-    assert row["highest"] == pytest.approx(max(large))
-    assert row["sd"] == pytest.approx(np.std(large, ddof=1))
+    assert (row["highest"], row["sd"]) == pytest.approx((max(large), np.std(large, ddof=1)))
     assert row["saturated"] == 0
     assert (row["guessed"], row["guessed_benchmark"]) == (pytest.approx(0.5), "lanes3")  # one chance hit in eight
-    without = hand_made([candidate_row(name) for name in ends], [c.drop(columns="chance_correct") for c in counts])
-    assert math.isnan(judged(without, tmp_path)["level"]["guessed"].item())
 
 
 def test_what_the_end_of_rl_adds_and_an_rl_set_that_lacks_the_longest_problems(tmp_path):
@@ -123,28 +100,10 @@ def test_what_the_end_of_rl_adds_and_an_rl_set_that_lacks_the_longest_problems(t
     assert row["added_se"] == pytest.approx(0.02 / math.sqrt(3))
 
 
-def test_equally_hard_problems_are_not_correlated_and_solved_or_never_solved_ones_are(tmp_path):
-    """Simulated answers: one difficulty for all, a Beta(1, 1) spread (correlation 1/3 exactly), and all or nothing."""
-    rng = np.random.default_rng(0)
-    easy = {"same": np.full(2000, 0.3), "spread": rng.uniform(0, 1, 2000), "all": rng.integers(0, 2, 2000)}
-    counts = [
-        counts_rows(name, "sft", -1, 0, 16, {"sums2": rng.binomial(16, ease).tolist()}).assign(family=name)
-        for name, ease in easy.items()
-    ]
-    candidates = [candidate_row(name, family=name) for name in easy]
-    table = judged(hand_made(candidates, counts), tmp_path)["heterogeneity"]
-    assert table["correlation"].tolist() == pytest.approx([0.0, 1 / 3, 1.0], abs=0.03)
-    assert table["measurements"].tolist() == [1, 1, 1]
-
-
-# --- spread -----------------------------------------------------------------------------------------------------------
-
-
 def test_spread_of_hand_made_runs(tmp_path):
     """One problem, 100 answers: run outcomes are what we choose. b has one run, d none; c also is instance level."""
     outcomes = {"a": [0.2, 0.4], "b": [0.5], "c": [0.7, 0.8, 0.9], "base": [0.0, 1.0]}
-    scenarios = {"c": "dataset+instance", "d": "dataset"}
-    candidates = [candidate_row(n, scenario=scenarios.get(n, "dataset")) for n in "abcd"]
+    candidates = [candidate_row(n, scenario="dataset+instance" if n == "c" else "dataset") for n in "abcd"]
     candidates.append(candidate_row("base", "none"))
     counts = [
         counts_rows(name, "rl", run, step, 100, {"sums2": [round(100 * value) - lost]})
@@ -155,14 +114,13 @@ def test_spread_of_hand_made_runs(tmp_path):
     table = judged(hand_made(candidates, counts), tmp_path)["spread"].set_index(["scenario", "outcome"])
     best = table.loc["dataset", "best"]
     assert tuple(best[["planned", "candidates", "repeated", "runs"]]) == (4, 3, 2, 6)
-    assert best["mean"] == pytest.approx(np.mean([0.3, 0.5, 0.8]))
-    assert best["between"] == pytest.approx(np.std([0.3, 0.5, 0.8], ddof=1))
-    assert best["within"] == pytest.approx(math.sqrt((0.02 + 0.02) / (1 + 2)))
-    assert best["ratio"] == pytest.approx(best["between"] / best["within"])
-    assert math.isnan(best["ratio_low"])  # three candidates are too few
+    between, within = np.std([0.3, 0.5, 0.8], ddof=1), math.sqrt((0.02 + 0.02) / (1 + 2))
     values = np.array([0.2, 0.4, 0.5, 0.7, 0.8, 0.9])
-    assert best["sampling_se"] == pytest.approx(math.sqrt((values * (1 - values) / 99).mean()))
-    assert table.loc["dataset", "last"]["between"] == pytest.approx(0.8 * best["between"])
+    sampling = math.sqrt((values * (1 - values) / 99).mean())
+    truth = (np.mean([0.3, 0.5, 0.8]), between, within, between / within, sampling)
+    assert tuple(best[["mean", "between", "within", "ratio", "sampling_se"]]) == pytest.approx(truth)
+    assert math.isnan(best["ratio_low"])  # three candidates are too few
+    assert table.loc["dataset", "last"]["between"] == pytest.approx(0.8 * between)
     instance = table.loc["instance", "best"]
     assert tuple(instance[["planned", "candidates", "repeated", "runs"]]) == (1, 1, 1, 3)
     assert math.isnan(instance["ratio"])
@@ -178,12 +136,9 @@ def simulated(rng: np.random.Generator, count: int, runs: int, between: float) -
 
 def test_the_interval_of_the_ratio_covers_what_it_should():
     """Normal outcomes, twelve candidates of four runs, three times as far apart as their runs: close to 95 %."""
-    rng = np.random.default_rng(0)
-    truth, hits = math.sqrt(9 + 1 / 4), 0
-    for seed in range(200):
-        spread = design.spread(*simulated(rng, 12, 4, 3.0), n_resamples=1000, seed=seed)
-        hits += spread["ratio_low"] <= truth <= spread["ratio_high"]
-    assert 0.84 <= hits / 200 <= 0.98
+    rng, truth = np.random.default_rng(0), math.sqrt(9 + 1 / 4)
+    found = [design.spread(*simulated(rng, 12, 4, 3.0), n_resamples=1000, seed=seed) for seed in range(200)]
+    assert 0.84 <= np.mean([one["ratio_low"] <= truth <= one["ratio_high"] for one in found]) <= 0.98
 
 
 def test_the_ratio_of_run_noise_alone_is_small_and_of_equal_runs_infinite():
@@ -194,7 +149,11 @@ def test_the_ratio_of_run_noise_alone_is_small_and_of_equal_runs_infinite():
     assert (equal["ratio"], equal["ratio_high"]) == (math.inf, math.inf)
 
 
-def test_records_that_are_partial(partial, tmp_path):
+def test_records_that_are_partial(mini, tmp_path):
+    """The base and one candidate of each family, one RL run of each."""
+    names = mini.candidates.groupby("family").head(2)[CANDIDATE]
+    counts, losses, cells = (frame.merge(names) for frame in (mini.counts, mini.generalization_loss, mini.cells))
+    partial = replace(mini, counts=counts[counts["rl_run"] < 1], generalization_loss=losses, cells=cells)
     expected = {("micro-llama", "dataset"): 16, ("micro-llama", "instance"): 17, ("micro-llama", "source"): 12}
     expected |= {("micro-mistral", "dataset"): 10, ("micro-mistral", "instance"): 12}
     found = judged(partial, tmp_path)
@@ -205,38 +164,31 @@ def test_records_that_are_partial(partial, tmp_path):
     assert not found["judged"]["measured"].str.contains("nan").any()
 
 
-# --- overtraining and cost --------------------------------------------------------------------------------------------
-
-
 def overtrained() -> Records:
     """Four epochs: better and sharper at once; sixteen: as the signature says; a higher rate: worse in everything."""
-    solved = {
-        "e1": ([10] * 20, 1.0),
-        "e4": ([20] * 20, 0.8),
-        "e16": ([64] * 10 + [0] * 10, 0.9),
-        "e4-fast": ([5] * 20, 0.9),
-        "alone": ([5] * 20, 0.9),
+    measured = {  # epochs, learning rate, examples, right of 64 on each problem, loss
+        "e1": (1, 1e-4, 8, [10] * 20, 1.0),
+        "e4": (4, 1e-4, 8, [20] * 20, 0.8),
+        "e16": (16, 1e-4, 8, [64] * 10 + [0] * 10, 0.9),
+        "e4-fast": (4, 5e-4, 8, [5] * 20, 0.9),
+        "alone": (1, 1e-4, 99, [5] * 20, 0.9),
     }
-    settings = {"e1": (1, 1e-4, 8), "e4": (4, 1e-4, 8), "e16": (16, 1e-4, 8), "e4-fast": (4, 5e-4, 8)}
-    settings["alone"] = (1, 1e-4, 99)
     candidates = [
         candidate_row(name, epochs=float(epochs), learning_rate=rate, n_examples=examples)
-        for name, (epochs, rate, examples) in settings.items()
+        for name, (epochs, rate, examples, *_) in measured.items()
     ]
-    counts = [counts_rows(name, "sft", -1, 0, 64, {"sums2": correct}) for name, (correct, _) in solved.items()]
-    return hand_made(candidates, counts, {name: loss for name, (_, loss) in solved.items()})
+    counts = [counts_rows(name, "sft", -1, 0, 64, {"sums2": each[3]}) for name, each in measured.items()]
+    return hand_made(candidates, counts, {name: each[4] for name, each in measured.items()})
 
 
 def test_overtraining_is_seen_where_it_is(tmp_path):
     found = judged(overtrained(), tmp_path)
     table = found["repeated"].set_index("candidate")
-    assert list(table.index) == ["e1", "e4", "e16", "e4-fast"]
     assert table["compared_with"].dropna().to_dict() == {"e4": "e1", "e16": "e4", "e4-fast": "e4"}
     assert table["signature"].to_dict() == {"e1": False, "e4": False, "e16": True, "e4-fast": False}
     assert table["beyond"].to_dict() == {"e1": "", "e4": "", "e16": "Pass@4, loss", "e4-fast": ""}
-    assert table.loc["e16", "pass1_change"] == pytest.approx(0.5 - 20 / 64)
-    assert table.loc["e16", "gen_loss_change"] == pytest.approx(0.1)
-    assert table.loc["e16", "gen_loss_change_se"] == pytest.approx(0.01 * math.sqrt(2))
+    changes = table.loc["e16", ["pass1_change", "gen_loss_change", "gen_loss_change_se"]].tolist()
+    assert changes == pytest.approx([0.5 - 20 / 64, 0.1, 0.01 * math.sqrt(2)])
     (row,) = found["judged"].query("criterion == 'overtraining'").to_dict("records")
     assert row["verdict"] == "not met"  # Pass@1 rose by less than two standard errors, and there is one family
 
@@ -244,24 +196,16 @@ def test_overtraining_is_seen_where_it_is(tmp_path):
 def test_paired_change_is_the_difference_of_scores_and_its_error_is_honest():
     """Its standard error is the spread of the change over fresh problems, paired because both meet the same ones."""
     rng = np.random.default_rng(0)
-    changes, errors = [], []
+    found = []
     for _ in range(100):
         ease = rng.uniform(0.1, 0.6, (2, 25))
-        pair = [
-            counts_rows(
-                "c", "sft", -1, 0, 16, dict(zip(("sums2", "lanes3"), rng.binomial(16, p).tolist(), strict=True))
-            )
-            for p in (ease, ease + 0.2)
-        ]
-        change, error = design.paired_change(*pair, 4)
-        changes.append(change)
-        errors.append(error)
+        drawn = [rng.binomial(16, p).tolist() for p in (ease, ease + 0.2)]
+        pair = [counts_rows("c", "sft", -1, 0, 16, {"sums2": sums, "lanes3": lanes}) for sums, lanes in drawn]
+        found.append(design.paired_change(*pair, 4))
+    changes, errors = np.transpose(found)
     scores = [benchmark_average(part, [4])["pass_at_k"].iloc[0] for part in pair]
     assert changes[-1] == pytest.approx(scores[1] - scores[0])
     assert np.mean(errors) == pytest.approx(np.std(changes), rel=0.25)
-
-
-# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 def test_outcomes_of_runs_are_those_of_the_candidates(mini):
@@ -270,27 +214,7 @@ def test_outcomes_of_runs_are_those_of_the_candidates(mini):
     assert (runs["best"] >= runs["last"]).all()
     frame = candidate_frame(mini).set_index(["family", "candidate"])["outcome"]
     common = runs[runs["rl_run"] < 2]  # some candidates have four runs, and all have two
-    assert len(common) < len(runs)
     assert common.groupby(["family", "candidate"])["best"].max().to_dict() == pytest.approx(frame.to_dict())
-
-
-def test_no_text_lies_on_a_curve_of_the_shipped_records(mini):
-    fig = plots.rl_curve_grid(mini.rl_curves, candidates=mini.candidates)
-    fig.canvas.draw()
-    panels = [ax for ax in fig.axes[:-1] if ax.get_visible()]
-    assert len(panels) == 7
-    for ax in panels:
-        texts = ax.get_legend().get_texts()
-        assert {text.get_text().partition(":")[0] for text in texts} == {"base", "ends lowest", "ends highest"}
-        for text in (*texts, *ax.texts):
-            box = text.get_window_extent()
-            crossed = [
-                line for line in ax.lines if line.get_transform().transform_path(line.get_path()).intersects_bbox(box)
-            ]
-            assert not crossed, f"{ax.get_title(loc='left')}: {text.get_text()}"
-
-
-# --- the whole --------------------------------------------------------------------------------------------------------
 
 
 def test_every_criterion_has_a_verdict_for_every_family(mini, tmp_path):

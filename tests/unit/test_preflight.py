@@ -141,15 +141,18 @@ def test_samples_of_another_kind_are_seen_before_a_model_is_loaded(config, engin
         assert re.search(sentence, str(caught.value))
 
 
-def test_golds_that_the_grader_cannot_read_or_misreads_are_named(config, tmp_path):
-    warning = plan_of(config, tmp_path, benchmarks=own("7", r"\frac{1}{", "}{", "(1,2)", r"\text{A}")).warning
-    assert r"cannot read the gold answer of own/p1 (\frac{1}{), own/p2 (}{): only" in warning
+def test_golds_that_the_grader_cannot_read_or_misreads_are_named(config, tmp_path, grader):
+    def warning(benchmarks):
+        return plan_of(config, tmp_path, benchmarks=benchmarks, grader=grader).warning
+
+    unread = r"cannot read the gold answer of own/p1 (\frac{1}{), own/p2 (}{): only"
+    assert unread in warning(own("7", r"\frac{1}{", "}{", "(1,2)", r"\text{A}"))
     misread = ["The answer is 7", "2 3/4", "pi/4", "4.5e7", "nan", r"\frac{pi}{4}", "sin x"]
     named = ", ".join(f"own/p{i} ({gold})" for i, gold in enumerate(misread))
-    assert f"misreads the gold answer of {named}: " in plan_of(config, tmp_path, benchmarks=own(*misread)).warning
+    assert f"misreads the gold answer of {named}: " in warning(own(*misread))
     read = ["7", "12 apples", "5 or 7", "sqrt(2)", "2\\frac{3}{4}", r"\frac{\pi}{4}", r"4.5 \times 10^{7}", "1E5", "ab"]
     choice = [Problem("c", "A. pi/4 or B. 2 3/4?", "A", grader="choice")]
-    assert plan_of(config, tmp_path, benchmarks={**own(*read), "choices": choice}).warning == ""
+    assert warning({**own(*read), "choices": choice}) == ""
 
 
 def test_weights_that_cannot_fit_into_memory_are_refused(config, tmp_path, monkeypatch, refused):
