@@ -589,13 +589,8 @@ def test_a_store_notes_the_grader_and_grades_anew_when_it_changes(tmp_path, grad
     problems = [Problem("p", "?", "C", grader="choice"), Problem("q", "?", "C", grader="choice")]
     everything = {"which": problems, "sums": [Problem("m", "1+1?", "2")]}
     grade_store(store, everything, grader.grade, progress=False)
-    counts = store.counts().set_index("problem")
-    assert list(counts.loc[["p", "q", "m"], "correct"]) == [1, 0, 1]
-    assert store.golds() == {
-        ("which", "p"): ["C", None, grader_version("choice")],
-        ("which", "q"): ["C", None, grader_version("choice")],
-        ("sums", "m"): ["2", None, "math 2", "boxed"],
-    }
+    assert store.counts().set_index("problem")["correct"].to_dict() == {"m": 1, "p": 1, "q": 0}
+    assert sorted(gold[2] for gold in store.golds().values()) == [*[grader_version("choice")] * 2, "math 2"]
     table = audit_store(store, everything, progress=False)
     assert (table.attrs["samples"], table.attrs["not_math"]) == (1, 2)
 

@@ -325,19 +325,14 @@ def test_samples_of_an_unfinished_request_are_stored_when_the_engine_gives_up(en
     assert [body["seed"] for _, body in endpoint.calls[asked:]] == [bad]
 
 
-def test_a_withheld_answer_is_an_empty_one(endpoint, load):
-    requests = _requests(1, 3)
-
-    def change(answer, body):
-        if body["seed"] == requests[0].seed + 1:
-            answer["choices"][0] |= {"text": "half of", "finish_reason": "content_filter"}
-        return answer
-
-    endpoint.change = change
+def test_odd_answers(endpoint, load):
+    """A withheld one is empty; of halves of characters, which no file could hold, a question mark is left."""
+    odd = {1001: {"text": "half of", "finish_reason": "content_filter"}, 1002: {"text": "\x00\x1b[2J `id` a\ud83d"}}
+    endpoint.change = lambda answer, body: answer | {"choices": [answer["choices"][0] | odd.get(body["seed"], {})]}
     with pytest.warns(UserWarning, match="withheld an answer"):
-        [answers] = load().generate(requests, PARAMS)
+        [answers] = load().generate(_requests(1, 3), PARAMS)
     found = [(a.text, a.tokens, a.finish_reason) for a in answers]
-    assert found == [("<1000>", 5, "stop"), ("", 5, "content_filter"), ("<1002>", 5, "stop")]
+    assert found == [("<1000>", 5, "stop"), ("", 5, "content_filter"), ("\x00\x1b[2J `id` a?", 5, "stop")]
     assert len(endpoint.calls) == 3
 
 
@@ -410,8 +405,6 @@ def test_parameters(endpoint, load, tokenizer_folder, refused):
     with refused("max_tokens"):
         engine.stream([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=510))  # at once, not when iterated
     assert not endpoint.calls
-    with refused("server.tries"):
-        ServerSettings(tries=0)
     of_server = {"engine": "server", "model": endpoint.url}
     with refused("max_model_len"):
         load_engine(EngineConfig(**of_server, server=ServerSettings(tokenizer=tokenizer_folder)))
@@ -450,17 +443,6 @@ def test_a_redirect_does_not_carry_the_key_elsewhere(endpoint, load, monkeypatch
         with refused("base_url"):
             load().generate(_requests(1, 1), PARAMS)
         assert not thief.calls
-
-
-def test_hostile_answers_are_only_text(endpoint, load):
-    """Whatever a model writes comes back as it is; halves of characters, which no file could hold, are replaced."""
-    texts = ["<script>alert(1)</script>", "$(touch /tmp/x); `id`", "__import__('os').abort()", "\x00\x1b[2J", "a\ud83d"]
-    endpoint.change = lambda answer, body: (
-        answer | {"choices": [{"text": texts[body["seed"]], "finish_reason": "stop"}]}
-    )
-    [answers] = load().generate([Request(PROMPT, len(texts), 0)], PARAMS)
-    assert [c.text for c in answers] == [*texts[:-1], "a?"]
-    assert all(c.text.encode() for c in answers)
 
 
 # --- vLLM's own server, with two copies of a model, each on two devices ---------------------------------------------
