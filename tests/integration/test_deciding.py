@@ -126,16 +126,13 @@ def test_a_model_outside_of_the_repository_is_found_by_its_name(folder, tmp_path
         (["-k", "2", "--these-problems"], "only Pass@1 has a guarantee"),
         (["--within", "0"], "above 0"),
         (["--num-samples", "1"], "at least 2"),
+        (None, "has no manifest of an evaluation"),
     ],
 )
-def test_what_has_no_guarantee_is_one_sentence(folder, capsys, options, sentence):
-    assert cli.main(compare(folder, *options)) == 2
+def test_what_has_no_guarantee_or_manifest_is_one_sentence(folder, capsys, options, sentence):
+    if options is None:
+        (folder / "micro-llama" / "manifest.json").unlink()
+    assert cli.main(compare(folder, *(options or []))) == 2
     error = capsys.readouterr().err.strip()
     assert sentence in error
     assert "\n" not in error
-
-
-def test_a_folder_without_a_manifest_is_one_sentence(folder, capsys):
-    (folder / "micro-llama" / "manifest.json").unlink()
-    assert cli.main(compare(folder)) == 2
-    assert "has no manifest of an evaluation" in capsys.readouterr().err
