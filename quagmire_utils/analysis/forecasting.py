@@ -42,7 +42,8 @@ NEXT = {
 }
 BEST = {
     "run": "Best run so far: {best} at {outcome:.1f} %.",
-    "forecast": "Highest forecast: {top} with {predicted:.1f} % [{low:.1f}, {high:.1f}], chance to end best {chance}.",
+    "forecast": "Highest forecast of the others: {top} with {predicted:.1f} % [{low:.1f}, {high:.1f}], chance to end "
+    "best {chance}.",
 }
 CHECK = "Leave-one-out check over {checks} runs: R² {r2}, {covered} outcomes inside their intervals: {verdict}."
 VERDICTS = {

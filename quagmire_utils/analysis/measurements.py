@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -323,8 +323,8 @@ def _measured(table: pd.DataFrame, path: Path, k: int, title: str) -> Measuremen
             table.loc[row.Index, f"{column}_se"] = line.standard_error
     _check_alike(path.name, parts, stores)
     counts = None
+    title += fill_losses(table, {name: read_losses(store.path) for name, store in stores.items()})
     if len(parts) == len(table):
-        title += fill_losses(table, [read_losses(store.path) for store in stores.values()])
         counts = pd.concat(parts, names=["candidate"]).reset_index("candidate").reset_index(drop=True)
     table = table.drop(columns="samples", errors="ignore")
     frame = table.assign(stands_for="", selection="")  # the columns of a candidate frame, for checks on known outcomes
@@ -333,15 +333,28 @@ def _measured(table: pd.DataFrame, path: Path, k: int, title: str) -> Measuremen
     return Measurements(table, counts, frame, k, title)
 
 
-def fill_losses(table: pd.DataFrame, kept: Sequence[dict[str, dict[str, Any]]]) -> str:
-    """Fill in losses that no row has, from the first validation set that all measured on the same traces; name it."""
-    for name in kept[0] if table["gen_loss"].isna().all() else ():
-        found = [losses.get(name, {"traces": None}) for losses in kept]
-        if all(one["traces"] == found[0]["traces"] for one in found):
-            table["gen_loss"] = [one["nll"] for one in found]
-            table["gen_loss_se"] = [one["standard_error"] for one in found]
-            return f", loss on {name}"
-    return ""
+def fill_losses(table: pd.DataFrame, kept: Mapping[str, dict[str, dict[str, Any]]]) -> str:
+    """Fill in losses from the first validation set that all candidates of a family measured; say which, or why not.
+
+    kept: `read_losses` by candidate. A family of which any row has a loss is left as it is.
+    """
+    said = []
+    for _, part in table.groupby(table["family"].fillna("") if "family" in table else [""] * len(table)):
+        held = [list(kept.get(name, {}).items()) for name in part["candidate"]]
+        if part["gen_loss"].notna().any() or not any(held):
+            continue
+        for first, loss in held[0]:
+            found = [next((one for _, one in own if one["traces"] == loss["traces"]), None) for own in held]
+            if all(found):
+                table.loc[part.index, "gen_loss"] = [one["nll"] for one in found]
+                table.loc[part.index, "gen_loss_se"] = [one["standard_error"] for one in found]
+                said.append(f", loss on {first}")
+                break
+        else:
+            without = [name for name, own in zip(part["candidate"], held, strict=True) if not own]
+            why = f"{', '.join(without)} {'have' if len(without) > 1 else 'has'} none" if without else "of other traces"
+            said.append(f", losses not used: {why}")
+    return "".join(dict.fromkeys(said))
 
 
 def _check_alike(file: str, parts: dict[str, pd.DataFrame], stores: dict[str, SampleStore]) -> None:

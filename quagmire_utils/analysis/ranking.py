@@ -128,7 +128,7 @@ class Ranking:
             "confidence": percent(self.confidence),
             "rivals": ", ".join(f"{row.candidate} {percent(row.chance)}" for row in rivals.itertuples()) or "none",
             "needed": self.samples_needed,
-            "times": f", about {self.problems_factor:.2g} times as many" if self.problems_factor else "",
+            "times": f", about {float(f'{self.problems_factor:.2g}'):g} times as many" if self.problems_factor else "",
         }
         if len(table) == 1 or self.hopeless:
             return CHOICE["hopeless" if self.hopeless else "one"].format(**facts)

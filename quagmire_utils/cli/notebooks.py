@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import webbrowser
 from collections.abc import Sequence
@@ -108,7 +107,7 @@ def rank(
     until_settled: Annotated[
         bool, typer.Option("--until-settled", help="Of evaluations: draw answers until the best Pass@k is settled.")
     ] = False,
-    k: Annotated[int, typer.Option("-k", help="While drawing: k of Pass@k.")] = 1,
+    k: Annotated[int | None, typer.Option("-k", help="k of Pass@k. Default: 64; while drawing, 1.")] = None,
     within: Within = 2.0,
     num_samples: Most = 64,
     these_problems: These = False,
@@ -116,8 +115,8 @@ def rank(
 ) -> None:
     """Rank SFT candidates before RL: whom to send first, and how sure that is."""
     if until_settled:
-        return settle(Path(measurements), make_design([k], within, num_samples, these_problems), models)
-    _workflow("rank", "rank_candidates", {"measurements": measurements}, parameters)
+        return settle(Path(measurements), make_design([k or 1], within, num_samples, these_problems), models)
+    _workflow("rank", "rank_candidates", {"measurements": measurements, "k": k}, parameters)
 
 
 @app.command(rich_help_panel=OWN)
@@ -161,11 +160,10 @@ def _execute(run: Run) -> Path | None:
         print(f"Done in {clock(time.monotonic() - started)}: {what} in {copies}", file=sys.stderr)
     width = max(40, shutil.get_terminal_size().columns)
     for name in (name for name in taken if run.names and name.startswith(run.names)):
-        texts, own = headlines(run.place / "notebooks" / f"{name}.ipynb")
+        texts, own = headlines(run.place / "notebooks" / f"{name}.ipynb", width)
         page = own or page
         for text in texts:
-            for line in ["", *text.split("\n")]:
-                print(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False), flush=True)
+            print(f"\n{text}", flush=True)
     if page is not None:
         print(f"\nAll on one page: {os.path.relpath(page)}", file=sys.stderr)
     return page

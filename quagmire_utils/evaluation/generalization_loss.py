@@ -190,18 +190,32 @@ def _summarise(traces: Sequence[Trace], sums: np.ndarray, tokens: np.ndarray, dr
 def write_losses(losses: Mapping[str, GeneralizationLoss], traces: Mapping[str, Sequence[Trace]], folder: Path) -> None:
     """Add losses by validation set to those in the folder of an evaluation, for `quagmire rank`.
 
-    With each stand a digest of the traces given, and how many of them were short enough.
+    `traces` tells whether two losses compare: a digest of the traces given, how many fitted, and their tokens.
     """
     kept = read_losses(folder)
     for name, loss in losses.items():
         texts = [[trace.question, trace.response] for trace in traces[name]]
-        kept[name] = {"nll": loss.nll, "standard_error": loss.standard_error, "traces": [digest(texts), loss.traces]}
+        facts = {"nll": loss.nll, "standard_error": loss.standard_error}
+        kept[name] = facts | {"traces": [digest(texts), loss.traces, loss.tokens]}
     write_json(kept, folder / LOSSES)
 
 
 def read_losses(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what `write_losses` kept: nll, standard_error and traces by validation set."""
-    return read_json(folder / LOSSES) if (folder / LOSSES).is_file() else {}
+    """Return what `write_losses` kept: nll, standard_error and traces by validation set.
+
+    Raise ParameterError for a file that is damaged.
+    """
+    file = folder / LOSSES
+    try:
+        kept = read_json(file) if file.is_file() else {}
+        good = all(
+            0 <= loss["nll"] < math.inf and loss["traces"] and "standard_error" in loss for loss in kept.values()
+        )
+    except (ValueError, TypeError, AttributeError, KeyError):
+        good = False
+    if not good:
+        raise ParameterError(LOSSES, reason=f"{file} is damaged; delete it, and evaluate again to measure the loss")
+    return kept
 
 
 # --- losses of single traces in a file --------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ def export(
     empty = [stores[name].path for name, part in parts.items() if part.empty]
     if empty:
         raise ParameterError("folders", empty[0], reason=f"{empty[0]} holds no graded answers")
+    losses = {name: read_losses(store.path) for name, store in stores.items()}
     held = {path.name for path in output.glob("samples/*")}
     if held - {*stores}:
         reason = f"{output} holds answers of {', '.join(sorted(held - {*stores}))}; use another folder"
@@ -65,7 +66,7 @@ def export(
     scores = {name: bootstrap_intervals(part, [1, k]).tail(2) for name, part in parts.items()}  # the macro average
     shown = [(name, *score[["pass_at_k", "standard_error"]].to_numpy().ravel()) for name, score in scores.items()]
     table = pd.DataFrame(shown, columns=columns).assign(gen_loss=math.nan, gen_loss_se=math.nan)
-    fill_losses(table, [read_losses(store.path) for store in stores.values()])
+    fill_losses(table, losses)
     write_csv(table.dropna(axis="columns", how="all"), output / "candidates.csv")
     totals = counts.groupby(["candidate", "benchmark"]).agg(problems=("problem", "size"), answers=("n", "sum"))
     facts = {"totals": totals.reset_index().to_dict("records"), "licences": licences(counts["benchmark"].unique())}

@@ -13,6 +13,7 @@ import html
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from quagmire_utils.core.provenance import git_state
 from quagmire_utils.core.settings import load_profile
 
 if TYPE_CHECKING:
+    import pandas as pd
     from IPython.display import Image, Markdown
 
     from quagmire_utils.analysis.measurements import Measurements
@@ -115,16 +117,32 @@ def headline(text: str, page: Path | None = None) -> Markdown:
     return shown
 
 
-def headlines(executed: str | Path) -> tuple[list[str], Path | None]:
-    """Return what an executed notebook showed with `headline`, as plain text, and its page if it made one."""
+def show_table(frame: pd.DataFrame) -> None:
+    """Display all rows of a table; `./reproduce.sh --only` prints it too."""
+    from IPython.display import display
+
+    display({"text/html": frame.to_html(), "text/plain": frame.to_string()}, raw=True, metadata=HEADLINE)
+
+
+def headlines(executed: str | Path, width: int) -> tuple[list[str], Path | None]:
+    """Return what an executed notebook showed with `headline` and `show_table`, and its page if it made one.
+
+    As plain text; sentences in lines of at most `width` characters, tables as wide as they are.
+    """
     import nbformat
 
     shown = [output for cell in nbformat.read(executed, as_version=4).cells for output in cell.get("outputs", [])]
     outputs = [output for output in shown if "quagmire" in output.get("metadata", {})]
     pages = [Path(output.metadata["page"]) for output in outputs if "page" in output.metadata]
     said = [output["data"] for output in outputs if "page" not in output.metadata]
-    texts = [data.get("text/markdown", data["text/plain"]) for data in said]
-    return [html.unescape(text).replace("**", "") for text in texts], pages[-1] if pages else None
+    lines = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    texts = [
+        "\n".join(map(lines.fill, html.unescape(data["text/markdown"]).replace("**", "").split("\n")))
+        if "text/markdown" in data
+        else data["text/plain"]
+        for data in said
+    ]
+    return texts, pages[-1] if pages else None
 
 
 def show_figure(files: Sequence[Path]) -> Image:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from quagmire_utils.data import Problem
 
 
-_CHUNK_LEAST, _CHUNK_SAMPLES = 16, 4096  # fewer at once waste a processor
+_CHUNK_LEAST, _CHUNK_SAMPLES = 32, 4096  # fewer at once waste a processor
 _FLUSH_SAMPLES = 1024  # of a streaming engine: answers, and seconds, between two writes
 _FLUSH_SECONDS = 30.0
 
@@ -57,9 +57,9 @@ def sample(
     cluster (default: one per GPU; without GPUs, one per core) draw the samples, and this process writes them. A node
     that dies loses only its chunk in flight, and one that joins later takes part.
 
-    `chunk_samples`: samples between two writes, so the most that a kill can lose (default: 4096, fewer if these could
-    exceed the engine's `chunk_tokens`). A streaming engine (vllm, a server) gets all missing samples at once, and loses
-    only unfinished requests.
+    `chunk_samples`: samples between two writes, so the most that a kill can lose (default: 4096, down to 32 if more
+    could exceed the engine's `chunk_tokens`). A streaming engine (vllm, a server) gets all missing samples at once, and
+    loses only unfinished requests.
 
     A resumed run gives the same bits if num_samples, problems and `chunk_samples` are the same; a run of 64 that grows
     to 192, 256 or more equals the run of that size. With other changes the seeds still hold, but rounding depends on
