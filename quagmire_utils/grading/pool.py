@@ -104,6 +104,7 @@ class Pool:
                 return
         self._stderr.seek(0)
         said = self._stderr.read().decode(errors="replace").strip().split("\n")[-1]
+        said = said or f"exit status {self.process.poll()}"  # negative: killed by that signal
         self.close()
         raise RuntimeError(f"the grading processes did not start ({sys.executable}): {said}")
 

@@ -271,8 +271,15 @@ def test_a_lost_pool_is_replaced(monkeypatch):
     monkeypatch.setattr(pool, "_GRACE", 1.0)
     with Grader(1) as grader:
         grader.grade(["\\boxed{x}"], ["y"])
+        server = grader.pools["math"]
+
+        def lose(how):
+            while not server._ready:  # the loss before may have left a server that is still starting
+                time.sleep(0.01)
+            os.killpg(server.process.pid, how)
+
         for lost in (signal.SIGKILL, signal.SIGSTOP):
-            later(0.5, lambda lost=lost: os.killpg(grader.pools["math"].process.pid, lost))
+            later(0.5, lambda lost=lost: lose(lost))
             responses = [TOWER, "\\boxed{x+1}", "\\boxed{x+2}"]
             assert verdicts(grader.grade(responses, ["1+x"] * 3, timeout=1))[1:] == [CORRECT, WRONG]
 
