@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,28 +19,43 @@ UNKNOWN = "unknown"  # finish reason of an answer from a log without it; its len
 _LONG = 32  # tokens; independent answers of this length are not all the same
 
 
-def count(tables: Iterable[pa.Table]) -> tuple[pd.DataFrame, int]:
+def count(tables: Sequence[pa.Table]) -> tuple[pd.DataFrame, int]:
     """Return the frame of `SampleStore.counts` and the number of samples that are there twice; the first copy counts.
 
-    The tables have the columns benchmark, problem, index, tokens, finish_reason, and verdict where anything is graded.
+    The tables have the columns benchmark, problem, index, tokens, finish_reason, and verdict where anything is graded;
+    names are dictionary-encoded.
     """
-    frame = _categories(tables, [*_PROBLEM, "finish_reason", "verdict"], ["index", "tokens"])
-    problem = frame.groupby(_PROBLEM, observed=True).ngroup()
-    key = problem.to_numpy(np.int64) << _INDEX_BITS | frame["index"].to_numpy()
-    ordered = np.sort(key)
+    if not tables:
+        kinds = dict.fromkeys(COUNTS, "int64") | dict.fromkeys(_PROBLEM, "str") | {"mean_tokens": "float64"}
+        return pd.DataFrame(columns=COUNTS).astype(kinds), 0
+    table = _joined(tables)
+    names = [*_PROBLEM, "finish_reason", "verdict"]
+    (benchmark, benchmarks), (problem, problems), (reason, reasons), (verdict, verdicts) = (
+        _codes(table, name) for name in names
+    )
+    problem = benchmark * np.int32(len(problems)) + problem
+    tokens = table["tokens"].to_numpy()
+    key = problem.astype(np.int64) << _INDEX_BITS | table["index"].to_numpy()
+    ordered = np.sort(key, kind="stable")  # fast, because parts are sorted
     doubled = int((ordered[1:] == ordered[:-1]).sum())
     if doubled:
-        frame = frame[~pd.Series(key).duplicated()]
-    judged = frame["verdict"].notna()
-    facts = {name: (frame["verdict"] == name) for name in VERDICTS}
-    facts |= {"n": judged, "truncated": judged & (frame["finish_reason"] == "length")}
-    facts["mean_tokens"] = frame["tokens"].where(judged & (frame["tokens"] >= 0))
-    unknown = judged & (frame["finish_reason"] == UNKNOWN)
-    grouped = frame[_PROBLEM].assign(**facts, unknown=unknown).groupby(_PROBLEM, observed=True)
-    counts = grouped.agg(dict.fromkeys([*facts, "unknown"], "sum") | {"mean_tokens": "mean"}).reset_index()
-    counts = counts.astype(dict.fromkeys(_PROBLEM, "str") | dict.fromkeys(COUNTS[2:-1], "int64"))
-    if unknown.any():  # imported answers: a share that is not known is not zero
-        counts["truncated"] = counts["truncated"].astype(float).mask(counts["unknown"] > 0)
+        first = np.unique(key, return_index=True)[1]
+        problem, tokens, reason, verdict = problem[first], tokens[first], reason[first], verdict[first]
+    pairs, kinds = len(benchmarks) * len(problems), 1 + len(verdicts)  # the first kind: not graded
+    samples = np.bincount(problem.astype(np.int64) * kinds + verdict + 1, minlength=pairs * kinds).reshape(pairs, kinds)
+    index = pd.MultiIndex.from_product([benchmarks, problems], names=_PROBLEM)
+    counts = pd.DataFrame(samples[:, 1:], index, verdicts).reindex(columns=VERDICTS, fill_value=0)
+    counts["n"] = samples[:, 1:].sum(axis=1)
+    cut, unknown = (
+        np.bincount(problem[(verdict >= 0) & (reason == reasons.get_indexer([name]))], minlength=pairs)
+        for name in ("length", UNKNOWN)
+    )
+    # imported answers: a share that is not known is not zero
+    counts["truncated"] = np.where(unknown > 0, np.nan, cut) if unknown.any() else cut
+    known = (verdict >= 0) & (tokens >= 0)
+    with np.errstate(invalid="ignore"):
+        means = np.bincount(problem[known], tokens[known], pairs) / np.bincount(problem[known], minlength=pairs)
+    counts = counts.assign(mean_tokens=means)[samples.any(axis=1)].reset_index()
     return counts.sort_values(_PROBLEM, ignore_index=True)[COUNTS], doubled
 
 
@@ -49,27 +64,32 @@ def always_the_same(tables: Iterable[pa.Table]) -> list[str]:
 
     tables: benchmark, problem, text and tokens of the samples.
     """
-    frame = _categories(tables, _PROBLEM, ["tokens"], texts=True)
-    by_problem = frame.groupby(_PROBLEM, observed=True)
+    import pyarrow as pa
+
+    hashed = []
+    for table in tables:
+        texts = pd.util.hash_array(table["text"].to_numpy().astype(object), categorize=False)
+        hashed.append(table.drop_columns("text").append_column("text", pa.array(texts)))
+    if not hashed:
+        return []
+    by_problem = _joined(hashed).to_pandas().groupby(_PROBLEM, observed=True)
     several = by_problem.agg(n=("text", "size"), texts=("text", "nunique"), tokens=("tokens", "mean")).query("n > 1")
     same = (several["texts"] == 1) & (several["tokens"] >= _LONG)
     shares = same.groupby("benchmark", observed=True).mean()
     return shares[shares > 0.5].index.astype(str).tolist()
 
 
-def _categories(
-    tables: Iterable[pa.Table], names: list[str], numbers: list[str], *, texts: bool = False
-) -> pd.DataFrame:
-    """Return a frame of the tables' names as categories, of numbers, and of a 64-bit hash of each text."""
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return one table, with one dictionary for each column of names."""
     import pyarrow as pa
 
-    kinds = dict.fromkeys(names, pa.dictionary(pa.int32(), pa.string())) | dict.fromkeys(numbers, pa.int32())
-    schema = pa.schema(kinds | ({"text": pa.uint64()} if texts else {}))
-    plain = []
-    for table in tables:
-        arrays = [table[name] if name in table.column_names else pa.nulls(len(table)) for name in [*names, *numbers]]
-        if texts:
-            arrays.append(pa.array(pd.util.hash_array(table["text"].to_numpy().astype(object), categorize=False)))
-        plain.append(pa.table(arrays, [*names, *numbers, *(["text"] if texts else [])]).cast(schema))
-    joined = pa.concat_tables(plain or [schema.empty_table()]).unify_dictionaries()
-    return joined.to_pandas(split_blocks=True, self_destruct=True)
+    return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
+
+
+def _codes(table: pa.Table, name: str) -> tuple[np.ndarray, pd.Index]:
+    """Return the codes of a dictionary-encoded column (-1 for null, or if it is missing), and its distinct names."""
+    if name not in table.column_names:
+        return np.full(len(table), -1, np.int32), pd.Index([], dtype="str")
+    column = table[name].combine_chunks()
+    codes = column.indices.fill_null(-1).to_numpy()
+    return codes, pd.Index(column.dictionary.to_pandas().astype("str"))

@@ -326,7 +326,7 @@ class SampleStore:
             self._verdicts(part, [*LIGHT, "verdict"], _DICTIONARIES) or self._table(part, LIGHT, _DICTIONARIES[:3])
             for part in self.parts()
         )
-        frame, doubled = count(filter(None, tables))
+        frame, doubled = count([table for table in tables if table is not None])
         if doubled:
             self._warn_of_doubled(doubled)
         return frame
