@@ -16,7 +16,17 @@ One interface with three implementations, each imported only when it is asked fo
 from __future__ import annotations
 
 from quagmire_utils.core.tokenizer import load_tokenizer
-from quagmire_utils.engines.base import Completion, Engine, EngineError, Request
+from quagmire_utils.engines.base import (
+    ENGINES,
+    Completion,
+    Engine,
+    EngineConfig,
+    EngineError,
+    Request,
+    SamplingParams,
+    ServerSettings,
+    check_engine,
+)
 from quagmire_utils.engines.checkpoints import (
     check_model,
     load_config,
@@ -25,14 +35,12 @@ from quagmire_utils.engines.checkpoints import (
     resolve_device,
     resolve_dtype,
 )
-from quagmire_utils.engines.config import ENGINES, EngineConfig, SamplingParams, ServerSettings, check_engine
 
 
 def load_engine(config: EngineConfig) -> Engine:
     """Load the model into the engine that `config` names. `ray` and `replicas` are for callers, and ignored here.
 
-    Raises ParameterError, before any weight is read, for a folder without weights or tokenizer, a library that isn't
-    installed, an address where no server answers, or a parameter that the engine can't use.
+    Raises ParameterError, before any weight is read, for what the engine can't load or use.
     """
     config.check()
     if config.engine == "server":
@@ -43,10 +51,6 @@ def load_engine(config: EngineConfig) -> Engine:
         from quagmire_utils.engines.transformers import TransformersEngine
 
         return TransformersEngine(config)
-    if config.data_parallel_size > 1:
-        from quagmire_utils.engines.vllm_replicas import ReplicatedVLLMEngine
+    from quagmire_utils.engines.vllm import ReplicatedVLLMEngine, VLLMEngine
 
-        return ReplicatedVLLMEngine(config)
-    from quagmire_utils.engines.vllm import VLLMEngine
-
-    return VLLMEngine(config)
+    return (ReplicatedVLLMEngine if config.data_parallel_size > 1 else VLLMEngine)(config)

@@ -83,8 +83,7 @@ def _is_whole(file: Path) -> bool:
 def model_digest(model: str | Path, revision: str | None = None) -> str:
     """Return sixteen hexadecimal digits that stand for a model: its configuration, weights and tokenizer.
 
-    A folder is digested by content, so a checkpoint has the same digest wherever it lies and whichever library version
-    saved it. A hub id is digested by its commit.
+    Of a folder, by content, wherever it lies and whichever library version saved it; of a hub id, by commit.
     """
     folder = Path(model).expanduser()
     total = hashlib.sha256()
@@ -150,16 +149,20 @@ def load_config(model: str, revision: str | None = None, trust_remote_code: bool
         raise cannot_load("configuration", model, error) from error
 
 
-def resolve_context_length(config: PreTrainedConfig, max_model_len: int | None) -> int:
-    """Return how many tokens prompt and answer may have together: the model's, or `max_model_len` if that is less."""
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if max_model_len is None:
-        if longest is None:
-            raise ParameterError("max_model_len", reason="give it, because the model's configuration has none")
-        return longest
-    if max_model_len < 2 or (longest is not None and max_model_len > longest):
+def resolve_context_length(
+    config: PreTrainedConfig | None, max_model_len: int | None, served: int | None = None
+) -> int:
+    """Return how many tokens prompt and answer may have together: the model's, or `max_model_len` if that is less.
+
+    served: what a server allows, which counts more than the model's configuration.
+    """
+    text = None if config is None else config.get_text_config()
+    longest = served or getattr(text, "max_position_embeddings", None)
+    if max_model_len is None and longest is None:
+        raise ParameterError("max_model_len", reason="give it, because the model's configuration has none")
+    if max_model_len is not None and longest is not None and max_model_len > longest:
         raise ParameterError("max_model_len", max_model_len, f"between 2 and the model's {longest}")
-    return max_model_len
+    return max_model_len or longest
 
 
 def resolve_device(device: str) -> str:
@@ -214,8 +217,7 @@ def end_tokens(
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the special token that the chat template writes after an assistant's turn; None if there is none.
 
-    Base models of the ChatML kind have another EOS, and would go on with an invented question after `<|im_end|>`. The
-    last turn counts more than one before a question, because some templates end an answer otherwise than a thought. A
+    Base models of the ChatML kind have another EOS, and would go on with an invented question after `<|im_end|>`. A
     token that opens a user's turn ends nothing.
     """
     question, answer = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "It is 12321."}

@@ -3,9 +3,9 @@
     ray start --head --disable-usage-stats --include-dashboard=false    # on one node
     ray start --address=THAT_NODE:6379 --disable-usage-stats            # on each other node
 
-`sampling` takes `ray="auto"` on any of them, and puts a model into a `Replica`, an actor
-that does one job at a time; the calling process keeps the answers. Every node needs the same package versions, and a
-checkpoint folder under the same path. The job of a node that dies is done again.
+`sampling` takes `ray="auto"` on any of them. A replica does one job at a time; the calling process keeps the answers.
+Every node needs the same package versions, and a checkpoint folder under the same path. The job of a node that dies is
+done again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import socket
 import time
 import warnings
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.provenance import package_versions
@@ -109,8 +108,7 @@ class EngineReplica:
             self.engine.close()
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(NamedTuple):
     """A job or the loading of a replica that has ended."""
 
     job: Hashable  # None: a replica was loaded, and `answer` describes it
@@ -118,8 +116,7 @@ class Ended:
     lost: bool = False  # the node died; give the job again
 
 
-@dataclass(frozen=True)
-class _Task:
+class _Task(NamedTuple):
     """What a replica is doing: a job, or (None) loading the model."""
 
     actor: ActorHandle
@@ -127,14 +124,13 @@ class _Task:
     note: str = ""
 
 
-class ReplicaPool:
-    """The replicas of a model on a cluster; a context manager."""
+class ReplicaPool(contextlib.AbstractContextManager["ReplicaPool"]):
+    """The replicas of a model on a cluster."""
 
     def __init__(self, config: EngineConfig) -> None:
-        """Connect to the cluster at `config.ray`; `start` starts `config.replicas` replicas.
+        """Connect to the cluster at `config.ray`. A replica takes its GPUs if the cluster has any, otherwise a core.
 
-        None: as many as the cluster has room for, later nodes included. A replica takes its GPUs if the cluster has
-        any; otherwise a core. Raises ParameterError if no cluster answers, or none of its nodes could ever hold one.
+        Raises ParameterError if no cluster answers, or none of its nodes could ever hold a replica.
         """
         self.count = config.replicas
         folder, digest = Path(config.model).expanduser(), None
@@ -142,7 +138,7 @@ class ReplicaPool:
             config, digest = config.replace(model=str(folder.resolve())), model_digest(folder)
         self._arguments = (config, digest, versions(PACKAGES))
         self._tasks: dict[ObjectRef, _Task] = {}
-        self._idle: list[ActorHandle] = []
+        self.idle: list[ActorHandle] = []  # replicas that wait for a job
         self._losses: dict[Hashable, int] = {}  # by job; None counts replicas lost while loading
         self._room_seen = time.monotonic()
         self._owns_connection = connect(config.ray)
@@ -156,16 +152,8 @@ class ReplicaPool:
             needed = f"{self._gpus} GPU(s)" if self._gpus else "a CPU core"
             raise ParameterError("ray", config.ray, reason=f"no node of the cluster has {needed} for a replica")
 
-    def __enter__(self) -> ReplicaPool:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    @property
-    def idle(self) -> bool:
-        """Whether a replica waits for a job."""
-        return bool(self._idle)
 
     @property
     def working(self) -> bool:
@@ -173,7 +161,7 @@ class ReplicaPool:
         return any(task.job is not None for task in self._tasks.values())
 
     def start(self) -> None:
-        """Start as many replicas as there is room for, or `count`; one without a node yet waits for it.
+        """Start `config.replicas` replicas (one without a node yet waits for it), or as many as there is room for.
 
         Raises ReplicaLostError if the cluster has had no node for `NO_NODE_TIMEOUT`.
         """
@@ -183,15 +171,15 @@ class ReplicaPool:
         elif time.monotonic() - self._room_seen > NO_NODE_TIMEOUT:
             raise ReplicaLostError("ray: the cluster has no node for a replica any more; what was done is kept")
         wanted = room if self.count is None else self.count
-        for _ in range(wanted - len(self._tasks) - len(self._idle)):
+        for _ in range(wanted - len(self._tasks) - len(self.idle)):
             options = {"num_cpus": 1, "num_gpus": self._gpus, "scheduling_strategy": "SPREAD"}
             actor = self._actor.options(**options).remote(*self._arguments)
             self._tasks[actor.load.remote()] = _Task(actor)
 
     def give(self, job: Hashable, requests: Sequence[Request], params: SamplingParams) -> None:
         """Have an idle replica draw the requests of a job."""
-        actor = self._idle.pop()
-        note = f"{sum(request.n for request in requests)} samples are drawn again"
+        actor = self.idle.pop()
+        note = f", and {sum(request.n for request in requests)} samples are drawn again"
         self._tasks[actor.draw.remote(requests, params)] = _Task(actor, job, note)
 
     def ended(self, seconds: float = 0.5) -> Iterator[Ended]:
@@ -216,7 +204,7 @@ class ReplicaPool:
                 if task.job is not None:
                     yield Ended(task.job, lost=True)
                 continue
-            self._idle.append(task.actor)
+            self.idle.append(task.actor)
             if task.job is None:
                 self._losses.pop(None, None)  # loading works
             yield Ended(task.job, answer)
@@ -226,12 +214,11 @@ class ReplicaPool:
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):
-            closing = [actor.close.remote() for actor in self._idle]
-            if closing:
+            if closing := [actor.close.remote() for actor in self.idle]:
                 ray.wait(closing, num_returns=len(closing), timeout=10)
-            for actor in [*self._idle, *(task.actor for task in self._tasks.values())]:
+            for actor in [*self.idle, *(task.actor for task in self._tasks.values())]:
                 ray.kill(actor)
-        self._idle, self._tasks = [], {}
+        self.idle, self._tasks = [], {}
         if self._owns_connection:
             ray.shutdown()
 
@@ -254,5 +241,4 @@ class ReplicaPool:
         if self._losses[task.job] >= ATTEMPTS:
             what = "over the same job" if task.job is not None else "while they were loading"
             raise ReplicaLostError(f"ray: {ATTEMPTS} replicas were lost {what}, the last one because: {reason}")
-        note = f", and {task.note}" if task.note else ""
-        warnings.warn(f"ray: a replica was lost{note} ({reason})", stacklevel=2)
+        warnings.warn(f"ray: a replica was lost{task.note} ({reason})", stacklevel=2)

@@ -1,8 +1,7 @@
 """The decode loop of the transformers engine: from prompts and seeds to sampled token ids.
 
-It keeps one row per distinct text so far: answers to one prompt begin alike, and a confident model writes few different
-ones (of 128 answers by a trained micro model, 2-11 % of the tokens are distinct), so most rows would repeat the same
-computation.
+It keeps one row per distinct text so far: answers to one prompt begin alike (of 128 answers by a trained micro model,
+2-11 % of the tokens are distinct), so most rows would repeat the same computation.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import Cache
 
-    from quagmire_utils.engines.config import SamplingParams
+    from quagmire_utils.engines.base import SamplingParams
 
 _UNIFORM_BLOCK = 64  # positions whose random numbers are drawn at once
 
@@ -42,9 +41,8 @@ def _chances(seeds: np.ndarray, positions: int, device: torch.device) -> Iterato
     import torch
 
     for start in range(0, positions, _UNIFORM_BLOCK):
-        block = torch.from_numpy(uniforms(seeds, start, min(_UNIFORM_BLOCK, positions - start))).to(device)
-        for column in range(block.shape[1]):
-            yield block[:, column]
+        block = uniforms(seeds, start, min(_UNIFORM_BLOCK, positions - start))
+        yield from torch.from_numpy(block).to(device).unbind(1)
 
 
 def decode(
@@ -55,7 +53,7 @@ def decode(
 
     with torch.inference_mode():
         device, answers = module.device, len(batch.owners)
-        cache = new_cache(module)
+        cache = _new_cache(module)
         logits = _read(module, torch.tensor(batch.prompts, device=device), cache)
         module.set_attn_implementation(decode_attention)
 
@@ -70,8 +68,7 @@ def decode(
             if params.temperature == 0:
                 drawn = logits.argmax(-1)[row_of]
             else:
-                cumulative = _cumulative(logits, params.temperature, params.top_p)
-                drawn = _invert(cumulative[row_of], chances[alive])
+                drawn = draw(cumulative(logits, params.temperature, params.top_p)[row_of], chances[alive])
             tokens[alive, position] = drawn
             going = ~torch.isin(drawn, ends)
             alive, drawn, row_of = alive[going], drawn[going], row_of[going]
@@ -82,7 +79,10 @@ def decode(
             if len(parents) != len(logits) or not torch.equal(parents, torch.arange(len(logits), device=device)):
                 cache.reorder_cache(parents)
             logits = _read(module, (branches % vocabulary)[:, None], cache)
-        return _cut(tokens.cpu().numpy(), ends.tolist())
+        # without what a finished row drew before it left the batch
+        is_end = torch.isin(tokens, ends).cpu().numpy()
+        lengths = np.where(is_end.any(1), is_end.argmax(1) + 1, params.max_tokens)
+        return [row[:length].tolist() for row, length in zip(tokens.cpu().numpy(), lengths, strict=True)]
 
 
 def _read(module: Any, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
@@ -90,23 +90,8 @@ def _read(module: Any, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
     return module(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
 
-def _cut(tokens: np.ndarray, ends: Sequence[int]) -> list[list[int]]:
-    """Return rows up to their first end token, without what a finished row drew before it left the batch."""
-    is_end = np.isin(tokens, list(ends))
-    lengths = np.where(is_end.any(1), is_end.argmax(1) + 1, tokens.shape[1])
-    return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
-
-
-def draw(logits: torch.Tensor, chances: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """Draw one token per row by inverting the distribution function at `chances`.
-
-    logits (rows, vocabulary) in any float type, chances (rows,) float32 in [0, 1), temperature > 0. Computed in
-    float32.
-    """
-    return _invert(_cumulative(logits, temperature, top_p), chances)
-
-
-def _cumulative(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+def cumulative(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    """Return the distribution function of each row of logits (rows, vocabulary), in float32; temperature > 0."""
     import torch
 
     probabilities = torch.softmax(logits.float() / temperature, -1)
@@ -117,13 +102,14 @@ def _cumulative(logits: torch.Tensor, temperature: float, top_p: float) -> torch
     return probabilities.cumsum(-1)
 
 
-def _invert(cumulative: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+def draw(distribution: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+    """Draw one token per row by inverting its distribution function at `chances`, (rows,) float32 in [0, 1)."""
     import torch
 
-    total = cumulative[:, -1:].contiguous()
+    total = distribution[:, -1:].contiguous()
     # Strictly below the total, so that rounding never selects a token of probability zero at the end.
     points = torch.minimum(chances[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp_(max=cumulative.shape[-1] - 1)
+    return torch.searchsorted(distribution, points, right=True)[:, 0].clamp_(max=distribution.shape[-1] - 1)
 
 
 def uniforms(seeds: np.ndarray, start: int, count: int) -> np.ndarray:
@@ -153,13 +139,11 @@ def can_share(model: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
-def new_cache(model: Any) -> Cache:
+def _new_cache(model: Any) -> Cache:
     """Return an empty cache: ours if every layer attends to all tokens, else transformers' own (sliding windows)."""
     from transformers import Cache, DynamicCache
 
-    if not can_share(model):
-        return DynamicCache(config=model.config)
-    return Cache(layer_class_to_replicate=_growing_layer())
+    return Cache(layer_class_to_replicate=_growing_layer()) if can_share(model) else DynamicCache(config=model.config)
 
 
 @cached

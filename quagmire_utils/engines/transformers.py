@@ -2,21 +2,16 @@
 
     engine = load_engine(EngineConfig(engine="transformers", model="path/to/checkpoint"))
 
-Made for many samples of few prompts, as Pass@k needs, and for micro models on one CPU core:
-
-- prompts of equal length share a batch, so nothing is padded;
-- each prompt is read once, and its key-value cache repeated for its samples;
-- the common beginnings of answers are computed once, not once for each answer (`decoding`);
-- answers that have ended leave the batch;
-- the cache writes into preallocated memory instead of copying itself at every token;
-- randomness is a hash of (seed, position): an answer depends on its own seed alone, not on n or on its neighbours in
-  the batch (up to rounding in the model, where batch shapes can change the last bit).
+Made for many samples of few prompts, as Pass@k needs, and for micro models on one CPU core: prompts of equal length
+share a batch, so nothing is padded; common beginnings of prompts and answers are computed once (`decoding`); answers
+that have ended leave the batch; the cache writes into preallocated memory. Randomness is a hash of (seed, position): an
+answer depends on its own seed alone, not on n or on its neighbours in the batch (up to rounding in the model).
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +19,8 @@ import numpy as np
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.threads import settle_threads
 from quagmire_utils.core.tokenizer import cannot_load
-from quagmire_utils.engines.base import Completion, Engine, Request
+from quagmire_utils.engines.base import Completion, Engine, EngineConfig, Request, SamplingParams
 from quagmire_utils.engines.checkpoints import resolve_device
-from quagmire_utils.engines.config import EngineConfig, SamplingParams
 from quagmire_utils.engines.decoding import Batch, NotFiniteError, decode
 
 if TYPE_CHECKING:
@@ -58,11 +52,10 @@ class TransformersEngine(Engine):
         heads, key_heads = _heads(self.module.config)
         self._decode_attention = "eager" if self.device.type == "cpu" and heads == key_heads else self._attention
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
-        """Return the n completions of each request, in order; see `Engine`."""
-        answers = self.generate_ids(requests, params)
-        flat = iter(self.complete([ids for rows in answers for ids in rows]))
-        return [[next(flat) for _ in rows] for rows in answers]
+    def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield (index of the request, its n completions), all of them when the last is drawn; see `Engine`."""
+        for index, rows in enumerate(self.generate_ids(requests, params)):
+            yield index, self.complete(rows)
 
     def generate_ids(self, requests: Sequence[Request], params: SamplingParams) -> list[list[list[int]]]:
         """Return the token ids of the n answers to each request, with the end-of-sequence token if there is one.

