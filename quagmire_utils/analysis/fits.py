@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,7 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.errors import ParameterError, check_whole
 
 MAX_SPLITS = 1_000_000  # for n_splits="all": C(22, 11) = 705,432 fits, in about 400 MB
 SPLITS_AT_ONCE = 1 << 12  # keeps the working arrays in the cache
@@ -222,14 +221,6 @@ def is_constant(values: Array) -> NDArray[np.bool_]:
     """Return whether the values of each column are equal up to rounding."""
     low, high = values.min(axis=0), values.max(axis=0)
     return high - low <= CONSTANT * np.maximum(np.abs(low), np.abs(high))
-
-
-def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
-    """Raise ParameterError unless `value` is a whole number in this range; True and 2.0 are not."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))
-    if not whole or value < least or (most is not None and value > most):
-        limit = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ParameterError(name, value, f"a whole number {limit}")
 
 
 # Splits are columns in what follows, so that sums over the few candidates of a split run along whole rows: 3x faster.

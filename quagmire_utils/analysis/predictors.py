@@ -16,8 +16,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from quagmire_utils.analysis.candidates import select_candidates
-from quagmire_utils.analysis.fits import Array, check_whole, rank_correlations, squared_correlation
-from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.analysis.fits import Array, rank_correlations, squared_correlation
+from quagmire_utils.core.errors import ParameterError, check_whole
 from quagmire_utils.core.records import CANDIDATE, Records
 from quagmire_utils.evaluation.pass_at_k import pass_at_k
 from quagmire_utils.evaluation.pass_at_k.averages import MACRO

@@ -7,6 +7,7 @@ raise ParameterError("model", path, reason=f"{path} has no tokenizer.json")    #
 from __future__ import annotations
 
 import re
+from numbers import Integral
 
 
 class ParameterError(ValueError):
@@ -34,3 +35,11 @@ def _rebuild(kind: type[ParameterError], arguments: tuple[object, ...], fields: 
     error.args = arguments
     error.__dict__.update(fields)
     return error
+
+
+def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise ParameterError unless `value` is a whole number in this range; True and 2.0 are not."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        limit = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ParameterError(name, value, f"a whole number {limit}")

@@ -6,10 +6,9 @@ import itertools
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from numbers import Integral
 from pathlib import Path
 
-from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.errors import ParameterError, check_whole
 from quagmire_utils.data.dataset import Dataset, benchmark_names, find_dataset, load_datasets, local_files
 from quagmire_utils.data.problems import Problem, Row, check_ids, digest, read_csv, read_jsonl
 from quagmire_utils.data.prompts import INSTRUCTIONS
@@ -27,8 +26,8 @@ def load_benchmark(name: str | Path, *, data_dir: str | Path | None = None, limi
     of a training set without an answer are left out. Raises ParameterError for an unknown name, for a row without a
     problem, for a local copy whose rows are not the expected ones, and if neither a copy nor the hub can be read.
     """
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1):
-        raise ParameterError("limit", limit, "a whole number of at least 1, or None")
+    if limit is not None:
+        check_whole("limit", limit, 1)
     if str(name).endswith(".jsonl"):
         return _load_file(Path(name))[:limit]
     if str(name) not in load_datasets() and not str(name).endswith((".yaml", ".yml")):

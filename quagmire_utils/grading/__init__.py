@@ -7,7 +7,7 @@
 | `grader`, `pool`, `worker` | hand responses to processes that the kernel ends on their limits |
 | `mathematics` | the first grader: math-verify, gold first |
 | `choice`, `code`, `registry` | the graders of other domains, and your own |
-| `programs`, `sandbox` | run a model's programs; what these processes cannot do |
+| `sandbox` | what these processes cannot do |
 | `second`, `notation`, `quantities`, `arithmetic` | proofs that two answers are equal or different |
 
 Speed comes from grading equal (gold, response) pairs once, a response with a single box by the content of that box, and

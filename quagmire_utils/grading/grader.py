@@ -6,9 +6,11 @@ import atexit
 import os
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
-from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.errors import ParameterError, check_whole
+from quagmire_utils.core.provenance import usable_cores
 from quagmire_utils.grading import mathematics, parity
 from quagmire_utils.grading.pool import Pool
 from quagmire_utils.grading.registry import check_grader
@@ -24,20 +26,18 @@ _MAX_WORKERS = 32  # by default
 _MIN_MEMORY = 512 * 2**20
 
 
-class Grader:
-    """Pools of grading processes. Close it, or use it in a `with`.
+class Grader(AbstractContextManager["Grader"]):
+    """Pools of grading processes, which start when a response needs one. Close it, or use it in a `with`.
 
-    workers: processes, by default one for each CPU open to this process, at most 32. They start when a response needs
-    one. timeout: seconds for one response, from when a worker begins it. processor_limit: seconds of processor time for
-    one response (default: the timeout). A response that reaches either is a TIMEOUT; on a busy machine a long timeout
-    with a short processor_limit gives verdicts that depend less on the other load. memory_limit: bytes of address space
-    of each worker; a response that needs more is an ERROR. For `code`, the limits are those of all tests of a response.
+    workers: processes, by default one for each CPU open to this process, at most 32. timeout: seconds for one response,
+    from when a worker begins it. processor_limit: seconds of processor time for one response (default: the timeout). A
+    response that reaches either is a TIMEOUT; on a busy machine a long timeout with a short processor_limit gives
+    verdicts that depend less on the other load. memory_limit: bytes of address space of each worker, at least 512 MiB;
+    a response that needs more is an ERROR. For `code`, the limits are those of all tests of a response.
 
     Slow responses do not delay the others: each is stopped after a short turn (at most a second of processor time) and
     has its full limits once the others are graded, when up to three share the CPU of each worker. Threads may share a
-    Grader: their calls wait for each other, which counts towards no limit.
-
-    Raises ParameterError for bad parameters; math-verify alone may need a memory_limit of 512 MiB.
+    Grader: their calls wait for each other, which counts towards no limit. Raises ParameterError for bad parameters.
     """
 
     def __init__(
@@ -57,9 +57,6 @@ class Grader:
         self.pools: dict[str, Pool] = {}  # by subject
         self._lock = threading.Lock()
 
-    def __enter__(self) -> Grader:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -76,12 +73,10 @@ class Grader:
         """Grade `responses` (n texts) against `golds` (n answers in LaTeX, or Problems); return n grades, in order.
 
         grader: for golds that are texts; Problems name theirs. timeout: for this call, instead of the Grader's.
-        answer: what counts as one for the grader `math`, see `extraction`: `boxed`, a box or a stated final answer;
-        `any`, also the last formula or number. progress: show a bar on stderr after ten seconds. A Problem's tolerance
-        also admits a number that differs from the gold by no more.
-
-        Raises ParameterError for bad parameters, an empty gold, and a grader that this machine cannot run;
-        RuntimeError if the processes cannot be started.
+        answer: what counts as one for the grader `math`: `boxed`, a box or a stated final answer; `any`, also the last
+        formula or number. progress: show a bar on stderr after ten seconds. A Problem's tolerance also admits a number
+        that differs from the gold by no more. Raises ParameterError for bad parameters, an empty gold, and a grader
+        that this machine cannot run; RuntimeError if the processes cannot be started.
         """
         timeout = self.timeout if timeout is None else _checked_seconds("timeout", timeout)
         if answer not in ANSWERS:
@@ -188,10 +183,8 @@ def _judging(answer: _Answer, job: Job, found: Found, timeout: float) -> Grade |
 
 def _count_workers(workers: int | None) -> int:
     if workers is None:
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(cpus, _MAX_WORKERS)
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ParameterError("workers", workers, "a whole number of at least 1, or None")
+        return min(usable_cores(), _MAX_WORKERS)
+    check_whole("workers", workers, 1)
     return workers
 
 

@@ -68,27 +68,9 @@ _SYMBOL = re.compile(r"((?:[^A-Za-z\\]|\\(?:times|cdot|frac|sqrt|pi)\b)*[\d}])\s
 _SPELT = {"hr": "hour", "min": "minute", "sec": "second", "meter": "m", "metre": "m", "feet": "ft", "foot": "ft"}
 _SPELT |= {"centimeter": "cm", "kilometer": "km", "inche": "in", "inch": "in", "kilogram": "kg", "gram": "g"}
 UNITS = {
-    *[
-        "cm",
-        "mm",
-        "km",
-        "ft",
-        "in",
-        "yard",
-        "mile",
-        "hour",
-        "minute",
-        "second",
-        "day",
-        "week",
-        "month",
-        "year",
-        "kg",
-        "dollar",
-        "cent",
-        "euro",
-    ]
-}
+    "cm", "mm", "km", "ft", "in", "yard", "mile", "hour", "minute", "second", "day", "week", "month", "year", "kg",
+    "dollar", "cent", "euro",
+}  # fmt: skip
 _SIGNS = {"percent": "\\%", "degree": "\u00b0", "degrees": "\u00b0"}
 _RISKY = re.compile(
     r"^squared|^cubed|not|illion|thousand|hundred|dozen|mod|least|most|more|less|than|"

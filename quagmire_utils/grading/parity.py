@@ -32,9 +32,6 @@ class OutOfMemoryError(BaseException):
     """A MemoryError within math-verify. Not an Exception, because math-verify and sympy ignore those."""
 
 
-# ---------------------------------------------------------------------------------------------------- in the caller
-
-
 def decide(gold: str, tolerance: float | None, response: str, limit: float) -> Grade | Job:
     """Return the grade where it is certain without math-verify, otherwise the job for a worker."""
     box = only_box(response)
@@ -51,11 +48,9 @@ def decide(gold: str, tolerance: float | None, response: str, limit: float) -> G
 def only_box(text: str) -> str | None:
     """Return the content of a text's only box if math-verify reads that and nothing else, None if that is not certain.
 
-    Why it is certain: math-verify tries its patterns by priority, first "final answer is ...", which is excluded here,
-    then boxes. Each match of these holds the one box there is, whole: a LaTeX environment ends at a `$`, `]` or
-    `\\)`, excluded here. Only a percent sign behind it, also excluded, could change its value. No lower priority is
-    tried unless the content is not LaTeX; then the worker says so, and the whole text is graded. All searches are
-    linear in the text.
+    math-verify tries its patterns by priority, first "final answer is ...", excluded here, then boxes. Each match of
+    these holds the one box whole: a LaTeX environment ends at a `$`, `]` or `\\)`, excluded here. Only a percent sign
+    behind it, also excluded, could change its value. If the content is not LaTeX, the worker grades the whole text.
     """
     start = text.find("\\boxed{")
     if start < 0 or text.count("\\boxed") > 1 or "\\fbox" in text:
@@ -74,9 +69,6 @@ def only_box(text: str) -> str | None:
         if final and _IS.search(text, final.end()):
             return None
     return text[start:end]
-
-
-# ---------------------------------------------------------------------------------------------------- in a worker
 
 
 def prepare() -> None:

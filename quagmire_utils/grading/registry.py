@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # Raise a version with every change that may change a verdict: a store then grades its answers of the older one again.
 VERSIONS = {MATH: "2", MATH_VERIFY: "1", "choice": "2", "code": "4", "text": "1"}
+_OWN = {"choice": choice, "text": text, "code": code}
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,7 @@ class AnswerGrader:
     instruction: str = ""  # what a prompt says after the question; "": the benchmark must say it
 
 
-GRADERS: dict[str, AnswerGrader] = {
-    "choice": AnswerGrader(VERSIONS["choice"], choice.extract, choice.judge, choice.check, choice.show),
-    "text": AnswerGrader(VERSIONS["text"], text.extract, text.judge, text.check, text.show),
-    "code": AnswerGrader(VERSIONS["code"], code.extract, code.judge, code.check, code.show),
-}
+GRADERS = {name: AnswerGrader(VERSIONS[name], m.extract, m.judge, m.check, m.show) for name, m in _OWN.items()}
 
 
 @lru_cache(maxsize=64)
@@ -86,23 +83,21 @@ def prepare_problems(benchmarks: Mapping[str, Sequence[Problem]]) -> dict[str, l
 
     Raises ParameterError for a gold that its grader cannot judge by, and as `check_grader`.
     """
-    prepared = {name: [_prepared(name, problem) for problem in problems] for name, problems in benchmarks.items()}
-    for grader in dict.fromkeys(problem.grader for problems in prepared.values() for problem in problems):
-        check_grader(grader)
+    prepared: dict[str, list[Problem]] = {name: list(problems) for name, problems in benchmarks.items()}
+    for name, problems in prepared.items():
+        for i, problem in enumerate(problems):
+            if problem.grader in (MATH, MATH_VERIFY):
+                continue
+            grader = find_grader(problem.grader)
+            try:
+                grader.check(problem.answer)
+            except ValueError as error:
+                raise ParameterError(name, problem.id, reason=f"problem {problem.id}: {error}") from error
+            if problem.instruction is None and grader.instruction:
+                problems[i] = replace(problem, instruction=grader.instruction)
+    for name in {problem.grader for problems in prepared.values() for problem in problems}:
+        check_grader(name)
     return prepared
-
-
-def _prepared(benchmark: str, problem: Problem) -> Problem:
-    if problem.grader in (MATH, MATH_VERIFY):
-        return problem
-    grader = find_grader(problem.grader)
-    try:
-        grader.check(problem.answer)
-    except ValueError as error:
-        raise ParameterError(benchmark, problem.id, reason=f"problem {problem.id}: {error}") from error
-    if problem.instruction is None and grader.instruction:
-        return replace(problem, instruction=grader.instruction)
-    return problem
 
 
 def grader_version(name: str) -> str | None:

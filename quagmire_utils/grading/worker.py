@@ -15,7 +15,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from quagmire_utils.grading import mathematics, parity, programs
+from quagmire_utils.grading import code, mathematics, parity
 from quagmire_utils.grading.registry import find_grader
 from quagmire_utils.grading.sandbox import confine, limit_size
 from quagmire_utils.grading.verdicts import MATH, Found, Grade, Job, Verdict, printable
@@ -37,7 +37,7 @@ def serve(handles: list[int], memory_limit: int, subject: str) -> None:
         parity.prepare()
         mathematics.judge("\\frac{x}{2}", None, "0.25 x", True)
     else:
-        programs.prepare()
+        code.prepare()
     gc.freeze()  # what is imported stays, and the workers share its memory
     gc.enable()
     _tell(connections[handles[0]], None, "ready")
@@ -98,19 +98,16 @@ def serve(handles: list[int], memory_limit: int, subject: str) -> None:
 
 
 def _tell(connection: Connection, chunk: int | None, kind: str, *news: Any) -> None:
-    """Send JSON, not pickle, so that the caller reads nothing but lists, texts and numbers from a worker.
-
-    `chunk` is the number of the chunk that the message is about.
-    """
+    """Send news of a chunk in JSON, not pickle: the caller reads nothing but lists, texts and numbers from a worker."""
     connection.send_bytes(json.dumps([chunk, kind, *news]).encode())
 
 
 def _work(connection: Connection, finished: mmap.mmap, memory_limit: int, subject: str) -> None:
     """Answer chunks of jobs until the caller is gone; die on the first that exceeds its time or memory.
 
-    Timers of wall time and processor time start with each job, and nothing catches their signals, so the kernel ends
-    the worker whatever it is doing. Answers are sent a few at a time, because sending costs more than most take to
-    find. A worker that dies had not sent some; `finished` has the number of jobs done, so that the right one is blamed.
+    Nothing catches the signals of the timers, so the kernel ends the worker whatever it is doing. Answers are sent a
+    few at a time, because sending costs more than most take to find. `finished` has the number of jobs done, so that
+    the right one is blamed for a death.
     """
     for expiry in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(expiry, signal.SIG_DFL)
@@ -119,7 +116,7 @@ def _work(connection: Connection, finished: mmap.mmap, memory_limit: int, subjec
     if subject == "programs":  # programs are confined, and a confined process could not start them
         finished.madvise(mmap.MADV_DONTFORK)
         os.setpgid(0, 0)  # so that the server ends the program too
-        runner = programs.Programs(memory_limit)
+        runner = code.Programs(memory_limit)
         limit_size(memory_limit)
     else:
         confine(memory_limit)
@@ -163,7 +160,7 @@ def _judge_math(job: Job) -> Grade | tuple[int, int]:
     return parity.judge(job.gold, job.tolerance, job.text, job.is_answer) or (0, 0)
 
 
-def _judge_other(runner: programs.Programs | None, job: Job) -> Grade | tuple[int, int] | None:
+def _judge_other(runner: code.Programs | None, job: Job) -> Grade | tuple[int, int] | None:
     """Return where the answer is in a response, or the grade of an answer; None: its programs used up the limit."""
     grader = find_grader(job.grader)
     if not job.is_answer:

@@ -15,7 +15,6 @@ from quagmire_utils.analysis.candidates import check_outcome
 from quagmire_utils.analysis.fits import (
     MAX_SPLITS,
     bootstrap,
-    check_whole,
     fit_predict_r2,
     jackknife_standard_error,
     predict,
@@ -24,6 +23,7 @@ from quagmire_utils.analysis.fits import (
 )
 from quagmire_utils.analysis.tables.spec import PREDICTORS, Line, table_lines, table_spec
 from quagmire_utils.core import published as paper
+from quagmire_utils.core.errors import check_whole
 
 NUMBERS = (
     *("value", "std", "standard_error", "n_splits", "all_value", "all_std", "all_median", "all_splits"),

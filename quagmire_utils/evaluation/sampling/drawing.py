@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.errors import ParameterError, check_whole
 from quagmire_utils.data.pretrained import model_origin
 from quagmire_utils.data.problems import check_ids
 from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem, resolve_template, writes_date
@@ -108,9 +107,8 @@ def sample(
 
 def _check(problems: Sequence[Problem], num_samples: int, benchmark: str, chunk_samples: int | None) -> None:
     """Raise ParameterError for what no engine can do."""
-    for name, value in (("num_samples", num_samples), ("chunk_samples", 1 if chunk_samples is None else chunk_samples)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ParameterError(name, value, "an integer of at least 1")
+    check_whole("num_samples", num_samples, 1)
+    check_whole("chunk_samples", 1 if chunk_samples is None else chunk_samples, 1)
     if not problems:
         raise ParameterError("problems", reason=f"{benchmark} has none")
     check_ids(problems, "problems")
