@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from quagmire_utils.report.browser import chromium
+from quagmire_utils.report.page import chromium
 
 # what a model may write to act in a page
 PAYLOADS = [

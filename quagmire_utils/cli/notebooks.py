@@ -203,8 +203,7 @@ def report_readme(profile: Records) -> None:
 @report_app.command("screenshot")
 def report_screenshot(profile: Records) -> None:
     """Take the picture of the page for the README."""
-    from quagmire_utils.report.browser import take_screenshot
-    from quagmire_utils.report.page import NAME
+    from quagmire_utils.report.page import NAME, take_screenshot
 
     page = _records(profile) / NAME
     if not page.is_file():

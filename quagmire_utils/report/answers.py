@@ -24,20 +24,16 @@ if TYPE_CHECKING:
 
 KINDS = {"right": ("correct",), "wrong": ("wrong",), "undecided or no answer": ("timeout", "error", "no_answer")}
 SHOWN_ROWS = 30  # of the audit's list
-AUDIT_COLUMNS = ("kind", "samples", "benchmark", "problem", "index", "gold", "verdict", "extracted")
-AUDIT_COLUMNS += ("second_verdict", "second_extracted", "ending")  # of `audit_store`
 
 
 def browse_answers(store: SampleStore, problems: Mapping[str, Sequence[Problem]], each: int = 3) -> str:
     """Return HTML with up to `each` answers of each kind from every benchmark, of different problems spread over it.
 
-    Kinds: right; wrong; undecided (timeout, error) or no answer. Texts are read one part of the store at a time, and
-    only from parts that hold a chosen answer.
+    Kinds: right; wrong; undecided (timeout, error) or no answer.
     """
     known = {(name, problem.id): problem for name, some in problems.items() for problem in some}
     graded = store.read([*KEYS, "verdict"])
-    mine = [key in known for key in zip(graded["benchmark"], graded["problem"], strict=True)]
-    graded = graded[pd.Series(mine, index=graded.index, dtype=bool)]
+    graded = graded[pd.MultiIndex.from_frame(graded[KEYS[:2]]).isin(list(known))]
     chosen = {kind: _spread(graded[graded["verdict"].isin(verdicts)], each) for kind, verdicts in KINDS.items()}
     texts = full_rows(store, pd.concat(chosen.values()))
     kinds = {}
@@ -49,13 +45,12 @@ def browse_answers(store: SampleStore, problems: Mapping[str, Sequence[Problem]]
 
 
 def show_audit(disagreements: pd.DataFrame, rows: int = SHOWN_ROWS) -> str:
-    """Return HTML that shows how often the two graders disagree, and the first `rows` disagreements in full."""
-    facts = {
-        **dict.fromkeys(("samples", "disagreements", "undecided", "not_math", "either", "both", "unread")),
-        **disagreements.attrs,
-    }
-    shown = [{**dict.fromkeys(AUDIT_COLUMNS), **row} for row in disagreements.head(rows).to_dict("records")]
-    return str(environment().get_template("answers.html.j2").module.audit(facts, shown, len(disagreements)))
+    """Return HTML that shows how often the two graders disagree, and the first `rows` disagreements in full.
+
+    disagreements: of `audit_store`.
+    """
+    parts, shown = environment().get_template("answers.html.j2").module, disagreements.head(rows).to_dict("records")
+    return str(parts.audit(disagreements.attrs, shown, len(disagreements)))
 
 
 def _spread(rows: pd.DataFrame, each: int) -> pd.DataFrame:
@@ -71,11 +66,9 @@ def full_rows(store: SampleStore, wanted: pd.DataFrame) -> dict[tuple[str, str, 
     """Return the samples with the keys of `wanted`, by key, with their texts."""
     keys = set(wanted[KEYS].itertuples(index=False, name=None))
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
-    for part in store.parts():
-        if len(found) == len(keys):
-            break
+    for part in store.parts():  # texts are read only from parts that hold a wanted sample
         light = store.read_part(part, KEYS)
-        if light is None or not keys.intersection(light[KEYS].itertuples(index=False, name=None)):
+        if light is None or not keys.difference(found).intersection(light[KEYS].itertuples(index=False, name=None)):
             continue
         rows = store.read_part(part)
         for row in [] if rows is None else rows.to_dict("records"):

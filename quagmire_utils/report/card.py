@@ -85,9 +85,6 @@ def _hours(cells: pd.DataFrame) -> list[dict[str, Any]]:
     return table.reset_index().to_dict("records")
 
 
-# --- the table of figures and tables ----------------------------------------------------------------------------------
-
-
 def readme_rows(study: Mapping[str, Executed], link: str, profile: str) -> str:
     """Return the table in Markdown: what each shows, the paper's headline value, ours, scale, run time, link.
 
@@ -99,16 +96,15 @@ def readme_rows(study: Mapping[str, Executed], link: str, profile: str) -> str:
     return render("readme.md.j2", entries=entries, link=link, profile=profile).strip()
 
 
-def update_readme(readme: str | Path, folder: str | Path, *, link: str | None = None) -> bool:
+def update_readme(readme: str | Path, folder: str | Path) -> bool:
     """Rewrite the table between the marks of `readme`, atomically; return whether it was out of date.
 
-    folder: results/<profile>; its name must be that in the mark. link: path of the executed notebooks in the page's
-    links, by default as seen from it. Raises ParameterError if the marks are missing.
+    folder: results/<profile>; its name must be that in the mark. Raises ParameterError if the marks are missing.
     """
     readme, folder = Path(readme), Path(folder).resolve()
     text = readme.read_text(encoding="utf-8")
     study = read_study(folder / COPIES, ROOT / "notebooks")
-    link = link or Path(os.path.relpath(folder / COPIES, readme.resolve().parent)).as_posix()
+    link = Path(os.path.relpath(folder / COPIES, readme.resolve().parent)).as_posix()
     begin = TABLE.format(folder.name)
     new = replace_between(text, begin, END, readme_rows(study, link, folder.name))
     if new is None:

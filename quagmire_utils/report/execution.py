@@ -79,19 +79,18 @@ class Screen:
         print(text, file=self.stream, flush=True)
 
 
+@dataclass
 class _Shown:
     """What the only running notebook writes to stderr, its progress bars too: in the log and on the terminal."""
 
-    def __init__(self, log: TextIO, stream: TextIO) -> None:
-        self._files = log, stream
+    files: tuple[TextIO, TextIO]
 
     def write(self, text: str) -> None:
-        for file in self._files:
-            file.write(text)
+        for file in self.files:
+            print(text, end="", file=file, flush=True)
 
     def flush(self) -> None:
-        for file in self._files:
-            file.flush()
+        pass
 
 
 def execute(
@@ -100,9 +99,8 @@ def execute(
     """Execute one notebook in one of `kernels`, put its executed copy in place, and return the seconds it took.
 
     `errors` takes what it writes to stderr. Starts a kernel if none is idle, and closes `log`; no cell is begun once
-    `stop` is set. Raises ParameterError with
-    the sentence of one that a cell raised, NotebookError with any other error of a cell (the partial copy stays),
-    OSError for a full disk.
+    `stop` is set. Raises ParameterError with the sentence of one that a cell raised, NotebookError with any other error
+    of a cell (the partial copy stays), OSError for a full disk.
     """
     import nbformat
     import papermill
@@ -209,8 +207,7 @@ def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen) -> dict[st
     if several:
         screen.line(f"{len(jobs)} notebooks, {min(at_once, len(jobs))} at a time")
     waiting, running, kernels = list(jobs), dict[Future, Job](), list["AsyncKernelManager"]()
-    failures, wrong, taken = list[str](), dict[str, None](), dict[str, float]()
-    stop = threading.Event()
+    failures, wrong, taken, stop = list[str](), dict[str, None](), dict[str, float](), threading.Event()
     with ThreadPoolExecutor(at_once) as pool:
         try:
             while running or (waiting and not failures and not wrong):
@@ -219,7 +216,7 @@ def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen) -> dict[st
                     log = job.log.open("w")
                     if not several:
                         screen.line(f"[{screen.done + 1}/{screen.total}] {job.name}")
-                    errors = log if several else _Shown(log, screen.stream)
+                    errors = log if several else _Shown((log, screen.stream))
                     running[pool.submit(execute, job, log, errors, stop, kernels)] = job
                 for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
                     job = running.pop(future)

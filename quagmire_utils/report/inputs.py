@@ -68,30 +68,25 @@ def licences(names: Iterable[str]) -> list[str]:
 
 
 def load_validation(validation_traces: str | Sequence[str] | None) -> dict[str, list[Trace]]:
-    """Return held-out traces by file name; validation_traces: as in `validation_paths`."""
-    return {path.stem: load_traces(path) for path in validation_paths(validation_traces)}
-
-
-def validation_paths(validation_traces: str | Sequence[str] | None) -> list[Path]:
-    """Return paths of .jsonl files from a list or from text with commas; [] for None."""
+    """Return held-out traces by file name, from .jsonl files in a list or in text with commas; {} for None."""
     paths = [Path(repo_path(item)) for item in _items(validation_traces or [])]
     _check_names("validation_traces", [path.stem for path in paths])
     for path in paths:
         if not path.is_file():
             raise ParameterError("validation_traces", path, reason=f"there is no file {path}")
-    return paths
+    return {path.stem: load_traces(path) for path in paths}
 
 
 def server_settings(engine: str, model: str | None, tokenizer: str | None) -> ServerSettings | None:
     """Return what `load_engine` needs to know of a server, None for the other engines."""
-    for name, value in (("server_model", model), ("server_tokenizer", tokenizer)):
-        if engine != "server" and value is not None:
-            raise ParameterError(name, value, reason=f"it is for engine server, not {engine}")
-    if engine != "server":
-        return None
     from quagmire_utils.engines import ServerSettings
 
-    return ServerSettings(model=model, tokenizer=None if tokenizer is None else repo_path(tokenizer))
+    if engine == "server":
+        return ServerSettings(model=model, tokenizer=None if tokenizer is None else repo_path(tokenizer))
+    for name, value in (("server_model", model), ("server_tokenizer", tokenizer)):
+        if value is not None:
+            raise ParameterError(name, value, reason=f"it is for engine server, not {engine}")
+    return None
 
 
 def evaluation_folder(config: EngineConfig, params: SamplingParams, output: str | None = None) -> Path:

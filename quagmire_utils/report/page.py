@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
-import re
+import shutil
+import subprocess
+import tempfile
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from quagmire_utils.core import published
+from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, write_text
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.report.clean import COPIES, environment, markdown, picture, plain, preformatted, render, sanitized
+from quagmire_utils.report.plots.look import shrink_picture
 from quagmire_utils.report.study import (
     AUDIT,
     BEYOND,
@@ -40,7 +45,7 @@ ALT_LENGTH = 240  # characters; the caption below the picture has the rest
 WORKFLOWS = ("run_sweep", "evaluate_model")  # they make records or evaluate one model: not on the page
 
 
-def write_report(folder: str | Path, *, sources: str | Path | None = None) -> Path:
+def write_report(folder: str | Path, *, sources: str | Path = ROOT / "notebooks") -> Path:
     """Make `folder`/report.html from the executed notebooks in `folder`/notebooks, atomically; return its path.
 
     folder: results/<profile>. sources: the notebooks' folder, which gives the titles of those that were not executed.
@@ -50,10 +55,10 @@ def write_report(folder: str | Path, *, sources: str | Path | None = None) -> Pa
     return path
 
 
-def build(folder: str | Path, *, sources: str | Path | None = None) -> str:
+def build(folder: str | Path, *, sources: str | Path = ROOT / "notebooks") -> str:
     """Return the page as text; the same executed notebooks give the same page."""
     folder = Path(folder)
-    study = read_study(folder / COPIES, ROOT / "notebooks" if sources is None else Path(sources))
+    study = read_study(folder / COPIES, Path(sources))
     try:
         manifest = read_json(folder / "manifest.json")
     except (OSError, ValueError):
@@ -64,7 +69,6 @@ def build(folder: str | Path, *, sources: str | Path | None = None) -> str:
         for place, entry in study.items()
         if entry.executed and place not in WORKFLOWS
     }
-    origins = _origins(study)
     values = {
         "study": study,
         "shown": {place: _divide(place, outputs) for place, outputs in shown.items()},
@@ -74,8 +78,7 @@ def build(folder: str | Path, *, sources: str | Path | None = None) -> str:
         "tables": TABLES,
         "captions": {f"fig{number:02d}": text for number, text in published.captions().items()},
         "vector": {path.stem for path in (folder / "figures").glob("*.svg")},
-        "origins": origins,
-        "mixed": len({_records(line) for line in origins} - {""}) > 1,
+        "origins": _origins(study),
         "profile": str(configuration.get("name", folder.name)),
         "description": str(configuration.get("description", "")),
         "manifest": {"date": "", "configuration_digest": "", **manifest},
@@ -106,19 +109,11 @@ def _output(entry: Executed, shown: Output) -> Markup:
     caption = markdown(shown.caption) if shown.caption else Markup()
     below = Markup("<figcaption>{}</figcaption>").format(caption) if caption else ""
     try:
-        return picture(shown.content, shown.metadata.get("width"), _alt(caption.striptags() or entry.title), below)
+        alt = textwrap.shorten(caption.striptags() or entry.title, ALT_LENGTH, placeholder=" …")
+        return picture(shown.content, shown.metadata.get("width"), alt, below)
     except ValueError:
         text = '<p class="note">A picture of {} is damaged: execute the notebook again.</p>'
         return Markup(text).format(entry.name)
-
-
-def _alt(caption: str) -> str:
-    """Return the beginning of a caption, whole sentences if possible."""
-    if len(caption) <= ALT_LENGTH:
-        return caption
-    cut = caption[:ALT_LENGTH]
-    end = max(cut.rfind(mark) for mark in (". ", "; ", ": "))
-    return cut[: end + 1] if end > ALT_LENGTH // 3 else cut[: cut.rfind(" ")] + " …"
 
 
 def _origins(study: Mapping[str, Executed]) -> dict[str, list[Executed]]:
@@ -128,12 +123,6 @@ def _origins(study: Mapping[str, Executed]) -> dict[str, list[Executed]]:
         if study[place].executed and study[place].provenance:
             lines.setdefault(study[place].provenance, []).append(study[place])
     return lines
-
-
-def _records(line: str) -> str:
-    """Return the commit, date and amount of work of a line of provenance; "" if no records were read."""
-    found = re.findall(r"commit \w+|\d{4}-\d\d-\d\d|\d+ of \d+ cells", line)
-    return " ".join(found) if " cells" in line else ""
 
 
 def duration(seconds: float | None) -> str:
@@ -161,8 +150,8 @@ class EvaluationPage:
     def keep(self, heading: str, *items: Any) -> None:
         """Keep `items` for the page, below `heading`.
 
-        An item is Markdown, HTML or a PNG Image of `IPython.display`, or a DataFrame. HTML is kept as it is: its
-        author has escaped what is in it (`answers`). Markdown and tables are escaped here.
+        An item is Markdown, HTML or a PNG Image of `IPython.display`, or a DataFrame. HTML, which its author has
+        escaped (`answers`), is kept as it is.
         """
         kept = self._sections.setdefault(heading, [])
         kept += [_kept(item, f"{heading}: {self.title}") for item in items]
@@ -191,3 +180,37 @@ def table_html(frame: pd.DataFrame) -> str:
     """Return the frame as HTML, escaped, with its index as first column if that has a name."""
     named = frame.reset_index() if frame.index.name else frame
     return named.to_html(index=frame.index.name is None, border=0, escape=True, justify="left")
+
+
+# --- pictures of a page, for the README and for tests ----------------------------------------------------------------
+
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+WINDOW = (1280, 1500)  # of the README's picture
+PATIENCE = 240  # seconds; a loaded two-core machine takes many
+
+
+def chromium(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Open a page in a headless Chromium with these command-line options; return its output once it has ended.
+
+    Raises ParameterError if the machine has no Chromium, and RuntimeError if it fails.
+    """
+    program = next((path for path in map(shutil.which, (*CHROMIUMS, MAC)) if path), None)
+    if program is None:
+        raise ParameterError("chromium", reason=f"this needs a Chromium or Chrome on the PATH ({', '.join(CHROMIUMS)})")
+    fixed = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+    fixed += ["--no-first-run", "--disable-extensions", "--disable-background-networking", "--mute-audio"]
+    with tempfile.TemporaryDirectory(prefix="quagmire-chromium-", ignore_cleanup_errors=True) as profile:
+        command = [program, *fixed, f"--user-data-dir={profile}", *options, page.resolve().as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{program} failed: {' '.join(done.stderr.strip().splitlines()[-3:])}")
+    return done
+
+
+def take_screenshot(page: Path, target: Path) -> Path:
+    """Write a PNG of the page at desktop width with a palette of 256 colours, a third of the size; return its path."""
+    light = "--blink-settings=preferredColorScheme=1"
+    chromium(page, f"--window-size={WINDOW[0]},{WINDOW[1]}", light, f"--screenshot={target.resolve()}")
+    shrink_picture(target)
+    return target

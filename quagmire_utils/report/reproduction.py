@@ -2,17 +2,19 @@
 
     taken = run_notebooks(Run(profile="mini", only=("fig03", "table01"), parameters={"k": "16"}))
 
-`run_sweep` comes first: it computes the records and resumes what an earlier run left. Then follow, several at a time
-because they only read, every `figNN_*` and `tableNN_*` notebook, `claims`, `paper_audit` and those of `study.BEYOND`.
-Other notebooks (workflows such as `evaluate_model`) run one by one, if `only` names them. An executed copy replaces
-`results/<profile>/notebooks/<name>.ipynb` in one step when it is complete, unless it shows the same. The copy in
-progress and the log stay in `results/<profile>/logs/` if a notebook fails. With parameters of the user, all of this and
-the figures go to `runs/<profile>` instead, so that the results with default parameters stay.
+`run_sweep` comes first: it computes the records and resumes what an earlier run left. Figures, tables, `claims`,
+`paper_audit` and those of `study.BEYOND` only read, so several run at a time. Workflows such as `evaluate_model` run
+one by one, if `only` names them. An executed copy replaces `results/<profile>/notebooks/<name>.ipynb` in one step,
+unless it shows the same; if a notebook fails, its partial copy and log stay in `results/<profile>/logs/`. With
+parameters of the user, all of this goes to `runs/<profile>` instead, so that the default results stay.
 """
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import itertools
+import json
 import os
 import re
 import shlex
@@ -23,13 +25,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from quagmire_utils.analysis.tables import TABLES
-from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.errors import ParameterError, check_whole
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.provenance import usable_cores
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.report.execution import Job, NotebookError, Screen, execute_all
 from quagmire_utils.report.notebook import set_aside_records
-from quagmire_utils.report.parameters import check_values, notebook_parameters, parse_value
 from quagmire_utils.report.study import AUDIT, BEYOND, LEDGER
 
 SWEEP = "run_sweep"
@@ -98,7 +99,9 @@ def select_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Path]:
 
     `only` holds prefixes of names. Raises ParameterError if a prefix fits no notebook, or nothing is left to run.
     """
-    everything = sorted(_named(folder), key=_position)
+    everything = sorted(
+        _named(folder), key=lambda path: (path.stem != SWEEP, REGULAR.match(path.stem) is None, path.stem)
+    )
     if not only:
         regular = [path for path in everything if path.stem == SWEEP or REGULAR.match(path.stem)]
         if not regular:
@@ -111,14 +114,12 @@ def select_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Path]:
     return [path for path in everything if path.stem.startswith(tuple(only))]
 
 
-def _named(folder: Path) -> list[Path]:
+def _named(folder: Path) -> set[Path]:
     """Return paths by the names of the executed copies: table.ipynb counts as the ten notebooks made from it."""
-    found = list(folder.glob("*.ipynb"))
-    tables = folder / f"{TABLE}.ipynb"
-    if tables in found:
-        found.remove(tables)
-        found += [folder / f"{spec.slug}.ipynb" for spec in TABLES.values()]
-    return found
+    found = set(folder.glob("*.ipynb"))
+    if (tables := folder / f"{TABLE}.ipynb") in found:
+        found |= {folder / f"{spec.slug}.ipynb" for spec in TABLES.values()}
+    return found - {tables}
 
 
 def _source(path: Path) -> tuple[Path, int | None]:
@@ -127,10 +128,6 @@ def _source(path: Path) -> tuple[Path, int | None]:
     if path.exists() or not number:
         return path, None
     return path.with_name(f"{TABLE}.ipynb"), int(number[1])
-
-
-def _position(path: Path) -> tuple[bool, bool, str]:
-    return path.stem != SWEEP, REGULAR.match(path.stem) is None, path.stem
 
 
 def assign_parameters(run: Run, paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
@@ -219,3 +216,128 @@ def make_report(run: Run, taken: Collection[str]) -> Path | None:
     from quagmire_utils.report.page import write_report
 
     return write_report(run.place, sources=run.notebooks)
+
+
+# --- parameters: their defaults, as typed by a user, and what can be refused before a kernel starts ------------------
+
+# whole numbers of at least 1
+COUNTS = ("num_samples", "k", "forecast_k", "n_splits", "n_draws", "n_runs", "limit", "workers")
+PREDICTORS = ("pass1", "gen_loss", "pass_k", "avg_genloss_pass_k")
+
+
+def notebook_parameters(path: Path) -> dict[str, Any]:
+    """Return the names and defaults of the notebook's parameters cell (None if a default is not a literal)."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    tagged = ("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", ()))
+    defaults: dict[str, Any] = {}
+    for statement in ast.parse(next(tagged, "")).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            defaults[statement.targets[0].id] = None
+            with contextlib.suppress(ValueError):
+                defaults[statement.targets[0].id] = ast.literal_eval(statement.value)
+    return defaults
+
+
+def parse_value(name: str, text: str, default: Any = None) -> Any:
+    """Return the value of `-p name=text`, of the type that the notebook's default has.
+
+    A list or tuple may be written without brackets (a,b); a default of None takes any literal, and plain text as text.
+    Raises ParameterError if the value is of another type.
+    """
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
+    if value is None or default is None:
+        return value
+    if isinstance(default, (list, tuple)):
+        if isinstance(value, str) and value is text:
+            value = [parse_value(name, item.strip()) for item in text.split(",") if item.strip()]
+        return type(default)(value) if isinstance(value, (list, tuple)) else type(default)([value])
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ParameterError(name, text, f"{type(default).__name__} like {default!r}")
+    return value
+
+
+def check_values(values: Mapping[str, Any], records: Path) -> None:
+    """Raise ParameterError for values that a notebook would refuse, as far as no model and no kernel is needed.
+
+    values: of all its parameters. records: the folder of the records that it reads; they may not be there yet.
+    """
+    for name in COUNTS:
+        if values.get(name) is not None:
+            check_whole(name, values[name], 1)
+    if not 0 < values.get("confidence", 0.5) < 1:
+        raise ParameterError("confidence", values["confidence"], "between 0 and 1")
+    if "engine" in values:
+        _check_evaluation(values)
+        return
+    from quagmire_utils.analysis.candidates import SCENARIOS, check_outcome
+    from quagmire_utils.analysis.measurements import load_measurements
+    from quagmire_utils.report.notebook import repo_path
+    from quagmire_utils.report.plots.look import SELECTION_STYLE
+    from quagmire_utils.report.plots.stages import X_LABELS
+
+    check_outcome(values.get("outcome", "outcome"))
+    known = {"selections": SELECTION_STYLE, "predictors": PREDICTORS, "scenario": SCENARIOS, "x": X_LABELS}
+    for name, allowed in known.items():
+        for item in [chosen] if isinstance(chosen := values.get(name, ()), str) else chosen:
+            if item not in allowed:
+                raise ParameterError(name, item, f"one of {', '.join(allowed)}")
+    if not values.get("measurements"):
+        _check_choice(values, records)
+    elif not (source := Path(repo_path(values["measurements"]))).exists():
+        raise ParameterError("measurements", source, reason=f"there is no file or folder {source}")
+    elif source.is_file():
+        load_measurements(source, k=values["k"])
+
+
+def _check_choice(values: Mapping[str, Any], records: Path) -> None:
+    """Check what is chosen of the records, and k against their number of answers."""
+    from quagmire_utils.analysis.candidates import check_family
+    from quagmire_utils.core.files import read_parquet
+
+    if not all((records / f"{name}.parquet").is_file() for name in ("candidates", "counts")):
+        return
+    candidates = read_parquet(records / "candidates.parquet")
+    for family in {*values.get("families", ()), values.get("family", "all")} - {"all"}:
+        check_family(candidates, family)
+    for name in ("n_examples", "epochs"):
+        if values.get(name) and values[name] not in set(candidates[name]):
+            known = ", ".join(f"{value:g}" for value in sorted(candidates[name].unique()))
+            raise ParameterError(name, values[name], f"one of {known}, or 0 for all")
+    counts = read_parquet(records / "counts.parquet", ["stage", "benchmark", "n"])
+    fewest = counts.loc[counts["stage"] != "rl", "n"].min()
+    if values.get("k", 1) > fewest:
+        raise ParameterError("k", values["k"], f"at most {fewest}, the answers drawn for each problem before RL")
+    known = ["auto", "all", *counts["benchmark"].unique()]
+    if values.get("benchmark", "all") not in known:
+        raise ParameterError("benchmark", values["benchmark"], f"one of {', '.join(known)}")
+
+
+def _check_evaluation(values: Mapping[str, Any]) -> None:
+    """Check what `evaluate_model` is to sample, on what and how; no problem is read, no server is asked."""
+    from quagmire_utils.engines import EngineConfig, SamplingParams
+    from quagmire_utils.engines.checkpoints import check_present
+    from quagmire_utils.evaluation.pass_at_k import check_reach
+    from quagmire_utils.report import inputs
+    from quagmire_utils.report.notebook import repo_path
+
+    engine, samples = values["engine"], values["num_samples"]
+    server = inputs.server_settings(engine, values["server_model"], values["server_tokenizer"])
+    given = {**values, "model": repo_path(values["model"]), "server": server}
+    config = EngineConfig(**{name: value for name, value in given.items() if name in EngineConfig.model_fields})
+    config.check()
+    SamplingParams(**{name: value for name, value in given.items() if name in SamplingParams.model_fields})
+    if values["k"] > samples:
+        raise ParameterError("k", values["k"], f"between 1 and num_samples ({samples})")
+    if forecast_k := values.get("forecast_k"):
+        check_reach(samples, forecast_k, "forecast_k")
+    inputs.benchmark_sources(values["benchmarks"])
+    inputs.load_validation(values["validation_traces"])
+    if engine != "server":
+        check_present(config.model)

@@ -204,7 +204,7 @@ def _outputs(cells: Sequence[Mapping[str, Any]]) -> tuple[Output, ...]:
 
 
 def _shown(cell: Mapping[str, Any]) -> list[Output]:
-    return [shown for shown in map(_output, cell.get("outputs", [])) if shown]
+    return list(filter(None, map(_output, cell.get("outputs", []))))
 
 
 def _output(output: Mapping[str, Any]) -> Output | None:
@@ -221,9 +221,7 @@ def _output(output: Mapping[str, Any]) -> Output | None:
 
 def _headline(cell: Mapping[str, Any]) -> Headline | None:
     values = _bundle(cell, HEADLINE)
-    if not values or not {"paper", "ours"} <= values.keys():
-        return None
-    return Headline(values["paper"], values["ours"], values.get("scale", ""))
+    return Headline(**values) if values else None
 
 
 def _bundle(cell: Mapping[str, Any], mime: str) -> dict[str, Any] | None:

@@ -36,7 +36,8 @@ def page(tmp_path_factory):
     store.append(frame)
     audit = frame.assign(kind="only the first grader says correct", samples=2, gold=PAYLOADS[0])
     audit = audit.assign(second_verdict="wrong", second_extracted=PAYLOADS[1], ending=audit["text"])
-    audit.attrs = {"samples": 36, "disagreements": 36}
+    audit.attrs = dict.fromkeys(("undecided", "not_math", "either", "both", "unread"), 0)
+    audit.attrs |= {"samples": 36, "disagreements": 36}
     return browse_answers(store, problems, each=len(PAYLOADS)) + show_audit(audit, rows=36)
 
 
@@ -144,8 +145,11 @@ def test_long_answers_keep_their_beginning_and_their_end():
 
 def test_an_audit_is_told_with_its_counts():
     empty = pd.DataFrame({"problem": []})
-    empty.attrs = {"samples": 1200, "disagreements": 1, "undecided": 1000, "not_math": 2, "unread": 6}
+    counts = {"samples": 1200, "disagreements": 1, "undecided": 1000, "not_math": 2, "unread": 6}
+    empty.attrs = counts | {"either": 0, "both": 0}
     said = show_audit(empty)
     assert "disagrees on 1 of 200 answers. It cannot decide 1,000 more. Neither could read 6 (0.50 %)." in said
-    many = pd.DataFrame({"problem": range(40), "gold": "<b>"})
-    assert "40 disagreements. The first 30 of 40 distinct cases:" in show_audit(many)
+    columns = ("kind", "benchmark", "index", "verdict", "extracted", "second_verdict", "second_extracted", "ending")
+    many = pd.DataFrame({"problem": range(40), "gold": "<b>", "samples": 1, **dict.fromkeys(columns, "x")})
+    many.attrs = empty.attrs
+    assert "The first 30 of 40 distinct cases:" in show_audit(many)

@@ -19,9 +19,9 @@ from quagmire_utils.analysis import claims, tables
 from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.cli import app
 from quagmire_utils.core.records import load_records
-from quagmire_utils.report import browser, clean
+from quagmire_utils.report import clean
 from quagmire_utils.report.card import update_readme
-from quagmire_utils.report.page import NAME, build, write_report
+from quagmire_utils.report.page import NAME, WINDOW, build, write_report
 from quagmire_utils.report.study import PLACES, Headline, Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -331,7 +331,7 @@ def test_the_screenshot_command_makes_a_light_desktop_picture(example):
     done = CliRunner().invoke(app, ["report", "screenshot", str(example)])
     assert done.exit_code == 0, done.output
     with Image.open(example / "report.png") as image:
-        assert image.size == browser.WINDOW
+        assert image.size == WINDOW
         assert image.convert("L").getpixel((4, 4)) > 230
         assert len(image.convert("L").getcolors()) > 10
 

@@ -29,7 +29,7 @@ from packaging.utils import canonicalize_name
 from quagmire_utils import cli
 from quagmire_utils.analysis.tables import TABLES
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.report import parameters, reproduction
+from quagmire_utils.report import reproduction
 from quagmire_utils.report.execution import NotebookError
 from quagmire_utils.report.reproduction import Run
 
@@ -450,10 +450,10 @@ def test_an_unknown_or_mistyped_parameter_is_refused_before_anything_runs_or_is_
     ],
 )
 def test_a_wrong_value_is_refused_before_a_kernel_starts(notebook: str, name: str, value: object, refused):
-    defaults = parameters.notebook_parameters(ROOT / "notebooks" / f"{notebook}.ipynb")
-    parameters.check_values(defaults, ROOT / "results" / "mini")
+    defaults = reproduction.notebook_parameters(ROOT / "notebooks" / f"{notebook}.ipynb")
+    reproduction.check_values(defaults, ROOT / "results" / "mini")
     with refused(name):
-        parameters.check_values(defaults | {name: value}, ROOT / "results" / "mini")
+        reproduction.check_values(defaults | {name: value}, ROOT / "results" / "mini")
 
 
 def test_a_copy_that_shows_the_same_stays_and_own_parameters_go_elsewhere(recorded: Run):
@@ -492,7 +492,7 @@ def test_a_copy_that_shows_the_same_stays_and_own_parameters_go_elsewhere(record
     ],
 )
 def test_values_take_the_type_of_the_notebooks_default(text: str, default: object, value: object):
-    parsed = parameters.parse_value("name", text, default)
+    parsed = reproduction.parse_value("name", text, default)
     assert parsed == value
     assert type(parsed) is type(value)
 
@@ -500,7 +500,7 @@ def test_values_take_the_type_of_the_notebooks_default(text: str, default: objec
 @pytest.mark.parametrize(("text", "default"), [("4.5", 8), ("1", True), ("True", 8), ("x", {"a": 1}), ("x", 0.5)])
 def test_values_of_another_type_are_refused(text: str, default: object, refused):
     with refused("name"):
-        parameters.parse_value("name", text, default)
+        reproduction.parse_value("name", text, default)
 
 
 # --- pins and package -------------------------------------------------------------------------------------------------

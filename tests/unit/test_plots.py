@@ -23,7 +23,7 @@ from quagmire_utils.core.records import CHECKPOINT
 from quagmire_utils.evaluation.measured import forecast_table
 from quagmire_utils.evaluation.pass_at_k import bootstrap_intervals
 from quagmire_utils.report import plots
-from quagmire_utils.report.plots import bars, curves, look, stages
+from quagmire_utils.report.plots import curves, look, stages
 from quagmire_utils.report.plots.series import OUTCOMES, series
 
 LLAMA, MISTRAL, QWEN = "Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct", "Qwen3-4B-base"
@@ -144,7 +144,7 @@ def test_series_differ_in_greyscale_and_by_marker(llama, make_panel):
         assert min(np.diff(sorted(fills.values()))) > 0.08
     verdicts = [luminance(colour) for colour, _ in look.VERDICT_STYLE.values()]
     assert min(abs(a - b) for a, b in itertools.pairwise(verdicts)) > 0.1
-    before, after = bars.STAGES.values()
+    before, after = stages.STAGES.values()
     assert luminance(before[1]) - luminance(after[1]) > 0.2
     assert before[2] != after[2]  # the hatches
 

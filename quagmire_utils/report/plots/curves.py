@@ -35,9 +35,6 @@ SHIFT = 1.025  # between the bars of two lines at the same x
 LOOKS = ((GREY, "o", "-"), (BLUE, "s", "-"), (ORANGE, "D", "--"), (SKY, "^", "-."), (INK, "v", ":"))
 
 
-# --- predictors -------------------------------------------------------------------------------------------------------
-
-
 def plot_lines(table: pd.DataFrame, ax: Axes, titles: Mapping[Any, str]) -> None:
     """Plot value, with a bar from low to high, along a logarithmic axis: one line for each of the titles.
 
@@ -49,9 +46,6 @@ def plot_lines(table: pd.DataFrame, ax: Axes, titles: Mapping[Any, str]) -> None
         ax.vlines(place, part["low"], part["high"], color=colour, lw=1.2, alpha=0.7)
         ax.plot(place, part["value"], color=colour, marker=marker, ls=line, ms=5, label=title)
     log_ticks(ax, table.index.unique(level=0))
-
-
-# --- RL ---------------------------------------------------------------------------------------------------------------
 
 
 def plot_rl_curves(curves: pd.DataFrame, ax: Axes, colours: Mapping[str, Any]) -> None:
@@ -106,9 +100,6 @@ def rl_curve_grid(curves: pd.DataFrame, candidates: pd.DataFrame) -> Figure:
     bar.set_label(f"colour of a candidate's line: mean reward of its first {2 * SMOOTH} steps", loc="left")
     bar.outline.set_visible(False)
     return fig
-
-
-# --- an evaluation ----------------------------------------------------------------------------------------------------
 
 
 def plot_pass_at_k(

@@ -112,10 +112,7 @@ def shrink_picture(path: Path) -> None:
 
 
 def stamp(fig: Figure, text: str) -> None:
-    """Write the origin of the figure (profile, measured or paper) in its lower left corner.
-
-    If every axis is empty (`not_run`), nothing was measured, and the stamp says "not run" instead.
-    """
+    """Write the origin of the figure in its lower left corner; "not run" for "measured" if every axis is empty."""
     if fig.axes and all(any(text.get_gid() == NOT_RUN for text in ax.texts) for ax in fig.axes if ax.get_visible()):
         text = text.replace("measured", NOT_RUN)
     fig.supxlabel(text, fontsize=8, color=GREY, x=0.01, ha="left")
@@ -196,7 +193,7 @@ FAR = 14  # typographic points from which a line ties a label to its point
 ANGLES = np.radians([45, 0, 135, 315, 180, 225, 90, 270, 22, 68, 112, 158, 202, 248, 292, 338])
 # places of a label around its point: right, up, distance
 SPOTS = np.array([(r * np.cos(t), r * np.sin(t), r) for r in (8, 13, 20, 28, 38, 50) for t in ANGLES])
-PREFIX = {"none": "", "random": "", "shortest": "s", "longest": "l", "shortest+longest": "s+l "}
+PREFIX = {"random": "", "shortest": "s", "longest": "l", "shortest+longest": "s+l "}
 
 
 def candidate_labels(candidates: pd.DataFrame, *, repeats: bool = True) -> list[str]:
@@ -205,17 +202,13 @@ def candidate_labels(candidates: pd.DataFrame, *, repeats: bool = True) -> list[
     Of twins, which differ in the learning rate alone, those of the higher rate have a dot. repeats: write the epochs
     even if they are one.
     """
-    labels: list[str] = []
-    for row in candidates.itertuples(index=False):
+    labels = pd.Series("base", index=candidates.index, dtype=object)
+    for i, row in enumerate(candidates.itertuples(index=False)):
         epochs = f"×{row.epochs:g}" if repeats or row.epochs != 1 else ""
-        label = f"{PREFIX.get(row.selection, row.selection + ' ')}{row.n_examples}{epochs}"
-        labels.append("base" if row.selection == "none" else label)
-    keys = pd.Series(labels, index=candidates.index)
-    lowest = candidates["learning_rate"].groupby(keys).transform("min")
-    return [
-        f"{label} •" if higher else label
-        for label, higher in zip(labels, candidates["learning_rate"] > lowest, strict=True)
-    ]
+        if row.selection != "none":
+            labels.iloc[i] = f"{PREFIX.get(row.selection, row.selection + ' ')}{row.n_examples}{epochs}"
+    rates = candidates["learning_rate"]
+    return (labels + np.where(rates > rates.groupby(labels).transform("min"), " •", "")).tolist()
 
 
 def halo() -> list[Any]:
@@ -228,8 +221,8 @@ def halo() -> list[Any]:
 def label_points(ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], avoid: Any = ()) -> None:
     """Write each name near its point, off other names and markers and, if possible, off the points (x, y) in `avoid`.
 
-    Each name takes the best of 96 places around its point, given where the others are, in three rounds; a line ties a
-    distant name to its point. adjustText is slower and puts names nearer to other points than to their own.
+    Each name takes the best of 96 places around its point, in three rounds; a line ties a distant name to its point.
+    adjustText is slower and puts names nearer to other points than to their own.
     """
     ax.figure.draw_without_rendering()  # lays the axes out
     scale = ax.figure.dpi / 72  # pixels in a typographic point

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.analysis.candidates import select_candidates
+from quagmire_utils.analysis.candidates import check_outcome, select_candidates
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.report.clean import render
 from quagmire_utils.report.plots.look import (
@@ -46,10 +46,8 @@ def choose_candidates(
     None and 0 narrow nothing. Empty if the family was not run. Raises ParameterError for a value that neither the
     records nor the paper know, and for epochs or examples that no candidate has.
     """
-    if selections is not None:
-        unknown = sorted(set(selections) - set(SELECTION_STYLE)) or ([] if list(selections) else [None])
-        if unknown:
-            raise ParameterError("selections", unknown[0], f"some of {', '.join(SELECTION_STYLE)}")
+    if selections is not None and (unknown := set(selections or [None]) - set(SELECTION_STYLE)):
+        raise ParameterError("selections", unknown.pop(), f"some of {', '.join(SELECTION_STYLE)}")
     rows = select_candidates(frame, family, scenario)
     rows = rows[rows["selection"].isin(list(selections))] if selections else rows
     for column, wanted in (("epochs", epochs), ("n_examples", n_examples)):
@@ -74,8 +72,7 @@ class Panel:
 
     def __post_init__(self) -> None:
         """Raise ParameterError for an unknown outcome; make the title if none is given."""
-        if self.outcome not in OUTCOMES:
-            raise ParameterError("outcome", self.outcome, f"one of {', '.join(OUTCOMES)}")
+        check_outcome(self.outcome)
         known = pd.concat([self.candidates, self.base])
         if not self.title:
             names, models = (", ".join(known[column].unique()) for column in ("family", "stands_for"))
@@ -124,8 +121,7 @@ class Series:
 def series(candidates: pd.DataFrame, by: str, among: pd.DataFrame | None = None) -> list[Series]:
     """Group candidates by `by` (selection, n_examples or epochs), never across families or learning rates.
 
-    Different epochs of one selection are different series with the same looks. among: all candidates of the figure,
-    which decide the looks, so that its axes agree; by default `candidates`.
+    Epochs of one selection are series with the same looks. among: all candidates of the figure, which decide the looks.
     """
     among = candidates if among is None else among
     if candidates.empty:
@@ -148,9 +144,8 @@ def series(candidates: pd.DataFrame, by: str, among: pd.DataFrame | None = None)
 def half_widths(rows: pd.DataFrame, column: str, pool: pd.DataFrame | None = None) -> np.ndarray:
     """Return half the 95 % interval of pass1, gen_loss, outcome or outcome_last of each row, NaN if unknown.
 
-    pass1 and outcome: from the sampling of answers alone. outcome_last is a mean over RL runs: from the standard
-    deviation between runs, pooled over the candidates of `pool` (default: the rows) because each has few runs, with
-    Student's t.
+    pass1 and outcome: from the sampling of answers alone. outcome_last, a mean over RL runs: from the spread between
+    runs, pooled over the candidates of `pool` (default: the rows), with Student's t.
     """
     if column != "outcome_last":
         return INTERVAL * rows["gen_loss_se" if column == "gen_loss" else f"{column}_sampling_se"].to_numpy(np.float64)
@@ -165,10 +160,9 @@ def half_widths(rows: pd.DataFrame, column: str, pool: pd.DataFrame | None = Non
 
 
 def places(everything: Sequence[Series], x: str, apart: float = APART) -> list[np.ndarray]:
-    """Return the x of each series' candidates, moved a little if another marker is there.
+    """Return the x of each series' candidates; on the logarithmic axis neighbours keep `apart` of its width apart.
 
-    Neighbours on the logarithmic axis keep `apart` of its width between them; those that would not are spread about
-    their mean, in order of x and then of series.
+    Those that would not are spread about their mean, in order of x and then of series.
     """
     from scipy.optimize import isotonic_regression
 
