@@ -29,11 +29,8 @@ _INSTRUCTIONS = {"bfloat16": {"avx512_bf16", "amx_bf16"}, "float16": {"avx512_fp
 _TOKENIZER_CONTENT = ("tokenizer*", "vocab*", "merges.txt", "spiece.model", "special_tokens_map.json", "chat_template*")
 
 
-def check_base_url(url: str) -> str:
-    """Return the address of an endpoint without a trailing slash.
-
-    Raises ParameterError if it is not an address, or holds a user, password, query or fragment.
-    """
+def check_base_url(url: str) -> None:
+    """Raise ParameterError unless `url` is the address of an endpoint, without user, password, query and fragment."""
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -45,7 +42,6 @@ def check_base_url(url: str) -> str:
         raise ParameterError(
             "base_url", reason="give scheme://host:port/path alone; an API key belongs in the environment"
         )
-    return url.rstrip("/")
 
 
 def check_model(model: str | Path) -> None:

@@ -42,7 +42,6 @@ from quagmire_utils.engines.base import (
     ServerSettings,
 )
 from quagmire_utils.engines.checkpoints import (
-    check_base_url,
     end_tokens,
     load_config,
     model_digest,
@@ -82,7 +81,7 @@ class ServerEngine(Engine):
 
     def __init__(self, config: EngineConfig) -> None:
         """Ask the server what it serves and load its tokenizer. Raises ParameterError if either fails."""
-        self.config, self.base_url = config, check_base_url(config.model)
+        self.config, self.base_url = config, config.model.rstrip("/")
         self.settings = settings = config.server or ServerSettings()
         [(card, self.version)] = _in_thread(self._ask_what_it_serves)
         self.model, self._root = card["id"], card["root"]

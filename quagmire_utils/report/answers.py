@@ -10,17 +10,14 @@ plain text, never as markup, mathematics or a link.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from quagmire_utils.evaluation.store import KEYS
+from quagmire_utils.data import Problem
+from quagmire_utils.evaluation.store import KEYS, SampleStore
 from quagmire_utils.report.clean import environment
-
-if TYPE_CHECKING:
-    from quagmire_utils.data import Problem
-    from quagmire_utils.evaluation.store import SampleStore
 
 KINDS = {"right": ("correct",), "wrong": ("wrong",), "undecided or no answer": ("timeout", "error", "no_answer")}
 SHOWN_ROWS = 30  # of the audit's list

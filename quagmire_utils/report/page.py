@@ -6,11 +6,11 @@ import base64
 import shutil
 import subprocess
 import tempfile
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from markupsafe import Markup
 
 from quagmire_utils.core import published
@@ -31,9 +31,6 @@ from quagmire_utils.report.study import (
     label_of,
     read_study,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NAME = "report.html"
 EVALUATION = "evaluation.html"
@@ -109,11 +106,19 @@ def _output(entry: Executed, shown: Output) -> Markup:
     caption = markdown(shown.caption) if shown.caption else Markup()
     below = Markup("<figcaption>{}</figcaption>").format(caption) if caption else ""
     try:
-        alt = textwrap.shorten(caption.striptags() or entry.title, ALT_LENGTH, placeholder=" …")
-        return picture(shown.content, shown.metadata.get("width"), alt, below)
+        return picture(shown.content, shown.metadata.get("width"), _alt(caption.striptags() or entry.title), below)
     except ValueError:
         text = '<p class="note">A picture of {} is damaged: execute the notebook again.</p>'
         return Markup(text).format(entry.name)
+
+
+def _alt(caption: str) -> str:
+    """Return the beginning of a caption, whole sentences if possible."""
+    if len(caption) <= ALT_LENGTH:
+        return caption
+    cut = caption[:ALT_LENGTH]
+    end = max(cut.rfind(mark) for mark in (". ", "; ", ": "))
+    return cut[: end + 1] if end > ALT_LENGTH // 3 else cut[: cut.rfind(" ")] + " …"
 
 
 def _origins(study: Mapping[str, Executed]) -> dict[str, list[Executed]]:

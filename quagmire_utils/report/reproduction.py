@@ -24,13 +24,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from quagmire_utils.analysis.candidates import SCENARIOS, check_family, check_outcome
+from quagmire_utils.analysis.measurements import load_measurements
 from quagmire_utils.analysis.tables import TABLES
 from quagmire_utils.core.errors import ParameterError, check_whole
+from quagmire_utils.core.files import read_parquet
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.provenance import usable_cores
-from quagmire_utils.core.settings import load_profile
+from quagmire_utils.engines import EngineConfig, SamplingParams
+from quagmire_utils.engines.checkpoints import check_present
+from quagmire_utils.evaluation.pass_at_k import check_reach
+from quagmire_utils.report import inputs
 from quagmire_utils.report.execution import Job, NotebookError, Screen, execute_all
-from quagmire_utils.report.notebook import set_aside_records
+from quagmire_utils.report.notebook import repo_path, results_folder, set_aside_records
+from quagmire_utils.report.page import write_report
+from quagmire_utils.report.plots.look import SELECTION_STYLE
+from quagmire_utils.report.plots.stages import X_LABELS
 from quagmire_utils.report.study import AUDIT, BEYOND, LEDGER
 
 SWEEP = "run_sweep"
@@ -63,9 +72,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where the profile's records are."""
-        if self.records_only:
-            return Path(self.profile).resolve()
-        return self.results / load_profile(self.profile).name
+        return results_folder(self.profile, self.results)
 
     @property
     def place(self) -> Path:
@@ -213,8 +220,6 @@ def make_report(run: Run, taken: Collection[str]) -> Path | None:
     """Make the page if a notebook that it shows was executed, or if --only names it; return its path."""
     if REPORT not in run.only and not any(REGULAR.match(name) for name in taken):
         return None
-    from quagmire_utils.report.page import write_report
-
     return write_report(run.place, sources=run.notebooks)
 
 
@@ -276,12 +281,6 @@ def check_values(values: Mapping[str, Any], records: Path) -> None:
     if "engine" in values:
         _check_evaluation(values)
         return
-    from quagmire_utils.analysis.candidates import SCENARIOS, check_outcome
-    from quagmire_utils.analysis.measurements import load_measurements
-    from quagmire_utils.report.notebook import repo_path
-    from quagmire_utils.report.plots.look import SELECTION_STYLE
-    from quagmire_utils.report.plots.stages import X_LABELS
-
     check_outcome(values.get("outcome", "outcome"))
     known = {"selections": SELECTION_STYLE, "predictors": PREDICTORS, "scenario": SCENARIOS, "x": X_LABELS}
     for name, allowed in known.items():
@@ -298,9 +297,6 @@ def check_values(values: Mapping[str, Any], records: Path) -> None:
 
 def _check_choice(values: Mapping[str, Any], records: Path) -> None:
     """Check what is chosen of the records, and k against their number of answers."""
-    from quagmire_utils.analysis.candidates import check_family
-    from quagmire_utils.core.files import read_parquet
-
     if not all((records / f"{name}.parquet").is_file() for name in ("candidates", "counts")):
         return
     candidates = read_parquet(records / "candidates.parquet")
@@ -321,12 +317,6 @@ def _check_choice(values: Mapping[str, Any], records: Path) -> None:
 
 def _check_evaluation(values: Mapping[str, Any]) -> None:
     """Check what `evaluate_model` is to sample, on what and how; no problem is read, no server is asked."""
-    from quagmire_utils.engines import EngineConfig, SamplingParams
-    from quagmire_utils.engines.checkpoints import check_present
-    from quagmire_utils.evaluation.pass_at_k import check_reach
-    from quagmire_utils.report import inputs
-    from quagmire_utils.report.notebook import repo_path
-
     engine, samples = values["engine"], values["num_samples"]
     server = inputs.server_settings(engine, values["server_model"], values["server_tokenizer"])
     given = {**values, "model": repo_path(values["model"]), "server": server}
