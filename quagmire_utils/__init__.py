@@ -5,8 +5,9 @@ it loads nothing heavy: each subpackage (`quagmire_utils.evaluation.sampling`, `
 libraries where it uses them.
 """
 
-from quagmire_utils.core.threads import wait_asleep
+import os
 
 __version__ = "0.1.0"
 
-wait_asleep()
+# OpenMP reads it when torch is imported: its threads sleep while they wait, instead of taking cores from other jobs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -99,12 +100,12 @@ def audit(
     output: Annotated[Path | None, typer.Option(help="Write the list to this .csv file.")] = None,
 ) -> None:
     """List the answers that a second grader, math-verify alone, judges differently."""
-    from quagmire_utils.core.spreadsheet import check_writable, printable, write_csv
+    from quagmire_utils.core.spreadsheet import write_csv
     from quagmire_utils.evaluation.audit import audit_store
 
     held = _open_store(store)
-    if output is not None:
-        check_writable(output)
+    if output is not None and (output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK)):
+        raise ParameterError("--output", output, "a file in a folder that can be written to")
     table = audit_store(held, _problems(held, benchmark or [], data_dir))
     found = table.attrs
     judged = found["samples"] - found["undecided"]
@@ -120,7 +121,8 @@ def audit(
     if output is not None:
         write_csv(table, output)
     elif len(table):
-        print(table.drop(columns=["index", "ending"]).map(printable).to_string(index=False, max_colwidth=40))
+        shown = table.drop(columns=["index", "ending"]).to_string(index=False, max_colwidth=40)
+        print("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in shown))  # none commands a terminal
 
 
 def _open_store(folder: Path) -> SampleStore:

@@ -25,17 +25,6 @@ class ParameterError(ValueError):
         super().__init__(sentence)
         self.parameter, self.value, self.allowed, self.reason = parameter, value, allowed, reason
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Keep the fields on the way through a process boundary."""
-        return _rebuild, (type(self), self.args, self.__dict__)
-
-
-def _rebuild(kind: type[ParameterError], arguments: tuple[object, ...], fields: dict[str, object]) -> ParameterError:
-    error = kind.__new__(kind, *arguments)
-    error.args = arguments
-    error.__dict__.update(fields)
-    return error
-
 
 def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
     """Raise ParameterError unless `value` is a whole number in this range; True and 2.0 are not."""

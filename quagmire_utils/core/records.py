@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,8 +27,7 @@ CHECKPOINT = [*CANDIDATE, "stage", "rl_run", "checkpoint"]  # identifies a measu
 VERDICTS = ["correct", "wrong", "no_answer", "timeout", "error"]  # of answers; they add up to n
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Columns of one record file. Further columns are allowed."""
 
     keys: Sequence[str]  # no two rows share them
@@ -130,18 +129,15 @@ def check_table(frame: pd.DataFrame, name: str, where: str = "") -> None:
     """
     where, table = where or name, TABLES[name]
     check_columns(frame, [*table.keys, *table.texts, *table.numbers, *table.optional_numbers], where)
-    for column in table.texts:
+    for column in [*table.texts, *table.numbers]:
         if frame[column].isna().any():
             raise ParameterError(where, reason=f"column {column} has no value in {frame[column].isna().sum()} row(s)")
     for column in [*table.numbers, *table.optional_numbers]:
-        values, optional = frame[column].to_numpy(), column in table.optional_numbers
-        if values.dtype == object and optional:
-            values = np.array([np.nan if value is None else value for value in values])
-        if values.dtype.kind not in "iuf":
+        if not pd.api.types.is_numeric_dtype(frame[column]) and frame[column].notna().any():
             raise ParameterError(where, reason=f"column {column} holds {frame[column].dtype}, not numbers")
-        wrong = np.isinf(values) if optional else ~np.isfinite(values)
-        if wrong.any():
-            raise ParameterError(where, reason=f"column {column} has {values[wrong][0]} in {wrong.sum()} row(s)")
+        infinite = np.isinf(frame[column].astype(float))
+        if infinite.any():
+            raise ParameterError(where, reason=f"column {column} is infinite in {infinite.sum()} row(s)")
     check_once(frame, table.keys, where)
     for text in frame["scenario"] if name == "candidates" else ():
         if not set(text.split("+")) <= set(SCENARIOS):
@@ -149,10 +145,9 @@ def check_table(frame: pd.DataFrame, name: str, where: str = "") -> None:
             raise ParameterError(where, text, reason=reason)
     if name == "counts":
         wrong = (frame[VERDICTS].sum(axis=1) != frame["n"]) | (frame[["n", *VERDICTS]] < 0).any(axis=1)
-        if wrong.any():
-            row = frame[wrong].iloc[0]
+        for row in frame[wrong].to_dict("records"):
             place = " ".join(str(row[key]) for key in table.keys)
-            given = f"{row[VERDICTS].sum():g} of {row['n']:g} answers"
+            given = f"{sum(row[verdict] for verdict in VERDICTS):g} of {row['n']:g} answers"
             raise ParameterError(where, reason=f"{place} has verdicts for {given} ({wrong.sum()} such row(s))")
 
 

@@ -30,12 +30,16 @@ def load_tokenizer(
 
     Raises ParameterError if it can't be loaded, or if transformers makes another tokenizer of the file.
     """
+    from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils import cached_file
 
     how = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, **how)
-        file = _own_file(model, revision)
+        offline = {f"_raise_exceptions_for_{why}": False for why in ("missing_entries", "connection_errors")}
+        path = cached_file(str(model), "tokenizer.json", revision=revision, **offline)
+        file = None if path is None else Tokenizer.from_file(path)
         # mistral-common, and code that comes with a model, know better than the file
         own_code = tokenizer.__module__.startswith("transformers_modules")
         if file is None or own_code or not isinstance(tokenizer, PreTrainedTokenizerFast) or _agree(tokenizer, file):
@@ -47,21 +51,6 @@ def load_tokenizer(
         reason = f"transformers makes another tokenizer of {model} than its tokenizer.json describes"
         raise ParameterError("model", str(model), reason=reason)
     return tokenizer
-
-
-def _own_file(model: str | Path, revision: str | None) -> Tokenizer | None:
-    """Return the tokenizer in `tokenizer.json`; None if the model has no such file."""
-    from tokenizers import Tokenizer
-    from transformers.utils import cached_file
-
-    path = cached_file(
-        str(model),
-        "tokenizer.json",
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if path is None else Tokenizer.from_file(path)
 
 
 def _agree(tokenizer: PreTrainedTokenizerBase, file: Tokenizer) -> bool:

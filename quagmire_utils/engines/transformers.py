@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.threads import settle_threads
+from quagmire_utils.core.processes import settle_threads
 from quagmire_utils.core.tokenizer import cannot_load
 from quagmire_utils.engines.base import Completion, Engine, EngineConfig, Request, SamplingParams
 from quagmire_utils.engines.checkpoints import resolve_device

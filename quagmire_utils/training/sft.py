@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_folder, write_json
+from quagmire_utils.core.processes import settle_threads
 from quagmire_utils.core.settings import SFTSettings
-from quagmire_utils.core.threads import settle_threads
 from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.data import Trace
 from quagmire_utils.data.pretrained import locate

@@ -13,7 +13,7 @@ from example_model import PROMPT, peaked
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CONFIG_MAPPING, AutoTokenizer
 
-from quagmire_utils.core import threads
+from quagmire_utils.core import processes
 from quagmire_utils.core.tokenizer import PROBE, load_tokenizer
 from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import EngineConfig, Request, SamplingParams, checkpoints, load_engine, resolve_dtype
@@ -199,15 +199,15 @@ def test_engine_and_loss_compute_in_it(tmp_path, monkeypatch):
 def test_small_models_take_one_thread(monkeypatch):
     small, large = (torch.nn.Embedding(rows, 1000, device="meta") for rows in (49_000, 51_000))
     before = torch.get_num_threads()
-    threads._threads_at_first.cache_clear()
+    processes._threads_at_first.cache_clear()
     torch.set_num_threads(2)
     try:
         for chosen, module, used in (("2", small, 2), (None, large, 2), (None, small, 1), (None, large, 2)):
             monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
             if chosen is not None:
                 monkeypatch.setenv("OMP_NUM_THREADS", chosen)
-            threads.settle_threads(module)
+            processes.settle_threads(module)
             assert torch.get_num_threads() == used
     finally:
         torch.set_num_threads(before)
-        threads._threads_at_first.cache_clear()
+        processes._threads_at_first.cache_clear()

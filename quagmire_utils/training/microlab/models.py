@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
-from quagmire_utils.core.micro_settings import Architecture
+from quagmire_utils.core.settings import Architecture
 from quagmire_utils.data.prompts import INSTRUCTION
 
 if TYPE_CHECKING:
