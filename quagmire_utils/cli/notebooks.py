@@ -59,7 +59,7 @@ def run_command(
 
         if only or parameters or fresh:
             raise ParameterError("--spot-check", spot_check, reason="it executes no notebook: use it with --profile")
-        return spot_check_candidate(profile, None, spot_check, None)
+        return spot_check_candidate(profile, None, spot_check)
     prefixes = tuple(prefix.strip() for prefix in only.split(",") if prefix.strip())
     folders = {"notebooks": notebooks.resolve(), "results": results.resolve()}
     _execute(Run(profile, prefixes, assignments(parameters), fresh, jobs, **folders))

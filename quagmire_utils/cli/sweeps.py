@@ -97,7 +97,6 @@ def sweep(
     cell: Annotated[str | None, typer.Option(help="Compute one cell, unless it is finished.")] = None,
     collect: Annotated[bool, typer.Option("--collect", help="Gather the records of finished cells.")] = False,
     spot_check: Annotated[str | None, typer.Option(help="Retrain one candidate (or random) and compare.")] = None,
-    seed: Annotated[int | None, typer.Option(help="With --spot-check: of the random choice.")] = None,
 ) -> None:
     """Train and measure a grid of candidates; resume where it stopped."""
     from quagmire_utils import sweep as grid
@@ -113,12 +112,11 @@ def sweep(
     for option, given, mode in (
         ("--gpu, --price and --mfu", overrides, "--dry-run"),
         ("--output", output is not None, "--submit"),
-        ("--seed", seed is not None, "--spot-check"),
     ):
         if given and mode not in asked:
             raise ParameterError(option, reason=f"use it with {mode}")
     if spot_check is not None:
-        return spot_check_candidate(profile, results, spot_check, seed)
+        return spot_check_candidate(profile, results, spot_check)
     settings = load_profile(profile, overrides)
     folder = results or results_folder(profile)
     if plan:
@@ -156,7 +154,7 @@ def _submit(profile: Profile, name: str, folder: Path, to: str, output: Path | N
         print(f"Submit it with: bash {output}")
 
 
-def spot_check_candidate(profile: str, results: Path | None, name: str, seed: int | None) -> None:
+def spot_check_candidate(profile: str, results: Path | None, name: str) -> None:
     """Retrain one recorded candidate, compare it with its record, and exit with 1 if they differ."""
     from quagmire_utils.core.settings import load_profile
     from quagmire_utils.report.execution import clock
@@ -165,6 +163,6 @@ def spot_check_candidate(profile: str, results: Path | None, name: str, seed: in
 
     started = time.monotonic()
     folder = results or results_folder(profile)
-    outcome = spot_check(load_profile(profile), folder, "" if name == "random" else name, seed=seed)
+    outcome = spot_check(load_profile(profile), folder, "" if name == "random" else name)
     print(f"{outcome}\nTook {clock(time.monotonic() - started)}.")
     raise typer.Exit(int(outcome.verdict == "differs"))

@@ -14,8 +14,6 @@ from quagmire_utils import sweep
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_parquet, write_parquet
 from quagmire_utils.core.records import load_records
-from quagmire_utils.core.settings import load_profile
-from quagmire_utils.sweep import spot_check as module
 from quagmire_utils.sweep.spot_check import choose, judge, run_spread
 
 NAME = "a/random-16x2"
@@ -35,7 +33,8 @@ def records(tmp_path_factory):
 def judged(records, name=NAME, change=None):
     """`records` against the cells of the sweep that made them, as if they had been computed again."""
     changed = dataclasses.replace(records, **(change or {}))
-    return judge(changed, choose(PROFILE, records, name, 0), records.folder, PROFILE.evaluation.k)
+    rl = next(cell for cell in sweep.plan(PROFILE) if cell.kind == "rl" and name in (cell.id, cell.needs.id))
+    return judge(changed, rl, records.folder)
 
 
 def elsewhere(records):
@@ -46,27 +45,26 @@ def elsewhere(records):
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_sft_candidate_and_run_is_drawn_and_a_seed_repeats_its_draw(records):
-    drawn = {choose(PROFILE, records, "", seed).id for seed in range(60)}
+def test_every_sft_candidate_and_run_is_drawn(records):
+    drawn = {choose(PROFILE, records, "").id for _ in range(90)}
     assert drawn == {cell.id for cell in sweep.plan(PROFILE) if cell.kind == "rl" and cell.needs.kind == "sft"}
-    assert choose(PROFILE, records, "", 7) == choose(PROFILE, records, "", 7)
-    assert choose(PROFILE, records, f"{NAME}/rl1", 0).id == f"{NAME}/rl1"
-    assert {choose(PROFILE, records, NAME, seed).id for seed in range(20)} == {f"{NAME}/rl0", f"{NAME}/rl1"}
-    assert choose(PROFILE, records, "a/base", 0).needs.id == "a/base"
+    assert choose(PROFILE, records, f"{NAME}/rl1").id == f"{NAME}/rl1"
+    assert {choose(PROFILE, records, NAME).id for _ in range(40)} == {f"{NAME}/rl0", f"{NAME}/rl1"}
+    assert choose(PROFILE, records, "a/base").needs.id == "a/base"
 
 
 def test_only_what_is_recorded_with_the_present_parameters_is_drawn(records):
     more = tiny_profile(rl={"runs": 3})
-    assert all(choose(more, records, "", seed).run < 2 for seed in range(20))
+    assert all(choose(more, records, "").run < 2 for _ in range(20))
     other = tiny_profile(rl={"runs": 2}, sft={"learning_rate": 0.5})
-    assert choose(other, records, "", 0).needs.id == "a/base"  # what the change does not touch can still be checked
+    assert choose(other, records, "").needs.id == "a/base"  # what the change does not touch can still be checked
     for profile, name, said in (
         (more, f"{NAME}/rl2", "hold no RL run of it yet"),
         (other, NAME, "made with other parameters"),
         (PROFILE, "a/nothing", "a/random-16x2"),
     ):
         with pytest.raises(ParameterError, match=said) as raised:
-            choose(profile, records, name, 0)
+            choose(profile, records, name)
         assert (raised.value.parameter, raised.value.value) == ("spot-check", name)
 
 
@@ -79,9 +77,9 @@ def test_a_candidate_comes_out_again_to_the_last_bit_and_a_changed_record_is_fou
     shutil.copytree(unbroken, folder, ignore=shutil.ignore_patterns("scratch"))  # the records are all that it needs
 
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    answer = run_sweep(tiny, folder, "--spot-check", "random", "--seed", "3")
+    answer = run_sweep(tiny, folder, "--spot-check", "random")
     assert answer.returncode == 0, answer.stderr
-    assert f"Spot check of {choose(load_profile(tiny), load_records(folder), '', 3).id} (seed 3)" in answer.stdout
+    assert re.search(r"Spot check of a/(random-16x2|shortest-16x1)/rl0 against", answer.stdout)
     equal = re.findall(r"(\w+): (\d+) of (\d+) rows bit-equal", answer.stdout)
     assert {table for table, rows, of in equal if rows == of != "0"} == set(sweep.TABLES)
     assert "\nStarts from the base model kept there\n" in answer.stdout
@@ -142,9 +140,9 @@ def test_rows_that_the_records_lack_are_no_noise_anywhere(records):
             judged(records, NAME, {table: none})
 
 
-def test_elsewhere_a_difference_beyond_three_standard_errors_is_no_noise(records, monkeypatch):
+def test_elsewhere_a_difference_beyond_three_standard_errors_is_no_noise(records):
     """The allowance is recomputed here from its definition, and a shift on either side of it gets its verdict."""
-    spread, reward_spread = run_spread(records)
+    spread = run_spread(records)
     noise = judged(records, f"{NAME}/rl0", elsewhere(records)).quantities.set_index("quantity")
     counts = records.counts[records.counts["cell"] == NAME]
     share = counts["correct"] / counts["n"]
@@ -153,30 +151,21 @@ def test_elsewhere_a_difference_beyond_three_standard_errors_is_no_noise(records
     before = noise.loc["Pass@1 before RL"]
     assert before["noise"] == pytest.approx(3 * math.sqrt(2 * variance + 2 * spread**2))
     assert before["recorded"] == pytest.approx(share.groupby(counts["benchmark"]).mean().mean())
-    assert noise.loc["mean reward in RL", "noise"] == pytest.approx(3 * math.sqrt(2) * reward_spread)
-    # a shifted reward changes the spread of the runs too: judge by the spread of the records as they were
-    monkeypatch.setattr(module, "run_spread", lambda _: (spread, reward_spread))
+    name = "generalization loss (validation)"
     for factor, verdict in ((0.9, "within noise"), (1.1, "differs")):
-        for name, table, column in (
-            ("generalization loss (validation)", "generalization_loss", "nll"),
-            ("mean reward in RL", "rl_curves", "reward"),
-        ):
-            frame = getattr(records, table).copy()
-            mine = frame["cell"].isin([NAME, f"{NAME}/rl0"])
-            if table == "generalization_loss":
-                mine &= frame["validation_set"] == "validation"
-            frame.loc[mine, column] += factor * noise.loc[name, "noise"]
-            assert judged(records, f"{NAME}/rl0", {table: frame, **elsewhere(records)}).verdict == verdict
+        frame = records.generalization_loss.copy()
+        mine = (frame["cell"] == NAME) & (frame["validation_set"] == "validation")
+        frame.loc[mine, "nll"] += factor * noise.loc[name, "noise"]
+        change = {"generalization_loss": frame, **elsewhere(records)}
+        assert judged(records, f"{NAME}/rl0", change).verdict == verdict
 
 
 def test_the_spread_of_runs_is_pooled_over_candidates(records):
     """Of two candidates with three and two runs: the mean of their variances, weighted by degrees of freedom."""
-    rewards = {"x": [0.1, 0.2, 0.6], "y": [0.5, 0.7], "z": [0.9]}
-    rows = [("a", name, run, value) for name, values in rewards.items() for run, value in enumerate(values)]
-    curves = pd.DataFrame(rows, columns=["family", "candidate", "rl_run", "reward"])
-    counts = curves.assign(stage="rl", checkpoint=4, benchmark="sums2", problem="p", n=100)
-    counts["correct"] = (100 * counts["reward"]).round().astype(int)
-    pooled = math.sqrt((2 * np.var(rewards["x"], ddof=1) + np.var(rewards["y"], ddof=1)) / 3)
-    assert run_spread(dataclasses.replace(records, counts=counts, rl_curves=curves)) == pytest.approx((pooled, pooled))
-    one = {"counts": counts[counts["candidate"] == "z"], "rl_curves": curves[curves["candidate"] == "z"]}
-    assert np.isnan(run_spread(dataclasses.replace(records, **one))).all()
+    shares = {"x": [0.1, 0.2, 0.6], "y": [0.5, 0.7], "z": [0.9]}
+    rows = [("a", name, run, round(100 * value)) for name, values in shares.items() for run, value in enumerate(values)]
+    counts = pd.DataFrame(rows, columns=["family", "candidate", "rl_run", "correct"])
+    counts = counts.assign(stage="rl", checkpoint=4, benchmark="sums2", problem="p", n=100)
+    pooled = math.sqrt((2 * np.var(shares["x"], ddof=1) + np.var(shares["y"], ddof=1)) / 3)
+    assert run_spread(dataclasses.replace(records, counts=counts)) == pytest.approx(pooled)
+    assert math.isnan(run_spread(dataclasses.replace(records, counts=counts[counts["candidate"] == "z"])))
