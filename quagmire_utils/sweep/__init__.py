@@ -5,26 +5,10 @@ candidate. A cell trains its checkpoints and measures them, and writes its recor
 sweep that is killed resumes where it stopped. `collect` gathers the records into the files of `core.records`.
 """
 
-from quagmire_utils.sweep.checks import check
+# ruff: noqa: F401 - callers import these names from here
+
 from quagmire_utils.sweep.collect import TABLES, collect, finished_cells
 from quagmire_utils.sweep.datasets import benchmark_problems, rl_problems, source_traces
-from quagmire_utils.sweep.dry_run import dry_run
-from quagmire_utils.sweep.grid import Cell, plan
+from quagmire_utils.sweep.estimate import dry_run
+from quagmire_utils.sweep.grid import Cell, check, plan
 from quagmire_utils.sweep.runner import SweepError, only_sweep, run_one, run_sweep
-
-__all__ = [
-    "TABLES",
-    "Cell",
-    "SweepError",
-    "benchmark_problems",
-    "check",
-    "collect",
-    "dry_run",
-    "finished_cells",
-    "only_sweep",
-    "plan",
-    "rl_problems",
-    "run_one",
-    "run_sweep",
-    "source_traces",
-]

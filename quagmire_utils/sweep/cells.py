@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
+import multiprocessing
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_folder, read_json, read_parquet, write_json, write_parquet, write_text
-from quagmire_utils.core.provenance import hardware, package_versions
+from quagmire_utils.core.processes import end_with_parent
+from quagmire_utils.core.provenance import hardware, package_versions, usable_cores
 from quagmire_utils.core.records import read_object
-from quagmire_utils.core.settings import Profile
+from quagmire_utils.core.settings import Profile, RLSettings, SFTSettings
 from quagmire_utils.core.tokenizer import load_tokenizer
-from quagmire_utils.data import Trace
+from quagmire_utils.data import Problem, Trace
 from quagmire_utils.data.pretrained import model_origin
 from quagmire_utils.evaluation.chance import chance_counts
 from quagmire_utils.evaluation.sampling import grade_store
+from quagmire_utils.evaluation.sampling.marking import as_asked
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grader
 from quagmire_utils.grading.verdicts import MATH
-from quagmire_utils.sweep import datasets, trainers
+from quagmire_utils.sweep import datasets
 from quagmire_utils.sweep.grid import Cell, derive_seed
 
 SHIPPED = "base.json"  # in a shipped base model: the cell that trained it, and the checksums of its files
@@ -69,7 +76,7 @@ def cell_threads(profile: Profile, cell: Cell) -> int:
     single family all wait for its base, which therefore gets both cores of a small machine.
     """
     if profile.families[0].model is not None:  # on a GPU, or with all cores that the worker may use
-        return max(1, len(os.sched_getaffinity(0)) // profile.workers)
+        return max(1, usable_cores() // profile.workers)
     return 2 if cell.kind == "base" and len(profile.families) == 1 else 1
 
 
@@ -131,7 +138,7 @@ class _Run:
             rate = profile.sft.learning_rate if candidate.learning_rate is None else candidate.learning_rate
             settings = profile.sft.replace(epochs=candidate.epochs, learning_rate=rate, seed=self.seed)
             with self.clock("sft"):
-                trainers.train_sft(base, traces, self.model, settings, profile)
+                train_sft(base, traces, self.model, settings, profile)
         trained = read_json(self.model / "sft.json")
         return {"sft_tokens": trained["tokens"], "sft_loss": trained["final_loss"]}, self.tables(base, own=own)
 
@@ -145,7 +152,7 @@ class _Run:
             start = cell.needs.path(self.folder, "models")
             with self.clock("rl"):
                 problems = datasets.rl_problems(profile, family, self.folder)
-                trainers.train_rl(start, problems, self.model, settings, profile, self.grader)
+                train_rl(start, problems, self.model, settings, profile, self.grader)
         n = profile.evaluation.rl_num_samples
         counts = [self.measure(path, step, n) for step, path in checkpoints.items()]
         curve = read_parquet(self.model / "curve.parquet")
@@ -217,6 +224,90 @@ def answer_counts(samples: SampleStore, grader: Grader) -> pd.DataFrame:
 def _with_keys(keys: Mapping[str, object], frame: pd.DataFrame) -> pd.DataFrame:
     """Return the frame with constant columns before its own."""
     return frame.assign(**keys)[[*keys, *frame.columns]]
+
+
+# --- training by the back-end that the settings name; App. B.2 --------------------------------------------------------
+
+
+def train_sft(base: Path, traces: Sequence[Trace], output: Path, settings: SFTSettings, profile: Profile) -> None:
+    """Fine-tune `base` on `traces` into the folder `output`, with `sft.json` beside the weights."""
+    if settings.backend == "trl":
+        from quagmire_utils.training import sft
+
+        sft.train_sft(base, traces, output, settings)
+    else:
+        from quagmire_utils.training.backends import llamafactory
+
+        run = output.with_name(output.name + ".run")
+        llamafactory.write(base, traces, run, settings, gpus=profile.compute.gpus)
+        llamafactory.train(run)
+        shutil.rmtree(output, ignore_errors=True)
+        (run / "model").rename(output)
+        shutil.rmtree(run)
+    _free_memory()
+
+
+def train_rl(
+    start: Path,
+    problems: Sequence[Problem],
+    output: Path,
+    settings: RLSettings,
+    profile: Profile,
+    grader: Grader,
+) -> None:
+    """Run GRPO from `start`: `checkpoint-<step>` folders, `curve.parquet` and, last, `rl.json` under `output`."""
+    if settings.backend == "verl":
+        from quagmire_utils.training.backends import verl
+
+        timeout = profile.evaluation.grading_timeout
+        verl.write(start, problems, output, settings, gpus=profile.compute.gpus, grading_timeout=timeout)
+        verl.train(output)
+    elif profile.families[0].model is not None:
+        _train_in_own_process(profile.evaluation.grading_timeout, start, problems, output, settings)
+    else:
+        from quagmire_utils.training import grpo
+
+        grpo.train_rl(start, problems, output, settings, grader=as_asked(grader.grade))
+    _free_memory()
+
+
+def _train_in_own_process(timeout: float, *arguments: object) -> None:
+    """Run TRL's GRPO in a process of its own: GPU memory that its vLLM holds is free again when the process ends."""
+    import torch
+
+    context = multiprocessing.get_context("spawn")
+    log = getattr(sys.stderr, "name", "")  # the cell's
+    start = {"initializer": _begin, "initargs": (os.getpid(), log, torch.get_num_threads())}
+    with ProcessPoolExecutor(1, context, **start) as process:
+        try:
+            process.submit(_train_here, timeout, *arguments).result()
+        except BrokenProcessPool as error:
+            raise RuntimeError("the training process was killed; is there too little memory?") from error
+
+
+def _begin(parent: int, log: object, threads: int) -> None:
+    end_with_parent(parent)
+    import torch
+
+    torch.set_num_threads(threads)
+    if isinstance(log, str) and Path(log).is_file():
+        sys.stdout = sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115 - as long as the process lives
+
+
+def _train_here(timeout: float, *arguments: object) -> None:
+    from quagmire_utils.training import grpo
+
+    with Grader(timeout=timeout, workers=1) as grader:
+        grpo.train_rl(*arguments, grader=as_asked(grader.grade))
+
+
+def _free_memory() -> None:
+    """Release GPU memory before an engine asks for most of it."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 # --- checkpoints on disk ----------------------------------------------------------------------------------------------

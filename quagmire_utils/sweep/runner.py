@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -14,15 +13,11 @@ from tqdm import tqdm
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import Profile
 from quagmire_utils.sweep.cells import has_checkpoint, restore_base
-from quagmire_utils.sweep.checks import check
 from quagmire_utils.sweep.collect import collect, finished_cells, is_collected
 from quagmire_utils.sweep.datasets import check_files
-from quagmire_utils.sweep.dry_run import missing_devices, missing_programs
-from quagmire_utils.sweep.grid import Cell, first_runs_first, plan
-from quagmire_utils.sweep.pools import CellLostError, LocalPool, logged_cell, set_environment
-
-if TYPE_CHECKING:
-    from quagmire_utils.sweep.ray_pool import RayPool
+from quagmire_utils.sweep.estimate import missing_devices, missing_programs
+from quagmire_utils.sweep.grid import Cell, check, first_runs_first, plan
+from quagmire_utils.sweep.pools import CellLostError, LocalPool, RayPool, logged_cell, set_environment
 
 
 class SweepError(RuntimeError):
@@ -116,11 +111,7 @@ def _missing_parents(folder: Path, todo: Sequence[Cell]) -> set[str]:
 
 
 def _open_pool(profile: Profile, folder: Path, workers: int | None, ray: str | None) -> LocalPool | RayPool:
-    if ray is None:
-        return LocalPool(profile, folder, workers or profile.workers)
-    from quagmire_utils.sweep.ray_pool import RayPool
-
-    return RayPool(profile, folder, ray, workers)
+    return RayPool(profile, folder, ray, workers) if ray else LocalPool(profile, folder, workers or profile.workers)
 
 
 def run_cells(folder: Path, todo: Sequence[Cell], pool: LocalPool | RayPool, bar: tqdm) -> None:

@@ -15,8 +15,7 @@ from quagmire_utils.core.files import read_json, read_parquet
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.settings import PROFILES, Profile, load_profile
 from quagmire_utils.sweep import datasets
-from quagmire_utils.sweep.dry_run import hub_answers
-from quagmire_utils.sweep.estimate import estimate
+from quagmire_utils.sweep.estimate import estimate, hub_answers
 
 MICRO = ROOT / "results" / "mini" / "bases" / "micro-llama"
 

@@ -18,8 +18,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
 from quagmire_utils.core.settings import load_profile
 from quagmire_utils.engines import cluster as clusters
-from quagmire_utils.sweep import ray_pool
-from quagmire_utils.sweep.pools import ATTEMPTS, CellLostError
+from quagmire_utils.sweep import pools
 
 pytestmark = pytest.mark.requires_ray
 MEMORY = 80 * 2**20  # bytes of a node's object store
@@ -107,14 +106,14 @@ def test_a_cell_whose_process_dies_is_given_up_after_some_attempts(cluster, tmp_
             file.write("started\n")
         os._exit(1)  # what a process does that the system kills
 
-    monkeypatch.setattr(ray_pool, "_remote_cell", die)
+    monkeypatch.setattr(pools, "_remote_cell", die)
     cell = sweep.plan(tiny_profile())[0]
-    with ray_pool.RayPool(tiny_profile(), tmp_path, "auto") as pool:
+    with pools.RayPool(tiny_profile(), tmp_path, "auto") as pool:
         ended = run_on(pool, cell)
     assert not ray.is_initialized()  # a connection of its own
     assert [each for each, _ in ended] == [cell]
-    assert isinstance(ended[0][1], CellLostError)
-    assert starts.read_text().count("started") == ATTEMPTS
+    assert isinstance(ended[0][1], pools.CellLostError)
+    assert starts.read_text().count("started") == pools.ATTEMPTS
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +139,10 @@ def test_each_cell_has_gpus_of_one_node_that_no_other_has(gpu_cluster, tmp_path,
         line = [context.get_node_id(), sorted(context.get_accelerator_ids()["GPU"]), began, time.time()]
         Path(notes, cell.id.replace("/", "__") + ".note").write_text(repr(line))
 
-    monkeypatch.setattr(ray_pool, "_remote_cell", note)
+    monkeypatch.setattr(pools, "_remote_cell", note)
     profile = load_profile("single_gpu")
     waiting, ended = sweep.plan(profile)[:8], []
-    with ray_pool.RayPool(profile, tmp_path, gpu_cluster.address) as pool:
+    with pools.RayPool(profile, tmp_path, gpu_cluster.address) as pool:
         while len(ended) < 8:
             while waiting and pool.has_room():
                 pool.submit(waiting.pop(0))
@@ -157,11 +156,11 @@ def test_each_cell_has_gpus_of_one_node_that_no_other_has(gpu_cluster, tmp_path,
     for (node, ids, _, over), (other, its, start, _) in pairwise(granted):
         assert (node, ids) != (other, its) or over <= start
     # four GPUs in all are not three in one node: the sweep gives up and does not wait for ever
-    monkeypatch.setattr(ray_pool, "NO_NODE_TIMEOUT", 1.0)
-    with ray_pool.RayPool(profile.replace(compute={"gpus": 3}), tmp_path, gpu_cluster.address) as pool:
+    monkeypatch.setattr(pools, "NO_NODE_TIMEOUT", 1.0)
+    with pools.RayPool(profile.replace(compute={"gpus": 3}), tmp_path, gpu_cluster.address) as pool:
         assert not pool.has_room()
         time.sleep(1.5)
-        with pytest.raises(CellLostError, match=r"no node with 3 GPUs \(compute\.gpus\)"):
+        with pytest.raises(pools.CellLostError, match=r"no node with 3 GPUs \(compute\.gpus\)"):
             pool.has_room()
 
 
@@ -181,11 +180,11 @@ def test_a_cluster_that_is_not_there_is_one_sentence_within_seconds(tmp_path, ad
 
 def test_a_node_with_other_versions_or_without_the_folder_refuses_the_cell(tmp_path):
     cell = sweep.plan(tiny_profile())[0]
-    own = clusters.versions(ray_pool.PACKAGES)
+    own = clusters.versions(pools.PACKAGES)
     assert {"python", "torch", "transformers", "numpy"} <= own.keys()
     for profile, versions, folder, said in (
         (tiny_profile(), {**own, "torch": "1.0"}, tmp_path, f"has torch {own['torch']}, not 1.0"),
         (tiny_profile(seed=5), own, tmp_path, "another version of this package"),
         (tiny_profile(), own, tmp_path / "elsewhere", "does not see the folder"),
     ):
-        assert said in ray_pool._remote_cell(profile, cell, versions, folder, tmp_path, {})
+        assert said in pools._remote_cell(profile, cell, versions, folder, tmp_path, {})

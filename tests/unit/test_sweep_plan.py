@@ -16,8 +16,8 @@ from quagmire_utils.core.settings import PROFILES, Profile, load_profile
 from quagmire_utils.data import Trace
 from quagmire_utils.sweep import runner
 from quagmire_utils.sweep.cells import restore_base
-from quagmire_utils.sweep.checks import check
 from quagmire_utils.sweep.datasets import boxed, without_problems
+from quagmire_utils.sweep.grid import check
 from quagmire_utils.sweep.pools import CellLostError
 from quagmire_utils.sweep.submit import slurm_script
 
