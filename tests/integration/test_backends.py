@@ -230,7 +230,7 @@ def test_verl_starts_a_ray_of_its_own(plain, tmp_path):
 
 def test_a_machine_without_gpus_is_told_before_verl_starts(plain, tmp_path, monkeypatch, refused):
     monkeypatch.setenv("QUAGMIRE_VERL_PYTHON", sys.executable)
-    monkeypatch.setattr("quagmire_utils.training.backends.environments.hardware", lambda: {"gpus": []})
+    monkeypatch.setattr("quagmire_utils.training.backends.runs.hardware", lambda: {"gpus": []})
     folder = verl.write(plain, PROBLEMS, tmp_path / "run", RL, gpus=2)
     with refused("gpus"):
         verl.train(folder)
@@ -242,7 +242,7 @@ def test_a_machine_without_gpus_is_told_before_verl_starts(plain, tmp_path, monk
 
 
 def test_a_back_end_that_is_not_there_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch, refused):
-    monkeypatch.setattr("quagmire_utils.training.backends.environments.ROOT", tmp_path)
+    monkeypatch.setattr("quagmire_utils.training.backends.runs.ROOT", tmp_path)
     monkeypatch.delenv("QUAGMIRE_VERL_PYTHON", raising=False)
     with pytest.raises(ParameterError, match=r"run ./reproduce.sh setup verl"):
         environment_python("verl")

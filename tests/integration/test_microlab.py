@@ -65,8 +65,8 @@ def right(traces, task: str = "lanes") -> np.ndarray:
 def test_a_worked_example_by_hand():
     assert CHAIN.question == "374a+258b*112=?"
     assert CHAIN.states == ("522", "524")
-    assert microlab.write_trace(CHAIN, "stepwise") == "a3+257+524+82\nb5*152*122*24\n\\boxed{524}"
-    assert microlab.write_trace(CHAIN, "restated") == "a3+257+524+82=522\nb5*152*122*24=524\n\\boxed{524}"
+    assert CHAIN.write("stepwise") == "a3+257+524+82\nb5*152*122*24\n\\boxed{524}"
+    assert CHAIN.write("restated") == "a3+257+524+82=522\nb5*152*122*24=524\n\\boxed{524}"
 
 
 def test_a_chain_of_tables_by_hand():

@@ -15,8 +15,7 @@ from quagmire_utils.engines import EngineConfig
 from quagmire_utils.evaluation.generalization_loss import generalization_loss
 from quagmire_utils.grading import Grade, Verdict
 from quagmire_utils.training import microlab
-from quagmire_utils.training.grpo import compact, grpo_trl, train_rl
-from quagmire_utils.training.grpo.rollouts import make_environment
+from quagmire_utils.training.grpo import compact, grpo_trl, make_environment, train_rl
 from quagmire_utils.training.sft import tokenize_traces, train_sft
 
 TRACES = microlab.make_traces((2, 3), 24, styles=["stepwise"], source="test", seed=0)

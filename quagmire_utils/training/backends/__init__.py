@@ -8,7 +8,6 @@ change, and start by hand with its run.sh; `llamafactory` and `verl` have exampl
 sampling and of the generalization loss; `train` does so first. A run that was killed resumes from its last checkpoint.
 """
 
-from quagmire_utils.training.backends.environments import BACKENDS, environment_python
-from quagmire_utils.training.backends.runs import BackendError
+from quagmire_utils.training.backends.runs import BACKENDS, BackendError, environment_python
 
 __all__ = ["BACKENDS", "BackendError", "environment_python"]

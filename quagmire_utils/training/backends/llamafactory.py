@@ -32,7 +32,6 @@ from quagmire_utils.core.settings import SFTSettings
 from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import render, resolve_template, response_ids, response_text
 from quagmire_utils.training.backends import runs
-from quagmire_utils.training.backends.environments import check_gpus
 
 NAME = "llamafactory"
 DATASET = "traces"
@@ -75,10 +74,7 @@ def write(
     if not runs.open_run(folder, facts, "checkpoints", "model"):
         return folder
     rows, tokens, longest = [], 0, 0
-    with (
-        atomic_path(folder / "data" / f"{DATASET}.jsonl") as path,
-        path.open("w", encoding="utf-8") as file,
-    ):
+    with atomic_path(folder / "data" / f"{DATASET}.jsonl") as path, path.open("w", encoding="utf-8") as file:
         for trace in traces:
             prompt = render(trace.question, tokenizer)
             response = response_ids(tokenizer, trace.response, prompt)
@@ -109,9 +105,8 @@ def write(
     }
     write_text(runs.render_template("llamafactory_train.yaml.j2", NAME, **values), folder / "train.yaml")
     runs.copy_script("tokenize_traces.py", folder)
-    runs.close_run(
-        folder, facts, runs.render_template("llamafactory_run.sh.j2", NAME, gpus=gpus), steps=steps, tokens=tokens
-    )
+    script = runs.render_template("llamafactory_run.sh.j2", NAME, gpus=gpus)
+    runs.close_run(folder, facts, script, steps=steps, tokens=tokens)
     return folder
 
 
@@ -142,7 +137,7 @@ def train(folder: str | Path) -> dict[str, Any]:
     started = time.perf_counter()
     checkpoints = folder / "checkpoints"
     if not (checkpoints / "train_results.json").is_file():  # LLaMA-Factory writes it after the weights
-        check_gpus(run["gpus"])
+        runs.check_gpus(run["gpus"])
         runs.run_backend(folder, NAME)
     losses = [entry["loss"] for entry in log_entries(folder) if "loss" in entry]
     notes = {

@@ -1,4 +1,7 @@
-"""Handle the folder of a run: files written once, the commands that do the work, their log, the trained checkpoint."""
+"""Handle the folder of a run: files written once, the commands that do the work, their log, the trained checkpoint.
+
+The commands run in the environment of their back-end, on the GPUs of this machine.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_folder, digest, read_json, write_json, write_text
-from quagmire_utils.training.backends.environments import (
-    BACKENDS,
-    default_python,
-    environment_python,
-    python_variable,
-)
+from quagmire_utils.core.paths import ROOT
+from quagmire_utils.core.provenance import hardware
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from quagmire_utils.data.prompts import RenderedPrompt
 
+BACKENDS = {"llamafactory": "LLaMA-Factory", "verl": "verl"}
 SCRIPTS = Path(__file__).parent / "scripts"  # what runs inside the back-ends' environments
 TEMPLATES = Path(__file__).parent / "templates"  # configurations and run.sh
 RUN = "run.json"  # what the run is; written last, so a folder without it was not written whole
@@ -42,6 +42,38 @@ _PATIENCE = 30.0  # seconds that a stopped run has to end
 
 class BackendError(RuntimeError):
     """A back-end stopped; the message names its log and shows the log's last lines."""
+
+
+def environment_python(backend: str) -> Path:
+    """Return the Python of a back-end's environment.
+
+    It is the one that QUAGMIRE_LLAMAFACTORY_PYTHON or QUAGMIRE_VERL_PYTHON names, else the one that `./reproduce.sh
+    setup <backend>` installs. Raises ParameterError, with this command, if there is none.
+    """
+    variable, python = _variable(backend), _default_python(backend)
+    if named := os.environ.get(variable):
+        if not os.access(named, os.X_OK):
+            raise ParameterError(variable, named, "the path of a Python")
+        return Path(named)
+    if not (python.parents[1] / "quagmire-setup").is_file():  # written last
+        remedy = f"run ./reproduce.sh setup {backend}, or name its Python in {variable}"
+        raise ParameterError("backend", backend, reason=f"{BACKENDS[backend]} is not installed: {remedy}")
+    return python
+
+
+def _variable(backend: str) -> str:
+    return f"QUAGMIRE_{backend.upper()}_PYTHON"
+
+
+def _default_python(backend: str) -> Path:
+    return ROOT / f".venv-{backend}" / "bin" / "python"
+
+
+def check_gpus(needed: int) -> None:
+    """Raise ParameterError if this machine has fewer GPUs than a run needs."""
+    there = len(hardware()["gpus"])
+    if there < needed:
+        raise ParameterError("gpus", needed, f"at most the {there} GPUs of this machine")
 
 
 def open_run(folder: Path, facts: Mapping[str, Any], *outputs: str) -> bool:
@@ -111,14 +143,10 @@ def render_template(name: str, backend: str, **values: Any) -> str:
     """Return a template of this package, filled in; `variable` and `python` are those of the back-end."""
     import jinja2
 
-    place = {"variable": python_variable(backend), "python": shlex.quote(str(default_python(backend)))}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    place = {"variable": _variable(backend), "python": shlex.quote(str(_default_python(backend)))}
+    layout = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **layout)
     environment.filters["number"] = _number
     environment.policies["json.dumps_kwargs"] = {}
     return environment.get_template(name).render(**place, **values)
@@ -137,7 +165,7 @@ def short_digest(value: str) -> str:
 
 def run_backend(folder: Path, backend: str, command: str = "exec bash run.sh", *, doing: str = "") -> None:
     """Run a command as `run_command` does, with a back-end's Python. `doing`: what it does with it, if not train."""
-    environment = {python_variable(backend): str(environment_python(backend))}
+    environment = {_variable(backend): str(environment_python(backend))}
     run_command(folder, command, name=doing + BACKENDS[backend], environment=environment)
 
 
@@ -192,7 +220,7 @@ def prompt_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> s
 
 def command_in(backend: str, arguments: str) -> str:
     """Return the command that runs the Python of a back-end, without the packages of another environment."""
-    return f'env -u PYTHONPATH -u PYTHONHOME "${python_variable(backend)}" {arguments}'
+    return f'env -u PYTHONPATH -u PYTHONHOME "${_variable(backend)}" {arguments}'
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
@@ -225,13 +253,11 @@ def last_lines(log: Path, count: int = _TAIL) -> list[str]:
 
 
 def export_checkpoint(weights: Path, model: str, target: Path, notes: Mapping[str, Any] | None = None) -> None:
-    """Write the folder `target`: the safetensors of `weights` in the precision of `model`, and its configuration.
+    """Write the folder `target`, which appears whole: the safetensors of `weights` in the precision of `model`.
 
-    A back-end changes what it saves beside the weights: LLaMA-Factory writes a chat template into the tokenizer of a
-    base model that has none, so `template="auto"` would sample it with other prompts than it was trained on.
-
-    `notes` (file name -> content) are added as JSON. The folder appears whole. Raises ParameterError if `weights` holds
-    no weights.
+    The rest comes from `model`, as a back-end may change it: LLaMA-Factory writes a chat template into the tokenizer of
+    a base model that has none. `notes` (file name -> content) are added as JSON. Raises ParameterError if `weights`
+    holds no weights.
     """
     import torch
     from safetensors.torch import load_file, save_file

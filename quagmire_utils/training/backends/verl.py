@@ -30,7 +30,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, write_json, write_parquet
@@ -39,10 +40,6 @@ from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import check_fits, render_problem, resolve_template
 from quagmire_utils.training.backends import runs
-from quagmire_utils.training.backends.environments import check_gpus
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NAME = "verl"
 GPU_MEMORY = 0.6  # share of a GPU that vLLM takes while it samples
@@ -97,9 +94,8 @@ def write(
     }
     if not runs.open_run(folder, facts, "checkpoints", "rl.json"):
         return folder
-    write_parquet(
-        _frame(problems, [runs.prompt_text(prompt, tokenizer) for prompt in prompts]), folder / "train.parquet"
-    )
+    texts = [runs.prompt_text(prompt, tokenizer) for prompt in prompts]
+    write_parquet(_frame(problems, texts), folder / "train.parquet")
     pairs = zip(problems, prompts, strict=True)
     rows = [[problem.id, runs.short_digest(json.dumps(prompt.token_ids))] for problem, prompt in pairs]
     write_json({"rows": rows}, folder / "prompts.json")
@@ -122,20 +118,17 @@ def write(
 
 def _frame(problems: Sequence[Problem], texts: Sequence[str]) -> pd.DataFrame:
     """Return the training data in verl's columns."""
-    import pandas as pd
-
-    return pd.DataFrame(
+    rows = [
         {
             "data_source": "math",  # names the problems in verl's metrics
-            "prompt": [[{"role": "user", "content": text}] for text in texts],
+            "prompt": [{"role": "user", "content": text}],
             "ability": "math",
-            "reward_model": [{"style": "rule", "ground_truth": problem.answer} for problem in problems],
-            "extra_info": [
-                {"index": index, "id": problem.id, "tolerance": problem.tolerance, "grader": problem.grader}
-                for index, problem in enumerate(problems)
-            ],
+            "reward_model": {"style": "rule", "ground_truth": problem.answer},
+            "extra_info": {"index": i, "id": problem.id, "tolerance": problem.tolerance, "grader": problem.grader},
         }
-    )
+        for i, (problem, text) in enumerate(zip(problems, texts, strict=True))
+    ]
+    return pd.DataFrame(rows)
 
 
 def check(folder: str | Path) -> None:
@@ -163,7 +156,7 @@ def train(folder: str | Path) -> pd.DataFrame:
     started = time.perf_counter()
     steps = run["settings"]["steps"]
     if latest_step(folder) < steps:
-        check_gpus(run["gpus"])
+        runs.check_gpus(run["gpus"])
         check(folder)
         runs.run_backend(folder, NAME)
     for step in run["checkpoints"]:
@@ -212,18 +205,13 @@ def curve(folder: str | Path) -> pd.DataFrame:
     entropy (nats per token), length (mean tokens of a rollout), truncated (fraction), seconds. Of a step that was
     repeated after a kill, only the last attempt counts.
     """
-    import pandas as pd
-
     settings = runs.read_run(Path(folder), NAME)["settings"]
-    logged = pd.DataFrame.from_dict(_taken(Path(folder)), orient="index", columns=list(_CURVE.values()), dtype=float)
+    # verl begins a new file at each start
+    entries = [entry for file in sorted(Path(folder).glob("metrics/*.jsonl")) for entry in runs.read_log(file)]
+    taken = {int(entry["step"]): entry["data"] for entry in entries if {"step", "data"} <= entry.keys()}
+    logged = pd.DataFrame.from_dict(taken, orient="index", columns=list(_CURVE.values()), dtype=float)
     table = logged.set_axis(list(_CURVE), axis=1).dropna(subset="reward").sort_index()  # without what precedes a step
     # rewards are 0 or 1, so their mean gives their spread
     n, mean = settings["prompts_per_step"] * settings["rollouts"], table["reward"]
     table.insert(1, "reward_std", (mean * (1 - mean) * n / (n - 1)).clip(lower=0) ** 0.5)
     return table.rename_axis("step").reset_index()
-
-
-def _taken(folder: Path) -> dict[int, dict[str, float]]:
-    """Return what verl has logged of each step; it begins a new file at each start."""
-    entries = [entry for file in sorted(folder.glob("metrics/*.jsonl")) for entry in runs.read_log(file)]
-    return {int(entry["step"]): entry["data"] for entry in entries if {"step", "data"} <= entry.keys()}

@@ -31,7 +31,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_json
 from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.engines.decoding import can_share
-from quagmire_utils.training.grpo.rollouts import STATE, Environment, derive_seed, read_state
+from quagmire_utils.training.grpo import STATE, Environment, derive_seed, read_state
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.training.grpo.rollouts import Environment
+from quagmire_utils.training.grpo import Environment
 
 
 def train(environment: Environment, output: Path, latest: Path | None) -> list[dict[str, float]]:

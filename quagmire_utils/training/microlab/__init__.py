@@ -8,19 +8,21 @@ Qwen3), so vLLM, TRL and everything else load them like any other checkpoint.
 
 # ruff: noqa: F401 - callers import these names from here
 
-from quagmire_utils.training.microlab.models import ARCHITECTURES, CONTEXT_LENGTH, build_model, build_tokenizer
-from quagmire_utils.training.microlab.pretraining import pretrain, pretraining_corpus
-from quagmire_utils.training.microlab.statements import Statements, StatementSpec
-from quagmire_utils.training.microlab.table_chains import TABLES, TableChain, TableSpec
+from quagmire_utils.training.microlab.lettered_tables import TABLES, Statements, StatementSpec, TableChain, TableSpec
+from quagmire_utils.training.microlab.pretraining import (
+    ARCHITECTURES,
+    CONTEXT_LENGTH,
+    build_model,
+    build_tokenizer,
+    pretrain,
+    pretraining_corpus,
+)
 from quagmire_utils.training.microlab.tasks import (
-    DIGITS,
     MICRO_BENCHMARKS,
     STYLES,
     Expression,
     TaskSpec,
-    draw_expressions,
     make_mixed_problems,
     make_problems,
     make_traces,
-    write_trace,
 )

@@ -1,6 +1,6 @@
 """The synthetic task: chains of digit-wise operations, their worked solutions, problems and benchmarks.
 
-`TASKS` names it and those of `table_chains.py` and `statements.py`; problems and traces are drawn here for all.
+`TASKS` names it and those of `lettered_tables.py`; problems and traces are drawn here for all.
 """
 
 from __future__ import annotations
@@ -13,8 +13,14 @@ import numpy as np
 
 from quagmire_utils.data import Problem, Trace
 from quagmire_utils.data.prompts import INSTRUCTION
-from quagmire_utils.training.microlab.statements import STATEMENT_BENCHMARKS, Statements, StatementSpec
-from quagmire_utils.training.microlab.table_chains import TABLE_BENCHMARKS, TableChain, TableSpec
+from quagmire_utils.training.microlab.lettered_tables import (
+    LABELS,
+    TABLE_BENCHMARKS,
+    Statements,
+    StatementSpec,
+    TableChain,
+    TableSpec,
+)
 
 # A state has three or four digits. Each step applies + - or * with an operand of as many digits, digit by digit modulo
 # 10, without carries: 374a+258b*112=? is worked left to right, 374+258=522, then 522*112=524. A step is a table look-up
@@ -23,9 +29,7 @@ from quagmire_utils.training.microlab.table_chains import TABLE_BENCHMARKS, Tabl
 # b, ... mark the position; without them a model of half a million parameters needed ten times as many examples to learn
 # which term comes next.
 
-DIGITS = (3, 4)  # of a state; a fourth makes traces a third longer and chance ten times smaller
 OPERATORS = "+-*"
-LABELS = "abcdefghijklm"
 STYLES = ("stepwise", "restated")
 
 
@@ -35,7 +39,7 @@ class TaskSpec:
 
     terms: int
     operators: str = OPERATORS
-    digits: int = DIGITS[0]
+    digits: int = 3
 
     def draw(self, rng: np.random.Generator) -> Expression:
         """Draw a chain, all terms and operators equally likely."""
@@ -44,7 +48,7 @@ class TaskSpec:
         return Expression(tuple(f"{number:0{self.digits}d}" for number in numbers), operators)
 
 
-Spec = TaskSpec | TableSpec | StatementSpec
+Spec = TaskSpec | TableSpec  # a StatementSpec is a TableSpec
 
 # A profile measures seven of a task, as many as the paper's, from easy to hard.
 MICRO_BENCHMARKS: dict[str, Spec] = {
@@ -59,9 +63,7 @@ MICRO_BENCHMARKS: dict[str, Spec] = {
     "lanes5": TaskSpec(5),
     "lanes6": TaskSpec(6),
     **TABLE_BENCHMARKS,
-    **STATEMENT_BENCHMARKS,
 }
-
 
 FACTS = {
     (operator, a, b): str(value % 10)
@@ -95,9 +97,8 @@ class Expression:
     @property
     def states(self) -> tuple[str, ...]:
         """The state after each step; the last one is the answer."""
-        return tuple(
-            accumulate(self.steps, lambda state, step: _apply(step[1], state, step[2]), initial=self.terms[0])
-        )[1:]
+        states = accumulate(self.steps, lambda state, step: _apply(step[1], state, step[2]), initial=self.terms[0])
+        return tuple(states)[1:]
 
     @property
     def answer(self) -> str:
@@ -105,8 +106,17 @@ class Expression:
         return self.states[-1]
 
     def write(self, style: str = "stepwise", results: Sequence[str] | None = None) -> str:
-        """Return a worked solution, as `write_trace`."""
-        return write_trace(self, style, results)
+        """Return a worked solution ending in \\boxed{...}, in one of `STYLES` (for the paper's SFT sources).
+
+        For 374a+258=? stepwise writes a3+257+524+82 (digit, operator, digit, result, for each digit), and restated adds
+        =522. `results` replace the states after each step; if they are fewer than the steps, the solution ends there.
+        """
+        state, lines = self.terms[0], []
+        for (label, operator, term), result in zip(self.steps, results or self.states, strict=False):
+            lanes = "".join(f"{a}{operator}{b}{c}" for a, b, c in zip(state, term, result, strict=True))
+            lines.append(label + lanes + (f"={result}" if style == "restated" else ""))
+            state = result
+        return "\n".join([*lines, f"\\boxed{{{state}}}"])
 
 
 TASKS: dict[str, type[Spec]] = {"lanes": TaskSpec, "tables": TableSpec, "statements": StatementSpec}
@@ -121,26 +131,11 @@ def draw_expressions(
     specs: Sequence[Spec], count: int, rng: np.random.Generator
 ) -> list[Expression | TableChain | Statements]:
     """Draw `count` different chains, each of a spec drawn uniformly from `specs` (repeat a spec to weight it)."""
-    drawn: dict[str, Expression] = {}
+    drawn: dict[str, Expression | TableChain | Statements] = {}
     while len(drawn) < count:
         expression = specs[rng.integers(len(specs))].draw(rng)
         drawn.setdefault(expression.question, expression)
     return list(drawn.values())
-
-
-def write_trace(expression: Expression, style: str = "stepwise", results: Sequence[str] | None = None) -> str:
-    """Return a worked solution ending in \\boxed{...}, in one of `STYLES` (for the paper's SFT sources).
-
-    For 374a+258=? stepwise writes a3+257+524+82 (digit, operator, digit, result, for each digit), and restated adds
-    =522. `results` replace the true states after each step; if they are fewer than the steps, the solution ends there.
-    """
-    state = expression.terms[0]
-    lines = []
-    for (label, operator, term), result in zip(expression.steps, results or expression.states, strict=False):
-        lanes = "".join(f"{a}{operator}{b}{c}" for a, b, c in zip(state, term, result, strict=True))
-        lines.append(label + lanes + (f"={result}" if style == "restated" else ""))
-        state = result
-    return "\n".join([*lines, f"\\boxed{{{state}}}"])
 
 
 def make_problems(name: str, spec: Spec, count: int, seed: int) -> list[Problem]:
@@ -151,7 +146,7 @@ def make_problems(name: str, spec: Spec, count: int, seed: int) -> list[Problem]
 
 
 def make_mixed_problems(
-    terms: Sequence[int], count: int, seed: int, *, digits: int = DIGITS[0], task: str = "lanes"
+    terms: Sequence[int], count: int, seed: int, *, digits: int = 3, task: str = "lanes"
 ) -> list[Problem]:
     """Return `count` problems for RL, with numbers of terms drawn uniformly from `terms`."""
     specs = [TASKS[task](n, digits=digits) for n in terms]
@@ -170,12 +165,11 @@ def make_traces(
     styles: Sequence[str],
     source: str,
     seed: int,
-    digits: int = DIGITS[0],
+    digits: int = 3,
     task: str = "lanes",
 ) -> list[Trace]:
     """Return `count` correct solutions of different problems, each in one of the styles: a source of SFT examples."""
-    specs = [TASKS[task](n, digits=digits) for n in terms]
-    rng = np.random.default_rng(seed)
+    specs, rng = [TASKS[task](n, digits=digits) for n in terms], np.random.default_rng(seed)
     traces = []
     for i, expression in enumerate(draw_expressions(specs, count, rng)):
         name, response = f"{source}-{i}", expression.write(draw_style(styles, rng))
