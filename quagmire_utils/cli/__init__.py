@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from quagmire_utils.cli import notebooks, other_tools, stores, sweeps  # noqa: F401 - registers their commands
+from quagmire_utils.cli import notebooks, stores, sweeps  # noqa: F401 - registers their commands
 from quagmire_utils.cli.app import app
 
 

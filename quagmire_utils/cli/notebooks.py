@@ -11,24 +11,17 @@ import time
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from quagmire_utils.cli.app import OWN, REPRODUCE, Assignments, app, assignments, place, stop
-from quagmire_utils.cli.decisions import Models, Most, These, Within, make_design, settle
-from quagmire_utils.cli.stores import print_table
+from quagmire_utils.cli.stores import Models, Most, These, Within, make_design, print_table, settle
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
 
 if TYPE_CHECKING:
     from quagmire_utils.report.reproduction import Run
-
-report_app = typer.Typer(
-    no_args_is_help=True, help="Make the page, its picture, the table of docs/reproduction.md, the data card."
-)
-app.add_typer(report_app, name="report", rich_help_panel=REPRODUCE)
-
 
 ProfileOption = Annotated[
     str, typer.Option(help="A shipped profile, a YAML file, or a folder of records. Default: mini, else smoke.")
@@ -180,49 +173,26 @@ def docs(
     raise typer.Exit(subprocess.call([sys.executable, "-m", "mkdocs", *how, "--config-file", str(ROOT / "mkdocs.yml")]))
 
 
-Records = Annotated[str, typer.Argument(help="A folder of results/, by name or path.")]
-
-
-@report_app.command("page")
-def report_page(profile: Records) -> None:
-    """Make results/PROFILE/report.html from the executed notebooks."""
-    from quagmire_utils.report.page import write_report
-
-    print(write_report(_records(profile)))
-
-
-@report_app.command("readme")
-def report_readme(profile: Records) -> None:
-    """Write the table of figures and tables in docs/reproduction.md."""
-    from quagmire_utils.report.card import update_readme
-
-    stale = update_readme(ROOT / "docs" / "reproduction.md", _records(profile))
-    print(f"docs/reproduction.md {'was rewritten' if stale else 'is up to date'}")
-
-
-@report_app.command("screenshot")
-def report_screenshot(profile: Records) -> None:
-    """Take the picture of the page for the README."""
-    from quagmire_utils.report.page import NAME, take_screenshot
-
-    page = _records(profile) / NAME
-    if not page.is_file():
-        raise ParameterError("profile", profile, reason=f"{page} does not exist; `quagmire report page` makes it")
-    print(take_screenshot(page, page.with_name("report.png")))
-
-
-@report_app.command("card")
-def report_card(profile: Records) -> None:
-    """Write the computed part of results/PROFILE/README.md, the data card of the records."""
+@app.command(rich_help_panel=REPRODUCE)
+def report(
+    what: Annotated[Literal["page", "screenshot", "readme", "card"], typer.Argument()],
+    profile: Annotated[str, typer.Argument(help="A folder of results/, by name or path.")],
+) -> None:
+    """Make the page, its picture for the README, the table of docs/reproduction.md, or the records' data card."""
     from quagmire_utils.core.settings import load_profile
-    from quagmire_utils.report.card import update_card
+    from quagmire_utils.report import card, page
 
-    if not update_card(_records(profile), load_profile(profile)):
-        raise ParameterError("profile", profile, reason="its README.md has no markers of a data card")
-
-
-def _records(profile: str) -> Path:
     folder = Path(profile) if (Path(profile) / "notebooks").is_dir() else ROOT / "results" / profile
     if not folder.is_dir():
         raise ParameterError("profile", profile, reason=f"there is no folder {folder}")
-    return folder
+    if what == "page":
+        print(page.write_report(folder))
+    elif what == "screenshot":
+        if not (folder / page.NAME).is_file():
+            raise ParameterError("profile", profile, reason="it has no page; `quagmire report page` makes it")
+        print(page.take_screenshot(folder / page.NAME, folder / "report.png"))
+    elif what == "readme":
+        stale = card.update_readme(ROOT / "docs" / "reproduction.md", folder)
+        print(f"docs/reproduction.md {'was rewritten' if stale else 'is up to date'}")
+    elif not card.update_card(folder, load_profile(profile)):
+        raise ParameterError("profile", profile, reason="its README.md has no markers of a data card")

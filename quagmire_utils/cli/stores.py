@@ -1,25 +1,32 @@
-"""Commands on stored answers: compare, view, grade; no model and no GPU, unless `--until-decided` draws more."""
+"""Commands on stored answers: compare, view, grade, import, export; only drawing more answers takes a model."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from quagmire_utils.cli.app import OWN, app
-from quagmire_utils.cli.decisions import Models, Most, These, Within, decide, make_design
 from quagmire_utils.core.errors import ParameterError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from quagmire_utils.data import Problem
+    from quagmire_utils.evaluation.pass_at_k.sequential import Design, Look
     from quagmire_utils.evaluation.store import SampleStore
+
+Within = Annotated[float, typer.Option(help="While drawing: smaller differences, in points, do not matter.")]
+Most = Annotated[int, typer.Option("--num-samples", help="While drawing: most answers to a problem, as a mean.")]
+These = Annotated[bool, typer.Option("--these-problems", help="While drawing: decide for exactly these problems.")]
+Models = Annotated[Path | None, typer.Option(help="While drawing: folder that holds the models, by their names.")]
+
+TRUTH = "Such a verdict is right in at least 95 % of runs, at whichever look it comes"
 
 grade_app = typer.Typer(no_args_is_help=True, help="Score, regrade or audit stored answers; needs no model and no GPU.")
 app.add_typer(grade_app, name="grade", rich_help_panel=OWN)
@@ -188,3 +195,140 @@ def load_golds(named: Sequence[str], data_dir: str | None) -> dict[str, list[Pro
 
     sources = {source if source in benchmark_names() else Path(source).stem: source for source in named}
     return prepare_problems({name: load_benchmark(source, data_dir=data_dir) for name, source in sources.items()})
+
+
+@app.command("import", rich_help_panel=OWN)
+def import_command(
+    source: Annotated[Path, typer.Argument(help="A log, or a folder of logs of one model.")],
+    output: Annotated[Path, typer.Option(help="Folder of the graded answers and their page.")],
+    log_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="lm-eval, inspect, lighteval, evalscope, openai, nemo-skills, verl, trl, jsonl. Default: by fields",
+        ),
+    ] = "",
+    benchmark: Golds = None,
+    grader: Annotated[str, typer.Option(help="Of the golds in the log. Default: choice for letters, else math.")] = "",
+    data_dir: DataDir = None,
+) -> None:
+    """Read the sample logs of another tool, grade them again, and make the page of an evaluation."""
+    from quagmire_utils.exchange.importing import import_logs, write_page
+
+    golds = load_golds(benchmark, data_dir) if benchmark else None
+    store, left_out = import_logs(source, output, log_format=log_format, golds=golds, grader=grader)
+    origin = store.origin
+    print(f"From {origin['engine']}: {', '.join(f'{name} {origin[name]}' for name in origin if name != 'engine')}.")
+    for reason, count in left_out.items():
+        print(f"Left out: {count} answers with {reason}.")
+    table, page = write_page(store, left_out)
+    print_scores(table)
+    print(f"\nAll on one page: {os.path.relpath(page)}")
+
+
+@app.command("export", rich_help_panel=OWN)
+def export_command(
+    folders: Annotated[list[Path], typer.Argument(help="Output folders of evaluations, one a model.")],
+    output: Annotated[Path, typer.Option(help="Folder of the tables and their data card.")],
+    inspect: Annotated[bool, typer.Option("--inspect", help="Also write logs that `inspect view` opens.")] = False,
+    to_hub: Annotated[str, typer.Option("--push", metavar="OWNER/NAME", help="Dataset repository of the hub.")] = "",
+    public: Annotated[bool, typer.Option("--public", help="With --push: make a new repository public.")] = False,
+) -> None:
+    """Write counts and answers as parquet with a data card, and a table that `quagmire rank` reads."""
+    from quagmire_utils.exchange.exporting import export, push
+
+    print(f"Written to {export(folders, output, inspect_logs=inspect)}; README.md there says what it holds.")
+    if to_hub:
+        print(f"Uploaded to {push(output, to_hub, public=public)}")
+
+
+# --- drawing answers until they decide --------------------------------------------------------------------------------
+
+
+def make_design(k: Sequence[int], within: float, num_samples: int, these_problems: bool) -> Design:
+    """Return the design that options describe."""
+    from quagmire_utils.evaluation.pass_at_k.sequential import Design
+
+    if len(k) > 1:
+        raise ParameterError("-k", k, "one k, for a decision")
+    if not 0 < within <= 100:
+        raise ParameterError("--within", within, "above 0 and at most 100 points")
+    return Design(k=k[0], within=within / 100, most=num_samples, these_problems=these_problems)
+
+
+def decide(a: Path, b: Path, design: Design, models: Path | None) -> None:
+    """Print looks at two evaluations until one is better, they are equal, or more answers would not tell."""
+    from quagmire_utils.evaluation.evaluate import compare_outputs
+    from quagmire_utils.evaluation.measured import describe_comparison
+
+    print(describe_comparison(compare_outputs(a, b), str(a), str(b)))
+
+    def ends(look: Look) -> str:
+        found = look.verdict("a", "b")
+        return {"a": "A better", "b": "B better", "equal": f"no difference above {_points(design)}", "": ""}[found]
+
+    _look({"a": a, "b": b}, design, models, ends)
+
+
+def settle(folder: Path, design: Design, models: Path | None) -> None:
+    """Print looks at the evaluations in a folder until it is settled which one is best."""
+    from quagmire_utils.analysis.measurements import load_measurements
+
+    names = load_measurements(folder, k=2).table["candidate"]  # which checks that they compare
+
+    def ends(look: Look) -> str:
+        if not look.settled:
+            return ""
+        rivals = f" or less than {_points(design)} below the best" if len(look.left) > 1 else ""
+        return f"{look.left[0]} is best{rivals}"
+
+    _look({name: folder / name for name in names}, design, models, ends)
+
+
+def _look(folders: Mapping[str, Path], design: Design, models: Path | None, ends: Any) -> None:
+    """Draw and look until `ends` gives a verdict; print each look and last the verdict, its guarantee and its price."""
+    from quagmire_utils.evaluation.deciding import Answers
+    from quagmire_utils.evaluation.pass_at_k.sequential import looks
+    from quagmire_utils.grading import Grader
+    from quagmire_utils.report.inputs import recorded_run
+
+    runs = {name: recorded_run(folder, models) for name, folder in folders.items()}
+    whose = "exactly these problems" if design.these_problems else "problems of this kind"
+    with Grader() as grader:
+        answers = Answers(runs, design, grader)
+        print(f"Pass@{design.k} on {whose}, from {len(answers.benchmarks)} problems.", flush=True)
+        for number, look in enumerate(looks(list(runs), answers, answers.benchmarks, design), 1):
+            print(f"look {number} of {len(design.sizes)}, {look.answers} answers a problem: {_state(look)}", flush=True)
+            verdict = ends(look)
+            if verdict or look.hopeless:
+                break
+    if verdict:
+        print(f"{verdict}. {TRUTH}, on {whose}.")
+    else:
+        end = "do not" if look.answers >= design.most else "would hardly"
+        print(f"Undecided between {', '.join(look.left)}: {design.most} answers a problem {end} decide it; ", end="")
+        print("take more answers." if design.these_problems else "take more problems, or decide for these.")
+    used, everything = sum(look.tokens.values()), len(answers.benchmarks) * design.most
+    fixed = sum(look.tokens[name] / look.drawn[name] * everything for name in runs)
+    print(
+        f"Used {sum(look.drawn.values()):,} answers, {used:,} tokens, of them drawn now: {answers.drawn:,}. "
+        f"{design.most} answers to every problem would take about {fixed:,.0f}: {100 * (1 - used / fixed):.0f} % saved."
+    )
+
+
+def _state(look: Look) -> str:
+    """Return the differences between the best and the others, in points, closest first."""
+    best = max(look.scores, key=lambda name: look.scores[name])
+    rivals = sorted((name for name in look.scores if name != best), key=lambda name: -look.scores[name])
+    ordered = [("a", "b")] if list(look.scores) == ["a", "b"] else [(best, name) for name in rivals]
+    texts = []
+    for first, second in ordered[:3]:
+        found = look.lead(first, second)
+        interval = f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+        texts.append(f"{first} - {second} {100 * found.value:+.1f} {interval}")
+    more = f"; {len(ordered) - 3} more" if len(ordered) > 3 else ""
+    return ", ".join(texts) + more + (f"; {len(look.left)} left" if len(ordered) > 1 else "")
+
+
+def _points(design: Design) -> str:
+    return f"{100 * design.within:g} points"

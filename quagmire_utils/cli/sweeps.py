@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,7 +13,6 @@ from quagmire_utils.cli.app import DATA, LARGE, app, assignments
 from quagmire_utils.core.errors import ParameterError
 
 if TYPE_CHECKING:
-    from quagmire_utils.core.settings import Profile
     from quagmire_utils.data.curation.recipes import Recipe
 
 
@@ -92,7 +91,7 @@ def sweep(
     gpu: Annotated[str | None, typer.Option(help="With --dry-run: another GPU than the profile's.")] = None,
     price: Annotated[float | None, typer.Option(help="With --dry-run: dollars per GPU hour.")] = None,
     mfu: Annotated[float | None, typer.Option(help="With --dry-run: share of the GPU's peak in training.")] = None,
-    submit: Annotated[str | None, typer.Option(help="slurm: write a job script.")] = None,
+    submit: Annotated[Literal["slurm"] | None, typer.Option(help="Write a job script.")] = None,
     output: Annotated[Path | None, typer.Option(help="With --submit: file of the script, else printed.")] = None,
     cell: Annotated[str | None, typer.Option(help="Compute one cell, unless it is finished.")] = None,
     collect: Annotated[bool, typer.Option("--collect", help="Gather the records of finished cells.")] = False,
@@ -100,6 +99,7 @@ def sweep(
 ) -> None:
     """Train and measure a grid of candidates; resume where it stopped."""
     from quagmire_utils import sweep as grid
+    from quagmire_utils.core.files import write_text
     from quagmire_utils.core.settings import load_profile
     from quagmire_utils.report.notebook import results_folder
 
@@ -127,31 +127,20 @@ def sweep(
     elif dry_run:
         print(grid.dry_run(settings, folder))
     elif submit is not None:
-        _submit(settings, profile, folder, submit, output)
+        from quagmire_utils.sweep.submit import slurm_script
+
+        script = slurm_script(settings, profile, folder, grid.finished_cells(folder, grid.plan(settings)))
+        if output is None:
+            print(script)
+        else:
+            write_text(script, output)
+            print(f"Submit it with: bash {output}")
     elif cell is not None:
         grid.run_one(settings, folder, cell)
     elif collect:
         grid.collect(settings, folder)
     else:
         grid.run_sweep(settings, folder, workers=workers, ray=ray)
-
-
-def _submit(profile: Profile, name: str, folder: Path, to: str, output: Path | None) -> None:
-    """Write a Slurm script."""
-    from quagmire_utils.core.files import write_text
-    from quagmire_utils.sweep import check, finished_cells, plan
-    from quagmire_utils.sweep.submit import slurm_script
-
-    if to != "slurm":
-        raise ParameterError("--submit", to, "slurm")
-    check(profile, here=False)
-    name = str(Path(name).resolve()) if Path(name).suffix in (".yaml", ".yml") else name
-    script = slurm_script(profile, name, folder, finished_cells(folder, plan(profile)))
-    if output is None:
-        print(script)
-    else:
-        write_text(script, output)
-        print(f"Submit it with: bash {output}")
 
 
 def spot_check_candidate(profile: str, results: Path | None, name: str) -> None:

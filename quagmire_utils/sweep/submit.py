@@ -16,7 +16,7 @@ from pathlib import Path
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import Profile
 from quagmire_utils.sweep.estimate import estimate
-from quagmire_utils.sweep.grid import first_runs_first, plan
+from quagmire_utils.sweep.grid import check, first_runs_first, plan
 
 TEMPLATE = Path(__file__).with_name("slurm.sbatch.jinja")
 SLACK = 2.0  # on the computed hours, for the time limit of a job
@@ -30,6 +30,8 @@ def slurm_script(profile: Profile, name: str, folder: Path, done: set[str]) -> s
     """
     import jinja2
 
+    check(profile, here=False)
+    name = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
     cells = plan(profile)
     todo = first_runs_first([cell for cell in cells if cell.id not in done])
     if not todo:
