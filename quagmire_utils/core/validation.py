@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from quagmire_utils.core.errors import ParameterError
@@ -130,8 +131,6 @@ def _item(values: object, step: object) -> object:
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises ParameterError, naming `what` it should be, for anything else."""
-    import yaml
-
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

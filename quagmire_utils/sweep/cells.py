@@ -26,7 +26,10 @@ from quagmire_utils.core.settings import Profile, RLSettings, SFTSettings
 from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.data import Problem, Trace
 from quagmire_utils.data.pretrained import model_origin
+from quagmire_utils.engines import EngineConfig, SamplingParams, check_model
 from quagmire_utils.evaluation.chance import chance_counts
+from quagmire_utils.evaluation.evaluate import evaluate
+from quagmire_utils.evaluation.generalization_loss import generalization_loss
 from quagmire_utils.evaluation.sampling import grade_store
 from quagmire_utils.evaluation.sampling.marking import as_asked
 from quagmire_utils.evaluation.store import SampleStore
@@ -34,6 +37,8 @@ from quagmire_utils.grading import Grader
 from quagmire_utils.grading.verdicts import MATH
 from quagmire_utils.sweep import datasets
 from quagmire_utils.sweep.grid import Cell, derive_seed
+from quagmire_utils.training import grpo, microlab, sft
+from quagmire_utils.training.backends import llamafactory, verl
 
 SHIPPED = "base.json"  # in a shipped base model: the cell that trained it, and the checksums of its files
 PROBLEM = ["benchmark", "problem"]
@@ -97,8 +102,6 @@ class _Run:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def base(self) -> Results:
-        from quagmire_utils.training import microlab
-
         profile, family = self.profile, self.cell.family
         complete = _is_complete(self.model)
         if family.model is not None and not complete:
@@ -161,9 +164,6 @@ class _Run:
 
     def measure(self, model: Path, checkpoint: int, n: int) -> pd.DataFrame:
         """Sample, grade and count one checkpoint on all benchmarks."""
-        from quagmire_utils.engines import EngineConfig, SamplingParams
-        from quagmire_utils.evaluation.evaluate import evaluate
-
         cell, settings = self.cell, self.profile.evaluation
         keys = {**cell.names, "stage": cell.kind, "rl_run": -1 if cell.run is None else cell.run}
         keys["checkpoint"] = checkpoint
@@ -192,8 +192,6 @@ class _Run:
     def losses(self, validation_sets: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
         """Compute the generalization loss of the cell's model on each validation set, and of each of its traces."""
         from transformers import AutoModelForCausalLM
-
-        from quagmire_utils.evaluation.generalization_loss import generalization_loss
 
         rows, template = [], self.profile.evaluation.template
         with self.clock("generalization_loss"):
@@ -232,12 +230,8 @@ def _with_keys(keys: Mapping[str, object], frame: pd.DataFrame) -> pd.DataFrame:
 def train_sft(base: Path, traces: Sequence[Trace], output: Path, settings: SFTSettings, profile: Profile) -> None:
     """Fine-tune `base` on `traces` into the folder `output`, with `sft.json` beside the weights."""
     if settings.backend == "trl":
-        from quagmire_utils.training import sft
-
         sft.train_sft(base, traces, output, settings)
     else:
-        from quagmire_utils.training.backends import llamafactory
-
         run = output.with_name(output.name + ".run")
         llamafactory.write(base, traces, run, settings, gpus=profile.compute.gpus)
         llamafactory.train(run)
@@ -257,16 +251,12 @@ def train_rl(
 ) -> None:
     """Run GRPO from `start`: `checkpoint-<step>` folders, `curve.parquet` and, last, `rl.json` under `output`."""
     if settings.backend == "verl":
-        from quagmire_utils.training.backends import verl
-
         timeout = profile.evaluation.grading_timeout
         verl.write(start, problems, output, settings, gpus=profile.compute.gpus, grading_timeout=timeout)
         verl.train(output)
     elif profile.families[0].model is not None:
         _train_in_own_process(profile.evaluation.grading_timeout, start, problems, output, settings)
     else:
-        from quagmire_utils.training import grpo
-
         grpo.train_rl(start, problems, output, settings, grader=as_asked(grader.grade))
     _free_memory()
 
@@ -295,8 +285,6 @@ def _begin(parent: int, log: object, threads: int) -> None:
 
 
 def _train_here(timeout: float, *arguments: object) -> None:
-    from quagmire_utils.training import grpo
-
     with Grader(timeout=timeout, workers=1) as grader:
         grpo.train_rl(*arguments, grader=as_asked(grader.grade))
 
@@ -326,8 +314,6 @@ def _clear_stale(folder: Path, cell: Cell) -> None:
 
 def _is_complete(model: Path) -> bool:
     """Return whether a checkpoint is there and whole."""
-    from quagmire_utils.engines import check_model
-
     with contextlib.suppress(ParameterError):
         if model.is_dir():
             check_model(model)

@@ -12,20 +12,23 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_folder, digest
 from quagmire_utils.core.settings import CandidateSettings, FamilySettings, ModelSettings, Profile
 from quagmire_utils.core.tokenizer import load_tokenizer
-from quagmire_utils.data import BENCHMARKS, Dataset, Problem, Trace, load_benchmark, load_datasets
+from quagmire_utils.data import BENCHMARKS, Dataset, Problem, Trace, curation, load_benchmark, load_datasets
+from quagmire_utils.data.curation import Recipe
+from quagmire_utils.data.curation.source_files import read_file, source_files
 from quagmire_utils.data.dataset import local_files
 from quagmire_utils.data.pretrained import locate
+from quagmire_utils.data.prompts import render, response_ids
+from quagmire_utils.data.rows import Record
 from quagmire_utils.grading import prepare_problems
-from quagmire_utils.sweep.grid import derive_seed
-
-if TYPE_CHECKING:
-    from quagmire_utils.data.curation import Recipe
+from quagmire_utils.sweep.grid import derive_seed, training_sets
+from quagmire_utils.training import microlab
 
 PROMPT_ROOM = 1024  # tokens of sft.max_length that are kept for question and template
 MOST_LEFT_OUT = 0.02  # share of a candidate's traces that may be too long with their prompts
@@ -38,8 +41,6 @@ def benchmark_problems(profile: Profile, grader: str = "") -> dict[str, list[Pro
 
     grader: of problems in mathematics ("": the profile's).
     """
-    from quagmire_utils.training import microlab
-
     grader = grader or profile.evaluation.grader
     if profile.families[0].model is not None:
         return {name: _graded(grader, load_problems(name, count)) for name, count in profile.benchmarks.items()}
@@ -66,9 +67,6 @@ def load_problems(name: str, count: int) -> list[Problem]:
 
 def source_traces(profile: Profile, family: FamilySettings, source: str) -> tuple[list[Trace], list[Trace]]:
     """Return a micro source's (pool, validation) traces, on different problems, none of them a benchmark's."""
-    from quagmire_utils.data import curation
-    from quagmire_utils.training import microlab
-
     settings = family.sources[source]
     traces = microlab.make_traces(
         settings.terms,
@@ -88,22 +86,15 @@ def rl_problems(profile: Profile, family: FamilySettings, folder: Path) -> list[
     """Return the problems of a family's RL, none of them a benchmark's."""
     seed = derive_seed(profile.seed, family.name, "rl")
     if family.model is None:
-        from quagmire_utils.training import microlab
-
         taken = {problem.question for group in benchmark_problems(profile).values() for problem in group}
         count = family.rl_problems + len(taken)
         drawn = microlab.make_mixed_problems(family.rl_terms, count, seed, digits=profile.digits, task=profile.task)
-        return _graded(
-            profile.evaluation.grader,
-            [problem for problem in drawn if problem.question not in taken][: family.rl_problems],
-        )
-    from quagmire_utils.data.curation import Recipe
-
-    recipe = Recipe(source=family.rl_set, n=family.rl_problems, benchmarks=_forbidden(profile), seed=seed)
-    problems = load_benchmark(_build(profile, folder, recipe) / "train.jsonl")
-    return _graded(
-        profile.evaluation.grader, (replace(problem, id=f"{family.rl_set}/{problem.id}") for problem in problems)
-    )
+        problems = [problem for problem in drawn if problem.question not in taken][: family.rl_problems]
+    else:
+        recipe = Recipe(source=family.rl_set, n=family.rl_problems, benchmarks=_forbidden(profile), seed=seed)
+        made = load_benchmark(_build(profile, folder, recipe) / "train.jsonl")
+        problems = [replace(problem, id=f"{family.rl_set}/{problem.id}") for problem in made]
+    return _graded(profile.evaluation.grader, problems)
 
 
 def candidate_traces(
@@ -113,8 +104,6 @@ def candidate_traces(
 
     `base` is the checkpoint whose tokenizer counts lengths.
     """
-    from quagmire_utils.data import curation
-
     tokenizer = load_tokenizer(base)
     seed = derive_seed(profile.seed, family.name, candidate.source, "selection")
     if family.model is None:
@@ -153,9 +142,6 @@ def _sft_set(
 
     chosen: fields of the recipe that select. All candidates of a source hold out the same problems.
     """
-    from quagmire_utils.data.curation import Recipe, load_set
-    from quagmire_utils.data.prompts import render, response_ids
-
     settings, most = family.sources[name], profile.sft.max_length
     recipe = Recipe(
         source=settings.dataset,
@@ -166,7 +152,7 @@ def _sft_set(
         seed=derive_seed(profile.seed, family.name, name, "selection"),
         **chosen,
     )
-    traces, held_out = load_set(_build(profile, folder, recipe))
+    traces, held_out = curation.load_set(_build(profile, folder, recipe))
     held_out = held_out[: settings.validation]  # some problems have several traces; these come in seeded order
     if settings.box_answers:
         traces, held_out = [boxed(trace) for trace in traces], [boxed(trace) for trace in held_out]
@@ -186,8 +172,6 @@ def _sft_set(
 
 def without_problems(traces: Sequence[Trace], held_out: Sequence[Trace]) -> list[Trace]:
     """Return the traces whose questions match none of the held-out ones: public datasets share many problems."""
-    from quagmire_utils.data import curation
-
     return curation.decontaminate(traces, [Problem(t.problem_id, t.question, t.answer) for t in held_out])[0]
 
 
@@ -226,12 +210,6 @@ def fetch_model(model: ModelSettings, target: Path) -> None:
 # --- the datasets that a profile names ------------------------------------------------------------------------------
 
 
-def training_sets(profile: Profile) -> dict[str, Dataset]:
-    """Return the datasets that a profile can train on: the catalogue's and its own. Raises ParameterError."""
-    known = load_datasets(profile.datasets)
-    return {name: dataset for name, dataset in known.items() if dataset.kind == "training"}
-
-
 def rows_needed(profile: Profile) -> dict[str, int]:
     """Return how many rows of each dataset the profile needs at least, held-out ones included."""
     needed: dict[str, int] = {}
@@ -267,9 +245,6 @@ def check_files(profile: Profile, folder: Path | None = None) -> Iterator[str]:
 
 
 def _check_rows(dataset: Dataset, files: Sequence[Path], needed: int) -> str:
-    from quagmire_utils.data.curation.source_files import read_file, source_files
-    from quagmire_utils.data.rows import Record
-
     sources = source_files(dataset, files)
     usable = (record for record in read_file(dataset, sources[0]) if isinstance(record, Record))
     if len(sources) > 1:
@@ -280,10 +255,6 @@ def _check_rows(dataset: Dataset, files: Sequence[Path], needed: int) -> str:
 
 def _build(profile: Profile, folder: Path, recipe: Recipe) -> Path:
     """Return the folder of the recipe's set; make it unless it is there. One process at a time reads a dataset."""
-    from filelock import FileLock
-
-    from quagmire_utils.data.curation import build
-
     place = folder / "scratch" / "data"
     place.mkdir(parents=True, exist_ok=True)
     # the results folder, in which the tokenizer lies, may be moved
@@ -294,5 +265,5 @@ def _build(profile: Profile, folder: Path, recipe: Recipe) -> Path:
         return target
     with FileLock(place / f"{recipe.source}.lock"):
         datasets = load_datasets(profile.datasets)
-        build(recipe, target, cache=place / "cache", datasets=datasets, progress=False)
+        curation.build(recipe, target, cache=place / "cache", datasets=datasets, progress=False)
     return target

@@ -22,10 +22,12 @@ from quagmire_utils.core.files import read_parquet
 from quagmire_utils.core.settings import FamilySettings, ModelSettings, Profile
 from quagmire_utils.data.dataset import local_files
 from quagmire_utils.data.pretrained import locate, pretrained_names
+from quagmire_utils.engines import load_config
 from quagmire_utils.engines.checkpoints import hub_answers
 from quagmire_utils.sweep.collect import finished_cells
-from quagmire_utils.sweep.datasets import check_files, load_problems, rows_needed, training_sets
-from quagmire_utils.sweep.grid import Cell, check, plan, work
+from quagmire_utils.sweep.datasets import check_files, load_problems, rows_needed
+from quagmire_utils.sweep.grid import Cell, check, plan, training_sets, work
+from quagmire_utils.training.backends import BACKENDS, environment_python
 
 WIDTH = 100  # columns of the page
 ANSWER_TOKENS = 0.5  # share of max_tokens, where the profile does not give the length of answers
@@ -101,8 +103,6 @@ def parameters(model: ModelSettings) -> int:
         return model.parameters
     import torch
     from transformers import AutoModelForCausalLM
-
-    from quagmire_utils.engines import load_config
 
     name = str(Path(locate(model.hub_id)).expanduser()) if model.is_folder else model.hub_id
     if model.is_folder and not Path(name).is_dir():
@@ -262,8 +262,6 @@ def missing_devices(profile: Profile) -> Iterator[str]:
 
 def missing_programs(profile: Profile) -> Iterator[str]:
     """Yield the engine and the back-ends that are not installed."""
-    from quagmire_utils.training.backends import BACKENDS, environment_python
-
     engine = profile.evaluation.engine
     if importlib.util.find_spec(engine) is None:
         yield f"engine {engine}: it is not installed; `./reproduce.sh setup` installs it"

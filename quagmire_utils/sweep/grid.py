@@ -13,6 +13,10 @@ from pathlib import Path
 from quagmire_utils.core import files
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import SCENARIOS, CandidateSettings, FamilySettings, Profile, explicit
+from quagmire_utils.data import Dataset, benchmark_names, find_dataset, load_benchmark, load_datasets
+from quagmire_utils.data.prompts import TEMPLATES
+from quagmire_utils.engines import ENGINES, check_engine
+from quagmire_utils.training.microlab import MICRO_BENCHMARKS
 
 FIRST_RUNS = 2  # RL runs that every candidate gets before any candidate gets more
 CELL_VERSION = 1  # raise it when a change of the code changes what cells compute
@@ -121,9 +125,6 @@ def check(profile: Profile, *, here: bool = True) -> None:
 
     `here`: also if this machine lacks the engine; otherwise only for what no machine could run.
     """
-    from quagmire_utils.data.prompts import TEMPLATES
-    from quagmire_utils.engines import ENGINES, check_engine
-
     evaluation = profile.evaluation
     if evaluation.engine == "server":
         raise ParameterError("evaluation.engine", "server", "an engine that loads trained checkpoints, such as vllm")
@@ -142,9 +143,6 @@ def check(profile: Profile, *, here: bool = True) -> None:
 
 def _check_benchmarks(profile: Profile) -> None:
     """Refuse unknown benchmarks, and more problems than one has."""
-    from quagmire_utils.data import benchmark_names, find_dataset, load_benchmark
-    from quagmire_utils.training.microlab import MICRO_BENCHMARKS
-
     micro = profile.families[0].model is None
     if any((family.model is None) != micro for family in profile.families):
         raise ParameterError("families", reason="micro and pretrained models share no benchmark; use two profiles")
@@ -162,9 +160,13 @@ def _check_benchmarks(profile: Profile) -> None:
             raise ParameterError(f"benchmarks.{name}", count, f"at most the {there:,} problems that it has")
 
 
-def _check_pretrained(profile: Profile, family: FamilySettings, where: str) -> None:
-    from quagmire_utils.sweep.datasets import training_sets
+def training_sets(profile: Profile) -> dict[str, Dataset]:
+    """Return the datasets that a profile can train on: the catalogue's and its own. Raises ParameterError."""
+    known = load_datasets(profile.datasets)
+    return {name: dataset for name, dataset in known.items() if dataset.kind == "training"}
 
+
+def _check_pretrained(profile: Profile, family: FamilySettings, where: str) -> None:
     known = training_sets(profile)
     asked = {f"sources.{name}.dataset": source.dataset for name, source in family.sources.items()}
     for parameter, name in {**asked, "rl_set": family.rl_set}.items():

@@ -31,6 +31,7 @@ from quagmire_utils.core.files import atomic_path, digest, read_json, write_json
 from quagmire_utils.core.settings import SFTSettings
 from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import render, resolve_template, response_ids, response_text
+from quagmire_utils.engines import load_tokenizer
 from quagmire_utils.training.backends import runs
 
 NAME = "llamafactory"
@@ -50,8 +51,6 @@ def write(
     Calling it again with the same arguments changes nothing. Raises ParameterError for no traces, traces longer than
     `settings.max_length`, a batch that does not divide, or a folder that holds another run.
     """
-    from quagmire_utils.engines import load_tokenizer
-
     folder, processes = Path(folder), max(1, gpus)
     if not traces:
         raise ParameterError("traces", traces, "at least one trace")

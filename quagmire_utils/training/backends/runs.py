@@ -23,11 +23,11 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_folder, digest, read_json, write_json, write_text
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.provenance import hardware
+from quagmire_utils.data.prompts import RenderedPrompt
+from quagmire_utils.engines import check_model, load_config, load_tokenizer, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from quagmire_utils.data.prompts import RenderedPrompt
 
 BACKENDS = {"llamafactory": "LLaMA-Factory", "verl": "verl"}
 SCRIPTS = Path(__file__).parent / "scripts"  # what runs inside the back-ends' environments
@@ -100,8 +100,6 @@ def resolve_model(model: str | Path) -> str:
 
     Raises ParameterError for a model that cannot be loaded, and for a path that bash cannot hold.
     """
-    from quagmire_utils.engines import check_model
-
     check_model(model)
     folder = Path(model).expanduser()
     if not folder.is_dir():
@@ -262,8 +260,6 @@ def export_checkpoint(weights: Path, model: str, target: Path, notes: Mapping[st
     import torch
     from safetensors.torch import load_file, save_file
     from transformers import GenerationConfig
-
-    from quagmire_utils.engines import check_model, load_config, load_tokenizer, resolve_dtype
 
     shards = sorted(weights.glob("model*.safetensors"))
     if not shards:

@@ -39,6 +39,7 @@ from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import check_fits, render_problem, resolve_template
+from quagmire_utils.engines import load_config, load_tokenizer, resolve_context_length
 from quagmire_utils.training.backends import runs
 
 NAME = "verl"
@@ -69,8 +70,6 @@ def write(
     Calling it again with the same arguments changes nothing. Raises ParameterError for a machine without GPUs, fewer
     problems than a step takes, prompts and answers beyond the model's context, or a folder that holds another run.
     """
-    from quagmire_utils.engines import load_config, load_tokenizer, resolve_context_length
-
     folder, settings = Path(folder), settings.replace(backend="verl").over(len(problems))
     rollouts = settings.prompts_per_step * settings.rollouts
     if gpus < 1:

@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm import tqdm
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_json
 from quagmire_utils.core.settings import RLSettings
+from quagmire_utils.engines import EngineConfig, load_engine
 from quagmire_utils.engines.decoding import can_share
 from quagmire_utils.training.grpo import STATE, Environment, derive_seed, read_state
 
@@ -63,9 +65,6 @@ class Tree:
 def train(environment: Environment, output: Path, latest: Path | None) -> list[dict[str, float]]:
     """Take the steps that are left after the checkpoint `latest`; return the log. Checkpoints go to `output`."""
     import torch
-    from tqdm import tqdm
-
-    from quagmire_utils.engines import EngineConfig, load_engine
 
     settings, engine = environment.settings, environment.engine
     policy = engine.module.eval()  # no dropout: the policy that learns is the one that sampled

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.engines import load_config, resolve_dtype
 from quagmire_utils.training.grpo import Environment
 
 
@@ -26,8 +27,6 @@ def make_trainer(environment: Environment, output: Path) -> Any:
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
-
-    from quagmire_utils.engines import load_config, resolve_dtype
 
     engine, settings = environment.engine, environment.settings
     if settings.rollout_engine == "vllm" and engine.device.type == "cpu":
