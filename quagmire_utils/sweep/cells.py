@@ -337,12 +337,17 @@ def ship_base(folder: Path, cell: Cell) -> None:
         write_json({"digest": cell.digest, "files": _checksums(scratch)}, scratch / SHIPPED)
 
 
-def restore_base(folder: Path, cell: Cell, records: Path | None = None) -> bool:
-    """Put the base model that is kept beside the `records` (None: in `folder`) where `cell` would have trained it.
+def can_start(folder: Path, cell: Cell) -> bool:
+    """Return whether the checkpoint that a cell trains is there, or a shipped one could be put there."""
+    return has_checkpoint(folder, cell) or restore_base(folder, cell, folder)
+
+
+def restore_base(folder: Path, cell: Cell, records: Path) -> bool:
+    """Put the base model that is kept beside the `records` where `cell` would have trained it.
 
     Return False, and do nothing, if there is none, it was trained with other parameters, or its files were changed.
     """
-    shipped = (folder if records is None else records) / "bases" / cell.family.name
+    shipped = records / "bases" / cell.family.name
     note = _shipped_note(shipped)
     if cell.kind != "base" or note.get("digest") != cell.digest or _checksums(shipped) != note.get("files"):
         return False

@@ -18,7 +18,7 @@ from filelock import FileLock
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_folder, digest
 from quagmire_utils.core.settings import CandidateSettings, FamilySettings, ModelSettings, Profile
-from quagmire_utils.core.tokenizer import load_tokenizer
+from quagmire_utils.core.tokenizer import first_line, load_tokenizer
 from quagmire_utils.data import BENCHMARKS, Dataset, Problem, Trace, curation, load_benchmark, load_datasets
 from quagmire_utils.data.curation import Recipe
 from quagmire_utils.data.curation.source_files import read_file, source_files
@@ -44,11 +44,11 @@ def benchmark_problems(profile: Profile, grader: str = "") -> dict[str, list[Pro
     grader = grader or profile.evaluation.grader
     if profile.families[0].model is not None:
         return {name: _graded(grader, load_problems(name, count)) for name, count in profile.benchmarks.items()}
-    problems = {}
-    for name, count in profile.benchmarks.items():
-        kind = replace(microlab.MICRO_BENCHMARKS[name], digits=profile.digits)
-        problems[name] = _graded(grader, microlab.make_problems(name, kind, count, profile.seed))
-    return problems
+    kinds = {name: replace(microlab.MICRO_BENCHMARKS[name], digits=profile.digits) for name in profile.benchmarks}
+    return {
+        name: _graded(grader, microlab.make_problems(name, kinds[name], count, profile.seed))
+        for name, count in profile.benchmarks.items()
+    }
 
 
 def _graded(grader: str, problems: Iterable[Problem]) -> list[Problem]:
@@ -186,12 +186,18 @@ def boxed(trace: Trace) -> Trace:
     return replace(trace, response=f"{text}\nThe answer is $\\boxed{{{trace.answer}}}$.")
 
 
+def model_folder(model: ModelSettings) -> Path:
+    """Return the folder of a model that is none of a hub's. Raises ParameterError if it is not there."""
+    folder = Path(locate(model.hub_id)).expanduser()
+    if not folder.is_dir():
+        raise ParameterError("model.hub_id", model.hub_id, "a folder that exists, or a hub id")
+    return folder
+
+
 def fetch_model(model: ModelSettings, target: Path) -> None:
     """Put a base model's files into the folder `target`, which appears when they are complete."""
     if model.is_folder:
-        source = Path(locate(model.hub_id)).expanduser()
-        if not source.is_dir():
-            raise ParameterError("model.hub_id", model.hub_id, "a folder that exists, or a hub id")
+        source = model_folder(model)
     else:
         from huggingface_hub import snapshot_download
 
@@ -199,7 +205,7 @@ def fetch_model(model: ModelSettings, target: Path) -> None:
             which = {"allow_patterns": list(WEIGHTS), "ignore_patterns": ["original/*", "consolidated*"]}
             source = snapshot_download(model.hub_id, revision=model.revision, **which)
         except Exception as error:  # the hub's client raises many kinds
-            cause = str(error).strip().split("\n")[0] or type(error).__name__
+            cause = first_line(error)
             remedy = "; accept its licence on its page and log in with `hf auth login`" if model.gated else ""
             reason = f"the hub gave no files of {model.hub_id} ({cause}){remedy}"
             raise ParameterError("model.hub_id", model.hub_id, reason=reason) from error

@@ -18,14 +18,14 @@ from typing import NamedTuple
 import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import read_parquet
+from quagmire_utils.core.records import read_table
 from quagmire_utils.core.settings import FamilySettings, ModelSettings, Profile
 from quagmire_utils.data.dataset import local_files
-from quagmire_utils.data.pretrained import locate, pretrained_names
+from quagmire_utils.data.pretrained import pretrained_names
 from quagmire_utils.engines import load_config
 from quagmire_utils.engines.checkpoints import hub_answers
 from quagmire_utils.sweep.collect import finished_cells
-from quagmire_utils.sweep.datasets import check_files, load_problems, rows_needed
+from quagmire_utils.sweep.datasets import check_files, load_problems, model_folder, rows_needed
 from quagmire_utils.sweep.grid import Cell, check, plan, training_sets, work
 from quagmire_utils.training.backends import BACKENDS, environment_python
 
@@ -84,10 +84,9 @@ def estimate(profile: Profile, cells: Sequence[Cell], folder: Path | None = None
 
 def _corrected(profile: Profile, costs: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Replace the hours of finished cells by the measured ones, and scale the others of their kind and family."""
-    try:
-        cells = read_parquet(folder / "cells.parquet").set_index("cell")
-    except (OSError, ValueError, KeyError):
+    if not (folder / "cells.parquet").is_file():
         return costs
+    cells = read_table(folder / "cells.parquet").set_index("cell")
     cells = cells[cells["digest"] == costs["digest"].reindex(cells.index)]
     measured = (max(1, profile.compute.gpus) * cells["seconds_total"] / 3600).reindex(costs.index)
     groups = [costs["family"], costs["kind"]]
@@ -104,9 +103,7 @@ def parameters(model: ModelSettings) -> int:
     import torch
     from transformers import AutoModelForCausalLM
 
-    name = str(Path(locate(model.hub_id)).expanduser()) if model.is_folder else model.hub_id
-    if model.is_folder and not Path(name).is_dir():
-        raise ParameterError("model.hub_id", model.hub_id, "a folder that exists, or a hub id")
+    name = str(model_folder(model)) if model.is_folder else model.hub_id
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(load_config(name, model.revision)).num_parameters()
@@ -189,13 +186,12 @@ def dry_run(profile: Profile, folder: Path) -> str:
 def _table(profile: Profile, costs: pd.DataFrame) -> list[str]:
     """Return hours by family and stage, and in all."""
     what = {"cells": ("hours", "size"), **{name: (name, "sum") for name in ("train", "sample", "hours")}}
-    what |= {"longest": ("hours", "max"), "basis": ("basis", lambda values: ", ".join(sorted(set(values))))}
+    what["basis"] = ("basis", lambda values: ", ".join(sorted(set(values))))
     parts = costs.groupby(["family", "kind"], sort=False).agg(**what)
     table = pd.concat([parts, costs.groupby(lambda _: ("all", "")).agg(**what)])
-    table["longest"] /= max(1, profile.compute.gpus)
     table.index = [f"{family} {kind}".strip() for family, kind in table.index]
     unit = profile.compute.gpu if profile.compute.gpus else "a core"
-    return [f"Hours on {unit}; the longest cell in hours of its node:", table.to_string(float_format=_number)]
+    return [f"Hours on {unit}:", table.to_string(float_format=_number)]
 
 
 def _totals(profile: Profile, left: pd.DataFrame) -> list[str]:
@@ -227,16 +223,11 @@ def _number(value: float) -> str:
 
 
 def missing(profile: Profile, folder: Path, costs: pd.DataFrame) -> list[str]:
-    """Return one sentence for each thing that the profile needs and this machine lacks.
-
-    costs: the estimate of the cells that are left to do.
-    """
+    """Return one sentence for each thing that this machine lacks for the cells left to do; `costs`: theirs."""
     lacking = [*missing_devices(profile), *missing_programs(profile)]
     if profile.families[0].model is not None:
-        lacking += [*_models(profile, set(costs.index)), *_datasets(profile), *_benchmarks(profile)]
-    place = folder.resolve()
-    while not place.exists():
-        place = place.parent
+        lacking += _missing_data(profile, set(costs.index))
+    place = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
     needed, free = disk_needed(profile, costs), shutil.disk_usage(place).free
     if needed > free:
         lacking.append(f"disk: {size(needed)} are needed and {size(free)} are free at {place}")
@@ -278,7 +269,8 @@ def disk_needed(profile: Profile, costs: pd.DataFrame) -> float:
     return costs["kept"].sum() + costs["scratch"].nlargest(in_flight).sum()
 
 
-def _models(profile: Profile, left: set[str]) -> Iterator[str]:
+def _missing_data(profile: Profile, left: set[str]) -> Iterator[str]:
+    """Yield the models, datasets and benchmarks that are not here; `left`: ids of the cells left to do."""
     from huggingface_hub import get_token, try_to_load_from_cache
 
     for family in profile.families:
@@ -295,18 +287,12 @@ def _models(profile: Profile, left: set[str]) -> Iterator[str]:
             yield f"{named}: it is not in the hub's cache, and the hub does not answer"
         elif model.gated and get_token() is None:
             yield f"{named}: accept its licence on its page, and log in with `hf auth login`"
-
-
-def _datasets(profile: Profile) -> Iterator[str]:
     yield from check_files(profile)
     known = training_sets(profile)
     for name in sorted(rows_needed(profile)):
         with contextlib.suppress(ParameterError):  # check_files has named it
             if not local_files(known[name]) and not hub_answers():
                 yield f"dataset {name}: there is no local copy, and the hub of {known[name].hub_id} does not answer"
-
-
-def _benchmarks(profile: Profile) -> Iterator[str]:
     for name, count in profile.benchmarks.items():
         try:
             load_problems(name, count)

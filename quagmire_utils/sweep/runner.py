@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import Profile
-from quagmire_utils.sweep.cells import has_checkpoint, restore_base
+from quagmire_utils.sweep.cells import can_start, has_checkpoint
 from quagmire_utils.sweep.collect import collect, finished_cells, is_collected
 from quagmire_utils.sweep.datasets import check_files
 from quagmire_utils.sweep.estimate import missing_devices, missing_programs
@@ -30,17 +30,9 @@ class SweepError(RuntimeError):
 
 
 def run_sweep(
-    profile: Profile,
-    folder: str | Path,
-    *,
-    workers: int | None = None,
-    ray: str | None = None,
-    progress: bool = True,
+    profile: Profile, folder: str | Path, *, workers: int | None = None, ray: str | None = None, progress: bool = True
 ) -> Path:
     """Run every cell of `profile` that `folder` does not hold yet, then `collect`. Return the folder.
-
-    The first two RL runs of every candidate come before the further runs of any. `collect` gathers what has finished
-    meanwhile.
 
     workers: cells at a time; None: the profile's number, or all that a Ray cluster has room for. ray: its address
     ("auto": the one that this machine belongs to). Raises ParameterError before anything runs, SweepError if a cell
@@ -56,7 +48,7 @@ def run_sweep(
         todo = [cell for cell in cells if cell.id not in done]
         started = time.time()
         if todo:
-            wanted = {cell.id for cell in todo} | _missing_parents(folder, todo)
+            wanted = _with_lost_starts(folder, todo)
             todo = first_runs_first([cell for cell in cells if cell.id in wanted])
             shown = {"total": len(done) + len(todo), "initial": len(done), "unit": "cell", "disable": not progress}
             with tqdm(desc=f"sweep {profile.name}", **shown) as bar, _open_pool(profile, folder, workers, ray) as pool:
@@ -81,9 +73,8 @@ def run_one(profile: Profile, folder: str | Path, cell_id: str) -> None:
     with only_sweep(folder, f"lock-{cell_id.replace('/', '__')}", f"another process computes cell {cell_id}"):
         if finished_cells(folder, [cell]):
             return
-        start = cell.needs
-        if start is not None and not has_checkpoint(folder, start) and not restore_base(folder, start):
-            raise ParameterError("cell", cell_id, f"run after {start.id}, whose checkpoint is not in {folder}")
+        if cell.needs is not None and not can_start(folder, cell.needs):
+            raise ParameterError("cell", cell_id, f"run after {cell.needs.id}, whose checkpoint is not in {folder}")
         logged_cell(profile, folder, cell)
 
 
@@ -96,18 +87,12 @@ def _check_all(profile: Profile, folder: Path, *, here: bool = True) -> None:
         raise ParameterError("datasets", reason=lack)
 
 
-def _missing_parents(folder: Path, todo: Sequence[Cell]) -> set[str]:
-    """Return the finished cells to train again: `todo` needs their checkpoints, and they are not on this machine."""
-    parents: set[str] = set()
+def _with_lost_starts(folder: Path, todo: Sequence[Cell]) -> set[str]:
+    """Return the ids of `todo`, and of the finished cells that they start from, whose checkpoints are not here."""
     ids = {cell.id for cell in todo}
-    for cell in todo:
-        parent = cell.needs
-        while parent is not None and parent.id not in ids | parents:
-            if has_checkpoint(folder, parent) or restore_base(folder, parent):
-                break
-            parents.add(parent.id)
-            parent = parent.needs
-    return parents
+    starts = {cell.needs for cell in todo if cell.needs is not None and cell.needs.id not in ids}
+    lost = [start for start in starts if not can_start(folder, start)]
+    return _with_lost_starts(folder, [*todo, *lost]) if lost else ids
 
 
 def _open_pool(profile: Profile, folder: Path, workers: int | None, ray: str | None) -> LocalPool | RayPool:

@@ -265,7 +265,7 @@ def test_a_damaged_record_does_not_start_the_grid_again(profile, pool, damage):
 def test_a_damaged_note_of_a_shipped_base_is_one_sentence(profile, tmp_path, text):
     write_text(text, tmp_path / "bases" / "a" / "base.json")
     with pytest.raises(ParameterError, match="git checkout") as raised:
-        restore_base(tmp_path, sweep.plan(profile)[0])
+        restore_base(tmp_path, sweep.plan(profile)[0], tmp_path)
     assert raised.value.parameter.endswith("base.json")
 
 
