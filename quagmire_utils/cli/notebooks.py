@@ -130,7 +130,7 @@ def _workflow(name: str, notebook: str, given: dict[str, object], parameters: Se
 
 def _execute(run: Run) -> Path | None:
     """Execute notebooks, make the page, and print where everything is, what was found, and last the page; return it."""
-    from quagmire_utils.report.execution import NotebookError, clock
+    from quagmire_utils.report.execution import clock
     from quagmire_utils.report.notebook import headlines
     from quagmire_utils.report.reproduction import make_report, run_notebooks
 
@@ -139,8 +139,6 @@ def _execute(run: Run) -> Path | None:
     try:
         taken = run_notebooks(run)
         page = make_report(run, taken)
-    except (ParameterError, NotebookError):
-        raise
     except OSError as error:
         sentence = f"{run.place} cannot be written to: {error.strerror or error}"
         stop(f"{sentence}; resume with: {run.resume_command}", 1)

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,7 @@ Most = Annotated[int, typer.Option("--num-samples", help="While drawing: most an
 These = Annotated[bool, typer.Option("--these-problems", help="While drawing: decide for exactly these problems.")]
 Models = Annotated[Path | None, typer.Option(help="While drawing: folder that holds the models, by their names.")]
 
+PAIR = ["a", "b"]  # names of two evaluations that are compared
 TRUTH = "Such a verdict is right in at least 95 % of runs, at whichever look it comes"
 
 grade_app = typer.Typer(no_args_is_help=True, help="Score, regrade or audit stored answers; needs no model and no GPU.")
@@ -44,14 +45,16 @@ def compare(
     models: Models = None,
 ) -> None:
     """Compare two evaluations on the same problems: difference, 95 % interval, p-value."""
-    if until_decided:
-        return decide(a, b, make_design(_ks(k), within, num_samples, these_problems), models)
     from quagmire_utils.evaluation.evaluate import compare_outputs
     from quagmire_utils.evaluation.measured import describe_comparison, show_comparison
 
-    table = compare_outputs(a, b, _ks(k))
+    design = make_design(_ks(k), within, num_samples, these_problems) if until_decided else None
+    table = compare_outputs(a, b, _ks(k) if design is None else (1,))
     print(describe_comparison(table, str(a), str(b)))
-    print(show_comparison(table).to_string())
+    if design is None:
+        print(show_comparison(table).to_string())
+    else:
+        decide(dict(zip(PAIR, (a, b), strict=True)), design, models)
 
 
 @app.command(rich_help_panel=OWN)
@@ -256,37 +259,16 @@ def make_design(k: Sequence[int], within: float, num_samples: int, these_problem
     return Design(k=k[0], within=within / 100, most=num_samples, these_problems=these_problems)
 
 
-def decide(a: Path, b: Path, design: Design, models: Path | None) -> None:
-    """Print looks at two evaluations until one is better, they are equal, or more answers would not tell."""
-    from quagmire_utils.evaluation.evaluate import compare_outputs
-    from quagmire_utils.evaluation.measured import describe_comparison
-
-    print(describe_comparison(compare_outputs(a, b), str(a), str(b)))
-
-    def ends(look: Look) -> str:
-        found = look.verdict("a", "b")
-        return {"a": "A better", "b": "B better", "equal": f"no difference above {_points(design)}", "": ""}[found]
-
-    _look({"a": a, "b": b}, design, models, ends)
-
-
 def settle(folder: Path, design: Design, models: Path | None) -> None:
     """Print looks at the evaluations in a folder until it is settled which one is best."""
     from quagmire_utils.analysis.measurements import load_measurements
 
     names = load_measurements(folder, k=2).table["candidate"]  # which checks that they compare
-
-    def ends(look: Look) -> str:
-        if not look.settled:
-            return ""
-        rivals = f" or less than {_points(design)} below the best" if len(look.left) > 1 else ""
-        return f"{look.left[0]} is best{rivals}"
-
-    _look({name: folder / name for name in names}, design, models, ends)
+    decide({name: folder / name for name in names}, design, models)
 
 
-def _look(folders: Mapping[str, Path], design: Design, models: Path | None, ends: Any) -> None:
-    """Draw and look until `ends` gives a verdict; print each look and last the verdict, its guarantee and its price."""
+def decide(folders: Mapping[str, Path], design: Design, models: Path | None) -> None:
+    """Draw and look until there is a verdict; print each look and last the verdict, its guarantee and its price."""
     from quagmire_utils.evaluation.deciding import Answers
     from quagmire_utils.evaluation.pass_at_k.sequential import looks
     from quagmire_utils.grading import Grader
@@ -299,7 +281,7 @@ def _look(folders: Mapping[str, Path], design: Design, models: Path | None, ends
         print(f"Pass@{design.k} on {whose}, from {len(answers.benchmarks)} problems.", flush=True)
         for number, look in enumerate(looks(list(runs), answers, answers.benchmarks, design), 1):
             print(f"look {number} of {len(design.sizes)}, {look.answers} answers a problem: {_state(look)}", flush=True)
-            verdict = ends(look)
+            verdict = _verdict(look, f"{100 * design.within:g} points")
             if verdict or look.hopeless:
                 break
     if verdict:
@@ -316,19 +298,22 @@ def _look(folders: Mapping[str, Path], design: Design, models: Path | None, ends
     )
 
 
+def _verdict(look: Look, margin: str) -> str:
+    """Return what is decided; empty before."""
+    if [*look.scores] == PAIR:
+        found = look.verdict(*PAIR)
+        return {"a": "A better", "b": "B better", "equal": f"no difference above {margin}", "": ""}[found]
+    rivals = f" or less than {margin} below the best" if len(look.left) > 1 else ""
+    return f"{look.left[0]} is best{rivals}" if look.settled else ""
+
+
 def _state(look: Look) -> str:
     """Return the differences between the best and the others, in points, closest first."""
-    best = max(look.scores, key=lambda name: look.scores[name])
-    rivals = sorted((name for name in look.scores if name != best), key=lambda name: -look.scores[name])
-    ordered = [("a", "b")] if list(look.scores) == ["a", "b"] else [(best, name) for name in rivals]
+    best, *rivals = PAIR if [*look.scores] == PAIR else sorted(look.scores, key=lambda name: -look.scores[name])
     texts = []
-    for first, second in ordered[:3]:
-        found = look.lead(first, second)
+    for rival in rivals[:3]:
+        found = look.lead(best, rival)
         interval = f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-        texts.append(f"{first} - {second} {100 * found.value:+.1f} {interval}")
-    more = f"; {len(ordered) - 3} more" if len(ordered) > 3 else ""
-    return ", ".join(texts) + more + (f"; {len(look.left)} left" if len(ordered) > 1 else "")
-
-
-def _points(design: Design) -> str:
-    return f"{100 * design.within:g} points"
+        texts.append(f"{best} - {rival} {100 * found.value:+.1f} {interval}")
+    more = f"; {len(rivals) - 3} more" if len(rivals) > 3 else ""
+    return ", ".join(texts) + more + (f"; {len(look.left)} left" if len(rivals) > 1 else "")

@@ -23,7 +23,7 @@ from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.settings import RLSettings, SFTSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.training.backends import BackendError, environment_python, llamafactory, verl
-from quagmire_utils.training.backends.runs import LOG, run_command
+from quagmire_utils.training.backends.runs import LOG, run_backend
 
 pytest.importorskip("torch", reason="the micro models need torch")
 
@@ -276,10 +276,16 @@ def script(folder: Path, text: str) -> Path:
     return folder
 
 
+@pytest.fixture
+def our_python(monkeypatch):
+    monkeypatch.setenv("QUAGMIRE_VERL_PYTHON", sys.executable)
+
+
+@pytest.mark.usefixtures("our_python")
 def test_a_failure_names_its_log_and_shows_its_end(tmp_path):
     script(tmp_path, 'for i in $(seq 50); do echo "line $i"; done; echo "CUDA out of memory" >&2; exit 3')
     with pytest.raises(BackendError) as raised:
-        run_command(tmp_path, name="verl", environment={})
+        run_backend(tmp_path, "verl")
     message = str(raised.value)
     assert "verl stopped with exit code 3" in message
     assert str(tmp_path / LOG) in message
@@ -288,20 +294,22 @@ def test_a_failure_names_its_log_and_shows_its_end(tmp_path):
     assert "line 30" not in message
 
 
+@pytest.mark.usefixtures("our_python")
 def test_an_interrupt_ends_everything_that_was_started(tmp_path):
-    script(tmp_path, 'sleep 600 & echo $! >child; echo "$QUAGMIRE_X" >variable; wait')
+    script(tmp_path, 'sleep 600 & echo $! >child; echo "$QUAGMIRE_VERL_PYTHON" >variable; wait')
     threading.Timer(0.1, lambda: (wait_for((tmp_path / "variable").exists), signal.raise_signal(signal.SIGINT))).start()
     with pytest.raises(KeyboardInterrupt):
-        run_command(tmp_path, name="verl", environment={"QUAGMIRE_X": "yes"})
-    assert (tmp_path / "variable").read_text() == "yes\n"
+        run_backend(tmp_path, "verl")
+    assert (tmp_path / "variable").read_text() == f"{sys.executable}\n"
     wait_for(lambda: not psutil.pid_exists(int((tmp_path / "child").read_text())))
 
 
+@pytest.mark.usefixtures("our_python")
 def test_a_run_outlives_its_killed_caller_and_is_not_started_twice(tmp_path, refused):
     script(tmp_path, f'echo $$ >"{tmp_path}/pid"; exec sleep 600')
     code = (
-        "import sys; from pathlib import Path; from quagmire_utils.training.backends.runs import run_command; "
-        "run_command(Path(sys.argv[1]), name='verl', environment={})"
+        "import sys; from pathlib import Path; from quagmire_utils.training.backends.runs import run_backend; "
+        "run_backend(Path(sys.argv[1]), 'verl')"
     )
     caller = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT)})
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
@@ -310,9 +318,9 @@ def test_a_run_outlives_its_killed_caller_and_is_not_started_twice(tmp_path, ref
     pid = int((tmp_path / "pid").read_text())
     try:
         with refused("folder"):
-            run_command(tmp_path, name="verl", environment={})
+            run_backend(tmp_path, "verl")
     finally:
         os.kill(pid, signal.SIGKILL)
     script(tmp_path, "true")
     wait_for(lambda: not psutil.pid_exists(pid))
-    run_command(tmp_path, name="verl", environment={})
+    run_backend(tmp_path, "verl")

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +104,7 @@ def write(
         "gpus": gpus,
     }
     write_text(runs.render_template("llamafactory_train.yaml.j2", NAME, **values), folder / "train.yaml")
-    runs.copy_script("tokenize_traces.py", folder)
+    shutil.copy(runs.SCRIPTS / "tokenize_traces.py", folder)
     script = runs.render_template("llamafactory_run.sh.j2", NAME, gpus=gpus)
     runs.close_run(folder, facts, script, steps=steps, tokens=tokens)
     return folder

@@ -132,11 +132,6 @@ def read_run(folder: Path, backend: str) -> dict[str, Any]:
     return run
 
 
-def copy_script(name: str, folder: Path) -> None:
-    """Copy a script of this package into a run's folder, so that the folder holds everything that runs."""
-    write_text((SCRIPTS / name).read_text(encoding="utf-8"), folder / name)
-
-
 def render_template(name: str, backend: str, **values: Any) -> str:
     """Return a template of this package, filled in; `variable` and `python` are those of the back-end."""
     import jinja2
@@ -162,17 +157,14 @@ def short_digest(value: str) -> str:
 
 
 def run_backend(folder: Path, backend: str, command: str = "exec bash run.sh", *, doing: str = "") -> None:
-    """Run a command as `run_command` does, with a back-end's Python. `doing`: what it does with it, if not train."""
-    environment = {_variable(backend): str(environment_python(backend))}
-    run_command(folder, command, name=doing + BACKENDS[backend], environment=environment)
+    """Run a command of bash in the folder to its end, with its output in the log and a back-end's Python.
 
-
-def run_command(folder: Path, command: str = "exec bash run.sh", *, name: str, environment: Mapping[str, str]) -> None:
-    """Run a command of bash in the folder to its end, with its output in the log.
-
-    An exception (an interrupt, say) ends the command and everything that it started. Raises BackendError if it fails,
-    and ParameterError if one that an earlier process started still runs in the folder.
+    `doing`: what it does with the back-end, if not train. An exception (an interrupt, say) ends the command and
+    everything that it started. Raises BackendError if it fails, and ParameterError if one that an earlier process
+    started still runs in the folder, or the back-end is not installed.
     """
+    name, variable = doing + BACKENDS[backend], _variable(backend)
+    environment = {**os.environ, variable: str(environment_python(backend))}
     log = folder / LOG
     with (folder / _LOCK).open("w") as lock, log.open("ab") as output:
         try:
@@ -190,7 +182,7 @@ def run_command(folder: Path, command: str = "exec bash run.sh", *, name: str, e
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that all of it can be ended at once
             pass_fds=[lock.fileno()],  # the lock lasts as long as the script, even if this process is killed
-            env={**os.environ, **environment},
+            env=environment,
         )
         try:
             while child.poll() is None:
@@ -242,12 +234,10 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             child.wait(patience)
 
 
-def last_lines(log: Path, count: int = _TAIL) -> list[str]:
+def last_lines(log: Path) -> list[str]:
     """Return the last lines of a log that are not blank."""
-    with log.open("rb") as handle:
-        handle.seek(max(0, log.stat().st_size - 20_000))
-        text = handle.read().decode(errors="replace")
-    return [line[:300] for line in text.replace("\r", "\n").splitlines() if line.strip()][-count:]
+    text = log.read_bytes()[-20_000:].decode(errors="replace")
+    return [line[:300] for line in text.replace("\r", "\n").splitlines() if line.strip()][-_TAIL:]
 
 
 def export_checkpoint(weights: Path, model: str, target: Path, notes: Mapping[str, Any] | None = None) -> None:

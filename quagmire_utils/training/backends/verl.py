@@ -98,7 +98,7 @@ def write(
     pairs = zip(problems, prompts, strict=True)
     rows = [[problem.id, runs.short_digest(json.dumps(prompt.token_ids))] for problem, prompt in pairs]
     write_json({"rows": rows}, folder / "prompts.json")
-    runs.copy_script("check_run.py", folder)
+    shutil.copy(runs.SCRIPTS / "check_run.py", folder)
     longest = max(len(prompt.token_ids) for prompt in prompts)
     script = runs.render_template(
         "verl_run.sh.j2",
