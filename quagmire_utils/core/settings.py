@@ -58,10 +58,8 @@ class SFTSettings(Settings):
     seed: Integer = 0
 
     def _check(self) -> None:
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise ParameterError(
-                "micro_batch_size", self.micro_batch_size, f"a divisor of batch_size ({self.batch_size})"
-            )
+        divides = self.batch_size % (self.micro_batch_size or 1) == 0
+        self._require("micro_batch_size", divides, f"a divisor of batch_size ({self.batch_size})")
 
 
 class RLSettings(Settings):
@@ -90,26 +88,20 @@ class RLSettings(Settings):
     seed: Integer = 0
 
     def _check(self) -> None:
-        if self.rollout_engine == "vllm" and self.backend != "trl":
-            raise ParameterError("rollout_engine", "vllm", f"transformers with rl.backend {self.backend}")
-        if self.final_lr_fraction < 1 and self.backend != "compact":
-            raise ParameterError("final_lr_fraction", self.final_lr_fraction, f"1 with rl.backend {self.backend}")
-        if self.backend == "compact":
-            for name in ("kl_coefficient", "gradient_checkpointing"):
-                if value := getattr(self, name):
-                    raise ParameterError(name, value, "0 or false with rl.backend compact; take trl")
-        if self.checkpoints > self.steps:
-            raise ParameterError("checkpoints", self.checkpoints, f"at most rl.steps ({self.steps})")
+        trl, compact, backend = self.backend == "trl", self.backend == "compact", f"rl.backend {self.backend}"
+        self._require("rollout_engine", trl or self.rollout_engine != "vllm", f"transformers with {backend}")
+        self._require("final_lr_fraction", compact or self.final_lr_fraction == 1, f"1 with {backend}")
+        for name in ("kl_coefficient", "gradient_checkpointing"):
+            self._require(name, not (compact and getattr(self, name)), f"0 or false with {backend}; take trl")
+        self._require("checkpoints", self.checkpoints <= self.steps, f"at most rl.steps ({self.steps})")
         if self.checkpoint_ratio is not None:
-            if self.backend == "verl":
-                raise ParameterError("checkpoint_ratio", self.checkpoint_ratio, "left out with rl.backend verl")
-            if len(set(self.checkpoint_steps) - {0}) < self.checkpoints:
-                reason = f"gives fewer than {self.checkpoints} different steps up to {self.steps}"
-                raise ParameterError("checkpoint_ratio", self.checkpoint_ratio, reason=reason)
+            self._require("checkpoint_ratio", self.backend != "verl", f"left out with {backend}")
+            enough = len(set(self.checkpoint_steps) - {0}) >= self.checkpoints
+            allowed = f"small enough for {self.checkpoints} different steps up to {self.steps}"
+            self._require("checkpoint_ratio", enough, allowed)
         rollouts = self.prompts_per_step * self.rollouts
-        if self.micro_batch_size and rollouts % self.micro_batch_size:
-            allowed = f"a divisor of rl.prompts_per_step x rl.rollouts ({rollouts})"
-            raise ParameterError("micro_batch_size", self.micro_batch_size, allowed)
+        divides = rollouts % (self.micro_batch_size or 1) == 0
+        self._require("micro_batch_size", divides, f"a divisor of rl.prompts_per_step x rl.rollouts ({rollouts})")
 
     def over(self, problems: int) -> RLSettings:
         """Return the settings with `epochs` over so many problems as steps; an epoch's incomplete last step is dropped.
@@ -152,11 +144,10 @@ class EvaluationSettings(Settings):
     both_graders: Flag = False  # count by `math` too, in the column correct_math, and show both in the tables
 
     def _check(self) -> None:
-        if self.k > self.num_samples:
-            raise ParameterError("k", self.k, f"at most evaluation.num_samples ({self.num_samples})")
-        if self.max_model_len is not None and self.max_tokens >= self.max_model_len:
-            allowed = f"below evaluation.max_model_len ({self.max_model_len}), to leave room for the prompt"
-            raise ParameterError("max_tokens", self.max_tokens, allowed)
+        self._require("k", self.k <= self.num_samples, f"at most evaluation.num_samples ({self.num_samples})")
+        fits = self.max_model_len is None or self.max_tokens < self.max_model_len
+        allowed = f"below evaluation.max_model_len ({self.max_model_len}), to leave room for the prompt"
+        self._require("max_tokens", fits, allowed)
 
 
 class ModelSettings(Settings):
@@ -168,9 +159,9 @@ class ModelSettings(Settings):
     parameters: Count | None = None  # for the dry run; None: counted from the model's config.json
 
     def _check(self) -> None:
-        if not self.is_folder and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
-            allowed = f"a commit of {self.hub_id} (40 hexadecimal digits; a branch may change)"
-            raise ParameterError("revision", self.revision, allowed)
+        is_commit = re.fullmatch("[0-9a-f]{40}", self.revision or "")
+        allowed = f"a commit of {self.hub_id} (40 hexadecimal digits; a branch may change)"
+        self._require("revision", self.is_folder or is_commit, allowed)
 
     @property
     def is_folder(self) -> bool:
@@ -197,25 +188,20 @@ class ComputeSettings(Settings):
 
 
 class SourceSettings(Settings):
-    """Where a family's SFT traces come from.
-
-    The microlab writes those of a micro family, in these styles and lengths. Those of a pretrained model come from a
-    `dataset`: one of the catalogue, or of the profile's own `datasets`.
-    """
+    """Where a family's SFT traces come from: a micro family's are written, in these styles and lengths."""
 
     styles: Styles = ("stepwise",)
     terms: Terms = (2, 3, 4, 5, 6)
     pool: Annotated[Integer, Field(ge=2)] = 4000  # traces to select from; of a dataset, roughly how many it has
     validation: Annotated[Integer, Field(ge=2)] = 300  # held-out traces for the generalization loss, of other problems
-    dataset: str | None = None
+    dataset: str | None = None  # of a pretrained model: one of the catalogue, or of the profile's own `datasets`
     max_tokens: Count | None = None  # longer responses are left out, never cut; None: what sft.max_length has room for
     box_answers: Flag = False  # a solution that ends without \boxed{answer} gets that ending
     # expected response tokens by selection (random, shortest, longest), for --dry-run
     mean_tokens: dict[Literal["shortest", "longest", "random"], Positive] = Field(default_factory=dict)
 
     def _check(self) -> None:
-        if self.dataset is not None and self.validation >= self.pool:
-            raise ParameterError("validation", self.validation, f"below pool ({self.pool})")
+        self._require("validation", self.dataset is None or self.validation < self.pool, f"below pool ({self.pool})")
 
     @property
     def training(self) -> SourceSettings:
@@ -236,16 +222,15 @@ class CandidateSettings(Settings):
     rl_runs: Count | None = None  # None: the profile's rl.runs
 
     def _check(self) -> None:
-        if not set(self.scenario.split("+")) <= set(SCENARIOS):
-            raise ParameterError("scenario", self.scenario, f"{', '.join(SCENARIOS)}, or several joined by +")
+        known = set(self.scenario.split("+")) <= set(SCENARIOS)
+        self._require("scenario", known, f"{', '.join(SCENARIOS)}, or several joined by +")
         parts = self.selection.split("+")
         if self.selection == "none":
-            if self.n_examples:
-                raise ParameterError("n_examples", self.n_examples, "0 if selection is none")
-        elif not set(parts) <= set(SELECTIONS) or len(set(parts)) < len(parts):
-            raise ParameterError("selection", self.selection, f"none, or of {', '.join(SELECTIONS)} joined by +")
-        elif self.n_examples < len(parts):
-            raise ParameterError("n_examples", self.n_examples, f"at least one for each selection of {self.selection}")
+            return self._require("n_examples", not self.n_examples, "0 if selection is none")
+        known = set(parts) <= set(SELECTIONS) and len(set(parts)) == len(parts)
+        self._require("selection", known, f"none, or of {', '.join(SELECTIONS)} joined by +")
+        enough = self.n_examples >= len(parts)
+        self._require("n_examples", enough, f"at least one for each selection of {self.selection}")
 
     @property
     def name(self) -> str:
@@ -287,8 +272,7 @@ class PretrainingSettings(Settings):
         for operator, bounds in self.misconceptions.items():
             if bounds[0] > bounds[1]:
                 raise ParameterError(f"misconceptions.{operator}", list(bounds), "[low, high]")
-        if self.knowledge[0] > self.knowledge[1]:
-            raise ParameterError("knowledge", list(self.knowledge), "[low, high]")
+        self._require("knowledge", self.knowledge[0] <= self.knowledge[1], "[low, high]")
 
 
 class FamilySettings(Settings):
@@ -309,17 +293,15 @@ class FamilySettings(Settings):
     rl_problems: Integer = 2000
 
     def _check(self) -> None:
-        if (self.pretraining is None) == (self.model is None):
-            raise ParameterError("model", self.model, "a pretrained model, or pretraining a micro model")
+        one = (self.pretraining is None) != (self.model is None)
+        self._require("model", one, "a pretrained model, or pretraining a micro model")
         kind = "a name for a pretrained model" if self.model else "left out for a micro family"
         for name, source in self.sources.items():
             if (source.dataset is None) == (self.model is not None):
                 raise ParameterError(f"sources.{name}.dataset", source.dataset, kind)
-        if (self.rl_set is None) == (self.model is not None):
-            raise ParameterError("rl_set", self.rl_set, kind)
-        for name in self.validation_sources:
-            if name not in self.sources:
-                raise ParameterError("validation_sources", name, f"of {', '.join(self.sources)}")
+        self._require("rl_set", (self.rl_set is None) == (self.model is None), kind)
+        known = set(self.validation_sources) <= self.sources.keys()
+        self._require("validation_sources", known, f"of {', '.join(self.sources)}")
         names = [candidate.name for candidate in self.candidates]
         for name in names:
             if names.count(name) > 1:
@@ -358,8 +340,7 @@ class Profile(Settings):
         if len(set(names)) < len(names):
             raise ParameterError("families", names, "of different names")
         bounds = list(self.budgets.values())
-        if bounds != sorted(set(bounds)):
-            raise ParameterError("budgets", bounds, "rising")
+        self._require("budgets", bounds == sorted(set(bounds)), "rising")
 
 
 def explicit(settings: Settings) -> dict[str, Any]:

@@ -41,8 +41,8 @@ Share = Annotated[float, Field(strict=True, gt=0, le=1), BeforeValidator(_from_t
 class Settings(BaseModel):
     """Base of all settings: immutable, without unknown keys, and with ParameterError for what cannot work.
 
-    Subclasses define `_check` for conditions on several fields. It raises `ParameterError("field", ...)`, which becomes
-    an error about the dotted name.
+    Subclasses define `_check` for conditions on several fields. Its `ParameterError("field", ...)`, as of `_require`,
+    becomes one about the dotted name.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -82,6 +82,11 @@ class Settings(BaseModel):
 
     def _check(self) -> None:
         pass
+
+    def _require(self, name: str, holds: object, allowed: str) -> None:
+        """Raise ParameterError about a field unless a condition holds."""
+        if not holds:
+            raise ParameterError(name, getattr(self, name), allowed)
 
     def replace(self, **changes: Any) -> Self:
         """Return a checked copy with `changes`."""

@@ -92,12 +92,9 @@ RL_RUN = {"problems": PROBLEMS, "settings": RL, "gpus": 2}
     [
         (SFT_RUN, {"traces": []}, "traces"),
         (SFT_RUN, {"settings": SFT.replace(max_length=40)}, "sft.max_length"),
-        (SFT_RUN, {"gpus": 3}, "sft.batch_size"),
         (SFT_RUN, {"folder": "a$b"}, "folder"),
         (SFT_RUN, {"model": "no/such/model/here"}, "model"),
-        (RL_RUN, {"gpus": 0}, "gpus"),
         (RL_RUN, {"problems": PROBLEMS[:3]}, "rl.prompts_per_step"),
-        (RL_RUN, {"gpus": 3}, "rl.rollouts"),
         (RL_RUN, {"settings": RL.replace(epochs=1)}, "rl.checkpoints"),
         (RL_RUN, {"settings": RL.replace(max_tokens=8192)}, "max_tokens"),
     ],

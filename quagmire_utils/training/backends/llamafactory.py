@@ -46,19 +46,16 @@ def write(
     """Write everything that LLaMA-Factory needs to fine-tune `model` on `traces`; return the folder.
 
     `settings.batch_size` is the global batch; `settings.micro_batch_size` is the traces of one forward pass on one
-    GPU (None: 1). Their ratio must be a multiple of the GPUs (0: a CPU, to try things out). Weights and optimizer are
-    spread over all GPUs, because AdamW needs 16 bytes per parameter.
+    GPU (None: 1). Their ratio is a multiple of the GPUs (0: a CPU, to try things out), as a sweep checks. Weights and
+    optimizer are spread over all GPUs, because AdamW needs 16 bytes per parameter.
 
     Calling it again with the same arguments changes nothing. Raises ParameterError for no traces, traces longer than
-    `settings.max_length`, a batch that does not divide, or a folder that holds another run.
+    `settings.max_length`, or a folder that holds another run.
     """
     folder, processes = Path(folder), max(1, gpus)
     if not traces:
         raise ParameterError("traces", traces, "at least one trace")
     micro_batch = settings.micro_batch_size or 1
-    if settings.batch_size % (micro_batch * processes):
-        allowed = f"a multiple of sft.micro_batch_size ({micro_batch}) x GPUs ({processes})"
-        raise ParameterError("sft.batch_size", settings.batch_size, allowed)
     model = runs.resolve_model(model)
     tokenizer = load_tokenizer(model)
     steps = math.ceil(math.ceil(len(traces) / settings.batch_size) * settings.epochs)

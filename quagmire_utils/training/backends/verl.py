@@ -65,18 +65,13 @@ def write(
     """Write everything that verl needs to run GRPO from `model` on `problems`; return the folder.
 
     Checkpoints are kept at `settings.checkpoint_steps`. `settings.micro_batch_size` is the rollouts of one forward pass
-    on one GPU (None: as many as fit 2 full-length answers). Each GPU has a vLLM of its own.
+    on one GPU (None: as many as fit 2 full-length answers). Each GPU, of which a sweep checks the number, has a vLLM of
+    its own.
 
-    Calling it again with the same arguments changes nothing. Raises ParameterError for a machine without GPUs, fewer
-    problems than a step takes, prompts and answers beyond the model's context, or a folder that holds another run.
+    Calling it again with the same arguments changes nothing. Raises ParameterError for fewer problems than a step
+    takes, prompts and answers beyond the model's context, or a folder that holds another run.
     """
     folder, settings = Path(folder), settings.replace(backend="verl").over(len(problems))
-    rollouts = settings.prompts_per_step * settings.rollouts
-    if gpus < 1:
-        raise ParameterError("gpus", gpus, "at least 1: verl trains on GPUs only")
-    if rollouts % gpus:
-        reason = f"rl.prompts_per_step x rl.rollouts ({rollouts}) must be a multiple of the {gpus} GPUs"
-        raise ParameterError("rl.rollouts", settings.rollouts, reason=reason)
     model = runs.resolve_model(model)
     tokenizer = load_tokenizer(model)
     prompts = [render_problem(problem, tokenizer) for problem in problems]
