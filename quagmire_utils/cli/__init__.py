@@ -2,8 +2,6 @@
 
     quagmire run --profile mini --only fig03,table01    # what ./reproduce.sh does after set-up
     quagmire evaluate path/to/checkpoint --benchmarks math500 --num-samples 64
-    quagmire rank candidates.csv
-    quagmire sweep paper --dry-run
 
 Exit status: 0 done, 1 it failed or the disk is full, 2 a parameter is wrong, 130 interrupted.
 """

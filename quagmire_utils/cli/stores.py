@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from quagmire_utils.evaluation.pass_at_k.sequential import Design, Look
     from quagmire_utils.evaluation.store import SampleStore
 
+Ks = Annotated[str, typer.Option("-k", help="One k, or several separated by commas.")]
 Within = Annotated[float, typer.Option(help="While drawing: smaller differences, in points, do not matter.")]
 Most = Annotated[int, typer.Option("--num-samples", help="While drawing: most answers to a problem, as a mean.")]
 These = Annotated[bool, typer.Option("--these-problems", help="While drawing: decide for exactly these problems.")]
@@ -37,7 +38,7 @@ app.add_typer(grade_app, name="grade", rich_help_panel=OWN)
 def compare(
     a: Annotated[Path, typer.Argument(help="Output folder of an evaluation.")],
     b: Annotated[Path, typer.Argument(help="Output folder of the evaluation to compare it with.")],
-    k: Annotated[str, typer.Option("-k", help="One k, or several separated by commas.")] = "1",
+    k: Ks = "1",
     until_decided: Annotated[bool, typer.Option("--until-decided", help="Draw answers until they decide.")] = False,
     within: Within = 2.0,
     num_samples: Most = 64,
@@ -77,10 +78,7 @@ DataDir = Annotated[str | None, typer.Option(help="Local mirror of the benchmark
 
 
 @grade_app.command()
-def score(
-    store: StoreFolder,
-    k: Annotated[str, typer.Option("-k", help="One k, or several separated by commas.")] = "1",
-) -> None:
+def score(store: StoreFolder, k: Ks = "1") -> None:
     """Print Pass@k of each benchmark: its interval, its bounds if answers are undecided, and its chance level."""
     print_table(_open_store(store), _ks(k))
 

@@ -9,16 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from quagmire_utils.cli.app import DATA, LARGE, app, assignments
+from quagmire_utils.cli.app import DATA, LARGE, Assignments, app, assignments
 from quagmire_utils.core.errors import ParameterError
 
 if TYPE_CHECKING:
     from quagmire_utils.data.curation.recipes import Recipe
-
-
-Fields = Annotated[
-    list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="Any other field of a set, as YAML.")
-]
 
 
 @app.command(rich_help_panel=DATA)
@@ -32,7 +27,7 @@ def curate(
     token_budget: Annotated[int | None, typer.Option(help="Tokens at most, instead of --n.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id of the model whose tokens count.")] = None,
     files: Annotated[list[str] | None, typer.Option(help="Local files, folders or globs; repeatable.")] = None,
-    parameters: Fields = None,
+    parameters: Assignments = None,
     cache: Annotated[Path | None, typer.Option(help="Where texts, hashes and lengths are kept.")] = None,
     show: Annotated[bool, typer.Option("--list", help="List the training sets.")] = False,
 ) -> None:

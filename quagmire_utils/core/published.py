@@ -2,11 +2,9 @@
 
     from quagmire_utils.core import published as paper
     paper.published(5)                            # a DataFrame, one row per cell
-    paper.settings(), paper.claims()
 
-The numbers are data, described in results/paper/README.md: tables.csv, settings.csv, claims.csv, captions.csv there.
-plus_minus is what the paper prints after ±. Its captions call it a standard error of 100 random splits; its size shows
-that it is the standard deviation over splits.
+The numbers are data, described in results/paper/README.md. plus_minus is what the paper prints after ±. Its captions
+call it a standard error of 100 random splits; its size shows that it is the standard deviation over splits.
 """
 
 from __future__ import annotations

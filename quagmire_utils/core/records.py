@@ -3,8 +3,8 @@
     records = load_records("results/mini")
     records.counts.groupby("candidate")["correct"].sum()
 
-A sweep writes candidates.parquet, counts.parquet, generalization_loss.parquet, rl_curves.parquet, cells.parquet and,
-last, manifest.json into results/<profile>/. Everything that is shown is computed from these files.
+A sweep writes a file for each of TABLES and, last, manifest.json into results/<profile>/. Everything that is shown is
+computed from them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Read the sample logs of other tools into a sample store, and grade them again with our graders.
 
     store, left_out = import_logs("lm_eval_output", "runs/theirs")           # a file, or a folder of logs of one model
-    import_logs("answers.jsonl", "runs/mine", golds={"math500": load_benchmark("math500")})  # of a log without golds
 
 The folder works like one of `evaluate`: scores with intervals, comparison, audit, page.
 """

@@ -242,12 +242,7 @@ def train_sft(base: Path, traces: Sequence[Trace], output: Path, settings: SFTSe
 
 
 def train_rl(
-    start: Path,
-    problems: Sequence[Problem],
-    output: Path,
-    settings: RLSettings,
-    profile: Profile,
-    grader: Grader,
+    start: Path, problems: Sequence[Problem], output: Path, settings: RLSettings, profile: Profile, grader: Grader
 ) -> None:
     """Run GRPO from `start`: `checkpoint-<step>` folders, `curve.parquet` and, last, `rl.json` under `output`."""
     if settings.backend == "verl":

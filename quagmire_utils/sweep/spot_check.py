@@ -2,11 +2,10 @@
 
     quagmire sweep mini --spot-check random                        # a candidate and an RL run drawn at random
     quagmire sweep mini --spot-check micro-llama/random-32x16      # this candidate; .../rl1 names the RL run too
-    quagmire sweep mini --spot-check micro-llama/base              # the base model itself, from random weights, and RL
 
 The candidate's SFT and one of its RL runs are computed and measured again in a temporary folder. They start from the
-base model beside the records; if there is none, or the base is what is checked, that is trained first. With the
-processor and the packages of the records every row must be bit-equal. Elsewhere sums in another order make other
+base model beside the records; if there is none, or the base is what is checked (.../base), that is trained first. With
+the processor and the packages of the records every row must be bit-equal. Elsewhere sums in another order make other
 models, and differences must be within the noise of sampling and training (see `judge`).
 """
 

@@ -3,18 +3,12 @@
     llamafactory.write(model, traces, "runs/sft", SFTSettings(epochs=2), gpus=8)
     llamafactory.train("runs/sft")     # resumes; the checkpoint for our engines: runs/sft/model
 
-The folder holds:
-
-    data/dataset_info.json, data/traces.jsonl    the training data
-    train.yaml                                   LLaMA-Factory's configuration, each value with its origin
-    tokenize_traces.py, tokens.json              the check of LLaMA-Factory's token ids against ours
-    run.sh                                       check and training
-    tokenized/, checkpoints/, train.log, model/  written by the run
+The folder holds run.sh, train.yaml (LLaMA-Factory's configuration, each value with its origin), data/ (the traces),
+tokenize_traces.py with tokens.json (the check of LLaMA-Factory's token ids against ours), and what the run writes.
 
 LLaMA-Factory's own templates may differ from a model's (a system message, a blank line, a thinking block), so none is
 used. The data hold each prompt as `prompts.render` renders it, special tokens included, and the response with the
-end-of-sequence token; `template: empty` tokenises both apart and adds nothing. Before training, LLaMA-Factory's ids are
-compared with ours, and training reads exactly the ids that were compared.
+end-of-sequence token; `template: empty` tokenises both apart and adds nothing. Training reads the compared ids.
 """
 
 from __future__ import annotations

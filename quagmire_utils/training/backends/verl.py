@@ -4,20 +4,13 @@
     verl.check("runs/rl")     # without a GPU: verl's own code accepts configuration, prompts and reward
     verl.train("runs/rl")     # resumes; checkpoints for our engines: runs/rl/checkpoint-<step>
 
-The folder holds:
+The folder holds run.sh (every override of verl's configuration, with its origin), train.parquet (prompts and golds),
+check_run.py with prompts.json (the check of verl's token ids against ours), and what the run writes. The parquet holds
+each prompt as `prompts.render` renders it, special tokens included, as the content of one message, and
+`custom_chat_template` is that content alone, so verl continues the same token ids as sampling.
 
-    train.parquet                  prompts and gold answers, in verl's columns
-    run.sh                         every override of verl's configuration, with its origin; `./run.sh --cfg job`
-    check_run.py, prompts.json     the check of verl's token ids against ours
-    checkpoints/, metrics/, train.log, checkpoint-<step>/, curve.parquet, rl.json    written by the run
-
-The parquet holds each prompt as `prompts.render` renders it, special tokens included, as the content of one message;
-`custom_chat_template` is that content alone. So verl continues the same token ids as sampling, and `check` compares
-them.
-
-verl trains on GPUs only: its engines exist for cuda and npu, and its rollouts come from servers of vLLM, SGLang or
-TensorRT-LLM. The tests run everything but the rollouts on a CPU with the real verl: `check`, a step of two ranks with
-these overrides against the same step by hand, then its checkpoint, merged and loaded by our engines.
+verl trains on GPUs only. The tests run everything but the rollouts on a CPU with the real verl: `check`, a step of two
+ranks with these overrides against the same step by hand, then its checkpoint, merged and loaded by our engines.
 """
 
 from __future__ import annotations

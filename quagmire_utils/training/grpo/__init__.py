@@ -1,13 +1,10 @@
 """Reinforcement learning with verifiable rewards: GRPO from a candidate, keeping checkpoints. Paper: App. B.2.
 
-Rollouts come from the same engine, and rewards from the same grader, as the benchmark scores, so RL maximises exactly
-what the evaluation measures.
+    train_rl("models/candidate", problems, "models/candidate-rl0", RLSettings(steps=100), grader=grader)
 
-    train_rl("models/candidate", problems, "models/candidate-rl0", RLSettings(steps=100))
-
-`RLSettings.backend` chooses the trainer. `trl` (the default, for every real model) is TRL's `GRPOTrainer` on one
-machine. `compact` is our own loop for micro models: the same loss and gradients (a test compares them), several times
-as fast.
+Rollouts come from the same engine, and rewards from the same grader, as the benchmark scores. `RLSettings.backend`
+chooses the trainer: `trl` (for every real model), TRL's `GRPOTrainer` on one machine; or `compact`, our own loop for
+micro models, with the same loss and gradients (a test compares them), several times as fast.
 """
 
 from __future__ import annotations

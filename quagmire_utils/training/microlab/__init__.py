@@ -1,9 +1,7 @@
 """Micro models: a tokenizer, a synthetic verifiable task, and base models pretrained on it from scratch.
 
-The paper's models have 4-12 billion parameters and its study took over a million GPU hours. With micro models the same
-questions (is the best candidate after SFT also best after RL? do the generalization loss and Pass@large k predict it
-better?) are answered by measurement on two CPU cores. The models are ordinary `transformers` classes (Llama, Mistral,
-Qwen3), so vLLM, TRL and everything else load them like any other checkpoint.
+They answer the paper's questions by measurement on two CPU cores. The models are ordinary `transformers` classes
+(Llama, Mistral, Qwen3), so vLLM, TRL and everything else load them like any other checkpoint.
 """
 
 # ruff: noqa: F401 - callers import these names from here
