@@ -108,7 +108,7 @@ def audit(
     output: Annotated[Path | None, typer.Option(help="Write the list to this .csv file.")] = None,
 ) -> None:
     """List the answers that a second grader, math-verify alone, judges differently."""
-    from quagmire_utils.core.spreadsheet import write_csv
+    from quagmire_utils.core.files import write_csv
     from quagmire_utils.evaluation.audit import audit_store
 
     held = _open_store(store)

@@ -122,7 +122,7 @@ def sweep(
     elif dry_run:
         print(grid.dry_run(settings, folder))
     elif submit is not None:
-        from quagmire_utils.sweep.submit import slurm_script
+        from quagmire_utils.sweep.runner import slurm_script
 
         script = slurm_script(settings, profile, folder, grid.finished_cells(folder, grid.plan(settings)))
         if output is None:

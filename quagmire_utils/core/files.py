@@ -1,4 +1,4 @@
-"""Atomic files and folders: text, JSON, and parquet that holds any text a model can write.
+"""Atomic files and folders: text, JSON, CSV, and parquet that holds any text a model can write.
 
 write_json({"seed": 3}, "manifest.json")      # readers see the old file or the new one, never a part
 write_parquet(frame, "counts.parquet")
@@ -6,11 +6,13 @@ write_parquet(frame, "counts.parquet")
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
 import re
 import shutil
+import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,6 +86,20 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(value)
     return str(value)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write `table` as CSV in one step; a cell that a spreadsheet would run as a formula gets an apostrophe."""
+    safe = table.map(lambda cell: f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell)
+    with atomic_path(path) as temporary:
+        # All texts in quotes: a bare carriage return would begin a row, and its first cell.
+        safe.to_csv(temporary, index=False, errors="backslashreplace", quoting=csv.QUOTE_NONNUMERIC)
+
+
+def _is_formula(cell: str) -> bool:
+    """Whether a spreadsheet may take a cell for a formula: it skips spaces and invisible characters."""
+    seen = (c for c in unicodedata.normalize("NFKC", cell) if not c.isspace() and unicodedata.category(c)[0] != "C")
+    return next(seen, " ") in "=+-@" or cell[:1] in tuple("\t\r\n")
 
 
 def digest(value: Any) -> str:

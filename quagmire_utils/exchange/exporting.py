@@ -18,9 +18,8 @@ import pandas as pd
 
 from quagmire_utils.analysis.measurements import fill_losses
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import read_json, write_parquet, write_text
+from quagmire_utils.core.files import read_json, write_csv, write_parquet, write_text
 from quagmire_utils.core.provenance import git_state, package_versions
-from quagmire_utils.core.spreadsheet import write_csv
 from quagmire_utils.evaluation.generalization_loss import read_losses
 from quagmire_utils.evaluation.pass_at_k import benchmark_average, bootstrap_intervals
 from quagmire_utils.evaluation.store import SampleStore

@@ -1,8 +1,17 @@
-"""Running a sweep: cells in order of importance, a progress bar, a lock, and errors that say how to resume."""
+"""Running a sweep: cells in order of importance, a progress bar, a lock, and errors that say how to resume.
+
+    quagmire sweep paper --submit slurm --output paper.sbatch && bash paper.sbatch
+
+On a Slurm cluster an element of a job array computes one cell (`run_one`). All nodes see the results folder, this
+Python and the folder in which the script was written.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
+import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,9 +24,13 @@ from quagmire_utils.core.settings import Profile
 from quagmire_utils.sweep.cells import can_start, has_checkpoint
 from quagmire_utils.sweep.collect import collect, finished_cells, is_collected
 from quagmire_utils.sweep.datasets import check_files
-from quagmire_utils.sweep.estimate import missing_devices, missing_programs
+from quagmire_utils.sweep.estimate import estimate, missing_devices, missing_programs
 from quagmire_utils.sweep.grid import Cell, check, first_runs_first, plan
 from quagmire_utils.sweep.pools import CellLostError, LocalPool, RayPool, logged_cell, set_environment
+
+TEMPLATE = Path(__file__).with_name("slurm.sbatch.jinja")
+SLACK = 2.0  # on the computed hours, for the time limit of a job
+MOST_HOURS = 120  # App. B: an RL run takes up to 5 days; what takes longer queues again
 
 
 class SweepError(RuntimeError):
@@ -125,6 +138,51 @@ def run_cells(folder: Path, todo: Sequence[Cell], pool: LocalPool | RayPool, bar
                 raise SweepError(cause, cell.path(folder, "logs")) from error
             unfinished.discard(cell.id)
             bar.update()
+
+
+def slurm_script(profile: Profile, name: str, folder: Path, done: set[str]) -> str:
+    """Fill in the template for the cells that are not `done`. Raises ParameterError if nothing is left to do.
+
+    `name`: how the profile is called on the command line.
+    """
+    import jinja2
+
+    check(profile, here=False)
+    name = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
+    cells = plan(profile)
+    todo = first_runs_first([cell for cell in cells if cell.id not in done])
+    if not todo:
+        raise ParameterError("submit", "slurm", reason="every cell is finished; there is nothing to submit")
+    todo.sort(key=lambda cell: ("base", "sft", "rl").index(cell.kind))
+    gpus = profile.compute.gpus
+    options = {
+        "nodes": "1",
+        "ntasks": "1",
+        "requeue": "",
+        "open-mode": "append",
+        "signal": "B:USR1@120",  # to the script, two minutes before its time limit
+        "chdir": f'"{Path.cwd()}"',  # paths in the profile are relative to it
+        **({"gpus-per-node": str(gpus), "exclusive": ""} if gpus > 1 else {"gpus": "1"} if gpus else {}),
+        **profile.compute.slurm,
+    }
+    hours = estimate(profile, cells, folder)["hours"] / max(1, gpus)
+    stages = []
+    for kind in dict.fromkeys(cell.kind for cell in todo):
+        mine = [i for i, cell in enumerate(todo) if cell.kind == kind]
+        limit = min(MOST_HOURS, max(1, math.ceil(SLACK * max(hours[todo[i].id] for i in mine))))
+        time = "" if "time" in profile.compute.slurm else f" --time={limit // 24}-{limit % 24:02}:00:00"
+        stages.append({"kind": kind, "array": f"{mine[0]}-{mine[-1]}", "time": time})
+    command = [sys.executable, "-m", "quagmire_utils", "sweep", name, "--results", str(folder.resolve())]
+    return jinja2.Template(TEMPLATE.read_text(), keep_trailing_newline=True).render(
+        name=profile.name,
+        options=options,
+        cells=[cell.id for cell in todo],
+        stages=stages,
+        command=shlex.join(command),
+        collect=shlex.quote(shlex.join([*command, "--collect"])),
+        logs=shlex.quote(str(folder.resolve() / "scratch" / "slurm")),
+        folder=shlex.quote(str(Path.cwd())),
+    )
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from quagmire_utils import cli
-from quagmire_utils.core.spreadsheet import write_csv
+from quagmire_utils.core.files import write_csv
 from quagmire_utils.data import Problem
 from quagmire_utils.evaluation.audit import audit, audit_store
 from quagmire_utils.evaluation.store import SampleStore

@@ -19,7 +19,7 @@ from quagmire_utils.sweep.cells import restore_base
 from quagmire_utils.sweep.datasets import boxed, without_problems
 from quagmire_utils.sweep.grid import check
 from quagmire_utils.sweep.pools import CellLostError
-from quagmire_utils.sweep.submit import slurm_script
+from quagmire_utils.sweep.runner import slurm_script
 
 
 def test_the_plan_names_every_cell_after_what_it_needs():
