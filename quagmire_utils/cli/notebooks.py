@@ -23,21 +23,15 @@ from quagmire_utils.core.paths import ROOT
 if TYPE_CHECKING:
     from quagmire_utils.report.reproduction import Run
 
-ProfileOption = Annotated[
-    str, typer.Option(help="A shipped profile, a YAML file, or a folder of records. Default: mini, else smoke.")
-]
-
 
 @app.command("run", rich_help_panel=REPRODUCE)
 def run_command(
-    profile: ProfileOption = "",
+    profile: Annotated[str, typer.Option(help="Its name, a YAML file, or a folder of records. Default: mini.")] = "",
     only: Annotated[str, typer.Option(help="Notebooks whose names begin so (fig03,table01), or report.")] = "",
     parameters: Assignments = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Figures and tables to execute at a time.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Set aside what was computed; compute it again.")] = False,
-    spot_check: Annotated[
-        str, typer.Option(metavar="NAME", help="Retrain one recorded candidate (family/candidate, or random) instead.")
-    ] = "",
+    spot_check: Annotated[str, typer.Option(help="Instead retrain one recorded candidate (or random).")] = "",
     notebooks: Annotated[Path, typer.Option(help="Folder of the notebooks.")] = ROOT / "notebooks",
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = ROOT / "results",
 ) -> None:
@@ -65,23 +59,21 @@ def evaluate(
     num_samples: Annotated[int, typer.Option(help="Answers to each problem.")] = 64,
     k: Annotated[int | None, typer.Option(help="Largest k of Pass@k. Default: --num-samples.")] = None,
     forecast_k: Annotated[
-        int | None, typer.Option(help="Also forecast Pass@k for this k, at most 16 times --num-samples.")
+        int | None, typer.Option(help="Also forecast this Pass@k, k up to 16 x --num-samples.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Generated tokens an answer.")] = 2048,
     limit: Annotated[int | None, typer.Option(help="Problems of each benchmark. Default: all.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, vllm or server.")] = "transformers",
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of answers, figures and page. Default: in runs/evaluations.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the results. Default: in runs/evaluations.")] = None,
     parameters: Assignments = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser at the end.")] = False,
 ) -> None:
     """Sample a checkpoint, grade every answer, and make a page with Pass@k for every k."""
+    from quagmire_utils.evaluation.store import SampleStore
+
     given = {"model": model, "benchmarks": benchmarks, "num_samples": num_samples, "max_tokens": max_tokens}
     given |= {"k": num_samples if k is None else k, "forecast_k": forecast_k}
     given |= {"limit": limit, "engine": engine, "output": output}
-    from quagmire_utils.evaluation.store import SampleStore
-
     page = _workflow("evaluate", "evaluate_model", given, parameters)
     if page is not None:
         print_table(SampleStore(page.parent), sorted({1, given["k"]}))
@@ -98,7 +90,7 @@ def rank(
     measurements: Measurements,
     parameters: Assignments = None,
     until_settled: Annotated[
-        bool, typer.Option("--until-settled", help="Of evaluations: draw answers until the best Pass@k is settled.")
+        bool, typer.Option("--until-settled", help="Draw answers until the best is clear.")
     ] = False,
     k: Annotated[int | None, typer.Option("-k", help="k of Pass@k. Default: 64; while drawing, 1.")] = None,
     within: Within = 2.0,
@@ -161,11 +153,7 @@ def _execute(run: Run) -> Path | None:
 
 
 @app.command(rich_help_panel=REPRODUCE)
-def docs(
-    build: Annotated[
-        Path | None, typer.Option(help="Write it to this folder; a link that leads nowhere fails.")
-    ] = None,
-) -> None:
+def docs(build: Annotated[Path | None, typer.Option(help="Write it to this folder.")] = None) -> None:
     """Serve the README and docs/ as a site at http://127.0.0.1:8000."""
     how = ["serve"] if build is None else ["build", "--strict", "--site-dir", str(build.resolve())]
     raise typer.Exit(subprocess.call([sys.executable, "-m", "mkdocs", *how, "--config-file", str(ROOT / "mkdocs.yml")]))

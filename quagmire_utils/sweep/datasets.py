@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from filelock import FileLock
@@ -218,27 +220,23 @@ def fetch_model(model: ModelSettings, target: Path) -> None:
 
 def rows_needed(profile: Profile) -> dict[str, int]:
     """Return how many rows of each dataset the profile needs at least, held-out ones included."""
-    needed: dict[str, int] = {}
+    needed: Counter[str | None] = Counter()
     for family in profile.families:
-        uses = [(family.rl_set, family.rl_problems)]
+        needed |= Counter({family.rl_set: family.rl_problems})
         for name, source in family.sources.items():
             most = max((c.n_examples for c in family.candidates if c.source == name), default=0)
-            uses.append((source.dataset, max(1, most) + source.validation))
-        for dataset, rows in uses:
-            if dataset is not None:
-                needed[dataset] = max(needed.get(dataset, 0), rows)
-    return needed
+            needed |= Counter({source.dataset: max(1, most) + source.validation})
+    return {name: rows for name, rows in needed.items() if name is not None}
 
 
 def check_files(profile: Profile, folder: Path | None = None) -> Iterator[str]:
     """Yield a sentence for each local dataset file that is missing, not as described, or too short.
 
-    Only the first piece of a large file is read, and its rows are not counted. With the results `folder`, datasets
-    from which a set has already been made there are skipped.
+    Only the first piece of a large file is read. With the results `folder`, datasets from which a set has already been
+    made there are skipped.
     """
-    needed = rows_needed(profile)
-    known = training_sets(profile) if needed else {}
-    for name, rows in sorted(needed.items()):
+    known = training_sets(profile)
+    for name, rows in sorted(rows_needed(profile).items()):
         if folder is not None and any((folder / "scratch" / "data").glob(f"{name}-*/manifest.json")):
             continue
         try:
@@ -253,10 +251,9 @@ def check_files(profile: Profile, folder: Path | None = None) -> Iterator[str]:
 def _check_rows(dataset: Dataset, files: Sequence[Path], needed: int) -> str:
     sources = source_files(dataset, files)
     usable = (record for record in read_file(dataset, sources[0]) if isinstance(record, Record))
-    if len(sources) > 1:
-        return "" if next(usable, None) else f"none of the first rows of {files[0]} is as described"
-    count = sum(1 for _ in usable)
-    return "" if count >= needed else f"{count:,} rows of {files[0]} can be used, {needed:,} are needed"
+    enough = needed if len(sources) == 1 else 1
+    count = sum(1 for _ in islice(usable, enough))
+    return "" if count == enough else f"{count:,} rows of {files[0]} can be used, {needed:,} are needed"
 
 
 def _build(profile: Profile, folder: Path, recipe: Recipe) -> Path:

@@ -148,14 +148,13 @@ def _check_benchmarks(profile: Profile) -> None:
         raise ParameterError("families", reason="micro and pretrained models share no benchmark; use two profiles")
     known, files = (MICRO_BENCHMARKS, "") if micro else (benchmark_names(), ", or the path of a .jsonl file")
     for name, count in profile.benchmarks.items():
-        there = None
-        if not micro and name.endswith(".jsonl") and Path(name).is_file():
-            there = len(load_benchmark(name))
-        elif name not in known:
+        own = not micro and name.endswith(".jsonl") and Path(name).is_file()
+        if not own and name not in known:
             raise ParameterError("benchmarks", name, f"of {', '.join(known)}{files}")
-        elif not micro:
-            dataset = find_dataset(name)
-            there = max(dataset.count or 0, dataset.hub_count or 0)
+        if micro:
+            continue
+        dataset = None if own else find_dataset(name)
+        there = len(load_benchmark(name)) if own else max(dataset.count or 0, dataset.hub_count or 0)
         if there and count > there:
             raise ParameterError(f"benchmarks.{name}", count, f"at most the {there:,} problems that it has")
 
