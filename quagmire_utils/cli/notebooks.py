@@ -59,7 +59,7 @@ def evaluate(
     num_samples: Annotated[int, typer.Option(help="Answers to each problem.")] = 64,
     k: Annotated[int | None, typer.Option(help="Largest k of Pass@k. Default: --num-samples.")] = None,
     forecast_k: Annotated[
-        int | None, typer.Option(help="Also forecast this Pass@k, k up to 16 x --num-samples.")
+        int | None, typer.Option(help="Forecast this Pass@k too, k up to 16 x --num-samples.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Generated tokens an answer.")] = 2048,
     limit: Annotated[int | None, typer.Option(help="Problems of each benchmark. Default: all.")] = None,
@@ -89,9 +89,7 @@ Measurements = Annotated[str, typer.Argument(help="A .csv file, or a folder of r
 def rank(
     measurements: Measurements,
     parameters: Assignments = None,
-    until_settled: Annotated[
-        bool, typer.Option("--until-settled", help="Draw answers until the best is clear.")
-    ] = False,
+    until_settled: Annotated[bool, typer.Option("--until-settled", help="Draw answers until one is best.")] = False,
     k: Annotated[int | None, typer.Option("-k", help="k of Pass@k. Default: 64; while drawing, 1.")] = None,
     within: Within = 2.0,
     num_samples: Most = 64,

@@ -202,9 +202,7 @@ def load_golds(named: Sequence[str], data_dir: str | None) -> dict[str, list[Pro
 def import_command(
     source: Annotated[Path, typer.Argument(help="A log, or a folder of logs of one model.")],
     output: Annotated[Path, typer.Option(help="Folder of the graded answers and their page.")],
-    log_format: Annotated[
-        str, typer.Option("--format", help="The tool, such as lm-eval. Default: by its fields.")
-    ] = "",
+    log_format: Annotated[str, typer.Option("--format", help="The tool, as lm-eval. Default: by its fields.")] = "",
     benchmark: Golds = None,
     grader: Annotated[str, typer.Option(help="Of the golds in the log. Default: choice for letters, else math.")] = "",
     data_dir: DataDir = None,
