@@ -58,9 +58,7 @@ def evaluate(
     benchmarks: Annotated[str, typer.Option(help="Names, .jsonl or .yaml files, or all; separated by commas.")],
     num_samples: Annotated[int, typer.Option(help="Answers to each problem.")] = 64,
     k: Annotated[int | None, typer.Option(help="Largest k of Pass@k. Default: --num-samples.")] = None,
-    forecast_k: Annotated[
-        int | None, typer.Option(help="Forecast this Pass@k too, k up to 16 x --num-samples.")
-    ] = None,
+    forecast_k: Annotated[int | None, typer.Option(help="Forecast this Pass@k; at most 16 x --num-samples.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Generated tokens an answer.")] = 2048,
     limit: Annotated[int | None, typer.Option(help="Problems of each benchmark. Default: all.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, vllm or server.")] = "transformers",

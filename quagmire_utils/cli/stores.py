@@ -74,7 +74,6 @@ def view(
 
 StoreFolder = Annotated[Path, typer.Argument(help="Folder of the stored answers.")]
 Golds = Annotated[list[str] | None, typer.Option("--benchmark", help="Name or file with the golds; repeatable.")]
-DataDir = Annotated[str | None, typer.Option(help="Local mirror of the benchmarks.")]
 
 
 @grade_app.command()
@@ -87,7 +86,6 @@ def score(store: StoreFolder, k: Ks = "1") -> None:
 def regrade(
     store: StoreFolder,
     benchmark: Golds = None,
-    data_dir: DataDir = None,
     timeout: Annotated[float, typer.Option(help="Seconds per answer.")] = 5.0,
 ) -> None:
     """Grade every stored answer again, with the present grader."""
@@ -96,7 +94,7 @@ def regrade(
 
     held = _open_store(store)
     with Grader(timeout=timeout) as grader:
-        grade_store(held, _problems(held, benchmark or [], data_dir), grader.grade, regrade=True)
+        grade_store(held, _problems(held, benchmark or []), grader.grade, regrade=True)
     print_table(held, [1])
 
 
@@ -104,7 +102,6 @@ def regrade(
 def audit(
     store: StoreFolder,
     benchmark: Golds = None,
-    data_dir: DataDir = None,
     output: Annotated[Path | None, typer.Option(help="Write the list to this .csv file.")] = None,
 ) -> None:
     """List the answers that a second grader, math-verify alone, judges differently."""
@@ -114,7 +111,7 @@ def audit(
     held = _open_store(store)
     if output is not None and (output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK)):
         raise ParameterError("--output", output, "a file in a folder that can be written to")
-    table = audit_store(held, _problems(held, benchmark or [], data_dir))
+    table = audit_store(held, _problems(held, benchmark or []))
     found = table.attrs
     judged = found["samples"] - found["undecided"]
     print(f"The second grader disagrees on {found['disagreements']} of {judged} answers.")
@@ -150,18 +147,15 @@ def _ks(text: str) -> list[int]:
     return [int(item) for item in text.split(",")]
 
 
-def print_table(store: SampleStore, ks: Sequence[int]) -> pd.DataFrame:
-    """Print the scores of a store, and return them. Raises ParameterError if no answer is graded."""
+def print_table(store: SampleStore, ks: Sequence[int]) -> None:
+    """Print the scores of a store. Raises ParameterError if no answer is graded."""
     from quagmire_utils.evaluation.chance import chance_counts
     from quagmire_utils.evaluation.measured import evaluation_table
 
-    counts = store.counts()
-    counts = counts[counts["n"] > 0]
+    counts = store.counts().query("n > 0")
     if counts.empty:
         raise ParameterError("store", store.path, reason=f"{store.path} holds answers but no verdicts; regrade it")
-    table = evaluation_table(counts, ks, chance=chance_counts(store))
-    print_scores(table)
-    return table
+    print_scores(evaluation_table(counts, ks, chance=chance_counts(store)))
 
 
 def print_scores(table: pd.DataFrame) -> None:
@@ -171,31 +165,29 @@ def print_scores(table: pd.DataFrame) -> None:
     print(show_evaluation(table).T.to_string(line_width=shutil.get_terminal_size().columns))
 
 
-def _problems(store: SampleStore, named: Sequence[str], data_dir: str | None) -> dict[str, list[Problem]]:
+def _problems(store: SampleStore, named: Sequence[str]) -> dict[str, list[Problem]]:
     """Load the golds for a store: the benchmarks in `named`, or by default its own and those in the catalogue."""
     from quagmire_utils.data import benchmark_names
     from quagmire_utils.evaluation.store.parts import PROBLEMS
 
-    known = benchmark_names()
     held = list(dict.fromkeys(store.counts()["benchmark"]))
-    sources = {source if source in known else Path(source).stem: source for source in named}
     own = {file.stem: str(file) for file in (store.path / PROBLEMS).glob("*.jsonl")}
-    sources = sources or {name: own.get(name, name) for name in held if name in known or name in own}
-    missing = [name for name in held if name not in sources]
-    if not sources:
+    named = named or [own.get(name, name) for name in held if name in own or name in benchmark_names()]
+    if not named:
         raise ParameterError("--benchmark", reason=f"give a file with the golds of {', '.join(held) or 'the store'}")
-    if missing:
+    golds = load_golds(named)
+    if missing := [name for name in held if name not in golds]:
         print(f"Left unchanged, because no golds were given: {', '.join(missing)}", file=sys.stderr)
-    return load_golds(list(sources.values()), data_dir)
+    return golds
 
 
-def load_golds(named: Sequence[str], data_dir: str | None) -> dict[str, list[Problem]]:
+def load_golds(named: Sequence[str]) -> dict[str, list[Problem]]:
     """Return the problems of benchmarks that are named, or in files, by benchmark."""
     from quagmire_utils.data import benchmark_names, load_benchmark
     from quagmire_utils.grading import prepare_problems
 
     sources = {source if source in benchmark_names() else Path(source).stem: source for source in named}
-    return prepare_problems({name: load_benchmark(source, data_dir=data_dir) for name, source in sources.items()})
+    return prepare_problems({name: load_benchmark(source) for name, source in sources.items()})
 
 
 @app.command("import", rich_help_panel=OWN)
@@ -205,12 +197,11 @@ def import_command(
     log_format: Annotated[str, typer.Option("--format", help="The tool, as lm-eval. Default: by its fields.")] = "",
     benchmark: Golds = None,
     grader: Annotated[str, typer.Option(help="Of the golds in the log. Default: choice for letters, else math.")] = "",
-    data_dir: DataDir = None,
 ) -> None:
     """Read the sample logs of another tool, grade them again, and make the page of an evaluation."""
     from quagmire_utils.exchange.importing import import_logs, write_page
 
-    golds = load_golds(benchmark, data_dir) if benchmark else None
+    golds = load_golds(benchmark) if benchmark else None
     store, left_out = import_logs(source, output, log_format=log_format, golds=golds, grader=grader)
     origin = store.origin
     print(f"From {origin['engine']}: {', '.join(f'{name} {origin[name]}' for name in origin if name != 'engine')}.")

@@ -356,13 +356,10 @@ def load_profile(name: str | Path, overrides: Mapping[str, Any] | None = None) -
 
     Raises ParameterError for an unknown profile or key, and for a value that cannot work.
     """
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = PROFILES / f"{name}.yaml"
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        missing = f"there is no file {path}; " if path != PROFILES / f"{name}.yaml" else ""
-        reason = f"{missing}a profile is one of {known}, or the path of a YAML file like those in {PROFILES.name}/"
+        reason = f"there is no {path.name}; a profile is one of {known}, or the path of a YAML file like theirs"
         raise ParameterError("profile", str(name), reason=reason)
     values = read_yaml(path, "profile")
     shipped = PROFILES / f"{values.get('name')}.yaml"

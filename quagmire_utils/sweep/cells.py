@@ -103,16 +103,16 @@ class _Run:
 
     def base(self) -> Results:
         profile, family = self.profile, self.cell.family
-        complete = _is_complete(self.model)
-        if family.model is not None and not complete:
+        if _is_complete(self.model):
+            pass
+        elif family.model is not None:
             with self.clock("download"):
                 datasets.fetch_model(family.model, self.model)
-        elif not complete:
+        else:
             draw = [family.pretraining.seed] if family.pretraining.seed else []
             seed = derive_seed(profile.seed, self.cell.id, *draw)
-            how = {"seed": seed, "digits": profile.digits, "task": profile.task}
             with self.clock("pretraining"):
-                microlab.pretrain(family.pretraining, self.model, **how)
+                microlab.pretrain(family.pretraining, self.model, seed=seed, digits=profile.digits, task=profile.task)
         origin = model_origin(str(self.model))  # of a model of the package registry
         return {name: origin[name] for name in ("origin", "licence") if name in origin}, self.tables(self.model)
 
@@ -256,30 +256,25 @@ def train_rl(
     _free_memory()
 
 
-def _train_in_own_process(timeout: float, *arguments: object) -> None:
+def _train_in_own_process(*arguments: object) -> None:
     """Run TRL's GRPO in a process of its own: GPU memory that its vLLM holds is free again when the process ends."""
     import torch
 
-    context = multiprocessing.get_context("spawn")
     log = getattr(sys.stderr, "name", "")  # the cell's
-    start = {"initializer": _begin, "initargs": (os.getpid(), log, torch.get_num_threads())}
-    with ProcessPoolExecutor(1, context, **start) as process:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         try:
-            process.submit(_train_here, timeout, *arguments).result()
+            process.submit(_train_here, os.getpid(), log, torch.get_num_threads(), *arguments).result()
         except BrokenProcessPool as error:
             raise RuntimeError("the training process was killed; is there too little memory?") from error
 
 
-def _begin(parent: int, log: object, threads: int) -> None:
+def _train_here(parent: int, log: object, threads: int, timeout: float, *arguments: object) -> None:
     end_with_parent(parent)
     import torch
 
     torch.set_num_threads(threads)
     if isinstance(log, str) and Path(log).is_file():
         sys.stdout = sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115 - as long as the process lives
-
-
-def _train_here(timeout: float, *arguments: object) -> None:
     with Grader(timeout=timeout, workers=1) as grader:
         grpo.train_rl(*arguments, grader=as_asked(grader.grade))
 

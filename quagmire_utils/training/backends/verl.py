@@ -15,7 +15,6 @@ ranks with these overrides against the same step by hand, then its checkpoint, m
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import shutil
@@ -141,8 +140,8 @@ def train(folder: str | Path) -> pd.DataFrame:
     if (folder / "rl.json").is_file():
         return curve(folder)
     started = time.perf_counter()
-    steps = run["settings"]["steps"]
-    if latest_step(folder) < steps:
+    latest = folder / "checkpoints" / "latest_checkpointed_iteration.txt"
+    if not latest.is_file() or int(latest.read_text() or 0) < run["settings"]["steps"]:
         runs.check_gpus(run["gpus"])
         check(folder)
         runs.run_backend(folder, NAME)
@@ -178,13 +177,6 @@ def export(folder: str | Path, step: int) -> Path:
     runs.export_checkpoint(merged, run["model"], target)
     shutil.rmtree(merged)
     return target
-
-
-def latest_step(folder: Path) -> int:
-    """Return the step of the last whole checkpoint that verl kept; 0 before the first."""
-    with contextlib.suppress(OSError, ValueError):
-        return int((folder / "checkpoints" / "latest_checkpointed_iteration.txt").read_text())
-    return 0
 
 
 def curve(folder: str | Path) -> pd.DataFrame:
