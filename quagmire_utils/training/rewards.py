@@ -33,17 +33,16 @@ from quagmire_utils.data import Problem
 from quagmire_utils.grading import UNDECIDED, Grade, Grader, Verdict
 
 MOST_UNDECIDED = 0.05  # share of a step's answers above which it warns
-STEP = 256  # answers of a step, where a trainer asks for one answer at a time
 _log = logging.getLogger("quagmire.rewards")
 
 
-def rewards_of(grades: Sequence[Grade], most_undecided: float = MOST_UNDECIDED) -> list[float]:
+def rewards_of(grades: Sequence[Grade]) -> list[float]:
     """Return the rewards of a step's answers: 1 for CORRECT, else 0. Log their verdicts; warn if many are undecided."""
     verdicts = Counter(str(grade.verdict) for grade in grades)
     undecided = sum(map(_undecided, grades))
     said = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     _log.info("%d answers: %s", len(grades), said)
-    if undecided > most_undecided * len(grades):
+    if undecided > MOST_UNDECIDED * len(grades):
         share = 100 * undecided / len(grades)
         _log.warning("%.0f %% of a step's answers could not be judged and earn 0 like wrong ones (%s)", share, said)
     return [float(grade.verdict == Verdict.CORRECT) for grade in grades]
@@ -54,23 +53,12 @@ def _undecided(grade: Grade) -> float:
 
 
 class Reward:
-    """A `Grader` for a trainer; `verdicts` counts the verdicts so far.
+    """A `Grader` for a trainer. workers, timeout: as for `Grader`."""
 
-    workers, timeout: as for `Grader`. most_undecided: share of a step's answers above which it warns. step: answers of
-    a step, where the trainer asks for one at a time.
-    """
+    step = 256  # answers of a step, where the trainer asks for one at a time
 
-    def __init__(
-        self,
-        workers: int | None = None,
-        *,
-        timeout: float = 5.0,
-        most_undecided: float = MOST_UNDECIDED,
-        step: int = STEP,
-    ) -> None:
+    def __init__(self, workers: int | None = None, *, timeout: float = 5.0) -> None:
         self.grader = Grader(workers, timeout=timeout)
-        self.most_undecided, self.step = most_undecided, step
-        self.verdicts: Counter[str] = Counter()
         self._waiting: deque[tuple[object, Problem, Future[Grade]]] = deque()
         self._turn = threading.Lock()
         self._begun: list[Grade] = []  # answers of the present step, of those that came one at a time
@@ -81,9 +69,7 @@ class Reward:
         usable = [isinstance(response, str) and bool(problem.answer.strip()) for response, problem in pairs]
         chosen = [pair for pair, good in zip(pairs, usable, strict=True) if good]
         found = iter(self.grader.grade(*zip(*chosen, strict=True), progress=False) if chosen else ())
-        grades = [next(found) if good else Grade(Verdict.ERROR, "") for good in usable]
-        self.verdicts.update(str(grade.verdict) for grade in grades)
-        return grades
+        return [next(found) if good else Grade(Verdict.ERROR, "") for good in usable]
 
     def grade_one(self, response: object, problem: Problem) -> Grade:
         """Grade one response. Those that other threads ask for meanwhile are graded together, by all workers."""
@@ -102,7 +88,7 @@ class Reward:
                     one.set_result(grade)
                 self._begun += grades
                 if len(self._begun) >= self.step:
-                    rewards_of(self._begun, self.most_undecided)
+                    rewards_of(self._begun)
                     self._begun = []
         return answer.result()
 
@@ -133,14 +119,13 @@ def trl_reward(
     texts = [turn.get("content") if isinstance(turn, Mapping) else turn for turn in turns]
     none = [None] * len(texts)
     problems = list(map(_problem, answer, columns.get("tolerance", none), columns.get("grader", none)))
-    reward = shared()
-    grades = reward.grade(texts, problems)
+    grades = shared().grade(texts, problems)
     if log_metric is not None:
         log_metric("undecided", sum(map(_undecided, grades)) / max(1, len(grades)))
     if log_extra is not None:
         log_extra("answer", [problem.answer for problem in problems])
         log_extra("verdict", [str(grade.verdict) for grade in grades])
-    return rewards_of(grades, reward.most_undecided)
+    return rewards_of(grades)
 
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, *, timeout=5.0, **_):
@@ -149,9 +134,8 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, *, t
     `extra_info` may hold `tolerance` and `grader` (see `Problem`). Each of verl's reward workers has one process.
     """
     info = extra_info or {}
-    grade = shared(1, timeout).grade_one(
-        solution_str, _problem(ground_truth, info.get("tolerance"), info.get("grader"))
-    )
+    problem = _problem(ground_truth, info.get("tolerance"), info.get("grader"))
+    grade = shared(1, timeout).grade_one(solution_str, problem)
     score = float(grade.verdict == Verdict.CORRECT)
     return {"score": score, "acc": score, "verdict": grade.verdict.value, "undecided": _undecided(grade)}
 

@@ -42,24 +42,25 @@ def test_a_step_logs_its_verdicts_and_warns_only_when_too_many_are_undecided(cap
     assert warned.getMessage().startswith("50 % of a step's answers could not be judged")
 
 
-def test_whatever_comes_instead_of_an_answer_is_an_error_that_is_counted():
+def test_whatever_comes_instead_of_an_answer_is_an_error():
     reward = Reward(1, timeout=1.0)
     hostile = [None, 7, ["x"], "\ud800\x00", TOWER, ANSWERS[0][0], "\\boxed{0.5}"]
     problems = [HALF] * 6 + [Problem("q", "", " ")]
     found = [str(grade.verdict) for grade in reward.grade(hostile, problems)]
     assert found == ["error", "error", "error", "no_answer", "timeout", "correct", "error"]
-    assert reward.verdicts == {"error": 4, "no_answer": 1, "timeout": 1, "correct": 1}
 
 
 def test_answers_that_come_one_at_a_time_are_graded_together_and_a_slow_one_delays_few(caplog):
     calls = []
 
     class Counted(Reward):
+        step = 16
+
         def grade(self, responses, problems):
             calls.append(len(responses))
             return super().grade(responses, problems)
 
-    reward = Counted(1, timeout=0.5, step=16)
+    reward = Counted(1, timeout=0.5)
     texts = [TOWER, *["\\boxed{\\frac{2}{4}}"] * 15]
     with ThreadPoolExecutor(len(texts)) as threads:
         grades = list(threads.map(lambda text: reward.grade_one(text, HALF), texts))
