@@ -15,7 +15,7 @@ from quagmire_utils.engines import EngineConfig
 from quagmire_utils.evaluation.generalization_loss import generalization_loss
 from quagmire_utils.grading import Grade, Verdict
 from quagmire_utils.training import microlab
-from quagmire_utils.training.grpo import compact, grpo_trl, make_environment, train_rl
+from quagmire_utils.training.grpo import compact, make_environment, make_trainer, train_rl, train_trl
 from quagmire_utils.training.sft import tokenize_traces, train_sft
 
 TRACES = microlab.make_traces((2, 3), 24, styles=["stepwise"], source="test", seed=0)
@@ -255,7 +255,7 @@ def one_trl_step(environment, output):
         def on_pre_optimizer_step(self, args, state, control, **_):
             seen.update(gradients(environment.engine.module))
 
-    trainer = grpo_trl.make_trainer(environment, output)
+    trainer = make_trainer(environment, output)
     trainer.add_callback(Look())
     trainer.train()
     return trainer.state.log_history[0], seen
@@ -310,7 +310,7 @@ def test_compact_and_trl_update_alike(chatty, tmp_path, monkeypatch):
     """Four steps of warm-up, clipping and Adam from the same seeds, the problems in TRL's order."""
     settings = {"steps": 4, "prompts_per_step": 4, "learning_rate": 1e-3, "warmup_steps": 2, "max_grad_norm": 0.05}
     theirs = environment_of(chatty["llama"], **settings, entropy_coefficient=0.0)
-    log = grpo_trl.train(theirs, tmp_path / "trl", None)
+    log = train_trl(theirs, tmp_path / "trl", None)
     order = [step["chosen"] for step in theirs.steps]
     monkeypatch.setattr(compact, "draw_problems", lambda count, settings, step: order[step])
     ours = environment_of(chatty["llama"], **settings, entropy_coefficient=0.0)

@@ -6,7 +6,6 @@ They answer the paper's questions by measurement on two CPU cores. The models ar
 
 # ruff: noqa: F401 - callers import these names from here
 
-from quagmire_utils.training.microlab.lettered_tables import TABLES, Statements, StatementSpec, TableChain, TableSpec
 from quagmire_utils.training.microlab.pretraining import (
     ARCHITECTURES,
     CONTEXT_LENGTH,
@@ -18,7 +17,10 @@ from quagmire_utils.training.microlab.pretraining import (
 from quagmire_utils.training.microlab.tasks import (
     MICRO_BENCHMARKS,
     STYLES,
+    TABLES,
     Expression,
+    Statements,
+    TableChain,
     TaskSpec,
     make_mixed_problems,
     make_problems,

@@ -11,8 +11,7 @@ import numpy as np
 from quagmire_utils.core.settings import Architecture, PretrainingSettings, SFTSettings
 from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import INSTRUCTION
-from quagmire_utils.training.microlab.lettered_tables import LETTERS, TABLES, Statements, TableChain, known
-from quagmire_utils.training.microlab.tasks import FACTS, TASKS, Expression, draw_expressions, draw_style
+from quagmire_utils.training.microlab import tasks
 from quagmire_utils.training.sft import train_sft
 
 if TYPE_CHECKING:
@@ -105,12 +104,12 @@ class _FallibleWriter:
         # the wrong result for a fact, and its probability
         self.misremembered: dict[tuple[str, str, str], tuple[str, float]] = {}
         for operator, (low, high) in settings.misconceptions.items():
-            for fact, right in FACTS.items():
+            for fact, right in tasks.FACTS.items():
                 if fact[0] == operator:
                     wrong = str((int(right) + int(rng.integers(1, 10))) % 10)
                     self.misremembered[fact] = wrong, float(rng.uniform(low, high))
 
-    def write(self, expression: Expression, rng: np.random.Generator) -> str:
+    def write(self, expression: tasks.Expression, rng: np.random.Generator) -> str:
         settings = self.settings
         if rng.random() < settings.direct_fraction:
             return f"\\boxed{{{_slip(expression.answer, settings.slip, rng)}}}"
@@ -121,13 +120,13 @@ class _FallibleWriter:
         for _, operator, term in steps:
             state = _slip(self._apply(operator, state, term, rng), settings.slip, rng)
             results.append(state)
-        return expression.write(draw_style(settings.styles, rng), results)
+        return expression.write(tasks.draw_style(settings.styles, rng), results)
 
     def _apply(self, operator: str, left: str, right: str, rng: np.random.Generator) -> str:
         digits = []
         for fact in zip(operator * len(left), left, right, strict=True):
             wrong, chance = self.misremembered.get(fact, ("", 0.0))
-            digits.append(wrong if chance and rng.random() < chance else FACTS[fact])
+            digits.append(wrong if chance and rng.random() < chance else tasks.FACTS[fact])
         return "".join(digits)
 
 
@@ -152,25 +151,25 @@ class _GradedWriter:
         low, high = map(math.log, settings.knowledge)
         # fact -> the chance of the right digit, and the two wrong ones
         self.uncertain: dict[tuple[str, str], tuple[float, list[str]]] = {}
-        for share, letter in zip(np.linspace(*settings.uncertain, len(LETTERS)), LETTERS, strict=True):
-            for digit, right in enumerate(TABLES[letter]):
+        for share, letter in zip(np.linspace(*settings.uncertain, len(tasks.LETTERS)), tasks.LETTERS, strict=True):
+            for digit, right in enumerate(tasks.TABLES[letter]):
                 if rng.random() < share:
                     chance = 0.0 if rng.random() < settings.unknown else math.exp(rng.uniform(low, high))
                     shifts = rng.permutation(np.arange(1, 10))[:2]
                     wrong = [str((int(right) + int(shift)) % 10) for shift in shifts]
                     self.uncertain[letter, str(digit)] = chance, wrong
 
-    def write(self, chain: TableChain | Statements, rng: np.random.Generator) -> str:
+    def write(self, chain: tasks.TableChain | tasks.Statements, rng: np.random.Generator) -> str:
         settings, steps = self.settings, chain.steps
         if rng.random() < settings.direct_fraction:
             return f"\\boxed{{{chain.guess(rng)}}}"
         if steps > 1 and rng.random() < settings.gives_up.get(len(chain.terms), 0.0):
             steps = int(rng.integers(1, steps))
         results = chain.work(lambda letter, digit: self._look_up(rng, letter, digit), steps)
-        return chain.write(draw_style(settings.styles, rng), results)
+        return chain.write(tasks.draw_style(settings.styles, rng), results)
 
     def _look_up(self, rng: np.random.Generator, letter: str, digit: str) -> str:
-        right = known(letter, digit)
+        right = tasks.known(letter, digit)
         if (letter, digit) in self.uncertain:  # no slips here: they would make every unknown fact possible
             chance, wrong = self.uncertain[letter, digit]
             return right if rng.random() < chance else str(rng.choice(wrong, p=_WRONG_DIGITS))
@@ -187,13 +186,15 @@ def pretraining_corpus(
     often wrong, and right often enough in many samples for RL to have something to reinforce.
     """
     rng = np.random.default_rng(seed)
-    specs = [TASKS[task](n, digits=digits) for n in settings.terms]
-    expressions = draw_expressions(specs, settings.examples + settings.fallible_examples, rng)
+    specs = [tasks.TASKS[task](n, digits=digits) for n in settings.terms]
+    expressions = tasks.draw_expressions(specs, settings.examples + settings.fallible_examples, rng)
     writer = (_FallibleWriter if task == "lanes" else _GradedWriter)(settings, seed)
     phases: tuple[list[Trace], list[Trace]] = ([], [])
     for i, expression in enumerate(expressions):
         fallible = i >= settings.examples
-        response = writer.write(expression, rng) if fallible else expression.write(draw_style(settings.styles, rng))
+        response = (
+            writer.write(expression, rng) if fallible else expression.write(tasks.draw_style(settings.styles, rng))
+        )
         name = f"pretraining-{i}"
         phases[fallible].append(Trace(name, name, expression.question, response, source="pretraining"))
     return phases

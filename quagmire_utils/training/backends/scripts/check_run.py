@@ -29,9 +29,8 @@ def main(job: str, expected: str, data: str) -> None:
     model = config.actor_rollout_ref.model
     tokenizer = hf_tokenizer(model.path)
     tokenizer.chat_template = model.custom_chat_template
-    builder = create_continuous_token_builder(
-        tokenizer, hf_model_type=AutoConfig.from_pretrained(model.path).model_type
-    )
+    kind = AutoConfig.from_pretrained(model.path).model_type
+    builder = create_continuous_token_builder(tokenizer, hf_model_type=kind)
     with open(expected, encoding="utf-8") as file:
         rows = json.load(file)["rows"]
     prompts = pq.read_table(data).to_pylist()
@@ -47,20 +46,11 @@ def main(job: str, expected: str, data: str) -> None:
     first = prompts[0]
     reward = get_custom_reward_fn(config)
     answers = [("I do not know.", 0.0)]
-    if first["extra_info"]["grader"] in (
-        "math",
-        "math_verify",
-        "choice",
-        "text",
-    ):  # golds of other graders are not answers
+    if first["extra_info"]["grader"] in ("math", "math_verify", "choice", "text"):  # other golds are no answers
         answers.append((f"\\boxed{{{first['reward_model']['ground_truth']}}}", 1.0))
+    facts = {"data_source": first["data_source"], "extra_info": first["extra_info"]}
     for answer, wanted in answers:
-        result = reward(
-            data_source=first["data_source"],
-            solution_str=answer,
-            ground_truth=first["reward_model"]["ground_truth"],
-            extra_info=first["extra_info"],
-        )
+        result = reward(**facts, ground_truth=first["reward_model"]["ground_truth"], solution_str=answer)
         if result["score"] != wanted:
             sys.exit(f"the reward of {answer!r} is {result['score']} ({result['verdict']}) instead of {wanted}")
     print(f"configuration accepted; {len(rows)} prompts: every token is the one that sampling uses; reward works")
