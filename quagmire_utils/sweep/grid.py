@@ -68,9 +68,10 @@ def plan(profile: Profile) -> list[Cell]:
             if source.dataset in profile.datasets:
                 sources[name] = [sources[name], profile.datasets[source.dataset]]
         main = next(iter(sources.items()), None)  # every candidate is validated on it
-        made = family.pretraining or {"hub_id": family.model.hub_id, "revision": family.model.revision}
+        model = {"hub_id": family.model.hub_id, "revision": family.model.revision} if family.model else None
+        made = model or explicit(family.pretraining)
         validated = [[(name, sources[name]) for name in family.validation_sources]] if family.validation_sources else []
-        digest = files.digest([shared, family.name, explicit(made), main, *validated])
+        digest = files.digest([shared, family.name, made, main, *validated])
         base = Cell(f"{family.name}/base", "base", digest, family, CandidateSettings(selection="none"))
         cells.append(base)
         rl = {**explicit(profile.rl), "runs": None, "problems": family.rl_problems, "terms": family.rl_terms}

@@ -98,8 +98,7 @@ def test_a_manifest_holds_no_name_or_path_of_this_machine():
 
 def test_a_package_within_another_repository_has_no_commit(monkeypatch, tmp_path):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    module = tmp_path / "site-packages" / "quagmire_utils" / "store" / "provenance.py"
-    monkeypatch.setattr(provenance, "__file__", str(module))
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "site-packages")
     (tmp_path / "site-packages").mkdir()
     assert git_state() == {"commit": None, "dirty": None}
 
