@@ -19,7 +19,7 @@ import pytest
 from quagmire_utils.core.files import read_json
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.training.backends import BackendError, llamafactory
-from quagmire_utils.training.backends.runs import LOG
+from quagmire_utils.training.backends.runs import LOG, command_in, run_backend
 
 pytest.importorskip("torch", reason="the micro models need torch")
 
@@ -32,12 +32,18 @@ pytestmark = pytest.mark.slow
 SETTINGS = SFT.replace(epochs=60)
 
 
+def check(folder: Path) -> None:
+    """As run.sh does before it trains."""
+    command = command_in("llamafactory", "tokenize_traces.py train.yaml tokens.json")
+    run_backend(folder, "llamafactory", command, doing="tokenising with ")
+
+
 @pytest.mark.parametrize("base", ["chat", "with_bos"])  # every run below checks the plain one's
 def test_llamafactory_makes_the_tokens_that_sampling_uses_and_a_difference_is_refused(base, request, tmp_path):
     python = backend_python("llamafactory")
     model = request.getfixturevalue(base)
     folder = llamafactory.write(model, TRACES, tmp_path / "run", SFT, gpus=0)
-    llamafactory.check(folder)
+    check(folder)
     tokenizer = load_tokenizer(str(model))
     code = (
         "import json, sys; from datasets import load_from_disk; rows = load_from_disk(sys.argv[1])['train']; "
@@ -55,7 +61,7 @@ def test_llamafactory_makes_the_tokens_that_sampling_uses_and_a_difference_is_re
         lines[5] = lines[5].replace("Adding one:", "Adding one: ")
         data.write_text("\n".join(lines) + "\n")
         with pytest.raises(BackendError, match="makes other tokens of trace t5 than sampling does"):
-            llamafactory.check(folder)
+            check(folder)
         assert not (folder / "tokenized").exists()
 
 

@@ -1,4 +1,4 @@
-"""Fine-tune with LLaMA-Factory, the paper's trainer (App. B.2): write the files of a run, check them, run it.
+"""Fine-tune with LLaMA-Factory, the paper's trainer (App. B.2): write the files of a run, and run it.
 
     llamafactory.write(model, traces, "runs/sft", SFTSettings(epochs=2), gpus=8)
     llamafactory.train("runs/sft")     # resumes; the checkpoint for our engines: runs/sft/model
@@ -99,18 +99,6 @@ def write(
     script = runs.render_template("llamafactory_run.sh.j2", NAME, gpus=gpus)
     runs.close_run(folder, facts, script, steps=steps, tokens=tokens)
     return folder
-
-
-def check(folder: str | Path) -> None:
-    """Let LLaMA-Factory tokenise the traces and compare its ids and labels with ours; takes minutes at most.
-
-    Raises BackendError if a token differs, ParameterError if LLaMA-Factory is not installed.
-    """
-    folder = Path(folder)
-    runs.read_run(folder, NAME)
-    if not (folder / "tokenized").is_dir():
-        command = runs.command_in(NAME, "tokenize_traces.py train.yaml tokens.json")
-        runs.run_backend(folder, NAME, command, doing="tokenising with ")
 
 
 def train(folder: str | Path) -> dict[str, Any]:
