@@ -147,11 +147,11 @@ def _check_benchmarks(profile: Profile) -> None:
     micro = profile.families[0].model is None
     if any((family.model is None) != micro for family in profile.families):
         raise ParameterError("families", reason="micro and pretrained models share no benchmark; use two profiles")
-    known, files = (MICRO_BENCHMARKS, "") if micro else (benchmark_names(), ", or the path of a .jsonl file")
+    known, also = (MICRO_BENCHMARKS, "") if micro else (benchmark_names(), ", or the path of a .jsonl file")
     for name, count in profile.benchmarks.items():
         own = not micro and name.endswith(".jsonl") and Path(name).is_file()
         if not own and name not in known:
-            raise ParameterError("benchmarks", name, f"of {', '.join(known)}{files}")
+            raise ParameterError("benchmarks", name, f"of {', '.join(known)}{also}")
         if micro:
             continue
         dataset = None if own else find_dataset(name)
