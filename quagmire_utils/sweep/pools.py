@@ -66,7 +66,11 @@ class LocalPool(Pool):
         super().__init__(profile, folder, workers)
         gpus = profile.compute.gpus
         self._starts: Counter[str] = Counter()
-        self._free = _devices(gpus, workers) if gpus and workers > 1 else [None] * workers
+        self._free: list[str | None] = [None] * workers
+        if gpus and workers > 1:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            names = visible.split(",") if visible else [str(i) for i in range(gpus * workers)]
+            self._free = [",".join(names[i * gpus : (i + 1) * gpus]) for i in range(workers)]
         self._taken: dict[str, str | None] = {}  # by cell: CUDA_VISIBLE_DEVICES
         resource_tracker.ensure_running()  # its start unblocks interrupts, and a pool's first worker would be born so
         self._pool = ProcessPool(
@@ -126,13 +130,6 @@ def _interrupts_wait() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if waiting:
             raise KeyboardInterrupt
-
-
-def _devices(gpus: int, workers: int) -> list[str | None]:
-    """Return the GPUs of each worker, as CUDA_VISIBLE_DEVICES."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(i) for i in range(gpus * workers)]
-    return [",".join(names[i * gpus : (i + 1) * gpus]) for i in range(workers)]
 
 
 def _compute(profile: Profile, folder: Path, cell: Cell, devices: str | None) -> None:

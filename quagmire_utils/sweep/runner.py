@@ -42,9 +42,7 @@ class SweepError(RuntimeError):
         self.log = log
 
 
-def run_sweep(
-    profile: Profile, folder: str | Path, *, workers: int | None = None, ray: str | None = None, progress: bool = True
-) -> Path:
+def run_sweep(profile: Profile, folder: str | Path, *, workers: int | None = None, ray: str | None = None) -> Path:
     """Run every cell of `profile` that `folder` does not hold yet, then `collect`. Return the folder.
 
     workers: cells at a time; None: the profile's number, or all that a Ray cluster has room for. ray: its address
@@ -63,7 +61,7 @@ def run_sweep(
         if todo:
             wanted = _with_lost_starts(folder, todo)
             todo = first_runs_first([cell for cell in cells if cell.id in wanted])
-            shown = {"total": len(done) + len(todo), "initial": len(done), "unit": "cell", "disable": not progress}
+            shown = {"total": len(done) + len(todo), "initial": len(done), "unit": "cell"}
             with tqdm(desc=f"sweep {profile.name}", **shown) as bar, _open_pool(profile, folder, workers, ray) as pool:
                 run_cells(folder, todo, pool, bar)
         if todo or not is_collected(profile, folder, cells):  # else the manifest keeps its hardware and wall time

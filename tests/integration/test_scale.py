@@ -163,7 +163,7 @@ def test_files_that_a_later_cell_could_not_read_are_refused_at_once(tmp_path, en
     missing = " ".join(sweep.dry_run(profile, tmp_path / "results").split("Missing")[1].split())
     assert re.search(f"dataset mine: .*{said}", missing)
     with pytest.raises(ParameterError, match=f"dataset mine: .*{said}") as raised:
-        sweep.run_sweep(profile, tmp_path / "results", progress=False)
+        sweep.run_sweep(profile, tmp_path / "results")
     assert raised.value.parameter == "datasets"
     assert not (tmp_path / "results" / "scratch").exists()
 

@@ -73,7 +73,7 @@ def test_a_finished_sweep_computes_and_rewrites_nothing(tiny, unbroken):
         return {p: p.stat().st_mtime_ns for place in places for p in place.rglob("*.*") if p.is_file()}
 
     before = state()
-    sweep.run_sweep(load_profile(tiny), unbroken, progress=False)
+    sweep.run_sweep(load_profile(tiny), unbroken)
     assert state() == before
 
 
@@ -82,7 +82,7 @@ def test_records_are_enough_to_resume_from(unbroken, tmp_path):
     for file in unbroken.iterdir():
         if file.is_file():
             shutil.copy(file, tmp_path)
-    sweep.run_sweep(tiny_profile(), tmp_path, progress=False)
+    sweep.run_sweep(tiny_profile(), tmp_path)
     assert not (tmp_path / "scratch" / "cells").exists()
     assert_same_records(tmp_path, unbroken)
 
@@ -91,7 +91,7 @@ def test_records_are_enough_to_resume_from(unbroken, tmp_path):
 def test_further_runs_start_from_the_base_that_the_records_ship(unbroken, tmp_path):
     folder = tmp_path / "clone"
     shutil.copytree(unbroken, folder, ignore=shutil.ignore_patterns("scratch"))
-    sweep.run_sweep(tiny_profile(rl={"runs": 2}), folder, workers=1, progress=False)
+    sweep.run_sweep(tiny_profile(rl={"runs": 2}), folder, workers=1)
     logs = {path.stem for path in (folder / "scratch" / "logs").iterdir()}
     assert "a__base" not in logs
     assert {"a__base__rl1", "a__random-16x2__rl1", "a__shortest-16x1__rl1"} <= logs
@@ -172,7 +172,7 @@ def test_lost_record_files_are_collected_again(unbroken, tmp_path, name, damage)
     (folder / name).unlink()
     if damage == "torn":
         (folder / name).write_bytes(content[:50])
-    sweep.run_sweep(tiny_profile(), folder, progress=False)
+    sweep.run_sweep(tiny_profile(), folder)
     assert read_json(folder / "manifest.json")["cells_finished"] == 6
     assert_same_records(folder, unbroken)
 

@@ -171,7 +171,7 @@ def test_each_cell_has_gpus_of_one_node_that_no_other_has(gpu_cluster, tmp_path,
 def test_a_cluster_that_is_not_there_is_one_sentence_within_seconds(tmp_path, address):
     started = time.monotonic()
     with pytest.raises(ParameterError, match=re.escape(address)) as raised:
-        sweep.run_sweep(tiny_profile(), tmp_path, ray=address, progress=False)
+        sweep.run_sweep(tiny_profile(), tmp_path, ray=address)
     assert raised.value.parameter == "ray"
     assert time.monotonic() - started < 30
     with sweep.only_sweep(tmp_path):  # the folder is free again

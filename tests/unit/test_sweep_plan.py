@@ -220,7 +220,7 @@ def pool(profile, tmp_path, monkeypatch):
 
 
 def test_every_candidate_has_two_rl_runs_before_any_has_three(profile, pool):
-    sweep.run_sweep(profile, pool.folder, progress=False)
+    sweep.run_sweep(profile, pool.folder)
     names = ["a/base", "a/random-16x2", "a/shortest-16x1"]
     first = [[name, f"{name}/rl0", f"{name}/rl1"] for name in names]
     later = [[f"{name}/rl2", f"{name}/rl3"] for name in names]
@@ -230,13 +230,13 @@ def test_every_candidate_has_two_rl_runs_before_any_has_three(profile, pool):
 def test_a_stopped_sweep_resumes_from_its_records(profile, pool):
     pool.failures["a/random-16x2/rl3"] = RuntimeError("no memory")
     with pytest.raises(sweep.SweepError, match=r"cell a/random-16x2/rl3 failed: no memory\. Log: .* resumes"):
-        sweep.run_sweep(profile, pool.folder, progress=False)
+        sweep.run_sweep(profile, pool.folder)
     before = len(pool.started)
     pool.failures = {"a/base": CellLostError("the process of cell a/base died")}
     with pytest.raises(sweep.SweepError, match=r"^the process of cell a/base died\. Log:"):
-        sweep.run_sweep(profile, pool.folder, progress=False)
+        sweep.run_sweep(profile, pool.folder)
     pool.failures.clear()
-    sweep.run_sweep(profile, pool.folder, progress=False)
+    sweep.run_sweep(profile, pool.folder)
     again = pool.started[before + 1 :]
     assert again[:3] == ["a/base", "a/random-16x2", "a/shortest-16x1"]  # this pool leaves no checkpoints
     assert again[3:] == ["a/random-16x2/rl3", "a/shortest-16x1/rl2", "a/shortest-16x1/rl3"]
@@ -244,7 +244,7 @@ def test_a_stopped_sweep_resumes_from_its_records(profile, pool):
 
 @pytest.mark.parametrize("damage", ["torn", "gone"])
 def test_a_damaged_record_does_not_start_the_grid_again(profile, pool, damage):
-    sweep.run_sweep(profile, pool.folder, progress=False)
+    sweep.run_sweep(profile, pool.folder)
     (pool.folder / "scratch").rename(pool.folder / "elsewhere")  # as in a fresh clone
     done = len(pool.started)
     for table in ("counts", "cells", "generalization_loss"):
@@ -254,10 +254,10 @@ def test_a_damaged_record_does_not_start_the_grid_again(profile, pool, damage):
         if damage == "gone":
             path.unlink()
         with pytest.raises(ParameterError, match="git checkout") as raised:
-            sweep.run_sweep(profile, pool.folder, progress=False)
+            sweep.run_sweep(profile, pool.folder)
         assert raised.value.parameter.endswith(f"{table}.parquet")
         path.write_bytes(kept)
-    sweep.run_sweep(profile, pool.folder, progress=False)
+    sweep.run_sweep(profile, pool.folder)
     assert len(pool.started) == done
 
 
