@@ -113,10 +113,9 @@ def stopwatch(folder: Path) -> Iterator[list[float]]:
 
 
 def recorded_run(folder: Path, models: Path | None = None) -> Run:
-    """Return what drew the answers in an evaluation's folder, from the manifest that `evaluate_model` left.
+    """Return what drew the answers in an evaluation's folder, by its manifest; raise ParameterError without one.
 
     models: folder in which to look for the model first, by its name: a manifest holds no paths outside of the repo.
-    Raise ParameterError if there is no manifest, or no such model.
     """
     try:
         manifest = read_json(folder / "manifest.json")

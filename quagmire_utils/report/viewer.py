@@ -143,12 +143,12 @@ def dashboard(runs: Sequence[Watched]) -> panel.Column:
             page.object = str(parts.leaf(0, 0))
             return
         key = keys[place - 1]
-        found = [full_rows(run.store, one[key][:MOST]) for run, one in zip(runs, chosen, strict=True)]
-        rows = [[some[sample] for sample in sorted(some)] for some in found]
-        more = [len(one[key]) - MOST for one in chosen]
-        columns = zip(runs, rows, more, strict=True)
-        shown = parts.leaf(place, len(keys), key, *runs[0].problem(*key), columns)
-        page.object = str(shown)  # Panel would escape Markup twice
+        columns = []
+        for run, one in zip(runs, chosen, strict=True):
+            found = full_rows(run.store, one[key][:MOST])
+            columns.append((run, [found[sample] for sample in sorted(found)], len(one[key]) - MOST))
+        # as text: Panel would escape Markup twice
+        page.object = str(parts.leaf(place, len(keys), key, *runs[0].problem(*key), columns))
 
     def refresh() -> None:
         if looks == [run.looks for run in runs]:

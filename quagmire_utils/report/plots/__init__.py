@@ -1,10 +1,9 @@
 """Figures: drawing on a given axis, and saving. Their numbers come from `analysis`. Paper: Figs. 1-10.
 
-    candidates = choose_candidates(frame, "Mistral-NeMo-12B-Instruct", "instance", selections=["shortest"])
-    panel = Panel("Mistral-NeMo-12B-Instruct", candidates, base_models(frame, "Mistral-NeMo-12B-Instruct"))
-    fig = stage_grid([panel], x="n_examples", by="selection", names=True)
-    stamp(fig, "profile mini · measured")
-    save_figure(fig, "results/mini/figures/fig08_mistral_shortest")     # .svg and .png
+    candidates = choose_candidates(frame, "micro-mistral", "instance", selections=["shortest"])
+    panel = Panel("micro-mistral", candidates, base_models(frame, "micro-mistral"))
+    fig = stage_grid([panel], x="n_examples", by="selection")
+    save_figure(fig, "runs/mini/figures/fig08_mistral_shortest")     # .svg and .png
 
 Series differ by marker, line style and lightness as well as by colour, so that they survive greyscale printing and
 colour blindness. Error bars are 95 % intervals from the sampling of answers alone. An axis without data says so.

@@ -1,8 +1,5 @@
 """Candidates after SFT and after RL: Figs. 1 to 10 of the paper.
 
-    panels = [plots.Panel(family, candidates, base, outcome, runs, "mini")]
-    fig = stage_grid(panels, x="n_examples", by="epochs")
-
 In `plot_stages`, the large filled marker is the score after RL, the small hollow one the score after SFT (as in the
 caption of Fig. 7 of the paper). A thin vertical line joins the two, and lines join the candidates of a series.
 """
@@ -58,9 +55,8 @@ Placed = list[tuple[Series, np.ndarray]]  # the series of an axis, with the x of
 def plot_stages(panel: Panel, ax: Axes, x: str, by: str, among: pd.DataFrame | None = None) -> Placed:
     """Plot Pass@1 after SFT (small, hollow, dashed) and after RL (large, filled, solid) by `x`, a series for each `by`.
 
-    x: n_examples, epochs or sft_tokens, on a logarithmic axis, on which overlapping markers are moved apart. Short
-    dashes: single RL runs. Grey lines and bands: the base model before RL (dashed) and after it (solid). Return what
-    was drawn where, for `label_stages`.
+    x: n_examples, epochs or sft_tokens; overlapping markers are moved apart. Short dashes: single RL runs. Grey lines
+    and bands: the base before RL (dashed) and after it (solid). Return what was drawn where, for `label_stages`.
     """
     from matplotlib.ticker import EngFormatter, LogLocator
 
