@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shutil
 import subprocess
 import tempfile
@@ -66,6 +67,7 @@ def build(folder: str | Path, *, sources: str | Path = ROOT / "notebooks") -> st
         for place, entry in study.items()
         if entry.executed and place not in WORKFLOWS
     }
+    origins = _origins(study)
     values = {
         "study": study,
         "shown": {place: _divide(place, outputs) for place, outputs in shown.items()},
@@ -75,7 +77,8 @@ def build(folder: str | Path, *, sources: str | Path = ROOT / "notebooks") -> st
         "tables": TABLES,
         "captions": {f"fig{number:02d}": text for number, text in published.captions().items()},
         "vector": {path.stem for path in (folder / "figures").glob("*.svg")},
-        "origins": _origins(study),
+        "origins": origins,
+        "mixed": len({_records(line) for line in origins} - {""}) > 1,
         "profile": str(configuration.get("name", folder.name)),
         "description": str(configuration.get("description", "")),
         "manifest": {"date": "", "configuration_digest": "", **manifest},
@@ -128,6 +131,12 @@ def _origins(study: Mapping[str, Executed]) -> dict[str, list[Executed]]:
         if study[place].executed and study[place].provenance:
             lines.setdefault(study[place].provenance, []).append(study[place])
     return lines
+
+
+def _records(line: str) -> str:
+    """Return the commit, date and amount of work of a line of provenance; "" if no records were read."""
+    found = re.findall(r"commit \w+|\d{4}-\d\d-\d\d|\d+ of \d+ cells", line)
+    return " ".join(found) if " cells" in line else ""
 
 
 def duration(seconds: float | None) -> str:
