@@ -149,7 +149,3 @@ def test_an_audit_is_told_with_its_counts():
     empty.attrs = counts | {"either": 0, "both": 0}
     said = show_audit(empty)
     assert "disagrees on 1 of 200 answers. It cannot decide 1,000 more. Neither could read 6 (0.50 %)." in said
-    columns = ("kind", "benchmark", "index", "verdict", "extracted", "second_verdict", "second_extracted", "ending")
-    many = pd.DataFrame({"problem": range(40), "gold": "<b>", "samples": 1, **dict.fromkeys(columns, "x")})
-    many.attrs = empty.attrs
-    assert "The first 30 of 40 distinct cases:" in show_audit(many)

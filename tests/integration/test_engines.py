@@ -60,35 +60,30 @@ def exact():
     return exact_answers()
 
 
-@pytest.fixture
-def draw_ids(engine, monkeypatch):
-    """Draw the answers to one request; return their token ids, as the engine makes its completions of them."""
-
-    def draw(request, params):
-        complete, drawn = engine.complete, []
-        monkeypatch.setattr(engine, "complete", lambda answers: drawn.extend(answers) or complete(answers))
+def draw_ids(engine, request, params):
+    """Draw the answers to one request; return their token ids, of which the engine makes its completions, and these."""
+    complete, drawn = engine.complete, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "complete", lambda answers: drawn.extend(answers) or complete(answers))
         [completions] = engine.generate([request], params)
-        monkeypatch.undo()
-        return drawn, completions
-
-    return draw
+    return drawn, completions
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), SETTINGS)
-def test_answers_follow_the_exact_distribution(draw_ids, exact, temperature, top_p):
+def test_answers_follow_the_exact_distribution(engine, exact, temperature, top_p):
     distribution, ends = exact
     n = 4000
     params = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=2)
-    answers, _ = draw_ids(Request(PROMPT, n, seed=100_000), params)
+    answers, _ = draw_ids(engine, Request(PROMPT, n, seed=100_000), params)
     assert any(answer[-1] in ends for answer in answers)
     expected = {answer: n * p for answer, p in distribution(temperature, top_p).items()}
     assert chi_square_p(Counter(map(tuple, answers)), expected) > 1e-4
 
 
-def test_answers_to_one_prompt_are_independent(draw_ids, exact):
+def test_answers_to_one_prompt_are_independent(engine, exact):
     distribution, _ = exact
     n = 4000
-    answers, _ = draw_ids(Request(PROMPT, n, seed=7), SamplingParams(max_tokens=1))
+    answers, _ = draw_ids(engine, Request(PROMPT, n, seed=7), SamplingParams(max_tokens=1))
     p1 = Counter()
     for answer, p in distribution(1.0, 1.0).items():
         p1[answer[0]] += p
@@ -120,9 +115,9 @@ def test_greedy(engine):
     assert [first] == [second] == engine.complete([ids[len(PROMPT) :]])
 
 
-def test_texts_counts_and_reasons(engine, draw_ids, exact):
+def test_texts_counts_and_reasons(engine, exact):
     _, ends = exact
-    answers, completions = draw_ids(Request(PROMPT, 200, 3), SamplingParams(max_tokens=10))
+    answers, completions = draw_ids(engine, Request(PROMPT, 200, 3), SamplingParams(max_tokens=10))
     assert {c.finish_reason for c in completions} == {"stop", "length"}
     special = {i for i, token in engine.tokenizer.added_tokens_decoder.items() if token.special}
     for ids, completion in zip(answers, completions, strict=True):
