@@ -12,9 +12,9 @@ commit and checked against a count.
 
 from quagmire_utils.data.dataset import BENCHMARKS, Dataset, benchmark_names, find_dataset, load_datasets
 from quagmire_utils.data.loading import load_benchmark
-from quagmire_utils.data.problems import Problem, Trace, load_traces, save_traces
+from quagmire_utils.data.problems import Problem, Trace, load_traces
 
 __all__ = [
     "BENCHMARKS", "Dataset", "Problem", "Trace", "benchmark_names", "find_dataset",
-    "load_benchmark", "load_datasets", "load_traces", "save_traces",
+    "load_benchmark", "load_datasets", "load_traces",
 ]  # fmt: skip

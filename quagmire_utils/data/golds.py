@@ -29,7 +29,7 @@ def single(answer: Any, several: bool = False) -> Any:
     Raises ValueError for a list of several answers, unless they may be `several`: then they are joined by commas.
     """
     if isinstance(answer, str) and _LISTED.fullmatch(answer.strip()):
-        answer = _listed(answer.strip())
+        answer = parsed(answer.strip()) or answer
     if isinstance(answer, list | tuple):
         found = [one for one in (single(one, several) for one in answer) if one is not None]
         if len(found) > 1 and not (several and all(map(is_answer, found))):
@@ -39,13 +39,14 @@ def single(answer: Any, several: bool = False) -> Any:
     return None if missing else answer
 
 
-def _listed(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """Return the value of a JSON or Python text; None for any other."""
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-    return text
+    return None
 
 
 def is_answer(answer: object) -> bool:

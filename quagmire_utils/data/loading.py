@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import itertools
 import sys
+import urllib.request
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
+from xml.etree import ElementTree
 
 from quagmire_utils.core.errors import ParameterError, check_whole
+from quagmire_utils.core.files import atomic_path
+from quagmire_utils.core.files import digest as short_digest
+from quagmire_utils.core.paths import ROOT
 from quagmire_utils.data.dataset import Dataset, benchmark_names, find_dataset, load_datasets, local_files
-from quagmire_utils.data.problems import Problem, Row, check_ids, digest, read_csv, read_jsonl
+from quagmire_utils.data.problems import Problem, Row, check_ids, digest, parse_json, read_csv, read_jsonl
 from quagmire_utils.data.prompts import INSTRUCTIONS
-from quagmire_utils.data.public_files import public_rows
 from quagmire_utils.data.rows import NoAnswer, make_problem, to_problem
 
+CACHE = ROOT / ".quagmire" / "datasets"  # of files at a public address
 HUB_TIMEOUT = 5.0  # seconds until an unreachable hub is reported; the hub library alone would retry for half a minute
 
 
@@ -44,7 +50,7 @@ def _load(dataset: Dataset, data_dir: str | Path | None) -> list[Problem]:
         rows = itertools.islice((row for path in files for row in _read(path)), *(dataset.local_rows or (None,)))
         rows = ({dataset.local_columns.get(name, name): value for name, value in row.items()} for row in rows)
     else:
-        rows = public_rows(dataset) if dataset.address else _hub_rows(dataset)
+        rows = _public_rows(dataset) if dataset.address else _hub_rows(dataset)
     where = ", ".join(map(str, files)) or dataset.hub_id or dataset.address
     problems, left_out = [], 0
     for index, row in enumerate(rows):
@@ -72,6 +78,34 @@ def _read(path: Path) -> Iterator[Row]:
     if not path.name.endswith((".jsonl", ".csv")):
         raise ParameterError("files", str(path), "a .jsonl or .csv file")
     return (row for _, row in (read_csv if path.suffix == ".csv" else read_jsonl)(path))
+
+
+def _public_rows(dataset: Dataset) -> list[Row]:
+    """Return the rows of the file at a dataset's address. Raises ParameterError if it cannot be downloaded or read."""
+    address = dataset.address
+    kept = CACHE / f"{dataset.name}-{short_digest(address)[:8]}{Path(urlsplit(address).path).suffix}"
+    try:
+        if not kept.is_file():
+            raw = address.replace("https://github.com/", "https://raw.githubusercontent.com/").replace("/blob/", "/", 1)
+            with urllib.request.urlopen(raw, timeout=20.0) as answer, atomic_path(kept) as scratch:
+                scratch.write_bytes(answer.read())
+        return _parsed(kept)
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        local = f"; set QUAGMIRE_DATA_DIR to a folder with {dataset.files[0]}" if dataset.files else ""
+        reason = f"no rows from {address} ({error}){local}"
+        raise ParameterError(dataset.name, address, reason=reason) from error
+
+
+def _parsed(path: Path) -> list[Row]:
+    """Return the rows of a JSON list (bare, or as "examples"), of JSON lines, or of the problems of ASDiv's XML."""
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix == ".xml":
+        problems = ElementTree.fromstring(text).iter("Problem")
+        return [{**problem.attrib, **{part.tag: part.text or "" for part in problem}} for problem in problems]
+    if path.suffix == ".jsonl" or text.count("\n{") > 1:
+        return [parse_json(line) for line in text.splitlines() if line.strip()]
+    found = parse_json(text)
+    return found["examples"] if isinstance(found, dict) else found
 
 
 def _hub_rows(dataset: Dataset) -> Iterable[Row]:

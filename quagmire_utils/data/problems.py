@@ -1,7 +1,6 @@
 """Problems and traces, and the files that hold them.
 
 traces = load_traces("traces.jsonl")          # columns id, problem_id, question, response, answer, source
-save_traces("copy.jsonl", traces)
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -82,23 +81,18 @@ def load_traces(path: str | Path) -> list[Trace]:
     return traces
 
 
-def save_traces(path: str | Path, traces: Iterable[Trace]) -> None:
-    """Write traces as .jsonl, atomically. Raises ParameterError for a lone surrogate, which `load_traces` refuses."""
-    from quagmire_utils.core.files import write_text
-
-    lines = [json.dumps(asdict(trace)) for trace in traces]
-    for number, line in enumerate(lines, start=1):
-        _parse(line, path, number)
-    write_text("".join(line + "\n" for line in lines), path)
-
-
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, Row]]:
     """Yield (line number, row) of each line that is not blank. Raises ParameterError with the line of a bad row."""
     try:
         with Path(path).open(encoding="utf-8-sig") as file:  # with or without a byte order mark
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield number, _parse(line, path, number)
+                    row = parse_row(line, path, number)
+                    for column, value in row.items():
+                        if isinstance(value, str) and _LONE_SURROGATE.search(value):
+                            half = f"half of a character (a lone surrogate) in {column!r}: no tokenizer reads it"
+                            raise ParameterError(str(path), reason=f"line {number} has {half}")
+                    yield number, row
     except OSError as error:
         raise ParameterError(str(path), reason=f"cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -165,13 +159,4 @@ def parse_row(line: str, path: str | Path, number: int) -> Row:
         raise ParameterError(str(path), reason=f"line {number} is not JSON ({error})") from error
     if not isinstance(row, dict):
         raise ParameterError(str(path), reason=f"line {number} is not a JSON object")
-    return row
-
-
-def _parse(line: str, path: str | Path, number: int) -> Row:
-    row = parse_row(line, path, number)
-    for column, value in row.items():
-        if isinstance(value, str) and _LONE_SURROGATE.search(value):
-            reason = f"line {number} has half of a character (a lone surrogate) in {column!r}: no tokenizer reads it"
-            raise ParameterError(str(path), reason=reason)
     return row

@@ -8,7 +8,6 @@ A column may be a field of another one: `reward_model.ground_truth`.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import math
@@ -17,7 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from quagmire_utils.data.dataset import Dataset
-from quagmire_utils.data.golds import boxed_answer, is_answer, is_nan, math_gold, plain, single
+from quagmire_utils.data.golds import boxed_answer, is_answer, is_nan, math_gold, parsed, plain, single
 from quagmire_utils.data.problems import Problem, Row
 from quagmire_utils.data.prompts import STDIN_INSTRUCTION
 
@@ -218,21 +217,11 @@ def _find(column: str, row: Row) -> Any:
         return row[column]
     value: Any = row
     for name in column.split("."):
-        value = _parsed(value) if isinstance(value, str) else value
+        value = parsed(value) if isinstance(value, str) else value
         if not isinstance(value, Mapping) or name not in value:
             return _MISSING
         value = value[name]
     return value
-
-
-def _parsed(text: str) -> Any:
-    """Return the value of a JSON or Python text; None for any other."""
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    return None
 
 
 def _fill(template: str, row: Row) -> str:
@@ -366,7 +355,7 @@ def _said(value: Any, speakers: Collection[str]) -> str:
 def _turns(value: Any) -> list[Any]:
     """Return the turns of a chat, also of one stored as text; [] for anything else. Raises ValueError if it is torn."""
     if isinstance(value, str) and _CHAT_TEXT.match(value):
-        value = _parsed(value)
+        value = parsed(value)
         if value is None:
             raise ValueError("a chat that cannot be read")
     turns = [value] if isinstance(value, Mapping) else value

@@ -20,7 +20,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
 from quagmire_utils.data import find_dataset, load_datasets
 from quagmire_utils.data.curation import load_set
-from quagmire_utils.data.curation.source_files import source_files
+from quagmire_utils.data.curation.scan import source_files
 from quagmire_utils.data.rows import Dropped, Record
 
 REPO = Path(__file__).resolve().parents[2]

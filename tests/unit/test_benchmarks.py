@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ from quagmire_utils.data import (
     load_benchmark,
     load_datasets,
     load_traces,
-    save_traces,
 )
 from quagmire_utils.data.golds import boxed_answer, single
 from quagmire_utils.data.rows import to_problem
@@ -358,13 +358,8 @@ def test_traces_survive_the_file(tmp_path):
         Trace("1", "p", "q\n", "line\u2028separator\r\n\x00 \U0001f3b2 \\boxed{1}", "1", "me"),
         Trace("2", "p", "q", "r"),
     ]
-    path = tmp_path / "new" / "traces.jsonl"
-    save_traces(path, traces)
-    assert load_traces(path) == traces
-    with pytest.raises(ParameterError, match=r"line 2 has half of a character .* in 'response'"):
-        save_traces(path, [traces[0], Trace("3", "p", "q", "\ud800")])
-    assert load_traces(path) == traces  # a failed write leaves the old file, and nothing beside it
-    assert [file.name for file in path.parent.iterdir()] == ["traces.jsonl"]
+    path = tmp_path / "traces.jsonl"
+    assert load_traces(write_jsonl(path, [asdict(trace) for trace in traces])) == traces
     rows = [{"question": "q", "response": "r", "model": "m"}, {"id": 7, "question": "q", "response": "s"}]
     assert load_traces(write_jsonl(path, rows)) == [Trace("1", "1", "q", "r"), Trace("7", "7", "q", "s")]
 

@@ -9,7 +9,7 @@ import pytest
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import benchmark_names, find_dataset, load_benchmark
 from quagmire_utils.data.dataset import CATALOGUE
-from quagmire_utils.data.public_files import CACHE
+from quagmire_utils.data.loading import CACHE
 from quagmire_utils.data.rows import to_problem
 from quagmire_utils.grading import text
 from quagmire_utils.grading.verdicts import Verdict

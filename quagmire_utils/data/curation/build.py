@@ -26,9 +26,8 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_path, read_json, write_json
 from quagmire_utils.data.curation.contamination import BenchmarkIndex
 from quagmire_utils.data.curation.recipes import Choice, Recipe, choose
-from quagmire_utils.data.curation.scan import scan
-from quagmire_utils.data.curation.source_files import SourceFile, source_files
-from quagmire_utils.data.curation.token_counts import fast_tokenizer
+from quagmire_utils.data.curation.scan import SourceFile, scan, source_files
+from quagmire_utils.data.curation.selection import fast_tokenizer
 from quagmire_utils.data.dataset import Dataset, load_datasets, local_files
 from quagmire_utils.data.loading import load_benchmark
 from quagmire_utils.data.problems import Trace, load_traces
@@ -47,7 +46,6 @@ def build(
     *,
     cache: str | Path = CACHE,
     datasets: Mapping[str, Dataset] | None = None,
-    data_dir: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Make the set that `recipe` describes in the folder `output`; return its manifest.
@@ -58,7 +56,7 @@ def build(
     before anything is written to `output`.
     """
     started = time.monotonic()
-    plan = prepare(recipe, output, datasets=datasets, data_dir=data_dir)
+    plan = prepare(recipe, output, datasets=datasets)
     if plan.made is not None:
         return plan.made
     how = {"cache": cache, "progress": progress}
@@ -116,22 +114,16 @@ class Plan:
     made: dict[str, Any] | None  # the manifest, if the set is there already
 
 
-def prepare(
-    recipe: Recipe,
-    output: str | Path,
-    *,
-    datasets: Mapping[str, Dataset] | None = None,
-    data_dir: str | Path | None = None,
-) -> Plan:
+def prepare(recipe: Recipe, output: str | Path, *, datasets: Mapping[str, Dataset] | None = None) -> Plan:
     """Check all that can be checked before the dataset is read. Raises ParameterError for what cannot work."""
     known = load_datasets() if datasets is None else datasets
     if recipe.source not in known:
         raise ParameterError("source", recipe.source, f"one of {', '.join(known)}, or a dataset of your own")
     dataset = recipe.applied_to(known[recipe.source])
-    problems = [problem for name in recipe.benchmarks for problem in load_benchmark(name, data_dir=data_dir)]
+    problems = [problem for name in recipe.benchmarks for problem in load_benchmark(name)]
     index = BenchmarkIndex(problems, recipe.ngram)
     tokenizer = fast_tokenizer(recipe.tokenizer) if recipe.tokenizer is not None else None
-    paths = local_files(dataset, data_dir)
+    paths = local_files(dataset)
     sources = source_files(dataset, paths)
     named = recipe.tokenizer
     names = {"files": [path.name for path in paths]}

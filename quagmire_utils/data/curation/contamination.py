@@ -58,15 +58,6 @@ class Match(NamedTuple):
     question: str
 
 
-class Removal(NamedTuple):
-    """A trace left out, and the benchmark problem that its question matches, see `Match`."""
-
-    trace: Trace
-    problem_id: str
-    shared: str
-    question: str
-
-
 class BenchmarkIndex:
     """Questions that must not be trained on.
 
@@ -148,12 +139,12 @@ class BenchmarkIndex:
 
 
 def decontaminate(
-    traces: Sequence[Trace], problems: Iterable[Problem], *, ngram: int = NGRAM
-) -> tuple[list[Trace], list[Removal]]:
-    """Return (clean traces, removed ones): no clean trace's question matches a problem (see `BenchmarkIndex`)."""
-    index = BenchmarkIndex(problems, ngram)
+    traces: Sequence[Trace], problems: Iterable[Problem]
+) -> tuple[list[Trace], list[tuple[Trace, Match]]]:
+    """Return the traces whose questions match no problem (see `BenchmarkIndex`), and the others with their match."""
+    index = BenchmarkIndex(problems)
     met = [(trace, index.meets(trace.question)) for trace in traces]
-    return [trace for trace, match in met if not match], [Removal(trace, *match) for trace, match in met if match]
+    return [trace for trace, match in met if not match], [(trace, match) for trace, match in met if match]
 
 
 def normalise(text: str) -> str:

@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import SELECTIONS
-from quagmire_utils.data.curation.token_counts import count_tokens, fast_tokenizer
+from quagmire_utils.core.tokenizer import load_tokenizer
+from quagmire_utils.data.pretrained import locate
 from quagmire_utils.data.problems import Trace
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 
@@ -102,3 +105,29 @@ def seeded_order(names: Iterable[str], seed: int) -> np.ndarray:
     """Return the indices of names in an order that depends on the seed and each name alone, not on the other names."""
     hashed = (hashlib.sha256(f"{seed}\n{name}".encode("utf-8", "surrogatepass")).digest()[:8] for name in names)
     return np.argsort(np.array([int.from_bytes(key) for key in hashed], np.uint64), kind="stable")
+
+
+def fast_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase) -> Tokenizer:
+    """Return a tokenizer (a path, a hub id or a loaded one) of its library, without truncation and padding.
+
+    Raises ParameterError if there is none, and for one without a fast version.
+    """
+    if isinstance(tokenizer, str | Path):
+        try:
+            tokenizer = load_tokenizer(locate(str(tokenizer)))
+        except ParameterError as error:
+            raise ParameterError("tokenizer", str(tokenizer), reason=error.reason) from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ParameterError("tokenizer", reason=f"{type(tokenizer).__name__} has no fast version")
+    from tokenizers import Tokenizer
+
+    fast = Tokenizer.from_str(backend.to_str())
+    fast.no_truncation()
+    fast.no_padding()
+    return fast
+
+
+def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
+    """Return the number of tokens of each text, special tokens not added."""
+    return [len(one) for one in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
