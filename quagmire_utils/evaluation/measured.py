@@ -10,10 +10,11 @@ import pandas as pd
 from quagmire_utils.core.records import check_columns
 from quagmire_utils.evaluation.pass_at_k import (
     MACRO,
+    benchmark_average,
     benchmark_extrapolation,
+    benchmark_pass_at_k,
     bootstrap_intervals,
     compare,
-    score_bounds,
 )
 
 _RATES = ["truncated", "no_answer", "timeout", "error"]
@@ -45,7 +46,9 @@ def evaluation_table(
     """
     check_columns(counts, ["n", *_RATES, "mean_tokens"], "counts")
     scores = bootstrap_intervals(counts, ks)
-    bounds = score_bounds(counts, ks).set_index(["benchmark", "k"])["as_right"]
+    right = counts.assign(correct=counts["correct"] + counts["timeout"] + counts["error"])
+    bounds = pd.concat([benchmark_pass_at_k(right, ks), benchmark_average(right, ks).assign(benchmark=MACRO)])
+    bounds = bounds.set_index(["benchmark", "k"])["pass_at_k"]
     levels = None if chance is None else _chance_levels(counts, chance, ks)
     rows = []
     for benchmark, part in scores.groupby("benchmark", sort=False):

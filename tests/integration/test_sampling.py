@@ -15,7 +15,7 @@ from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine
 from quagmire_utils.evaluation.sampling import grade_store, problem_seed, sample
-from quagmire_utils.evaluation.sampling.work import chunks_of
+from quagmire_utils.evaluation.sampling.drawing import chunks_of
 from quagmire_utils.evaluation.store import KEYS, SampleStore
 from quagmire_utils.evaluation.store.parts import SAMPLED, verdict_file
 from quagmire_utils.grading import Grade, Verdict, grade
@@ -126,11 +126,11 @@ def test_problem_seeds():
 def test_chunks_cover_everything_once(engine, count, n, size):
     prompts = {problem.id: render(problem.question, engine.tokenizer) for problem in PROBLEMS[:count]}
     chunks = list(chunks_of(prompts, n, size))
-    drawn = [(problem, i) for chunk in chunks for problem in chunk.problems for i in chunk.indices]
+    drawn = [(problem, i) for some, indices in chunks for problem in some for i in indices]
     assert sorted(drawn) == sorted((problem, i) for problem in prompts for i in range(n))
-    assert all(0 < len(chunk.problems) * len(chunk.indices) <= size for chunk in chunks)
-    for start in {chunk.indices.start for chunk in chunks}:
-        problems = [problem for chunk in chunks if chunk.indices.start == start for problem in chunk.problems]
+    assert all(0 < len(some) * len(indices) <= size for some, indices in chunks)
+    for start in {indices.start for _, indices in chunks}:
+        problems = [problem for some, indices in chunks if indices.start == start for problem in some]
         lengths = [len(prompts[problem].token_ids) for problem in problems]
         assert lengths == sorted(lengths, reverse=True)
 
@@ -143,7 +143,7 @@ def test_the_batches_of_the_shipped_records(engine, n):
     order = sorted(prompts, key=lambda problem: (-len(prompts[problem].token_ids), problem))
     size = 4096 // n
     expected = [(tuple(order[i : i + size]), range(n)) for i in range(0, 300, size)]
-    assert [(chunk.problems, chunk.indices) for chunk in chunks_of(prompts, n, 4096)] == expected
+    assert list(chunks_of(prompts, n, 4096)) == expected
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

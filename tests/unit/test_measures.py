@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
+from quagmire_utils.evaluation.measured import evaluation_table
 from quagmire_utils.evaluation.pass_at_k import (
     MACRO,
     benchmark_average,
@@ -19,7 +20,6 @@ from quagmire_utils.evaluation.pass_at_k import (
     compare,
     maj_at_k,
     pass_at_k,
-    score_bounds,
 )
 
 
@@ -162,13 +162,12 @@ def test_intervals_hold_the_score_whatever_the_counts(cases, seed):
     assert (drawn["sampling_error"] <= drawn["standard_error"] + 1e-12).all()
 
 
-def test_bounds_take_undecided_as_wrong_and_as_right():
-    counts = frame([1, 4, 0], 8).assign(timeout=[1, 0, 2], error=[0, 0, 1], no_answer=[3, 0, 0])
-    bounds = score_bounds(counts, [1, 8])
-    own = bounds[bounds["benchmark"] == "b"]
-    assert own["as_wrong"].tolist() == pytest.approx([5 / 24, 2 / 3])
-    assert own["as_right"].tolist() == pytest.approx([9 / 24, 1])
-    assert bounds[bounds["benchmark"] == MACRO]["as_right"].tolist() == pytest.approx([9 / 24, 1])
+def test_undecided_answers_are_shown_as_wrong_and_as_right():
+    rates = {"timeout": [1, 0, 2], "error": [0, 0, 1], "no_answer": [3, 0, 0], "truncated": 0, "mean_tokens": 1.0}
+    table = evaluation_table(frame([1, 4, 0], 8).assign(**rates), [1, 8])
+    for row in (0, 1):  # the benchmark, the average
+        assert table.loc[row, ["pass@1", "pass@8"]].tolist() == pytest.approx([5 / 24, 2 / 3])
+        assert table.loc[row, ["if_right@1", "if_right@8"]].tolist() == pytest.approx([9 / 24, 1])
 
 
 @pytest.mark.parametrize(
@@ -177,7 +176,7 @@ def test_bounds_take_undecided_as_wrong_and_as_right():
         ("k", lambda: bootstrap_intervals(frame([1, 2], 4), [0])),
         ("ks", lambda: bootstrap_intervals(frame([1, 2], 4), [])),
         ("replicates", lambda: bootstrap_intervals(frame([1, 2], 4), replicates=10)),
-        ("counts", lambda: score_bounds(frame([1], 2), [1])),
+        ("counts", lambda: evaluation_table(frame([1], 2), [1])),
         ("num_correct, wrong and abstained", lambda: maj_at_k(1, [-1], 0, 1)),
         ("samples", lambda: benchmark_maj_at_k(pd.DataFrame({"benchmark": "b", "problem": [1]}), [1])),
         ("counts_b", lambda: compare(frame([1, 2], 4), frame([1], 4))),

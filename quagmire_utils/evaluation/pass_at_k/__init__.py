@@ -22,7 +22,6 @@ from quagmire_utils.evaluation.pass_at_k.averages import (
     benchmark_average,
     benchmark_pass_at_k,
     checkpoint_scores,
-    score_bounds,
 )
 from quagmire_utils.evaluation.pass_at_k.bootstrap import bootstrap_intervals
 from quagmire_utils.evaluation.pass_at_k.comparison import compare
@@ -37,22 +36,7 @@ from quagmire_utils.evaluation.pass_at_k.majority import benchmark_maj_at_k, maj
 from quagmire_utils.evaluation.pass_at_k.reliability import g_pass_at_k, group_reliability, pass_hat_k
 
 __all__ = [
-    "MACRO",
-    "Extrapolation",
-    "benchmark_average",
-    "benchmark_extrapolation",
-    "benchmark_maj_at_k",
-    "benchmark_pass_at_k",
-    "bootstrap_intervals",
-    "check_reach",
-    "checkpoint_scores",
-    "compare",
-    "extrapolate",
-    "g_pass_at_k",
-    "group_reliability",
-    "maj_at_k",
-    "mean_pass_at_k",
-    "pass_at_k",
-    "pass_hat_k",
-    "score_bounds",
-]
+    "MACRO", "Extrapolation", "benchmark_average", "benchmark_extrapolation", "benchmark_maj_at_k",
+    "benchmark_pass_at_k", "bootstrap_intervals", "check_reach", "checkpoint_scores", "compare", "extrapolate",
+    "g_pass_at_k", "group_reliability", "maj_at_k", "mean_pass_at_k", "pass_at_k", "pass_hat_k",
+]  # fmt: skip

@@ -18,7 +18,6 @@ from quagmire_utils.evaluation.pass_at_k.estimator import (
 )
 
 MACRO = "macro average"  # name of the mean over benchmarks
-UNDECIDED = ("timeout", "error")  # verdicts of answers that the grader could not judge
 _PROBLEM = ["benchmark", "problem"]
 _COUNTS = [*_PROBLEM, "n", "correct"]
 
@@ -70,21 +69,6 @@ def benchmark_average(counts: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame:
         "problems": len(counts),
     }
     return pd.DataFrame(average)
-
-
-def score_bounds(counts: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame:
-    """Return Pass@k with every undecided answer counted as wrong and as right: benchmark, k, as_wrong, as_right.
-
-    Undecided is an answer that the grader could not judge (timeout, error); a missing answer is wrong in both. counts:
-    as in `benchmark_pass_at_k`, with the columns timeout and error. The last rows are the macro average.
-    """
-    check_columns(counts, [*_COUNTS, *UNDECIDED], "counts")
-    right = counts.assign(correct=counts["correct"] + counts[list(UNDECIDED)].sum(axis=1))
-    tables = []
-    for frame in (counts, right):
-        average = benchmark_average(frame, ks).assign(benchmark=MACRO)
-        tables.append(pd.concat([benchmark_pass_at_k(frame, ks), average], ignore_index=True))
-    return tables[0][["benchmark", "k"]].assign(as_wrong=tables[0]["pass_at_k"], as_right=tables[1]["pass_at_k"])
 
 
 def checkpoint_scores(counts: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame:

@@ -68,18 +68,21 @@ def extrapolate(
     While k is at most the smallest n, the value is the unbiased estimate. Raise ParameterError for bad counts, for a
     confidence outside (0, 1), and for k beyond 16 times the smallest n (or beyond n = 1), naming the n it would take.
     """
-    methods, low, high = _forecast(*_checked(num_samples, num_correct, k), confidence)
+    samples, correct = map(np.ravel, checked_counts(num_samples, num_correct))
+    if not samples.size:
+        raise ParameterError("num_samples", reason="it is empty, so there is no problem to average over")
+    methods, low, high = _forecast(samples, correct, checked_ks(k), confidence)
     return Extrapolation(*(np.reshape(each, np.shape(k))[()] for each in (methods["combined"], low, high)))
 
 
-def benchmark_extrapolation(counts: pd.DataFrame, ks: Sequence[int], confidence: float = 0.95) -> pd.DataFrame:
+def benchmark_extrapolation(counts: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame:
     """Return `extrapolate` of each benchmark and their macro average (last): one row per benchmark and k.
 
     counts: as in `benchmark_pass_at_k`. Columns: benchmark, k, value, low, high, problems, min_n.
     """
     rows = []
     for benchmark, samples, correct in each_benchmark(counts):
-        columns = extrapolate(samples, correct, checked_ks(ks), confidence)._asdict()
+        columns = extrapolate(samples, correct, checked_ks(ks))._asdict()
         frame = pd.DataFrame({"benchmark": benchmark, "k": checked_ks(ks), **columns})
         rows.append(frame.assign(problems=len(samples), min_n=int(samples.min())))
     average = sum(frame[["k", "value", "low", "high"]] for frame in rows) / len(rows)
@@ -105,13 +108,6 @@ def rehearse(counts: pd.DataFrame, n: int, ks: Sequence[int], draws: int, rng: n
     table = pd.concat(frames, ignore_index=True)
     average = table.groupby(["draw", "n", "k"], as_index=False).mean(numeric_only=True)
     return pd.concat([table, average.assign(benchmark=MACRO)], ignore_index=True)
-
-
-def _checked(num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike) -> tuple[Counts, Counts, Counts]:
-    samples, correct = (np.ravel(each) for each in checked_counts(num_samples, num_correct))
-    if not samples.size:
-        raise ParameterError("num_samples", reason="it is empty, so there is no problem to average over")
-    return samples, correct, checked_ks(k)
 
 
 def _forecast(samples: Counts, correct: Counts, ks: Counts, confidence: float) -> tuple[dict[str, Array], Array, Array]:

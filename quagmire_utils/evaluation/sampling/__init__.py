@@ -11,8 +11,7 @@ samples adds to what is there. Sample i of a problem has its own seed, derived f
 problem's id and i, so it does not depend on what else is drawn, when, in which order, or where.
 """
 
-from quagmire_utils.evaluation.sampling.drawing import sample
+from quagmire_utils.evaluation.sampling.drawing import problem_seed, sample
 from quagmire_utils.evaluation.sampling.marking import grade_store
-from quagmire_utils.evaluation.sampling.work import problem_seed
 
 __all__ = ["grade_store", "problem_seed", "sample"]

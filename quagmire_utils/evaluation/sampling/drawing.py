@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +22,7 @@ from quagmire_utils.engines import (
     Completion,
     Engine,
     EngineConfig,
+    Request,
     SamplingParams,
     load_config,
     load_engine,
@@ -25,7 +30,6 @@ from quagmire_utils.engines import (
     resolve_context_length,
 )
 from quagmire_utils.engines.cluster import ReplicaPool
-from quagmire_utils.evaluation.sampling.work import Run, Work
 from quagmire_utils.evaluation.store import SampleStore
 
 if TYPE_CHECKING:
@@ -33,10 +37,11 @@ if TYPE_CHECKING:
 
     from quagmire_utils.data import Problem
 
-
 _CHUNK_LEAST, _CHUNK_SAMPLES = 32, 4096  # fewer at once waste a processor
 _FLUSH_SAMPLES = 1024  # of a streaming engine: answers, and seconds, between two writes
 _FLUSH_SECONDS = 30.0
+_BLOCK = 64  # in a run of many samples, a chunk's sample indices begin and end at multiples of this
+_WHOLE = 128  # up to so many, a problem's samples stay together; the shipped records were drawn this way
 
 
 def sample(
@@ -155,6 +160,111 @@ def _prompt_frame(benchmark: str, prompts: dict[str, RenderedPrompt]) -> pd.Data
     texts = pd.Series([prompt.text for prompt in prompts.values()], dtype=object)
     lengths = [len(prompt.token_ids) for prompt in prompts.values()]
     return pd.DataFrame({"benchmark": benchmark, "problem": list(prompts), "prompt": texts, "prompt_tokens": lengths})
+
+
+# --- the chunks of a run, and what the store lacks of them ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive samples of one problem: a request to the engine."""
+
+    problem: str
+    first: int
+    count: int
+
+
+def problem_seed(seed: int, benchmark: str, problem_id: str) -> int:
+    """Return the seed of a problem's sample 0 (sample i has this plus i): 48 bits, the same on every machine."""
+    name = f"{seed}\x1f{benchmark}\x1f{problem_id}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(name).digest()[:6], "big")
+
+
+def block_of(n: int, chunk_samples: int) -> int:
+    """Return the multiple of a sample index at which the chunks of a run begin.
+
+    Up to 128 samples of a problem stay together. Of more, 64 do, so that a run of 64 that grows to 256 consists of the
+    chunks of a run of 256; if a chunk has no room for 64, the largest power of two that fits.
+    """
+    if n <= min(_WHOLE, chunk_samples):
+        return n
+    return min(_BLOCK, 1 << chunk_samples.bit_length() - 1)
+
+
+def chunks_of(
+    prompts: Mapping[str, RenderedPrompt], n: int, chunk_samples: int
+) -> Iterator[tuple[tuple[str, ...], range]]:
+    """Yield the problems and sample indices of each chunk of a run, `chunk_samples` at most, whatever the store holds.
+
+    Equal chunks are equal batches with equal rounding, so a resumed run cuts the work as before. Long prompts come
+    first: a lack of memory shows at once, and prompts of equal length share a batch.
+    """
+    longest_first = sorted(prompts, key=lambda problem: (-len(prompts[problem].token_ids), problem))
+    block = block_of(n, chunk_samples)
+    together = max(1, chunk_samples // min(n, block))
+    for start in range(0, n, block):
+        for first in range(0, len(longest_first), together):
+            yield tuple(longest_first[first : first + together]), range(start, min(n, start + block))
+
+
+def missing(problems: Iterable[str], indices: range, held: set[tuple[str, int]]) -> Iterator[Run]:
+    """Yield the samples of a chunk that are not in `held` (problem, index); consecutive ones are one run."""
+    for problem in problems:
+        lacking = [index for index in indices if (problem, index) not in held]
+        for _, group in itertools.groupby(enumerate(lacking), key=lambda pair: pair[1] - pair[0]):
+            run = [index for _, index in group]
+            yield Run(problem, run[0], len(run))
+
+
+class Work:
+    """What a run has to draw: `todo` holds, chunk by chunk, the runs that the store lacks."""
+
+    def __init__(
+        self,
+        store: SampleStore,
+        benchmark: str,
+        prompts: Mapping[str, RenderedPrompt],
+        params: SamplingParams,
+        num_samples: int,
+        chunk_samples: int,
+        progress: bool = False,
+    ) -> None:
+        """Read what the store holds."""
+        from tqdm import tqdm
+
+        self.store, self.benchmark, self.prompts, self.params = store, benchmark, prompts, params
+        self.tokens = 0  # generated for this process
+        held = set(store.existing(benchmark)[["problem", "index"]].itertuples(index=False, name=None))
+        chunks = chunks_of(prompts, num_samples, chunk_samples)
+        self.todo = deque(runs for chunk in chunks if (runs := tuple(missing(*chunk, held))))
+        total, left = len(prompts) * num_samples, sum(run.count for runs in self.todo for run in runs)
+        how = {"desc": f"sampling {benchmark}", "unit": "sample", "disable": not progress, "delay": 2}
+        self._bar = tqdm(total=total, initial=total - left, **how)
+
+    def close(self) -> None:
+        """End the progress bar."""
+        self._bar.close()
+
+    def request(self, run: Run) -> Request:
+        """Return the request of a run."""
+        seed = problem_seed(self.params.seed, self.benchmark, run.problem)
+        return Request(self.prompts[run.problem].token_ids, run.count, seed + run.first)
+
+    def keep(self, answers: Iterable[tuple[Run, Sequence[Completion]]]) -> None:
+        """Store answers as one file."""
+        rows = [(run.problem, run.first + j, each) for run, some in answers for j, each in enumerate(some)]
+        if not rows:
+            return
+        problems, indices, completions = zip(*rows, strict=True)
+        tokens = [completion.tokens for completion in completions]
+        frame = pd.DataFrame({"benchmark": self.benchmark, "problem": problems, "index": indices, "tokens": tokens})
+        frame["text"] = pd.Series([completion.text for completion in completions], dtype=object)
+        frame["finish_reason"] = [completion.finish_reason for completion in completions]
+        self.store.append(frame)
+        self.tokens += sum(tokens)
+        self._bar.update(len(rows))
+        if seconds := self._bar.format_dict["elapsed"]:
+            self._bar.set_postfix_str(f"{self.tokens / seconds:,.0f} tokens/s", refresh=False)
 
 
 # --- copies of an engine on the nodes of a Ray cluster; this process writes what they draw ----------------------------

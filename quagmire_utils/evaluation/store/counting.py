@@ -1,8 +1,8 @@
-"""What the samples of a store hold in sum: verdicts per problem, and whether all answers to a problem are the same."""
+"""What the samples of a store hold in sum: verdicts per problem."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,6 @@ COUNTS = ["benchmark", "problem", "n", "correct", "wrong", "no_answer", "truncat
 _PROBLEM = ["benchmark", "problem"]
 _INDEX_BITS = 40
 UNKNOWN = "unknown"  # finish reason of an answer from a log without it; its length is -1 then
-_LONG = 32  # tokens; independent answers of this length are not all the same
 
 
 def count(tables: Sequence[pa.Table]) -> tuple[pd.DataFrame, int]:
@@ -25,10 +24,12 @@ def count(tables: Sequence[pa.Table]) -> tuple[pd.DataFrame, int]:
     The tables have the columns benchmark, problem, index, tokens, finish_reason, and verdict where anything is graded;
     names are dictionary-encoded.
     """
+    import pyarrow as pa
+
     if not tables:
         kinds = dict.fromkeys(COUNTS, "int64") | dict.fromkeys(_PROBLEM, "str") | {"mean_tokens": "float64"}
         return pd.DataFrame(columns=COUNTS).astype(kinds), 0
-    table = _joined(tables)
+    table = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
     names = [*_PROBLEM, "finish_reason", "verdict"]
     (benchmark, benchmarks), (problem, problems), (reason, reasons), (verdict, verdicts) = (
         _codes(table, name) for name in names
@@ -57,33 +58,6 @@ def count(tables: Sequence[pa.Table]) -> tuple[pd.DataFrame, int]:
         means = np.bincount(problem[known], tokens[known], pairs) / np.bincount(problem[known], minlength=pairs)
     counts = counts.assign(mean_tokens=means)[samples.any(axis=1)].reset_index()
     return counts.sort_values(_PROBLEM, ignore_index=True)[COUNTS], doubled
-
-
-def always_the_same(tables: Iterable[pa.Table]) -> list[str]:
-    """Return the benchmarks in which the samples of most problems are all one long text.
-
-    tables: benchmark, problem, text and tokens of the samples.
-    """
-    import pyarrow as pa
-
-    hashed = []
-    for table in tables:
-        texts = pd.util.hash_array(table["text"].to_numpy().astype(object), categorize=False)
-        hashed.append(table.drop_columns("text").append_column("text", pa.array(texts)))
-    if not hashed:
-        return []
-    by_problem = _joined(hashed).to_pandas().groupby(_PROBLEM, observed=True)
-    several = by_problem.agg(n=("text", "size"), texts=("text", "nunique"), tokens=("tokens", "mean")).query("n > 1")
-    same = (several["texts"] == 1) & (several["tokens"] >= _LONG)
-    shares = same.groupby("benchmark", observed=True).mean()
-    return shares[shares > 0.5].index.astype(str).tolist()
-
-
-def _joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """Return one table, with one dictionary for each column of names."""
-    import pyarrow as pa
-
-    return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
 
 
 def _codes(table: pa.Table, name: str) -> tuple[np.ndarray, pd.Index]:

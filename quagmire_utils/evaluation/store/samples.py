@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from quagmire_utils.core import files
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.provenance import package_versions
-from quagmire_utils.evaluation.store.counting import always_the_same, count
+from quagmire_utils.evaluation.store.counting import count
 from quagmire_utils.evaluation.store.parts import (
     COLUMNS,
     GOLDS,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 PROMPT_COLUMNS = ["benchmark", "problem", "prompt", "prompt_tokens", "digest"]
 _DICTIONARIES = ["benchmark", "problem", "finish_reason", "verdict"]  # columns of few distinct values
+_LONG = 32  # tokens; independent answers of this length are not all the same
 LOCK_SECONDS = 5.0  # that children of a killed run may still hold its lock
 
 
@@ -264,27 +265,17 @@ class SampleStore:
         frame = files.to_frame(samples)
         return (pd.concat([frame, files.to_frame(verdicts)], axis=1) if graded else frame)[columns]
 
-    def existing(self) -> pd.DataFrame:
-        """Return the keys (benchmark, problem, index) of all samples that are safely stored."""
-        tables = [table.select(KEYS) for _, table in self.verified()]
-        if not tables:
-            return typed(pd.DataFrame({name: [] for name in KEYS}), KEYS)
-        return files.to_frame(tables).drop_duplicates().sort_values(KEYS, ignore_index=True)
-
-    def verified(self, benchmark: str | None = None) -> Iterator[tuple[Path, pa.Table]]:
-        """Yield each part with its keys and tokens, after reading all of it.
+    def existing(self, benchmark: str | None = None) -> pd.DataFrame:
+        """Return the keys (benchmark, problem, index) of all samples, or a benchmark's, after reading all of them.
 
         A part with any damaged column counts as missing here, so that sampling replaces it before it is graded.
         """
-        import pyarrow.compute as pc
-
-        for part in self.parts():
-            if benchmark is not None and holds_another(part, benchmark):
-                continue
-            table = self._table(part, SAMPLED)
-            if table is not None:
-                table = table.select([*KEYS, "tokens"])
-                yield part, table if benchmark is None else table.filter(pc.equal(table["benchmark"], benchmark))
+        parts = [part for part in self.parts() if benchmark is None or not holds_another(part, benchmark)]
+        tables = [table.select(KEYS) for part in parts if (table := self._table(part, SAMPLED)) is not None]
+        frame = files.to_frame(tables) if tables else typed(pd.DataFrame(columns=KEYS), KEYS)
+        if benchmark is not None:
+            frame = frame[frame["benchmark"] == benchmark]
+        return frame.drop_duplicates().sort_values(KEYS, ignore_index=True)
 
     # --- verdicts ---
 
@@ -332,13 +323,19 @@ class SampleStore:
         return frame
 
     def always_the_same(self) -> list[str]:
-        """Return the benchmarks whose answers are all alike, as of an engine that ignores seeds: see `counting`.
+        """Return the benchmarks in which most problems got one long text again and again, as if seeds were ignored.
 
         At temperature 0 all samples are equal by design, and nothing is reported.
         """
         parts = [] if self.origin.get("temperature") == 0 else self.parts()
-        columns = [*_DICTIONARIES[:2], "text", "tokens"]
-        return always_the_same(filter(None, (self._table(part, columns, _DICTIONARIES[:2]) for part in parts)))
+        frames = (self.read_part(part, [*KEYS[:2], "text", "tokens"]) for part in parts)
+        facts = {"n": ("text", "size"), "texts": ("text", "nunique"), "tokens": ("tokens", "mean")}
+        by_problem = [frame.groupby(KEYS[:2]).agg(**facts) for frame in frames if frame is not None]
+        if not by_problem:
+            return []
+        several = pd.concat(by_problem).query("n > 1")
+        shares = ((several["texts"] == 1) & (several["tokens"] >= _LONG)).groupby("benchmark").mean()
+        return shares[shares > 0.5].index.tolist()
 
     # --- files ---
 
