@@ -7,6 +7,7 @@ write_parquet(frame, "counts.parquet")
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -24,12 +25,15 @@ import pandas as pd
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; flush it and move it to `path` when the block ends without an exception.
 
-    The temporary file's name starts with a dot. It is removed if the block fails.
+    The temporary file's name starts with a dot. It is removed if the block fails. Raise an OSError that says what to do
+    if the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +43,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _fsync(temporary)
         os.replace(temporary, path)
         _fsync(path.parent)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        reason = "what was stored before is safe: free some space and start again"
+        raise OSError(error.errno, f"no space is left for {path}; {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -251,7 +251,7 @@ def _write_known(known: dict[str, float], partial: str | Path) -> None:
 def encode(
     traces: Sequence[Trace], tokenizer: PreTrainedTokenizerBase, template: str, progress: bool
 ) -> list[TokenSequence]:
-    """Return prompt and response ids of each trace; raise ParameterError for a blank question, response or prompt."""
+    """Return prompt and response ids of each trace; raise ParameterError for a blank question or response."""
     from tqdm import tqdm
 
     template = resolve_template(tokenizer, template)
@@ -264,9 +264,6 @@ def encode(
         if trace.question not in prompts:
             prompts[trace.question] = render(trace.question, tokenizer, template)
         prompt = prompts[trace.question]
-        if not prompt.token_ids:
-            reason = f"the prompt of {trace.id} has no tokens, so nothing predicts its response"
-            raise ParameterError("traces", trace.id, reason=reason)
         ids = np.array((*prompt.token_ids, *response_ids(tokenizer, trace.response, prompt)), dtype=np.int32)
         sequences.append(TokenSequence(ids, len(prompt.token_ids)))
     return sequences

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.errors import ParameterError, check_whole
 from quagmire_utils.core.provenance import hardware
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import check_fits, render_problem, resolve_template
@@ -124,16 +124,13 @@ def check(
 
 
 def check_numbers(benchmarks: Benchmarks, num_samples: int, k: int) -> None:
-    """Raise ParameterError for numbers that are not integers, k outside 1 .. num_samples, and unusable problems."""
+    """Raise ParameterError for numbers below 1 or not whole, k above num_samples, and unusable problems."""
     if not isinstance(benchmarks, Mapping):
         raise ParameterError("benchmarks", type(benchmarks).__name__, "a mapping of names to lists of problems")
     if not benchmarks or not all(benchmarks.values()):
         raise ParameterError("benchmarks", reason="name at least one benchmark with at least one problem")
-    for name, value in (("num_samples", num_samples), ("k", k)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ParameterError(name, value, "an integer")
-    if not 1 <= k <= num_samples:
-        raise ParameterError("k", k, f"between 1 and num_samples ({num_samples})")
+    check_whole("num_samples", num_samples, 1)
+    check_whole("k", k, 1, num_samples)
     for name, problems in benchmarks.items():
         without = [problem.id for problem in problems if not str(problem.answer or "").strip()]
         repeated = [key for key, count in Counter(problem.id for problem in problems).items() if count > 1]

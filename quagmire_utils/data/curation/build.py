@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from filelock import FileLock
 
 from quagmire_utils.core import files, provenance
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import atomic_path, read_json, write_json
+from quagmire_utils.core.files import atomic_folder, atomic_path, read_json, write_json
 from quagmire_utils.data.curation.contamination import BenchmarkIndex
 from quagmire_utils.data.curation.recipes import Choice, Recipe, choose
 from quagmire_utils.data.curation.scan import SourceFile, scan, source_files
@@ -73,31 +72,28 @@ def build(
         made = _made(output, plan.configuration)  # by a process that was asked for the same at the same time
         if made is not None:
             return made
-        unfinished = output.with_name(f".{output.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        chosen = {"train": choice.train, "validation": choice.validation}
-        sets = {
-            name: _write_set(unfinished / f"{name}.jsonl", table.iloc[rows], plan, texts)
-            for name, rows in chosen.items()
-            if len(rows)
-        }
-        _write_removed(unfinished / "removed.jsonl", choice, table)
-        pool = table.iloc[choice.pool]
-        generators = pool["generator"].value_counts().to_dict()
-        manifest = provenance.manifest(
-            plan.configuration,
-            seeds=[recipe.seed],
-            wall_seconds=time.monotonic() - started,
-            sets=sets,
-            counts=choice.counts,
-            not_taken=dict(dropped.most_common()),
-            generators={name or "not named": n for name, n in sorted(generators.items()) if n},
-            problems={"pool": pool["problem"].nunique(), "benchmarks": plan.benchmark_problems},
-            licence=plan.dataset.licence,
-        )
-        write_json(manifest, unfinished / "manifest.json")
-        unfinished.replace(output)  # which is empty, if it is there
+        with atomic_folder(output) as unfinished:  # it takes the place of an empty folder
+            chosen = {"train": choice.train, "validation": choice.validation}
+            sets = {
+                name: _write_set(unfinished / f"{name}.jsonl", table.iloc[rows], plan, texts)
+                for name, rows in chosen.items()
+                if len(rows)
+            }
+            _write_removed(unfinished / "removed.jsonl", choice, table)
+            pool = table.iloc[choice.pool]
+            generators = pool["generator"].value_counts().to_dict()
+            manifest = provenance.manifest(
+                plan.configuration,
+                seeds=[recipe.seed],
+                wall_seconds=time.monotonic() - started,
+                sets=sets,
+                counts=choice.counts,
+                not_taken=dict(dropped.most_common()),
+                generators={name or "not named": n for name, n in sorted(generators.items()) if n},
+                problems={"pool": pool["problem"].nunique(), "benchmarks": plan.benchmark_problems},
+                licence=plan.dataset.licence,
+            )
+            write_json(manifest, unfinished / "manifest.json")
     return read_json(output / "manifest.json")
 
 

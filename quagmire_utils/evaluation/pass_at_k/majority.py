@@ -84,9 +84,7 @@ def _votes(graded: pd.DataFrame) -> dict[tuple[object, object], tuple[int, list[
     sums = graded[_PROBLEM].assign(right=right, abstains=abstains)
     sums = sums.groupby(_PROBLEM, sort=False, observed=True).sum()
     counted = keys[~right & ~abstains].groupby([*_PROBLEM, "answer"], sort=False, observed=True).size()
-    wrong: dict[tuple[object, object], list[int]] = {}
-    for (benchmark, problem, _), count in counted.items():
-        wrong.setdefault((benchmark, problem), []).append(int(count))
+    wrong = counted.groupby(level=_PROBLEM, observed=True).agg(list).to_dict()
     return {
         key: (int(correct), wrong.get(key, []), int(abstained))
         for key, correct, abstained in sums.itertuples(name=None)

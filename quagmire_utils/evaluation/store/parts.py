@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,6 @@ GRADED = ["extracted", "verdict", "grader"]  # what a file of verdicts adds
 COLUMNS = [*SAMPLED, *GRADED]
 LIGHT = [*KEYS, "tokens", "finish_reason"]  # repeated in a file of verdicts, so that counting opens one file per part
 PROBLEMS = "problems"  # folder of an imported store, with the golds of each benchmark in a .jsonl file
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # keys of a file's metadata
 ORIGIN = b"quagmire_utils.origin"  # digest of what the samples were drawn with
@@ -127,15 +124,3 @@ def read_intact(file: Path, columns: Sequence[str], names: Sequence[str] = ()) -
     with suppress(OSError):  # a read-only store
         os.replace(file, aside)
     return None
-
-
-@contextmanager
-def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Turn a full disk into an OSError that says what it means."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        reason = "what was stored before is safe: free some space and start again"
-        raise OSError(error.errno, f"no space is left for {folder}; {reason}") from error

@@ -31,7 +31,6 @@ from quagmire_utils.evaluation.store.parts import (
     SAMPLED,
     TEXTS,
     by_problem,
-    explain_full_disk,
     footer_digest,
     holds_another,
     read_intact,
@@ -79,16 +78,12 @@ class SampleStore:
         Where a file system has no locks work may be done twice, but no data is lost: of two samples the first counts.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".drawing.lock", thread_local=False)
         try:
-            lock.acquire(timeout=LOCK_SECONDS)
+            with FileLock(self.path / ".drawing.lock", LOCK_SECONDS, thread_local=False):
+                yield
         except Timeout:
             reason = f"another process draws into {self.path}; wait for it, or stop it"
             raise ParameterError("store", self.path, reason=reason) from None
-        try:
-            yield
-        finally:
-            lock.release()
 
     # --- what the samples were drawn with ---
 
@@ -125,8 +120,7 @@ class SampleStore:
                 reason = f"{self.path} holds samples but no store.json; restore it, or use another folder"
                 raise ParameterError("store", self.path, reason=reason)
             description = {"origin": wanted, "notes": dict(notes or {}), "packages": package_versions()}
-            with explain_full_disk(self.path):
-                files.write_json(description, self.path / "store.json")
+            files.write_json(description, self.path / "store.json")
             return
         self.check_origin(wanted, complete=True)
 
@@ -160,16 +154,15 @@ class SampleStore:
         """
         digests = [hashlib.sha256(p.encode("utf-8", "surrogatepass")).hexdigest()[:16] for p in prompts["prompt"]]
         prompts = prompts.assign(digest=digests)
-        with explain_full_disk(self.path):
-            held = self.prompts()
-            keys = list(zip(prompts["benchmark"], prompts["problem"], strict=True))
-            self.check_prompts(dict(zip(keys, prompts["prompt"], strict=True)))
-            known = {*zip(held["benchmark"], held["problem"], strict=True)}
-            if new := {key: mark for key, mark in zip(keys, digests, strict=True) if key not in known}:
-                for part in self.parts():  # prompts.parquet may be lost; the parts know the digests of their prompts
-                    self._check_digests(part, self._table(part, KEYS[:1]), new)
-                joined = pd.concat([held, prompts[PROMPT_COLUMNS]])
-                files.write_parquet(joined.drop_duplicates(["benchmark", "problem"]), self.path / "prompts.parquet")
+        held = self.prompts()
+        keys = list(zip(prompts["benchmark"], prompts["problem"], strict=True))
+        self.check_prompts(dict(zip(keys, prompts["prompt"], strict=True)))
+        known = {*zip(held["benchmark"], held["problem"], strict=True)}
+        if new := {key: mark for key, mark in zip(keys, digests, strict=True) if key not in known}:
+            for part in self.parts():  # prompts.parquet may be lost; the parts know the digests of their prompts
+                self._check_digests(part, self._table(part, KEYS[:1]), new)
+            joined = pd.concat([held, prompts[PROMPT_COLUMNS]])
+            files.write_parquet(joined.drop_duplicates(["benchmark", "problem"]), self.path / "prompts.parquet")
         self._prompts = None
 
     def check_prompts(self, prompts: Mapping[tuple[str, str], str]) -> None:
@@ -212,10 +205,9 @@ class SampleStore:
         keys = list(frame[KEYS].itertuples(index=False, name=None))
         name = hashlib.sha256("\n".join(map(repr, keys)).encode()).hexdigest()[:16]
         part = self.path / f"part-{name}.parquet"
-        with explain_full_disk(self.path):
-            files.write_parquet(frame[SAMPLED], part, metadata=self._part_metadata(frame))
-            if frame["verdict"].notna().any():
-                self.write_verdicts(part, frame, golds or {})
+        files.write_parquet(frame[SAMPLED], part, metadata=self._part_metadata(frame))
+        if frame["verdict"].notna().any():
+            self.write_verdicts(part, frame, golds or {})
         return part
 
     def read(self, columns: Sequence[str] | None = None, *, benchmark: str | None = None) -> pd.DataFrame:
@@ -292,10 +284,7 @@ class SampleStore:
         metadata = {name: held[name] for name in (ORIGIN, PROMPTS) if name in held}
         metadata |= {PART: footer_digest(part).encode(), GOLDS: to_metadata(golds)}
         graded = typed(frame.reset_index(drop=True), GRADED)
-        with explain_full_disk(self.path):
-            files.write_parquet(
-                pd.concat([files.to_frame([table]), graded], axis=1), verdict_file(part), metadata=metadata
-            )
+        files.write_parquet(pd.concat([files.to_frame([table]), graded], axis=1), verdict_file(part), metadata=metadata)
 
     def golds(self, part: Path | None = None) -> dict[tuple[str, str], Any]:
         """Return what the verdicts of the store, or of one part, rest on: see `write_verdicts`."""
