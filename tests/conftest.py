@@ -83,13 +83,18 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def mini() -> Any:
-    """Return the records of the miniature study; skip where they are not."""
+    """Return the records of the miniature study."""
     from quagmire_utils.core.records import load_records
 
-    folder = Path(__file__).resolve().parents[1] / "results" / "mini"
-    if not (folder / "manifest.json").is_file():
-        pytest.skip(f"no records in {folder}")
-    return load_records(folder)
+    return load_records(Path(__file__).resolve().parents[1] / "results" / "mini")
+
+
+@pytest.fixture(scope="session")
+def first_world() -> Any:
+    """Return the records of the first micro world, whose RL takes all candidates to one ceiling."""
+    from quagmire_utils.core.records import load_records
+
+    return load_records(Path(__file__).resolve().parents[1] / "results" / "mini-v1")
 
 
 @pytest.fixture(scope="session")

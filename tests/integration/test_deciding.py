@@ -21,7 +21,7 @@ from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.report.inputs import load_benchmarks
 
 pytest.importorskip("torch", reason="answers are drawn with the transformers engine")
-MINI = Path(__file__).resolve().parents[2] / "results" / "mini"
+MINI = Path(__file__).resolve().parents[2] / "results" / "mini-v1"
 SUMS = str(MINI / "benchmarks" / "sums2.jsonl")
 MODELS = ("micro-llama", "micro-qwen")  # 53 % and 47 % of these problems
 PARAMS = SamplingParams(max_tokens=40, seed=3)
@@ -37,7 +37,7 @@ def evaluations(tmp_path_factory):
         config = EngineConfig(engine="transformers", model=MINI / "bases" / name)
         store = SampleStore(folder / name)
         evaluate(config, load_benchmarks(SUMS, 12), 2, PARAMS, store, progress=False)
-        facts = {"model": f"results/mini/bases/{name}", "benchmarks": SUMS, "limit": 12, **store.origin}
+        facts = {"model": f"results/mini-v1/bases/{name}", "benchmarks": SUMS, "limit": 12, **store.origin}
         write_json(manifest(facts), store.path / "manifest.json")
     return folder
 

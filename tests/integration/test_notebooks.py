@@ -31,7 +31,7 @@ from quagmire_utils.report.viewer import Watched
 from quagmire_utils.training import microlab
 
 ROOT = Path(__file__).resolve().parents[2]
-BENCHMARKS = ROOT / "results" / "mini" / "benchmarks"
+BENCHMARKS = ROOT / "results" / "mini-v1" / "benchmarks"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TABLES = {spec.slug: number for number, spec in tables.TABLES.items()}  # all executed from table.ipynb
 FIGURES = [path.stem for path in NOTEBOOKS if re.match(r"fig\d\d_", path.stem)]

@@ -348,7 +348,7 @@ def test_without_inspect_one_sentence_says_what_to_install(runs, tmp_path, refus
 @pytest.mark.parametrize("tool", TOOLS)
 def test_the_tool_still_writes_what_we_read(tool, tmp_path):
     python = python_of(tool)
-    shutil.copytree(ROOT / "results" / "mini" / "bases" / "micro-llama", tmp_path / "model")
+    shutil.copytree(ROOT / "results" / "mini-v1" / "bases" / "micro-llama", tmp_path / "model")
     shutil.copy(LOGS / "problems.jsonl", tmp_path)
     if tool == "nemo-skills" and not os.environ.get("NEMO_SKILLS"):
         pytest.skip("needs NEMO_SKILLS, a checkout of github.com/NVIDIA-NeMo/Skills")

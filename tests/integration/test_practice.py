@@ -27,9 +27,9 @@ def own_table(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("case", ["dataset", "instance", "no errors"])
-def test_pictures_and_words_of_every_case(mini, own_table, case):
+def test_pictures_and_words_of_every_case(first_world, own_table, case):
     """Both scenarios of records, and a table filled in by hand without errors: no missing number is printed."""
-    given = {"profile": str(mini.folder), "family": "micro-mistral", "scenario": case}
+    given = {"profile": str(first_world.folder), "family": "micro-mistral", "scenario": case}
     if case == "no errors":
         table = pd.read_csv(ROOT / "notebooks" / "candidates.csv", comment="#")
         given = own_table(table.drop(columns=table.filter(like="_se")))

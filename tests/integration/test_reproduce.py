@@ -451,9 +451,9 @@ def test_an_unknown_or_mistyped_parameter_is_refused_before_anything_runs_or_is_
 )
 def test_a_wrong_value_is_refused_before_a_kernel_starts(notebook: str, name: str, value: object, refused):
     defaults = reproduction.notebook_parameters(ROOT / "notebooks" / f"{notebook}.ipynb")
-    reproduction.check_values(defaults, ROOT / "results" / "mini")
+    reproduction.check_values(defaults, ROOT / "results" / "mini-v1")
     with refused(name):
-        reproduction.check_values(defaults | {name: value}, ROOT / "results" / "mini")
+        reproduction.check_values(defaults | {name: value}, ROOT / "results" / "mini-v1")
 
 
 def test_a_copy_that_shows_the_same_stays_and_own_parameters_go_elsewhere(recorded: Run):

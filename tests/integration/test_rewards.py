@@ -114,9 +114,9 @@ def test_trl_trains_with_it_and_logs_what_could_not_be_judged(tmp_path, caplog):
     from quagmire_utils.data.prompts import render_problem
     from quagmire_utils.engines import load_tokenizer
 
-    base = ROOT / "results" / "mini" / "bases" / "micro-llama"
+    base = ROOT / "results" / "mini-v1" / "bases" / "micro-llama"
     tokenizer = load_tokenizer(str(base))
-    problems = load_benchmark(str(ROOT / "results" / "mini" / "benchmarks" / "sums2.jsonl"), limit=8)
+    problems = load_benchmark(str(ROOT / "results" / "mini-v1" / "benchmarks" / "sums2.jsonl"), limit=8)
     rows = [{"prompt": render_problem(one, tokenizer).text, "answer": one.answer} for one in problems]
     rows[0]["answer"] = "9^{9^{9^{9^9}}}"  # no answer can be compared with this gold
     batch = {"max_steps": 2, "per_device_train_batch_size": 32, "num_generations": 4, "max_completion_length": 64}
@@ -184,7 +184,7 @@ from transformers import AutoTokenizer
 
 root = os.environ["PYTHONPATH"].split(":")[0]
 executor = SingleTurnAgentExecutor(f"{root}/quagmire_utils/training/rewards.py")
-tokenizer = AutoTokenizer.from_pretrained(f"{root}/results/mini/bases/micro-llama")
+tokenizer = AutoTokenizer.from_pretrained(f"{root}/results/mini-v1/bases/micro-llama")
 limits = types.SimpleNamespace(max_tokens=64, logprobs=None)
 
 class Engine:

@@ -17,7 +17,7 @@ from quagmire_utils.core.settings import PROFILES, Profile, load_profile
 from quagmire_utils.sweep import datasets
 from quagmire_utils.sweep.estimate import estimate, hub_answers
 
-MICRO = ROOT / "results" / "mini" / "bases" / "micro-llama"
+MICRO = ROOT / "results" / "mini-v1" / "bases" / "micro-llama"
 
 
 def values_of(name):

@@ -14,7 +14,7 @@ import pandas as pd
 from quagmire_utils.core.records import load_records
 from quagmire_utils.evaluation.pass_at_k.sequential import Design, looks
 
-MINI = Path(__file__).resolve().parents[2] / "results" / "mini"
+MINI = Path(__file__).resolve().parents[2] / "results" / "mini-v1"
 
 
 class Fixed(Design):

@@ -13,7 +13,7 @@ from quagmire_utils.core.settings import ComputeSettings, ModelSettings, load_pr
 from quagmire_utils.sweep.estimate import GPUS, estimate, parameters
 from quagmire_utils.sweep.grid import plan
 
-MICRO = ROOT / "results" / "mini" / "bases" / "micro-llama"
+MICRO = ROOT / "results" / "mini-v1" / "bases" / "micro-llama"
 QWEN = 596_049_920
 
 
@@ -53,13 +53,13 @@ def test_hours_add_up_and_follow_their_parameters():
 
 
 def test_finished_cells_correct_the_rest(tmp_path):
-    records = read_parquet(ROOT / "results" / "mini" / "cells.parquet")
+    records = read_parquet(ROOT / "results" / "mini-v1" / "cells.parquet")
     hours = records.set_index("cell")["seconds_total"] / 3600
-    known = costs_of("mini", folder=ROOT / "results" / "mini")
+    known = costs_of("mini-v1", folder=ROOT / "results" / "mini-v1")
     assert known["hours"].sum() == pytest.approx(hours.sum())
     assert set(known["basis"]) == {"measured"}
     # of one half of the RL runs, the other half
     runs = records[(records["kind"] == "rl") & (records["family"] == "micro-llama")]["cell"].tolist()
     write_parquet(records[~records["cell"].isin(runs[::2])].reset_index(drop=True), tmp_path / "cells.parquet")
-    guessed = costs_of("mini", folder=tmp_path).loc[runs[::2], "hours"].sum()
+    guessed = costs_of("mini-v1", folder=tmp_path).loc[runs[::2], "hours"].sum()
     assert guessed == pytest.approx(hours[runs[::2]].sum(), rel=0.2)

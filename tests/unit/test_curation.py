@@ -134,13 +134,14 @@ def digest_of(traces: list[Trace]) -> str:
     [
         ("smoke", "02107f76f332f0e871de65693159ecf4c51bbee883f7162fdd44c70f9ac687d2"),
         pytest.param(
-            *("mini-pilot", "ed176b7724ee6c82d1521e09ce472620829229c91184acd33b2f1b66de000aea"), marks=pytest.mark.slow
+            *("mini-v1-pilot", "ed176b7724ee6c82d1521e09ce472620829229c91184acd33b2f1b66de000aea"),
+            marks=pytest.mark.slow,
         ),
-        ("mini", "31a70735065497ac1a2e9e464f7a7090532656e81e2fcca41b6ad76142b318b0"),
+        ("mini-v1", "31a70735065497ac1a2e9e464f7a7090532656e81e2fcca41b6ad76142b318b0"),
     ],
 )
 def test_every_set_of_the_shipped_studies_is_the_one_they_were_measured_on(name, digest):
-    # Digests of what the code made when results/mini was measured: pools, candidates' sets, held-out sets, splits.
+    # Digests of what the code made when results/mini-v1 was measured: pools, candidates' sets, held-out sets, splits.
     profile, sha = load_profile(name), hashlib.sha256()
     for family in profile.families:
         for source in family.sources:

@@ -149,11 +149,13 @@ def test_the_ratio_of_run_noise_alone_is_small_and_of_equal_runs_infinite():
     assert (equal["ratio"], equal["ratio_high"]) == (math.inf, math.inf)
 
 
-def test_records_that_are_partial(mini, tmp_path):
+def test_records_that_are_partial(first_world, tmp_path):
     """The base and one candidate of each family, one RL run of each."""
-    names = mini.candidates.groupby("family").head(2)[CANDIDATE]
-    counts, losses, cells = (frame.merge(names) for frame in (mini.counts, mini.generalization_loss, mini.cells))
-    partial = replace(mini, counts=counts[counts["rl_run"] < 1], generalization_loss=losses, cells=cells)
+    names = first_world.candidates.groupby("family").head(2)[CANDIDATE]
+    counts, losses, cells = (
+        frame.merge(names) for frame in (first_world.counts, first_world.generalization_loss, first_world.cells)
+    )
+    partial = replace(first_world, counts=counts[counts["rl_run"] < 1], generalization_loss=losses, cells=cells)
     expected = {("micro-llama", "dataset"): 16, ("micro-llama", "instance"): 17, ("micro-llama", "source"): 12}
     expected |= {("micro-mistral", "dataset"): 10, ("micro-mistral", "instance"): 12}
     found = judged(partial, tmp_path)
@@ -208,18 +210,18 @@ def test_paired_change_is_the_difference_of_scores_and_its_error_is_honest():
     assert np.mean(errors) == pytest.approx(np.std(changes), rel=0.25)
 
 
-def test_outcomes_of_runs_are_those_of_the_candidates(mini):
-    runs = design.run_outcomes(mini)
+def test_outcomes_of_runs_are_those_of_the_candidates(first_world):
+    runs = design.run_outcomes(first_world)
     assert len(runs) == 176
     assert (runs["best"] >= runs["last"]).all()
-    frame = candidate_frame(mini).set_index(["family", "candidate"])["outcome"]
+    frame = candidate_frame(first_world).set_index(["family", "candidate"])["outcome"]
     common = runs[runs["rl_run"] < 2]  # some candidates have four runs, and all have two
     assert common.groupby(["family", "candidate"])["best"].max().to_dict() == pytest.approx(frame.to_dict())
 
 
-def test_every_criterion_has_a_verdict_for_every_family(mini, tmp_path):
-    found = judged(mini, tmp_path)
-    cost, cells = found["cost"].loc["rl"], mini.cells[mini.cells["kind"] == "rl"]
+def test_every_criterion_has_a_verdict_for_every_family(first_world, tmp_path):
+    found = judged(first_world, tmp_path)
+    cost, cells = found["cost"].loc["rl"], first_world.cells[first_world.cells["kind"] == "rl"]
     parts = cells.filter(regex="seconds_(?!total)").mean()
     assert (cost["cells"], cost["seconds_total"]) == (176, pytest.approx(cells["seconds_total"].mean()))
     assert cost["seconds_rest"] == pytest.approx(cells["seconds_total"].mean() - parts.sum())

@@ -80,8 +80,8 @@ def test_intervals_cover_known_chances(name):
 
 
 @pytest.mark.parametrize("n", [8, 16])
-def test_intervals_and_values_hold_on_the_records_of_mini(n, mini):
-    records = mini.counts.query("stage == 'sft'")
+def test_intervals_and_values_hold_on_the_records_of_mini(n, first_world):
+    records = first_world.counts.query("stage == 'sft'")
     rng = np.random.default_rng(n)
     cells = [rows for _, rows in records.groupby(["family", "candidate"])][::10]
     found = pd.concat([rehearse(rows, n, [64, 128], 1, rng) for rows in cells])

@@ -274,12 +274,12 @@ def test_named_runs_without_a_predictor_are_left_out(refused):
         forecast_rl(hidden(table, ["c0", "c1", "c2"]))
 
 
-def test_forecasts_on_the_shipped_records(mini):
-    check = check_forecasts(candidate_frame(mini), n_runs=5)
+def test_forecasts_on_the_shipped_records(first_world):
+    check = check_forecasts(candidate_frame(first_world), n_runs=5)
     assert set(check["predictors"]) == {"pass1", "gen_loss and pass_k", "pass_k"}
     assert (check["regret"] < 0.005).all()
     row = check[(check["family"] == "micro-llama") & (check["predictors"] == "pass_k")].iloc[0]
-    table = load_measurements(mini, family="micro-llama", scenario="instance").table
+    table = load_measurements(first_world, family="micro-llama", scenario="instance").table
     runs = choose_runs(table, 5)
     found = forecast(table, runs, ["pass_k"]).query("not calibrated")
     truth = table.set_index("candidate").loc[found["candidate"], "outcome"].to_numpy()

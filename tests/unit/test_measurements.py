@@ -102,7 +102,7 @@ def test_a_bad_table_is_one_sentence_with_its_place(tmp_path, text, place, said)
     assert len(str(error)) < 400
 
 
-def test_selections_and_sources_that_do_not_exist(tmp_path, mini):
+def test_selections_and_sources_that_do_not_exist(tmp_path, first_world):
     rows = "candidate,family,pass1,gen_loss,pass_k\na,f,0.5,1,0.9\nb,{},0.4,1,0.8\n"
     two = tmp_path / "two.csv"
     two.write_text(rows.format("g"))
@@ -114,15 +114,15 @@ def test_selections_and_sources_that_do_not_exist(tmp_path, mini):
     assert refusal(tmp_path / "none.csv").parameter == "measurements"
     (tmp_path / "latin.csv").write_bytes(COMMAS.replace("b", "\u00fc").encode("latin-1"))
     assert "UTF-8" in refusal(tmp_path / "latin.csv").reason
-    assert refusal(mini).allowed == "one of micro-llama, micro-mistral, micro-qwen"
+    assert refusal(first_world).allowed == "one of micro-llama, micro-mistral, micro-qwen"
     for options in ({"outcome": "gain"}, {"k": 4096}):
-        assert refusal(mini, **{"family": "micro-llama", **options}).parameter == next(iter(options))
+        assert refusal(first_world, **{"family": "micro-llama", **options}).parameter == next(iter(options))
 
 
-def test_the_shipped_table_is_what_was_measured(mini):
-    """Eight candidates of the miniature study, rounded; outcomes of the runs that were advised there, no others."""
+def test_the_shipped_table_is_what_was_measured(first_world):
+    """Eight candidates of the first micro world, rounded; outcomes of the runs that were advised there, no others."""
     shipped = load_measurements(ROOT / "notebooks" / "candidates.csv")
-    frame = load_measurements(mini, family="micro-llama").table.set_index("candidate")
+    frame = load_measurements(first_world, family="micro-llama").table.set_index("candidate")
     table = shipped.table.set_index("candidate")
     assert set(table.index[table["outcome"].notna()]) == set(known_runs(frame.reset_index(), 5))
     assert len(table) == 8
@@ -218,12 +218,14 @@ def test_answers_that_do_not_compare_are_refused(tmp_path):
         assert said in str(refusal(tmp_path / "bad.csv", k=k))
 
 
-def test_candidates_that_have_not_been_run_are_measured_too(mini):
+def test_candidates_that_have_not_been_run_are_measured_too(first_world):
     """They are ranked and forecast before they go through RL."""
-    whole = load_measurements(mini, family="micro-mistral").table
+    whole = load_measurements(first_world, family="micro-mistral").table
     run = set(whole["candidate"].iloc[[0, 2, 4, 6]])
-    counts = mini.counts[(mini.counts["stage"] != "rl") | mini.counts["candidate"].isin(run)]
-    partly = replace(mini, counts=counts, rl_curves=mini.rl_curves[mini.rl_curves["candidate"].isin(run)])
+    counts = first_world.counts[(first_world.counts["stage"] != "rl") | first_world.counts["candidate"].isin(run)]
+    partly = replace(
+        first_world, counts=counts, rl_curves=first_world.rl_curves[first_world.rl_curves["candidate"].isin(run)]
+    )
     assert candidate_frame(partly)["outcome"].isna().any()
     table = load_measurements(partly, family="micro-mistral").table
     assert table["candidate"].tolist() == whole["candidate"].tolist()

@@ -37,9 +37,9 @@ def llama(records):
 
 
 @pytest.fixture(scope="module")
-def grid(mini):
+def grid(first_world):
     """The whole grid, two RL runs of each candidate."""
-    return dataclasses.replace(mini, counts=mini.counts[mini.counts["rl_run"] < 2])
+    return dataclasses.replace(first_world, counts=first_world.counts[first_world.counts["rl_run"] < 2])
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,7 @@ def test_fig10_bars_are_the_scores(make_panel):
 
 def test_fig06_is_of_one_benchmark_and_three_sources(grid, refused, tmp_path, monkeypatch):
     monkeypatch.setenv("QUAGMIRE_OUTPUT", str(tmp_path))
-    scope = run_cells("fig06_sources_and_repetition")
+    scope = run_cells("fig06_sources_and_repetition", profile="mini-v1")
     fig = scope["fig"]
     assert scope["own"].counts["benchmark"].unique().tolist() == ["lanes3"]
     assert scope["labels"][0] == ["512×1\nLR 0.0001", "512×1\nLR 0.0005", "128×4\nLR 0.0001", "128×4\nLR 0.0005"]
@@ -283,7 +283,7 @@ def test_fig06_is_of_one_benchmark_and_three_sources(grid, refused, tmp_path, mo
     np.testing.assert_allclose(heights(fig.axes[1]), expected)
     assert len({ax.get_ylim() for ax in fig.axes}) == 1
     with refused("benchmark"):
-        run_cells("fig06_sources_and_repetition", benchmark="math500")
+        run_cells("fig06_sources_and_repetition", profile="mini-v1", benchmark="math500")
 
 
 def test_what_was_not_run_says_so(grid_frame, make_panel):

@@ -128,7 +128,7 @@ def test_regret_takes_no_missing_values(refused):
             regret(predicted, outcome)
 
 
-def test_each_set_is_judged_on_the_candidates_that_have_the_predictor(mini, tmp_path, monkeypatch):
+def test_each_set_is_judged_on_the_candidates_that_have_the_predictor(first_world, tmp_path, monkeypatch):
     """The overview's rungs of evidence: rank correlations and gains of predictors by set of candidates."""
     monkeypatch.setenv("QUAGMIRE_OUTPUT", str(tmp_path))
     signs = {"pass1": 1, "gen_loss": -1, "pass_k": 1}

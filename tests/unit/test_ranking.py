@@ -274,9 +274,9 @@ def test_missing_losses_are_noted(losses, without, note):
     assert note in found.notes[0]
 
 
-def test_advice_on_the_shipped_records(mini):
+def test_advice_on_the_shipped_records(first_world):
     """The regret of the advice, computed again by hand from the frame."""
-    frame = candidate_frame(mini)
+    frame = candidate_frame(first_world)
     check = check_ranking(frame)
     assert len(check) == 6
     for row in check.itertuples():

@@ -126,8 +126,8 @@ def test_settings_at_their_defaults_do_not_enter_digests():
     ("name", "cells", "digest"),
     [
         ("smoke", 24, "c32b5ada350ee96b"),
-        ("mini-pilot", 54, "dc9a02445313b130"),
-        ("mini", 249, "04d5668d534e10ba"),
+        ("mini-v1-pilot", 54, "dc9a02445313b130"),
+        ("mini-v1", 249, "04d5668d534e10ba"),
         ("single_gpu", 24, "40a4154c797071e3"),
         ("paper", 335, "d7a3156274563fe1"),
     ],
@@ -138,7 +138,7 @@ def test_digests_of_the_shipped_profiles_stay(name, cells, digest):
     assert (len(digests), files.digest(digests)) == (cells, digest)
 
 
-@pytest.mark.parametrize("name", ["mini", "mini-pilot"])
+@pytest.mark.parametrize("name", ["mini-v1", "mini-v1-pilot"])
 def test_records_of_the_shipped_studies_stay_valid(name):
     profile, folder = load_profile(name), ROOT / "results" / name
     cells = sweep.plan(profile)
