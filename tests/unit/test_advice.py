@@ -71,8 +71,8 @@ def test_saturated_scores_and_short_runs_are_warned_of(first_world):
 
 def test_how_pass_at_k_ranked_by_the_length_of_rl_is_computed_from_the_shipped_worlds(mini, first_world):
     for records, words in (
-        (mini, "{first:+.2f} after {early} RL steps and {last:+.2f} after {late}"),
-        (first_world, "{first:+.2f} after {early} and {last:+.2f} after {late}"),
+        (mini, "{first:+.2f} after {early} RL steps and {last:+.2f} after {late} on results/mini"),
+        (first_world, "{first:+.2f} after {early} and {last:+.2f} after {late} on results/mini-v1"),
     ):
         before = predictors.average(predictors.measures(records))
         after = predictors.average(predictors.outcomes(records))
