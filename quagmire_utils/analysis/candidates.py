@@ -173,11 +173,12 @@ def in_scenario(scenarios: pd.Series, scenario: str) -> pd.Series:
 
 @dataclass(frozen=True)
 class RunNoise:
-    """Standard deviation between RL runs of one candidate, pooled over a family."""
+    """Standard deviation between RL runs of one candidate, pooled over its family."""
 
     deviation: float  # of one run's outcome; NaN if no candidate has two runs
     degrees: int  # of freedom
     best_of: bool  # the outcome is the best of the runs, else their mean
+    others: bool = False  # no candidate of the family has two runs, so those of the other families tell
 
     def standard_errors(self, n_runs: Array, sampling: Array) -> Array:
         """Return standard errors of outcomes from so many runs; those of the sampled answers if no noise is known."""
@@ -192,27 +193,31 @@ class RunNoise:
         if not self.degrees:
             return "sampling of answers alone (one RL run each, so the noise between runs is unknown)"
         points = f"standard deviation {100 * self.deviation:.1f} points, {self.degrees} degrees of freedom"
+        points += ", measured on other families" * self.others
         return f"sampling of answers and noise between RL runs ({points})"
 
 
 def run_noise(frame: pd.DataFrame, records: Records | None, outcome: str) -> RunNoise:
-    """Pool the noise between RL runs over the candidates of a family."""
-    best_of = outcome != "outcome_last"
+    """Pool the noise between RL runs over the candidates of a family; over all families if none of it has two runs."""
+    best_of, others = outcome != "outcome_last", False
     if records is None:
         variance, degrees = frame["outcome_last_std"] ** 2, (frame["n_runs"] - 1).clip(lower=0)
     else:
-        counts = records.counts
-        counts = counts[(counts["stage"] == "rl") & (counts["family"] == frame["family"].iloc[0])]
+        counts = records.counts[records.counts["stage"] == "rl"]
         if counts.empty:
             return RunNoise(math.nan, 0, best_of)
         scores = checkpoint_scores(counts, [1]).sort_values("checkpoint")
-        runs = scores.groupby(["candidate", "rl_run"])["pass@1"].agg("max" if best_of else "last")
-        grouped = runs.groupby("candidate")
+        runs = scores.groupby(["family", "candidate", "rl_run"])["pass@1"].agg("max" if best_of else "last")
+        grouped = runs.groupby(["family", "candidate"])
         variance, degrees = grouped.var(), grouped.size() - 1
+        own = degrees.index.get_level_values("family") == frame["family"].iloc[0]
+        others = not degrees[own].any()
+        if not others:
+            variance, degrees = variance[own], degrees[own]
     known = variance.notna() & (degrees > 0)
     total = int(degrees[known].sum())
     deviation = math.sqrt((variance * degrees)[known].sum() / total) if total else math.nan
-    return RunNoise(deviation, total, best_of)
+    return RunNoise(deviation, total, best_of, others)
 
 
 @cache

@@ -410,6 +410,22 @@ def test_the_noise_between_runs_comes_from_the_counts(records):
     assert errors == pytest.approx([noise.deviation, noise.deviation * deviation_of_best(4)])
 
 
+def test_a_family_without_a_second_run_takes_the_noise_of_the_others(mini):
+    """Else its intervals would hold the sampling of answers alone, and decide what another run would turn."""
+    frame, counts = candidate_frame(mini), mini.counts[mini.counts["stage"] == "rl"]
+    once = dataclasses.replace(
+        mini, counts=mini.counts[(mini.counts["family"] != "micro-qwen") | (mini.counts["rl_run"] < 1)]
+    )
+    noise = run_noise(frame[frame["family"] == "micro-qwen"], once, "outcome_last")
+    last = counts[(counts["checkpoint"] == counts["checkpoint"].max()) & (counts["family"] != "micro-qwen")]
+    runs = last.assign(rate=last["correct"] / last["n"]).groupby(["family", "candidate", "rl_run"])["rate"].mean()
+    within = runs - runs.groupby(["family", "candidate"]).transform("mean")
+    degrees = len(runs) - len(runs.groupby(["family", "candidate"]))
+    assert (noise.others, noise.degrees) == (True, degrees)
+    assert noise.deviation == pytest.approx(math.sqrt((within**2).sum() / degrees))
+    assert not run_noise(frame[frame["family"] == "micro-llama"], once, "outcome_last").others
+
+
 def test_a_ledger_has_every_claim_for_every_family(results):
     table = claims.ledger(results)
     assert len(table) == sum(len({m for ms in claim.places.values() for m in ms}) for claim in claims.all_claims())

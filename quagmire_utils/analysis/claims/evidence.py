@@ -1,10 +1,11 @@
 """Estimates with their intervals, and comparisons between the candidates of one family.
 
 A claim that some candidates do better than others compares given models on given problems. Its interval covers the
-sampling of answers and, after RL, the noise between RL runs, pooled over all candidates of a family. It does not cover
-other problems, or other SFT runs of the same candidate, of which there is only one. Comparisons are linear in the
-scores, so what two pairs share, such as the base model, is counted once. Candidates with another number of RL runs than
-most of their family are left out: the best of four runs is expected above the best of two.
+sampling of answers and, after RL, the noise between RL runs, pooled over all candidates of a family, or of the others
+if none of it has two runs. It does not cover other problems, or other SFT runs of the same candidate, of which there is
+only one. Comparisons are linear in the scores, so what two pairs share, such as the base model, is counted once.
+Candidates with another number of RL runs than most of their family are left out: the best of four runs is expected
+above the best of two.
 """
 
 from __future__ import annotations
