@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 # Measured on micro models of 96 x 4 layers: a CPU core is fastest on what fits its cache, a GPU on everything at once.
 _TREE_NODES = 256  # at most in one tree of several rollouts: attention is quadratic in them
+_PROMPTS_A_TREE = 8  # a longer tree is allowed where the prompt, which every tree reads again, is long
 _CPU_NODES, _CUDA_NODES = 512, 32_768  # in one forward pass, padding included
 _OPTIMIZER = "optimizer.pt"
 
@@ -101,7 +102,7 @@ def take_step(environment: Environment, optimizer: torch.optim.Optimizer, step: 
     trees = []
     for prompt, group, of_group in zip(prompts, groups, advantages(rewards.reshape(len(chosen), -1)), strict=True):
         if settings.entropy_coefficient > 0 or of_group.any():
-            trees += grow_trees(prompt, group, of_group)
+            trees += grow_trees(prompt, group, of_group, max(_TREE_NODES, _PROMPTS_A_TREE * len(prompt)))
     tokens = sum(map(len, answers))
 
     optimizer.zero_grad(set_to_none=True)
