@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 # Measured on micro models of 96 x 4 layers: a CPU core is fastest on what fits its cache, a GPU on everything at once.
 _TREE_NODES = 256  # at most in one tree of several rollouts: attention is quadratic in them
-_PROMPTS_A_TREE = 8  # a longer tree is allowed where the prompt, which every tree reads again, is long
+_PROMPTS_A_TREE = 6  # a longer tree is allowed where the prompt, which every tree reads again, is long
 _CPU_NODES, _CUDA_NODES = 512, 32_768  # in one forward pass, padding included
 _OPTIMIZER = "optimizer.pt"
 
