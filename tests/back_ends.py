@@ -1,7 +1,5 @@
 """Micro models, settings and fixtures of the tests of the back-ends."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -14,12 +12,9 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.settings import RLSettings, SFTSettings
 from quagmire_utils.data import Problem, Trace
-from quagmire_utils.training.backends import environment_python
-
-pytest.importorskip("torch", reason="the micro models need torch")
-
 from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import load_tokenizer
+from quagmire_utils.training.backends import environment_python
 from quagmire_utils.training.microlab import build_model, build_tokenizer
 
 LISTS = ROOT / "quagmire_utils" / "training" / "backends"

@@ -1,7 +1,5 @@
 """Looking at a page: its elements, and in a headless Chromium what a script finds in it and what the console says."""
 
-from __future__ import annotations
-
 import html
 import json
 import re

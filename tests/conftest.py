@@ -1,7 +1,5 @@
 """What all tests share: markers that skip with a reason, the benchmarks' folder, interrupts."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

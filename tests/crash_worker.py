@@ -1,8 +1,6 @@
 """A process that samples and grades in children of its own, for tests that kill them (`python crash_worker.py MODEL`).
 
-It loads the engine once; then every line of its input, a folder, is one life: a forked child that samples and grades
-into it. It answers with the child's id at once, and with its exit status at the end.
-"""
+A line of input, a folder, is one life: it answers with the child's id at once, and with its exit status at the end."""
 
 import json
 import os

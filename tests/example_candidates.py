@@ -1,7 +1,5 @@
 """Measurements of made-up candidates, for tests of ranking and forecasting; never a result."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

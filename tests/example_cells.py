@@ -1,7 +1,5 @@
 """The smallest sweep that takes every step, and records of its cells whose numbers are drawn instead of measured."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

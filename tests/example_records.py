@@ -1,10 +1,4 @@
-"""Small records folders drawn from known probabilities, for tests of tables, plots and notebooks; never a result.
-
-make_records() gives 8 candidates per scenario. make_records(full=True) gives three families with the grid of the mini
-profile: 16 and 10 candidates at dataset level, 17 and 12 at instance level, learning rates, and sources.
-"""
-
-from __future__ import annotations
+"""Small records folders drawn from known probabilities, for tests of tables, plots and notebooks; never a result."""
 
 import math
 import re
@@ -22,11 +16,8 @@ from quagmire_utils.core.provenance import manifest
 BENCHMARKS = {"easy": 12, "middle": 9, "hard": 14}
 GRID = "250x1 250x4 250x16 500x2 1000x1 1000x4 2000x2 4000x1"
 BUDGETS = ("low", "medium", "high")
-FAMILIES = {
-    "micro-llama": "Llama3-8B-Instruct",
-    "micro-mistral": "Mistral-NeMo-12B-Instruct",
-    "micro-qwen": "Qwen3-4B-base",
-}
+LLAMA, MISTRAL, QWEN = "Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct", "Qwen3-4B-base"
+FAMILIES = {"micro-llama": LLAMA, "micro-mistral": MISTRAL, "micro-qwen": QWEN}
 LEARNING_RATE = 1e-4
 TOKENS = {"none": 0, "random": 95, "shortest": 45, "longest": 137, "shortest+longest": 89}  # of an SFT example
 LIMITS = {"low": 20_000, "medium": 70_000}  # SFT tokens below which a budget is low, or medium
@@ -67,7 +58,7 @@ class Candidate:
 
 SMALL = [f"random dataset {GRID}", f"shortest instance {GRID}"]
 FULL = {  # selection, scenario, source and learning rate (if not the usual), examples x epochs: as in the mini profile
-    "Llama3-8B-Instruct": [
+    LLAMA: [
         "random dataset 8x4 8x16 8x64 8x256 32x4 32x16 32x64 128x16",
         "random dataset+instance 128x1",
         "random dataset+instance+source 512x1",
@@ -81,14 +72,14 @@ FULL = {  # selection, scenario, source and learning rate (if not the usual), ex
         "random source acereason 512x1 128x4 5e-4 512x1 128x4",
         "random source openr1 512x1 128x4 5e-4 512x1 128x4",
     ],
-    "Mistral-NeMo-12B-Instruct": [
+    MISTRAL: [
         "random dataset 8x16 8x128 32x4 32x16 32x64 128x4 128x16",
         "random dataset+instance 128x1 512x1 512x4",
         "shortest instance 256x1 1024x1 1024x4",
         "longest instance 80x1 320x1 320x4",
         "shortest+longest instance 120x1 480x1 480x4",
     ],
-    "Qwen3-4B-base": [
+    QWEN: [
         "random dataset 32x4 128x1 128x4 512x1 512x4",
         "shortest instance 64x1 256x1 1024x1 1024x4",
         "longest instance 80x1 320x1",
@@ -193,9 +184,7 @@ def write_records(folder: Path, frames: dict[str, pd.DataFrame]) -> Path:
 
 
 def second_route(folder: Path, k: int = 64) -> pd.DataFrame:
-    """Predictors and outcomes of every SFT candidate from the parquet files, one row per candidate.
-
-    By a route that shares no code with the package."""
+    """Predictors and outcomes of every SFT candidate, by a route that shares no code with the package."""
     counts, losses = pd.read_parquet(folder / "counts.parquet"), pd.read_parquet(folder / "generalization_loss.parquet")
     by_candidate = dict(list(counts.groupby(["family", "candidate"])))
     losses = losses.set_index(["family", "candidate"])["nll"]
@@ -220,8 +209,6 @@ def macro_pass_at_k(counts: pd.DataFrame, k: int) -> float:
     means = []
     for benchmark in BENCHMARKS:
         rows = counts[counts["benchmark"] == benchmark]
-        values = [
-            1 - Fraction(math.comb(n - c, k), math.comb(n, k)) for n, c in zip(rows["n"], rows["correct"], strict=True)
-        ]
+        values = [1 - Fraction(math.comb(n - c, k), math.comb(n, k)) for n, c in rows[["n", "correct"]].to_numpy()]
         means.append(sum(values) / len(values))
     return float(sum(means) / len(means))

@@ -1,9 +1,4 @@
-"""A hub on this machine: as much of the hub's interface as its own client asks of it to stream or upload a dataset.
-
-with serve(folder) as hub:            # folder/OWNER/NAME/files...
-    hub.endpoint                      # what HF_ENDPOINT is set to; every revision stands for COMMIT
-    hub.sent                          # paths that were asked for
-"""
+"""A hub of folder/OWNER/NAME/files: as much as the hub's own client asks to stream or upload a dataset."""
 
 import base64
 import hashlib

@@ -1,7 +1,5 @@
 """Run the code cells of a notebook in this process, for tests of what they compute."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

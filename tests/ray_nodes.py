@@ -1,7 +1,5 @@
 """Ray clusters of several nodes on one machine, for tests."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The data card of results/mini, and the executed copies of rank_candidates and forecast_rl."""
 
-from __future__ import annotations
-
 import html
 import re
 from pathlib import Path
@@ -33,8 +31,6 @@ def test_the_shipped_copies_are_of_these_notebooks_and_say_what_is_said_now(mini
     assert html.escape(f"**{measured.source}.** {said}", quote=False) in shown
     assert "profile mini, measured" in shown[-1]
 
-
-# --- the data card ----------------------------------------------------------------------------------------------------
 
 CARD = ROOT / "results" / "mini" / "README.md"
 

@@ -1,7 +1,4 @@
-"""The README and the docs: every link leads somewhere, and every command runs.
-
-A command whose comment says what it needs (a GPU, the hub, hours) is not run; its options are still checked.
-"""
+"""The README and the docs: every link leads somewhere, and every command runs unless its comment says what it needs."""
 
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """The headlines of the analyses of results/mini, recomputed from its records by pandas and scipy alone."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Every number of the notebooks on published numbers, computed a second way from the CSV files and the counts."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import defaultdict
@@ -53,9 +51,6 @@ def ends(values: list[float]) -> tuple[float, float]:
 def verdict(low: float, high: float, below: bool = False) -> str:
     low, high = (-high, -low) if below else (low, high)
     return "for" if low > 0 else "against" if high < 0 else "undecided"
-
-
-# --- real_models ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +128,6 @@ def test_the_loss_after_equal_rl_and_pairs_of_recipes(real):
         right = [(getattr(a, COLUMNS[label]) > getattr(b, COLUMNS[label])) == (a.pass1_post > b.pass1_post)
                  for a, b in pairs]  # fmt: skip
         assert real["pairs"][label].sum() == sum(right)
-
-
-# --- rl_is_worth_k_tries ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

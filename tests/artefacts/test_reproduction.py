@@ -1,7 +1,5 @@
 """Nothing of the paper is missing: each figure and table has a notebook, a row in the docs, and a place on the page."""
 
-from __future__ import annotations
-
 import io
 import os
 import re
@@ -55,9 +53,6 @@ def article_of(place: str, page: str) -> str:
     return found
 
 
-# --- what the paper has ---------------------------------------------------------------------------------------------
-
-
 def test_the_page_has_the_papers_figures_and_tables_and_no_other():
     assert sorted(PLACES) == sorted(EXPECTED)
     printed = pd.read_csv(paper.FOLDER / "tables.csv")["table"].unique()
@@ -72,9 +67,6 @@ def test_the_order_is_that_of_the_papers_captions():
     order = [f"{'fig' if kind == 'Figure' else 'table'}{int(number):02d}" for kind, number in captions]
     assert sorted(order) == sorted(EXPECTED)
     assert list(PLACES) == order
-
-
-# --- what we have for it ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", EXPECTED)
@@ -101,9 +93,6 @@ def test_has_an_executed_notebook_a_row_in_the_table_and_a_place_on_the_page(pla
 def test_the_ledger_and_the_audit_are_on_the_page(page):
     assert article_of(LEDGER, page)
     assert article_of(AUDIT, page)
-
-
-# --- none of it stale -------------------------------------------------------------------------------------------------
 
 
 def test_the_table_is_that_of_the_executed_notebooks(tmp_path):

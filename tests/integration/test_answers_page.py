@@ -141,11 +141,3 @@ def test_long_answers_keep_their_beginning_and_their_end():
     assert "[... 8,907 characters ...]" in shown
     assert visible(None) == visible(float("nan")) == visible(pd.NA) == ""
     assert visible("nan") == "nan"
-
-
-def test_an_audit_is_told_with_its_counts():
-    empty = pd.DataFrame({"problem": []})
-    counts = {"samples": 1200, "disagreements": 1, "undecided": 1000, "not_math": 2, "unread": 6}
-    empty.attrs = counts | {"either": 0, "both": 0}
-    said = show_audit(empty)
-    assert "disagrees on 1 of 200 answers. It cannot decide 1,000 more. Neither could read 6 (0.50 %)." in said

@@ -1,7 +1,5 @@
 """The back-ends: their files, and how they are run. `test_backends_*.py` run the real ones."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -16,28 +14,20 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from back_ends import LISTS, PROBLEMS, RL, SFT, TRACES, arguments_of, chat, plain, wait_for, with_bos  # noqa: F401
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, read_parquet
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.settings import RLSettings, SFTSettings
 from quagmire_utils.data import Problem
+from quagmire_utils.data.prompts import INSTRUCTIONS, render, response_ids
+from quagmire_utils.engines import load_tokenizer
 from quagmire_utils.training.backends import BackendError, environment_python, llamafactory, verl
 from quagmire_utils.training.backends.runs import LOG, run_backend
 
-pytest.importorskip("torch", reason="the micro models need torch")
 
-from back_ends import LISTS, PROBLEMS, RL, SFT, TRACES, arguments_of, chat, plain, wait_for, with_bos  # noqa: F401
-
-from quagmire_utils.data.prompts import INSTRUCTIONS, render, response_ids
-from quagmire_utils.engines import load_tokenizer
-
-# --- LLaMA-Factory's files ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("gpus", "micro_batch", "accumulation"), [(8, None, 16), (8, 2, 8), (1, 16, 8), (0, None, 128)]
-)
+@pytest.mark.parametrize(("gpus", "micro_batch", "accumulation"), [(8, None, 16), (1, 16, 8), (0, None, 128)])
 def test_the_training_yaml_has_the_papers_values_and_the_global_batch(plain, tmp_path, gpus, micro_batch, accumulation):
     settings = SFTSettings(micro_batch_size=micro_batch)
     llamafactory.write(plain, TRACES, tmp_path / "run", settings, gpus=gpus)
@@ -90,11 +80,9 @@ RL_RUN = {"problems": PROBLEMS, "settings": RL, "gpus": 2}
 @pytest.mark.parametrize(
     ("run", "change", "parameter"),
     [
-        (SFT_RUN, {"traces": []}, "traces"),
         (SFT_RUN, {"settings": SFT.replace(max_length=40)}, "sft.max_length"),
         (SFT_RUN, {"folder": "a$b"}, "folder"),
         (SFT_RUN, {"model": "no/such/model/here"}, "model"),
-        (RL_RUN, {"problems": PROBLEMS[:3]}, "rl.prompts_per_step"),
         (RL_RUN, {"settings": RL.replace(epochs=1)}, "rl.checkpoints"),
         (RL_RUN, {"settings": RL.replace(max_tokens=8192)}, "max_tokens"),
     ],
@@ -113,9 +101,6 @@ def test_run_sh_trains_with_the_readers_own_values(plain, tmp_path):
     given = arguments_of(folder / "run.sh", tmp_path, "num_train_epochs=3")
     assert given == ["train", "train.yaml", "num_train_epochs=3"]
     assert not half.exists()
-
-
-# --- verl's files -------------------------------------------------------------------------------------------------
 
 
 def overrides_of(folder: Path, tmp_path: Path) -> dict[str, str]:
@@ -233,9 +218,6 @@ def test_a_machine_without_gpus_is_told_before_verl_starts(plain, tmp_path, monk
         verl.train(folder)
     with refused("step"):
         verl.export(folder, 2)
-
-
-# --- environments and runs ----------------------------------------------------------------------------------------
 
 
 def test_a_back_end_that_is_not_there_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch, refused):

@@ -1,10 +1,4 @@
-"""What the real LLaMA-Factory makes of our files, kills in the middle included.
-
-It is taken from `./reproduce.sh setup llamafactory`, or from the Python that QUAGMIRE_LLAMAFACTORY_PYTHON names;
-without it the tests skip.
-"""
-
-from __future__ import annotations
+"""What the real LLaMA-Factory of `./reproduce.sh setup llamafactory` makes of our files, kills included."""
 
 import json
 import os
@@ -15,18 +9,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from back_ends import SFT, TRACES, backend_python, chat, plain, wait_for, weights_of, with_bos  # noqa: F401
 
 from quagmire_utils.core.files import read_json
 from quagmire_utils.core.paths import ROOT
-from quagmire_utils.training.backends import BackendError, llamafactory
-from quagmire_utils.training.backends.runs import LOG, command_in, run_backend
-
-pytest.importorskip("torch", reason="the micro models need torch")
-
-from back_ends import SFT, TRACES, backend_python, chat, plain, wait_for, weights_of, with_bos  # noqa: F401
-
 from quagmire_utils.data.prompts import render, response_ids
 from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine, load_tokenizer
+from quagmire_utils.training.backends import BackendError, llamafactory
+from quagmire_utils.training.backends.runs import LOG, command_in, run_backend
 
 pytestmark = pytest.mark.slow
 SETTINGS = SFT.replace(epochs=60)
@@ -116,10 +106,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(unbroken, plain, tm
 
 
 def test_llamafactory_by_hand_on_two_processes_and_trl_train_the_same_model(plain, tmp_path):
-    """Each step on all traces, so that their order does not matter: same loss, same schedule, same optimizer.
-
-    The loss of the first step, before any update, is our generalization loss of the base model on these traces.
-    """
+    """Each step on all traces, so that their order does not matter; the first loss is our generalization loss."""
     import torch
 
     from quagmire_utils.evaluation.generalization_loss import generalization_loss

@@ -1,10 +1,4 @@
-"""What the real verl makes of our files: its configuration, its tokens, a step of its GRPO.
-
-It is taken from `./reproduce.sh setup verl`, or from the Python that QUAGMIRE_VERL_PYTHON names; without
-it the tests skip.
-"""
-
-from __future__ import annotations
+"""What the real verl of `./reproduce.sh setup verl` makes of our files: configuration, tokens, a step of its GRPO."""
 
 import json
 import os
@@ -14,19 +8,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from back_ends import PROBLEMS, RL, backend_python, chat, weights_of, with_bos  # noqa: F401
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
 from quagmire_utils.core.settings import RLSettings
-from quagmire_utils.training.backends import verl
-from quagmire_utils.training.backends.runs import LOG
-
-pytest.importorskip("torch", reason="the micro models need torch")
-
-from back_ends import PROBLEMS, RL, backend_python, chat, weights_of, with_bos  # noqa: F401
-
 from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import load_tokenizer
+from quagmire_utils.training.backends import verl
+from quagmire_utils.training.backends.runs import LOG
 
 pytestmark = pytest.mark.slow
 
@@ -202,11 +192,8 @@ def step_by_hand(model: Path, batch: dict, settings: RLSettings) -> tuple[dict, 
     norm = torch.nn.utils.clip_grad_norm_(module.parameters(), settings.max_grad_norm)
     torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, weight_decay=0.0).step()
     metrics = {"grad_norm": norm, "pg_loss": policy / tokens, "entropy_loss": entropy / tokens}
-    return (
-        {name: weight.detach() for name, weight in module.named_parameters()},
-        {name: value.item() for name, value in metrics.items()},
-        each,
-    )
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+    return weights, {name: value.item() for name, value in metrics.items()}, each
 
 
 def test_a_step_of_verl_is_the_one_computed_by_hand_and_our_engine_loads_its_checkpoint(chat, tmp_path, verl_python):

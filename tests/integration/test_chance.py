@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from quagmire_utils.data import Problem
-from quagmire_utils.evaluation.chance import _others, chance_counts
+from quagmire_utils.evaluation.chance import chance_counts
 from quagmire_utils.evaluation.measured import describe_evaluation, evaluation_table, show_evaluation
 from quagmire_utils.evaluation.sampling import grade_store
 from quagmire_utils.evaluation.store import SampleStore
@@ -58,16 +58,6 @@ def test_guesses_among_common_numbers_and_right_answers_are_told_apart(grader, t
     assert other["chance@16"].tolist() == [0, 0]
     assert "chance" not in describe_evaluation(other)
     assert show_evaluation(other)["Pass@1 by chance %"].iloc[0].startswith("0.0 [")
-
-
-def test_golds_meet_other_golds():
-    golds = [*"AABBBCCCCD", "A"]
-    for seed in range(20):
-        others = _others(golds, np.random.default_rng(seed))
-        assert sorted(others) == list(range(11))
-        assert all(golds[i] != golds[j] for i, j in enumerate(others))
-    assert _others(["1"], np.random.default_rng(0)) == [None]
-    assert _others(["1", "1", "2"], np.random.default_rng(0)).count(None) == 1
 
 
 def test_one_gold_spelt_twice_is_no_other_gold_and_programs_have_no_chance(grader, tmp_path):

@@ -1,8 +1,4 @@
-"""A run that was stopped in any way and is started again ends with the records of an unbroken one.
-
-Answers two of the pains that users of other tools have: a crash loses everything that was sampled, and a torn last
-write can't be read. Processes are really killed, the disk is really full.
-"""
+"""A run that was really killed, or met a full disk or a torn write, ends with the records of an unbroken one."""
 
 import errno
 import json
@@ -25,9 +21,6 @@ from crash_worker import CHUNKS, PROBLEMS, SAMPLES, live, load, save_model
 from filelock import FileLock
 
 from quagmire_utils.evaluation.store import SampleStore, samples
-
-pytest.importorskip("torch", reason="crash safety is tested with the transformers engine")
-pytest.importorskip("transformers", reason="crash safety is tested with the transformers engine")
 
 KILLS = 10
 TOTAL = len(PROBLEMS) * SAMPLES
@@ -146,9 +139,6 @@ def test_a_second_process_is_refused_until_the_first_ends(model, unbroken, tmp_p
     pd.testing.assert_frame_equal(SampleStore(tmp_path).read(), unbroken[0])
 
 
-# --- no space left ----------------------------------------------------------------------------------------------------
-
-
 def _namespace() -> list[str] | None:
     """What lets a command mount a file system of its own, if anything does; no privilege is needed for it on Linux."""
     for prefix in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
@@ -179,9 +169,6 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_stored(model, un
     assert 0 < failures[0][4] < TOTAL  # it was full in the middle
     assert temporaries == []
     pd.testing.assert_frame_equal(pd.read_pickle(out), unbroken[0])
-
-
-# --- torn writes ------------------------------------------------------------------------------------------------------
 
 
 def _zero_last_row_group(part: Path) -> None:

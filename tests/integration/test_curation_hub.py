@@ -18,18 +18,15 @@ from fake_hub import COMMIT, serve
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
+from quagmire_utils.core.paths import ROOT
 from quagmire_utils.data import find_dataset, load_datasets
 from quagmire_utils.data.curation import load_set
 from quagmire_utils.data.curation.scan import source_files
 from quagmire_utils.data.rows import Dropped, Record
 
-REPO = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO), "QUAGMIRE_DATA_DIR": ""}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "QUAGMIRE_DATA_DIR": ""}
 COMMAND = [sys.executable, "-m", "quagmire_utils", "curate"]
 KINDS = ("a.parquet", "b.jsonl", "list.json", "lines.json", "c.jsonl.gz", "list.json.gz", "stream.arrow", "file.arrow")
-
-
-# --- every kind of file, in any number and order ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shards", [1, 3, 9])
@@ -48,7 +45,6 @@ def test_a_set_does_not_depend_on_files_formats_or_order(tmp_path, shards):
 
 
 def test_a_folder_as_datasets_saves_it_and_as_the_hubs_client_copies_it(tmp_path):
-    # AceReason-1.1-SFT lies on its hub as Arrow files with two .json beside them, in a folder called sft_data.parquet
     import datasets
 
     copy = tmp_path / "copy"
@@ -96,9 +92,6 @@ def test_a_column_that_is_null_at_first_is_read(tmp_path):
     row = {"input": "q" * 3000, "output": "r", "category": "math", "generator": None}
     path = write(tmp_path / "a.jsonl", [row] * 4000 + [{**row, "generator": "DeepSeek-R1"}])
     assert sum(isinstance(record, Record) for record in read("llama_nemotron", path)) == 1
-
-
-# --- a hub ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -187,9 +180,6 @@ def test_configurations_and_splits_are_those_of_the_card(tmp_path):
         source_files(load_datasets({"mine": {**entry, "split": "mth"}})["mine"])
     with pytest.raises(ParameterError, match=r"no column 'prompt', but 'category', 'input', 'output', 'source'"):
         read(load_datasets({"mine": {**entry, "question": "prompt"}})["mine"])
-
-
-# --- full disks, kills, two at once -----------------------------------------------------------------------------------
 
 
 def test_a_full_disk_is_a_sentence_and_the_same_command_resumes(tmp_path):

@@ -9,6 +9,7 @@ import yaml
 from curation_files import ace, make, pool_rows, read, write
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.paths import ROOT
 from quagmire_utils.data import Problem, Trace, load_benchmark, load_datasets
 from quagmire_utils.data.curation import decontaminate, load_set, response_lengths, select
 from quagmire_utils.data.curation.contamination import normalise
@@ -18,7 +19,6 @@ from quagmire_utils.data.dataset import find_dataset
 from quagmire_utils.data.rows import Dropped, Record, made_by
 from quagmire_utils.training.microlab import build_tokenizer
 
-REPO = Path(__file__).resolve().parents[2]
 TOKENIZER = build_tokenizer()
 MERGED = "Qwen-2.5-32B-Instruct, DeepSeek-R1"
 RIGHT = "<think>\nAdd them.\n</think>\n\nIt is \\boxed{%d}."
@@ -46,9 +46,6 @@ def pool(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_hub(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-# --- the hubs' schemas ------------------------------------------------------------------------------------------------
 
 
 def nemotron(question: str, output: str, generator: str = "DeepSeek-R1", **other) -> dict:
@@ -122,15 +119,12 @@ PICTURE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "tex
     [
         ([SYSTEM, *CHAT], "2"),
         ([{"from": OTHER[turn["role"]], "value": turn["content"]} for turn in [SYSTEM, *CHAT]], "2"),
-        (json.dumps(CHAT), "2"),
         (repr(CHAT), "2"),
         (PARTS, "2"),
         ([CHAT[0], {**CHAT[1], "reasoning_content": "One and one."}], "<think>\nOne and one.\n</think>\n\n2"),
-        ([CHAT[0], {**CHAT[1], "reasoning_content": None}], "2"),
         (CHAT * 2, Dropped("a chat of several answers")),
         (CHAT[:1], Dropped("empty")),
         ([None, {"role": "user", "content": None}, CHAT[1]], Dropped("empty")),
-        (None, Dropped("empty")),
         (json.dumps(CHAT)[:-4], Dropped("a chat that cannot be read")),
         (PICTURE, Dropped("a chat with more than text")),
     ],
@@ -158,30 +152,17 @@ def test_fields_of_a_column_flags_and_answers_in_any_spelling(tmp_path, name):
         read(load_datasets({"mine": {**entry, "answer": "reward_model.truth"}})["mine"])
 
 
-def test_a_flag_is_a_boolean_however_it_is_written(tmp_path):
-    yes, no = [True, 1, 1.0, "True", "true", "1"], [False, 0, "False", "", None]
-    rows = [{"q": "q", "r": ["r"], "ok": [flag]} for flag in [*yes, *no]]
-    entry = {"files": str(write(tmp_path / "a.jsonl", rows)), "question": "q", "response": "r", "keep": "ok"}
-    found = read(load_datasets({"mine": entry})["mine"])
-    assert [isinstance(record, Record) for record in found] == [True] * len(yes) + [False] * len(no)
-
-
 @pytest.mark.parametrize(
     ("generator", "wanted", "yes"),
     [
         ("Qwen/QwQ-32B", "QwQ-32B", True),
-        ("qwen-qwq-32b", "QwQ-32B", True),
         (MERGED, "DeepSeek-R1", True),
         ("DeepSeek-R1-Distill-Qwen-7B", "DeepSeek-R1", False),
         ("QwQ-32B-Preview", "QwQ-32B", False),
-        ("", "QwQ-32B", False),
     ],
 )
 def test_generators_are_told_apart(generator, wanted, yes):
     assert made_by(generator, [wanted]) == yes
-
-
-# --- the sets ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -308,9 +289,6 @@ def test_an_rl_set_is_a_benchmark_file(tmp_path):
     assert all(isinstance(p, Problem) and p.question == f"p{p.answer}" for p in problems)
 
 
-# --- what is left alone, what is refused ------------------------------------------------------------------------------
-
-
 def test_a_finished_set_is_left_alone_and_another_is_not_overwritten(tmp_path, pool):
     first = make(tmp_path / "out", pool, n=10)
     written = (tmp_path / "out/train.jsonl").stat().st_mtime_ns
@@ -339,19 +317,12 @@ def test_what_is_in_the_folder_already_is_not_touched(tmp_path, pool):
         ({"n": 10_000}, "random", "10,000 traces were asked for, but there are only 2.*duplicates"),
         ({"token_budget": 10**9, "tokenizer": True}, "random", "tokens were asked for, but there are only"),
         ({"token_budget": 3, "selection": "longest", "tokenizer": True}, "longest", "the 56 tokens of its first trace"),
-        ({"mixture": {"middle": 3}}, "mixture", "shortest, longest, random"),
         ({"selection": "shortest", "n": 5}, "tokenizer", "select by length"),
         ({"selection": "shortest", "tokenizer": True}, "n", "n or token_budget"),
-        ({"selection": "middle", "n": 5}, "selection", "shortest, longest, random"),
-        ({"n": 5, "token_budget": 5}, "token_budget", "with n"),
         ({"validation_problems": 10_000}, "validation_problems", "less than the number of problems"),
         ({"generators": "QwQ-32B"}, "source", r"generator is DeepSeek-R1: 3"),
-        ({"where": {"category": "physics"}}, "source", r"category is math: 3"),
-        ({"tokenizer": "/no/such", "selection": "longest", "n": 1}, "tokenizer", "/no/such"),
-        ({"source": "no_such"}, "source", "one of acereason"),
         ({"files": "no/such/*.jsonl"}, "acereason.files", "no/such"),
         ({"files": __file__}, "acereason.files", "no .parquet, .arrow, .jsonl, .json"),
-        ({"benchmarks": "no_such"}, "benchmark", "no_such"),
     ],
 )
 def test_what_cannot_work_is_said_in_a_sentence(tmp_path, tokenizer, pool, asked, parameter, message):
@@ -364,19 +335,12 @@ def test_what_cannot_work_is_said_in_a_sentence(tmp_path, tokenizer, pool, asked
     assert not (tmp_path / "out").exists()
 
 
-# --- command line -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("content", "parameter"),
     [
-        ({"sets": [1]}, "sets"),
         ({"sets": {"a": {"source": "acereason"}}, "sources": {}}, "sources"),
         ({"sets": {"a": {"m": 5}}}, "sets.a.m"),
-        ({"sets": {"a": {}}}, "sets.a.source"),
-        ({"sets": {"a": {"source": "acereason", "n": "five"}}}, "sets.a.n"),
         ({"sets": {"../a": {"source": "acereason"}}}, "sets.../a"),
-        ({"sets": {"a": {"source": "m"}}, "datasets": {"m": {"question": 5}}}, "datasets.m.question"),
         ({"sets": {"a": {"source": "m"}}, "datasets": {"m": {"files": "x", "question": "q"}}}, "datasets.m.answer"),
         # the second set is wrong: the error comes before the first set is made
         ({"sets": {"a": {"source": "acereason", "n": 3}, "b": {"source": "nope"}}}, "source"),
@@ -415,13 +379,11 @@ def test_sets_from_a_yaml_file_and_from_options(tmp_path, capsys, tokenizer, poo
     shown = capsys.readouterr().out
     assert "open-r1/OpenR1-Math-220k" in shown
     assert "HuggingFaceH4/MATH-500" not in shown
-    assert curate("--source", "acereason") == 2
-    assert "--output" in capsys.readouterr().err
 
 
 def test_the_sets_of_the_page_on_curation_are_made(tmp_path, tokenizer, monkeypatch):
     """With fewer traces (the numbers are a hundredth of the page's), and without the benchmarks' files."""
-    page = (REPO / "docs" / "curation.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "curation.md").read_text(encoding="utf-8")
     recipes = yaml.safe_load(page.split("```yaml")[1].split("```")[0])
     recipes["defaults"] |= {"benchmarks": [], "validation_problems": recipes["defaults"]["validation_problems"] // 100}
     for recipe in recipes["sets"].values():

@@ -20,7 +20,6 @@ from quagmire_utils.evaluation.evaluate import evaluate
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.report.inputs import load_benchmarks
 
-pytest.importorskip("torch", reason="answers are drawn with the transformers engine")
 MINI = Path(__file__).resolve().parents[2] / "results" / "mini-v1"
 SUMS = str(MINI / "benchmarks" / "sums2.jsonl")
 MODELS = ("micro-llama", "micro-qwen")  # 53 % and 47 % of these problems
@@ -124,7 +123,6 @@ def test_a_model_outside_of_the_repository_is_found_by_its_name(folder, tmp_path
     [
         (["-k", "1,2"], "one k, for a decision"),
         (["-k", "2", "--these-problems"], "only Pass@1 has a guarantee"),
-        (["--within", "0"], "above 0"),
         (["--num-samples", "1"], "at least 2"),
         (None, "has no manifest of an evaluation"),
     ],

@@ -1,19 +1,17 @@
-"""Other domains than mathematics: multiple choice and programs, from a few lines of YAML to verdicts in a store.
-
-All questions and programs are our own. The hostile programs are really run, confined; none may be CORRECT.
-"""
+"""Other domains than mathematics: multiple choice, and programs, hostile ones too, that are really run, confined."""
 
 import contextlib
 import json
 import re
 import sys
-import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from verdicts import CORRECT, ERROR, NO_ANSWER, TIMEOUT, WRONG, verdicts
+from verdicts import CORRECT, ERROR, NO_ANSWER, TIMEOUT, WRONG, verdicts, wait_until
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.paths import ROOT
 from quagmire_utils.data import BENCHMARKS, Problem, benchmark_names, find_dataset, load_benchmark
 from quagmire_utils.data.prompts import INSTRUCTION, INSTRUCTIONS, STDIN_INSTRUCTION, instruction_of
 from quagmire_utils.data.rows import code_gold, shuffled, to_problem
@@ -25,7 +23,6 @@ from quagmire_utils.grading.choice import extract
 from quagmire_utils.grading.registry import find_grader, grader_version
 from quagmire_utils.grading.sandbox import check_bubblewrap
 
-REPO = Path(__file__).resolve().parents[2]
 ADD = code_gold(["assert add(1, 2) == 3", "assert add([1], [2]) == [1, 2]"])
 SUM = code_gold([{"input": "3 4\n", "output": "7\n"}, {"input": "10 -1\n", "output": "9"}])
 REAL_ADD = "def add(a, b):\n    return a + b"
@@ -51,9 +48,6 @@ def programs(grader):
     except ParameterError as error:
         pytest.skip(str(error))
     return grader
-
-
-# ------------------------------------------------------------------------------------------------------------- choice
 
 
 CHOSEN = {  # None: several letters, or none; in Chinese too, with wide letters and signs
@@ -130,8 +124,6 @@ def test_domains_mix_in_one_call_and_golds_are_not_mixed_up(programs):
     assert verdicts(half) == [CORRECT, CORRECT, WRONG, CORRECT]
 
 
-# --------------------------------------------------------------------------------------------------------------- code
-
 ONE, TWO = "def f(): return 1", "def f(): return 2"
 FOUND = [  # response, and the program in it
     ("```python\na = 1\n```", "a = 1"),
@@ -174,7 +166,7 @@ def sections(text):
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-ROOT = code_gold(  # helpers of the setup are the benchmark's own
+SQUARE_ROOT = code_gold(  # helpers of the setup are the benchmark's own
     ["def check(candidate):\n    assert near(candidate(4), 2)\n", "check(root)"],
     "def near(a, b): return abs(a - b) < 1e-6\ndef root(x): '''The square root.'''",
     "root",
@@ -208,9 +200,9 @@ ENDS = [  # program, gold, verdict
     ("print(1 / 3, 'a')", THIRD, WRONG),
     ("print(1 / 3, 'a')", NEAR, CORRECT),
     ("print(1 / 3, 'b')", NEAR, WRONG),
-    ("def root(x): return x ** 0.5", ROOT, CORRECT),
-    ("x = 1", ROOT, WRONG),
-    ("near = abs = lambda *_: 0\ndef root(x): return 7", ROOT, WRONG),
+    ("def root(x): return x ** 0.5", SQUARE_ROOT, CORRECT),
+    ("x = 1", SQUARE_ROOT, WRONG),
+    ("near = abs = lambda *_: 0\ndef root(x): return 7", SQUARE_ROOT, WRONG),
     ("def twice(f, x): return f(f(x))", TWICE, CORRECT),
     (THREADS, ADD, CORRECT),
     (RECURSION, ADD, CORRECT),
@@ -245,9 +237,6 @@ os._exit(0)
 # ends in a call
 import os
 def add(a, b): os._exit(0)
-# exits in a call
-import sys
-def add(a, b): sys.exit(0)
 # prints success
 print('OK', 'passed')
 def add(a, b):
@@ -268,21 +257,12 @@ import gc
 def add(a, b):
     for o in gc.get_objects():
         if isinstance(o, dict) and 'tests' in o: return 3 if a == 1 else [1, 2]
-# an exception that a test might swallow
-def add(a, b): raise AssertionError
-# no such function
-def plus(a, b): return a + b
-# nothing
-pass
 # a thread bomb
 import threading, time
 while True: threading.Thread(target=time.sleep, args=(99,), daemon=True).start()
 # infinite output
 def add(a, b):
     while True: print('x' * 10**6)
-# an infinite answer
-def add(a, b):
-    while True: yield a
 # a large answer
 def add(a, b): return 'x' * 10**8
 """
@@ -290,9 +270,9 @@ def add(a, b): return 'x' * 10**8
 
 def test_forged_successes_and_bombs_are_not_correct(programs):
     cases = sections(FORGERIES)
-    assert len(cases) == 14
+    assert len(cases) == 9
     responses = [fenced(program) for program in (*cases.values(), REAL_ADD)]
-    *forged, last = verdicts(programs.grade(responses, [ADD] * 15, grader="code"))
+    *forged, last = verdicts(programs.grade(responses, [ADD] * 10, grader="code"))
     found = dict(zip(cases, forged, strict=True))
     assert CORRECT not in forged, found
     assert found["ends before the tests"] == found["ends in a call"] == WRONG
@@ -306,30 +286,22 @@ def attempt(action):
 
 
 REFUSED = {
-    "a fork": "os.fork()",
     "a fork bomb": "[os.fork() for _ in iter(int, 1)]",
-    "a program": "os.execv('/bin/true', ['true'])",
     "a process": "__import__('subprocess').run(['true'])",
     "a socket": "socket.socket()",
-    "a local socket": "socket.socketpair()",
     "a file in the temporary folder": "open('/tmp/made-by-a-program', 'w')",
-    "a folder": "os.mkdir('/tmp/made-by-a-program')",
     "the parent's memory": "open(f'/proc/{os.getppid()}/mem', 'rb').read(1)",
     "the parent's environment": "open(f'/proc/{os.getppid()}/environ').read()",
-    "the parent's files": "os.listdir(f'/proc/{os.getppid()}/fd')",
     "a signal to the parent": "os.kill(os.getppid(), 9)",
     "a session of its own": "os.setsid()",
     "the system's accounts": "open('/etc/passwd').read()",
     "a benchmark's file": f"open({str(Path(__file__))!r}).read()",
     "the priority of the parent": "os.setpriority(os.PRIO_PROCESS, os.getppid(), 5)",
-    "the priority of all that the user runs": "os.setpriority(os.PRIO_USER, 0, 1)",
     "the parent's processors": "os.sched_setaffinity(os.getppid(), {0})",
     "the parent's limits": "__import__('resource').prlimit(os.getppid(), __import__('resource').RLIMIT_CPU)",
     "a signal that the kernel sends": "__import__('fcntl').fcntl(os.pipe()[0], 8, os.getppid())",
     "memory with a name": "os.memfd_create('x')",
     "shared memory": "__import__('multiprocessing.shared_memory').shared_memory.SharedMemory('x', True, 99)",
-    "a file's times": "os.utime('/tmp')",
-    "the system's name": "socket.sethostname('x')",
     "more processor time": "__import__('resource').setrlimit(__import__('resource').RLIMIT_CPU, (999, 999))",
     "a key of the caller": "os.environ['HF_TOKEN']",
 }
@@ -366,11 +338,7 @@ def test_no_program_outlives_its_worker():
                     count += int(fields[3]) == session and fields[0] != "Z"
             return count
 
-        for _ in range(100):
-            if running() == 3:
-                break
-            time.sleep(0.05)
-        assert running() == 3
+        wait_until(lambda: running() == 3, "a program lives")
 
 
 @pytest.mark.parametrize("broken", [None, "#!/bin/sh\necho no namespaces here >&2; exit 1"])
@@ -386,9 +354,6 @@ def test_a_system_without_bubblewrap_runs_no_program(monkeypatch, tmp_path, brok
     assert (refused.value.parameter, refused.value.value) == ("grader", "code")
     assert ("no namespaces here" if broken else "install") in refused.value.reason
     assert grader.pools == {}
-
-
-# --------------------------------------------------------------------------------------------------- benchmarks, YAML
 
 
 def write(folder, name, rows):
@@ -417,15 +382,11 @@ def test_an_own_file_names_its_grader(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"grader": "choice", "answer": "AB"}, "one letter"),
         ({"grader": "choice", "answer": "C", "choices": ["x", "y"]}, "not the letter of one of its 2"),
         ({"grader": "choice", "answer": "A", "choices": ["x"]}, "2 to 26"),
-        ({"grader": "choice", "answer": "A", "choices": "wood, iron"}, "must be a list, not 'wood"),
-        ({"grader": "choice", "answer": "A", "choices": ["x", None]}, "text or a number"),
         ({"grader": "code", "tests": [{"input": "", "output": "x" * (2**22 + 1)}]}, "at most 4194304"),
         ({"grader": "code", "answer": "3"}, "no tests"),
         ({"grader": "code", "tests": ["assert add("]}, "not Python"),
-        ({"grader": "code", "tests": [{"input": "1"}]}, "input and output"),
         ({"grader": "poetry", "answer": "A"}, "'poetry' is not one of math, math_verify, choice, text, code"),
         ({"grader": "os:system", "answer": "A"}, "is not one of"),
     ],
@@ -460,29 +421,21 @@ def test_a_benchmark_is_a_few_lines_of_yaml(tmp_path):
         load_benchmark(recipe)
 
 
-CHOICE = "question: q\nfiles: rows.jsonl\ngrader: choice\nchoices: c\n"
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("question: q\nfiles: x.jsonl\nanswr: a", "answr: not a parameter"),
         ("question: q\nanswer: a", "hub_id, files or address"),
         ("question: q\nfiles: x.jsonl", "the column with the answer"),
         ("question: q\nfiles: x.jsonl\ngrader: code", "the column with the tests"),
-        ("question: q\nfiles: x.jsonl\nanswer: a\ngrader: poetry", "grader must be one of math, math_verify, choice"),
-        (f"{CHOICE}answer: a\nanswer_as: guess", "answer_as must be"),
-        ("question: q\nfiles: x.jsonl\nanswer: a\ncount: true", "count must be"),
-        ("[1, 2]", "must be a mapping"),
-        ("a: [", "cannot be read"),
         ("question: q\nfiles: x.jsonl\nanswer: a", "at x.jsonl in"),
-        ("question: q\nfiles: x.jsonl\nanswer: a\nrevision: 1234567", "revision must be"),
         ("question: q\nfiles: rows.jsonl\nanswer: b", "row 1 of .*rows.jsonl: it has no column 'b', but 'a', 'c', 'i'"),
         ("question: nothing\nfiles: rows.jsonl\nanswer: a", "it has no question"),
         ("question: q\nfiles: rows.jsonl\nanswer: c", "its answer must be a text or a number"),
         ("question: q\nfiles: rows.jsonl\nanswer: a\ntolerance: q", "it has the tolerance 'Which"),
-        ("question: q\nfiles: rows.jsonl\nanswer: a\ngrader: choice\nchoices: q", "its choices must be a list"),
-        (f"{CHOICE}answer: i\nanswer_as: index", "not exactly one of its 2"),
+        (
+            "question: q\nfiles: rows.jsonl\ngrader: choice\nchoices: c\nanswer: i\nanswer_as: index",
+            "not exactly one of its 2",
+        ),
         ("question: q\nfiles: latin.csv\nanswer: a", "cannot be read as CSV in UTF-8"),
     ],
 )
@@ -497,7 +450,7 @@ def test_bad_recipes_are_refused_in_a_sentence(tmp_path, text, message):
 
 
 def test_the_page_on_own_benchmarks_shows_what_works(tmp_path, programs):
-    page = (REPO / "docs" / "new_benchmark.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "new_benchmark.md").read_text(encoding="utf-8")
     rows, recipe = (page.split(f"```{language}\n")[1].split("```")[0] for language in ("json", "yaml"))
     (tmp_path / "own.jsonl").write_text(rows)
     problems = load_benchmark(tmp_path / "own.jsonl")
@@ -572,12 +525,7 @@ def test_humaneval_calls_its_own_solutions_correct_and_none_without_a_body(progr
     assert (verdicts(solved), verdicts(empty)) == ([CORRECT] * 164, [WRONG] * 164)
 
 
-# -------------------------------------------------------------------------------------- stores, graders of our own
-
-
 def fill(store, name, texts):
-    import pandas as pd
-
     frame = pd.DataFrame({"benchmark": name, "problem": list(texts), "index": 0, "text": list(texts.values())})
     store.append(frame.assign(tokens=1, finish_reason="stop"))
 
@@ -613,7 +561,7 @@ def test_a_store_notes_the_grader_and_grades_anew_when_it_changes(tmp_path, grad
 
 def test_a_grader_of_ones_own_is_named_in_yaml(tmp_path, monkeypatch):
     """The module lies beside the file that names it; the code is the page's on benchmarks of one's own."""
-    page = (REPO / "docs" / "new_benchmark.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "new_benchmark.md").read_text(encoding="utf-8")
     own = re.search(r"```python\n(# yes_no\.py.*?)```", page, re.DOTALL)[1]
     (tmp_path / "own_grader_of_a_test.py").write_text(own)
     monkeypatch.setattr(sys, "path", list(sys.path))

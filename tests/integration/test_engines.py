@@ -11,16 +11,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+from example_model import PROMPT, chi_square_p, exact_answers, peaked, save_peaked
 from scipy import stats
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.engines import EngineConfig, Request, SamplingParams, ServerSettings, load_engine, model_digest
-
-torch = pytest.importorskip("torch", reason="the engines need torch")
-pytest.importorskip("transformers", reason="the engines need transformers")
-
-from example_model import PROMPT, chi_square_p, exact_answers, peaked, save_peaked
-
 from quagmire_utils.engines.decoding import cumulative, draw, uniforms
 
 SETTINGS = [(1.0, 1.0), (0.6, 1.0), (1.0, 0.7), (1.5, 0.9)]
@@ -174,37 +170,10 @@ def test_both_engines_use_the_same_end_tokens(transformers_engine, vllm_engine, 
     assert vllm_engine.left_as_it_was  # the process that loaded it
 
 
-# --- vLLM on devices that cannot hold a model -------------------------------------------------------------------------
-
-
 @pytest.mark.requires_vllm
 def test_heads_that_devices_cannot_share(folder, refused):
     with refused("tensor_parallel_size"):
         load_engine(EngineConfig(engine="vllm", model=folder, tensor_parallel_size=2))
-
-
-_LITTLE_MEMORY = """
-import os, resource, sys
-os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1"}
-import psutil, vllm
-from quagmire_utils.engines import EngineConfig, load_engine
-limit = psutil.Process().memory_info().vms + 3 * 2**30
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-load_engine(EngineConfig(model=sys.argv[1], batch_size=8192))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.requires_vllm
-@pytest.mark.skipif(torch.cuda.is_available(), reason="made for a machine without GPU")
-def test_too_little_memory_is_a_sentence(tmp_path):
-    """vLLM's table of tokens takes 4 GiB for 8192 sequences here."""
-    save_peaked(tmp_path, max_position_embeddings=2**17)
-    done = subprocess.run([sys.executable, "-c", _LITTLE_MEMORY, str(tmp_path)], capture_output=True, text=True)
-    assert f"ParameterError: max_model_len: vLLM can't start {tmp_path} (" in done.stderr, done.stderr[-2000:]
-
-
-# --- the decode loop of the transformers engine -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -272,16 +241,11 @@ def test_probabilities_that_are_not_numbers(folder):
         engine.generate([Request(PROMPT, 2, 0)], SamplingParams(max_tokens=2))
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
         ("model.safetensors", None, "no weights"),
-        ("model.safetensors", b"", "no weights"),
-        *(("model.safetensors", slice(end), "is damaged or incomplete") for end in (-1, 1000, 4)),
-        ("model.safetensors", b"x" * 100, "is damaged or incomplete"),
+        ("model.safetensors", slice(-1), "is damaged or incomplete"),
         ("config.json", None, "no config.json"),
         ("tokenizer*", None, "no tokenizer"),
         ("tokenizer.json", b"{", r"tokenizer of .* can't be loaded"),
@@ -305,8 +269,6 @@ def test_checkpoints_that_are_not_whole(name, folder, tmp_path, file, content, s
         ("engine", {"engine": "sglang"}),
         ("max_model_len", {"max_model_len": 9000}),
         ("tensor_parallel_size", {"tensor_parallel_size": 2}),
-        ("data_parallel_size", {"data_parallel_size": 2}),
-        ("ray", {"engine": "vllm", "data_parallel_size": 2, "ray": "auto"}),
         ("ray", {"engine": "server", "model": "http://127.0.0.1:9/v1", "ray": "auto"}),
         ("replicas", {"replicas": 2}),
         ("server", {"server": ServerSettings()}),
@@ -395,7 +357,7 @@ def test_a_hub_id_stands_for_its_commit(tmp_path):
 _HUB_DIGESTS = """
 import sys
 from pathlib import Path
-from quagmire_utils.engines import EngineConfig, model_digest
+from quagmire_utils.engines import model_digest
 print(model_digest("some/model", "a" * 40), model_digest("some/model"))
 Path(sys.argv[1], "refs", "main").write_text("a" * 40)
 print(model_digest("some/model"), model_digest("some/model", "b" * 40))

@@ -60,12 +60,6 @@ def test_identical_answers_of_an_engine_that_ignores_seeds_are_said(config, tmp_
         assert "repeated" not in heard.attrs
 
 
-def test_golds_that_cannot_be_read_are_warned_of(config, tmp_path, grader):
-    own = {"own": [Problem("p0", "1+1", "2"), Problem("p1", "1+1", r"\frac{1}{")]}
-    with pytest.warns(UserWarning, match=r"cannot read the gold answer of own/p1 \(\\frac\{1\}\{\)"):
-        evaluate(config, own, 1, PARAMS, SampleStore(tmp_path / "own"), grader=grader, progress=False)
-
-
 @pytest.mark.parametrize(
     ("changes", "parameter"),
     [
@@ -82,9 +76,6 @@ def test_what_cannot_work_is_one_sentence(config, tmp_path, refused, changes, pa
     with closing(load_engine(config)) if loaded else nullcontext(config) as engine, refused(parameter):
         evaluate(engine, store=samples, **arguments, progress=False)
     assert not samples.parts()
-
-
-# --- two evaluations --------------------------------------------------------------------------------------------------
 
 
 def graded(folder, correct, n=8, golds=None, temperature=1.0, benchmark="sums", verdicts=True):
@@ -138,14 +129,6 @@ def test_outputs_that_cannot_be_compared_are_one_sentence(tmp_path, capsys, othe
         compare_outputs(first, second)
     assert cli.main(["compare", str(first), str(second)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
-
-
-def test_more_answers_than_there_are_is_said(tmp_path, capsys):
-    first, second = graded(tmp_path / "first", [1, 2, 3], n=16), graded(tmp_path / "second", [1, 1, 3])
-    assert cli.main(["compare", str(first), str(second), "-k", "1,9"]) == 0
-    printed = capsys.readouterr().out
-    assert "Pass@9 is NaN: it needs 9 graded answers to every problem of both, and some have only 8." in printed
-    assert "Pass@1 is NaN" not in printed
 
 
 def test_an_evaluation_is_described_with_its_interval_and_what_to_mind():

@@ -15,7 +15,7 @@ from quagmire_utils.data import Trace
 from quagmire_utils.data.prompts import render, response_ids
 from quagmire_utils.engines import EngineConfig
 from quagmire_utils.evaluation import generalization_loss as losses
-from quagmire_utils.evaluation.generalization_loss import Scorer, encode, generalization_loss, plan_batches
+from quagmire_utils.evaluation.generalization_loss import Scorer, generalization_loss
 from quagmire_utils.training.microlab import build_model, build_tokenizer
 
 TOKENIZER = build_tokenizer()
@@ -107,8 +107,7 @@ def test_equals_the_naive_reference(model, batch_tokens, chunk_tokens, template)
 def test_bfloat16_weights_are_reduced_in_float32():
     model = sharpen(build_model("qwen3", TOKENIZER, layers=2, seed=1)).bfloat16()
     sums, tokens = naive(model, TRACES)
-    # A batch of one runs the same bfloat16 kernels as the reference, so what is compared is the reduction: done in
-    # bfloat16, it would be off by up to 0.05 nats.
+    # a batch of one runs the reference's own kernels; reduced in bfloat16, it would be off by up to 0.05 nats
     loss = loss_of(model, TOKENIZER, TRACES, batch_tokens=1)
     np.testing.assert_allclose(loss.per_trace["nll"], sums / tokens, atol=1e-4)
     batched = loss_of(model, TOKENIZER, TRACES)
@@ -168,8 +167,7 @@ def ratio(s, n):
 
 
 def test_standard_error_is_the_spread_over_repeated_draws(llama):
-    # Draw sets of 40 traces with replacement from the pool; the mean of their standard errors estimates the spread of
-    # their losses. 400 draws know that spread to about 4 %; the linearised formula is good to a few percent at m = 40.
+    # 400 draws know the spread to about 4 %; the linearised formula is good to a few percent at 40 traces.
     loss = loss_of(llama, TOKENIZER, TRACES[:-1])
     n = loss.per_trace["tokens"].to_numpy()
     s = n * loss.per_trace["nll"].to_numpy()
@@ -178,26 +176,6 @@ def test_standard_error_is_the_spread_over_repeated_draws(llama):
     losses, errors = np.transpose(draws)
     assert np.mean(errors) == pytest.approx(np.std(losses), rel=0.15)
     assert loss.standard_error == pytest.approx(ratio(s, n)[1], rel=1e-9)
-
-
-def test_path_and_training_mode(llama, checkpoint):
-    llama.train()
-    direct = loss_of(llama, TOKENIZER, TRACES)
-    assert llama.training
-    llama.eval()
-    assert loss_of(checkpoint, None, TRACES).nll == pytest.approx(direct.nll, abs=1e-6)
-
-
-# --- batches ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 60, 100, 700])
-def test_batches_hold_every_trace_once_and_stay_below_their_size(batch_tokens):
-    sequences = encode(TRACES, TOKENIZER, "auto", False)
-    batches = plan_batches(sequences, range(len(sequences)), batch_tokens)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(sequences)))
-    for batch in batches:
-        assert len(batch) * max(len(sequences[i]) for i in batch) <= batch_tokens or len(batch) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -210,9 +188,6 @@ def test_a_head_that_is_more_than_a_matrix_is_called(dtype):
     called = loss_of(model, TOKENIZER, TRACES, chunk_tokens=50)
     assert len(calls) > 10
     pd.testing.assert_frame_equal(called.per_trace, direct.per_trace, check_exact=True)
-
-
-# --- a computation that is interrupted --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -281,9 +256,6 @@ def test_partial_losses_are_never_mixed(checkpoint, tmp_path, refused):
         file.write_bytes(content)
         with refused("partial"):
             loss_of(checkpoint, None, TRACES[:5], partial=file)
-
-
-# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 def test_traces_longer_than_the_context_are_refused_or_dropped_and_counted(llama, refused):

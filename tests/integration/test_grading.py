@@ -9,17 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from verdicts import CORRECT, ERROR, NO_ANSWER, TIMEOUT, TOWER, WRONG, gone, on_linux, verdicts, wait_until
 
+from quagmire_utils.core.paths import ROOT
 from quagmire_utils.data import Problem
 from quagmire_utils.grading import Grade, Grader, grade, parity, pool
-
-REPO = Path(__file__).resolve().parents[2]
 
 both_graders = pytest.mark.parametrize("name", ["math", "math_verify"])
 
@@ -43,9 +41,6 @@ def later(seconds, action):
     return timer
 
 
-# ---------------------------------------------------------------------------------------------------------- labels
-
-
 @both_graders
 def test_agrees_with_the_labels_of_real_responses(grader, labelled, name):
     responses, golds, labels = labelled("gsm8k_gpt3")
@@ -56,14 +51,11 @@ def test_agrees_with_the_labels_of_real_responses(grader, labelled, name):
     grades = grader.grade(responses, golds, grader=name)
     assert len(labels) == 400
     assert [grade.verdict == CORRECT for grade in grades] == labels
-    # One gold, `4:30p..`, is a corrupt `4:30\text{ p.m.}`. All eight responses to it end in `4:30 \text{ p.m.}`: right,
-    # although their labels say wrong. The gold is not LaTeX, so they are undecided.
+    # one gold, `4:30p..`, is a corrupt `4:30\text{ p.m.}`; all eight responses to it are right, and undecided
     undecided = [i for i, grade in enumerate(grades) if grade.verdict not in (CORRECT, WRONG)]
     assert [(grades[i].verdict, golds[i]) for i in undecided] == [(ERROR, "4:30p..")] * 8
     assert all("4:30 \\text{ p.m.}" in responses[i] for i in undecided)
 
-
-# ------------------------------------------------------------------------------------- the same as plain math-verify
 
 # fmt: off
 PIECES = [
@@ -92,30 +84,6 @@ def texts(draw):
     return before + (box if draw(st.integers(0, 5)) else "") + after
 
 
-def same(parsed, other):
-    return list(map(repr, parsed)) == list(map(repr, other)) and list(map(type, parsed)) == list(map(type, other))
-
-
-def test_an_only_box_is_all_that_math_verify_reads():
-    from math_verify import parse
-
-    read = []
-
-    @settings(max_examples=1000, deadline=None, derandomize=True)
-    @given(texts())
-    def check(text):
-        box = parity.only_box(text)
-        if box is not None:
-            found = parity.read_box(box)
-            if len(found) == 2:
-                assert same([part for part in found if part != ""], parse(text, parsing_timeout=None))
-                read.append(text)
-
-    check()
-    assert len(read) > 100
-    assert len({text.replace(" ", "") for text in read if "final answer" in text.lower()}) > 5
-
-
 def test_what_is_decided_without_math_verify_is_its_verdict():
     decided = []
 
@@ -129,21 +97,6 @@ def test_what_is_decided_without_math_verify_is_its_verdict():
 
     check()
     assert set(decided) == {CORRECT, WRONG, NO_ANSWER}
-
-
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.from_regex(r"-?[0-9]{1,25}(\.[0-9]{1,20})?|\.[0-9]{1,4}|-?[0\u0663]{1,3}[0-9]?", fullmatch=True))
-def test_the_short_way_to_a_number_is_that_of_sympy(text):
-    from sympy import Number, srepr
-
-    def outcome(function):
-        try:
-            number = function(text)
-        except Exception as error:
-            return type(error)
-        return type(number), srepr(number), getattr(number, "_mpf_", None)
-
-    assert outcome(parity.read_number) == outcome(Number)
 
 
 MUTATIONS = [
@@ -214,9 +167,6 @@ def test_tolerance_is_absolute_and_inclusive(grader):
         assert verdicts(found) == [CORRECT] * correct + [WRONG] * (11 - correct)
     problems = [Problem("a", "?", "4.2", tolerance) for tolerance in (0.1, None, 0.001)]
     assert verdicts(grader.grade(["\\boxed{4.25}"] * 3, problems)) == [CORRECT, WRONG, WRONG]
-
-
-# -------------------------------------------------------------------------------------------------- hostile responses
 
 
 @pytest.fixture(scope="module")
@@ -292,21 +242,14 @@ def test_an_interrupt_leaves_the_grader_usable(grader):
     assert verdicts(grader.grade(["\\boxed{x+1}", "\\boxed{2x}"], ["1+x"] * 2)) == [CORRECT, WRONG]
 
 
-# -------------------------------------------------------------------------------------------------------- the caller
-
-
 @pytest.mark.parametrize(
     ("responses", "golds", "options", "named"),
     [
         (["a"], ["1", "2"], {}, "golds"),
         ([Problem("p", "?", "5")], ["\\boxed{5}"], {}, "responses[0]"),  # exchanged
-        ("5", ["5"], {}, "responses"),
-        (["5"], "5", {}, "golds"),
         ([None], ["5"], {}, "responses[0]"),
         (["5", "6"], ["5", " "], {}, "golds[1]"),
-        (["5"], [Problem("a", "?", "")], {}, "golds[0]"),
         (["5"], ["5"], {"timeout": float("nan")}, "timeout"),
-        (["5"], ["5"], {"workers": 0}, "workers"),
         (["5"], ["5"], {"answer": "last"}, "answer"),
     ],
 )
@@ -315,10 +258,9 @@ def test_bad_parameters(refused, responses, golds, options, named):
         grade(responses, golds, **options)
 
 
-@pytest.mark.parametrize("options", [{"memory_limit": 10**6}, {"timeout": -1}, {"processor_limit": 0}])
-def test_bad_parameters_of_a_grader(refused, options):
-    with refused(*options):
-        Grader(**options)
+def test_bad_parameters_of_a_grader(refused):
+    with refused("memory_limit"):
+        Grader(memory_limit=10**6)
 
 
 def test_no_processes_where_none_is_needed():
@@ -368,7 +310,7 @@ if "hang" in sys.argv:
 
 
 def run_script(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
     )

@@ -21,9 +21,6 @@ def tokenizer():
     return microlab.build_tokenizer()
 
 
-# --- answers by other means: no code is shared with the microlab ------------------------------------------------------
-
-
 def solve(question: str) -> str:
     """The answer by plain integer arithmetic on the question's text."""
     first, *rest = re.findall(r"\d{3,4}|[+*-]", question)
@@ -57,9 +54,6 @@ ANSWERS = {"lanes": solve, "tables": look_up, "statements": true_labels}  # by t
 
 def right(traces, task: str = "lanes") -> np.ndarray:
     return np.array([trace.response.endswith(f"{{{ANSWERS[task](trace.question)}}}") for trace in traces])
-
-
-# --- questions and solutions ------------------------------------------------------------------------------------------
 
 
 def test_a_worked_example_by_hand():
@@ -116,33 +110,11 @@ def test_benchmarks_have_right_answers_and_different_questions(name):
         assert guessed.count(Verdict.CORRECT) <= 2
 
 
-def test_four_digits():
-    spec = microlab.TaskSpec(3, digits=4)
-    problems = microlab.make_problems("x", spec, 50, seed=0)
-    assert [p.answer for p in problems] == [solve(p.question) for p in problems]
-    assert {len(p.answer) for p in problems} == {4}
-    assert [len(p.answer) for p in microlab.make_mixed_problems((2, 3), 3, seed=0, digits=4)] == [4, 4, 4]
-    traces = microlab.make_traces((2, 3), 40, styles=["stepwise", "restated"], source="s", seed=0, digits=4)
-    assert right(traces).all()
-    assert 5 < sum("=" in t.response for t in traces) < 35  # both styles
-
-
 @pytest.mark.parametrize("style", microlab.STYLES)
 def test_clean_traces_are_graded_correct(style):
     traces = microlab.make_traces((2, 3, 5), 50, styles=[style], source="s", seed=1)
     grades = grade([t.response for t in traces], [solve(t.question) for t in traces])
     assert {g.verdict for g in grades} == {Verdict.CORRECT}
-
-
-def test_common_tables_are_drawn_more_often_for_rl_and_sft():
-    drawn = microlab.make_mixed_problems((4,), 4000, seed=0, digits=4, task="tables")
-    letters = "".join(p.question.split(":")[0][1::2] for p in drawn)
-    assert 2 * letters.count("Z") < letters.count("A") < 5 * letters.count("Z")
-    traces = microlab.make_traces((2, 5), 50, styles=["stepwise"], source="s", seed=1, digits=4, task="tables")
-    assert right(traces, "tables").all()
-
-
-# --- what a base model learns from ------------------------------------------------------------------------------------
 
 
 def written(count: int, task: str = "lanes", digits: int = 3, **settings) -> list:
@@ -229,17 +201,6 @@ def test_misconceptions_are_always_the_same_wrong_digit():
     assert len(rates) == 100
     assert abs(np.mean(rates) - 0.6) < 0.05
     assert np.std(rates) > 0.1  # facts differ in how well they are known
-
-
-def test_pretraining_has_a_correct_and_a_fallible_phase():
-    settings = PretrainingSettings(examples=300, fallible_examples=300, slip=0.5)
-    clean, careless = microlab.pretraining_corpus(settings, seed=0)
-    assert len(clean) == len(careless) == 300
-    assert right(clean).all()
-    assert right(careless).mean() < 0.2
-
-
-# --- models -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_instruction_is_one_token(tokenizer):

@@ -1,18 +1,13 @@
 """The notebooks: clean, thin, parameters are literals; executed in real kernels, they show what the library says."""
 
-from __future__ import annotations
-
 import ast
-import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
-import numpy as np
-import pandas as pd
 import papermill
 import pytest
 from example_cells import TINY
@@ -23,6 +18,7 @@ from quagmire_utils.analysis import tables
 from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.core import published as paper
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.records import load_records
 from quagmire_utils.grading import Grader
 from quagmire_utils.report import execution, inputs, notebook
@@ -30,16 +26,12 @@ from quagmire_utils.report.study import AUDIT, BEYOND, HEADLINE, LEDGER
 from quagmire_utils.report.viewer import Watched
 from quagmire_utils.training import microlab
 
-ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "results" / "mini-v1" / "benchmarks"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TABLES = {spec.slug: number for number, spec in tables.TABLES.items()}  # all executed from table.ipynb
 FIGURES = [path.stem for path in NOTEBOOKS if re.match(r"fig\d\d_", path.stem)]
 STUDY = [*FIGURES, *TABLES, LEDGER, AUDIT, *BEYOND]
 REPORTED = [*FIGURES, "table", LEDGER, AUDIT, *BEYOND]
-
-
-# --- as committed -----------------------------------------------------------------------------------------------------
 
 
 def test_the_notebooks_that_should_be_there():
@@ -82,9 +74,6 @@ def test_committed_clean_thin_and_with_parameters_that_are_literals(path):
     assert all(node.end_lineno - node.lineno < 2 for node in functions)
     used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     assert names <= used, sorted(names - used)
-
-
-# --- executed ---------------------------------------------------------------------------------------------------------
 
 
 def shown(book: nbformat.NotebookNode, kind: str) -> list[str]:
@@ -177,8 +166,7 @@ def test_table_notebooks_show_what_tables_computes(run, name, scale, request):
 
 
 def test_parameters_of_a_table_notebook(run, full):
-    chosen = {"family": "micro-llama", "predictors": "gen_loss,pass_k", "n_splits": 7, "seed": 3}
-    chosen["outcome"] = "outcome_last"
+    chosen = {"family": "micro-llama", "predictors": "gen_loss,pass_k", "n_splits": 7, "outcome": "outcome_last"}
     book = run("table02_r2_dataset_level", profile=full, k=16, **chosen)
     table = tables.compute_table(candidate_frame(load_records(full), k=16), 2, tables.Options(**chosen))
     assert set(table["family"]) == {"micro-llama"}
@@ -204,9 +192,7 @@ def test_figure_notebooks_show_and_save_their_figure(run, full, name):
     ("name", "parameters", "verdict_on"),
     [
         ("fig03_sft_vs_rl", {"family": "Mistral-NeMo-12B-Instruct"}, ""),
-        ("fig03_sft_vs_rl", {"scenario": "instance"}, ""),
         ("fig05_generalization_loss", {"family": "micro-mistral"}, ""),
-        ("fig08_shortest_mistral", {"family": "micro-llama"}, ""),
         ("fig02_more_examples_two_families", {"families": ["micro-mistral"]}, "micro-mistral"),
         ("table08_spearman_by_budget_llama", {"family": "Mistral-NeMo-12B-Instruct"}, ""),
         ("table01_spearman_dataset_level", {"family": "micro-llama"}, "micro-llama"),
@@ -216,90 +202,6 @@ def test_the_verdict_is_about_the_family_that_is_drawn(run, full, name, paramete
     book = run(name, profile=full, **parameters)
     ledger = "".join(text for text in shown(book, "text/html") if "the claim says" in text)
     assert set(re.findall(r">(micro-[a-z]+)<", ledger)) == ({verdict_on} - {""})
-
-
-# --- headlines again in a few lines of pandas -------------------------------------------------------------------------
-
-
-def headline_of(book: nbformat.NotebookNode) -> str:
-    (found,) = shown(book, HEADLINE)
-    return found["ours"]
-
-
-def mean_of(counts: pd.DataFrame, column: str) -> pd.Series:
-    """The mean over problems, then benchmarks, of each candidate."""
-    keys = ["family", "candidate"]
-    return counts.groupby([*keys, "benchmark"])[column].mean().groupby(keys).mean()
-
-
-def parts_of(folder: Path, ks: Sequence[int] = (), loss: pd.DataFrame | None = None) -> list[pd.DataFrame]:
-    """SFT candidates by family and scenario (at least six each): Pass@k before RL, losses, Pass@1 after 12 and 24."""
-    counts, candidates = pd.read_parquet(folder / "counts.parquet"), pd.read_parquet(folder / "candidates.parquet")
-    counts["score"] = counts["correct"] / counts["n"]
-    before, after = counts[counts["stage"] == "sft"], counts[counts["stage"] == "rl"]
-    table = pd.DataFrame({step: mean_of(after[after["checkpoint"] == step], "score") for step in (12, 24)})
-    table = table.rename(columns="after {}".format)
-    for k in ks:
-        chances = [1 - math.comb(n - c, k) / math.comb(n, k) for n, c in before[["n", "correct"]].to_numpy()]
-        table[k] = mean_of(before.assign(chance=chances), "chance")
-    table = table if loss is None else table.join(loss)
-    sets = candidates[candidates["selection"] != "none"].assign(scenario=lambda t: t["scenario"].str.split("+"))
-    sets = sets.explode("scenario").query("scenario != 'source'")[["family", "scenario", "candidate"]]
-    groups = sets.merge(table.reset_index()).groupby(["family", "scenario"])[list(table)]
-    return [part for _, part in groups if len(part) >= 6]
-
-
-def mean_rank_correlations(parts: list[pd.DataFrame], outcome: str = "after 24") -> pd.Series:
-    return pd.concat([part.corr(method="spearman")[outcome] for part in parts], axis=1).mean(axis=1)
-
-
-def test_headline_of_when_pass_k_takes_over(run, full):
-    """The mean over sets of the difference of two rank correlations, at two steps."""
-    parts = parts_of(full, (1, 64))
-    rho = [mean_rank_correlations(parts, f"after {step}") for step in (12, 24)]
-    early, late = (one[64] - one[1] for one in rho)
-    said = headline_of(run("when_pass_k_takes_over", profile=full))
-    assert f"changes by {late - early:+.2f} [" in said
-    assert f"ends at {late:+.2f} [" in said
-
-
-def test_headline_of_which_k(run, full):
-    """The best k by the mean rank correlation with the last checkpoint."""
-    ks = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
-    rho = mean_rank_correlations(parts_of(full, ks))[ks]
-    near = rho.index[rho >= rho.max() - 0.05]
-    said = headline_of(run("which_k", profile=full))
-    assert f"k = {rho.idxmax()} [" in said
-    assert f"From k = {near.min()} to {near.max()} " in said
-
-
-def test_headline_of_predictors(run, full):
-    """The mean regret of Pass@1, Pass@64, the loss and a random choice, in points."""
-    loss = pd.read_parquet(full / "generalization_loss.parquet").set_index(["family", "candidate"])[["nll"]]
-    parts = parts_of(full, (1, 64), -loss)
-    said = headline_of(run("predictors", profile=full))
-    for name, column in (("Pass@1", 1), ("Pass@64", 64), ("generalization loss", "nll")):
-        lost = np.mean([part["after 24"].max() - part["after 24"][part[column].idxmax()] for part in parts])
-        assert f"{name} {100 * lost:.1f} [" in said
-    lost = np.mean([part["after 24"].max() - part["after 24"].mean() for part in parts])
-    assert f"a random choice {100 * lost:.1f} [" in said
-
-
-def test_headline_of_validation_sets(run, tmp_path):
-    """Two validation sets: the mean difference of their rank correlations with the last checkpoint."""
-    frames = make_records(full=True)
-    one = frames["generalization_loss"]
-    own = one.assign(validation_set="own", nll=one["nll"] + np.random.default_rng(0).normal(0, 0.2, len(one)))
-    both = pd.concat([one, own])
-    folder = write_records(tmp_path / "two", frames | {"generalization_loss": both})
-    losses = both.pivot_table(index=["family", "candidate"], columns="validation_set", values="nll")
-    rho = mean_rank_correlations(parts_of(folder, loss=-losses))
-    assert f"change it by {rho['own'] - rho['validation']:+.2f} [" in headline_of(
-        run("validation_sets", profile=folder)
-    )
-
-
-# --- workflows --------------------------------------------------------------------------------------------------------
 
 
 def test_evaluate_model_on_a_micro_model(run, tmp_path):
@@ -346,16 +248,11 @@ def test_run_sweep_from_nothing_and_again(run, tmp_path):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-# --- what notebooks share ---------------------------------------------------------------------------------------------
-
-
 def test_folders_do_not_depend_on_the_working_directory(tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
     assert notebook.results_folder("smoke") == ROOT / "results" / "smoke"
     assert notebook.repo_path("notebooks") == str(ROOT / "notebooks")
     assert notebook.repo_path("owner/model") == "owner/model"
-    assert notebook.relative(ROOT / "notebooks") == "notebooks"
-    assert notebook.relative(tmp_path) == tmp_path.name
     with refused("profile"):
         notebook.results_folder("nothing")
 
@@ -369,15 +266,3 @@ def test_benchmark_lists(refused):
             inputs.load_benchmarks(bad)
     with refused("limit"):
         inputs.load_benchmarks(pattern, limit=0)
-
-
-def test_set_aside_records(tmp_path, monkeypatch):
-    monkeypatch.setattr(notebook, "ROOT", tmp_path)
-    folder = write_records(tmp_path / "results" / "example", make_records(runs=1, n=2, rl_n=2))
-    (folder / "scratch").mkdir()
-    (folder / "figures").mkdir()
-    kept = notebook.set_aside_records(folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["figures"]
-    assert load_records(kept).profile == "example"
-    assert notebook.set_aside_records(folder) is None
-    assert (kept / "manifest.json").is_file()  # the second call did not lose the first one's

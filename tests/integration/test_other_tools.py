@@ -1,10 +1,4 @@
-"""Import of logs that the real tools wrote (tests/logs), and export: parquet, the hub, a table for `rank`, inspect.
-
-The slow tests run the tools themselves, each in an environment of its own: QUAGMIRE_TOOLS/<tool>/bin/python, or this
-interpreter if it has the package; else they skip.
-"""
-
-from __future__ import annotations
+"""Import of logs that the real tools wrote (tests/logs; slow tests run the tools in QUAGMIRE_TOOLS), and export."""
 
 import importlib.util
 import json
@@ -18,9 +12,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-
-pytest.importorskip("jinja2", reason="the page and the card need the extra notebooks")
-
 from fake_hub import serve
 
 from quagmire_utils.analysis.measurements import load_measurements
@@ -199,20 +190,13 @@ def test_tasks_of_one_run_may_differ_in_sampling_parameters(tmp_path):
     ("name", "rows", "parameter", "words"),
     [
         ("samples_x_1.jsonl", [{**LM_EVAL, "arguments": [["2+3", " 5"]]}], None, "log-likelihoods"),
-        ("samples_x_1.jsonl", [LM_EVAL, {"doc_id": 1, "filter": "none"}], None, "no field 'resps', which lm-eval"),
         ("samples_x_1.jsonl", [LM_EVAL, "{"], None, "line 2 is not JSON"),
         ("1.jsonl", [{"input": "2+3", "output": "5", "gts": None}], "source", "1 have no gold answer; name a bench"),
-        ("mine.jsonl", [{"question": "2+3?", "said": "5"}], None, "no field 'generation or response"),
         ("mine.csv", [{"question": "2+3?"}], "source", "holds no file with the fields of a log"),
-        ("mine.jsonl", [], "source", "it holds none"),
         ("mine.jsonl", [MINE, {**MINE, "answer": "6"}], "source", "problem a of answers differ in question or gold"),
-        ("mine.jsonl", [MINE, {**MINE, "question": "1+4?"}], "source", "differ in question or gold"),
         ("mine.jsonl", [{**MINE, "model": "m1"}, {**MINE, "model": "m2"}], None, "differ in model (m1, m2)"),
         ("mine.jsonl", [{**MINE, "tokens": 2**31}], None, "2147483648 tokens"),
-        ("mine.jsonl", ['{"id": "a", "question": "2+3?", "response": "5", "tokens": 1e999}'], None, "infinity"),
-        ("mine.jsonl", [{**MINE, "answer": {"value": "5"}}], None, "a gold answer is an object with value"),
         ("samples_x_1.jsonl", [{**LM_EVAL, "resps": ["15"]}], None, "filtered"),
-        ("samples_x_1.jsonl", [{**LM_EVAL, "resps": [[None]]}], None, "NoneType, not text"),
     ],
 )
 def test_a_bad_log_is_refused_with_its_file_and_field(name, rows, parameter, words, tmp_path, refused):
@@ -260,9 +244,6 @@ def test_hostile_answers_pass_through_import_page_and_export(tmp_path):
     assert "<script>alert" not in write_page(store, left_out)[1].read_text()
     parts = list((export([store.path], tmp_path / "out") / "samples" / "imported").glob("*.parquet"))
     assert pd.read_parquet(parts[0])["text"].str.contains("script").sum() == 1  # by any reader of parquet
-
-
-# --- out --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

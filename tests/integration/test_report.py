@@ -1,7 +1,5 @@
 """The page of the study: what it shows, that nothing in it can act, and how it looks in a real headless browser."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re
@@ -18,13 +16,13 @@ from typer.testing import CliRunner
 from quagmire_utils.analysis import claims, tables
 from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.cli import app
+from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.records import load_records
 from quagmire_utils.report import clean
 from quagmire_utils.report.card import update_readme
 from quagmire_utils.report.page import NAME, WINDOW, build, write_report
 from quagmire_utils.report.study import PLACES, Headline, Ledger
 
-ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = (
     "<script>window.hacked = 1; document.title = 'hacked'</script>",
     '<img src=x onerror="window.hacked = 2">',
@@ -42,11 +40,6 @@ HOSTILE = (
     '<table id="provenance" class="claim"><tr><td>not closed',
 )
 URL_ATTRIBUTES = {"src", "href", "action", "data", "background", "poster", "srcset", "formaction"}
-
-needs_chromium = pytest.mark.requires_chromium
-
-
-# --- notebooks to show --------------------------------------------------------------------------------------------
 
 
 def png(width: int = 900, height: int = 500) -> str:
@@ -131,9 +124,6 @@ def article(page: str, place: str) -> str:
     return re.search(rf'<article id="{place}">.*?</article>', page, re.DOTALL)[0]
 
 
-# --- what it shows --------------------------------------------------------------------------------------------------
-
-
 def test_an_article_has_the_title_the_outputs_the_papers_caption_and_a_link(example):
     part = article(build(example), "fig03")
     wanted = ("<h3>Figure 3. The paper: the score explains a part</h3>", "micro models, profile example")
@@ -159,17 +149,6 @@ def test_what_was_not_executed_names_the_command(example):
     assert "3 of 20 figures and tables" in page
 
 
-def test_the_order_is_the_ledger_the_objections_figures_tables_and_the_origin(example):
-    page = build(example)
-    order = re.findall(r'<article id="(\w+)">', page)
-    figures = [place for place in PLACES if place.startswith("fig")]
-    places = figures + [place for place in PLACES if place not in figures]
-    assert order == ["claims", "objections", *places, "paper_audit", "origin"]
-    contents = re.search("<nav.*?</nav>", page, re.DOTALL)[0]
-    assert [target for target in re.findall('href="#([^"]+)"', contents) if target in places] == places
-    assert set(re.findall('href="#([^"]+)"', contents)) <= set(re.findall('id="([^"]+)"', page))
-
-
 def test_the_same_notebooks_give_the_same_page_and_another_notebook_another(example, tmp_path):
     page = build(example)
     assert build(example) == page == (example / NAME).read_text()
@@ -180,21 +159,6 @@ def test_the_same_notebooks_give_the_same_page_and_another_notebook_another(exam
     assert "another result" in article(other, "fig03")
     places = [other.index(text) for text in ("Beyond the paper", "what else we saw", "Where the numbers come from")]
     assert places == sorted(places)
-
-
-def test_notebooks_on_different_records_are_reported(tmp_path):
-    for name, commit in (("fig01_a", "aaaaaaaa"), ("fig02_b", "bbbbbbbb")):
-        line = f"*Provenance:* profile example, measured · commit {commit} · 2026-01-01 · 5 of 5 cells"
-        cells = [shown("report", {"text/markdown": "x"}), shown("provenance", {"text/markdown": line})]
-        write_notebook(tmp_path, name, *cells, title="Figure")
-    assert "on different records" not in article(build(tmp_path), "origin")  # the last cell of both is the same
-    for path in (tmp_path / "notebooks").iterdir():
-        book = nbformat.read(path, as_version=4)
-        nbformat.write(nbformat.v4.new_notebook(cells=book.cells[:-1], metadata=book.metadata), path)
-    assert "on different records" in article(build(tmp_path), "origin")
-
-
-# --- that nothing in it can act -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -227,12 +191,10 @@ def test_what_is_no_picture_is_refused(data):
         clean.picture(data, None, "alt")
 
 
-# --- in a browser ---------------------------------------------------------------------------------------------------
-
 MEASURE = (ROOT / "tests" / "measure.js").read_text()
 
 
-@needs_chromium
+@pytest.mark.requires_chromium
 @pytest.mark.parametrize("name", ["example", "mini"])
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_in_a_real_browser(example, tmp_path, name, width, scheme):
@@ -269,7 +231,7 @@ return {
 """
 
 
-@needs_chromium
+@pytest.mark.requires_chromium
 def test_the_ledger_and_the_tables_fit_a_desktop_window(tmp_path):
     """No column of theirs is beyond the edge of its box at the width of the README's picture."""
     records = load_records(write_records(tmp_path / "records", make_records(full=True)))
@@ -307,7 +269,7 @@ return {
 """
 
 
-@needs_chromium
+@pytest.mark.requires_chromium
 def test_hostile_output_does_nothing_in_a_browser(example, tmp_path):
     """Without the page's own policy, which forbids everything again: the sanitizer alone must be enough."""
     page, count = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", build(example))
@@ -324,7 +286,7 @@ def test_hostile_output_does_nothing_in_a_browser(example, tmp_path):
     assert found["origin"] > 50  # not hidden
 
 
-@needs_chromium
+@pytest.mark.requires_chromium
 def test_the_screenshot_command_makes_a_light_desktop_picture(example):
     from PIL import Image
 
@@ -334,9 +296,6 @@ def test_the_screenshot_command_makes_a_light_desktop_picture(example):
         assert image.size == WINDOW
         assert image.convert("L").getpixel((4, 4)) > 230
         assert len(image.convert("L").getcolors()) > 10
-
-
-# --- the README's table ---------------------------------------------------------------------------------------------
 
 
 def test_the_readmes_table_comes_from_the_executed_notebooks(example, tmp_path, refused):

@@ -1,10 +1,4 @@
-"""The reward in the trainers that call it: TRL trains with it; the others load it with their own code.
-
-Each has an environment of its own, QUAGMIRE_TOOLS/<tool>/bin/python, which also holds the requirements of this package
-(OpenRLHF's: not flash-attn and deepspeed); without it the test skips. verl's is in `test_backends_verl`.
-"""
-
-from __future__ import annotations
+"""The reward in the trainers that call it: TRL trains with it; others, in QUAGMIRE_TOOLS/<tool>/bin/python, load it."""
 
 import json
 import logging
@@ -141,8 +135,6 @@ def test_trl_trains_with_it_and_logs_what_could_not_be_judged(tmp_path, caplog):
     assert any(not torch.equal(before[name], weight) for name, weight in model.named_parameters())
     assert [record.getMessage()[:4] for record in caplog.records if record.name == "quagmire.rewards"] == ["12 %"] * 2
 
-
-# --- trainers in environments of their own: each prints [reward, undecided] of ANSWERS ----------------------------
 
 VERIFIERS = """
 import asyncio

@@ -1,7 +1,4 @@
-"""Sampling into a store: topped up, shared out or damaged, its records are those of one unbroken run.
-
-What a kill does to a run is in test_crash_safety.py, what a cluster does in test_sampling_ray.py.
-"""
+"""Sampling into a store: topped up or shared out, its records are those of one unbroken run."""
 
 import re
 from contextlib import closing
@@ -10,6 +7,7 @@ from datetime import date, timedelta
 
 import pandas as pd
 import pytest
+from crash_worker import Wrapped, save_model
 
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import render
@@ -20,11 +18,6 @@ from quagmire_utils.evaluation.store import KEYS, SampleStore
 from quagmire_utils.evaluation.store.parts import SAMPLED, verdict_file
 from quagmire_utils.grading import Grade, Verdict, grade
 from quagmire_utils.grading.registry import grader_version
-
-pytest.importorskip("torch", reason="sampling is tested with the transformers engine")
-pytest.importorskip("transformers", reason="sampling is tested with the transformers engine")
-
-from crash_worker import Wrapped, save_model
 
 PARAMS = SamplingParams(max_tokens=12, seed=3)
 PROBLEMS = [Problem(id=f"p{i}", question=f"{11 * i}+{i}" + "0" * (i % 3), answer=str(12 * i)) for i in range(10)]
@@ -60,9 +53,6 @@ def test_a_prompt_with_a_date_resumes_on_another_day(model, tmp_path, monkeypatc
         assert len(SampleStore(tmp_path).read()) == 20
         assert first["prompt"][0].startswith(f"{date.today()} ")
         assert _sample(engine, 1, tmp_path / "new").prompts()["prompt"][0].startswith(f"{Tomorrow.today()} ")
-
-
-# --- what a sample depends on -----------------------------------------------------------------------------------------
 
 
 class Recorded(Wrapped):
@@ -119,10 +109,7 @@ def test_problem_seeds():
     assert problem_seed(0, "math500", "test/1") == 158108665172150  # must never change: stores are topped up by it
 
 
-@pytest.mark.parametrize(
-    ("count", "n", "size"),
-    [(10, 7, 24), (3, 100, 24), (1, 1, 1), (5, 24, 24), (7, 23, 24), (10, 256, 256), (10, 130, 100), (2, 5, 3)],
-)
+@pytest.mark.parametrize(("count", "n", "size"), [(10, 7, 24), (3, 100, 24), (1, 1, 1), (7, 23, 24), (2, 5, 3)])
 def test_chunks_cover_everything_once(engine, count, n, size):
     prompts = {problem.id: render(problem.question, engine.tokenizer) for problem in PROBLEMS[:count]}
     chunks = list(chunks_of(prompts, n, size))
@@ -144,9 +131,6 @@ def test_the_batches_of_the_shipped_records(engine, n):
     size = 4096 // n
     expected = [(tuple(order[i : i + size]), range(n)) for i in range(0, 300, size)]
     assert list(chunks_of(prompts, n, 4096)) == expected
-
-
-# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 def test_samples_of_different_origins_are_refused(engine, tmp_path, refused):
@@ -187,9 +171,6 @@ def test_bad_parameters_are_refused_before_anything_is_written(engine, tmp_path,
     with refused(parameter):
         sample(engine, store=tmp_path / "s", **arguments)
     assert not (tmp_path / "s").exists()
-
-
-# --- grading a store --------------------------------------------------------------------------------------------------
 
 
 def _last_digit(responses, problems, answer="boxed"):
@@ -264,12 +245,8 @@ def test_a_prompt_that_asks_for_a_box_is_graded_by_it(tmp_path):
     frame = pd.DataFrame({"benchmark": "b", "problem": "p", "index": range(3), "tokens": 4, "finish_reason": "stop"})
     store.append(frame.assign(text=["noise 5 and 7", "so \\boxed{7}", "The answer is 7."]))
     boxed, plain = Problem("p", "3+4", "7"), Problem("p", "3+4", "7", instruction="Answer with a number.")
-    library = replace(boxed, grader="math_verify")
-    for problem, verdicts in (
-        (boxed, ["no_answer", "correct", "correct"]),
-        (plain, ["correct"] * 3),
-        (library, ["correct"] * 3),
-    ):
+    library, right = replace(boxed, grader="math_verify"), ["correct"] * 3
+    for problem, verdicts in ((boxed, ["no_answer", *right[1:]]), (plain, right), (library, right)):
         grade_store(store, {"b": [problem]}, grade, progress=False)
         assert store.read()["verdict"].tolist() == verdicts
     assert store.golds() == {("b", "p"): ["7", None]}  # as all stores of the library's verdicts have it

@@ -36,9 +36,6 @@ def offline(monkeypatch, tmp_path):
     hub_answers.cache_clear()
 
 
-# --- the documentation's examples -------------------------------------------------------------------------------------
-
-
 def example(name):
     """The YAML of one of the examples of docs/scale.md; `readme` has them all."""
     section = (ROOT / "docs" / "scale.md").read_text().split(f"<!-- example: {name} -->")[1]
@@ -100,9 +97,6 @@ def test_the_example_of_the_documentation_works(tmp_path, monkeypatch):
     assert len({problem.id for problem in problems}) == 5000
     add = [list(map(int, re.findall(r"\d+", problem.question))) for problem in problems]
     assert [problem.answer for problem in problems] == [str(sum(numbers)) for numbers in add]
-
-
-# --- the dry run ------------------------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_of_the_paper_lists_its_cells_and_what_is_missing(tmp_path, monkeypatch):
@@ -174,9 +168,6 @@ def test_local_mirrors_of_training_sets_are_used(tmp_path):
     assert "dataset math_solutions" in missing  # the mirror has MATH's problems, not their solutions
     for name in ("dataset gsm8k_train", "dataset math_train", "benchmark"):
         assert name not in missing
-
-
-# --- from the command line --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requires_data

@@ -21,7 +21,6 @@ from quagmire_utils.evaluation.sampling import problem_seed, sample
 from quagmire_utils.evaluation.store import SampleStore
 
 openai_waits = pytest.importorskip("openai._base_client", reason="the server engine needs openai")
-pytest.importorskip("transformers", reason="the engines need a tokenizer")
 
 import httpx
 import torch
@@ -35,11 +34,7 @@ ONE_SENTENCE = re.compile(r"[^\n\r\x1b]{1,500}")
 
 
 class Endpoint:
-    """An OpenAI-compatible server in this process, on a real socket, that answers a prompt with its seed.
-
-    `trouble(number, body)` says what goes wrong with the number-th completion call (from 0): None, "cut", "hang" or
-    (status, payload, *headers). `change(answer, body)` gives the answer that is sent instead.
-    """
+    """An OpenAI-compatible server that answers with the seed, `change`d; `trouble`: "cut", "hang" or (status, ...)."""
 
     def __init__(self):
         self.trouble = lambda number, body: None
@@ -158,9 +153,6 @@ def _texts(answers):
     return [[completion.text for completion in group] for group in answers]
 
 
-# --- the contract of an engine --------------------------------------------------------------------------------------
-
-
 def test_the_server_sees_our_prompt_and_parameters_and_each_sample_has_its_own_seed(endpoint, load):
     requests = _requests()
     answers = load().generate(requests, PARAMS)
@@ -244,18 +236,10 @@ def test_works_where_an_event_loop_runs_already(load):
     assert _texts(asyncio.run(cell())) == _seeds(_requests())
 
 
-# --- a server that misbehaves ---------------------------------------------------------------------------------------
-
-TROUBLES = [
-    (429, {"error": {"message": "slow down"}}),
-    (429, b"", ("Retry-After", "0.02")),
-    (502, b"<html>nginx</html>"),
-    "cut",
-]
+TROUBLES = [(429, {"error": {}}), (429, b"", ("Retry-After", "0.02")), (502, b"<html>nginx</html>"), "cut"]
 WRONG_FORMS = {
     "not JSON": (200, b'{"choices": [{"te'),
     "no choices": (200, {"choices": []}),
-    "too many choices": (200, {"choices": [{"text": "a", "finish_reason": "stop"}] * 9}),
     "ids that are texts": (200, {"choices": [{"token_ids": ["rm -rf"], "text": "", "finish_reason": "stop"}]}),
     "aborted": (200, {"choices": [{"text": "half of", "finish_reason": "abort"}]}),
 }
@@ -347,9 +331,6 @@ def test_closing_the_stream_drops_the_calls(endpoint, load):
     assert threading.active_count() <= before + 3  # the endpoint's, which hang; none of ours
 
 
-# --- errors in one sentence -----------------------------------------------------------------------------------------
-
-
 def test_addresses_that_are_wrong(endpoint, load, refused):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -359,7 +340,7 @@ def test_addresses_that_are_wrong(endpoint, load, refused):
             base,  # no such endpoint
             f"{base}/page",  # no JSON
             f"{base}/moved",  # a redirect
-            *("ftp://host/v1", "some/model", "http://host:port/v1", "http://[::1/v1"),
+            *("ftp://host/v1", "http://host:port/v1"),
             *(f"http://user:{KEY}@host/v1", f"http://host/v1?key={KEY}"),
         ):
             with refused("base_url") as caught:
@@ -388,7 +369,6 @@ def test_models_that_are_not_served(endpoint, load, refused):
         (400, "This model's maximum context length is 8 tokens", "max_tokens"),
         (404, "The model `micro` does not exist", "server"),
         (404, "Not Found", "base_url"),
-        (422, "prompt must be a string", "server"),
         (403, "no", "QUAGMIRE_API_KEY"),
     ],
 )
@@ -408,11 +388,6 @@ def test_parameters(endpoint, load, tokenizer_folder, refused):
     of_server = {"engine": "server", "model": endpoint.url}
     with refused("max_model_len"):
         load_engine(EngineConfig(**of_server, server=ServerSettings(tokenizer=tokenizer_folder)))
-    with refused("dtype"):
-        EngineConfig(**of_server, dtype="float32")
-
-
-# --- security -------------------------------------------------------------------------------------------------------
 
 
 def test_the_key_is_read_from_the_environment_and_never_kept_or_shown(endpoint, load, monkeypatch, refused):
@@ -445,9 +420,7 @@ def test_a_redirect_does_not_carry_the_key_elsewhere(endpoint, load, monkeypatch
         assert not thief.calls
 
 
-# --- vLLM's own server, with two copies of a model, each on two devices ---------------------------------------------
-
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}  # of two copies, each on two devices
 _SAMPLING_DEFAULTS = {"do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.5, "repetition_penalty": 1.7}
 
 
@@ -512,16 +485,6 @@ def test_vllm_server_gets_the_prompt_and_keeps_the_seeds_of_the_other_engines(co
     body = {"model": served.model, "prompt": list(PROMPT), "max_tokens": 1, "return_token_ids": True}
     response = httpx.post(f"{served.base_url}/completions", json=body, timeout=300, trust_env=False).json()
     assert tuple(response["choices"][0]["prompt_token_ids"]) == PROMPT  # the field that every answer is held to
-
-
-@pytest.mark.slow
-def test_vllm_server_refusals(copies, refused):
-    with refused("max_model_len"):
-        load_engine(EngineConfig(engine="server", model=copies.base_url, max_model_len=9000))
-    mistaken = load_engine(EngineConfig(engine="server", model=copies.base_url))
-    mistaken.context_length = 100_000  # as if the server had been started again with less
-    with refused("max_tokens"):
-        mistaken.generate([Request(PROMPT, 1, 0)], SamplingParams(max_tokens=9000))
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -19,21 +18,12 @@ from hypothesis import strategies as st
 from quagmire_utils.core import files, provenance
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, read_json, read_parquet, write_json, write_parquet
-from quagmire_utils.core.provenance import git_state, manifest
+from quagmire_utils.core.provenance import manifest
 from quagmire_utils.evaluation.store import COLUMNS, COUNTS, SampleStore
 from quagmire_utils.evaluation.store.parts import ORIGIN, verdict_file
 
 TEXTS = st.text(st.characters())  # every code point, NUL and lone surrogates included
-HOSTILE = [
-    "",
-    "\0",
-    "a\0b",
-    "\ud800",
-    "\udfff\ud800x",
-    "\U0010ffff",
-    "\U0010ffff\ud812\U0010ffff\U0010ffff",
-    "é\r\n\u2028",
-]
+HOSTILE = ["", "\0", "a\0b", "\ud800", "\udfff\ud800x", "\U0010ffff", "\U0010ffff\ud812\U0010ffff", "é\r\n\u2028"]
 
 
 def _frame(problem="p", indices=range(3), benchmark="b", text="\\boxed{1}", **columns):
@@ -50,9 +40,6 @@ def _bound(path, indices, text="t", *, prompt="1+1", **columns):
     if len(indices):
         store.append(_frame(indices=indices, text=[f"{text} {i}" for i in indices], **columns))
     return store
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
@@ -96,19 +83,9 @@ def test_a_manifest_holds_no_name_or_path_of_this_machine():
         assert secret not in json.dumps(made)
 
 
-def test_a_package_within_another_repository_has_no_commit(monkeypatch, tmp_path):
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    monkeypatch.setattr(provenance, "ROOT", tmp_path / "site-packages")
-    (tmp_path / "site-packages").mkdir()
-    assert git_state() == {"commit": None, "dirty": None}
-
-
 @pytest.fixture
 def store(tmp_path):
     return SampleStore(tmp_path)
-
-
-# --- the store --------------------------------------------------------------------------------------------------------
 
 
 def test_samples_come_back_in_order(tmp_path, refused):
@@ -213,9 +190,6 @@ def test_prompts_are_kept_and_never_change(store, refused):
     with refused("store") as caught:
         store.add_prompts(first.iloc[:1].assign(prompt="1+2"))
     assert "1 problems drawn with another prompt (such as b p)" in str(caught.value)
-
-
-# --- verdicts ---------------------------------------------------------------------------------------------------------
 
 
 def _judge(store, part, verdict="correct", golds=None):
@@ -333,9 +307,6 @@ def test_damaged_side_files_are_one_sentence(tmp_path, refused, name, content, s
     assert len(store.parts()) == 1
 
 
-# --- counts -----------------------------------------------------------------------------------------------------------
-
-
 def _plain_counts(frame):
     """The counts of a frame of samples, by a loop that anyone can check."""
     rows = []
@@ -376,9 +347,6 @@ def test_counts_are_those_of_a_plain_loop(tmp_path_factory, rows, parts):
         read, counted = store.read(), store.counts()
     pd.testing.assert_frame_equal(counted, _plain_counts(read), check_dtype=False)
     assert counted.dtypes[COUNTS[2:-1]].eq("int64").all()
-
-
-# --- seeds that are ignored -------------------------------------------------------------------------------------------
 
 
 def _drawn(path, texts, tokens=50, temperature=1.0):

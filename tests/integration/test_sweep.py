@@ -184,9 +184,6 @@ def test_two_sweeps_do_not_share_a_folder(tiny, tmp_path):
     assert "another sweep is running" in result.stderr
 
 
-# --- job scripts ------------------------------------------------------------------------------------------------------
-
-
 SBATCH = r"""#!/usr/bin/env bash
 # A Slurm of one machine: runs what it is given at once, element by element.
 set -euo pipefail
@@ -208,11 +205,7 @@ echo 7
 
 @pytest.mark.slow
 def test_a_slurm_script_computes_a_sweep_and_leftovers_of_other_parameters_are_not_used(unbroken, tmp_path):
-    """Executed in the order in which Slurm may start them, the jobs of a changed profile leave the records of a sweep.
-
-    That sweep begins in a folder with the cells of another SFT rate: the base stays, the candidates and their RL are
-    made anew.
-    """
+    """The jobs of a changed profile leave the records of a sweep that begins with the cells of another SFT rate."""
     mixed, folder, job = tmp_path / "mixed", tmp_path / "my results", tmp_path / "my job"
     changed = tmp_path / "my tiny.yaml"
     changed.write_text(TINY.replace("sft: {learning_rate: 0.001", "sft: {learning_rate: 0.005"))

@@ -1,6 +1,5 @@
 """A sweep on a real Ray cluster: the records of one machine, also when a node dies in the middle."""
 
-import os
 import re
 import subprocess
 import time
@@ -88,34 +87,6 @@ def _files(folder: Path) -> list[str]:
     return [re.sub(r"(part|verdicts)-.*\.parquet", r"\1", name) for name in names]
 
 
-def run_on(pool, cell):
-    pool.submit(cell)
-    while not (ended := pool.wait(1)):
-        pass
-    return ended
-
-
-@pytest.mark.slow
-def test_a_cell_whose_process_dies_is_given_up_after_some_attempts(cluster, tmp_path, monkeypatch):
-    import ray
-
-    starts = tmp_path / "starts"
-
-    def die(*_: object) -> None:
-        with starts.open("a") as file:
-            file.write("started\n")
-        os._exit(1)  # what a process does that the system kills
-
-    monkeypatch.setattr(pools, "_remote_cell", die)
-    cell = sweep.plan(tiny_profile())[0]
-    with pools.RayPool(tiny_profile(), tmp_path, "auto") as pool:
-        ended = run_on(pool, cell)
-    assert not ray.is_initialized()  # a connection of its own
-    assert [each for each, _ in ended] == [cell]
-    assert isinstance(ended[0][1], pools.CellLostError)
-    assert starts.read_text().count("started") == pools.ATTEMPTS
-
-
 @pytest.fixture(scope="module")
 def gpu_cluster():
     """Two nodes that say they have two GPUs each."""
@@ -162,9 +133,6 @@ def test_each_cell_has_gpus_of_one_node_that_no_other_has(gpu_cluster, tmp_path,
         time.sleep(1.5)
         with pytest.raises(pools.CellLostError, match=r"no node with 3 GPUs \(compute\.gpus\)"):
             pool.has_room()
-
-
-# --- without a cluster ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere", "ray://127.0.0.1:10001"])

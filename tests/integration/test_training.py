@@ -39,9 +39,6 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-# --- SFT --------------------------------------------------------------------------------------------------------------
-
-
 def test_training_loss_is_the_measured_loss(base, tmp_path):
     """One step over all traces at once: TRL's loss before the update is our nats per response token."""
     before = generalization_loss(EngineConfig(model=base), None, TRACES, progress=False).nll
@@ -93,8 +90,6 @@ def test_sft_refuses_what_cannot_train(base, tmp_path, refused):
         train_sft(base, TRACES, tmp_path / "x", SFTSettings(max_length=20))
     assert not (tmp_path / "x").exists()
 
-
-# --- RL ---------------------------------------------------------------------------------------------------------------
 
 RL = RLSettings(steps=4, checkpoints=2, prompts_per_step=2, rollouts=4, max_tokens=12, learning_rate=1e-3, seed=5)
 COMPACT = RL.replace(backend="compact", steps=10, checkpoints=5, entropy_coefficient=0.0)
@@ -184,9 +179,6 @@ def test_rl_refuses_a_backend_that_cannot(base, tmp_path, refused):
     train_rl(base, PROBLEMS, tmp_path / "run", one_step, grader=odd_length)
     with refused("rl.backend"):
         train_rl(base, PROBLEMS, tmp_path / "run", COMPACT, grader=odd_length)
-
-
-# --- the compact backend: the same loss, gradients and updates as TRL -------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -333,17 +325,6 @@ def test_each_problem_comes_once_an_epoch_whatever_the_step_size():
     assert all(sorted(epoch) == list(range(32)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 5
     assert compact.draw_problems(3, settings, 0) != compact.draw_problems(3, settings.replace(seed=6), 0)
-
-
-def test_the_rate_of_compact_falls_linearly(base, tmp_path):
-    settings = {"backend": "compact", "entropy_coefficient": 0.0, "warmup_steps": 1, "final_lr_fraction": 0.2}
-    ours = environment_of(base, steps=4, learning_rate=1e-3, **settings)
-    optimizer = torch.optim.AdamW(ours.engine.module.parameters(), lr=1.0)
-    rates = []
-    for step in range(4):
-        compact.take_step(ours, optimizer, step)
-        rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([0.0, 0.8e-3, 0.6e-3, 0.4e-3])
 
 
 def test_compact_learns_what_is_rewarded(base, tmp_path):

@@ -1,7 +1,5 @@
 """`quagmire view` in a headless Chromium: a hostile model, a run that is going on, two runs side by side."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal
@@ -167,27 +165,3 @@ def test_a_run_that_is_going_on_is_followed(tmp_path, chrome):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert errors == []
     assert not list(folder.glob("verdicts-*"))
-
-
-@pytest.mark.slow
-@pytest.mark.requires_chromium
-def test_two_runs_stand_side_by_side_and_are_filtered_by_verdict_and_benchmark(tmp_path, chrome):
-    first, second = begin(tmp_path / "first", 1), begin(tmp_path / "second", 1)
-    draw(first, 0, right)
-    draw(second, 0, half_right)
-    draw(second, 0, right, benchmark="more", verdict="correct")
-    with served(first, second) as address:
-        page, _, errors = opened(chrome, address)
-        page.get_by_text("a - b, points").wait_for(timeout=60_000)
-        page.get_by_text("Problem 1 of 4:").wait_for()
-        page.get_by_label("verdict of a").select_option("correct")
-        page.get_by_label("verdict of b").select_option("wrong")
-        page.get_by_text("Problem 1 of 2:").wait_for()
-        boxes = [page.locator("h3", has_text=name).bounding_box() for name in (f"a: {first}", f"b: {second}")]
-        assert boxes[0]["y"] == boxes[1]["y"]
-        assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
-        assert page.locator("pre", has_text="it is \\boxed{4}").count() == 1
-        assert page.locator("pre", has_text="\\boxed{1}").count() == 1
-        page.get_by_label("benchmark").select_option("more")
-        page.get_by_text("No problem has such answers").wait_for()
-        assert errors == []

@@ -1,13 +1,7 @@
-"""How fast are the graders of other domains? Programs and responses per second beside the obvious ways.
+"""Graders of other domains beside the obvious ways, per second: python tests/speed/bench_domains.py (half a minute).
 
-    python tests/speed/bench_domains.py                 # half a minute
-
-`code`: each program has a number of its own in a comment, so that nothing is saved on equal ones. Beside it, one
-program after the other: a new interpreter for program and tests, which is what most write first, and a fork that runs
-both in one process, which is what the harnesses of HumanEval do. Neither is confined, and both believe the program: one
-that ends with `os._exit(0)` passes. `choice`: beside the pattern of "answer is (X)" that many harnesses use, and our
-own reading without a process, so without its limits.
-"""
+Beside `code`: a new interpreter for each program, and a fork that runs tests and program, as HumanEval's harness does.
+Beside `choice`: the pattern "answer is (X)" of many harnesses, and our own reading without a process."""
 
 import os
 import re

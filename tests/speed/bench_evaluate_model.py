@@ -1,14 +1,7 @@
 """The whole of an evaluation against bare `LLM.generate`: python tests/speed/bench_evaluate_model.py (5 minutes).
 
-What `evaluate_model` does once a model is loaded (sample into a store, grade, count, measure with intervals) is timed
-against `LLM.generate` of the same prompts with the same parameters on the very same vLLM object, which returns token
-ids, not even texts, and does nothing with them; once with a seed for every request, as in an evaluation, and once
-without. The micro model has random weights and ends its answers by chance. All take turns, and the ratio is that of the
-times for one token, best of the rounds. Loading is in none of them. The processor time is that of this process, engine
-included, which other work on the machine changes less; the grader's processes are not in it.
-"""
-
-from __future__ import annotations
+Both use the same vLLM object, prompts and parameters; bare calls return token ids, once with a seed for every request
+and once without. All take turns; the ratio is that of the times for one token, without loading and grader processes."""
 
 import tempfile
 from contextlib import closing

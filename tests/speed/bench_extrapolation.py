@@ -6,8 +6,6 @@ Counts: Pythia 70M to 12B on 128 MATH problems, 10,000 answers each, from which 
 answers. How often the intervals hold it: notebooks/pass_at_k_from_few_samples.ipynb.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -1,14 +1,9 @@
-"""Speed and memory of the generalization loss against `transformers.Trainer.evaluate` on the same traces and model.
+"""Speed and memory of the generalization loss against `transformers.Trainer.evaluate` (two minutes, 5 GB).
 
-A two-layer Llama with a vocabulary of 151,936 entries (Qwen's), so that logits dominate as they do in real models of
-this kind. Each side runs in a process of its own: peak memory is that process's peak, less what it held when model
-and data were ready. The Trainer runs with its defaults: batches of 8 in the order given, and the mean of their means
-(so its loss is a little off). On a busy machine compare the seconds of the processor.
+    python tests/speed/bench_generalization_loss.py
 
-    python tests/speed/bench_generalization_loss.py      # two minutes, 5 GB
-"""
-
-from __future__ import annotations
+A two-layer Llama with Qwen's vocabulary, so that logits dominate; each side in a process of its own. The Trainer runs
+with its defaults: batches of 8 in the order given, and the mean of their means, so its loss is a little off."""
 
 import random
 import tempfile

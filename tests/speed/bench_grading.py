@@ -5,18 +5,9 @@
     python tests/speed/bench_grading.py --lm-eval peers/lm-eval/bin/python --lighteval peers/lighteval/bin/python
     python tests/speed/bench_grading.py --problems 5                 # ours and math-verify alone, in two minutes
 
-Each peer needs its own virtual environment (their antlr and transformers differ), and is left out where none is named.
-All takes about half an hour on two idle cores. QUAGMIRE_DATA_DIR names the folder with `responses/`.
-
-Throughput: real labelled responses, those of each problem repeated to 64 (`math_cot` has boxes, `gsm8k_gpt3` has not);
-then with a number in front of each, so that no two are alike; then both sets whole. A peer grades one response after
-the other, as its harness does. `running` starts once the grader has graded something, `from launch` with its process.
-
-Pathological: 200 responses, five of them hard on a grader. One that has not ended after a minute is killed.
-
-lm-eval: `process_results` of its task minerva_math (both of its metrics). lighteval: the metric inside
-`pass_at_k_math`, which its MATH-500 and AIME tasks use. Each gets the gold as `\\boxed{gold}`.
-"""
+Throughput (half an hour): real labelled responses, repeated to 64 for each problem, then with a number in front so that
+no two are alike, then both sets whole; a peer grades one after the other. Pathological: 200 responses, five of them
+hard; one that has not ended after a minute is killed. Peers: lm-eval's minerva_math, lighteval's `pass_at_k_math`."""
 
 import argparse
 import json

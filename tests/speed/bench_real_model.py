@@ -1,15 +1,7 @@
 """Engines on a real model without a GPU: python tests/speed/bench_real_model.py (10 minutes; OMP_NUM_THREADS counts).
 
-SmolLM2-135M answers the same word problems in vLLM, in the transformers engine, and behind llama.cpp's server, which
-runs the package's own Q4_1 file. Each is a process of its own, loaded once; then they take turns, so that a busy moment
-hurts them alike; tokens a CPU second change less with the load. Start: seconds until it can answer, imports included.
-GiB: the most that the process held. `evaluate`: the same answers, stored and graded, over bare calls of the engine.
-
-The server needs `pip install xllamacpp` (prebuilt; llama-cpp-python has to be compiled). Without it, its row is left
-out.
-"""
-
-from __future__ import annotations
+SmolLM2-135M answers the same word problems in vLLM, in the transformers engine, and behind llama.cpp's server (`pip
+install xllamacpp`, else left out), each a process of its own that takes turns. `evaluate`: stored and graded too."""
 
 import importlib.metadata
 import importlib.util

@@ -3,11 +3,7 @@
     OMP_NUM_THREADS=1 python tests/speed/bench_rl.py                     # pretrains a base model first
     OMP_NUM_THREADS=1 python tests/speed/bench_rl.py path/to/checkpoint   # any other micro model
 
-Both draw rollouts from the same engine with the same seeds per step, and the same grader rewards them. They take turns,
-so that a busy moment hurts them alike. The first step of a run, which imports and warms up, is not counted. Without a
-checkpoint a base model of the study is pretrained, for some minutes: where no answer is right, the compact backend has
-nothing to do.
-"""
+Both use the same engine, seeds and grader, and take turns; the first step of a run, which warms up, is not counted."""
 
 import os
 import sys
@@ -22,15 +18,8 @@ from quagmire_utils.training import microlab
 from quagmire_utils.training.grpo import train_rl
 
 ROUNDS = 3
-SETTINGS = RLSettings(
-    steps=10,
-    checkpoints=1,
-    prompts_per_step=8,
-    rollouts=16,
-    max_tokens=96,
-    learning_rate=1e-4,
-    entropy_coefficient=0.0,
-)
+SIZE = {"steps": 10, "checkpoints": 1, "prompts_per_step": 8, "rollouts": 16, "max_tokens": 96}
+SETTINGS = RLSettings(**SIZE, learning_rate=1e-4, entropy_coefficient=0.0)
 
 
 def main(model: str = "") -> None:

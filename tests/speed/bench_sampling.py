@@ -1,13 +1,9 @@
 """Tokens per second of our engines beside `model.generate`, on the same prompts of a micro model.
 
     OMP_NUM_THREADS=1 python tests/speed/bench_sampling.py      # one core
-    OMP_NUM_THREADS=2 python tests/speed/bench_sampling.py      # two
 
-Every engine draws the same number of samples of the same prompts, after a warm-up; the best of a few rounds counts,
-the rounds of all engines taking turns. The model answers like a trained one: it ends after some tens of tokens, which
-is where dropping finished sequences pays. `generate` gets what helps it: prompts of equal length together,
-num_return_sequences, and the same batch size. vLLM takes part where it is installed.
-"""
+All take turns after a warm-up; the best of a few rounds counts. The model ends after some tens of tokens, as a trained
+one does, and `generate` gets prompts of equal length together and the same batch size."""
 
 import importlib.util
 import os

@@ -1,11 +1,7 @@
-"""Counting ten million samples, and what the store costs besides: seconds and peak memory.
+"""Counting ten million samples beside one pandas frame of all: seconds and peak memory, each in its own process.
 
-    python tests/speed/bench_store.py                       # 10^7 samples, 2,442 files, some minutes to write them
-    python tests/speed/bench_store.py 1000000
-
-The store looks like one that `sample` and `grade_store` leave: 4096 samples in a file, 64 of each problem, graded. Each
-measurement runs in a process of its own, so that its peak is its own. Beside it: the obvious way, one pandas frame of
-all samples and a groupby.
+python tests/speed/bench_store.py                       # 10^7 samples, 2,442 files, some minutes to write them
+python tests/speed/bench_store.py 1000000
 """
 
 import resource

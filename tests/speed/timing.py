@@ -1,7 +1,5 @@
 """How the benchmarks measure: best of some rounds, in turns, or in a process of its own."""
 
-from __future__ import annotations
-
 import multiprocessing
 import time
 from collections.abc import Callable, Mapping

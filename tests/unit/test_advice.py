@@ -1,7 +1,5 @@
 """One advice from the ranking and the forecast: it names no candidate that was run, and the naive choice beside it."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The layers of the package, its size, and what importing it costs."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tomllib

@@ -42,22 +42,6 @@ def test_the_catalogue_names_every_dataset_and_pins_it():
         assert dataset.files
         assert name == "acereason" or dataset.address or re.fullmatch(r"[0-9a-f]{40}", dataset.revision)
         assert dataset.digest or name not in (*BENCHMARKS, "gsm8k_train", "math_train")
-        with pytest.raises(ValueError, match="frozen"):
-            dataset.count = 1
-
-
-def test_adding_a_benchmark_is_adding_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("quagmire_utils.data.dataset.CATALOGUE", tmp_path)
-    from quagmire_utils.data import dataset
-
-    (tmp_path / "mine.yaml").write_text("files: rows.jsonl\nquestion: q\nanswer: a\n")
-    write_jsonl(tmp_path / "rows.jsonl", [{"q": "1+1?", "a": 2.0}])
-    dataset._catalogue.cache_clear()
-    try:
-        assert load_benchmark("mine") == [Problem("mine/0", "1+1?", "2")]
-    finally:
-        monkeypatch.undo()
-        dataset._catalogue.cache_clear()
 
 
 @pytest.mark.parametrize("name", [*BENCHMARKS, "gsm8k_train", "math_train"])
@@ -105,30 +89,6 @@ def test_golds_read_by_hand(data_dir):
     assert sum(problem.tolerance is not None for problem in problems.values()) == 2
 
 
-# math-verify reads these two as text alone, so only an answer in the same spelling will be found right.
-TEXT_ONLY = {
-    "minerva/27",  # a differential equation in L_{\odot} and M_{\odot}, a subscript that it cannot read
-    "minerva/269",  # E_{1},E_{2}: a set of symbols that it takes for Euler's number
-}
-
-
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_math_verify_reads_every_gold_and_finds_it_right(name, data_dir):
-    from math_verify import parse, verify
-
-    unread = set()
-    for problem in load_benchmark(name, data_dir=data_dir):
-        gold = parse(f"\\boxed{{{problem.answer}}}", parsing_timeout=None)
-        assert gold, problem
-        if all(isinstance(reading, str) for reading in gold):
-            unread.add(problem.id)
-        if re.fullmatch(r"\d+", problem.answer):
-            assert int(gold[0]) == int(problem.answer)
-        else:
-            assert verify(gold, gold, timeout_seconds=None), problem
-    assert unread == {problem_id for problem_id in TEXT_ONLY if problem_id.startswith(f"{name}/")}
-
-
 OLYMPIAD = {"id": 1, "context": None, "question": "?", "final_answer": ["$2 n$"], "error": None}
 
 
@@ -156,7 +116,6 @@ def test_rows_of_the_catalogue(name, row, expected):
     ("solution", "answer"),
     [
         (r"So $x = \boxed 5$.", "5"),
-        (r"So it is \boxed 12 apples.", "12"),
         (r"$\boxed\frac{1}{2}$", r"\frac{1}{2}"),
         (r"Hence \fbox{7}.", "7"),
         (r"\boxed {\{1, 2\}}", r"\{1, 2\}"),
@@ -164,11 +123,9 @@ def test_rows_of_the_catalogue(name, row, expected):
         (r"\boxed{1} or \boxed{2}", "1,2"),
         (r"$\boxed{1}$, $\boxed{2}$ and $\boxed{3}$.", "1,2,3"),
         (r"From \boxed{3} we get x = \boxed{4}.", None),  # one, or both?
-        (r"First \boxed{3}. Then \boxed{}.", None),
         (r"First \boxed{3}. Then \boxed{4", None),
         ("So the answer is five.", None),
         (r"-(ab + ac + bc)", "-(ab + ac + bc)"),
-        (r"\text{It is in the box}", r"\text{It is in the box}"),
     ],
 )
 def test_the_answer_of_a_solution_is_what_it_boxes_at_its_end(solution, answer):
@@ -202,9 +159,7 @@ def test_lists_around_an_answer_are_taken_apart(published, answer):
         ("a.csv", 'q,a,long\nx,5,"' + "y" * 140_000 + '"\n', "5"),
         ("a.csv", "q,a\nx,9007199254740993.0\n", "9007199254740993.0"),
         ("a.csv", "q,a\nx,5,6\n", None),
-        ("a.csv", "q,a,a\nx,5,6\n", None),
         ("a.csv", "q,a\nx,nan\n", None),
-        ("a.csv", "q;a\nx;5\n", None),
         ("a.jsonl", '\ufeff{"q": "x", "a": 9007199254740993.0}', "9007199254740993"),
         ("a.jsonl", '{"q": "x", "a": 9.007199254740993e15}', "9007199254740993"),
         ("a.jsonl", '{"q": "x", "a": ["5", "7"]}', None),
@@ -236,7 +191,6 @@ def copied(name: str, data_dir: Path, folder: Path) -> Path:
         (lambda text: text.replace("Irreducible", "irreducible"), "changed text"),
         (lambda text: text.replace('"problem"', '"prompt"'), "row 1 of .*no column 'problem'"),
         (lambda text: text[: len(text) // 2], "is not JSON"),
-        (lambda text: "[1]\n" + text, "line 1 is not a JSON object"),
         (lambda text: text.replace('"id": 1,', '"id": 0,'), "'amc/0' occurs twice"),
     ],
 )
@@ -294,7 +248,7 @@ def test_hub_is_asked_for_the_pinned_revision_and_counted(monkeypatch, tmp_path)
     ("name", "options", "parameter"),
     [
         ("math", {}, "benchmark"),
-        *(("math500", {"limit": limit}, "limit") for limit in (0, 1.5, "3", True)),
+        *(("math500", {"limit": limit}, "limit") for limit in (0, True)),
         ("math500", {"data_dir": "/no/such/folder"}, "data_dir"),
     ],
 )
@@ -331,11 +285,8 @@ GOOD = {"id": 1, "question": "1+1?", "answer": "2"}
         ([{**GOOD, "question": "  "}], "line 1: it has no 'question'"),
         ([GOOD, "", GOOD], "'1' occurs twice"),
         ([GOOD, "{"], "line 2 is not JSON"),
-        ([GOOD, "[" * 200_000], "line 2 is not JSON"),
         ([GOOD, '{"id": 2, "question": "?", "answer": ' + "1" * 5000 + "}"], r"line 2 is not JSON.*4300 digits"),
         ([GOOD, {**GOOD, "question": "1+1? \ud83c"}], "line 2 has half of a character .* in 'question'"),
-        ([{**GOOD, "id": "\udfb2"}], "line 1 has half of a character .* in 'id'"),
-        ([{**GOOD, "tolerance": "x"}], "tolerance 'x'"),
         ([{**GOOD, "tolerance": -1}], "tolerance -1"),
         *(([{**GOOD, "answer": odd}], "line 1: its answer") for odd in (math.nan, math.inf, True, ["1"], {"a": 1})),
     ],
@@ -344,13 +295,6 @@ def test_bad_jsonl_file_is_refused_with_its_line(tmp_path, rows, message):
     with pytest.raises(ParameterError, match=message) as refused:
         load_benchmark(write_jsonl(tmp_path / "bad.jsonl", rows))
     assert len(str(refused.value)) < 400
-
-
-def test_jsonl_file_that_is_not_there_or_not_text(tmp_path):
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00{}")
-    for name, said in (("missing.jsonl", "cannot be read"), ("binary.jsonl", "UTF-8")):
-        with pytest.raises(ParameterError, match=said):
-            load_benchmark(tmp_path / name)
 
 
 def test_traces_survive_the_file(tmp_path):

@@ -1,7 +1,5 @@
 """Candidate frames and score tables, against exact fractions and plain loops over the raw records."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

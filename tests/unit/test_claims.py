@@ -1,11 +1,8 @@
 """The ledger of claims: verdicts on worlds whose truth is known by construction, and how often intervals hold it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
-import typing
 from functools import partial
 
 import numpy as np
@@ -18,14 +15,7 @@ from scipy import stats
 
 from quagmire_utils.analysis import claims, tables
 from quagmire_utils.analysis.candidates import candidate_frame, deviation_of_best, run_noise, select_candidates
-from quagmire_utils.analysis.claims.evidence import (
-    STATISTICS,
-    Estimate,
-    Evidence,
-    contrast,
-    gather,
-    smallest_contrast,
-)
+from quagmire_utils.analysis.claims.evidence import STATISTICS, Estimate, Evidence, contrast, smallest_contrast
 from quagmire_utils.analysis.claims.ledger import FILE
 from quagmire_utils.analysis.claims.statistics import published_gain
 from quagmire_utils.core import published as paper
@@ -337,15 +327,6 @@ def noisy_family(rng: np.random.Generator, best_of: bool, runs: int = 3, n: int 
     return frame.assign(n_runs=runs, pass1_sampling_se=0.02, outcome_sampling_se=0.01), truth
 
 
-def test_gathering_takes_the_rows_and_pools_the_noise():
-    frame, _ = noisy_family(np.random.default_rng(5), best_of=True)
-    found = gather(frame, "micro")
-    assert found.noise.degrees == 12
-    assert found.noise.deviation == pytest.approx(math.sqrt((frame["outcome_last_std"] ** 2).mean()))
-    assert found.rows["candidate"].tolist() == frame["candidate"].tolist()
-    assert gather(frame.assign(outcome=np.nan), "micro") is None
-
-
 @pytest.mark.parametrize("outcome", ["outcome", "outcome_last"])
 def test_intervals_of_comparisons_hold_the_truth_as_often_as_they_say(outcome):
     rng = np.random.default_rng(0)
@@ -468,11 +449,9 @@ def test_the_claims_of_a_place_are_those_of_the_family_and_scenario_that_were_ch
     twins = pd.concat([frame, frame[frame["family"] == "micro-llama"].assign(family="twin")], ignore_index=True)
     for chosen, families in (
         ({"family": MISTRAL}, set()),
-        ({"family": "micro-mistral"}, set()),
         ({"scenario": "instance"}, set()),
         ({"family": LLAMA, "scenario": "dataset"}, {"micro-llama", "twin"}),
         ({"family": [QWEN, "micro-llama"]}, {"micro-llama"}),
-        ({"family": "all"}, {"micro-llama", "twin"}),
         ({"family": "twin"}, {"twin"}),
     ):
         assert {claim.family for claim in claims.about(twins, "Fig. 3", **chosen)} == families
@@ -490,9 +469,6 @@ def test_the_headline_of_a_place_is_its_first_claim(records, refused):
     assert claims.headline([]) == ("-", "-", "")
     several = claims.about(frame, "Fig. 5", records=records)
     assert f"; all {len(several)} tests here: " in claims.headline(several)[1]
-    lines = claims.message(several, width=40).split("\n")
-    assert max(map(len, lines)) <= 40
-    assert " ".join(lines) == f"The paper: {claims.headline(several)[0]} Here: {claims.headline(several[:1])[1]}"
     with refused("name"):
         claims.headline(several, "another")
 
@@ -517,19 +493,7 @@ def test_the_matrix_holds_every_result_once_in_the_papers_order(results):
     assert {row["claim"] for row in rows if row["trivial"]} == {c.claim for c in claims.all_claims() if c.trivial}
 
 
-def test_every_statistic_is_used_and_its_arguments_are_of_the_values_that_it_takes():
-    assert {claim.statistic for claim in claims.all_claims()} == set(STATISTICS)
-    for claim in claims.all_claims():
-        hints = typing.get_type_hints(STATISTICS[claim.statistic])
-        for name, value in claim.arguments.items():
-            allowed = typing.get_args(hints[name]) if typing.get_origin(hints[name]) is typing.Literal else [value]
-            assert value in allowed, (claim.id, name)
-        if "table" in claim.arguments:
-            assert claim.where(next(iter(claim.places.values()))[0]) == f"Table {claim.arguments['table']}"
-            assert claim.arguments["predictor"] in tables.TABLES[claim.arguments["table"]].predictors
-
-
-@pytest.mark.parametrize("change", [{"statistic": "guess"}, {"arguments": {"colour": "red"}}, {"wording": "x"}])
+@pytest.mark.parametrize("change", [{"statistic": "guess"}, {"arguments": {"colour": "red"}}])
 def test_a_claim_that_cannot_be_tested_is_refused(change):
     first = yaml.safe_load(FILE.read_text(encoding="utf-8"))["claims"][0]
     claims.Claim.model_validate(first)

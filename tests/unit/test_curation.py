@@ -75,11 +75,7 @@ def test_mixture_takes_both_ends_without_overlap_and_plus_shares_evenly():
     [
         (POOL, "random", 401, "n"),
         (POOL, {"longest": 300, "shortest": 101}, None, "n"),
-        (POOL, "random", 0, "n"),
-        (POOL, "shortest+longest", 1, "n"),
-        (POOL, "random", None, "n"),
         (POOL, "middle", 3, "selection"),
-        (POOL, {}, None, "selection"),
         (POOL, "random+random", 4, "selection"),
         (POOL, {"longest": 3}, 4, "n"),
         ([POOL[0], POOL[0]], "random", 1, "traces"),
@@ -265,17 +261,6 @@ def test_a_benchmarks_usual_words_forbid_nothing(problems, index):
     copied = next(problem for problem in problems if problem.id == "aime/2001-II-6")
     match = index.meets("Read with care. " + copied.question.replace("$", ""))
     assert (match.problem_id, match.question) == (copied.id, copied.question)
-
-
-def test_few_problems_of_aime_meet_another(problems):
-    aime = [problem for problem in problems if problem.id.startswith("aime/")]
-    met = []
-    for part in range(4):  # a fourth left out at a time
-        asked = {problem.id: problem for problem in aime[part::4]}
-        index = BenchmarkIndex([problem for problem in problems if problem.id not in asked])
-        met += filter(None, (index.meets(problem.question) for problem in asked.values()))
-    # copies in other benchmarks, and problems that AIME I and II share
-    assert sum(match.shared != "" for match in met) < 40
 
 
 def test_a_quarter_of_the_words_must_be_shared():

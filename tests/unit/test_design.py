@@ -1,7 +1,5 @@
 """Whether a world is worth measuring: closed forms, hand-made records, simulations; its figures and its notebook."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +14,6 @@ from quagmire_utils.analysis import design
 from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.core.records import CANDIDATE, Records
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def judged(records: Records, folder: Path) -> dict[str, object]:

@@ -108,8 +108,6 @@ def test_the_macro_average_averages_values_and_ends():
         (([32, 64], [1, 2], [1, 513]), "k", "33 answers"),
         (([1, 1], [1, 0], 2), "k", "2 answers"),
         (([8], [1], 16, 1.0), "confidence", ""),
-        (([], [], 1), "num_samples", ""),
-        ((4, 5, 8), "num_correct", ""),
     ],
 )
 def test_what_is_refused(arguments, parameter, needed, refused):

@@ -1,7 +1,5 @@
 """Forecasts from a few RL runs: against closed forms, brute force, simulated worlds, and the shipped records."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -52,9 +50,7 @@ def test_forecast_with_one_predictor_is_the_textbook_interval(records):
 @pytest.mark.parametrize("predictors", [("pass_k",), ("gen_loss", "pass_k")])
 @pytest.mark.parametrize("runs", [3, 5, 10])
 def test_intervals_cover_from_three_to_ten_runs(runs, predictors):
-    """Both predictors show an ability with noise of their own. One line is exact; the mean of two is a bit too wide.
-
-    Extrapolated forecasts are left out: their intervals are wider on purpose."""
+    """One line is exact, the mean of two a bit too wide; extrapolated forecasts, wider on purpose, are left out."""
     inside = []
     for seed in range(150):
         random = np.random.default_rng(1000 * runs + seed)
@@ -78,19 +74,12 @@ def test_intervals_cover_from_three_to_ten_runs(runs, predictors):
     [
         ("calibrated", lambda r: forecast(r, ["a", "b"])),
         ("calibrated", lambda r: forecast(r, ["a", "b", "z"])),
-        ("calibrated", lambda r: forecast(r, "abc")),
-        ("outcome", lambda r: forecast(r.assign(outcome=np.nan), ["a", "b", "c"])),
         ("outcome", lambda r: forecast(r.assign(outcome=0.5), ["a", "b", "c"])),
         ("pass_k", lambda r: forecast(r.assign(pass_k=0.5), ["a", "b", "c"])),
-        ("predictors", lambda r: forecast(r, ["a", "b", "c"], "pass_k")),
         ("predictors", lambda r: forecast_rl(r, predictors=["pass_k", "pass_k"])),
-        ("predictors", lambda r: forecast_rl(r, predictors=["outcome"])),
-        ("pass8", lambda r: forecast(r, ["a", "b", "c"], ["pass8"])),
         ("confidence", lambda r: forecast(r, ["a", "b", "c"], confidence=1)),
         ("outcome", lambda r: forecast_rl(r.drop(columns="outcome"))),
-        ("outcome", lambda r: forecast_rl(hidden(r, ["a", "b"]))),
         ("outcome", lambda r: known_runs(hidden(r, ["a", "b"]), 5)),
-        ("outcome", lambda r: known_runs(r.head(2), 5)),
         ("n_runs", lambda r: choose_runs(r, 7)),
     ],
 )
@@ -173,21 +162,6 @@ def test_advised_runs_find_better_candidates_than_random_ones():
     assert np.mean(advised) < 0.5 * np.mean(random_runs)
 
 
-def test_many_small_chances_are_no_reason_to_stop():
-    """Two hundred equal candidates: each has a chance of half a per cent, together all of it."""
-    table = linear_world(5, 0)
-    more = pd.DataFrame({"candidate": [f"m{i}" for i in range(200)], "pass1": 0.3, "outcome": np.nan})
-    more[["pass_k", "gen_loss"]] = table[["pass_k", "gen_loss"]].mean().to_numpy()
-    found = forecast_rl(pd.concat([table, more], ignore_index=True))
-    chance = found.table.set_index("candidate")["chance_best"][more["candidate"]]
-    assert chance.max() < 0.05 < chance.sum()
-    assert found.next_run is not None
-    sure = pd.concat([table.assign(outcome=table["outcome"] + (table.index == 0)), more], ignore_index=True)
-    stopped = forecast_rl(sure, predictors=["pass1"], n_draws=200)
-    rest = stopped.table.loc[~stopped.table["calibrated"], "chance_best"].sum()
-    assert (stopped.next_run is None) == (rest < 0.05)
-
-
 def test_when_every_candidate_was_run():
     table = linear_world(6, 4)
     everyone = forecast_rl(table)
@@ -216,22 +190,6 @@ def test_warnings():
     turned = table.assign(outcome=1 - table["outcome"])
     assert warned(forecast_rl(hidden(turned, middle)), "against the paper's finding") == 2
     assert warned(forecast_rl(hidden(table, middle[:3])), "3 RL runs give wide intervals")
-    steep = table.assign(outcome=0.9 + (table["pass_k"] - table["pass_k"].median()))
-    assert warned(forecast_rl(hidden(steep, middle), predictors=["pass_k"]), "above 100 %")
-    blank = hidden(table, middle).assign(gen_loss=table["gen_loss"].where(table.index != 6))
-    assert warned(forecast_rl(blank), f"Left out, without gen_loss or pass_k: {names[6]}.")
-
-
-def test_how_far_to_trust_follows_the_check():
-    table = linear_world(9, 0)
-    runs = [f"c{i}" for i in range(6)]
-    assert forecast_rl(hidden(table, runs)).next.startswith(("Run ", "No further run"))
-    bad = forecast_rl(hidden(table.assign(outcome=[0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0, 0, 0], pass1=0.3), runs))
-    assert bad.r2 < 0
-    assert "do not choose by these forecasts" in bad.trust
-    assert "forecast" not in bad.ahead
-    few = forecast_rl(hidden(table, runs[:4]))
-    assert few.r2 < 0 or "too few runs to say much" in few.trust
 
 
 def test_the_noise_of_rl_is_in_every_interval():

@@ -18,9 +18,8 @@ def test_golds_and_answers_in_boxes_within_boxes_or_prose_are_read():
     assert prove("3, 4", "\\boxed{3} or \\boxed{4}") is True
 
 
-# By kind; each line is a gold and answers that are proved equal (=), proved different (!), or undecided (?).
+# each line is a gold and answers that are proved equal (=), proved different (!), or undecided (?)
 PROOFS = r"""
-thousands
 = 1234567 ~ 1,234,567 ~ 1{,}234{,}567 ~ 1\,234\,567 ~ 1,\! 234,\! 567 ~ \$1,234,567 ~ 1 234 567
 = (1, 234, 5) ~ (1,234,5)
 = \{1, 100\} ~ \{1,100\} ~ 100, 1
@@ -28,7 +27,6 @@ thousands
 ? 81, 256 ~ 81,256
 ! 2793 ~ 27,93
 ! 1728 ~ 1331, 1728 ~ 1727.99
-numbers
 = \frac{1}{2} ~ 0.5 ~ \dfrac12 ~ 1/2 ~ 50\% ~ 2^{-1} ~ .5 ~ 50 percent ~ \frac ab \cdot \frac{b}{2a}
 ! \frac{1}{2} ~ 0.51 ~ 2 ~ -\frac12
 = \frac{1}{3} ~ 0.333333 ~ 0.\overline{3} ~ \tfrac13
@@ -39,14 +37,12 @@ numbers
 ! 2 ~ 2 2/3 ~ 22/3 ~ \frac43
 = 62000 ~ 6.2e4 ~ 6.2E4 ~ 6.2\times10^4 ~ 6.2 x 10^4 ~ 62 \cdot 10^3
 ? 15 ~ 5!! ~ 3 5 ~ 15\text{ million}
-tiny magnitudes
 ! 2 \times 10^{-19} ~ 3 \times 10^{-19} ~ 0 ~ 2 \times 10^{-19} \sqrt{2}
 ! \frac{1}{2005!} ~ \frac{1}{2007!}
 ! \sqrt{2} ~ \sqrt{2}+10^{-90} ~ 1.4142
 ! e^{-1000} ~ e^{-1001}
 = 0 ~ \sqrt{2}\sqrt{3}-\sqrt{6} ~ \sin(10^{15}\pi) ~ 1-1
 ! 0 ~ \sqrt{10^{40}+1}-10^{20} ~ 10^{-9}
-roots, logarithms, angles
 = -2 ~ \sqrt[3]{-8} ~ -\sqrt[3]{8} ~ -√4
 = \sqrt{2}+\sqrt{3} ~ \sqrt{5+2\sqrt6} ~ sqrt(2)+sqrt(3) ~ √2 + √3 ~ \frac{1}{\sqrt3-\sqrt2}
 = \frac{\sqrt{3}}{2} ~ \sin 60^\circ ~ \cos\frac{\pi}{6} ~ sqrt(3)/2 ~ \frac{3}{2\sqrt3} ~ 0.8660254
@@ -57,11 +53,9 @@ roots, logarithms, angles
 ! 30^\circ ~ 31
 ? 30^\circ ~ \frac{\pi}{6}
 ? -2 ~ (-8)^{1/3}
-bases
 = 341_5 ~ 341_{5}
 ! 341_5 ~ 341_6 ~ 342
 ? 341_5 ~ 341 ~ 96 ~ 140_8 ~ 129_5
-lists, tuples, sets
 = 0, 1, -1 ~ 0, \pm 1
 = x=3,y=-2 ~ \begin{cases}x=3\\y=-2\end{cases} ~ \begin{aligned}x&=3\\ y&=-2\end{aligned}
 = (4,5) ~ P(4,5) ~ \{(4,5)\}
@@ -81,7 +75,6 @@ lists, tuples, sets
 = \begin{pmatrix}1&2\\3&4\end{pmatrix} ~ \begin{bmatrix} 1 & 2 \\ 3 & 4.0 \end{bmatrix}
 ! \begin{pmatrix}1&2\\3&4\end{pmatrix} ~ \begin{pmatrix}1&3\\2&4\end{pmatrix} ~ 5
 ? -2 ~ \begin{vmatrix}1&2\\3&4\end{vmatrix} ~ \begin{cases}-2\end{cases}
-sets of numbers
 = (2, \infty) ~ x > 2 ~ 2 < x ~ 2x > 4 ~ \{x : x > 2\} ~ \{x \in \mathbb{R} \mid x>2\} ~ x \in (2,+\infty)
 ! (2, \infty) ~ x \ge 2 ~ [2,\infty) ~ x < 2 ~ x > 3
 = [\sqrt{3}, 5) ~ \sqrt{3} \le k < 5 ~ k>=√3, k<5 ~ 5 > k \geqslant \sqrt{3}
@@ -91,7 +84,6 @@ sets of numbers
 = (-\infty,2)\cup(2,\infty) ~ x \ne 2
 = [-3,3] ~ |x| \le 3
 ! [-3,3] ~ |x|<3 ~ |x| \ge 3
-formulas
 = (x+1)^2 ~ x^2+2x+1 ~ x²+2x+1 ~ x**2+2*x+1 ~ (1+x)(x+1) ~ (x+1)^2 \text{ by the formula}
 ! (x+1)^2 ~ x^2+1 ~ (y+1)^2 ~ 4
 = x\sqrt{y} ~ \sqrt{x^2y}
@@ -113,7 +105,6 @@ formulas
 ? 12 ~ \gcd(12,144) ~ gcd(12,144) ~ floor(12.5)
 ? 3R^2 ~ 3r^2
 = \frac{5}{2n} ~ 5\frac{1}{2n} ~ \frac5{2n}
-equations
 = 4 ~ AB=4 ~ |AB| = 4 ~ f(3)=4 ~ \sin\theta = 4 ~ \text{Area} = 4 ~ 1 + 3 = 4 ~ x = f(1) = 4 ~ S_{ABC}=4 ~ \approx 4
 ! 4 ~ AB=5 ~ x = 2+3 = 5
 ? 4 ~ 2x=8 ~ 1+3=5 ~ x^2=4 ~ x+y=4
@@ -122,7 +113,6 @@ equations
 = \frac{x^2}{25}+\frac{y^2}{9}=1 ~ 9x^2+25y^2=225
 ! (2,3) ~ (x,y) = (3,2)
 = \frac{\sqrt3}{3} ~ \frac{\sqrt{3}}{3} \approx 0.577
-words, choices, units, times
 = \text{Evelyn} ~ Evelyn ~ \textbf{evelyn} ~ \boldsymbol{\text{Evelyn}}.
 ! \text{Evelyn} ~ \text{Bob} ~ 5
 ! even ~ odd ~ 2 ~ (2,4)
@@ -150,12 +140,11 @@ words, choices, units, times
 = 4:30 \text{ PM} ~ 4:30 ~ \text{4:30 p.m.}
 ! 11:00 ~ 2:00
 ? 4:30 ~ 16:30 ~ 8:60 ~ 4.5
-dressing
 = \frac79 ~ \boldsymbol{\frac{7}{9}} ~ \underline{\frac79} ~ \color{blue}{\frac79} ~ \mathbf{\frac{7}{9}} ~ **7/9**
 = 12 ~ 12. ~ $12$ ~ \(12\) ~ \displaystyle 12 ~ \textcolor{red}{12} ~ \begin{aligned}12\end{aligned} ~ １２ ~ \text{12}
 = 4-7i ~ 4-7 i ~ 4-7\mathrm{i}
 """
-PROVED = [line for line in PROOFS.splitlines() if line[1:2] == " "]
+PROVED = PROOFS.strip().splitlines()
 GOLDS = [line[2:].split(" ~ ")[0] for line in PROVED]
 
 

@@ -104,28 +104,9 @@ def test_every_k_and_nothing_beyond_the_smallest_n():
     assert (once["standard_error"] > 0).all()
 
 
-def test_an_interval_does_not_open_where_all_problems_are_as_good_as_solved():
-    """Pass@k rounds to 1, redrawn answers do not: the interval must not follow a variance that no share near 1 has."""
-    correct = np.random.default_rng(0).integers(10, 60, 40)
-    rows = bootstrap_intervals(frame(correct, 64)).iloc[:64]
-    certain = stats.t.ppf(0.975, 39) ** 2
-    solved = rows[rows["pass_at_k"] > 0.9999]
-    assert len(solved) > 20
-    assert (solved["low"] >= 39 / (39 + certain) - 0.005).all()
-    two = pd.concat([frame(correct, 64), frame(correct[:20], 64, "c")])
-    macro = bootstrap_intervals(two, [46]).iloc[-1]
-    assert macro["low"] > 0.9
-
-
 @pytest.mark.parametrize(
     ("mean", "alike", "n", "m", "k"),
-    [
-        (0.01, 0.4, 64, 40, 1),
-        (0.99, 0.4, 64, 40, 2),
-        (0.04, 0.8, 64, 20, 1),
-        (0.003, 0.1, 64, 40, 1),
-        (0.04, 0.4, 4, 20, 1),
-    ],
+    [(0.01, 0.4, 64, 40, 1), (0.99, 0.4, 64, 40, 2), (0.04, 0.8, 64, 20, 1), (0.003, 0.1, 64, 40, 1)],
 )
 def test_where_a_few_answers_of_thousands_tell_the_truth_is_covered_too(mean, alike, n, m, k):
     """Most problems never solved (or always), the mean hangs on few; alike: correlation of answers to one problem."""
@@ -162,26 +143,16 @@ def test_intervals_hold_the_score_whatever_the_counts(cases, seed):
     assert (drawn["sampling_error"] <= drawn["standard_error"] + 1e-12).all()
 
 
-def test_undecided_answers_are_shown_as_wrong_and_as_right():
-    rates = {"timeout": [1, 0, 2], "error": [0, 0, 1], "no_answer": [3, 0, 0], "truncated": 0, "mean_tokens": 1.0}
-    table = evaluation_table(frame([1, 4, 0], 8).assign(**rates), [1, 8])
-    for row in (0, 1):  # the benchmark, the average
-        assert table.loc[row, ["pass@1", "pass@8"]].tolist() == pytest.approx([5 / 24, 2 / 3])
-        assert table.loc[row, ["if_right@1", "if_right@8"]].tolist() == pytest.approx([9 / 24, 1])
-
-
 @pytest.mark.parametrize(
     ("parameter", "call"),
     [
         ("k", lambda: bootstrap_intervals(frame([1, 2], 4), [0])),
-        ("ks", lambda: bootstrap_intervals(frame([1, 2], 4), [])),
         ("replicates", lambda: bootstrap_intervals(frame([1, 2], 4), replicates=10)),
         ("counts", lambda: evaluation_table(frame([1], 2), [1])),
         ("num_correct, wrong and abstained", lambda: maj_at_k(1, [-1], 0, 1)),
         ("samples", lambda: benchmark_maj_at_k(pd.DataFrame({"benchmark": "b", "problem": [1]}), [1])),
         ("counts_b", lambda: compare(frame([1, 2], 4), frame([1], 4))),
         ("counts_b", lambda: compare(frame([1], 4), frame([1], 4, "other"))),
-        ("counts", lambda: compare(frame([1], 4), frame([1], 4).drop(columns="n"))),
     ],
 )
 def test_bad_parameters_are_refused(parameter, call, refused):
@@ -203,16 +174,7 @@ def vote(correct, wrong, abstained, k):
 
 @pytest.mark.parametrize(
     ("correct", "wrong", "abstained"),
-    [
-        (3, [2, 2, 1], 2),
-        (1, [1] * 6, 0),
-        (4, [3, 3], 1),
-        (0, [2], 2),
-        (2, [], 3),
-        (5, [], 0),
-        (2, [5, 1], 2),
-        (3, [3] * 3, 0),
-    ],
+    [(3, [2, 2, 1], 2), (1, [1] * 6, 0), (4, [3, 3], 1), (0, [2], 2), (2, [], 3), (2, [5, 1], 2), (3, [3] * 3, 0)],
 )
 def test_the_majority_of_every_draw(correct, wrong, abstained):
     n = correct + sum(wrong) + abstained

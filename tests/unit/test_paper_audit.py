@@ -1,7 +1,5 @@
 """The audit of the published tables: its notebook's numbers against the transcription itself and brute force."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

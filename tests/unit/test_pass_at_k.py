@@ -81,14 +81,9 @@ def test_shapes_follow_the_arguments():
         (([2], [-1], 1), "num_correct", "at least 0"),
         (([2], [0.5], 1), "num_correct", "integers"),
         (([np.nan], [0], 1), "num_samples", "integers"),
-        (([np.inf], [0], 1), "num_samples", "integers"),
         ((pd.Series([2, None], dtype="Int64"), [0, 0], 1), "num_samples", "integers"),
-        ((["2"], [1], 1), "num_samples", "integers"),
-        (([2], [True], 1), "num_correct", "integers"),
         (([2], [1], 0), "k", "at least 1"),
-        (([2], [1], -1), "k", "at least 0"),
         (([2], [1], 1.5), "k", "integers"),
-        (([2], [1], [[1]]), "k", "one integer or a flat list"),
         (([2, 2, 2], [1, 1], 1), "num_correct", "of the shape"),
         (([10**12], [1], 1), "num_samples", "at most 16777216"),
     ],
@@ -147,11 +142,8 @@ def test_what_cannot_be_known_is_nan(frame):
         (lambda frame: frame.drop(columns="n"), [1], "counts"),
         (lambda frame: pd.concat([frame, frame.head(1)]), [1], "counts"),
         (lambda frame: frame.head(0), [1], "counts"),
-        (lambda frame: frame.assign(benchmark=None), [1], "counts"),
-        (lambda frame: frame.assign(correct=frame["n"] + 1), [1], "num_correct"),
         (lambda frame: frame, [], "ks"),
     ],
-    ids=["no column n", "a problem twice", "no rows", "no benchmark", "more correct than n", "no k"],
 )
 def test_bad_frames_are_refused(frame, change, ks, parameter, refused):
     with refused(parameter):

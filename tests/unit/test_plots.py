@@ -1,7 +1,5 @@
 """Figures show the numbers they are given, keep their labels apart, and are saved whole."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import xml.etree.ElementTree as ET
@@ -64,10 +62,6 @@ def offsets(ax) -> np.ndarray:
     return np.concatenate([np.asarray(c.get_offsets()) for c in ax.collections if isinstance(c, PathCollection)])
 
 
-def luminance(colour) -> float:
-    return float(np.dot(to_rgb(colour), (0.2126, 0.7152, 0.0722)))
-
-
 def label_boxes(fig, ax) -> dict[str, np.ndarray]:
     fig.draw_without_rendering()
     # of the text alone: an annotation's own extent holds its arrow too
@@ -98,25 +92,6 @@ def test_fig03_shows_every_candidate_and_the_base_apart(llama):
     assert {text.get_text() for text in ax.texts} == {"base", *look.candidate_labels(candidates)}
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_labels_do_not_cover_each_other(seed):
-    """Twenty candidates, half of them in a crowd as in a grid of near-equal SFT scores."""
-    rng = np.random.default_rng(seed)
-    x = np.concatenate([rng.uniform(0.1, 0.6, 10), rng.normal(0.3, 0.03, 10)])
-    frame = pd.DataFrame({"pass1": x, "outcome": 0.3 + 0.5 * x + 0.02 * rng.standard_normal(20)})
-    frame["n_examples"], frame["epochs"] = np.repeat([250, 1000, 4000, 16000], 5), [1.0, 2.0, 4.0, 8.0, 16.0] * 4
-    frame["pass1_sampling_se"] = frame["outcome_sampling_se"] = 0.004
-    frame = frame.assign(family="one", stands_for="two", selection="random", learning_rate=1e-4)
-    fig, ax = plots.new_figure(width=7.5, height=4.6)
-    panel = plots.Panel("one", frame, frame.iloc[:0])
-    plots.plot_sft_vs_rl(panel, linear_fit(frame["pass1"], frame["outcome"]), ax)
-    boxes = label_boxes(fig, ax)
-    assert len(boxes) == 20
-    assert not overlapping(boxes)
-    area = ax.get_window_extent().extents
-    assert all(box[0] >= area[0] - 1 and box[2] <= fig.bbox.x1 and box[3] <= fig.bbox.y1 for box in boxes.values())
-
-
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_fig05_panels(llama, outcome):
     panel = dataclasses.replace(llama, outcome=outcome)
@@ -133,20 +108,6 @@ def test_fig05_panels(llama, outcome):
     assert {tuple(p) for p in offsets(axes[2])} == set(zip(candidates["gen_loss"], gain, strict=True))
     assert axes[2].get_title(loc="left") == "r = -0.50, rank correlation -0.25, n = 8"
     assert len(fig.legends) == 1
-
-
-def test_series_differ_in_greyscale_and_by_marker(llama, make_panel):
-    examples = series(llama.candidates, "n_examples")
-    kinds = series(make_panel(LLAMA, "instance").candidates, "selection")  # each with its numbers of epochs
-    for some, count in ((examples, 5), (kinds, 4)):
-        fills = {one.label: luminance(one.colour) for one in some}
-        assert len({one.marker for one in some}) == len(fills) == count
-        assert min(np.diff(sorted(fills.values()))) > 0.08
-    verdicts = [luminance(colour) for colour, _ in look.VERDICT_STYLE.values()]
-    assert min(abs(a - b) for a, b in itertools.pairwise(verdicts)) > 0.1
-    before, after = stages.STAGES.values()
-    assert luminance(before[1]) - luminance(after[1]) > 0.2
-    assert before[2] != after[2]  # the hatches
 
 
 def test_learning_rates_are_never_one_line(make_panel):
@@ -306,21 +267,6 @@ def test_what_was_not_run_says_so(grid_frame, make_panel):
         assert text.startswith(f"**Figure {number} (profile mini, not run).**")
 
 
-def test_a_panel_that_ran_beside_one_that_did_not_is_measured(grid_frame, make_panel):
-    lonely = grid_frame[grid_frame["family"] == "micro-qwen"]
-    panels = [make_panel(name, frame=lonely) for name in (MISTRAL, QWEN)]
-    fig = plots.stage_grid(panels, "n_examples", "epochs")
-    plots.stamp(fig, "profile mini · measured")
-    assert fig._supxlabel.get_text() == "profile mini · measured"
-    assert [len(ax.texts) for ax in fig.axes] == [1, 0]
-    text = plots.caption(2, panels, ["a", "b", "c"])
-    assert text.startswith("**Figure 2 (profile mini, measured).** micro-qwen, standing for Qwen3-4B-base; 5 SFT")
-    assert "Mean Pass@1 of 3 benchmarks" in text
-    assert "best checkpoint of the first 2 RL runs" in text
-    last = plots.caption(2, [dataclasses.replace(one, outcome="outcome_last") for one in panels], ["a"])
-    assert "Pass@1 on a. After RL: mean of the last checkpoints" in last
-
-
 def test_labels_and_legends_stay_inside(make_panel):
     panel = make_panel(LLAMA, "instance", selections=["random", "shortest"])
     fig = plots.stage_grid([panel], "sft_tokens", "selection", names=True)
@@ -382,7 +328,6 @@ def test_length_histogram_counts_every_answer():
     assert tops[max(tops)] == 5  # those at the limit are in the last bin
     looks = [(to_rgb(look.VERDICT_STYLE[name][0]), look.VERDICT_STYLE[name][1]) for name in dict.fromkeys(verdicts)]
     assert [colours[one] for one in looks] == [30, 15, 5]
-    curves.plot_lengths(samples.assign(verdict="wrong"), 64, plots.new_figure()[1])  # a single kind
 
 
 def test_verdict_bars_add_up(counts):
@@ -395,21 +340,6 @@ def test_verdict_bars_add_up(counts):
     truncated = counts.groupby("benchmark", sort=False)[["truncated", "n"]].sum()
     shares = (truncated["truncated"] / truncated["n"]).to_numpy()[::-1]
     assert ax.lines[0].get_xdata() == pytest.approx(shares[shares > 0])
-
-
-@pytest.mark.parametrize("benchmark", [None, "easy"])
-def test_no_diamond_covers_a_name_of_the_verdict_plot(counts, benchmark):
-    """None truncated: no diamond to lie on the names; one benchmark with a few: beside them."""
-    fig, ax = plots.new_figure(width=5.4, height=2.6)
-    curves.plot_verdicts(counts.assign(truncated=(counts["benchmark"] == benchmark).astype(int)), ax)
-    fig.draw_without_rendering()
-    diamonds = [(x, line.get_markersize()) for line in ax.lines for x in line.get_xdata()]
-    assert len(diamonds) == (benchmark is not None)
-    assert ("truncated" in ax.get_legend_handles_labels()[1]) == bool(diamonds)
-    names = max(label.get_window_extent().x1 for label in ax.get_yticklabels())
-    for x, size in diamonds:
-        half = size / 2 * 2**0.5 * fig.dpi / 72  # of a square on its corner
-        assert ax.transData.transform((x, 0))[0] - half > ax.bbox.x0 > names
 
 
 def test_rl_curves_are_mean_rewards_by_family_and_scenario(records):

@@ -1,7 +1,5 @@
 """Predictors of the outcome, against values by hand and against pandas on the shipped records."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from itertools import combinations

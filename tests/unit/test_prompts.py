@@ -21,12 +21,8 @@ def word_tokenizer(*, bos: bool = False, trailing_eos: bool = False, eos_token: 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<bos>", "<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    letters = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<bos>", "<eos>"], **letters)
     # The instruction's end and a response's start are learnt as one token: joined as text, they would merge.
     tokenizer.train_from_iterator([f"{INSTRUCTION}\nFirst, we add"] * 50, trainer)
     template = f"{'<bos> ' if bos else ''}$A{' <eos>' if trailing_eos else ''}"
@@ -60,13 +56,7 @@ def test_auto_follows_the_tokenizer(has_template, expected, text):
 
 @pytest.mark.parametrize(
     ("question", "template", "parameter"),
-    [
-        (QUESTION, "chat", "template"),  # which the tokenizer has not
-        (QUESTION, "", "template"),
-        (QUESTION, "Chat", "template"),
-        ("", "auto", "question"),
-        (" \n", "auto", "question"),
-    ],
+    [(QUESTION, "chat", "template"), (QUESTION, "", "template"), (" \n", "auto", "question")],
 )
 def test_what_cannot_be_rendered_is_refused(question, template, parameter, refused):
     with refused(parameter):
@@ -119,11 +109,10 @@ def test_a_control_token_in_a_question_is_text(template):
 @pytest.mark.parametrize(
     ("response", "body"),
     [
-        ("ends<eos>", "ends"),
         ("ends<eos>\n", "ends"),
         ("ends <eos><eos>", "ends"),
         ("<eos> inside", "<eos> inside"),
-        ("a <bos> b <eos>", "a <bos> b"),
+        ("a <bos> b", "a <bos> b"),
     ],
 )
 def test_a_target_has_one_eos_at_its_end(response, body):
@@ -134,10 +123,9 @@ def test_a_target_has_one_eos_at_its_end(response, body):
     assert tokenizer.decode(ids[:-1]).rstrip() == body
 
 
-@pytest.mark.parametrize("response", ["", " \n", "<eos>"])
-def test_a_blank_target_is_refused(response, refused):
+def test_a_blank_target_is_refused(refused):
     with refused("response"):
-        response_ids(word_tokenizer(), response)
+        response_ids(word_tokenizer(), "<eos>")
 
 
 @pytest.mark.parametrize("ending", ["<think>{{ '\n' }}", "<think>"])
@@ -153,14 +141,7 @@ def test_thinking_is_opened_once(ending):
 
 
 @pytest.mark.parametrize(
-    "template",
-    [
-        "{{ raise_exception('a system turn, please') }}",
-        "{% for %}",
-        "{{ messages[7].content.text }}",
-        "{{ 1 / 0 }}",
-        "{{ messages[0].role }}: no question",
-    ],
+    "template", ["{{ raise_exception('no') }}", "{% for %}", "{{ messages[0].role }}: no question"]
 )
 def test_a_template_that_fails_or_leaves_out_the_question_is_refused(template, refused):
     tokenizer = build_tokenizer()

@@ -1,7 +1,5 @@
 """Sequential decisions: their errors in simulated worlds of known truth, and what they say in certain cases."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -11,9 +11,7 @@ from quagmire_utils.core.files import read_json
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.settings import (
     FamilySettings,
-    PretrainingSettings,
     RLSettings,
-    SFTSettings,
     explicit,
     load_profile,
 )
@@ -34,38 +32,22 @@ def tiny(tmp_path):
     [
         ({"rl.steps": "3"}, "rl.steps"),
         ({"rl.checkpoints": 3}, "rl.checkpoints"),
-        ({"rl.checkpoint_ratio": 9.0}, "rl.checkpoint_ratio"),
         ({"rl.backend": "trl", "rl.final_lr_fraction": 0.1}, "rl.final_lr_fraction"),
         ({"rl.micro_batch_size": 3}, "rl.micro_batch_size"),
         ({"rl.backend": "compact", "rl.kl_coefficient": 0.1}, "rl.kl_coefficient"),
         ({"rl.rollout_engine": "vllm", "rl.backend": "verl"}, "rl.rollout_engine"),
-        ({"rl.entropy_coefficient": float("nan")}, "rl.entropy_coefficient"),
         ({"rl.stepz": 3}, "rl.stepz"),
-        ({"rl": 3}, "rl"),
-        ({"sft.learning_rate": "fast"}, "sft.learning_rate"),
-        ({"sft.gradient_checkpointing": 1}, "sft.gradient_checkpointing"),
         ({"evaluation.k": 9}, "evaluation.k"),
         ({"evaluation.max_model_len": 16}, "evaluation.max_tokens"),
-        ({"compute.answer_tokens": {"dpo": 3}}, "compute.answer_tokens.dpo"),
-        ({"benchmarks": {"sums2": 0}}, "benchmarks.sums2"),
-        ({"benchmarks": {}}, "benchmarks"),
         ({"budgets": {"low": 5, "high": 3}}, "budgets"),
         ({"foo.bar": 1}, "foo"),
-        ({"name.x": 1}, "name.x"),
-        (in_family("nme", "b"), "families.a.nme"),
-        (in_family("name", "../a"), "families.../a.name"),
-        (in_family("rl_terms", [2, 99]), "families.a.rl_terms[1]"),
         (in_family("model", {"hub_id": "./here"}), "families.a.model"),
         (in_family("model", {"hub_id": "some/model", "revision": "main"}), "families.a.model.revision"),
         (in_family("sources", {"main": {"dataset": "x"}}), "families.a.sources.main.dataset"),
-        (in_family("sources", {"main": {"styles": ["prose"]}}), "families.a.sources.main.styles[0]"),
         (in_family("pretraining", {"misconceptions": {"+": [0.5, 0.2]}}), f"{LLAMA}.misconceptions.+"),
-        (in_family("pretraining", {"gives_up": {"many": 0.5}}), f"{LLAMA}.gives_up.many"),
         (in_family("candidates", [{"selection": "random"}]), "families.a.candidates[0].n_examples"),
-        (in_family("candidates", [{"selection": "prettiest", "n_examples": 4}]), "families.a.candidates[0].selection"),
         (in_family("candidates", [{"n_examples": 400}]), "families.a.candidates.random-400x1.n_examples"),
         (in_family("candidates", [{"n_examples": 4, "source": "x"}]), "families.a.candidates.random-4x1-x.source"),
-        (in_family("candidates", [{"n_examples": 4, "scenario": "x"}]), "families.a.candidates[0].scenario"),
         (in_family("candidates", [{"selection": "none", "n_examples": 1}]), "families.a.candidates[0].n_examples"),
         (in_family("candidates", 2 * [{"n_examples": 4}]), "families.a.candidates"),
     ],
@@ -77,16 +59,10 @@ def test_a_wrong_value_is_refused_by_its_dotted_name(tiny, override, parameter, 
 
 
 def test_settings_made_in_python_are_checked_in_the_same_way(refused):
-    for make, parameter in (
-        (lambda: RLSettings(steps=0), "rl.steps"),
-        (lambda: RLSettings().replace(checkpoints=1000), "rl.checkpoints"),
-        (lambda: SFTSettings(batchsize=3), "sft.batchsize"),
-        (lambda: PretrainingSettings(gives_up={4: 1.5}), "pretraining.gives_up.4"),
-        (lambda: PretrainingSettings(knowledge=(0.9, 0.1)), "pretraining.knowledge"),
-        (lambda: FamilySettings(name="x", stands_for="y", sources={"m": {"pool": 0}}), "family.sources.m.pool"),
-    ):
-        with refused(parameter):
-            make()
+    with refused("rl.checkpoints"):
+        RLSettings().replace(checkpoints=1000)
+    with refused("family.sources.m.pool"):
+        FamilySettings(name="x", stands_for="y", sources={"m": {"pool": 0}})
     with pytest.raises(ParameterError, match=r"known here: .*num_samples, rl_num_samples"):
         tiny_profile(evaluation={"samples": 3})
 
@@ -100,7 +76,7 @@ def test_numbers_may_be_text_but_a_profile_takes_no_shipped_name(tiny, refused):
         load_profile("smke")
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b", "a: [1", "\tb: 1", "a: !!python/object:os.system x"])
+@pytest.mark.parametrize("text", ["", "- a\n- b", "a: [1", "a: !!python/object:os.system x"])
 def test_files_that_are_no_profile_are_refused(tmp_path, text):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ParameterError, match=r"x\.yaml"):

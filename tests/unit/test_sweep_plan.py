@@ -99,8 +99,6 @@ def test_what_is_expected_of_data_changes_no_digest():
     ("change", "parameter"),
     [
         ({"benchmarks": {"imo": 3}}, "benchmarks"),
-        ({"evaluation": {"engine": "llama.cpp"}}, "engine"),
-        ({"evaluation": {"engine": "server"}}, "evaluation.engine"),
         ({"evaluation": {"template": "alpaca"}}, "evaluation.template"),
         ({"rl": {"prompts_per_step": 9}}, "rl.prompts_per_step"),
     ],
@@ -123,16 +121,9 @@ MAIN = (*FAMILY_OF, "sources", "main")
         ("single_gpu", (*MAIN, "max_tokens", 4096), "families.qwen3-0.6b.sources.main.max_tokens"),
         ("single_gpu", (*MAIN, "pool", 500), "families.qwen3-0.6b.candidates.random-1000x2.n_examples"),
         ("single_gpu", (*FAMILY_OF, "model", {"hub_id": "./nowhere"}), "model.hub_id"),
-        ("single_gpu", ("benchmarks", {"sums2": 3}), "benchmarks"),
         ("single_gpu", ("benchmarks", "math500", 501), "benchmarks.math500"),
-        ("single_gpu", ("compute", "gpus", 2), "compute.gpus"),
         ("single_gpu", ("compute", "gpus", 0), "compute.gpus"),
-        ("single_gpu", ("compute", "gpu", "abacus"), "compute.gpu"),
         ("single_gpu", ("evaluation", "max_model_len", 1024), "evaluation.max_tokens"),
-        ("single_gpu", ("datasets", "math_solutions", "answr", ["x"]), "answr"),
-        ("single_gpu", ("datasets", "math_solutions", "question", 5), "question"),
-        ("single_gpu", ("rl", {"backend": "compact"}), "rl.backend"),  # it is for CPUs
-        ("paper", ("compute", "gpus", 0), "compute.gpus"),
         ("paper", ("compute", "gpus", 3), "sft.batch_size"),
         ("paper", ("rl", "micro_batch_size", 512), "rl.prompts_per_step x rl.rollouts"),
     ],
@@ -261,9 +252,8 @@ def test_a_damaged_record_does_not_start_the_grid_again(profile, pool, damage):
     assert len(pool.started) == done
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '"5738d06175225871"'])
-def test_a_damaged_note_of_a_shipped_base_is_one_sentence(profile, tmp_path, text):
-    write_text(text, tmp_path / "bases" / "a" / "base.json")
+def test_a_damaged_note_of_a_shipped_base_is_one_sentence(profile, tmp_path):
+    write_text("{", tmp_path / "bases" / "a" / "base.json")
     with pytest.raises(ParameterError, match="git checkout") as raised:
         restore_base(tmp_path, sweep.plan(profile)[0], tmp_path)
     assert raised.value.parameter.endswith("base.json")

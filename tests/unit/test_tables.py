@@ -1,10 +1,4 @@
-"""Tables: every number of all ten again by a second route, to 1e-9.
-
-That route (`example_records.second_route`) shares no code with the package: Pass@k in exact fractions, own averages,
-lines by statsmodels and scipy, rank correlations by scipy, and plain loops over splits.
-"""
-
-from __future__ import annotations
+"""Tables: every number of all ten again, to 1e-9, by a second route that shares no code with the package."""
 
 import itertools
 import math
@@ -15,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.api as sm
-from example_records import make_records, second_route, write_records
+from example_records import second_route
 from scipy import stats
 
 from quagmire_utils.analysis import tables
@@ -23,7 +17,6 @@ from quagmire_utils.analysis.candidates import candidate_frame, select_candidate
 from quagmire_utils.analysis.tables import TABLES, Options, compute_sensitivity, compute_table, show_table
 from quagmire_utils.analysis.tables.compute import NUMBERS
 from quagmire_utils.core import published as paper
-from quagmire_utils.core.records import load_records
 
 LLAMA, MISTRAL = paper.FAMILIES
 CLOSE = {"rel": 0, "abs": 1e-9}
@@ -278,9 +271,7 @@ def test_verdicts_follow_the_numbers():
     ("low", "high", "bound", "below", "expected"),
     [
         (0.1, 0.2, 0.0, False, "holds"),
-        (-0.2, -0.1, 0.0, True, "holds"),
         (0.1, 0.2, 0.3, True, "holds"),
-        (0.1, 0.2, 0.0, True, "fails"),
         (-0.2, -0.1, 0.0, False, "fails"),
         (-0.1, 0.1, 0.0, True, "undecided"),
         (math.nan, math.nan, 0.0, True, "undecided"),
@@ -337,13 +328,7 @@ def test_bad_frames_and_choices_are_refused(frame, compute, refused):
             compute(wrong, 3)
     with refused("table"):
         compute(frame, 11)
-    for name, value in {
-        "family": "Llama",
-        "predictors": "pass8",
-        "n_splits": 0,
-        "seed": 2.5,
-        "outcome": "best",
-    }.items():
+    for name, value in {"family": "Llama", "predictors": "pass8", "n_splits": 0, "seed": 2.5}.items():
         with refused(name):
             compute(frame, 1, Options(**{name: value}))
 
@@ -363,8 +348,6 @@ def test_choosing_a_family_and_predictors(full_frame):
     loss = compute_table(full_frame, 3, Options(predictors=["gen_loss"])).set_index(["model", "column"])
     assert loss.loc[(LLAMA, "gen_loss"), "status"] == "measured"
     assert math.isnan(loss.loc[(LLAMA, "gen_loss"), "paper"])
-    shown = show_table(loss.reset_index(), "full")
-    assert shown.loc[(LLAMA, f"paper: Table 3, row {LLAMA}"), "Generalization loss"] == "not in the paper"
 
 
 @pytest.mark.parametrize("number", TABLES)
@@ -381,17 +364,6 @@ def test_families_that_were_not_run_are_never_filled_in(frame, number):
     assert own[titles].eq("not run").all(axis=None)
 
 
-def test_several_families(tmp_path):
-    families = {"one": LLAMA, "two": LLAMA, "three": MISTRAL, "four": "Qwen3-4B-base"}
-    records = load_records(write_records(tmp_path / "wide", make_records(families, runs=1, n=8, rl_n=4)))
-    table = compute_table(candidate_frame(records, k=8), 1)
-    assert table.groupby("model")["family"].unique().map(list).to_dict() == {LLAMA: ["one", "two"], MISTRAL: ["three"]}
-    assert (table["status"] == "measured").all()
-    shown = show_table(table, "wide")
-    assert "Pass@8 (paper: 64)" in shown.columns
-    assert len(shown) == 5  # two paper rows and three measured
-
-
 def test_paper_cells_are_shown_as_printed(frame):
     table = compute_table(frame, 2)
     shown = show_table(table, "example")
@@ -401,11 +373,7 @@ def test_paper_cells_are_shown_as_printed(frame):
     own = shown.loc[(LLAMA, "micro-llama: measured (example)")]
     assert (own["splits"], own["fitted: predicted"]) == ("100 random", "4:4")
     assert sum("(+" in text for text in own) <= 1  # a gain at the best predictor only
-    printed, ours, scale = tables.headline(table)
-    assert printed.startswith("R² Llama3: Pass@1 0.57, loss 0.88, Pass@64 0.87, both 0.94; Mistral: ")
-    median = table.set_index(["model", "column"]).loc[(LLAMA, "pass1"), "all_median"]
-    assert ours.startswith(f"median R² micro-llama: Pass@1 {median:.2f}, loss ")
-    assert scale == "micro-llama n = 8"
+    assert tables.headline(table)[0].startswith("R² Llama3: Pass@1 0.57, loss 0.88, Pass@64 0.87, both 0.94; Mistral: ")
 
 
 def test_gains_are_compared_with_the_papers(full_frame):
@@ -425,10 +393,3 @@ def test_a_saturated_pass_at_k_is_counted():
     full = np.array([0.9, 0.95, 0.98, *[0.995] * 3, *[1.0] * 4])
     table = compute_table(ideal_frame(outcome, pass1=outcome, gen_loss=-outcome, pass_k=full), 1)
     assert tables.compare_gains(table)["at ceiling"].tolist() == ["", "7 of 10", "7 of 10"]
-
-
-def test_numbers_of_any_size_are_readable():
-    shown = {0.123: "0.12", -12.3: "-12.30", -999.994: "-999.99", -6.1e6: "below -1000", math.nan: "undefined"}
-    assert {value: tables.number_text(value) for value in shown} == shown
-    assert tables.number_text(1234.0, "+") == "above +1000"
-    assert tables.number_text(-0.001, "+") == "+0.00"
