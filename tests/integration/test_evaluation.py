@@ -13,7 +13,6 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import BENCHMARKS, Problem, load_benchmark
 from quagmire_utils.engines import EngineConfig, SamplingParams, load_engine
 from quagmire_utils.evaluation.evaluate import compare_outputs, evaluate
-from quagmire_utils.evaluation.measured import describe_evaluation, evaluation_table
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.training import microlab
@@ -129,14 +128,3 @@ def test_outputs_that_cannot_be_compared_are_one_sentence(tmp_path, capsys, othe
         compare_outputs(first, second)
     assert cli.main(["compare", str(first), str(second)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
-
-
-def test_an_evaluation_is_described_with_its_interval_and_what_to_mind():
-    columns = {"benchmark": "b", "problem": range(20), "n": 4, "wrong": 1, "no_answer": 0, "error": 0}
-    counts = pd.DataFrame(columns).assign(correct=[2, 3] * 10, timeout=[1, 0] * 10, truncated=2, mean_tokens=5.0)
-    text = describe_evaluation(evaluation_table(counts, [1]))
-    assert text.startswith("b: Pass@1 62.5 % [")
-    assert "from 80 answers to 20 problems" in text
-    assert "50.0 % reached the token limit and 12.5 % could not be judged" in text
-    nothing = counts.assign(correct=0, wrong=0, timeout=4)
-    assert "100.0 % could not be judged" in describe_evaluation(evaluation_table(nothing, [1]))

@@ -181,28 +181,6 @@ def test_slips_happen_as_often_as_asked_and_are_carried_on():
     assert abs(wrong / digits - 0.18) < 5 * (0.18 * 0.82 / digits) ** 0.5
 
 
-def test_misconceptions_are_always_the_same_wrong_digit():
-    seen: dict[tuple[str, str, str], list[str]] = {}
-    for trace in written(1500, misconceptions={"*": (0.4, 0.8), "-": (1.0, 1.0)}):
-        for lanes in lanes_of(trace.response):
-            for a, operator, b, result in lanes:
-                seen.setdefault((a, operator, b), []).append(result)
-    rates = []
-    for (a, operator, b), results in seen.items():
-        fact = solve(f"{a}00{operator}{b}00")[0]
-        wrong = [result for result in results if result != fact]
-        assert len(set(wrong)) <= 1
-        if operator == "+":
-            assert not wrong
-        elif operator == "-":
-            assert len(wrong) == len(results)
-        else:
-            rates.append(len(wrong) / len(results))
-    assert len(rates) == 100
-    assert abs(np.mean(rates) - 0.6) < 0.05
-    assert np.std(rates) > 0.1  # facts differ in how well they are known
-
-
 def test_the_instruction_is_one_token(tokenizer):
     assert len(tokenizer(INSTRUCTION).input_ids) == 1
     assert len(tokenizer("\\boxed{524}").input_ids) == 5

@@ -248,15 +248,6 @@ def test_run_sweep_from_nothing_and_again(run, tmp_path):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_folders_do_not_depend_on_the_working_directory(tmp_path, monkeypatch, refused):
-    monkeypatch.chdir(tmp_path)
-    assert notebook.results_folder("smoke") == ROOT / "results" / "smoke"
-    assert notebook.repo_path("notebooks") == str(ROOT / "notebooks")
-    assert notebook.repo_path("owner/model") == "owner/model"
-    with refused("profile"):
-        notebook.results_folder("nothing")
-
-
 def test_benchmark_lists(refused):
     pattern = f"{BENCHMARKS}/lanes[34].jsonl"
     assert {name: len(p) for name, p in inputs.load_benchmarks(pattern, limit=2).items()} == {"lanes3": 2, "lanes4": 2}

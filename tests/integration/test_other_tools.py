@@ -176,16 +176,6 @@ def test_golds_are_found_by_the_last_question_of_a_prompt_and_without_prompts_by
         assert store.read(["problem", "verdict"]).to_numpy().tolist() == [["1", "correct"]]
 
 
-def test_tasks_of_one_run_may_differ_in_sampling_parameters(tmp_path):
-    for task, limit in (("x", 4), ("y", 8)):
-        asked = {"temperature": 1.0, "do_sample": True, "max_gen_toks": limit}
-        jsonl(tmp_path / f"samples_{task}_1.jsonl", {**LM_EVAL, "arguments": [["2+3", asked]]})
-    store, _ = import_logs(tmp_path, tmp_path / "imported")
-    assert store.origin["max_tokens"] == {"samples_x_1.jsonl": 4, "samples_y_1.jsonl": 8}
-    assert store.origin["temperature"] == 1.0
-    assert store.counts()["benchmark"].tolist() == ["x", "y"]
-
-
 @pytest.mark.parametrize(
     ("name", "rows", "parameter", "words"),
     [
@@ -227,13 +217,6 @@ def test_logs_of_two_models_steps_or_tools_are_not_mixed_and_copies_refused(tmp_
     refuse("models", "source", "differ in model (a, b)")
     jsonl(tmp_path / "models/b/results_1.json", {"model_name": "a"})
     refuse("models", "source", "a copy of")
-
-
-def test_names_that_no_file_system_or_table_holds_are_changed(tmp_path):
-    """A lone surrogate, and 450 bytes of a name; a gold of 100,000 digits is read at once."""
-    row = {**MINE, "id": "\ud800", "benchmark": "長" * 150, "answer": "9" * 10**5}
-    store, _ = import_logs(jsonl(tmp_path / "mine.jsonl", row), tmp_path / "imported")
-    assert store.counts()[["benchmark", "problem"]].to_numpy().tolist() == [["長" * 33, "?"]]
 
 
 def test_hostile_answers_pass_through_import_page_and_export(tmp_path):

@@ -10,18 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from browsing import Elements, look_at
-from example_records import make_records, write_records
 from typer.testing import CliRunner
 
-from quagmire_utils.analysis import claims, tables
-from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.cli import app
 from quagmire_utils.core.paths import ROOT
-from quagmire_utils.core.records import load_records
 from quagmire_utils.report import clean
 from quagmire_utils.report.card import update_readme
 from quagmire_utils.report.page import NAME, WINDOW, build, write_report
-from quagmire_utils.report.study import PLACES, Headline, Ledger
+from quagmire_utils.report.study import PLACES, Headline
 
 HOSTILE = (
     "<script>window.hacked = 1; document.title = 'hacked'</script>",
@@ -217,44 +213,6 @@ def test_in_a_real_browser(example, tmp_path, name, width, scheme):
     assert found["tables"] == len(found["boxes"])
     if width == 390:  # tables are stacked
         assert [box for box in found["boxes"] if box[0] > box[1]] == []
-
-
-FILTER = """
-const rows = [...page.querySelectorAll('.ledger details')];
-const visible = () => rows.filter(row => row.getClientRects().length).length;
-const press = id => { page.getElementById(id).click(); return visible(); };
-const cut = [...page.querySelectorAll('.ledger .cell')].filter(e => e.scrollWidth > e.clientWidth + 1).length;
-return {
-  all: visible(), holds: press('show-holds'), serious: press('show-serious'),
-  cut: cut ? ['cells'] : [],
-};
-"""
-
-
-@pytest.mark.requires_chromium
-def test_the_ledger_and_the_tables_fit_a_desktop_window(tmp_path):
-    """No column of theirs is beyond the edge of its box at the width of the README's picture."""
-    records = load_records(write_records(tmp_path / "records", make_records(full=True)))
-    frame = candidate_frame(records)
-    results = claims.all_results(frame, records)
-    matrix = Ledger(claims.matrix({"micro models": results, "small real model": [], "published": []}))
-    folder = tmp_path / "example"
-    write_notebook(folder, "claims", shown("ledger", matrix._repr_mimebundle_()), title="The ledger of claims")
-    for number in (1, 2, 3, 5, 10):
-        text = tables.show_table(tables.compute_table(frame, number), "mini")._repr_html_()
-        name = f"table{number:02d}_x"
-        write_notebook(folder, name, shown("report", {"text/html": text}), title=f"Table {number}: a table")
-    page = build(folder)
-    found = look_at(page, tmp_path, MEASURE)["value"]
-    assert len(found["boxes"]) == 5
-    assert [box for box in found["boxes"] if box[0] > box[1]] == []
-    for width in (1280, 390):
-        seen = look_at(page, tmp_path, FILTER, width=width)["value"]
-        holds = {result.claim.claim for result in results if result.verdict == "holds"}
-        assert seen["all"] == page.count('<summary class="line">')
-        assert len(holds) <= seen["holds"] < seen["all"]
-        assert 0 < seen["serious"] < seen["holds"]
-        assert seen["cut"] == []
 
 
 ACT = """

@@ -115,16 +115,6 @@ def test_the_last_bit_of_one_number_is_found(records, table, column):
     assert judged(records, f"{NAME}/rl0", {table: frame, **elsewhere(records)}).verdict == "within noise"
 
 
-def test_rows_that_the_records_lack_are_no_noise_anywhere(records):
-    for table, lost in (("counts", "checkpoint == 2"), ("generalization_loss", "validation_set == 'own'")):
-        frame = getattr(records, table)
-        rest = frame.drop(frame.query(lost).index)
-        assert judged(records, NAME, {table: rest, **elsewhere(records)}).verdict == "differs"
-        none = frame[~frame["cell"].str.startswith(NAME)]
-        with pytest.raises(ParameterError, match=rf"{table}\.parquet in .* has no rows of a/random-16x2"):
-            judged(records, NAME, {table: none})
-
-
 def test_elsewhere_a_difference_beyond_three_standard_errors_is_no_noise(records):
     """The allowance is recomputed here from its definition, and a shift on either side of it gets its verdict."""
     spread = run_spread(records)

@@ -325,13 +325,3 @@ def test_each_problem_comes_once_an_epoch_whatever_the_step_size():
     assert all(sorted(epoch) == list(range(32)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 5
     assert compact.draw_problems(3, settings, 0) != compact.draw_problems(3, settings.replace(seed=6), 0)
-
-
-def test_compact_learns_what_is_rewarded(base, tmp_path):
-    def starts_with_a_letter(responses, problems):
-        return [Grade(Verdict.CORRECT if r[:1].isalpha() else Verdict.WRONG, "") for r in responses]
-
-    settings = COMPACT.replace(steps=40, checkpoints=1, rollouts=16, max_tokens=2, learning_rate=1e-2)
-    curve = train_rl(base, PROBLEMS, tmp_path / "run", settings, grader=starts_with_a_letter)
-    assert curve["reward"][:3].mean() < 0.5
-    assert curve["reward"][-3:].mean() > 0.9

@@ -148,20 +148,3 @@ def test_a_hostile_model_stays_text_and_nothing_leaves_the_machine(tmp_path, chr
         assert page.locator(".bk-panel-models-markup-HTML pre").count() == 3  # so the loop looks in the right place
         assert {name.split("/")[2] for name in requests if name.startswith("http")} == {address.split("/")[2]}
         assert errors == []
-
-
-@pytest.mark.slow
-@pytest.mark.requires_chromium
-def test_a_run_that_is_going_on_is_followed(tmp_path, chrome):
-    folder = begin(tmp_path / "run", 3)
-    draw(folder, 0, half_right)
-    with served(folder) as address:
-        page, _, errors = opened(chrome, address, viewport={"width": 390, "height": 800})
-        page.get_by_text("4 of 12 answers, 4 with a verdict").wait_for(timeout=60_000)
-        page.get_by_text("Pass@1 50.0 %").wait_for()
-        draw(folder, 1, right)
-        page.get_by_text("8 of 12 answers, 8 with a verdict").wait_for(timeout=60_000)
-        page.get_by_text("Pass@1 75.0 %").wait_for()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert errors == []
-    assert not list(folder.glob("verdicts-*"))

@@ -12,11 +12,8 @@ from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import CHECKPOINT
 from quagmire_utils.evaluation.measured import (
-    describe_forecast,
     evaluation_table,
-    forecast_table,
     show_evaluation,
-    show_forecast,
 )
 from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 
@@ -71,18 +68,6 @@ def test_evaluation_table(counts):
     assert table.loc["easy", "answers"] == 12 * 64
     text = show_evaluation(table.reset_index())
     assert text.loc["easy", "Pass@1 %"].startswith(f"{100 * table.loc['easy', 'pass@1']:.1f} ± ")
-
-
-def test_a_forecast_says_that_it_is_none_of_the_measurements(counts):
-    table = forecast_table(counts, 200)
-    assert table["k"].unique().tolist() == [64, 128, 200]
-    value = 100 * table["value"].iloc[-1]
-    shown = show_forecast(table)
-    assert shown.columns.tolist() == ["from answers a problem", "Pass@200 %, forecast"]
-    assert shown.iloc[-1, 1].startswith(f"about {value:.1f} [")
-    said = f"Forecast, not measured: Pass@200 of these problems about {value:.1f} % ["
-    assert describe_forecast(table).startswith(said)
-    assert show_forecast(table[table["benchmark"] != "easy"]).index.tolist() == [*list(BENCHMARKS)[1:], "macro average"]
 
 
 def test_undecided_answers_bound_the_score_and_votes_stand_beside_it():

@@ -172,14 +172,6 @@ def test_the_value_is_the_mean_difference_of_pairs_at_equal_tokens():
     assert "random-32x4" not in claim.estimate.statistic
 
 
-def test_candidates_with_another_number_of_runs_are_no_partners():
-    frame = world(flat, effect("epochs +0.1"))
-    frame.loc[frame["candidate"] == "random-128x4", "n_runs"] = 2
-    claim = claim_of("half_twice_ends_higher", frame)
-    assert "random-128x4" not in claim.estimate.statistic
-    assert "random-32x16 minus random-512x1" in claim.estimate.statistic  # the next best of equal tokens
-
-
 def sample(seed: int, n: int = 60, **weights: float) -> pd.DataFrame:
     """n candidates: each named column is its weight times the outcome's spread plus independent noise."""
     rng = np.random.default_rng(seed)
@@ -458,19 +450,6 @@ def test_the_claims_of_a_place_are_those_of_the_family_and_scenario_that_were_ch
     only = claims.about(frame, "Fig. 2", family=["Mistral-NeMo-12B-Instruct"], records=records)
     assert {claim.model for claim in only} == {MISTRAL}
     assert claims.headline(only, "strong_base_gains_nothing_2")[0] == only[0].claim.claim  # Qwen's is left out
-
-
-def test_the_headline_of_a_place_is_its_first_claim(records, refused):
-    frame = candidate_frame(records, k=16)
-    (first,) = claims.about(frame, "Fig. 3", records=records)
-    value, bound = first.amount(first.estimate.value), first.amount(first.claim.bound)
-    ours = f"{first.verdict}: {value} [{first.interval}], bound {bound}"
-    assert claims.headline([first]) == (f"{first.claim.claim} (0.43)", ours, f"{first.family}, n = {first.size}")
-    assert claims.headline([]) == ("-", "-", "")
-    several = claims.about(frame, "Fig. 5", records=records)
-    assert f"; all {len(several)} tests here: " in claims.headline(several)[1]
-    with refused("name"):
-        claims.headline(several, "another")
 
 
 def test_the_matrix_holds_every_result_once_in_the_papers_order(results):

@@ -137,14 +137,6 @@ def test_the_interval_of_the_ratio_covers_what_it_should():
     assert 0.84 <= np.mean([one["ratio_low"] <= truth <= one["ratio_high"] for one in found]) <= 0.98
 
 
-def test_the_ratio_of_run_noise_alone_is_small_and_of_equal_runs_infinite():
-    noise = design.spread(*simulated(np.random.default_rng(1), 400, 4, 0.0), n_resamples=1000, seed=0)
-    assert noise["ratio"] == pytest.approx(0.5, abs=0.05)  # the mean of four runs
-    assert noise["ratio_high"] < 0.6
-    equal = design.spread(np.array([0.1, 0.2, 0.4, 0.5]), np.zeros(4), np.ones(4), 100, 0)
-    assert (equal["ratio"], equal["ratio_high"]) == (math.inf, math.inf)
-
-
 def test_records_that_are_partial(first_world, tmp_path):
     """The base and one candidate of each family, one RL run of each."""
     names = first_world.candidates.groupby("family").head(2)[CANDIDATE]

@@ -13,7 +13,6 @@ from quagmire_utils.analysis.fits import predict, spearman
 from quagmire_utils.analysis.forecasting import (
     check_forecasts,
     choose_runs,
-    compare_predictors,
     forecast_rl,
     known_runs,
 )
@@ -162,15 +161,6 @@ def test_advised_runs_find_better_candidates_than_random_ones():
     assert np.mean(advised) < 0.5 * np.mean(random_runs)
 
 
-def test_when_every_candidate_was_run():
-    table = linear_world(6, 4)
-    everyone = forecast_rl(table)
-    assert (everyone.next_run, everyone.next) == (None, "Every candidate was run.")
-    compared = compare_predictors(table.assign(pass_k=1.0)).set_index("predictors")
-    assert compared.loc["Pass@1", "r2"] == pytest.approx(forecast_rl(table, predictors=["pass1"]).r2)
-    assert compared["runs"].to_dict() == {"Pass@1": 6, "loss": 6, "Pass@k": 0, "loss and Pass@k": 0}
-
-
 def warned(found, text):
     return sum(text in warning for warning in found.warnings)
 
@@ -219,17 +209,6 @@ def test_extrapolation_widens_an_interval_by_what_the_line_adds():
     row = task.frame(task.known, fit).iloc[7]
     inside = stats.t.ppf(0.975, 3) * math.sqrt(fit.noise * (1 + (fit.weights[7] ** 2).sum()))
     assert row["high"] - row["predicted"] == pytest.approx(math.hypot(inside, stats.norm.ppf(0.975) * fit.beyond[7]))
-
-
-def test_named_runs_without_a_predictor_are_left_out(refused):
-    table = linear_world(8, 1)
-    table.loc[1, "gen_loss"] = math.nan
-    runs = known_runs(hidden(table, ["c0", "c1", "c2", "c3", "c4"]), 5)
-    found = forecast_rl(hidden(table, runs), runs)
-    assert found.table.loc[found.table["calibrated"], "candidate"].sort_values().tolist() == ["c0", "c2", "c3", "c4"]
-    assert found.warnings[0] == "Left out, without gen_loss or pass_k: c1."
-    with refused("outcome"):
-        forecast_rl(hidden(table, ["c0", "c1", "c2"]))
 
 
 def test_forecasts_on_the_shipped_records(first_world):

@@ -122,21 +122,6 @@ def test_a_store_is_regraded_and_audited_from_the_shell(mine, capsys):
     assert pd.read_csv(output)["kind"].tolist() == ["only the second grader says correct"]
 
 
-def test_the_shell_refuses_in_a_sentence(mine, tmp_path, capsys):
-    store, path = mine
-    other = tmp_path / "other"
-    other.mkdir()
-    golds = ["--benchmark", str(path)]
-    for arguments, said in (
-        (["audit", str(store.path)], "--benchmark"),
-        (["regrade", str(other), *golds], "no stored answers"),
-        (["audit", str(store.path), *golds, "--output", str(path / "x.csv")], "--output"),
-    ):
-        assert cli.main(["grade", *arguments]) == 2
-        assert said in capsys.readouterr().err
-    assert list(other.iterdir()) == []
-
-
 FORMULAS = ["=1", "+1", "-1", "@A1", "\n=1", " =1", "\u3000\xa0 +1", "\uff1d1", "\xa0\uff20A1", "\ufeff\u200b=1"]
 FORMULAS += ["\t1", "\r1", "\r=1"]
 

@@ -183,14 +183,6 @@ def test_the_majority_of_every_draw(correct, wrong, abstained):
     assert np.isnan(maj_at_k(correct, wrong, abstained, n + 1))
 
 
-def test_one_vote_is_pass_at_1_and_a_majority_wins_in_the_end():
-    for correct, wrong, abstained in ((5, [3, 1], 2), (500, [300, 199], 1), (0, [4], 0)):
-        n = correct + sum(wrong) + abstained
-        one, every = maj_at_k(correct, wrong, abstained, [1, n])
-        assert one == pytest.approx(correct / n, rel=1e-12)
-        assert every == pytest.approx(float(correct > max(wrong)))
-
-
 def test_a_majority_of_more_than_a_thousand_answers_is_exact():
     """One rival: the votes for the right answer are hypergeometric, and a tie counts one half."""
     for correct, wrong, k in ((600, 424, 64), (600, 424, 63), (1500, 1548, 999), (20_000, 19_000, 2)):

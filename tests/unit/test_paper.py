@@ -7,7 +7,6 @@ import re
 import pytest
 
 from quagmire_utils.core import published as paper
-from quagmire_utils.core.errors import ParameterError
 
 
 def printed_cell(table: int | str, row: str, column: str):
@@ -80,10 +79,3 @@ def test_a_table_by_name(refused):
     for table in (0, 11, "figure3"):
         with refused("table"):
             paper.published(table)
-
-
-def test_missing_files_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(paper, "FOLDER", tmp_path)
-    paper._read.cache_clear()
-    with pytest.raises(ParameterError, match=r"tables\.csv is missing"):
-        paper.published(1)

@@ -22,7 +22,7 @@ from quagmire_utils.evaluation.measured import forecast_table
 from quagmire_utils.evaluation.pass_at_k import bootstrap_intervals
 from quagmire_utils.report import plots
 from quagmire_utils.report.plots import curves, look, stages
-from quagmire_utils.report.plots.series import OUTCOMES, series
+from quagmire_utils.report.plots.series import OUTCOMES
 
 LLAMA, MISTRAL, QWEN = "Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct", "Qwen3-4B-base"
 
@@ -108,16 +108,6 @@ def test_fig05_panels(llama, outcome):
     assert {tuple(p) for p in offsets(axes[2])} == set(zip(candidates["gen_loss"], gain, strict=True))
     assert axes[2].get_title(loc="left") == "r = -0.50, rank correlation -0.25, n = 8"
     assert len(fig.legends) == 1
-
-
-def test_learning_rates_are_never_one_line(make_panel):
-    mine = make_panel(LLAMA).candidates
-    everything = series(mine, "n_examples")
-    assert sum(len(one.rows) for one in everything) == len(mine) == 16
-    for one in everything:
-        assert len(set(one.rows["learning_rate"])) == len(set(one.rows["n_examples"])) == 1
-        assert one.rate == (None if one.rows["learning_rate"].iloc[0] == 1e-4 else 5e-4)
-    assert sum(one.rate is not None for one in everything) == 4
 
 
 def test_intervals(make_panel):
@@ -312,22 +302,6 @@ def test_pass_at_k_panels_with_their_bands_votes_and_forecast(counts):
         assert max(lines["Pass@k"].get_xdata()) == min(beyond["k"])
     alone = table[table["benchmark"].isin(["easy", "macro average"])]
     assert len(plots.pass_at_k_grid(alone).axes) == 1
-
-
-def test_length_histogram_counts_every_answer():
-    verdicts = ["correct"] * 30 + ["wrong"] * 15 + ["timeout"] * 5
-    samples = pd.DataFrame({"tokens": [*range(1, 46), 64, 64, 64, 64, 64], "verdict": verdicts})
-    _, ax = plots.new_figure()
-    curves.plot_lengths(samples, 64, ax)
-    tops, colours = {}, {}
-    for bar in ax.patches:
-        tops[bar.get_x()] = max(tops.get(bar.get_x(), 0), bar.get_y() + bar.get_height())
-        colour = (to_rgb(bar.get_facecolor()), bar.get_hatch() or "")
-        colours[colour] = colours.get(colour, 0) + bar.get_height()
-    assert sum(tops.values()) == 50
-    assert tops[max(tops)] == 5  # those at the limit are in the last bin
-    looks = [(to_rgb(look.VERDICT_STYLE[name][0]), look.VERDICT_STYLE[name][1]) for name in dict.fromkeys(verdicts)]
-    assert [colours[one] for one in looks] == [30, 15, 5]
 
 
 def test_verdict_bars_add_up(counts):

@@ -116,16 +116,6 @@ def test_regret_is_the_best_outcome_minus_that_of_the_choice(predicted, outcome,
     np.testing.assert_allclose(regret(predicted, outcome), lost)
 
 
-def test_regret_takes_no_missing_values(refused):
-    for predicted, outcome, parameter in (
-        ([1, np.nan], [1, 2], "predicted"),
-        ([1, 2], [1, np.nan], "outcome"),
-        ([], [], "predicted"),
-    ):
-        with refused(parameter):
-            regret(predicted, outcome)
-
-
 def test_each_set_is_judged_on_the_candidates_that_have_the_predictor(first_world, tmp_path, monkeypatch):
     """The overview's rungs of evidence: rank correlations and gains of predictors by set of candidates."""
     monkeypatch.setenv("QUAGMIRE_OUTPUT", str(tmp_path))

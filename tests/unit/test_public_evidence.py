@@ -1,7 +1,6 @@
 """Published numbers: every row is whole; groups, statistics and notebooks agree with a second computation."""
 
 import csv
-import math
 import re
 from collections import Counter, defaultdict
 
@@ -73,23 +72,6 @@ def test_groups_share_rl_benchmark_and_stage(groups):
         kind = "different models" if several else "base checkpoints" if "base" in name else "SFT checkpoints"
         assert set(part["kind"]) == {kind}
         assert part["outcome"].tolist() == pytest.approx([float(row["pass1_post"]) / 100 for row in rows])
-
-
-def test_a_pooled_answer_is_the_mean_over_groups_and_draws_groups():
-    one, two = np.array([1.0, 1.0, np.nan, 1.0] * 500), np.array([3.0, 5.0, 5.0, 5.0] * 500)
-    found = public_evidence.pooled([one, two])
-    assert found[0] == 2.0
-    assert set(np.unique(found[1:][~np.isnan(found[1:])])) <= {1.0, 2.0, 3.0, 5.0}
-    assert np.mean(found[1::4] == 3.0) == pytest.approx(0.5, abs=0.1)  # both groups once
-    assert np.mean(np.isnan(found[2::4])) == pytest.approx(0.25, abs=0.1)  # the undefined group twice
-
-
-def test_tries_worth():
-    ks, curve = [1, 2, 4, 8], [0.1, 0.2, 0.4, 0.5]
-    assert public_evidence.tries_worth(ks, curve, 0.2) == pytest.approx(2)
-    assert public_evidence.tries_worth(ks, curve, 0.3) == pytest.approx(2 * math.sqrt(2))
-    assert public_evidence.tries_worth(ks, curve, 0.05) == 0
-    assert math.isinf(public_evidence.tries_worth(ks, curve, 0.6))
 
 
 def numbers(rows: list[dict[str, str]], *columns: str) -> list[np.ndarray]:

@@ -182,30 +182,6 @@ def test_chances_of_a_million_draws_of_the_model():
     assert drawn.mean(axis=0) == pytest.approx(estimates.mean() + near.mean(axis=0) - near.mean(), abs=0.06)
 
 
-@pytest.mark.parametrize(
-    ("chances", "losses", "limit", "said"),
-    [
-        # answers carry no noise at all
-        ([[0.0, 1.0] * 20, [1.0, 0.0] * 10 + [1.0, 1.0] * 10], None, "problems", "times as many"),
-        ([[1.0] * 40, [1.0] * 40], None, "ties", "cannot settle it"),
-        ([[0.5] * 39 + [0.9], [0.5] * 39 + [0.1]], (1.0, 1.001, 0.1), "traces", "more held-out traces"),
-    ],
-)
-def test_what_limits_is_said(chances, losses, limit, said):
-    measured = world(np.array(chances), 16, 4)
-    if losses is not None:  # c1 has the lower score and by a hair the higher loss, and would win by Pass@4 otherwise
-        table = measured.table.assign(gen_loss=losses[:2], gen_loss_se=losses[2], pass1=[0.9, 0.1], pass_k=[0.5, 0.9])
-        measured = replace(measured, table=table)
-    found = rank_with_noise(measured)
-    assert (found.samples_needed, found.limit) == (None, limit)
-    assert said in found.advice
-    if limit == "problems":
-        assert found.problems_factor > 1
-    if limit == "ties":
-        assert found.table["chance"].tolist() == [0.5, 0.5]
-        assert any("harder problems" in note for note in found.notes)
-
-
 def test_a_settled_choice_and_one_without_noise(refused):
     sure = rank_with_noise(world(np.array([[0.05] * 80, [0.6] * 80]), 32, 8))
     assert (sure.leader, sure.samples_needed, sure.limit) == ("c1", 32, "")

@@ -114,13 +114,6 @@ def test_verdicts_add_up_to_the_answers(complete):
         load_records(complete)
 
 
-@pytest.mark.parametrize("table", ["candidates", "generalization_loss", "counts"])
-def test_a_frame_is_not_made_of_repeated_rows(records, table, refused):
-    frame = getattr(records, table)
-    with refused(table):
-        candidate_frame(replace(records, **{table: pd.concat([frame, frame.iloc[[3]]])}), k=16)
-
-
 def test_a_frame_needs_k_answers_to_the_same_problems_and_has_known_families(records, refused):
     with refused("k"):
         candidate_frame(records, k=65)

@@ -17,7 +17,6 @@ from quagmire_utils.data import Trace
 from quagmire_utils.sweep import runner
 from quagmire_utils.sweep.cells import restore_base
 from quagmire_utils.sweep.datasets import boxed, without_problems
-from quagmire_utils.sweep.grid import check
 from quagmire_utils.sweep.pools import CellLostError
 from quagmire_utils.sweep.runner import slurm_script
 
@@ -136,17 +135,6 @@ def test_impossible_profiles_of_pretrained_models_are_refused(tmp_path, profile,
     place[last] = value
     with pytest.raises(ParameterError, match=re.escape(parameter)):
         sweep.dry_run(Profile.load(values), tmp_path / "results")
-
-
-def test_more_problems_than_a_file_has_are_refused(tmp_path):
-    file = tmp_path / "own.jsonl"
-    file.write_text("".join(f'{{"id": "{i}", "question": "1+{i}?", "answer": "{1 + i}"}}\n' for i in range(3)))
-    values = yaml.safe_load((PROFILES / "single_gpu.yaml").read_text())
-    three, four = (Profile.load(values | {"benchmarks": {str(file): count}}) for count in (3, 4))
-    check(three, here=False)
-    assert [p.answer for p in sweep.benchmark_problems(three)[str(file)]] == ["1", "2", "3"]
-    with pytest.raises(ParameterError, match="at most the 3 problems that it has"):
-        check(four, here=False)
 
 
 def test_a_cell_needs_its_starting_point(tmp_path, refused):

@@ -386,10 +386,3 @@ def test_gains_are_compared_with_the_papers(full_frame):
     assert (shown["paper inside"] == "yes").tolist() == inside.tolist()
     assert shown["paper's gain"].iloc[-1] == "+0.12"  # Mistral: 0.90 from both, 0.78 from Pass@1
     assert tables.compare_gains(table.assign(status="not run")).index.tolist() == ["not run"]
-
-
-def test_a_saturated_pass_at_k_is_counted():
-    outcome = np.linspace(0.2, 0.8, 10)
-    full = np.array([0.9, 0.95, 0.98, *[0.995] * 3, *[1.0] * 4])
-    table = compute_table(ideal_frame(outcome, pass1=outcome, gen_loss=-outcome, pass_k=full), 1)
-    assert tables.compare_gains(table)["at ceiling"].tolist() == ["", "7 of 10", "7 of 10"]
