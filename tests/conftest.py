@@ -20,7 +20,6 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 
 def data_folder() -> Path | None:
-    """Return the folder with benchmarks, responses and training sets that QUAGMIRE_DATA_DIR names."""
     folder = Path(os.environ.get("QUAGMIRE_DATA_DIR") or "/nowhere")
     return folder if (folder / "benchmarks").is_dir() else None
 
@@ -72,7 +71,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """Return the folder with benchmarks, responses and training sets; skip where there is none."""
     folder = data_folder()
     if folder is None:
         pytest.skip(REQUIREMENTS["requires_data"][1])
@@ -81,7 +79,6 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def mini() -> Any:
-    """Return the records of the miniature study."""
     from quagmire_utils.core.records import load_records
 
     return load_records(Path(__file__).resolve().parents[1] / "results" / "mini")
@@ -143,7 +140,6 @@ def labelled(data_dir: Path) -> Callable[[str], tuple[list[str], list[str], list
 
 @pytest.fixture(scope="session")
 def grader() -> Iterator[Any]:
-    """Return a Grader with two workers."""
     from quagmire_utils.grading import Grader
 
     with Grader(2) as grader:
@@ -186,7 +182,6 @@ def unbroken(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def profile():
-    """The settings of mini."""
     from quagmire_utils.core.settings import load_profile
 
     return load_profile("mini")

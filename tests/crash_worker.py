@@ -32,13 +32,11 @@ def grade(responses, problems, answer="any"):
 
 
 def draw(engine, folder):
-    """Sample; what is there already is left alone."""
     arguments = {"benchmark": "b", "chunk_samples": CHUNK, "progress": False}
     return sample(engine, PROBLEMS, SAMPLES, PARAMS, folder, **arguments)
 
 
 def live(engine, folder):
-    """Sample, then grade."""
     store = draw(engine, folder)
     grade_store(store, {"b": PROBLEMS}, grade, progress=False)
 
@@ -71,7 +69,6 @@ class Wrapped:
 
 
 def load(model):
-    """The engine, on one core."""
     import torch
 
     from quagmire_utils.engines import load_engine
@@ -101,7 +98,6 @@ def fill_disk(model, folder, out):
 
 
 def main():
-    """Run a life for each line of the input."""
     import math_verify  # noqa: F401  so that no child has to
 
     engine = load(sys.argv[1])

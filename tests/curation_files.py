@@ -17,7 +17,6 @@ from quagmire_utils.data.rows import Dropped, Record
 
 
 def write(path: Path, rows: list[dict], row_group_size: int = 17) -> Path:
-    """Write the rows in the format that the file's name asks for."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(rows) if "list" in path.name else "".join(json.dumps(row) + "\n" for row in rows)
     if path.suffix == ".parquet":
@@ -52,7 +51,6 @@ def pool_rows(n: int, seed: int = 0) -> list[dict]:
 
 
 def ace(question: str | None, answer: Any, **other: Any) -> dict[str, Any]:
-    """Make a row in AceReason's columns."""
     return {"category": "math", "source": "s", "input": question, "output": answer, **other}
 
 

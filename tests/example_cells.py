@@ -37,7 +37,6 @@ FAMILY = yaml.safe_load(TINY)["families"][0]
 
 
 def tiny_profile(**changes: object) -> Profile:
-    """Return the profile, with changed sections such as rl={"runs": 2}."""
     values = yaml.safe_load(TINY)
     for name, value in changes.items():
         values[name] = {**values[name], **value} if isinstance(values.get(name), dict) else value
@@ -45,17 +44,14 @@ def tiny_profile(**changes: object) -> Profile:
 
 
 def in_family(name: str, value: object) -> dict[str, object]:
-    """Return an override of one parameter of the only family."""
     return {"families": [FAMILY | {name: value}]}
 
 
 def command(profile: Path, folder: Path, *options: object) -> list[str]:
-    """Return the command line of a sweep."""
     return [sys.executable, "-m", "quagmire_utils", "sweep", str(profile), "--results", str(folder), *map(str, options)]
 
 
 def run_sweep(profile: Path, folder: Path, *options: object) -> subprocess.CompletedProcess:
-    """Run a sweep, or another mode of its command, in a process of its own."""
     return subprocess.run(command(profile, folder, *options), capture_output=True, text=True, check=False)
 
 

@@ -25,7 +25,6 @@ def peaked(architecture="qwen3", **changes):
 
 
 def save_peaked(path, architecture="qwen3", **changes):
-    """`peaked()` as a checkpoint folder."""
     model, tokenizer = peaked(architecture, **changes)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)

@@ -25,8 +25,6 @@ LIMITS = {"low": 20_000, "medium": 70_000}  # SFT tokens below which a budget is
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row of the grid."""
-
     selection: str
     n_examples: int
     epochs: int
@@ -36,7 +34,6 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """As the sweep calls it."""
         if self.selection == "none":
             return "base"
         name = f"{self.selection}-{self.n_examples}x{self.epochs}"
@@ -45,12 +42,10 @@ class Candidate:
 
     @property
     def sft_tokens(self) -> float:
-        """Response tokens seen during SFT."""
         return float(TOKENS[self.selection] * self.n_examples * self.epochs)
 
     @property
     def budget(self) -> str | None:
-        """By SFT tokens."""
         if self.selection == "none":
             return None
         return next((name for name, limit in LIMITS.items() if self.sft_tokens < limit), "high")
@@ -175,7 +170,6 @@ def _cell(names: dict, kind: str, run: int | None) -> dict:
 
 
 def write_records(folder: Path, frames: dict[str, pd.DataFrame]) -> Path:
-    """Write the frames and a manifest as a sweep does."""
     for name, frame in frames.items():
         write_parquet(frame, folder / f"{name}.parquet")
     facts = {"cells": len(frames["cells"]), "cells_finished": len(frames["cells"]), "cell_hours": 0.1}

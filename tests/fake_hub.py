@@ -15,8 +15,6 @@ COMMIT = "c0ffee" * 6 + "c0ff"
 
 
 class Hub:
-    """What a server has done."""
-
     def __init__(self) -> None:
         self.endpoint = ""
         self.sent: set[str] = set()

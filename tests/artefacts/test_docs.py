@@ -42,7 +42,6 @@ def test_every_link_leads_somewhere(page):
 
 
 def shell_commands() -> list[str]:
-    """The commands of bash blocks, in the order of the text."""
     blocks = re.findall(r"```bash\n(.*?)```", "\n".join(page.read_text("utf-8") for page in PAGES), re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return list({line.partition(" #")[0].strip(): line for line in reversed(lines)}.values())[::-1]

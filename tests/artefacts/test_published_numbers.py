@@ -24,7 +24,6 @@ pytestmark = pytest.mark.slow
 
 
 def executed(name: str, folder: Path) -> dict[str, Any]:
-    """Return the names that a notebook leaves behind, with few resamples."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUAGMIRE_OUTPUT", str(folder))
         return run_cells(name, n_resamples=RESAMPLES)

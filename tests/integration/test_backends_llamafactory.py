@@ -23,7 +23,6 @@ SETTINGS = SFT.replace(epochs=60)
 
 
 def check(folder: Path) -> None:
-    """As run.sh does before it trains."""
     command = command_in("llamafactory", "tokenize_traces.py train.yaml tokens.json")
     run_backend(folder, "llamafactory", command, doing="tokenising with ")
 
@@ -57,7 +56,6 @@ def test_llamafactory_makes_the_tokens_that_sampling_uses_and_a_difference_is_re
 
 @pytest.fixture(scope="module")
 def unbroken(plain, tmp_path_factory) -> Path:
-    """A run of LLaMA-Factory on the CPU, from beginning to end."""
     backend_python("llamafactory")
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     llamafactory.write(plain, TRACES, folder, SETTINGS, gpus=0)

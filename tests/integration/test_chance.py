@@ -21,7 +21,6 @@ def grader():
 
 
 def _stored(folder, answers, golds, using, **problem):
-    """A graded store in which problem i has the texts `answers[i]`."""
     store = SampleStore(folder)
     problems = [Problem(f"p{i}", "?", gold, **problem) for i, gold in enumerate(golds)]
     rows = [(f"p{i}", j, text) for i, texts in enumerate(answers) for j, text in enumerate(texts)]

@@ -32,21 +32,17 @@ def model(tmp_path_factory):
 
 
 class Worker:
-    """A `crash_worker` process."""
-
     def __init__(self, model):
         command = [sys.executable, crash_worker.__file__, str(model)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout.readline() == "ready\n"
 
     def start(self, folder) -> int:
-        """Begin a life; the child's process id."""
         self.process.stdin.write(f"{folder}\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
     def end(self) -> int:
-        """Wait for the child; its exit status, negative for a signal."""
         return int(self.process.stdout.readline())
 
     def close(self):
@@ -103,7 +99,6 @@ def _kill(process: int, folder: Path, rng: np.random.Generator, duration: float)
 
 
 def test_kills_at_random_moments_leave_the_records_of_an_unbroken_run(worker, unbroken, tmp_path):
-    """While sampling, while grading, while writing a file: nothing is lost that was stored, nothing is there twice."""
     expected, duration, whole = unbroken
     rng = np.random.default_rng(0)
     kills: Counter[str] = Counter()
@@ -185,7 +180,6 @@ def _zero_last_row_group(part: Path) -> None:
 
 
 def test_a_torn_part_is_drawn_and_graded_again(worker, unbroken, tmp_path):
-    """Other damage is in test_store."""
     folder = shutil.copytree(unbroken[2], tmp_path / "store")
     torn = SampleStore(folder).parts()[5]
     rows = len(pq.read_table(torn))

@@ -25,7 +25,6 @@ RIGHT = "<think>\nAdd them.\n</think>\n\nIt is \\boxed{%d}."
 
 
 def curate(*arguments: object) -> int:
-    """Run `quagmire curate`; return its exit status."""
     from quagmire_utils import cli
 
     return cli.main(["curate", *map(str, arguments)])
@@ -172,7 +171,6 @@ def benchmark(tmp_path_factory) -> str:
 
 
 def in_memory(rows: list[dict], benchmark: str, asked: dict) -> tuple[list[Trace], list[Trace]]:
-    """Make the same set by the plain functions on lists of traces."""
     traces = {}
     for row in rows:
         record = Record(row["input"], row["output"], "", "DeepSeek-R1")

@@ -43,7 +43,6 @@ def evaluations(tmp_path_factory):
 
 @pytest.fixture
 def folder(evaluations, tmp_path):
-    """A copy that a test may add to."""
     return shutil.copytree(evaluations, tmp_path / "evaluations")
 
 

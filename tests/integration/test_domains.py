@@ -42,7 +42,6 @@ def grader():
 
 @pytest.fixture(scope="module")
 def programs(grader):
-    """The grader, where this system can confine programs."""
     try:
         check_bubblewrap()
     except ParameterError as error:
@@ -161,7 +160,6 @@ def test_the_last_python_block_is_the_program(response, program):
 
 
 def sections(text):
-    """Return what follows each heading `# name`."""
     parts = re.split(r"^# (.*)\n", text.strip("\n"), flags=re.MULTILINE)[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
 

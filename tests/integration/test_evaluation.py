@@ -40,8 +40,6 @@ def test_real_problems_go_the_whole_way(config, tmp_path):
 
 
 class Deaf(Wrapped):
-    """An engine that ignores seeds, as some servers do."""
-
     def generate(self, requests, params):
         alone = self.engine.generate([replace(request, n=1, seed=0) for request in requests], params)
         return [answers * request.n for answers, request in zip(alone, requests, strict=True)]
@@ -69,7 +67,6 @@ def test_identical_answers_of_an_engine_that_ignores_seeds_are_said(config, tmp_
 )
 @pytest.mark.parametrize("loaded", [False, True])
 def test_what_cannot_work_is_one_sentence(config, tmp_path, refused, changes, parameter, loaded):
-    """With a loaded engine and with a configuration; `preflight` has more cases."""
     arguments = {"benchmarks": SUMS, "num_samples": 2, "params": PARAMS} | changes
     samples = SampleStore(tmp_path / "samples")
     with closing(load_engine(config)) if loaded else nullcontext(config) as engine, refused(parameter):

@@ -76,7 +76,6 @@ def llama():
 
 
 def save(model, folder):
-    """Save a model with its tokenizer; return its configuration."""
     model.save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return EngineConfig(model=folder, device="cpu")
@@ -84,7 +83,6 @@ def save(model, folder):
 
 @pytest.fixture(scope="module")
 def checkpoint(llama, tmp_path_factory):
-    """The micro Llama and its tokenizer in a folder."""
     return save(llama, tmp_path_factory.mktemp("checkpoint") / "model")
 
 
@@ -192,7 +190,6 @@ def test_a_head_that_is_more_than_a_matrix_is_called(dtype):
 
 @pytest.fixture
 def scored(monkeypatch):
-    """How many sequences each batch that was scored had."""
     batches: list[int] = []
     score = Scorer.score
 
@@ -315,7 +312,6 @@ def test_models_that_give_no_right_loss_are_refused(checkpoint, tmp_path, refuse
 
 
 def peak_memory() -> int:
-    """Peak resident memory of this process since it was last reset, bytes."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 

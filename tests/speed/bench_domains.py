@@ -28,13 +28,11 @@ OWN = (  # program, tests
 
 
 def fresh(program: str, tests: str) -> bool:
-    """A new interpreter for each program."""
     done = subprocess.run([sys.executable, "-I", "-c", f"{program}\n{tests}"], capture_output=True, timeout=60)
     return done.returncode == 0
 
 
 def forked(program: str, tests: str) -> bool:
-    """A fork for each program, in which the tests run too."""
     pid = os.fork()
     if not pid:
         signal.alarm(60)
@@ -47,7 +45,6 @@ def forked(program: str, tests: str) -> bool:
 
 
 def show(name: str, call, count: int) -> list:
-    """Print a row; return what the call returned."""
     seconds, result = best_of(3, call)
     print(f"  {name:44s} {count / seconds:10,.0f} /s")
     return result
@@ -75,7 +72,6 @@ def compare_code() -> None:
 
 
 def compare_choice() -> None:
-    """Print the table for multiple choice."""
     thought = "Iron oxidises in moist air, wood does not. " * 40
     responses = [f"{i}. {thought}\nThe answer is ({'ABCD'[i % 4]})." for i in range(RESPONSES)]
     print(f"\nchoice: {len(responses)} responses of {len(responses[0])} characters")

@@ -44,7 +44,6 @@ def bare(engine: object, prompts: list[tuple[int, ...]], seed: int | None) -> in
 
 
 def main() -> None:
-    """Run all in turn and print their table."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         save_model(str(folder / "model"))

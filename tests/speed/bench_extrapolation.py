@@ -43,7 +43,6 @@ def errors(pythia: pd.DataFrame, draws: int, rng: np.random.Generator) -> pd.Dat
 
 
 def main(draws: int = 20) -> None:
-    """Print the tables."""
     rng = np.random.default_rng(0)
     for what in ("first call, with imports", "second call"):
         start = time.perf_counter()

@@ -49,7 +49,6 @@ def make_model(tokenizer):
 
 
 def ours(model, tokenizer, traces: list[Trace]) -> tuple[float, int]:
-    """Return nats per token and the number of tokens."""
     from quagmire_utils.evaluation.generalization_loss import generalization_loss
 
     loss = generalization_loss(model, tokenizer, traces, progress=False)
@@ -57,7 +56,6 @@ def ours(model, tokenizer, traces: list[Trace]) -> tuple[float, int]:
 
 
 def trainers(model, tokenizer, traces: list[Trace]) -> tuple[float, int]:
-    """Return what `Trainer.evaluate` says."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
     from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -87,7 +85,6 @@ def trainers(model, tokenizer, traces: list[Trace]) -> tuple[float, int]:
 
 
 def peak() -> float:
-    """Peak resident memory of this process, MiB."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
@@ -106,7 +103,6 @@ def measured(measure: Callable) -> tuple[float, ...]:
 
 
 def main() -> None:
-    """Measure both sides and print the table."""
     sides = {"Trainer": alone(measured, trainers), "ours": alone(measured, ours)}
     titles = ("nats/token", "tokens", "seconds", "processor", "tokens/s", "peak MiB", "speed", "memory")
     print(" " * 13 + "".join(f"{title:>11}" for title in titles))

@@ -177,7 +177,6 @@ def pathological(pythons: dict[str, Path]) -> None:
 
 
 def main() -> None:
-    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lm-eval", type=Path, help="Python of a virtual environment with lm-eval")
     parser.add_argument("--lighteval", type=Path, help="Python of a virtual environment with lighteval")

@@ -12,7 +12,6 @@ LOOPED = 2000  # splits that the loop is timed on
 
 
 def loop_r2(predictors, y, fits):
-    """R2 of each split, one at a time."""
     everyone, values = set(range(len(y))), []
     for fit in fits:
         fit, held = list(fit), sorted(everyone - set(fit))
@@ -32,7 +31,6 @@ def predictors_of(cells, random):
 
 
 def main():
-    """Print one line per table and one for all of them."""
     random = np.random.default_rng(0)
     print(f"{'table':12}{'splits':>9}{'seconds':>9}{'loop (scaled)':>15}{'ratio':>8}{'largest difference':>20}")
     total_splits = total_seconds = total_loop = 0.0

@@ -89,7 +89,6 @@ def work(name: str, pipe: Any) -> None:
 
 
 def main() -> None:
-    """Run all in turn and print their table."""
     locate(MODEL)
     context = multiprocessing.get_context("spawn")
     pipes, starts, times, processor, memory = {}, {}, {}, {}, {}

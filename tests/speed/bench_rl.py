@@ -23,7 +23,6 @@ SETTINGS = RLSettings(**SIZE, learning_rate=1e-4, entropy_coefficient=0.0)
 
 
 def main(model: str = "") -> None:
-    """Run the comparison and print its table."""
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

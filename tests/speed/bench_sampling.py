@@ -29,7 +29,6 @@ def save_model(folder: str) -> None:
 
 
 def with_generate(folder: str):
-    """The plain way: transformers' own `generate`."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -63,12 +62,10 @@ def with_generate(folder: str):
 
 
 def with_engine(engine):
-    """One of ours, texts included."""
     return lambda requests, params: sum(c.tokens for some in engine.generate(requests, params) for c in some)
 
 
 def main() -> None:
-    """Run the comparison and print its table."""
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))

@@ -18,11 +18,8 @@ MINI = Path(__file__).resolve().parents[2] / "results" / "mini-v1"
 
 
 class Fixed(Design):
-    """All answers at once."""
-
     @property
     def sizes(self):
-        """One round."""
         return [self.most]
 
 
@@ -37,7 +34,6 @@ class World:
         self.rng = np.random.default_rng(0)
 
     def draw(self, name, first, last):
-        """The `draw` of `looks`."""
         own = self.candidates[name]
         return self.rng.binomial(last - first, own["share"]), np.rint((last - first) * own["mean_tokens"]).astype(int)
 
@@ -53,7 +49,6 @@ class World:
 
 
 def main(pairs=60):
-    """Print a row per family and guarantee."""
     rows, counts = [], load_records(MINI).counts
     for family, own in counts[counts["stage"] != "rl"].groupby("family"):
         world = World(own)

@@ -43,12 +43,10 @@ def write_store(folder: Path, samples: int) -> None:
 
 
 def streaming(folder: Path) -> int:
-    """`SampleStore.counts`."""
     return int(SampleStore(folder).counts()["n"].sum())
 
 
 def all_at_once(folder: Path) -> int:
-    """One frame, one groupby."""
     columns = ["benchmark", "problem", "index", "tokens", "finish_reason", "verdict"]
     frame = pd.concat([read_parquet(verdict_file(part), columns) for part in SampleStore(folder).parts()])
     frame = frame.drop_duplicates(columns[:3])
@@ -62,13 +60,11 @@ def existing(folder: Path) -> int:
 
 
 def measured(function: Callable[[Path], int], folder: Path) -> tuple[int, float, float]:
-    """Return its result, seconds, and peak memory in GiB."""
     seconds, result = best_of(1, lambda: function(folder))
     return result, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main(samples: int = 10**7) -> None:
-    """Write a store, measure, print the table."""
     with tempfile.TemporaryDirectory() as folder:
         write_store(Path(folder), samples)
         print(f"{'':<16}{'result':>12}{'seconds':>10}{'GiB':>8}")

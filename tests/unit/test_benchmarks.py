@@ -213,7 +213,6 @@ def test_formatting_of_a_copy_does_not_matter(tmp_path, data_dir):
 
 
 def test_missing_everywhere_fails_fast_with_both_remedies(tmp_path, monkeypatch, refused):
-    """Neither a data folder nor a hub."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))

@@ -34,7 +34,6 @@ def candidates(total: int, noise: float = 0.3, seed: int = 0) -> tuple[np.ndarra
 
 
 def loop_predictions(predictors, y, fit, held) -> np.ndarray:
-    """The mean of separate lines, fitted to some candidates, for others."""
     return np.mean([np.polyval(np.polyfit(x[fit], y[fit], 1), x[held]) for x in predictors], axis=0)
 
 

@@ -158,7 +158,6 @@ def test_what_is_equal_different_or_undecided(line):
 
 
 def written(number):
-    """Return some ways to write a fraction."""
     n, d = number.numerator, number.denominator
     sign = "-" if n < 0 else ""
     ways = [f"{n}/{d}", f"{sign}\\frac{{{abs(n)}}}{{{d}}}", f"{sign}\\dfrac{{{3 * abs(n)}}}{{{3 * d}}}"]

@@ -208,7 +208,6 @@ def test_answers_that_do_not_compare_are_refused(tmp_path):
 
 
 def test_candidates_that_have_not_been_run_are_measured_too(first_world):
-    """They are ranked and forecast before they go through RL."""
     whole = load_measurements(first_world, family="micro-mistral").table
     run = set(whole["candidate"].iloc[[0, 2, 4, 6]])
     counts = first_world.counts[(first_world.counts["stage"] != "rl") | first_world.counts["candidate"].isin(run)]

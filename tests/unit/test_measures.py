@@ -161,7 +161,6 @@ def test_bad_parameters_are_refused(parameter, call, refused):
 
 
 def vote(correct, wrong, abstained, k):
-    """maj@k by looking at every draw."""
     answers = ["right"] * correct + [i for i, times in enumerate(wrong) for _ in range(times)] + [None] * abstained
     total, draws = Fraction(0), 0
     for draw in itertools.combinations(answers, k):

@@ -10,7 +10,6 @@ from quagmire_utils.core import published as paper
 
 
 def printed_cell(table: int | str, row: str, column: str):
-    """One cell of a table, by name."""
     cells = paper.published(table)
     return cells[(cells["row"] == row) & (cells["column"] == column)].iloc[0]
 

@@ -16,7 +16,6 @@ LLAMA, MISTRAL = paper.FAMILIES
 
 @pytest.fixture(scope="module")
 def audit(tmp_path_factory) -> dict:
-    """Return the variables of the notebook."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUAGMIRE_OUTPUT", str(tmp_path_factory.mktemp("audit")))
         return run_cells("paper_audit")

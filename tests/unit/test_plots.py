@@ -29,14 +29,12 @@ LLAMA, MISTRAL, QWEN = "Llama3-8B-Instruct", "Mistral-NeMo-12B-Instruct", "Qwen3
 
 @pytest.fixture(scope="module")
 def llama(records):
-    """The dataset-level panel of the small records."""
     frame = candidate_frame(records)
     return plots.Panel(LLAMA, plots.choose_candidates(frame, LLAMA, "dataset"), base_models(frame, LLAMA))
 
 
 @pytest.fixture(scope="module")
 def grid(first_world):
-    """The whole grid, two RL runs of each candidate."""
     return dataclasses.replace(first_world, counts=first_world.counts[first_world.counts["rl_run"] < 2])
 
 
@@ -47,7 +45,6 @@ def grid_frame(grid):
 
 @pytest.fixture(scope="module")
 def make_panel(grid, grid_frame):
-    """Panels of the whole grid by family, scenario and selections."""
     runs = design.run_outcomes(grid)
 
     def panel(family, scenario="dataset", outcome="outcome", frame=grid_frame, **chosen):
@@ -58,7 +55,6 @@ def make_panel(grid, grid_frame):
 
 
 def offsets(ax) -> np.ndarray:
-    """Positions of the scattered markers."""
     return np.concatenate([np.asarray(c.get_offsets()) for c in ax.collections if isinstance(c, PathCollection)])
 
 

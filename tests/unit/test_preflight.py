@@ -118,7 +118,6 @@ def test_a_chat_template_or_weights_that_are_not_there_are_refused_and_not_repla
 
 
 def test_samples_of_another_kind_are_seen_before_a_model_is_loaded(config, engine, tmp_path, refused):
-    """What is in the store could not be used, so it must not pass for already drawn."""
     draw(engine, tmp_path, 1)
     same = shutil.copytree(config.model, tmp_path / "same")
     assert plan_of(config, tmp_path, model=str(same)).table["already drawn"]["total"] == 5

@@ -38,7 +38,6 @@ def test_the_outcome_is_the_best_checkpoint_over_the_runs_that_all_candidates_ha
 
 @pytest.fixture
 def complete(tmp_path):
-    """Records whose manifest says that they are complete."""
     frames = make_records()
     frames["candidates"]["rl_runs"] = 2
     folder = write_records(tmp_path / "whole", frames)

@@ -111,7 +111,6 @@ def test_settings_at_their_defaults_do_not_enter_digests():
     ],
 )
 def test_digests_of_the_shipped_profiles_stay(name, cells, digest):
-    """If they change, no finished cell counts as finished any more."""
     digests = [cell.digest for cell in sweep.plan(load_profile(name))]
     assert (len(digests), files.digest(digests)) == (cells, digest)
 

@@ -75,7 +75,6 @@ def predicted(values: dict[str, list[float]], column: str, fit: list[int], held:
 
 
 def split_r2(group: pd.DataFrame, column: str, splits) -> list[float]:
-    """R2 of each split, given by its fitted candidates."""
     values = group.to_dict("list")
     y, found = values["outcome"], []
     for fit in splits:
@@ -93,7 +92,6 @@ def drawn_r2(group: pd.DataFrame, column: str, n_fit: int, n_splits: int, seed: 
 
 
 def every_r2(group: pd.DataFrame, column: str, n_fit: int) -> list[float]:
-    """R2 over all splits."""
     return split_r2(group, column, itertools.combinations(range(len(group)), n_fit))
 
 
