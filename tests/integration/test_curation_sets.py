@@ -309,9 +309,8 @@ def test_what_is_in_the_folder_already_is_not_touched(tmp_path, pool):
     assert not (tmp_path / "cache").exists()  # nothing was read before the error
 
 
-@pytest.mark.parametrize(
-    ("asked", "parameter", "message"),
-    [
+def test_what_cannot_work_is_said_in_a_sentence(tmp_path, tokenizer, pool):
+    for asked, parameter, message in (
         ({"n": 10_000}, "random", "10,000 traces were asked for, but there are only 2.*duplicates"),
         ({"token_budget": 10**9, "tokenizer": True}, "random", "tokens were asked for, but there are only"),
         ({"token_budget": 3, "selection": "longest", "tokenizer": True}, "longest", "the 56 tokens of its first trace"),
@@ -321,16 +320,14 @@ def test_what_is_in_the_folder_already_is_not_touched(tmp_path, pool):
         ({"generators": "QwQ-32B"}, "source", r"generator is DeepSeek-R1: 3"),
         ({"files": "no/such/*.jsonl"}, "acereason.files", "no/such"),
         ({"files": __file__}, "acereason.files", "no .parquet, .arrow, .jsonl, .json"),
-    ],
-)
-def test_what_cannot_work_is_said_in_a_sentence(tmp_path, tokenizer, pool, asked, parameter, message):
-    asked = {"files": pool, **asked}
-    if asked.get("tokenizer") is True:
-        asked["tokenizer"] = tokenizer
-    with pytest.raises(ParameterError, match=message) as error:
-        make(tmp_path / "out", asked.pop("files"), **asked)
-    assert error.value.parameter == parameter
-    assert not (tmp_path / "out").exists()
+    ):
+        asked = {"files": pool, **asked}
+        if asked.get("tokenizer") is True:
+            asked["tokenizer"] = tokenizer
+        with pytest.raises(ParameterError, match=message) as error:
+            make(tmp_path / "out", asked.pop("files"), **asked)
+        assert error.value.parameter == parameter
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -377,9 +377,8 @@ def test_an_own_file_names_its_grader(tmp_path):
     assert plain == Problem("4", "1+1?", "2")
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
+def test_bad_rows_are_refused_with_their_line(tmp_path):
+    for row, message in (
         ({"grader": "choice", "answer": "C", "choices": ["x", "y"]}, "not the letter of one of its 2"),
         ({"grader": "choice", "answer": "A", "choices": ["x"]}, "2 to 26"),
         ({"grader": "code", "tests": [{"input": "", "output": "x" * (2**22 + 1)}]}, "at most 4194304"),
@@ -387,12 +386,10 @@ def test_an_own_file_names_its_grader(tmp_path):
         ({"grader": "code", "tests": ["assert add("]}, "not Python"),
         ({"grader": "poetry", "answer": "A"}, "'poetry' is not one of math, math_verify, choice, text, code"),
         ({"grader": "os:system", "answer": "A"}, "is not one of"),
-    ],
-)
-def test_bad_rows_are_refused_with_their_line(tmp_path, row, message):
-    path = write(tmp_path, "bad.jsonl", [{"id": 1, "question": "?"} | row])
-    with pytest.raises(ParameterError, match=message):
-        prepare_problems({"bad": load_benchmark(path)})
+    ):
+        path = write(tmp_path, "bad.jsonl", [{"id": 1, "question": "?"} | row])
+        with pytest.raises(ParameterError, match=message):
+            prepare_problems({"bad": load_benchmark(path)})
 
 
 def test_a_benchmark_is_a_few_lines_of_yaml(tmp_path):
@@ -419,9 +416,8 @@ def test_a_benchmark_is_a_few_lines_of_yaml(tmp_path):
         load_benchmark(recipe)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_bad_recipes_are_refused_in_a_sentence(tmp_path):
+    for text, message in (
         ("question: q\nanswer: a", "hub_id, files or address"),
         ("question: q\nfiles: x.jsonl", "the column with the answer"),
         ("question: q\nfiles: x.jsonl\ngrader: code", "the column with the tests"),
@@ -435,16 +431,14 @@ def test_a_benchmark_is_a_few_lines_of_yaml(tmp_path):
             "not exactly one of its 2",
         ),
         ("question: q\nfiles: latin.csv\nanswer: a", "cannot be read as CSV in UTF-8"),
-    ],
-)
-def test_bad_recipes_are_refused_in_a_sentence(tmp_path, text, message):
-    row = {"q": "Which?", "a": "B", "c": ["wood", "iron"], "i": 1.5, "nothing": None}
-    write(tmp_path, "rows.jsonl", [row])
-    (tmp_path / "latin.csv").write_bytes("q,a\nfa\xe7ade,1\n".encode("latin-1"))
-    path = tmp_path / "bad.yaml"
-    path.write_text(text)
-    with pytest.raises(ParameterError, match=message):
-        load_benchmark(path)
+    ):
+        row = {"q": "Which?", "a": "B", "c": ["wood", "iron"], "i": 1.5, "nothing": None}
+        write(tmp_path, "rows.jsonl", [row])
+        (tmp_path / "latin.csv").write_bytes("q,a\nfa\xe7ade,1\n".encode("latin-1"))
+        path = tmp_path / "bad.yaml"
+        path.write_text(text)
+        with pytest.raises(ParameterError, match=message):
+            load_benchmark(path)
 
 
 def test_the_page_on_own_benchmarks_shows_what_works(tmp_path, programs):

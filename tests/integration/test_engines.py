@@ -263,9 +263,8 @@ def test_checkpoints_that_are_not_whole(name, folder, tmp_path, file, content, s
         load_engine(EngineConfig(engine=name, model=copy))
 
 
-@pytest.mark.parametrize(
-    ("parameter", "config"),
-    [
+def test_configurations_that_cannot_work(folder, refused):
+    for parameter, config in (
         ("engine", {"engine": "sglang"}),
         ("max_model_len", {"max_model_len": 9000}),
         ("tensor_parallel_size", {"tensor_parallel_size": 2}),
@@ -274,11 +273,9 @@ def test_checkpoints_that_are_not_whole(name, folder, tmp_path, file, content, s
         ("server", {"server": ServerSettings()}),
         *(("model", {"model": model}) for model in ("./some/where/else", __file__)),
         *([] if torch.cuda.is_available() else [("device", {"device": "cuda"})]),
-    ],
-)
-def test_configurations_that_cannot_work(folder, refused, parameter, config):
-    with refused(parameter):
-        load_engine(EngineConfig(**{"engine": "transformers", "model": folder} | config))
+    ):
+        with refused(parameter):
+            load_engine(EngineConfig(**{"engine": "transformers", "model": folder} | config))
 
 
 def test_sampling_parameters_and_requests_that_cannot_work(transformers_engine, refused):

@@ -242,20 +242,17 @@ def test_an_interrupt_leaves_the_grader_usable(grader):
     assert verdicts(grader.grade(["\\boxed{x+1}", "\\boxed{2x}"], ["1+x"] * 2)) == [CORRECT, WRONG]
 
 
-@pytest.mark.parametrize(
-    ("responses", "golds", "options", "named"),
-    [
+def test_bad_parameters(refused):
+    for responses, golds, options, named in (
         (["a"], ["1", "2"], {}, "golds"),
         ([Problem("p", "?", "5")], ["\\boxed{5}"], {}, "responses[0]"),  # exchanged
         ([None], ["5"], {}, "responses[0]"),
         (["5", "6"], ["5", " "], {}, "golds[1]"),
         (["5"], ["5"], {"timeout": float("nan")}, "timeout"),
         (["5"], ["5"], {"answer": "last"}, "answer"),
-    ],
-)
-def test_bad_parameters(refused, responses, golds, options, named):
-    with refused(named):
-        grade(responses, golds, **options)
+    ):
+        with refused(named):
+            grade(responses, golds, **options)
 
 
 def test_bad_parameters_of_a_grader(refused):

@@ -176,9 +176,8 @@ def test_golds_are_found_by_the_last_question_of_a_prompt_and_without_prompts_by
         assert store.read(["problem", "verdict"]).to_numpy().tolist() == [["1", "correct"]]
 
 
-@pytest.mark.parametrize(
-    ("name", "rows", "parameter", "words"),
-    [
+def test_a_bad_log_is_refused_with_its_file_and_field(tmp_path, refused):
+    for name, rows, parameter, words in (
         ("samples_x_1.jsonl", [{**LM_EVAL, "arguments": [["2+3", " 5"]]}], None, "log-likelihoods"),
         ("samples_x_1.jsonl", [LM_EVAL, "{"], None, "line 2 is not JSON"),
         ("1.jsonl", [{"input": "2+3", "output": "5", "gts": None}], "source", "1 have no gold answer; name a bench"),
@@ -187,14 +186,12 @@ def test_golds_are_found_by_the_last_question_of_a_prompt_and_without_prompts_by
         ("mine.jsonl", [{**MINE, "model": "m1"}, {**MINE, "model": "m2"}], None, "differ in model (m1, m2)"),
         ("mine.jsonl", [{**MINE, "tokens": 2**31}], None, "2147483648 tokens"),
         ("samples_x_1.jsonl", [{**LM_EVAL, "resps": ["15"]}], None, "filtered"),
-    ],
-)
-def test_a_bad_log_is_refused_with_its_file_and_field(name, rows, parameter, words, tmp_path, refused):
-    file = jsonl(tmp_path / name, *rows)
-    with refused(parameter or str(file)) as caught:
-        import_logs(file, tmp_path / "imported")
-    assert words in str(caught.value)
-    assert not (tmp_path / "imported" / "store.json").exists()
+    ):
+        file = jsonl(tmp_path / name, *rows)
+        with refused(parameter or str(file)) as caught:
+            import_logs(file, tmp_path / "imported")
+        assert words in str(caught.value)
+        assert not (tmp_path / "imported" / "store.json").exists()
 
 
 def test_logs_of_two_models_steps_or_tools_are_not_mixed_and_copies_refused(tmp_path, refused):

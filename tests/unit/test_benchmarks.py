@@ -152,9 +152,8 @@ def test_lists_around_an_answer_are_taken_apart(published, answer):
     assert single([published, "7"], several=True) == ("7" if answer is None else f"{answer},7")
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "expected"),
-    [
+def test_files_as_other_programs_write_them(tmp_path):
+    for file, text, expected in (
         ("a.csv", '\ufeff"q","a"\nx,5\n', "5"),  # as a spreadsheet writes it
         ("a.csv", 'q,a,long\nx,5,"' + "y" * 140_000 + '"\n', "5"),
         ("a.csv", "q,a\nx,9007199254740993.0\n", "9007199254740993.0"),
@@ -166,13 +165,11 @@ def test_lists_around_an_answer_are_taken_apart(published, answer):
         ("a.jsonl", '{"q": [{"role": "user", "content": "x"}], "a": ["5"]}', "5"),
         ("a.jsonl", json.dumps({"q": '[{"role": "user", "content": [{"type": "text", "text": "x"}]}]', "a": "5"}), "5"),
         ("a.jsonl", json.dumps({"q": '[{"role": "user", "content": "x"', "a": "5"}), None),
-    ],
-)
-def test_files_as_other_programs_write_them(tmp_path, file, text, expected):
-    (tmp_path / file).write_text(text, encoding="utf-8")
-    (tmp_path / "mine.yaml").write_text(f"kind: benchmark\nfiles: {file}\nquestion: q\nanswer: a\n")
-    with nullcontext() if expected else pytest.raises(ParameterError):
-        assert load_benchmark(tmp_path / "mine.yaml") == [Problem("mine/0", "x", expected)]
+    ):
+        (tmp_path / file).write_text(text, encoding="utf-8")
+        (tmp_path / "mine.yaml").write_text(f"kind: benchmark\nfiles: {file}\nquestion: q\nanswer: a\n")
+        with nullcontext() if expected else pytest.raises(ParameterError):
+            assert load_benchmark(tmp_path / "mine.yaml") == [Problem("mine/0", "x", expected)]
 
 
 def copied(name: str, data_dir: Path, folder: Path) -> Path:
@@ -243,17 +240,14 @@ def test_hub_is_asked_for_the_pinned_revision_and_counted(monkeypatch, tmp_path)
         load_benchmark("amc", data_dir=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "parameter"),
-    [
+def test_unknown_names_and_limits(refused):
+    for name, options, parameter in (
         ("math", {}, "benchmark"),
         *(("math500", {"limit": limit}, "limit") for limit in (0, True)),
         ("math500", {"data_dir": "/no/such/folder"}, "data_dir"),
-    ],
-)
-def test_unknown_names_and_limits(name, options, parameter, refused):
-    with refused(parameter):
-        load_benchmark(name, **options)
+    ):
+        with refused(parameter):
+            load_benchmark(name, **options)
 
 
 def test_own_jsonl_file(tmp_path):
@@ -276,9 +270,8 @@ def test_own_jsonl_file(tmp_path):
 GOOD = {"id": 1, "question": "1+1?", "answer": "2"}
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
+def test_bad_jsonl_file_is_refused_with_its_line(tmp_path):
+    for rows, message in (
         ([], "has no problems"),
         ([GOOD, {"id": 2, "question": "?"}], "line 2: it has no answer"),
         ([{**GOOD, "question": "  "}], "line 1: it has no 'question'"),
@@ -288,12 +281,10 @@ GOOD = {"id": 1, "question": "1+1?", "answer": "2"}
         ([GOOD, {**GOOD, "question": "1+1? \ud83c"}], "line 2 has half of a character .* in 'question'"),
         ([{**GOOD, "tolerance": -1}], "tolerance -1"),
         *(([{**GOOD, "answer": odd}], "line 1: its answer") for odd in (math.nan, math.inf, True, ["1"], {"a": 1})),
-    ],
-)
-def test_bad_jsonl_file_is_refused_with_its_line(tmp_path, rows, message):
-    with pytest.raises(ParameterError, match=message) as refused:
-        load_benchmark(write_jsonl(tmp_path / "bad.jsonl", rows))
-    assert len(str(refused.value)) < 400
+    ):
+        with pytest.raises(ParameterError, match=message) as refused:
+            load_benchmark(write_jsonl(tmp_path / "bad.jsonl", rows))
+        assert len(str(refused.value)) < 400
 
 
 def test_traces_survive_the_file(tmp_path):
@@ -307,9 +298,8 @@ def test_traces_survive_the_file(tmp_path):
     assert load_traces(write_jsonl(path, rows)) == [Trace("1", "1", "q", "r"), Trace("7", "7", "q", "s")]
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
+def test_bad_traces_are_refused(tmp_path):
+    for row, message in (
         ({"id": "1", "problem_id": "p", "question": "q"}, "line 1 has no 'response'"),
         ({"prompt": "q", "completion": "r"}, "line 1 has no 'question' and no 'response'"),
         ({"id": "1", "problem_id": "p", "question": "q", "response": "\ud800"}, "line 1 has half of a character"),
@@ -318,8 +308,6 @@ def test_traces_survive_the_file(tmp_path):
             for name in ("question", "response")
             for bad in (math.nan, " ", 5, [{"role": "user", "content": "q"}])
         ),
-    ],
-)
-def test_bad_traces_are_refused(tmp_path, row, message):
-    with pytest.raises(ParameterError, match=message):
-        load_traces(write_jsonl(tmp_path / "traces.jsonl", [row]))
+    ):
+        with pytest.raises(ParameterError, match=message):
+            load_traces(write_jsonl(tmp_path / "traces.jsonl", [row]))

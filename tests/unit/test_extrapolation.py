@@ -101,16 +101,13 @@ def test_the_macro_average_averages_values_and_ends():
     assert each.iloc[1].tolist() == pytest.approx(extrapolate([10], [1], 64))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "parameter", "needed"),
-    [
+def test_what_is_refused(refused):
+    for arguments, parameter, needed in (
         (([32, 64], [1, 2], 1000), "k", "63 answers"),
         (([32, 64], [1, 2], [1, 513]), "k", "33 answers"),
         (([1, 1], [1, 0], 2), "k", "2 answers"),
         (([8], [1], 16, 1.0), "confidence", ""),
-    ],
-)
-def test_what_is_refused(arguments, parameter, needed, refused):
-    with refused(parameter) as error:
-        extrapolate(*arguments)
-    assert needed in error.value.allowed
+    ):
+        with refused(parameter) as error:
+            extrapolate(*arguments)
+        assert needed in error.value.allowed

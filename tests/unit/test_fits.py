@@ -197,9 +197,8 @@ def test_the_jackknife_standard_error_has_the_right_size():
     assert 0.5 < typical / spread < 2
 
 
-@pytest.mark.parametrize(
-    ("parameter", "call"),
-    [
+def test_bad_input_is_refused(refused):
+    for parameter, call in (
         *(("n_fit", lambda x, y, n=n: fit_predict_r2(x, y, n)) for n in (1, 5)),
         ("n_fit", lambda x, y: r2_without_each(x, y, 4)),
         *(("n_splits", lambda x, y, n=n: fit_predict_r2(x, y, 3, n)) for n in (0, "every", 2.0)),
@@ -211,9 +210,7 @@ def test_the_jackknife_standard_error_has_the_right_size():
         ("y", lambda x, y: fit_predict_r2(x, np.append(y[:5], np.inf), 3)),
         ("actual", lambda x, y: spearman([1.0], [1.0])),
         ("predicted", lambda x, y: spearman(x, y[1:])),
-    ],
-)
-def test_bad_input_is_refused(parameter, call, refused):
-    x, _, y = candidates(6)
-    with refused(parameter):
-        call(x, y)
+    ):
+        x, _, y = candidates(6)
+        with refused(parameter):
+            call(x, y)

@@ -29,9 +29,8 @@ def refusal(*args, **options) -> ParameterError:
     return caught.value
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_tables_as_people_and_spreadsheets_write_them(tmp_path):
+    for text in (
         COMMAS,
         COMMAS.replace(",", "\t"),
         COMMAS.replace(",", ";").replace("0.", "0,").replace("1.25", "1,25"),
@@ -44,16 +43,14 @@ def refusal(*args, **options) -> ParameterError:
         COMMAS.replace("outcome", "outcome,learning rate").replace("0.9,\n", "0.9,,1e-5\n"),
         '# not measured: "c, and ,"d\n' + COMMAS,
         COMMAS.replace("outcome", "outcome,note").replace("0.9,\n", '0.9,,"two\nlines"\n'),
-    ],
-)
-def test_tables_as_people_and_spreadsheets_write_them(tmp_path, text):
-    (tmp_path / "mine.csv").write_bytes(text.encode())
-    measured = read_csv(tmp_path / "mine.csv")
-    assert measured.table["candidate"].tolist() == ["a", "b"]
-    np.testing.assert_allclose(measured.table[["pass1", "pass_k"]], [[0.523, 0.9], [0.4, 0.8]])
-    np.testing.assert_array_equal(measured.table["gen_loss"], [1.25, np.nan])
-    np.testing.assert_array_equal(measured.table["outcome"], [np.nan, 0.61])
-    assert (measured.k, measured.counts, measured.manifest) == (64, None, {})
+    ):
+        (tmp_path / "mine.csv").write_bytes(text.encode())
+        measured = read_csv(tmp_path / "mine.csv")
+        assert measured.table["candidate"].tolist() == ["a", "b"]
+        np.testing.assert_allclose(measured.table[["pass1", "pass_k"]], [[0.523, 0.9], [0.4, 0.8]])
+        np.testing.assert_array_equal(measured.table["gen_loss"], [1.25, np.nan])
+        np.testing.assert_array_equal(measured.table["outcome"], [np.nan, 0.61])
+        assert (measured.k, measured.counts, measured.manifest) == (64, None, {})
 
 
 def test_another_large_k_and_errors_are_read_from_the_headings(tmp_path):
@@ -65,9 +62,8 @@ def test_another_large_k_and_errors_are_read_from_the_headings(tmp_path):
     assert (row["pass_k"], row["pass_k_se"], row["gen_loss_se"], row["scenario"]) == (0.9, 0.02, 0.1, "instance")
 
 
-@pytest.mark.parametrize(
-    ("text", "place", "said"),
-    [
+def test_a_bad_table_is_one_sentence_with_its_place(tmp_path):
+    for text, place, said in (
         ("", "", "a line of headings"),
         (COMMAS.replace("outcome", "pass@128").replace("pass_k", "pass@256"), "", "column pass_k twice"),
         (COMMAS.replace("0.523", "good"), ", line 2, column pass1", "a number, not 'good'"),
@@ -81,14 +77,12 @@ def test_another_large_k_and_errors_are_read_from_the_headings(tmp_path):
         (COMMAS + "a,0.5,1.2,0.7,\n", ", line 4", "in line 2 already"),
         (WITH_ERROR.replace("0.61", "0.9"), ", line 3, column pass1_se", "at most 0.5"),
         (COMMAS.replace("outcome", "scenario").replace("0.61", "Instance"), ", line 3, column scenario", "one of"),
-    ],
-)
-def test_a_bad_table_is_one_sentence_with_its_place(tmp_path, text, place, said):
-    (tmp_path / "mine.csv").write_text(text)
-    error = refusal(tmp_path / "mine.csv")
-    assert error.parameter == f"mine.csv{place}"
-    assert said in str(error)
-    assert len(str(error)) < 400
+    ):
+        (tmp_path / "mine.csv").write_text(text)
+        error = refusal(tmp_path / "mine.csv")
+        assert error.parameter == f"mine.csv{place}"
+        assert said in str(error)
+        assert len(str(error)) < 400
 
 
 def test_selections_and_sources_that_do_not_exist(tmp_path, first_world):

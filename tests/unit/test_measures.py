@@ -143,9 +143,8 @@ def test_intervals_hold_the_score_whatever_the_counts(cases, seed):
     assert (drawn["sampling_error"] <= drawn["standard_error"] + 1e-12).all()
 
 
-@pytest.mark.parametrize(
-    ("parameter", "call"),
-    [
+def test_bad_parameters_are_refused(refused):
+    for parameter, call in (
         ("k", lambda: bootstrap_intervals(frame([1, 2], 4), [0])),
         ("replicates", lambda: bootstrap_intervals(frame([1, 2], 4), replicates=10)),
         ("counts", lambda: evaluation_table(frame([1], 2), [1])),
@@ -153,11 +152,9 @@ def test_intervals_hold_the_score_whatever_the_counts(cases, seed):
         ("samples", lambda: benchmark_maj_at_k(pd.DataFrame({"benchmark": "b", "problem": [1]}), [1])),
         ("counts_b", lambda: compare(frame([1, 2], 4), frame([1], 4))),
         ("counts_b", lambda: compare(frame([1], 4), frame([1], 4, "other"))),
-    ],
-)
-def test_bad_parameters_are_refused(parameter, call, refused):
-    with refused(parameter):
-        call()
+    ):
+        with refused(parameter):
+            call()
 
 
 def vote(correct, wrong, abstained, k):

@@ -87,9 +87,8 @@ def test_nothing_heavy_is_loaded_for_a_plan(config, tmp_path, monkeypatch):
     assert not (tmp_path / "samples").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "parameter", "sentence"),
-    [
+def test_what_cannot_work_is_one_sentence(config, tmp_path, caplog, refused):
+    for changes, parameter, sentence in (
         ({"k": 5}, "k", "from 1 to 4, not 5"),
         ({"benchmarks": own(" ")}, "benchmarks", "own has no gold answer to p0"),
         ({"benchmarks": {"own": [Problem("p", "1+1", "2")] * 2}}, "benchmarks", "own has more than one problem .* p"),
@@ -98,13 +97,11 @@ def test_nothing_heavy_is_loaded_for_a_plan(config, tmp_path, monkeypatch):
         ({"benchmarks": {"long": [Problem("p", "1+" * 5000, "1")]}}, "max_tokens", "benchmark long: .*context"),
         ({"num_samples": 10**12, "k": 1}, "store", "may need .* and .* has .* free"),
         ({"model": "./nothing"}, "model", "there is no folder"),
-    ],
-)
-def test_what_cannot_work_is_one_sentence(config, tmp_path, caplog, changes, parameter, sentence, refused):
-    with refused(parameter) as caught:
-        plan_of(config, tmp_path, **changes)
-    assert re.search(sentence, str(caught.value))
-    assert "sequence length" not in caplog.text  # a warning of the tokenizer's own
+    ):
+        with refused(parameter) as caught:
+            plan_of(config, tmp_path, **changes)
+        assert re.search(sentence, str(caught.value))
+        assert "sequence length" not in caplog.text  # a warning of the tokenizer's own
 
 
 def test_a_chat_template_or_weights_that_are_not_there_are_refused_and_not_replaced(config, tmp_path):

@@ -27,9 +27,8 @@ def tiny(tmp_path):
     return path
 
 
-@pytest.mark.parametrize(
-    ("override", "parameter"),
-    [
+def test_a_wrong_value_is_refused_by_its_dotted_name(tiny, refused):
+    for override, parameter in (
         ({"rl.steps": "3"}, "rl.steps"),
         ({"rl.checkpoints": 3}, "rl.checkpoints"),
         ({"rl.backend": "trl", "rl.final_lr_fraction": 0.1}, "rl.final_lr_fraction"),
@@ -50,12 +49,10 @@ def tiny(tmp_path):
         (in_family("candidates", [{"n_examples": 4, "source": "x"}]), "families.a.candidates.random-4x1-x.source"),
         (in_family("candidates", [{"selection": "none", "n_examples": 1}]), "families.a.candidates[0].n_examples"),
         (in_family("candidates", 2 * [{"n_examples": 4}]), "families.a.candidates"),
-    ],
-)
-def test_a_wrong_value_is_refused_by_its_dotted_name(tiny, override, parameter, refused):
-    with refused(parameter) as raised:
-        load_profile(tiny, override)
-    assert str(raised.value).startswith(parameter)
+    ):
+        with refused(parameter) as raised:
+            load_profile(tiny, override)
+        assert str(raised.value).startswith(parameter)
 
 
 def test_settings_made_in_python_are_checked_in_the_same_way(refused):

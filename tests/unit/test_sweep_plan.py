@@ -94,27 +94,23 @@ def test_what_is_expected_of_data_changes_no_digest():
     assert all("-math" in name for name in changed)
 
 
-@pytest.mark.parametrize(
-    ("change", "parameter"),
-    [
+def test_impossible_micro_profiles_are_refused(tmp_path):
+    for change, parameter in (
         ({"benchmarks": {"imo": 3}}, "benchmarks"),
         ({"evaluation": {"template": "alpaca"}}, "evaluation.template"),
         ({"rl": {"prompts_per_step": 9}}, "rl.prompts_per_step"),
-    ],
-)
-def test_impossible_micro_profiles_are_refused(tmp_path, change, parameter):
-    with pytest.raises(ParameterError, match=re.escape(parameter)):
-        sweep.run_sweep(tiny_profile(**change), tmp_path / "x")
-    assert not (tmp_path / "x").exists()
+    ):
+        with pytest.raises(ParameterError, match=re.escape(parameter)):
+            sweep.run_sweep(tiny_profile(**change), tmp_path / "x")
+        assert not (tmp_path / "x").exists()
 
 
 FAMILY_OF = ("families", 0)
 MAIN = (*FAMILY_OF, "sources", "main")
 
 
-@pytest.mark.parametrize(
-    ("profile", "change", "parameter"),
-    [
+def test_impossible_profiles_of_pretrained_models_are_refused(tmp_path):
+    for profile, change, parameter in (
         ("single_gpu", (*FAMILY_OF, "rl_set", "imo"), "families.qwen3-0.6b.rl_set"),
         ("single_gpu", (*MAIN, "dataset", "deepscaler"), "families.qwen3-0.6b.sources.main.dataset"),
         ("single_gpu", (*MAIN, "max_tokens", 4096), "families.qwen3-0.6b.sources.main.max_tokens"),
@@ -125,16 +121,14 @@ MAIN = (*FAMILY_OF, "sources", "main")
         ("single_gpu", ("evaluation", "max_model_len", 1024), "evaluation.max_tokens"),
         ("paper", ("compute", "gpus", 3), "sft.batch_size"),
         ("paper", ("rl", "micro_batch_size", 512), "rl.prompts_per_step x rl.rollouts"),
-    ],
-)
-def test_impossible_profiles_of_pretrained_models_are_refused(tmp_path, profile, change, parameter):
-    values = place = yaml.safe_load((PROFILES / f"{profile}.yaml").read_text())
-    *keys, last, value = change
-    for key in keys:
-        place = place[key]
-    place[last] = value
-    with pytest.raises(ParameterError, match=re.escape(parameter)):
-        sweep.dry_run(Profile.load(values), tmp_path / "results")
+    ):
+        values = place = yaml.safe_load((PROFILES / f"{profile}.yaml").read_text())
+        *keys, last, value = change
+        for key in keys:
+            place = place[key]
+        place[last] = value
+        with pytest.raises(ParameterError, match=re.escape(parameter)):
+            sweep.dry_run(Profile.load(values), tmp_path / "results")
 
 
 def test_a_cell_needs_its_starting_point(tmp_path, refused):
