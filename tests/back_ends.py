@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -84,13 +83,6 @@ def arguments_of(script: Path, tmp_path: Path, *more: str, **variables: str) -> 
     done = subprocess.run(["bash", str(script), *more], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return noted.read_text().split("\0")[:-1]
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
 
 
 def weights_of(folder: Path) -> dict:

@@ -29,8 +29,8 @@ def gone(pid):
         return True
 
 
-def wait_until(condition, what):
-    deadline = time.monotonic() + 60
+def wait_until(condition, what="waited in vain", seconds=60):
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.05)

@@ -10,7 +10,6 @@ from browsing import PAYLOADS, Elements, look_at
 from quagmire_utils.data import Problem
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.report.answers import browse_answers, show_audit
-from quagmire_utils.report.clean import visible
 from quagmire_utils.report.notebook import words
 from quagmire_utils.report.page import EvaluationPage
 
@@ -132,12 +131,3 @@ def test_right_wrong_and_undecided_answers_of_every_benchmark(tmp_path):
     only = browse_answers(store, {"one": problems["one"][:1]}, each=2)
     assert "right: 1 of 3 answers, 1 shown" in Elements(only).text
     assert "two says" not in only
-
-
-def test_long_answers_keep_their_beginning_and_their_end():
-    shown = visible("a" * 9000 + "THE END", 100)
-    assert shown.startswith("a" * 50)
-    assert shown.endswith("THE END")
-    assert "[... 8,907 characters ...]" in shown
-    assert visible(None) == visible(float("nan")) == visible(pd.NA) == ""
-    assert visible("nan") == "nan"

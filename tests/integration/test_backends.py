@@ -14,7 +14,8 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
-from back_ends import LISTS, PROBLEMS, RL, SFT, TRACES, arguments_of, chat, plain, wait_for, with_bos  # noqa: F401
+from back_ends import LISTS, PROBLEMS, RL, SFT, TRACES, arguments_of, chat, plain, with_bos  # noqa: F401
+from verdicts import wait_until
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json, read_parquet
@@ -211,7 +212,6 @@ def test_verl_starts_a_ray_of_its_own(plain, tmp_path):
 
 
 def test_a_machine_without_gpus_is_told_before_verl_starts(plain, tmp_path, monkeypatch, refused):
-    monkeypatch.setenv("QUAGMIRE_VERL_PYTHON", sys.executable)
     monkeypatch.setattr("quagmire_utils.training.backends.runs.hardware", lambda: {"gpus": []})
     folder = verl.write(plain, PROBLEMS, tmp_path / "run", RL, gpus=2)
     with refused("gpus"):
@@ -255,12 +255,11 @@ def script(folder: Path, text: str) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def our_python(monkeypatch):
     monkeypatch.setenv("QUAGMIRE_VERL_PYTHON", sys.executable)
 
 
-@pytest.mark.usefixtures("our_python")
 def test_a_failure_names_its_log_and_shows_its_end(tmp_path):
     script(tmp_path, 'for i in $(seq 50); do echo "line $i"; done; echo "CUDA out of memory" >&2; exit 3')
     with pytest.raises(BackendError) as raised:
@@ -273,17 +272,17 @@ def test_a_failure_names_its_log_and_shows_its_end(tmp_path):
     assert "line 30" not in message
 
 
-@pytest.mark.usefixtures("our_python")
 def test_an_interrupt_ends_everything_that_was_started(tmp_path):
     script(tmp_path, 'sleep 600 & echo $! >child; echo "$QUAGMIRE_VERL_PYTHON" >variable; wait')
-    threading.Timer(0.1, lambda: (wait_for((tmp_path / "variable").exists), signal.raise_signal(signal.SIGINT))).start()
+    threading.Timer(
+        0.1, lambda: (wait_until((tmp_path / "variable").exists), signal.raise_signal(signal.SIGINT))
+    ).start()
     with pytest.raises(KeyboardInterrupt):
         run_backend(tmp_path, "verl")
     assert (tmp_path / "variable").read_text() == f"{sys.executable}\n"
-    wait_for(lambda: not psutil.pid_exists(int((tmp_path / "child").read_text())))
+    wait_until(lambda: not psutil.pid_exists(int((tmp_path / "child").read_text())))
 
 
-@pytest.mark.usefixtures("our_python")
 def test_a_run_outlives_its_killed_caller_and_is_not_started_twice(tmp_path, refused):
     script(tmp_path, f'echo $$ >"{tmp_path}/pid"; exec sleep 600')
     code = (
@@ -291,7 +290,7 @@ def test_a_run_outlives_its_killed_caller_and_is_not_started_twice(tmp_path, ref
         "run_backend(Path(sys.argv[1]), 'verl')"
     )
     caller = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     caller.kill()
     caller.wait()
     pid = int((tmp_path / "pid").read_text())
@@ -301,5 +300,5 @@ def test_a_run_outlives_its_killed_caller_and_is_not_started_twice(tmp_path, ref
     finally:
         os.kill(pid, signal.SIGKILL)
     script(tmp_path, "true")
-    wait_for(lambda: not psutil.pid_exists(pid))
+    wait_until(lambda: not psutil.pid_exists(pid))
     run_backend(tmp_path, "verl")

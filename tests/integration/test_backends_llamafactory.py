@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from back_ends import SFT, TRACES, backend_python, chat, plain, wait_for, weights_of, with_bos  # noqa: F401
+from back_ends import SFT, TRACES, backend_python, chat, plain, weights_of, with_bos  # noqa: F401
+from verdicts import wait_until
 
 from quagmire_utils.core.files import read_json
 from quagmire_utils.core.paths import ROOT
@@ -88,12 +89,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(unbroken, plain, tm
     code = "import sys; from quagmire_utils.training.backends import llamafactory; llamafactory.train(sys.argv[1])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     caller = subprocess.Popen([sys.executable, "-c", code, str(folder)], env=environment, stderr=subprocess.DEVNULL)
-    wait_for(lambda: any(folder.glob("checkpoints/checkpoint-*/trainer_state.json")), 240)
+    wait_until(lambda: any(folder.glob("checkpoints/checkpoint-*/trainer_state.json")), seconds=240)
     processes = [caller, *psutil.Process(caller.pid).children(recursive=True)]
     for process in processes:
         process.kill()
     caller.wait()
-    wait_for(lambda: not any(psutil.pid_exists(process.pid) for process in processes))
+    wait_until(lambda: not any(psutil.pid_exists(process.pid) for process in processes))
     assert not (folder / "model").exists()
     reached = max(entry["current_steps"] for entry in llamafactory.log_entries(folder))
     assert 18 <= reached < 180

@@ -57,7 +57,6 @@ def _save(folder, tokenizer, model_type, **config):
     ("model_type", "tokenizer_class", "right"),
     [
         ("llama", "LlamaTokenizerFast", False),  # R1-Distill-Llama
-        ("qwen2", "PreTrainedTokenizerFast", False),
         ("qwen2", "LlamaTokenizerFast", False),  # R1-Distill-Qwen
         ("gemma", None, False),
         ("llama", "PreTrainedTokenizerFast", True),
@@ -121,9 +120,7 @@ def _turns(user, assistant):
         (_turns("[INST] {{ m.content }} [/INST]", " {{ m.content }} <|im_end|>"), "<|im_end|>"),
         (_turns("<|begin|>{{ m.content }}", "{{ m.content }}{{ '' if loop.last else '<|im_end|>' }}"), "<|im_end|>"),
         (_turns("{{ m.content }}", "{{ m.content }}{{ '<|begin|>' if loop.last else '<|im_end|>' }}"), "<|begin|>"),
-        (_turns("USER: {{ m.content }} ", "ASSISTANT: {{ m.content }}\n"), None),  # no token at all
         (_turns("<|im_start|>{{ m.content }}", "<|im_end|>{{ m.content }}"), None),  # the next turn's opening
-        ("{{ raise_exception('no') }}", None),
         (None, None),
     ],
 )
@@ -158,7 +155,6 @@ def test_an_answer_ends_with_its_turn(tmp_path):
         ("bfloat16", "auto", "cpu", {"avx2"}, "float32"),
         ("bfloat16", "auto", "cpu", {"avx512_bf16"}, "bfloat16"),
         ("float16", "auto", "cpu", {"avx512_bf16"}, "float32"),
-        ("bfloat16", "bfloat16", "cpu", set(), "bfloat16"),
         ("bfloat16", "auto", "cuda", set(), "bfloat16"),
         ("bfloat16", "auto", "", set(), "bfloat16"),  # what a checkpoint is saved in
     ],

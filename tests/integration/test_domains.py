@@ -418,12 +418,10 @@ def test_a_benchmark_is_a_few_lines_of_yaml(tmp_path):
 
 def test_bad_recipes_are_refused_in_a_sentence(tmp_path):
     for text, message in (
-        ("question: q\nanswer: a", "hub_id, files or address"),
         ("question: q\nfiles: x.jsonl", "the column with the answer"),
         ("question: q\nfiles: x.jsonl\ngrader: code", "the column with the tests"),
         ("question: q\nfiles: x.jsonl\nanswer: a", "at x.jsonl in"),
         ("question: q\nfiles: rows.jsonl\nanswer: b", "row 1 of .*rows.jsonl: it has no column 'b', but 'a', 'c', 'i'"),
-        ("question: nothing\nfiles: rows.jsonl\nanswer: a", "it has no question"),
         ("question: q\nfiles: rows.jsonl\nanswer: c", "its answer must be a text or a number"),
         ("question: q\nfiles: rows.jsonl\nanswer: a\ntolerance: q", "it has the tolerance 'Which"),
         (

@@ -138,8 +138,6 @@ LINE = '{"prompt": "1+1?", "completion": "It is 2."}\n'
     ("entry", "content", "said"),
     [
         ({"question": "prompt", "response": "completion"}, None, r"no .*traces\*\.jsonl"),
-        ({"question": "promt", "response": "completion"}, LINE, "no column 'promt'"),
-        ({"question": "prompt", "response": "completion"}, "not json\n", "is not JSON"),
         ({"question": "prompt", "response": "completion"}, "", "is empty"),
         ({"question": "prompt", "response": "completion"}, 3 * LINE, r"3 rows of .* can be used, 6,300 are needed"),
     ],

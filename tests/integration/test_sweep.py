@@ -14,6 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 from example_cells import TINY, assert_same_records, command, run_sweep, tiny_profile
+from verdicts import wait_until
 
 from quagmire_utils import cli, sweep
 from quagmire_utils.core.files import read_json, read_parquet
@@ -236,10 +237,7 @@ def test_a_job_at_its_time_limit_queues_again_and_ends_as_its_cell_does(tiny, tm
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
     job = subprocess.Popen(["bash", "job"], cwd=tmp_path, env=environment)
     for file, then in (("started", lambda: job.send_signal(signal.SIGUSR1)), ("asked", (tmp_path / "go").touch)):
-        deadline = time.monotonic() + 60
-        while not (tmp_path / file).is_file():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until((tmp_path / file).is_file)
         then()
     assert job.wait(timeout=60) == ending
     assert (tmp_path / "started").read_text().endswith("--cell llama3-8b/base\n")

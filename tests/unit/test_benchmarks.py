@@ -116,7 +116,6 @@ def test_rows_of_the_catalogue(name, row, expected):
     ("solution", "answer"),
     [
         (r"So $x = \boxed 5$.", "5"),
-        (r"$\boxed\frac{1}{2}$", r"\frac{1}{2}"),
         (r"Hence \fbox{7}.", "7"),
         (r"\boxed {\{1, 2\}}", r"\{1, 2\}"),
         (r"First \boxed{3}. Then \boxed{\frac{a}{b}}.", r"\frac{a}{b}"),
@@ -124,7 +123,6 @@ def test_rows_of_the_catalogue(name, row, expected):
         (r"$\boxed{1}$, $\boxed{2}$ and $\boxed{3}$.", "1,2,3"),
         (r"From \boxed{3} we get x = \boxed{4}.", None),  # one, or both?
         (r"First \boxed{3}. Then \boxed{4", None),
-        ("So the answer is five.", None),
         (r"-(ab + ac + bc)", "-(ab + ac + bc)"),
     ],
 )
@@ -136,12 +134,9 @@ def test_the_answer_of_a_solution_is_what_it_boxes_at_its_end(solution, answer):
     ("published", "answer"),
     [
         (["5"], "5"),
-        ([["5"]], "5"),
-        (("5",), "5"),
         ("['5']", "5"),
         (r'["\\frac{1}{2}"]', r"\frac{1}{2}"),
         ("[1, 2]", "[1, 2]"),  # an interval
-        (0, 0),
         *((nothing, None) for nothing in ([], [None, ""], "", " ", math.nan, "NaN", [math.nan])),
     ],
 )
@@ -158,10 +153,8 @@ def test_files_as_other_programs_write_them(tmp_path):
         ("a.csv", 'q,a,long\nx,5,"' + "y" * 140_000 + '"\n', "5"),
         ("a.csv", "q,a\nx,9007199254740993.0\n", "9007199254740993.0"),
         ("a.csv", "q,a\nx,5,6\n", None),
-        ("a.csv", "q,a\nx,nan\n", None),
         ("a.jsonl", '\ufeff{"q": "x", "a": 9007199254740993.0}', "9007199254740993"),
         ("a.jsonl", '{"q": "x", "a": 9.007199254740993e15}', "9007199254740993"),
-        ("a.jsonl", '{"q": "x", "a": ["5", "7"]}', None),
         ("a.jsonl", '{"q": [{"role": "user", "content": "x"}], "a": ["5"]}', "5"),
         ("a.jsonl", json.dumps({"q": '[{"role": "user", "content": [{"type": "text", "text": "x"}]}]', "a": "5"}), "5"),
         ("a.jsonl", json.dumps({"q": '[{"role": "user", "content": "x"', "a": "5"}), None),
@@ -184,7 +177,6 @@ def copied(name: str, data_dir: Path, folder: Path) -> Path:
     [
         (lambda text: text + text.splitlines()[0].replace('"id": 0', '"id": 999') + "\n", "84 problems, expected 83"),
         (lambda text: "", "0 problems, expected 83"),
-        (lambda text: text.replace("142.0", "143.0"), "changed text"),
         (lambda text: text.replace("Irreducible", "irreducible"), "changed text"),
         (lambda text: text.replace('"problem"', '"prompt"'), "row 1 of .*no column 'problem'"),
         (lambda text: text[: len(text) // 2], "is not JSON"),

@@ -1,7 +1,6 @@
 """Candidate frames and score tables, against exact fractions and plain loops over the raw records."""
 
 import math
-from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -9,7 +8,6 @@ from example_records import BENCHMARKS, macro_pass_at_k, second_route
 from scipy import stats
 
 from quagmire_utils.analysis.candidates import candidate_frame
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.records import CHECKPOINT
 from quagmire_utils.evaluation.measured import (
     evaluation_table,
@@ -28,16 +26,6 @@ def test_candidate_frame_against_exact_fractions(records, k):
     assert len(ours) == len(expected) + 1  # the base model
     for column in ("pass1", "pass_k", "gen_loss", "outcome", "outcome_last", "gain"):
         assert ours.loc[expected.index, column].to_numpy() == pytest.approx(expected[column].to_numpy(), **CLOSE)
-
-
-def test_a_frame_of_another_column_of_right_answers(records):
-    counts = records.counts.assign(correct_math=(records.counts["correct"] + 1).clip(upper=records.counts["n"]))
-    ours = candidate_frame(replace(records, counts=counts), k=7, correct="correct_math")
-    swapped = candidate_frame(replace(records, counts=counts.assign(correct=counts["correct_math"])), k=7)
-    pd.testing.assert_frame_equal(ours, swapped)
-    assert (ours["pass1"] > candidate_frame(records, k=7)["pass1"]).all()
-    with pytest.raises(ParameterError):
-        candidate_frame(records, k=7, correct="correct_math")
 
 
 def test_standard_errors_of_checkpoint_scores(records):

@@ -37,7 +37,6 @@ def test_every_row_is_whole_and_leads_to_its_source():
     "broken",
     [
         {"url": "arXiv 2512.11470"},
-        {"pass1_pre": 101.0},
         {"grade": "D"},
         {"pass1_post": np.nan, "pass_k_post": np.nan},
         {"row": 0},

@@ -36,13 +36,10 @@ def test_the_plan_names_every_cell_after_what_it_needs():
         ({"seed": 1}, {"base", "sft", "rl"}),
         ({"evaluation": {"num_samples": 8}}, {"base", "sft", "rl"}),
         ({"evaluation": {"rl_num_samples": 3}}, {"rl"}),
-        ({"evaluation": {"k": 2}}, set()),
         ({"sft": {"learning_rate": 0.002}}, {"sft", "rl of sft"}),
         ({"rl": {"steps": 4}}, {"rl"}),
         ({"rl": {"runs": 2}}, set()),  # a further run leaves the first ones as they are
-        ({"workers": 1}, set()),
         ({"budgets": {"low": 100.0}}, set()),
-        ({"digits": 4}, {"base", "sft", "rl"}),
         ({"rl": {"backend": "compact"}}, {"rl"}),
         (in_family("sources", {"other": {"terms": [3]}, **FAMILY["sources"]}), {"base", "sft", "rl"}),
         # a source that no candidate uses, and the comparisons that a candidate serves, change nothing
@@ -97,7 +94,6 @@ def test_what_is_expected_of_data_changes_no_digest():
 def test_impossible_micro_profiles_are_refused(tmp_path):
     for change, parameter in (
         ({"benchmarks": {"imo": 3}}, "benchmarks"),
-        ({"evaluation": {"template": "alpaca"}}, "evaluation.template"),
         ({"rl": {"prompts_per_step": 9}}, "rl.prompts_per_step"),
     ):
         with pytest.raises(ParameterError, match=re.escape(parameter)):
@@ -113,7 +109,6 @@ def test_impossible_profiles_of_pretrained_models_are_refused(tmp_path):
     for profile, change, parameter in (
         ("single_gpu", (*FAMILY_OF, "rl_set", "imo"), "families.qwen3-0.6b.rl_set"),
         ("single_gpu", (*MAIN, "dataset", "deepscaler"), "families.qwen3-0.6b.sources.main.dataset"),
-        ("single_gpu", (*MAIN, "max_tokens", 4096), "families.qwen3-0.6b.sources.main.max_tokens"),
         ("single_gpu", (*MAIN, "pool", 500), "families.qwen3-0.6b.candidates.random-1000x2.n_examples"),
         ("single_gpu", (*FAMILY_OF, "model", {"hub_id": "./nowhere"}), "model.hub_id"),
         ("single_gpu", ("benchmarks", "math500", 501), "benchmarks.math500"),
