@@ -141,21 +141,6 @@ def test_equal_answers_are_graded_once_and_never_across_golds(monkeypatch, grade
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_slow_responses_wait_for_the_others_and_then_share_the_processors(monkeypatch):
-    turns = []
-    run = Pool._run
-    monkeypatch.setattr(Pool, "_run", lambda self, *how: (turns.append((how[0], *how[1:3])), run(self, *how))[1])
-    texts = ["1 spin 99", "1 spin 100", "1 spin 0.4"] + [f"1 spin 0.00{i}" for i in range(5)]
-    with Grader(2, timeout=120, processor_limit=0.6) as grader:
-        found = verdicts(graded(grader, *texts))
-    assert found == [TIMEOUT] * 2 + [CORRECT] * 6  # one needs its second turn
-    first, rest = turns[:2]
-    assert (len(first[0]), first[1:]) == (8, (0.25, 2))
-    assert {job.text for job in rest[0]} == set(texts[:3])
-    assert rest[1:] == (0.6, 6)
-
-
-@pytest.mark.usefixtures("stand_in")
 def test_a_limit_of_processor_time_spares_those_who_wait():
     with Grader(1, timeout=300, processor_limit=0.5) as grader:
         start = time.monotonic()

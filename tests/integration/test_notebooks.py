@@ -17,11 +17,10 @@ from nbclient.util import run_sync
 from quagmire_utils.analysis import tables
 from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.core import published as paper
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.records import load_records
 from quagmire_utils.grading import Grader
-from quagmire_utils.report import execution, inputs, notebook
+from quagmire_utils.report import execution, notebook
 from quagmire_utils.report.study import AUDIT, BEYOND, HEADLINE, LEDGER
 from quagmire_utils.report.viewer import Watched
 from quagmire_utils.training import microlab
@@ -165,17 +164,6 @@ def test_table_notebooks_show_what_tables_computes(run, name, scale, request):
     assert (by_hand == "undefined") == (table["status"].iloc[0] != "measured")
 
 
-def test_parameters_of_a_table_notebook(run, full):
-    chosen = {"family": "micro-llama", "predictors": "gen_loss,pass_k", "n_splits": 7, "outcome": "outcome_last"}
-    book = run("table02_r2_dataset_level", profile=full, k=16, **chosen)
-    table = tables.compute_table(candidate_frame(load_records(full), k=16), 2, tables.Options(**chosen))
-    assert set(table["family"]) == {"micro-llama"}
-    assert (table["n_splits"] == 7).all()
-    assert tables.show_table(table, "example")._repr_html_() in shown(book, "text/html")
-    default = run("table02_r2_dataset_level", profile=full)
-    assert tables.show_table(table, "example")._repr_html_() not in shown(default, "text/html")
-
-
 @pytest.mark.parametrize("name", FIGURES)
 def test_figure_notebooks_show_and_save_their_figure(run, full, name):
     book = run(name, profile=full)
@@ -246,14 +234,3 @@ def test_run_sweep_from_nothing_and_again(run, tmp_path):
     finally:
         for folder in (results, ROOT / "runs" / name):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def test_benchmark_lists(refused):
-    pattern = f"{BENCHMARKS}/lanes[34].jsonl"
-    assert {name: len(p) for name, p in inputs.load_benchmarks(pattern, limit=2).items()} == {"lanes3": 2, "lanes4": 2}
-    assert list(inputs.load_benchmarks([f"{BENCHMARKS}/sums2.jsonl"])) == ["sums2"]
-    for bad in (f"{pattern}, {BENCHMARKS}/lanes3.jsonl", f"{BENCHMARKS}/three*.jsonl", "math501", " , "):
-        with pytest.raises(ParameterError):
-            inputs.load_benchmarks(bad)
-    with refused("limit"):
-        inputs.load_benchmarks(pattern, limit=0)

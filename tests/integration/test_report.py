@@ -16,7 +16,7 @@ from quagmire_utils.cli import app
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.report import clean
 from quagmire_utils.report.card import update_readme
-from quagmire_utils.report.page import NAME, WINDOW, build, write_report
+from quagmire_utils.report.page import WINDOW, build, write_report
 from quagmire_utils.report.study import PLACES, Headline
 
 HOSTILE = (
@@ -143,18 +143,6 @@ def test_what_was_not_executed_names_the_command(example):
         assert f"./reproduce.sh --profile example --only {place}</code>" in article(page, place)
         assert "<strong>not run</strong>" in article(page, place)
     assert "3 of 20 figures and tables" in page
-
-
-def test_the_same_notebooks_give_the_same_page_and_another_notebook_another(example, tmp_path):
-    page = build(example)
-    assert build(example) == page == (example / NAME).read_text()
-    assert not list(example.glob(".*"))  # no temporary left
-    for name, text in (("fig03_sft_vs_rl", "another result"), ("extra_study", "what else we saw")):
-        write_notebook(tmp_path, name, shown("report", {"text/markdown": text}), title="A title")
-    other = build(tmp_path)
-    assert "another result" in article(other, "fig03")
-    places = [other.index(text) for text in ("Beyond the paper", "what else we saw", "Where the numbers come from")]
-    assert places == sorted(places)
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -109,19 +109,6 @@ def test_problem_seeds():
     assert problem_seed(0, "math500", "test/1") == 158108665172150  # must never change: stores are topped up by it
 
 
-@pytest.mark.parametrize(("count", "n", "size"), [(10, 7, 24), (3, 100, 24), (1, 1, 1), (7, 23, 24), (2, 5, 3)])
-def test_chunks_cover_everything_once(engine, count, n, size):
-    prompts = {problem.id: render(problem.question, engine.tokenizer) for problem in PROBLEMS[:count]}
-    chunks = list(chunks_of(prompts, n, size))
-    drawn = [(problem, i) for some, indices in chunks for problem in some for i in indices]
-    assert sorted(drawn) == sorted((problem, i) for problem in prompts for i in range(n))
-    assert all(0 < len(some) * len(indices) <= size for some, indices in chunks)
-    for start in {indices.start for _, indices in chunks}:
-        problems = [problem for some, indices in chunks if indices.start == start for problem in some]
-        lengths = [len(prompts[problem].token_ids) for problem in problems]
-        assert lengths == sorted(lengths, reverse=True)
-
-
 @pytest.mark.parametrize("n", [20, 64, 128])
 def test_the_batches_of_the_shipped_records(engine, n):
     """Up to 128 samples, a problem's are drawn in one call with those of others, 4096 at most: it must stay so."""
@@ -161,9 +148,7 @@ def test_samples_of_different_origins_are_refused(engine, tmp_path, refused):
         *(("num_samples", {"num_samples": n}) for n in (0, 64.0, True)),
         ("chunk_samples", {"chunk_samples": 0}),
         ("problems", {"problems": []}),
-        ("problems", {"problems": [*PROBLEMS, PROBLEMS[0]]}),
         ("max_tokens", {"params": SamplingParams(max_tokens=8190)}),
-        ("max_tokens", {"problems": [Problem("long", "1" * 9000, "1")]}),
     ],
 )
 def test_bad_parameters_are_refused_before_anything_is_written(engine, tmp_path, refused, parameter, changes):

@@ -316,12 +316,3 @@ def test_compact_and_trl_update_alike(chatty, tmp_path, monkeypatch):
     moved = max(float((one[k] - start[k]).abs().max()) for k in one)
     assert moved > 1e-3
     assert max(float((one[k] - other[k]).abs().max()) for k in one) < 1e-3 * moved
-
-
-def test_each_problem_comes_once_an_epoch_whatever_the_step_size():
-    settings = COMPACT.replace(prompts_per_step=5)
-    drawn = [problem for step in range(32) for problem in compact.draw_problems(32, settings, step)]
-    epochs = [drawn[i : i + 32] for i in range(0, 160, 32)]
-    assert all(sorted(epoch) == list(range(32)) for epoch in epochs)
-    assert len(set(map(tuple, epochs))) == 5
-    assert compact.draw_problems(3, settings, 0) != compact.draw_problems(3, settings.replace(seed=6), 0)

@@ -436,22 +436,6 @@ def test_the_claims_of_a_place(records, refused):
             claims.all_results(wrong)
 
 
-def test_the_claims_of_a_place_are_those_of_the_family_and_scenario_that_were_chosen(records):
-    frame = candidate_frame(records, k=16)
-    twins = pd.concat([frame, frame[frame["family"] == "micro-llama"].assign(family="twin")], ignore_index=True)
-    for chosen, families in (
-        ({"family": MISTRAL}, set()),
-        ({"scenario": "instance"}, set()),
-        ({"family": LLAMA, "scenario": "dataset"}, {"micro-llama", "twin"}),
-        ({"family": [QWEN, "micro-llama"]}, {"micro-llama"}),
-        ({"family": "twin"}, {"twin"}),
-    ):
-        assert {claim.family for claim in claims.about(twins, "Fig. 3", **chosen)} == families
-    only = claims.about(frame, "Fig. 2", family=["Mistral-NeMo-12B-Instruct"], records=records)
-    assert {claim.model for claim in only} == {MISTRAL}
-    assert claims.headline(only, "strong_base_gains_nothing_2")[0] == only[0].claim.claim  # Qwen's is left out
-
-
 def test_the_matrix_holds_every_result_once_in_the_papers_order(results):
     several = [dataclasses.replace(result, family=f"group {i}") for i in range(4) for result in results]
     found = claims.matrix({"micro models": results, "small real model": [], "published": several})

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import random
 import re
 import unicodedata
 
@@ -43,13 +42,6 @@ def test_random_subsets_are_nested_and_follow_the_seed():
     small, large = (select(POOL, "random", n, tokenizer=None, seed=1) for n in (25, 100))
     assert large[:25] == small
     assert {t.id for t in small} != {t.id for t in select(POOL, "random", 25, tokenizer=None, seed=2)}
-
-
-@pytest.mark.parametrize("how", ["random", "shortest", "shortest+longest+random"])
-def test_order_of_the_pool_does_not_matter(how):
-    shuffled = random.Random(0).sample(POOL, len(POOL))
-    first, second = (select(pool, how, 90, tokenizer=TOKENIZER, seed=5) for pool in (POOL, shuffled))
-    assert first == second
 
 
 def test_random_is_uniform():

@@ -183,17 +183,6 @@ def test_fig01_rings_the_best_of_each_stage(make_panel):
     assert ax.get_title(loc="left") == f"rank correlation 0.25, n = {len(rows)} candidates"
 
 
-def test_candidates_of_a_panel_are_chosen(make_panel, refused):
-    panel = make_panel("micro-qwen", epochs=4)
-    assert set(panel.candidates["candidate"]) == {"random-32x4", "random-128x4", "random-512x4"}
-    assert panel.title == "micro-qwen (for Qwen3-4B-base)"
-    assert set(make_panel(LLAMA, n_examples=8).candidates["n_examples"]) == {8}
-    wrong = {"family": "all", "scenario": "foo", "n_examples": 7, "epochs": -1.0, "outcome": "best"}
-    for parameter, value in (*wrong.items(), ("selections", ["short"]), ("selections", [])):
-        with refused(parameter):
-            make_panel(**{"family": "micro-qwen", parameter: value})
-
-
 def heights(ax) -> list[tuple[float, float]]:
     """Before and after RL of each recipe, in order, from the bars."""
     assert all(bar.get_y() == 0 for bar in ax.patches)

@@ -158,17 +158,6 @@ def test_verdicts_of_certain_cases():
         assert (found[0], found[-1]) == ("", "equal" if these else "")
 
 
-def test_what_more_answers_cannot_decide_is_given_up():
-    """The models solve different halves of the problems: on these they are equal, on others nobody knows."""
-    half = np.arange(60) % 2
-    worlds = {"a": 0.9 * half + 0.05, "b": 0.9 * (1 - half) + 0.05}
-    rng = np.random.default_rng(6)
-    look = next(looks("ab", drawer(worlds, rng), BENCHMARKS, Design()))
-    assert look.hopeless
-    *_, last = looks("ab", drawer(worlds, rng), BENCHMARKS, Design(these_problems=True, most=512))
-    assert last.verdict("a", "b") == "equal"
-
-
 def test_the_best_of_ten_is_settled_and_the_worst_cost_little():
     rng = np.random.default_rng(7)
     worlds = {f"m{i}": np.full(60, 0.3 + 0.05 * i) for i in range(10)}
