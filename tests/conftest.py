@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from example_cells import TINY, run_sweep
+from example_records import make_records, write_records
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.paths import ROOT
+from quagmire_utils.core.records import load_records
+from quagmire_utils.core.settings import load_profile
+from quagmire_utils.grading import Grader
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
@@ -79,36 +85,24 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def mini() -> Any:
-    from quagmire_utils.core.records import load_records
-
-    return load_records(Path(__file__).resolve().parents[1] / "results" / "mini")
+    return load_records(ROOT / "results" / "mini")
 
 
 @pytest.fixture(scope="session")
 def first_world() -> Any:
     """Return the records of the first micro world, whose RL takes all candidates to one ceiling."""
-    from quagmire_utils.core.records import load_records
-
-    return load_records(Path(__file__).resolve().parents[1] / "results" / "mini-v1")
+    return load_records(ROOT / "results" / "mini-v1")
 
 
 @pytest.fixture(scope="session")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return made-up records of one family, with eight candidates in each of two scenarios."""
-    from example_records import make_records, write_records
-
-    from quagmire_utils.core.records import load_records
-
     return load_records(write_records(tmp_path_factory.mktemp("small") / "example", make_records()))
 
 
 @pytest.fixture(scope="session")
 def full_records(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return made-up records of three families with the grid of the mini profile."""
-    from example_records import make_records, write_records
-
-    from quagmire_utils.core.records import load_records
-
     return load_records(write_records(tmp_path_factory.mktemp("full") / "example", make_records(full=True)))
 
 
@@ -140,8 +134,6 @@ def labelled(data_dir: Path) -> Callable[[str], tuple[list[str], list[str], list
 
 @pytest.fixture(scope="session")
 def grader() -> Iterator[Any]:
-    from quagmire_utils.grading import Grader
-
     with Grader(2) as grader:
         yield grader
 
@@ -163,8 +155,6 @@ def refused() -> Callable[[str], AbstractContextManager[pytest.ExceptionInfo[Par
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the YAML file of the smallest profile that takes every step."""
-    from example_cells import TINY
-
     path = tmp_path_factory.mktemp("profile") / "tiny.yaml"
     path.write_text(TINY)
     return path
@@ -173,8 +163,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def unbroken(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a sweep of `tiny` that ran through; tests leave it as it is."""
-    from example_cells import run_sweep
-
     folder = tmp_path_factory.mktemp("unbroken")
     run_sweep(tiny, folder).check_returncode()
     return folder
@@ -182,6 +170,4 @@ def unbroken(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def profile():
-    from quagmire_utils.core.settings import load_profile
-
     return load_profile("mini")

@@ -176,18 +176,6 @@ def test_standard_error_is_the_spread_over_repeated_draws(llama):
     assert loss.standard_error == pytest.approx(ratio(s, n)[1], rel=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_head_that_is_more_than_a_matrix_is_called(dtype):
-    """The product into memory that is used again has the bits of the head's own call, which a hook asks for."""
-    model = build("llama").to(dtype)
-    direct = loss_of(model, TOKENIZER, TRACES, chunk_tokens=50)
-    calls = []
-    model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
-    called = loss_of(model, TOKENIZER, TRACES, chunk_tokens=50)
-    assert len(calls) > 10
-    pd.testing.assert_frame_equal(called.per_trace, direct.per_trace, check_exact=True)
-
-
 @pytest.fixture
 def scored(monkeypatch):
     batches: list[int] = []

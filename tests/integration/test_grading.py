@@ -103,15 +103,11 @@ MUTATIONS = [
     lambda text: text,
     lambda text: text.replace("\\boxed", "\\fbox"),
     lambda text: text + "\n\nThe final answer is $7$. I hope it is correct.",
-    lambda text: text.replace("}", "}%"),
     lambda text: text + " and also \\boxed{2}",
     lambda text: text[: len(text) * 9 // 10],  # cut off
-    lambda text: text[len(text) // 2 :],
     lambda text: text.replace("\\(", "$").replace("\\)", "$").replace("\\[", "$$").replace("\\]", "$$"),
     lambda text: text.replace("\\boxed{", "\\boxed{ 0"),
-    lambda text: text.replace("therefore", "final answer"),
     lambda text: "\\boxed{3}. Wait, no. " + text,
-    lambda text: text.replace("A: ", "The answer is: "),
     lambda text: text.replace("A: ", "\\boxed{") + "}",
     lambda text: re.sub("[^a-z ]", "", text),
 ]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, TrainerCallback
 
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import RLSettings, SFTSettings
 from quagmire_utils.engines import EngineConfig
 from quagmire_utils.evaluation.generalization_loss import generalization_loss
@@ -158,14 +157,6 @@ def test_a_run_that_breaks_goes_on_to_the_same_end(base, tmp_path, settings):
     again = train_rl(base, PROBLEMS, tmp_path / "broken", settings, grader=None)  # no step is left to grade
     pd.testing.assert_frame_equal(again, resumed)
     assert equal(ends[0], weights(tmp_path / "broken" / "checkpoint-4"))
-
-
-def test_rl_refuses_what_cannot_train(base, tmp_path, refused):
-    with refused("problems"):
-        train_rl(base, [], tmp_path / "x", RL, grader=odd_length)
-    too_long = RL.replace(max_tokens=microlab.CONTEXT_LENGTH)
-    with pytest.raises(ParameterError, match="context"):
-        train_rl(base, PROBLEMS, tmp_path / "x", too_long, grader=odd_length)
 
 
 def test_rl_refuses_a_backend_that_cannot(base, tmp_path, refused):

@@ -162,23 +162,6 @@ def warned(found, text):
     return sum(text in warning for warning in found.warnings)
 
 
-def test_warnings():
-    table = linear_world(7, 3).sort_values("pass_k", ignore_index=True)
-    table["gen_loss"] = 1 - table["pass_k"]
-    names = table["candidate"].tolist()
-    middle = names[1:6]
-    found = forecast_rl(hidden(table, middle))
-    ends = found.table[found.table["extrapolated"]].set_index("candidate")
-    assert sorted(ends.index) == sorted([names[0], names[6]])
-    assert ends["outside"][names[6]] == "gen_loss below the runs', pass_k above the runs'"
-    assert warned(found, "2 of 2 forecasts extrapolate")
-    assert warned(found, "The highest forecast")
-    assert not warned(forecast_rl(hidden(table, [*names[:3], *names[4:]])), "extrapolate")
-    turned = table.assign(outcome=1 - table["outcome"])
-    assert warned(forecast_rl(hidden(turned, middle)), "against the paper's finding") == 2
-    assert warned(forecast_rl(hidden(table, middle[:3])), "3 RL runs give wide intervals")
-
-
 def test_the_noise_of_rl_is_in_every_interval():
     """Three runs on a line by luck: the interval is as wide as the given, or the assumed, noise of RL makes it."""
     table = linear_world(8, 1, noise=0.0).assign(gen_loss=np.nan, scenario="instance")

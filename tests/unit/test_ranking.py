@@ -1,7 +1,6 @@
 """The rule and its chances: against closed forms, simulated worlds, and the shipped records."""
 
 import math
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -191,18 +190,6 @@ def test_a_settled_choice_and_one_without_noise(refused):
     for name, value in {"confidence": 95, "n_draws": 3}.items():
         with refused(name):
             rank_with_noise(with_errors([(0, 0, 0)], (1, 1, 1)), **{name: value})
-
-
-@pytest.mark.parametrize(
-    ("losses", "without", "note"),
-    [((1.0, math.nan, math.nan), 2, "rule no candidate out"), ((1.0, 1.1, math.nan), 1, "never ruled out: c2")],
-)
-def test_missing_losses_are_noted(losses, without, note):
-    measured = with_errors([(0.5, 1, 0.9), (0.4, 1, 0.8), (0.3, 1, 0.7)], (0.01, 0.01, 0.01))
-    found = rank_with_noise(replace(measured, table=measured.table.assign(gen_loss=losses)))
-    assert found.table["chance"].sum() == pytest.approx(1)
-    assert len(found.without_loss) == without
-    assert note in found.notes[0]
 
 
 def test_advice_on_the_shipped_records(first_world):

@@ -6,7 +6,6 @@ import re
 
 import pytest
 
-from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import benchmark_names, find_dataset, load_benchmark
 from quagmire_utils.data.dataset import CATALOGUE
 from quagmire_utils.data.loading import CACHE
@@ -54,14 +53,6 @@ def test_only_easy_problems_with_one_number_are_left(tmp_path):
             file.unlink()
     kept = [(one.id, one.question, one.answer) for one in found]
     assert kept == [("mine/n0", "Two. How many?", "2"), ("mine/n3", "One. How many?", "0.46")]
-
-
-def test_an_address_that_gives_nothing_is_one_sentence(tmp_path):
-    address = (tmp_path / "none.json").as_uri()
-    (tmp_path / "lost.yaml").write_text(f"address: {address}\nquestion: q\nanswer: a\n")
-    with pytest.raises(ParameterError) as error:
-        load_benchmark(tmp_path / "lost.yaml")
-    assert (error.value.parameter, error.value.value) == ("lost", address)
 
 
 @pytest.mark.requires_data
