@@ -176,10 +176,7 @@ def test_stand_in_of_single_gpu_runs_end_to_end(tmp_path):
     family = values["families"][0]
     family |= {"model": {"hub_id": str(MICRO)}, "rl_problems": 8}
     family["sources"] = {"main": {**family["sources"]["main"], "validation": 4}}
-    family["candidates"] = [
-        {"selection": "none"},
-        {"selection": "shortest", "n_examples": 8, "scenario": "instance"},
-    ]
+    family["candidates"] = [{"selection": "none"}, {"selection": "shortest", "n_examples": 8, "scenario": "instance"}]
     values["sft"] |= {"batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3}
     values["rl"] |= {"rollout_engine": "transformers", "steps": 2, "prompts_per_step": 2, "rollouts": 4}
     values["rl"] |= {"max_tokens": 12, "runs": 1, "micro_batch_size": 4}

@@ -9,10 +9,7 @@ from scipy import stats
 
 from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.core.records import CHECKPOINT
-from quagmire_utils.evaluation.measured import (
-    evaluation_table,
-    show_evaluation,
-)
+from quagmire_utils.evaluation.measured import evaluation_table, show_evaluation
 from quagmire_utils.evaluation.pass_at_k.averages import checkpoint_scores
 
 CLOSE = {"rel": 0, "abs": 1e-9}

@@ -10,12 +10,7 @@ from scipy import stats
 
 from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.analysis.fits import predict, spearman
-from quagmire_utils.analysis.forecasting import (
-    check_forecasts,
-    choose_runs,
-    forecast_rl,
-    known_runs,
-)
+from quagmire_utils.analysis.forecasting import check_forecasts, choose_runs, forecast_rl, known_runs
 from quagmire_utils.analysis.lines import Task
 from quagmire_utils.analysis.measurements import load_measurements
 

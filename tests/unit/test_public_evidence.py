@@ -35,12 +35,7 @@ def test_every_row_is_whole_and_leads_to_its_source():
 
 @pytest.mark.parametrize(
     "broken",
-    [
-        {"url": "arXiv 2512.11470"},
-        {"grade": "D"},
-        {"pass1_post": np.nan, "pass_k_post": np.nan},
-        {"row": 0},
-    ],
+    [{"url": "arXiv 2512.11470"}, {"grade": "D"}, {"pass1_post": np.nan, "pass_k_post": np.nan}, {"row": 0}],
     ids=str,
 )
 def test_a_broken_row_is_refused(tmp_path, monkeypatch, broken, refused):

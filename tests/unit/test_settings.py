@@ -9,11 +9,7 @@ from quagmire_utils.core import files
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
 from quagmire_utils.core.paths import ROOT
-from quagmire_utils.core.settings import (
-    RLSettings,
-    explicit,
-    load_profile,
-)
+from quagmire_utils.core.settings import RLSettings, explicit, load_profile
 from quagmire_utils.sweep.estimate import trace_tokens
 
 LLAMA = "families.a.pretraining"
