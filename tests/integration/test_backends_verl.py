@@ -213,15 +213,8 @@ def test_a_step_of_verl_is_the_one_computed_by_hand_and_our_engine_loads_its_che
     (tmp_path / "cpu_platform.py").write_text(PLATFORM)
     (tmp_path / "step.py").write_text(STEP)
     shards = folder / "checkpoints" / "global_step_4" / "actor"
-    variables = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(tmp_path),
-        "VERL_USE_EXTERNAL_MODULES": "cpu_platform",
-        "VERL_PLATFORM": "cpu",
-        "VERL_ENGINE_DEVICE": "cuda",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    variables |= {"VERL_USE_EXTERNAL_MODULES": "cpu_platform", "VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}
     launcher = [verl_python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*launcher, tmp_path / "step.py", tmp_path / "job.yaml", tmp_path / "batch.pt", shards],

@@ -164,18 +164,6 @@ def test_table_notebooks_show_what_tables_computes(run, name, scale, request):
     assert (by_hand == "undefined") == (table["status"].iloc[0] != "measured")
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_figure_notebooks_show_and_save_their_figure(run, full, name):
-    book = run(name, profile=full)
-    assert shown(book, "image/png")
-    for suffix in (".svg", ".png"):
-        assert (full / "figures" / (name + suffix)).stat().st_size > 10_000
-    captions = [text for text in shown(book, "text/markdown") if text.startswith("**Figure")]
-    assert len(captions) == 1
-    assert "profile example" in captions[0]
-    assert "measured" in captions[0]
-
-
 @pytest.mark.parametrize(
     ("name", "parameters", "verdict_on"),
     [

@@ -29,14 +29,8 @@ def bare(engine: object, prompts: list[tuple[int, ...]], seed: int | None) -> in
     from vllm import TokensPrompt
 
     engine._llm.reset_prefix_cache()
-    wanted = VLLMSamplingParams(
-        n=SAMPLES,
-        temperature=PARAMS.temperature,
-        max_tokens=PARAMS.max_tokens,
-        stop_token_ids=engine.ends,
-        detokenize=False,
-        seed=seed,
-    )
+    drawing = {"temperature": PARAMS.temperature, "max_tokens": PARAMS.max_tokens, "stop_token_ids": engine.ends}
+    wanted = VLLMSamplingParams(n=SAMPLES, **drawing, detokenize=False, seed=seed)
     outputs = engine._llm.generate(
         [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts], wanted, use_tqdm=False
     )

@@ -34,17 +34,9 @@ def make_model(tokenizer):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 4, "max_position_embeddings": CONTEXT, "vocab_size": VOCABULARY}
+    config = LlamaConfig(**shape, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id)
     return LlamaForCausalLM(config).eval()
 
 

@@ -38,15 +38,9 @@ def with_generate(folder: str):
     def draw(group: list[Request], params: SamplingParams) -> int:
         prompts = torch.tensor([request.prompt_ids for request in group])
         with torch.inference_mode():
-            out = model.generate(
-                prompts,
-                attention_mask=torch.ones_like(prompts),
-                do_sample=True,
-                temperature=params.temperature,
-                top_k=0,
-                max_new_tokens=params.max_tokens,
-                num_return_sequences=group[0].n,
-            )[:, prompts.shape[1] :]
+            how = {"temperature": params.temperature, "top_k": 0, "max_new_tokens": params.max_tokens}
+            how |= {"do_sample": True, "num_return_sequences": group[0].n, "attention_mask": torch.ones_like(prompts)}
+            out = model.generate(prompts, **how)[:, prompts.shape[1] :]
         ended = torch.isin(out, ends)
         return int(torch.where(ended.any(1), ended.int().argmax(1) + 1, out.shape[1]).sum())
 
