@@ -249,9 +249,6 @@ def test_bad_parameters(refused):
     ):
         with refused(named):
             grade(responses, golds, **options)
-
-
-def test_bad_parameters_of_a_grader(refused):
     with refused("memory_limit"):
         Grader(memory_limit=10**6)
 

@@ -33,13 +33,6 @@ STUDY = [*FIGURES, *TABLES, LEDGER, AUDIT, *BEYOND]
 REPORTED = [*FIGURES, "table", LEDGER, AUDIT, *BEYOND]
 
 
-def test_the_notebooks_that_should_be_there():
-    """One for each figure and table of the paper, and the workflows."""
-    assert {path.stem for path in NOTEBOOKS} >= {"run_sweep", "evaluate_model", *REPORTED}
-    assert sorted(TABLES.values()) == list(range(1, 11))
-    assert [int(name[3:5]) for name in FIGURES] == list(range(1, 11))
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_clean_thin_and_with_parameters_that_are_literals(path):
     """About ten cells of code, in them no function longer than two lines, and a use for every parameter."""

@@ -10,13 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from browsing import Elements, look_at
-from typer.testing import CliRunner
 
-from quagmire_utils.cli import app
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.report import clean
 from quagmire_utils.report.card import update_readme
-from quagmire_utils.report.page import WINDOW, build, write_report
+from quagmire_utils.report.page import build, write_report
 from quagmire_utils.report.study import PLACES, Headline
 
 HOSTILE = (
@@ -230,18 +228,6 @@ def test_hostile_output_does_nothing_in_a_browser(example, tmp_path):
     assert found["acting"] == 0
     assert found["sections"] == 6
     assert found["origin"] > 50  # not hidden
-
-
-@pytest.mark.requires_chromium
-def test_the_screenshot_command_makes_a_light_desktop_picture(example):
-    from PIL import Image
-
-    done = CliRunner().invoke(app, ["report", "screenshot", str(example)])
-    assert done.exit_code == 0, done.output
-    with Image.open(example / "report.png") as image:
-        assert image.size == WINDOW
-        assert image.convert("L").getpixel((4, 4)) > 230
-        assert len(image.convert("L").getcolors()) > 10
 
 
 def test_the_readmes_table_comes_from_the_executed_notebooks(example, tmp_path, refused):

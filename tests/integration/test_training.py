@@ -307,3 +307,14 @@ def test_compact_and_trl_update_alike(chatty, tmp_path, monkeypatch):
     moved = max(float((one[k] - start[k]).abs().max()) for k in one)
     assert moved > 1e-3
     assert max(float((one[k] - other[k]).abs().max()) for k in one) < 1e-3 * moved
+
+
+def test_the_rate_of_compact_falls_linearly(base, tmp_path):
+    settings = {"backend": "compact", "entropy_coefficient": 0.0, "warmup_steps": 1, "final_lr_fraction": 0.2}
+    ours = environment_of(base, steps=4, learning_rate=1e-3, **settings)
+    optimizer = torch.optim.AdamW(ours.engine.module.parameters(), lr=1.0)
+    rates = []
+    for step in range(4):
+        compact.take_step(ours, optimizer, step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.0, 0.8e-3, 0.6e-3, 0.4e-3])

@@ -1,7 +1,6 @@
 """Whether a world is worth measuring: closed forms, hand-made records, simulations; its figures and its notebook."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from notebook_cells import run_cells
 
 from quagmire_utils.analysis import design
 from quagmire_utils.analysis.candidates import candidate_frame
-from quagmire_utils.core.records import CANDIDATE, Records
+from quagmire_utils.core.records import Records
 from quagmire_utils.evaluation.pass_at_k import benchmark_average
 
 
@@ -137,21 +136,12 @@ def test_the_interval_of_the_ratio_covers_what_it_should():
     assert 0.84 <= np.mean([one["ratio_low"] <= truth <= one["ratio_high"] for one in found]) <= 0.98
 
 
-def test_records_that_are_partial(first_world, tmp_path):
-    """The base and one candidate of each family, one RL run of each."""
-    names = first_world.candidates.groupby("family").head(2)[CANDIDATE]
-    counts, losses, cells = (
-        frame.merge(names) for frame in (first_world.counts, first_world.generalization_loss, first_world.cells)
-    )
-    partial = replace(first_world, counts=counts[counts["rl_run"] < 1], generalization_loss=losses, cells=cells)
-    expected = {("micro-llama", "dataset"): 16, ("micro-llama", "instance"): 17, ("micro-llama", "source"): 12}
-    expected |= {("micro-mistral", "dataset"): 10, ("micro-mistral", "instance"): 12}
-    found = judged(partial, tmp_path)
-    planned = found["spread"].set_index(["family", "scenario"])["planned"]
-    assert {key: planned.loc[key].unique().tolist() for key in expected} == {k: [v] for k, v in expected.items()}
-    assert found["spread"]["ratio"].isna().all()
-    assert "not measured" in set(found["judged"]["verdict"])
-    assert not found["judged"]["measured"].str.contains("nan").any()
+def test_the_ratio_of_run_noise_alone_is_small_and_of_equal_runs_infinite():
+    noise = design.spread(*simulated(np.random.default_rng(1), 400, 4, 0.0), n_resamples=1000, seed=0)
+    assert noise["ratio"] == pytest.approx(0.5, abs=0.05)  # the mean of four runs
+    assert noise["ratio_high"] < 0.6
+    equal = design.spread(np.array([0.1, 0.2, 0.4, 0.5]), np.zeros(4), np.ones(4), 100, 0)
+    assert (equal["ratio"], equal["ratio_high"]) == (math.inf, math.inf)
 
 
 def overtrained() -> Records:

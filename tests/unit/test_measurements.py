@@ -1,13 +1,11 @@
 """Tables as people and spreadsheets write them, folders of answers, and records as measurements."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.analysis.forecasting import forecast_rl, known_runs
 from quagmire_utils.analysis.measurements import load_measurements, read_csv
 from quagmire_utils.analysis.ranking import rank_with_noise
@@ -190,17 +188,3 @@ def test_answers_that_do_not_compare_are_refused(tmp_path):
     ):
         (tmp_path / "bad.csv").write_text(f"candidate,samples,gen_loss\na,one,1.2\nb,{folder},1.1\n")
         assert said in str(refusal(tmp_path / "bad.csv", k=k))
-
-
-def test_candidates_that_have_not_been_run_are_measured_too(first_world):
-    whole = load_measurements(first_world, family="micro-mistral").table
-    run = set(whole["candidate"].iloc[[0, 2, 4, 6]])
-    counts = first_world.counts[(first_world.counts["stage"] != "rl") | first_world.counts["candidate"].isin(run)]
-    partly = replace(
-        first_world, counts=counts, rl_curves=first_world.rl_curves[first_world.rl_curves["candidate"].isin(run)]
-    )
-    assert candidate_frame(partly)["outcome"].isna().any()
-    table = load_measurements(partly, family="micro-mistral").table
-    assert table["candidate"].tolist() == whole["candidate"].tolist()
-    assert set(known_runs(table, 5)) == run
-    assert len(forecast_rl(table).table) == len(whole)

@@ -104,6 +104,19 @@ def test_every_k_and_nothing_beyond_the_smallest_n():
     assert (once["standard_error"] > 0).all()
 
 
+def test_an_interval_does_not_open_where_all_problems_are_as_good_as_solved():
+    """Pass@k rounds to 1, redrawn answers do not: the interval must not follow a variance that no share near 1 has."""
+    correct = np.random.default_rng(0).integers(10, 60, 40)
+    rows = bootstrap_intervals(frame(correct, 64)).iloc[:64]
+    certain = stats.t.ppf(0.975, 39) ** 2
+    solved = rows[rows["pass_at_k"] > 0.9999]
+    assert len(solved) > 20
+    assert (solved["low"] >= 39 / (39 + certain) - 0.005).all()
+    two = pd.concat([frame(correct, 64), frame(correct[:20], 64, "c")])
+    macro = bootstrap_intervals(two, [46]).iloc[-1]
+    assert macro["low"] > 0.9
+
+
 @pytest.mark.parametrize(
     ("mean", "alike", "n", "m", "k"),
     [(0.01, 0.4, 64, 40, 1), (0.99, 0.4, 64, 40, 2), (0.04, 0.8, 64, 20, 1), (0.003, 0.1, 64, 40, 1)],

@@ -66,15 +66,3 @@ def test_rows_have_one_gain_at_their_best_cell_and_splits_share_their_candidates
         assert set(cells["scenario"]) == {"dataset" if table in (1, 2, 5, 6) else "instance"}
         assert ("gen_loss" in set(cells["column"])) == (table in (1, 2, 5, 6))
     assert printed_cell(10, "Low (<2B tokens)", "pass_k")["note"] == "the difference is +0.15"  # a misprint
-
-
-def test_a_table_by_name(refused):
-    cell = printed_cell("table05", "8:8", "avg_genloss_pass_k")
-    assert cell[["mean", "plus_minus", "printed_gain", "note"]].tolist() == [0.93, 0.05, 0.29, ""]
-    assert paper.published(5).equals(paper.published("5"))
-    frame = paper.published(5)
-    frame["mean"] = 0.0
-    assert printed_cell(5, "8:8", "pass1")["mean"] == 0.64, "a caller's change must not reach the next"
-    for table in (0, 11, "figure3"):
-        with refused("table"):
-            paper.published(table)

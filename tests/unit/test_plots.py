@@ -301,17 +301,6 @@ def test_verdict_bars_add_up(counts):
     assert ax.lines[0].get_xdata() == pytest.approx(shares[shares > 0])
 
 
-def test_rl_curves_are_mean_rewards_by_family_and_scenario(records):
-    fig = plots.rl_curve_grid(records.rl_curves, records.candidates)
-    shown = [ax for ax in fig.axes if ax.get_visible() and ax.get_title(loc="left")]
-    assert [len(ax.lines) for ax in shown] == [9, 9]  # eight candidates of each scenario, and the base
-    rows = records.rl_curves[records.rl_curves["candidate"] == "base"]
-    mean = rows.groupby("step")["reward"].mean().rolling(3, min_periods=1).mean()
-    drawn = next(line for line in shown[0].lines if line.get_label() == "base")
-    assert drawn.get_ydata() == pytest.approx(mean.to_numpy())
-    assert len({ax.get_ylim() for ax in shown}) == 1
-
-
 def test_saved_whole_stamped_and_the_same_every_time(tmp_path, llama):
     fit = linear_fit(llama.candidates["pass1"], llama.candidates["outcome"])
     copies = []

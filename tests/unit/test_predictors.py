@@ -13,7 +13,7 @@ from scipy import stats
 
 from quagmire_utils.analysis import predictors
 from quagmire_utils.analysis.candidates import candidate_frame, measured_frame
-from quagmire_utils.analysis.predictors import PREDICTORS, bootstrap_scores, regret
+from quagmire_utils.analysis.predictors import PREDICTORS, bootstrap_scores, interval_text, intervals, regret
 
 
 def right_of(n: int, correct: int, size: int, wanted) -> float:
@@ -72,6 +72,13 @@ def test_scores_are_scipys_and_take_the_expected_sign():
     rows = np.random.default_rng(0).integers(12, size=(400, 12))
     again = stats.spearmanr(table["pass1"].to_numpy()[rows[7]], outcome[rows[7]]).statistic
     assert draws["spearman", "pass1"].iloc[8] == pytest.approx(again)
+
+
+def test_intervals_are_percentiles_of_the_resamples():
+    draws = pd.DataFrame({"one": [0.5, *np.linspace(0, 2, 1001)], "none": np.nan})
+    assert intervals(draws).loc["one"].tolist() == pytest.approx([0.5, 0.05, 1.95])
+    assert interval_text(draws["one"], sign="+") == "+0.50 [+0.05 to +1.95]"
+    assert interval_text(draws["none"]) == "not measured"
 
 
 def test_disagreements_counted_pair_by_pair():

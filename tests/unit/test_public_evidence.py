@@ -1,6 +1,7 @@
 """Published numbers: every row is whole; groups, statistics and notebooks agree with a second computation."""
 
 import csv
+import math
 import re
 from collections import Counter, defaultdict
 
@@ -66,6 +67,14 @@ def test_groups_share_rl_benchmark_and_stage(groups):
         kind = "different models" if several else "base checkpoints" if "base" in name else "SFT checkpoints"
         assert set(part["kind"]) == {kind}
         assert part["outcome"].tolist() == pytest.approx([float(row["pass1_post"]) / 100 for row in rows])
+
+
+def test_tries_worth():
+    ks, curve = [1, 2, 4, 8], [0.1, 0.2, 0.4, 0.5]
+    assert public_evidence.tries_worth(ks, curve, 0.2) == pytest.approx(2)
+    assert public_evidence.tries_worth(ks, curve, 0.3) == pytest.approx(2 * math.sqrt(2))
+    assert public_evidence.tries_worth(ks, curve, 0.05) == 0
+    assert math.isinf(public_evidence.tries_worth(ks, curve, 0.6))
 
 
 def numbers(rows: list[dict[str, str]], *columns: str) -> list[np.ndarray]:

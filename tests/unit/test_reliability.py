@@ -30,17 +30,6 @@ def test_every_measure_equals_the_exact_fraction(n):
     np.testing.assert_allclose(most[1.0], hat, atol=1e-12)
 
 
-def test_the_order_of_the_measures_and_what_they_refuse(refused):
-    low, middle, high = pass_hat_k(16, 9, 8), g_pass_at_k(16, 9, 8, 0.5), pass_at_k(16, 9, 8)
-    assert low < middle < high
-    assert low < maj_at_k(9, [7], 0, 8) < high
-    assert np.isnan(g_pass_at_k([4, 8], [1, 2], 6, 0.5)).tolist() == [True, False]
-    assert g_pass_at_k([4, 8], [1, 2], [1, 2], 0.5).shape == (2, 2)
-    for threshold in (0, 1.1, float("nan")):
-        with refused("threshold"):
-            g_pass_at_k(4, 2, 2, threshold)
-
-
 def test_the_mean_problem_and_the_worst_group():
     rng = np.random.default_rng(0)
     counts = pd.DataFrame({"benchmark": "b", "problem": range(90), "n": 8, "kind": np.repeat(["x", "y", "z"], 30)})

@@ -11,11 +11,9 @@ from example_cells import FAMILY, in_family, tiny_profile, write_cell
 
 from quagmire_utils import sweep
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.files import write_text
 from quagmire_utils.core.settings import PROFILES, Profile, load_profile
 from quagmire_utils.data import Trace
 from quagmire_utils.sweep import runner
-from quagmire_utils.sweep.cells import restore_base
 from quagmire_utils.sweep.datasets import boxed, without_problems
 from quagmire_utils.sweep.pools import CellLostError
 from quagmire_utils.sweep.runner import slurm_script
@@ -227,13 +225,6 @@ def test_a_damaged_record_does_not_start_the_grid_again(profile, pool, damage):
         path.write_bytes(kept)
     sweep.run_sweep(profile, pool.folder)
     assert len(pool.started) == done
-
-
-def test_a_damaged_note_of_a_shipped_base_is_one_sentence(profile, tmp_path):
-    write_text("{", tmp_path / "bases" / "a" / "base.json")
-    with pytest.raises(ParameterError, match="git checkout") as raised:
-        restore_base(tmp_path, sweep.plan(profile)[0], tmp_path)
-    assert raised.value.parameter.endswith("base.json")
 
 
 def test_a_slurm_script_covers_every_cell_once(tmp_path):
