@@ -144,6 +144,22 @@ def test_graded_knowledge_gives_each_uncertain_fact_a_chance_and_two_wrong_digit
     assert 0.04 < np.mean(np.array(chances) > 0.45) < 0.25
 
 
+@pytest.mark.parametrize(
+    ("task", "digits", "terms", "step", "complete"),
+    [
+        ("lanes", 3, 4, r"(?m)^[a-z]\d", 3),
+        ("tables", 4, 5, "[a-d][A-Z]", 4),
+        ("statements", 3, 3, r"[a-k](?:\d[A-Z])+\d[yn]", 11),
+    ],
+)
+def test_a_writer_gives_up_and_answers_directly_as_often_as_asked(task, digits, terms, step, complete):
+    traces = written(2000, task, digits, terms=(terms,), direct_fraction=0.2, gives_up={terms: 0.5})
+    steps = np.array([len(re.findall(step, trace.response)) for trace in traces])
+    assert abs(np.mean(steps == 0) - 0.2) < 5 * (0.16 / 2000) ** 0.5
+    assert abs(np.mean((steps > 0) & (steps < complete)) - 0.4) < 5 * (0.24 / 2000) ** 0.5
+    assert right(traces, task)[steps == complete].all()
+
+
 def lanes_of(response: str) -> list[list[tuple[str, str, str, str]]]:
     """The (digit, operator, digit, result) lanes of each line of a stepwise solution."""
     return [re.findall(r"(\d)([+*-])(\d)(\d)", line[1:]) for line in response.split("\n")[:-1]]

@@ -23,11 +23,7 @@ BEST = {(8, 64): 5.2, (16, 64): 3.4, (16, 256): 6.6, (32, 64): 2.9, (32, 256): 5
 
 
 def errors(pythia: pd.DataFrame, draws: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Return mean absolute errors in points by method: one row per (n, k) of the table that we compare with.
-
-    "mean of three" is that table's best method on the same draws. standard_error: of "combined", over draws; gain: how
-    much smaller its error is than that of the mean of three, with its standard error.
-    """
+    """Return mean absolute errors in points, a row per (n, k); gain: over "mean of three", BEST's best method."""
     rows = []
     for n, k in BEST:
         for _, model in pythia.groupby("model"):

@@ -99,10 +99,7 @@ with open(sys.argv[2], "w", buffering=1) as out:
 
 
 def run(name: str, python: Path, responses: list[str], golds: list[str], patience: float) -> dict[str, Any]:
-    """Grade in a process of its own, which is killed with its children after `patience` seconds of grading.
-
-    Returns the seconds of grading (running) and from launch, and the verdicts; or what one that did not end had done.
-    """
+    """Grade in a process of its own, killed after `patience` seconds; return its seconds and verdicts, or a note."""
     repo = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"} | ({"PYTHONPATH": repo} if name == "ours" else {})
     with tempfile.TemporaryDirectory() as folder:

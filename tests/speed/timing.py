@@ -20,11 +20,9 @@ def best_of(rounds: int, call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def in_turns(runs: Mapping[str, Callable[[int], int]], rounds: int) -> pd.DataFrame:
-    """Call each with the round's number, all in turn, so that a busy moment hurts them alike.
+    """Call each with the round's number, all in turn, so that a busy moment hurts them alike; calls return tokens.
 
-    A call returns how many tokens it made. Returns the last number of tokens and the best microseconds per token, of
-    the wall clock and of this process's processor time; ratios are to the first row.
-    """
+    Returns the last number of tokens and the best microseconds per token, wall and processor; ratios to the first."""
     rows = []
     for round_ in range(rounds):
         for name, call in runs.items():
