@@ -38,10 +38,7 @@ from quagmire_utils.engines.checkpoints import (
 
 
 def load_engine(config: EngineConfig) -> Engine:
-    """Load the model into the engine that `config` names. `ray` and `replicas` are for callers, and ignored here.
-
-    Raises ParameterError, before any weight is read, for what the engine can't load or use.
-    """
+    """Load the model into its engine. Raises ParameterError, before any weight is read, if that can't work."""
     config.check()
     if config.engine == "server":
         from quagmire_utils.engines.server import ServerEngine

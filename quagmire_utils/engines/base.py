@@ -1,9 +1,5 @@
 """What all engines share: how they are loaded and sampled from, requests, completions, and the base class.
 
-    config = EngineConfig(engine="vllm", model="path/to/checkpoint", max_model_len=4096)
-    params = SamplingParams(temperature=1.0, max_tokens=2048)            # paper App. B.3: temperature 1.0
-    EngineConfig(engine="server", model="http://127.0.0.1:8000/v1", server=ServerSettings(model="qwen"))
-
 What every engine promises, so that results are equal in distribution and can be stored side by side:
 
 - sample j of a request is drawn with the seed `request.seed + j`, whatever else is in the call;
@@ -106,18 +102,14 @@ class EngineConfig(Settings):
         elif self.server is not None:
             raise ParameterError("server", reason=f"these settings are for engine server, not {self.engine}")
         if self.ray is not None and (self.engine == "server" or self.data_parallel_size > 1):
-            raise ParameterError(
-                "ray", self.ray, reason="it cannot be combined with engine server or data_parallel_size"
-            )
+            reason = "it cannot be combined with engine server or data_parallel_size"
+            raise ParameterError("ray", self.ray, reason=reason)
         if self.replicas is not None and self.ray is None:
             raise ParameterError("replicas", self.replicas, "unset without ray")
         return self
 
     def check(self) -> None:
-        """Raise ParameterError unless the engine is installed and the model is a whole checkpoint or may be a hub id.
-
-        No weights are read and no server is asked.
-        """
+        """Raise ParameterError unless the engine is installed, and the model a whole checkpoint or maybe a hub id."""
         check_engine(self.engine)
         if self.engine != "server":
             check_model(self.model)
@@ -156,11 +148,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer.
-
-    `finish_reason` is "stop" (ended by itself), "length" (reached max_tokens) or, from a server, "content_filter"
-    (withheld; the text is empty).
-    """
+    """One answer; `finish_reason` is "stop" (by itself), "length", or, from a server, "content_filter" (no text)."""
 
     text: str
     tokens: int
@@ -205,10 +193,7 @@ class Engine(ABC):
         return {"engine": self.name, "engine_version": self.version, "model_digest": self.digest, "dtype": self.dtype}
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
-        """Return the n completions of each request, in order.
-
-        Raises ParameterError if a request doesn't fit into the context.
-        """
+        """Return the n completions of each request, in order. Raises ParameterError if one doesn't fit."""
         answers = dict(self.stream(requests, params))
         return [answers[index] for index in range(len(requests))]
 

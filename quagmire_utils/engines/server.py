@@ -41,13 +41,7 @@ from quagmire_utils.engines.base import (
     SamplingParams,
     ServerSettings,
 )
-from quagmire_utils.engines.checkpoints import (
-    end_tokens,
-    load_config,
-    model_digest,
-    resolve_context_length,
-    turn_end,
-)
+from quagmire_utils.engines.checkpoints import end_tokens, load_config, model_digest, resolve_context_length, turn_end
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -251,10 +245,7 @@ class ServerEngine(Engine):
         )
 
     async def _ask(self, client: AsyncOpenAI, path: str, body: Any = None) -> Any:
-        """Return the JSON of an answer; GET without a body, else POST.
-
-        Raises EngineError when the tries are used up, ParameterError if another try can't help.
-        """
+        """Return the JSON of an answer to GET or, with a body, POST. Raises EngineError; ParameterError if final."""
         import openai
 
         unsent = ["OpenAI-Organization", "OpenAI-Project", *["Authorization"] * (client.api_key == _NO_KEY)]

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,7 +34,7 @@ _CHILD_SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
-_CPU_ROWS = 256
+_ROWS = 256  # sequences in flight on a CPU, and of each of several copies
 _NO_MEMORY = re.compile(
     r"out of memory|not enough memory|can't allocate memory|cannot allocate memory|unable to allocate|MemoryError"
     r"|available memory for the cache|larger than the available KV cache|is less than desired .* memory utilization",
@@ -64,7 +63,7 @@ class VLLMEngine(Engine):
             if config.device != "auto" and (config.device == "cpu") != on_cpu:
                 raise ParameterError("device", config.device, f"auto or {kind}, on which the installed vLLM runs")
             _check_devices(config.tensor_parallel_size, on_cpu)
-            self._start(config.batch_size or (_CPU_ROWS if on_cpu else None), on_cpu)
+            self._start(config.batch_size or (_ROWS if on_cpu else None), on_cpu)
 
     def _start(self, rows: int | None, on_cpu: bool) -> None:
         """Load the model for `rows` sequences at a time. Raises ParameterError if vLLM can't start it."""
@@ -231,8 +230,6 @@ while os.getppid() == int(sys.argv[1]) and server.poll() is None:
     time.sleep(0.2)
 os.killpg(0, signal.SIGKILL)
 """  # vLLM's processes outlive a server that is killed, so the keeper ends all of its group
-_ROWS = 256  # sequences in flight of each copy
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy
 
 
 class ReplicatedVLLMEngine(ServerEngine):
@@ -310,7 +307,9 @@ class ReplicatedVLLMEngine(ServerEngine):
 
 
 def _answers(port: int) -> bool:
+    import httpx
+
     try:
-        return _DIRECT.open(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
-    except OSError:
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5, trust_env=False).is_success
+    except httpx.HTTPError:
         return False

@@ -1,8 +1,6 @@
 """Where cells are computed: worker processes of this machine, or the nodes of a Ray cluster.
 
-    ray start --head --disable-usage-stats --include-dashboard=false    # on one node
-    ray start --address=THAT_NODE:6379 --disable-usage-stats            # on each other one
-    quagmire sweep mini --ray auto                                      # on any of them
+    quagmire sweep mini --ray auto      # on a node of a cluster (`engines.cluster` says how to start one)
 
 A pool is given cells whose starting checkpoint is in the results folder. When a cell has ended, its records and its
 checkpoint are there too, wherever it ran. A cell whose process or node dies is started again.
@@ -34,7 +32,6 @@ from quagmire_utils.sweep.cells import run_cell
 from quagmire_utils.sweep.grid import Cell, plan
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-PACKAGES = ("quagmire-utils", "numpy", "torch", "transformers", "tokenizers", "trl", "math-verify", "sympy")
 PASSED = ("QUAGMIRE_", "HF_")  # variables that go to a node: data folder, back-ends, caches of the hub; no token
 Ended = list[tuple[Cell, BaseException | None]]  # cells that have ended, each with its error
 
@@ -180,10 +177,7 @@ class RayPool(Pool):
         self._task = ray.remote(**options)(_remote_cell)
 
     def has_room(self) -> bool:
-        """Return whether the cluster, as it is now, has a core or enough GPUs of one node that no cell has reserved.
-
-        Raises CellLostError if it has had none at all for a minute.
-        """
+        """Return whether a core, or the GPUs of one node, are free; CellLostError if there was no node for a minute."""
         import ray
 
         gpus = self.profile.compute.gpus
@@ -201,7 +195,7 @@ class RayPool(Pool):
         """Start a cell."""
         environment = {k: v for k, v in os.environ.items() if k.startswith(PASSED) and "TOKEN" not in k}
         here = self.folder.resolve(), Path.cwd(), environment
-        task = self._task.options(name=cell.id).remote(self.profile, cell, cluster.versions(PACKAGES), *here)
+        task = self._task.options(name=cell.id).remote(self.profile, cell, cluster.versions(), *here)
         self._cells[task] = cell
 
     def wait(self, seconds: float) -> Ended:
@@ -240,8 +234,8 @@ def _remote_cell(
     """Compute a cell on a node; return what went wrong. Paths in the profile are relative to the folder `working`."""
     set_environment()
     node = socket.gethostname()
-    if other := cluster.different_versions(versions, cluster.versions(PACKAGES)):
-        return f"node {node} has {other}; give it the environment of the machine that runs the sweep"
+    if other := cluster.refusal(versions):
+        return other
     if cell not in plan(profile):
         return f"node {node} has another version of this package; give it that of the machine that runs the sweep"
     for place in (results, working):

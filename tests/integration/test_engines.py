@@ -17,7 +17,7 @@ from scipy import stats
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.engines import EngineConfig, Request, SamplingParams, ServerSettings, load_engine, model_digest
-from quagmire_utils.engines.decoding import cumulative, draw, uniforms
+from quagmire_utils.engines.transformers import cumulative, draw, uniforms
 
 SETTINGS = [(1.0, 1.0), (0.6, 1.0), (1.0, 0.7), (1.5, 0.9)]
 

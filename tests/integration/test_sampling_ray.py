@@ -1,6 +1,5 @@
 """Sampling on a real Ray cluster: the samples of one machine, also when a node dies in the middle."""
 
-import re
 import threading
 import time
 import warnings
@@ -9,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from crash_worker import CHUNK, draw, load, save_model
+from crash_worker import draw, load, save_model
 from ray_nodes import start_cluster
 
 from quagmire_utils.engines import EngineConfig
@@ -93,10 +92,7 @@ def test_a_node_that_dies_loses_only_its_batch(spec, single, cluster, tmp_path, 
     thread.join(timeout=60)
     assert not lost[0].is_running() or lost[0].status() == psutil.STATUS_ZOMBIE
     assert len(stored) < len(single.parts()), "the node died too late for the test to mean anything"
-    losses = [re.search(r"a replica was lost, and (\d+) samples", str(each.message)) for each in caught]
-    drawn_again = [int(loss[1]) for loss in losses if loss]
-    assert len(drawn_again) == 1
-    assert 0 < drawn_again[0] <= CHUNK
+    assert sum("a replica was lost, and its samples" in str(each.message) for each in caught) == 1
     assert {part.name: part.stat().st_mtime_ns for part in store.parts() if part.name in stored} == stored
     for mine, theirs in zip(_records(store)[:2], _records(single)[:2], strict=True):
         pd.testing.assert_frame_equal(mine, theirs)

@@ -148,7 +148,7 @@ def test_a_cluster_that_is_not_there_is_one_sentence_within_seconds(tmp_path, ad
 
 def test_a_node_with_other_versions_or_without_the_folder_refuses_the_cell(tmp_path):
     cell = sweep.plan(tiny_profile())[0]
-    own = clusters.versions(pools.PACKAGES)
+    own = clusters.versions()
     assert {"python", "torch", "transformers", "numpy"} <= own.keys()
     for profile, versions, folder, said in (
         (tiny_profile(), {**own, "torch": "1.0"}, tmp_path, f"has torch {own['torch']}, not 1.0"),

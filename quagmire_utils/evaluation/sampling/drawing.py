@@ -281,25 +281,9 @@ def tokenizer_and_context(config: EngineConfig) -> tuple[PreTrainedTokenizerBase
 def draw_on_cluster(config: EngineConfig, params: SamplingParams, open_store: Callable[[dict[str, str]], Work]) -> None:
     """Draw all the work; `open_store` returns it when the first replica says what it computes with.
 
-    Raise what `ReplicaPool` raises, and ParameterError if replicas differ.
+    Raise what `ReplicaPool` raises.
     """
-    known: dict[str, str] = {}
-    work: Work | None = None
     with ReplicaPool(config) as pool:
-        while work is None or work.todo or pool.working:
-            if work is None or work.todo:
-                pool.start()
-            while work is not None and pool.idle and work.todo:
-                runs = work.todo.popleft()
-                pool.give(runs, [work.request(run) for run in runs], params)
-            for ended in pool.ended():
-                if ended.job is None:
-                    known = known or ended.answer
-                    if ended.answer != known:
-                        reason = f"replicas differ ({ended.answer} and {known}); give all nodes one environment"
-                        raise ParameterError("ray", config.ray, reason=reason)
-                    work = work or open_store(known)
-                elif ended.lost:
-                    work.todo.append(ended.job)
-                else:
-                    work.keep(zip(ended.job, ended.answer, strict=True))
+        work = open_store(pool.facts())
+        for runs, answers in pool.draw(work.todo, lambda runs: [work.request(run) for run in runs], params):
+            work.keep(zip(runs, answers, strict=True))

@@ -32,7 +32,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import write_json
 from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.engines import EngineConfig, load_engine
-from quagmire_utils.engines.decoding import can_share
+from quagmire_utils.engines.transformers import can_share
 from quagmire_utils.training.grpo import STATE, Environment, derive_seed, read_state
 
 if TYPE_CHECKING:
