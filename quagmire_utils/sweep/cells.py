@@ -208,10 +208,7 @@ class _Run:
 
 
 def answer_counts(samples: SampleStore, grader: Grader) -> pd.DataFrame:
-    """Return for each problem distinct_answers, and chance_correct: answers that equal the gold of another problem.
-
-    chance_correct is NaN where there is no other gold, and for programs.
-    """
+    """Return for each problem distinct_answers, and chance_correct: those right for another (NaN without one)."""
     answers = samples.read([*PROBLEM, "verdict", "extracted"])
     given = answers["extracted"].where(answers["verdict"].isin(["correct", "wrong"]))
     distinct = given.groupby([answers[key] for key in PROBLEM]).nunique().rename("distinct_answers")
@@ -333,10 +330,7 @@ def can_start(folder: Path, cell: Cell) -> bool:
 
 
 def restore_base(folder: Path, cell: Cell, records: Path) -> bool:
-    """Put the base model that is kept beside the `records` where `cell` would have trained it.
-
-    Return False, and do nothing, if there is none, it was trained with other parameters, or its files were changed.
-    """
+    """Put the base model kept beside the `records` where `cell` would train it, if it is there and unchanged."""
     shipped = records / "bases" / cell.family.name
     note = _shipped_note(shipped)
     if cell.kind != "base" or note.get("digest") != cell.digest or _checksums(shipped) != note.get("files"):

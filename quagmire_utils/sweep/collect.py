@@ -23,8 +23,7 @@ TABLES = tuple(KINDS)
 def finished_cells(folder: Path, cells: Sequence[Cell]) -> set[str]:
     """Return the ids of the cells whose records, made with the same parameters, are in `folder`, collected or not.
 
-    Raises ParameterError if cells.parquet is damaged, or lost beside a manifest, and the cells' own folders do not
-    replace it: hours of work must not be repeated unnoticed.
+    Raises ParameterError if cells.parquet is damaged or lost: hours of work must not be repeated unnoticed.
     """
     return set().union(*_finished(folder, cells))
 
@@ -61,11 +60,7 @@ def is_collected(profile: Profile, folder: Path, cells: Sequence[Cell]) -> bool:
 def collect(
     profile: Profile, folder: str | Path, cells: Sequence[Cell] | None = None, *, wall_seconds: float | None = None
 ) -> dict[str, pd.DataFrame]:
-    """Merge the cells' records into the record files of `folder`; the manifest is written last.
-
-    cells: the profile's plan, if it is known already. Records of cells that the profile no longer has, or that were
-    made with other parameters, are dropped.
-    """
+    """Merge the records of the plan's cells, and of no others, into the files of `folder`, the manifest last."""
     folder, cells = Path(folder), plan(profile) if cells is None else cells
     fresh, kept = _finished(folder, cells)
     done = kept | fresh
@@ -127,10 +122,7 @@ def _cell_row(cell: dict) -> dict[str, object]:
 def candidate_row(
     profile: Profile, family: FamilySettings, candidate: CandidateSettings, tokens: float | None
 ) -> dict[str, object]:
-    """Return a row of the table `candidates`; `tokens` of SFT: None if it is not trained yet.
-
-    The budget is the first one that the tokens fit; None without SFT, before it, or above all budgets.
-    """
+    """Return a row of the table `candidates`; `tokens`: of SFT, None before it. Its budget is the first they fit."""
     if candidate.selection == "none":
         tokens = 0.0
     names = ("scenario", "source", "selection", "n_examples", "epochs")

@@ -39,10 +39,7 @@ WEIGHTS = ("*.safetensors", "*.json", "tokenizer*", "*.jinja", "*.model", "*.txt
 
 
 def benchmark_problems(profile: Profile, grader: str = "") -> dict[str, list[Problem]]:
-    """Return the first problems of each benchmark, as many as the profile asks for.
-
-    grader: of problems in mathematics ("": the profile's).
-    """
+    """Return the first problems of each benchmark; grader: of those in mathematics ("": the profile's)."""
     grader = grader or profile.evaluation.grader
     if profile.families[0].model is not None:
         return {name: _graded(grader, load_problems(name, count)) for name, count in profile.benchmarks.items()}
@@ -102,10 +99,7 @@ def rl_problems(profile: Profile, family: FamilySettings, folder: Path) -> list[
 def candidate_traces(
     profile: Profile, folder: Path, family: FamilySettings, candidate: CandidateSettings, base: Path
 ) -> tuple[list[Trace], list[Trace]]:
-    """Return a candidate's training traces, and held-out traces of its source selected in the same way.
-
-    `base` is the checkpoint whose tokenizer counts lengths.
-    """
+    """Return a candidate's training traces and held-out ones selected alike; `base` has the tokenizer that counts."""
     tokenizer = load_tokenizer(base)
     seed = derive_seed(profile.seed, family.name, candidate.source, "selection")
     if family.model is None:
@@ -140,10 +134,7 @@ def _forbidden(profile: Profile) -> tuple[str, ...]:
 def _sft_set(
     profile: Profile, folder: Path, family: FamilySettings, name: str, base: Path, **chosen: object
 ) -> tuple[list[Trace], list[Trace]]:
-    """Return the (training, held-out) traces of a pretrained family's source that fit `sft.max_length`.
-
-    chosen: fields of the recipe that select. All candidates of a source hold out the same problems.
-    """
+    """Return a source's (training, held-out) traces that fit; chosen: fields of the recipe that select."""
     settings, most = family.sources[name], profile.sft.max_length
     recipe = Recipe(
         source=settings.dataset,

@@ -29,6 +29,7 @@ from quagmire_utils.sweep.datasets import check_files, load_problems, model_fold
 from quagmire_utils.sweep.grid import Cell, check, plan, training_sets, work
 from quagmire_utils.training.backends import BACKENDS, environment_python
 
+PAGE = Path(__file__).with_name("dry_run.jinja")
 WIDTH = 100  # columns of the page
 ANSWER_TOKENS = 0.5  # share of max_tokens, where the profile does not give the length of answers
 BYTES = 2  # of a parameter of a checkpoint, in bf16
@@ -155,64 +156,42 @@ def _cost(profile: Profile, cell: Cell, parameters: int) -> dict[str, float]:
     }
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
-
-
 def dry_run(profile: Profile, folder: Path) -> str:
-    """Check a profile and return a page on what running it takes. Computes and downloads nothing.
+    """Check a profile; return a page on what running it takes. Raises ParameterError for what no machine could run."""
+    import jinja2
 
-    Raises ParameterError for what no machine could run.
-    """
     check(profile, here=False)
-    grid = plan(profile)
-    done = finished_cells(folder, grid)
-    costs = estimate(profile, grid, folder)
+    cells = plan(profile)
+    costs, done = estimate(profile, cells, folder), finished_cells(folder, cells)
     left = costs[~costs.index.isin(done)]
-    kinds = costs["kind"].value_counts().reindex(["base", "sft", "rl"], fill_value=0)
-    head = [
-        f"{profile.name}: {profile.description}",
-        "{} cells ({} done): {} base models, {} SFT candidates, {} RL runs".format(len(grid), len(done), *kinds),
-        f"{sum(profile.benchmarks.values()):,} problems of {len(profile.benchmarks)} benchmarks. "
-        "The parameters pass preflight.",
-    ]
-    lacking = [
-        textwrap.fill(f"  - {line}", WIDTH, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
-        for line in missing(profile, folder, left)
-    ]
-    absent = ["Missing on this machine:" if lacking else "Nothing is missing here.", *lacking]
-    return "\n\n".join("\n".join(lines) for lines in (head, _table(profile, costs), _totals(profile, left), absent))
-
-
-def _table(profile: Profile, costs: pd.DataFrame) -> list[str]:
-    """Return hours by family and stage, and in all."""
     what = {"cells": ("hours", "size"), **{name: (name, "sum") for name in ("train", "sample", "hours")}}
     what["basis"] = ("basis", lambda values: ", ".join(sorted(set(values))))
     parts = costs.groupby(["family", "kind"], sort=False).agg(**what)
     table = pd.concat([parts, costs.groupby(lambda _: ("all", "")).agg(**what)])
     table.index = [f"{family} {kind}".strip() for family, kind in table.index]
-    unit = profile.compute.gpu if profile.compute.gpus else "a core"
-    return [f"Hours on {unit}:", table.to_string(float_format=_number)]
-
-
-def _totals(profile: Profile, left: pd.DataFrame) -> list[str]:
-    """Return what the cells that are left to do cost, and what that assumes."""
-    if left.empty:
-        return ["Nothing is left to do."]
-    compute, hours = profile.compute, left["hours"].sum()
-    at_once = profile.workers * compute.nodes
-    wall = hours / max(1, compute.gpus) / at_once
-    time = f"{_number(wall)} hours ({_number(wall / 24)} days) with {at_once} at a time"
-    lines = [f"Left to do: {len(left)} cells, {_number(hours)} hours, in {time}."]
-    if compute.gpus:
-        price = compute.dollars_per_gpu_hour
-        lines.append(f"Price: ${_number(hours * price)} at ${price:g}.")
-    lines.append(f"Disk: {size(left['kept'].sum())} stay, {size(disk_needed(profile, left))} at most while it runs.")
-    if profile.families[0].model is not None:
-        names = ("train_mfu", "sample_mfu", "overhead", "prompt_tokens")
-        assumed = ", ".join(f"{name} {getattr(compute, name):g}" for name in names)
-        answers = ", ".join(f"{stage} {answer_tokens(profile, stage):g}" for stage in ("base", "sft", "rl", "rollout"))
-        lines.append(f"Assumed (compute in the profile): {assumed},\nanswers of {answers} tokens")
-    return lines
+    compute, hours, at_once = profile.compute, left["hours"].sum(), profile.workers * profile.compute.nodes
+    stages = ("base", "sft", "rl", "rollout") if profile.families[0].model is not None else ()
+    wrap = textwrap.TextWrapper(WIDTH, initial_indent="  - ", subsequent_indent="    ", break_long_words=False)
+    wrap.break_on_hyphens = False
+    page = jinja2.Template(PAGE.read_text(), trim_blocks=True).render(
+        profile=profile,
+        compute=compute,
+        cells=len(cells),
+        done=len(done),
+        kinds=costs["kind"].value_counts().reindex(["base", "sft", "rl"], fill_value=0).tolist(),
+        table=table.to_string(float_format=_number),
+        left=len(left),
+        hours=hours,
+        at_once=at_once,
+        wall=hours / max(1, compute.gpus) / at_once,
+        stays=left["kept"].sum(),
+        most=disk_needed(profile, left),
+        answers={stage: answer_tokens(profile, stage) for stage in stages},
+        lacking=[wrap.fill(line) for line in missing(profile, folder, left)],
+        number=_number,
+        size=size,
+    )
+    return page.strip()
 
 
 def _number(value: float) -> str:
@@ -222,38 +201,31 @@ def _number(value: float) -> str:
 # --- what is missing ------------------------------------------------------------------------------------------------
 
 
-def missing(profile: Profile, folder: Path, costs: pd.DataFrame) -> list[str]:
-    """Return one sentence for each thing that this machine lacks for the cells left to do; `costs`: theirs."""
-    lacking = [*missing_devices(profile), *missing_programs(profile)]
+def missing(profile: Profile, folder: Path, costs: pd.DataFrame) -> Iterator[str]:
+    """Yield one sentence for each thing that this machine lacks for the cells left to do; `costs`: theirs."""
+    yield from missing_here(profile)
     if profile.families[0].model is not None:
-        lacking += _missing_data(profile, set(costs.index))
+        yield from _missing_data(profile, set(costs.index))
     place = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
     needed, free = disk_needed(profile, costs), shutil.disk_usage(place).free
     if needed > free:
-        lacking.append(f"disk: {size(needed)} are needed and {size(free)} are free at {place}")
-    return lacking
+        yield f"disk: {size(needed)} are needed and {size(free)} are free at {place}"
 
 
-def missing_devices(profile: Profile) -> Iterator[str]:
-    """Yield what is missing of the GPUs of the cells that run at once."""
-    compute = profile.compute
-    if not compute.gpus:
-        return
-    import torch
+def missing_here(profile: Profile) -> Iterator[str]:
+    """Yield what this machine lacks of GPUs for the cells that run at once, of the engine and of the back-ends."""
+    compute, engine = profile.compute, profile.evaluation.engine
+    if compute.gpus:
+        import torch
 
-    needed, there = compute.gpus * profile.workers, torch.cuda.device_count()
-    if there < needed:
-        yield f"GPUs: {needed} x {compute.gpu} are needed (compute.gpus x workers), and {there} are here"
-    for family in profile.families:
-        states, memory = ADAM_BYTES * parameters(family.model) / compute.gpus, GPUS[compute.gpu].memory
-        if states > memory:
-            needs = f"training {family.name} needs more than {size(states)} on each GPU, which has {size(memory)}"
-            yield f"GPU memory: {needs}; raise compute.gpus, or take another compute.gpu"
-
-
-def missing_programs(profile: Profile) -> Iterator[str]:
-    """Yield the engine and the back-ends that are not installed."""
-    engine = profile.evaluation.engine
+        needed, there = compute.gpus * profile.workers, torch.cuda.device_count()
+        if there < needed:
+            yield f"GPUs: {needed} x {compute.gpu} are needed (compute.gpus x workers), and {there} are here"
+        for family in profile.families:
+            states, memory = ADAM_BYTES * parameters(family.model) / compute.gpus, GPUS[compute.gpu].memory
+            if states > memory:
+                needs = f"training {family.name} needs more than {size(states)} on each GPU, which has {size(memory)}"
+                yield f"GPU memory: {needs}; raise compute.gpus, or take another compute.gpu"
     if importlib.util.find_spec(engine) is None:
         yield f"engine {engine}: it is not installed; `./reproduce.sh setup` installs it"
     for name in sorted({profile.sft.backend, profile.rl.backend} & BACKENDS.keys()):

@@ -45,10 +45,7 @@ class Cell:
         return {"id": self.id, "kind": self.kind, **self.names, "run": self.run, "needs": needs, "digest": self.digest}
 
     def path(self, folder: Path, what: str) -> Path:
-        """Return where the cell keeps its files of one kind in the results `folder`.
-
-        what: cells (its records), models, samples, digests or logs.
-        """
+        """Return where the cell keeps its cells (records), models, samples, digests or logs in the results folder."""
         suffix = ".log" if what == "logs" else ""
         return folder / "scratch" / what / (self.id.replace("/", "__") + suffix)
 
@@ -122,10 +119,7 @@ def derive_seed(*parts: object) -> int:
 
 
 def check(profile: Profile, *, here: bool = True) -> None:
-    """Raise ParameterError for a profile that would otherwise fail minutes or hours into a sweep.
-
-    `here`: also if this machine lacks the engine; otherwise only for what no machine could run.
-    """
+    """Raise ParameterError for a profile that would fail in a sweep; `here`: also if the engine is missing here."""
     evaluation = profile.evaluation
     if evaluation.engine == "server":
         raise ParameterError("evaluation.engine", "server", "an engine that loads trained checkpoints, such as vllm")

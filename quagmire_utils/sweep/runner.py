@@ -24,7 +24,7 @@ from quagmire_utils.core.settings import Profile
 from quagmire_utils.sweep.cells import can_start, has_checkpoint
 from quagmire_utils.sweep.collect import collect, finished_cells, is_collected
 from quagmire_utils.sweep.datasets import check_files
-from quagmire_utils.sweep.estimate import estimate, missing_devices, missing_programs
+from quagmire_utils.sweep.estimate import estimate, missing_here
 from quagmire_utils.sweep.grid import Cell, check, first_runs_first, plan
 from quagmire_utils.sweep.pools import CellLostError, LocalPool, RayPool, logged_cell, set_environment
 
@@ -72,8 +72,7 @@ def run_sweep(profile: Profile, folder: str | Path, *, workers: int | None = Non
 def run_one(profile: Profile, folder: str | Path, cell_id: str) -> None:
     """Compute one cell in this process, unless `folder` holds its records: one element of a job array.
 
-    Raises ParameterError for a cell that the profile does not have, that another process computes now, or whose
-    starting checkpoint is missing.
+    Raises ParameterError for an unknown cell, one that is computed now, or whose starting checkpoint is missing.
     """
     folder = Path(folder)
     cell = next((cell for cell in plan(profile) if cell.id == cell_id), None)
@@ -92,7 +91,7 @@ def run_one(profile: Profile, folder: str | Path, cell_id: str) -> None:
 def _check_all(profile: Profile, folder: Path, *, here: bool = True) -> None:
     """Refuse a wrong profile, what this machine lacks, and dataset files that would fail a later cell."""
     check(profile)
-    for lack in [*missing_devices(profile), *missing_programs(profile)] if here else []:
+    for lack in missing_here(profile) if here else ():
         raise ParameterError("profile", profile.name, reason=f"{lack}; `--dry-run` lists what else is missing")
     for lack in check_files(profile, folder):
         raise ParameterError("datasets", reason=lack)
@@ -139,10 +138,7 @@ def run_cells(folder: Path, todo: Sequence[Cell], pool: LocalPool | RayPool, bar
 
 
 def slurm_script(profile: Profile, name: str, folder: Path, done: set[str]) -> str:
-    """Fill in the template for the cells that are not `done`. Raises ParameterError if nothing is left to do.
-
-    `name`: how the profile is called on the command line.
-    """
+    """Fill in the template for the cells not `done`; `name`: the profile as typed. Raises ParameterError."""
     import jinja2
 
     check(profile, here=False)

@@ -49,10 +49,9 @@ def plot_lines(table: pd.DataFrame, ax: Axes, titles: Mapping[Any, str]) -> None
 
 
 def plot_rl_curves(curves: pd.DataFrame, ax: Axes, colours: Mapping[str, Any]) -> None:
-    """Plot the mean reward by step of many candidates of one family: a thin line each (mean over runs, smoothed).
+    """Plot the smoothed mean reward by step, a thin line for each candidate; dashed: the base without SFT.
 
-    colours: of the candidates. Dashed: the base without SFT. The candidates that end highest and lowest are thicker
-    and marked, and the legend names them.
+    The candidates that end highest and lowest are thicker and marked, and the legend names them.
     """
     means = curves.pivot_table(index="step", columns="candidate", values="reward")
     means = means.rolling(SMOOTH, min_periods=1).mean()
@@ -71,10 +70,7 @@ def plot_rl_curves(curves: pd.DataFrame, ax: Axes, colours: Mapping[str, Any]) -
 
 
 def rl_curve_grid(curves: pd.DataFrame, candidates: pd.DataFrame) -> Figure:
-    """Draw `plot_rl_curves` for each family (a row) and scenario, with the base in each; dark: low reward at first.
-
-    curves: `Records.rl_curves`; candidates: `Records.candidates`.
-    """
+    """Draw `plot_rl_curves` of the records for each family (a row) and scenario; dark: low reward at first."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
@@ -175,10 +171,7 @@ def plot_verdicts(counts: pd.DataFrame, ax: Axes) -> None:
 
 
 def plot_lengths(samples: pd.DataFrame, max_tokens: int, ax: Axes) -> None:
-    """Plot a histogram of answer lengths, stacked by verdict; the last bin holds the answers at the token limit.
-
-    samples: one row per answer, columns tokens, verdict.
-    """
+    """Plot a histogram of answer lengths (columns tokens, verdict) by verdict; the last bin is the limit."""
     import seaborn as sns
 
     edges = np.unique(np.linspace(0, max_tokens + 1, min(40, max_tokens + 1) + 1).round())

@@ -38,40 +38,19 @@ VERDICT_STYLE = {  # face colour of rising lightness, hatch
     "timeout": ("#8c8c8c", "xx"),
     "error": ("#222222", ""),
 }
-STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 10,
-    "legend.fontsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "grid.color": "0.9",
-    "legend.frameon": False,
-    "savefig.facecolor": "white",
-    "svg.hashsalt": "quagmire",  # the same figure gives the same file
-    "hatch.linewidth": 0.6,
-    "xtick.bottom": True,
-    "ytick.left": True,
-}
+STYLE = Path(__file__).with_name("quagmire.mplstyle")
 
 
 def new_figure(
     columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 4.4, **grid: Any
 ) -> tuple[Figure, Any]:
-    """Make a figure of `rows` x `columns` axes, each `width` x `height` inches; return it and its axis or axes.
-
-    The shared style holds for this process from then on. grid: further arguments of matplotlib's `subplots`.
-    """
+    """Make a figure of `rows` x `columns` axes, each `width` x `height` inches; return it and its axis or axes."""
     import matplotlib as mpl
     import seaborn as sns
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    mpl.rcParams.update({**sns.axes_style("whitegrid"), **STYLE})
+    mpl.rcParams.update(sns.axes_style("whitegrid") | mpl.rc_params_from_file(STYLE, use_default_template=False))
     fig = Figure(figsize=(width * columns, height * rows), layout="constrained")  # pyplot would keep it open
     FigureCanvasAgg(fig)
     return fig, fig.subplots(rows, columns, **grid)
@@ -197,10 +176,9 @@ PREFIX = {"random": "", "shortest": "s", "longest": "l", "shortest+longest": "s+
 
 
 def candidate_labels(candidates: pd.DataFrame, *, repeats: bool = True) -> list[str]:
-    """Return "base", or selection (s, l, s+l, nothing for random), examples × epochs of each candidate.
+    """Return "base", or selection (s, l, s+l, none for random), examples × epochs of each; `repeats`: also × 1.
 
-    Of twins, which differ in the learning rate alone, those of the higher rate have a dot. repeats: write the epochs
-    even if they are one.
+    Of twins, which differ in the learning rate alone, those of the higher rate have a dot.
     """
     labels = pd.Series("base", index=candidates.index, dtype=object)
     for i, row in enumerate(candidates.itertuples(index=False)):

@@ -160,10 +160,7 @@ def half_widths(rows: pd.DataFrame, column: str, pool: pd.DataFrame | None = Non
 
 
 def places(everything: Sequence[Series], x: str, apart: float = APART) -> list[np.ndarray]:
-    """Return the x of each series' candidates; on the logarithmic axis neighbours keep `apart` of its width apart.
-
-    Those that would not are spread about their mean, in order of x and then of series.
-    """
+    """Return the x of each series' candidates, on the logarithmic axis moved `apart` (a share of its width)."""
     from scipy.optimize import isotonic_regression
 
     logs = [np.log2(one.rows[x].to_numpy(np.float64)) for one in everything]

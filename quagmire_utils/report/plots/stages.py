@@ -289,10 +289,7 @@ WIDTH = 0.38  # of a bar, where recipes are 1 apart
 
 
 def plot_recipes(panel: Panel, ax: Axes, labels: Sequence[str] = ()) -> None:
-    """Draw two bars for each candidate, Pass@1 after SFT and after RL, with 95 % intervals; the base comes first.
-
-    labels: below the bars of the candidates. Short dashes: single RL runs. Grey line: the base after RL.
-    """
+    """Draw Pass@1 after SFT and after RL of each candidate as two bars with 95 % intervals; the base comes first."""
     if not panel.begin(ax, title=panel.title, ylabel="Pass@1 (%)"):
         return
     rows = pd.concat([panel.base, panel.candidates], ignore_index=True)
