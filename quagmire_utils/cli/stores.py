@@ -67,7 +67,7 @@ def view(
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open it in a browser.")] = True,
 ) -> None:
     """Watch one or two evaluations in the browser while they run: progress, scores so far, answers. Changes nothing."""
-    from quagmire_utils.report.viewer import view
+    from quagmire_utils.report.answers import view
 
     view([folder] if beside is None else [folder, beside], benchmarks, port=port, show=show)
 

@@ -32,10 +32,7 @@ def manifest(
     wall_seconds: float | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Return configuration and its digest, commit, packages, hardware, seeds and wall time, plus `facts`.
-
-    It holds no host name, user or path.
-    """
+    """Return configuration, digest, commit, packages, hardware, seeds, wall time and `facts`; no host, user or path."""
     return {
         "configuration": dict(config),
         "configuration_digest": digest(config),

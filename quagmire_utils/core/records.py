@@ -1,8 +1,5 @@
 """The record files of a sweep: their columns, reading them, and checking that they are whole.
 
-    records = load_records("results/mini")
-    records.counts.groupby("candidate")["correct"].sum()
-
 A sweep writes a file for each of TABLES and, last, manifest.json into results/<profile>/. Everything that is shown is
 computed from them.
 """

@@ -104,10 +104,7 @@ class RLSettings(Settings):
         self._require("micro_batch_size", divides, f"a divisor of rl.prompts_per_step x rl.rollouts ({rollouts})")
 
     def over(self, problems: int) -> RLSettings:
-        """Return the settings with `epochs` over so many problems as steps; an epoch's incomplete last step is dropped.
-
-        Raises ParameterError for fewer problems than a step takes, or fewer steps than checkpoints.
-        """
+        """Return the settings with `epochs` as whole steps. Raises ParameterError for fewer problems than one takes."""
         if self.prompts_per_step > problems:
             raise ParameterError("rl.prompts_per_step", self.prompts_per_step, f"at most the {problems} problems")
         if self.epochs is None:
@@ -276,10 +273,7 @@ class PretrainingSettings(Settings):
 
 
 class FamilySettings(Settings):
-    """A base model, its SFT sources, its RL problems, and the candidates made from them.
-
-    The base is either a micro model, made by `pretraining`, or a pretrained `model`.
-    """
+    """A base model (made by `pretraining`, or a pretrained `model`), its SFT sources, RL problems and candidates."""
 
     name: Name
     stands_for: str  # the paper's model in whose place it stands

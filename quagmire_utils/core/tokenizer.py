@@ -26,10 +26,7 @@ PROBE = (
 def load_tokenizer(
     model: str | Path, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model, which reads and writes texts as its `tokenizer.json` says, if it has one.
-
-    Raises ParameterError if it can't be loaded, or if transformers makes another tokenizer of the file.
-    """
+    """Return the tokenizer of a model as its `tokenizer.json`, if any, describes it. Raises ParameterError."""
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import cached_file

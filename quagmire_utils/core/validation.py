@@ -41,8 +41,7 @@ Share = Annotated[float, Field(strict=True, gt=0, le=1), BeforeValidator(_from_t
 class Settings(BaseModel):
     """Base of all settings: immutable, without unknown keys, and with ParameterError for what cannot work.
 
-    Subclasses define `_check` for conditions on several fields. Its `ParameterError("field", ...)`, as of `_require`,
-    becomes one about the dotted name.
+    Subclasses define `_check` for conditions on several fields; what it raises becomes an error about the dotted name.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -204,10 +204,7 @@ class Programs:
         self.processor_limit = 0.0  # seconds left to the programs of the job at hand
 
     def run(self, sources: Sequence[str], given: str | Tests) -> tuple[Verdict | None, str]:
-        """Run a program on a standard input or with tests; return the verdict on its end, and its standard output.
-
-        CORRECT: it ended by itself with status 0, or passed all tests. None: it used up the processor time.
-        """
+        """Run a program on an input or with tests; return the verdict on its end (None: out of time) and its output."""
         token = os.urandom(16)
         with _memory_file() as stdin, _memory_file() as stdout, _memory_file() as report:
             if isinstance(given, str):

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from quagmire_utils.core.errors import ParameterError, check_whole
@@ -145,21 +146,18 @@ def grade(
 
     The processes are kept for later calls with as many workers, and end with this process.
     """
-    workers = _count_workers(workers)
-    with _shared_lock:
-        pool = _shared.setdefault(workers, Grader(workers))
+    pool = _shared(_count_workers(workers))
     return pool.grade(responses, golds, timeout=timeout, grader=grader, answer=answer)
 
 
-_shared: dict[int, Grader] = {}
-_shared_lock = threading.Lock()
-os.register_at_fork(after_in_child=_shared.clear)  # a forked copy of the caller makes its own
+@cache
+def _shared(workers: int) -> Grader:
+    made = Grader(workers)
+    atexit.register(made.close)
+    return made
 
 
-@atexit.register
-def _close_shared() -> None:
-    for grader in _shared.values():
-        grader.close()
+os.register_at_fork(after_in_child=_shared.cache_clear)  # a forked copy of the caller makes its own
 
 
 class _Answer(NamedTuple):

@@ -79,10 +79,7 @@ def check_grader(name: str) -> None:
 
 
 def prepare_problems(benchmarks: Mapping[str, Sequence[Problem]]) -> dict[str, list[Problem]]:
-    """Return the problems with their graders' instructions, if they have none of their own.
-
-    Raises ParameterError for a gold that its grader cannot judge by, and as `check_grader`.
-    """
+    """Return the problems with their graders' instructions where they have none. Raises ParameterError."""
     prepared: dict[str, list[Problem]] = {name: list(problems) for name, problems in benchmarks.items()}
     for name, problems in prepared.items():
         for i, problem in enumerate(problems):

@@ -98,10 +98,7 @@ def check_bubblewrap() -> None:
 
 
 def confine(memory_limit: int, *, max_file: int = 0, audit_hook: bool = True) -> list[str]:
-    """Limit this process for good; return the barriers put up.
-
-    memory_limit: bytes of address space. max_file: bytes to which it may extend a file that is already open.
-    """
+    """Limit this process for good, in bytes of address space and of open files; return the barriers put up."""
     limit_size(memory_limit, max_file)
     sys.dont_write_bytecode = True
     barriers = ["seccomp"] if _filter_calls() else []

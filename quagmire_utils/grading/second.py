@@ -45,10 +45,9 @@ def _gold(text: str) -> str:
 
 @lru_cache(maxsize=65536)
 def prove(answer: str, gold: str, tolerance: float | None = None) -> bool | None:
-    """Return whether an answer is equal (True) to a gold or different (False); None where neither is certain.
+    """Return whether an answer (LaTeX or plain) equals (True) a gold or differs (False); None where neither is certain.
 
-    answer: as extracted from a response, LaTeX or plain. gold: LaTeX, may be a box or a sentence with one. tolerance:
-    absolute, between numbers.
+    gold: may be a box or a sentence with one. tolerance: absolute, between numbers.
     """
     equal = _proved(answer, gold, tolerance)
     if not equal and _OTHERWISE.search(answer + gold):  # 2.5 million, or 3e-2 where e is Euler's number

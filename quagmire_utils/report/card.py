@@ -82,9 +82,7 @@ def _hours(cells: pd.DataFrame) -> list[dict[str, Any]]:
 def update_readme(readme: str | Path, folder: str | Path) -> bool:
     """Rewrite the table between the marks of `readme`, atomically; return whether it was out of date.
 
-    Columns: what each figure and table shows, the paper's headline value, ours, scale, run time, link; empty where a
-    notebook shows no headline. folder: results/<profile>; its name must be that in the mark. Raises ParameterError if
-    the marks are missing.
+    folder: results/<profile>; its name must be that in the mark. Raises ParameterError if the marks are missing.
     """
     readme, folder = Path(readme), Path(folder).resolve()
     study = read_study(folder / COPIES, ROOT / "notebooks")

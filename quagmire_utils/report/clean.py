@@ -82,11 +82,7 @@ def sanitized(text: str) -> Markup:
 
 
 def picture(data: str, shown_width: object, alt: str, below: Markup | str = "") -> Markup:
-    """Return a PNG, given in base64, on white and with its caption below. Raises ValueError for data that is no PNG.
-
-    shown_width: may be less than that of the file, for dense screens; None for the file's own. On small screens the
-    style sheet enlarges the picture while its box is ticked.
-    """
+    """Return a PNG, given in base64, with its caption below, `shown_width` wide. Raises ValueError for no PNG."""
     content = base64.b64decode("".join(data.split()), validate=True)  # raises a ValueError
     if not content.startswith(PNG) or len(content) < 24:
         raise ValueError("not a PNG")

@@ -1,7 +1,5 @@
 """Execute notebooks, one or several at a time; `reproduction` decides which.
 
-    seconds = execute_all([Job(...), Job(...)], at_once=2, screen=Screen(sys.stderr, total=2))
-
 Each notebook runs through papermill in a thread of this process. A kernel runs one notebook after another, with empty
 names, so that it imports its packages once. An interrupt or a plain kill ends the kernels and all they started.
 """
@@ -17,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -62,28 +60,15 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """The file of what the notebook printed."""
+        """The file of what the notebook prints."""
         return self.logs / f"{self.name}.log"
 
 
-@dataclass
-class Screen:
-    """The terminal that the notebooks of a run share, and how many have ended."""
-
-    stream: TextIO
-    total: int = 0
-    done: int = 0
-
-    def line(self, text: str) -> None:
-        """Write a line."""
-        print(text, file=self.stream, flush=True)
-
-
-@dataclass
 class _Shown:
     """What the only running notebook writes to stderr, its progress bars too: in the log and on the terminal."""
 
-    files: tuple[TextIO, TextIO]
+    def __init__(self, *files: TextIO) -> None:
+        self.files = files
 
     def write(self, text: str) -> None:
         for file in self.files:
@@ -93,14 +78,11 @@ class _Shown:
         pass
 
 
-def execute(
-    job: Job, log: TextIO, errors: TextIO | _Shown, stop: threading.Event, kernels: list[AsyncKernelManager]
-) -> float:
+def execute(job: Job, terminal: TextIO | None, stop: threading.Event, kernels: list[AsyncKernelManager]) -> float:
     """Execute one notebook in one of `kernels`, put its executed copy in place, and return the seconds it took.
 
-    `errors` takes what it writes to stderr. Starts a kernel if none is idle, and closes `log`; no cell is begun once
-    `stop` is set. Raises ParameterError with the sentence of one that a cell raised, NotebookError with any other error
-    of a cell (the partial copy stays), OSError for a full disk.
+    terminal: also takes what it writes to stderr. Once `stop` is set, no cell is begun. Raises ParameterError with the
+    sentence of one that a cell raised, NotebookError with any other error of a cell, OSError for a full disk.
     """
     import nbformat
     import papermill
@@ -111,37 +93,36 @@ def execute(
 
     job.final.parent.mkdir(parents=True, exist_ok=True)
     started, kernel = time.monotonic(), None
-    try:
-        kernel = kernels.pop() if kernels else start_kernel(job.root, job.final.parents[1])
-        notebook = papermill.execute_notebook(
-            str(job.source),
-            str(job.partial),
-            parameters=dict(job.parameters),
-            kernel_name="python3",
-            km=kernel,
-            progress_bar=False,
-            stdout_file=log,
-            stderr_file=errors,
-            start_timeout=PATIENCE,
-            coalesce_streams=True,  # a progress bar leaves its last state in the copy, not a thousand
-            on_cell_start=check,
-        )
-        reset(kernel)
-        kernels.append(kernel)
-    except BaseException as error:
-        if kernel is not None:
-            _shut_down([kernel])
-        if isinstance(error, papermill.PapermillExecutionError):
-            if error.ename == ParameterError.__name__:  # its sentence is enough
-                raise ParameterError(error.evalue) from None
-            log.write("\n".join(error.traceback) + "\n")
-            raise NotebookError(f"In [{error.exec_count}] raised {error.ename}: {error.evalue}") from None
-        if isinstance(error, OSError) and error.errno in FULL:
-            raise
-        log.write(f"{type(error).__name__}: {error}\n")  # a kernel that does not start, or dies
-        raise NotebookError(f"{type(error).__name__}: {error} (a kernel that dies is often out of memory)") from None
-    finally:
-        log.close()
+    with job.log.open("w") as log:
+        try:
+            kernel = kernels.pop() if kernels else start_kernel(job.root, job.final.parents[1])
+            notebook = papermill.execute_notebook(
+                str(job.source),
+                str(job.partial),
+                parameters=dict(job.parameters),
+                kernel_name="python3",
+                km=kernel,
+                progress_bar=False,
+                stdout_file=log,
+                stderr_file=log if terminal is None else _Shown(log, terminal),
+                start_timeout=PATIENCE,
+                coalesce_streams=True,  # a progress bar leaves its last state in the copy, not a thousand
+                on_cell_start=check,
+            )
+            reset(kernel)
+        except BaseException as error:
+            _shut_down([kernel] if kernel else [])
+            if isinstance(error, papermill.PapermillExecutionError):
+                if error.ename == ParameterError.__name__:  # its sentence is enough
+                    raise ParameterError(error.evalue) from None
+                log.write("\n".join(error.traceback) + "\n")
+                raise NotebookError(f"In [{error.exec_count}] raised {error.ename}: {error.evalue}") from None
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
+            said = f"{type(error).__name__}: {error}"  # a kernel that does not start, or dies
+            log.write(said + "\n")
+            raise NotebookError(f"{said} (a kernel that dies is often out of memory)") from None
+    kernels.append(kernel)
     for name, path in (("input_path", job.source), ("output_path", job.final)):  # no absolute paths
         notebook.metadata.papermill[name] = os.path.relpath(path, job.root)
     if job.heading:
@@ -196,54 +177,60 @@ def _shut_down(kernels: Collection[AsyncKernelManager]) -> None:
         run_sync(kernel.shutdown_kernel)(now=True)
 
 
-def execute_all(jobs: Sequence[Job], *, at_once: int, screen: Screen) -> dict[str, float]:
-    """Execute notebooks that do not depend on each other, `at_once` at a time; return the seconds by name.
+def execute_all(groups: Sequence[Sequence[Job]], at_once: int, terminal: TextIO) -> dict[str, float]:
+    """Execute notebooks group by group, of a group `at_once` at a time; return the seconds by name.
 
     After a failure no further notebook is begun; those that are running are finished. Raises NotebookError for what
-    failed, or ParameterError if only parameters were wrong, its sentence once. Ends the kernels before it raises
-    OSError, for a full disk, or KeyboardInterrupt with the names of the interrupted notebooks.
+    failed, or ParameterError if only parameters were wrong. Ends the kernels before it raises OSError, for a full disk,
+    or KeyboardInterrupt with the names of the interrupted notebooks.
     """
-    several = len(jobs) > 1
-    if several:
-        screen.line(f"{len(jobs)} notebooks, {min(at_once, len(jobs))} at a time")
-    waiting, running, kernels = list(jobs), dict[Future, Job](), list["AsyncKernelManager"]()
-    failures, wrong, taken, stop = list[str](), dict[str, None](), dict[str, float](), threading.Event()
-    with ThreadPoolExecutor(at_once) as pool:
+    taken: dict[str, float] = {}
+    done, total = 0, sum(map(len, groups))
+    failed, stop = threading.Event(), threading.Event()
+
+    def attempt(job: Job, alone: bool, kernels: list[AsyncKernelManager]) -> None:
+        """Execute a notebook, unless another one has failed."""
         try:
-            while running or (waiting and not failures and not wrong):
-                while waiting and not failures and not wrong and len(running) < at_once:
-                    job = waiting.pop(0)
-                    log = job.log.open("w")
-                    if not several:
-                        screen.line(f"[{screen.done + 1}/{screen.total}] {job.name}")
-                    errors = log if several else _Shown((log, screen.stream))
-                    running[pool.submit(execute, job, log, errors, stop, kernels)] = job
-                for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
-                    job = running.pop(future)
-                    screen.done += 1
-                    title = f"[{screen.done}/{screen.total}] {job.name}"
+            if not failed.is_set():
+                taken[job.name] = execute(job, terminal if alone else None, stop, kernels)
+        except BaseException:
+            failed.set()
+            raise
+
+    def say(text: str) -> None:
+        print(text, file=terminal, flush=True)
+
+    for jobs in groups:
+        alone, kernels, errors = len(jobs) == 1, list["AsyncKernelManager"](), list[ValueError | NotebookError]()
+        say(f"[{done + 1}/{total}] {jobs[0].name}" if alone else f"{len(jobs)} notebooks, {at_once} at a time")
+        with ThreadPoolExecutor(at_once) as pool:
+            running = {pool.submit(attempt, job, alone, kernels): job for job in jobs}
+            try:
+                for future in as_completed(running):
+                    job, done = running[future], done + 1
                     try:
-                        taken[job.name] = future.result()
-                        screen.line(f"{title}: done in {clock(taken[job.name])}")
+                        future.result()
                     except ParameterError as error:
-                        wrong[str(error)] = None
+                        errors.append(error)
                     except NotebookError as error:
-                        screen.line(f"{title}: failed")
+                        say(f"[{done}/{total}] {job.name}: failed")
                         places = f"  partial copy: {job.partial}\n  log:          {job.log}"
-                        failures.append(f"notebook {job.name} failed: {error}\n{places}")
-        except (KeyboardInterrupt, OSError) as error:
-            stop.set()
-            _end_kernels(running)
-            if isinstance(error, OSError):
-                raise
-            raise KeyboardInterrupt(", ".join(job.name for job in running.values())) from None
-        finally:
-            _shut_down(kernels)
-    if failures:
-        raise NotebookError("\n".join([*failures, *wrong]))
-    if wrong:
-        raise ParameterError("\n".join(wrong))
-    return {job.name: taken[job.name] for job in jobs}
+                        errors.append(NotebookError(f"notebook {job.name} failed: {error}\n{places}"))
+                    if job.name in taken:
+                        say(f"[{done}/{total}] {job.name}: done in {clock(taken[job.name])}")
+            except (KeyboardInterrupt, OSError) as error:
+                failed.set()
+                stop.set()
+                interrupted = ", ".join(job.name for future, job in running.items() if future.running())
+                _end_kernels(running)
+                raise error if isinstance(error, OSError) else KeyboardInterrupt(interrupted) from None
+            finally:
+                _shut_down(kernels)
+        if failures := [str(error) for error in errors if isinstance(error, NotebookError)]:
+            raise NotebookError("\n".join(failures))
+        if errors:
+            raise errors[0]
+    return {job.name: taken[job.name] for jobs in groups for job in jobs}
 
 
 def _end_kernels(running: Collection[Future]) -> None:

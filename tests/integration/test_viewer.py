@@ -22,7 +22,7 @@ from quagmire_utils.grading import Grader
 
 pytest.importorskip("panel", reason="the viewer needs panel")
 
-from quagmire_utils.report.viewer import ALL, PLAN, Watched
+from quagmire_utils.report.answers import ALL, PLAN, Watched
 
 PROBLEMS = [Problem(f"p{i}", f"What is {i} + {i}?", str(2 * i)) for i in range(4)]
 
