@@ -169,25 +169,18 @@ def _problems(store: SampleStore, named: Sequence[str]) -> dict[str, list[Proble
     """Load the golds for a store: the benchmarks in `named`, or by default its own and those in the catalogue."""
     from quagmire_utils.data import benchmark_names
     from quagmire_utils.evaluation.store.parts import PROBLEMS
+    from quagmire_utils.grading import prepare_problems
+    from quagmire_utils.report.inputs import load_benchmarks
 
     held = list(dict.fromkeys(store.counts()["benchmark"]))
     own = {file.stem: str(file) for file in (store.path / PROBLEMS).glob("*.jsonl")}
     named = named or [own.get(name, name) for name in held if name in own or name in benchmark_names()]
     if not named:
         raise ParameterError("--benchmark", reason=f"give a file with the golds of {', '.join(held) or 'the store'}")
-    golds = load_golds(named)
+    golds = prepare_problems(load_benchmarks(named))
     if missing := [name for name in held if name not in golds]:
         print(f"Left unchanged, because no golds were given: {', '.join(missing)}", file=sys.stderr)
     return golds
-
-
-def load_golds(named: Sequence[str]) -> dict[str, list[Problem]]:
-    """Return the problems of benchmarks that are named, or in files, by benchmark."""
-    from quagmire_utils.data import benchmark_names, load_benchmark
-    from quagmire_utils.grading import prepare_problems
-
-    sources = {source if source in benchmark_names() else Path(source).stem: source for source in named}
-    return prepare_problems({name: load_benchmark(source) for name, source in sources.items()})
 
 
 @app.command("import", rich_help_panel=OWN)
@@ -200,8 +193,10 @@ def import_command(
 ) -> None:
     """Read the sample logs of another tool, grade them again, and make the page of an evaluation."""
     from quagmire_utils.exchange.importing import import_logs, write_page
+    from quagmire_utils.grading import prepare_problems
+    from quagmire_utils.report.inputs import load_benchmarks
 
-    golds = load_golds(benchmark) if benchmark else None
+    golds = prepare_problems(load_benchmarks(benchmark)) if benchmark else None
     store, left_out = import_logs(source, output, log_format=log_format, golds=golds, grader=grader)
     origin = store.origin
     print(f"From {origin['engine']}: {', '.join(f'{name} {origin[name]}' for name in origin if name != 'engine')}.")

@@ -40,7 +40,7 @@ def benchmark_sources(benchmarks: str | Sequence[str]) -> dict[str, str]:
     for item in _items(benchmarks):
         if item == "all":
             sources += BENCHMARKS
-        elif item in BENCHMARKS or not glob.has_magic(item):
+        elif not glob.has_magic(item):
             sources.append(item if item in BENCHMARKS else repo_path(item))
         else:
             found = sorted(glob.glob(item)) or sorted(glob.glob(str(ROOT / item)))
@@ -48,7 +48,7 @@ def benchmark_sources(benchmarks: str | Sequence[str]) -> dict[str, str]:
                 reason = f"no file fits {item}; `./reproduce.sh --profile smoke` makes the micro benchmarks"
                 raise ParameterError("benchmarks", item, reason=reason)
             sources += found
-    names = [source if source in BENCHMARKS else Path(source).stem for source in sources]
+    names = [Path(source).stem for source in sources]
     _check_names("benchmarks", names)
     wrong = [source for source in sources if source not in benchmark_names() and not Path(source).is_file()]
     if wrong or not names:
