@@ -128,14 +128,14 @@ class RLSettings(Settings):
 class EvaluationSettings(Settings):
     """How checkpoints are measured."""
 
-    engine: str = "vllm"  # App. B.3
+    engine: Literal["transformers", "vllm"] = "vllm"  # App. B.3
     num_samples: Count = 256  # App. B.3: Pass@64 from 256 repetitions (before RL)
     rl_num_samples: Count = 64  # App. B.3: Pass@1 from 64 repetitions (after RL)
     k: Count = 64  # Sec. 4: Pass@large k
     temperature: NonNegative = 1.0  # App. B.3
     max_tokens: Count = 8192  # App. B
     max_model_len: Integer | None = None  # context in tokens, prompt and answer; None: the model's own
-    template: str = "auto"
+    template: Literal["auto", "chat", "plain"] = "auto"
     grading_timeout: Positive = 5.0  # seconds per answer
     grader: Literal["math_verify", "math"] = "math_verify"  # App. B; of benchmarks and rewards in mathematics
     both_graders: Flag = False  # count by `math` too, in the column correct_math, and show both in the tables

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.engines.base import (
-    ENGINES,
     Completion,
     Engine,
     EngineConfig,

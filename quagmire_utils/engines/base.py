@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -41,10 +41,6 @@ from quagmire_utils.engines.checkpoints import (
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-EngineName = Literal["transformers", "vllm", "server"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-ENGINES: tuple[str, ...] = get_args(EngineName)
-
 
 class ServerSettings(Settings):
     """What to know about a server besides its address."""
@@ -63,12 +59,13 @@ class ServerSettings(Settings):
 class EngineConfig(Settings):
     """What loads an engine: the model, and how it is run. Made once and passed whole."""
 
-    engine: EngineName = "vllm"
+    engine: Literal["transformers", "vllm", "server"] = "vllm"
     # a folder, a hub id, or a name of `data.pretrained`, which becomes its folder; for "server", the address of an
     # OpenAI-compatible endpoint
     model: str
     revision: str | None = None  # of a hub id: branch, tag or commit; for "server", of the tokenizer
-    dtype: Dtype = "auto"  # "auto": the checkpoint's own; float32 on a CPU that is slow in it
+    # "auto": the checkpoint's own; float32 on a CPU that is slow in it
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"  # "auto": cuda where there is one, otherwise the CPU
     max_model_len: Annotated[Integer, Field(ge=2)] | None = None  # tokens of prompt and answer; None: model's
     batch_size: Count | None = None  # sequences in flight; None: the engine's own choice
@@ -125,9 +122,7 @@ class SamplingParams(Settings):
 
 
 def check_engine(name: str) -> None:
-    """Raise ParameterError for an engine that does not exist or whose library is not installed."""
-    if name not in ENGINES:
-        raise ParameterError("engine", name, f"one of {', '.join(ENGINES)}")
+    """Raise ParameterError for an engine whose library is not installed."""
     if importlib.util.find_spec({"server": "openai"}.get(name, name)) is None:
         remedy = "`pip install -e '.[server]'`" if name == "server" else "`./reproduce.sh setup`"
         raise ParameterError("engine", name, reason=f"{name} is not installed; {remedy} installs it where possible")

@@ -14,8 +14,7 @@ from quagmire_utils.core import files
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import SCENARIOS, CandidateSettings, FamilySettings, Profile, explicit
 from quagmire_utils.data import Dataset, benchmark_names, find_dataset, load_benchmark, load_datasets
-from quagmire_utils.data.prompts import TEMPLATES
-from quagmire_utils.engines import ENGINES, check_engine
+from quagmire_utils.engines import check_engine
 from quagmire_utils.training.microlab import MICRO_BENCHMARKS
 
 FIRST_RUNS = 2  # RL runs that every candidate gets before any candidate gets more
@@ -120,13 +119,8 @@ def derive_seed(*parts: object) -> int:
 
 def check(profile: Profile, *, here: bool = True) -> None:
     """Raise ParameterError for a profile that would fail in a sweep; `here`: also if the engine is missing here."""
-    evaluation = profile.evaluation
-    if evaluation.engine == "server":
-        raise ParameterError("evaluation.engine", "server", "an engine that loads trained checkpoints, such as vllm")
-    if here or evaluation.engine not in ENGINES:
-        check_engine(evaluation.engine)
-    if evaluation.template not in TEMPLATES:
-        raise ParameterError("evaluation.template", evaluation.template, f"one of {', '.join(TEMPLATES)}")
+    if here:
+        check_engine(profile.evaluation.engine)
     _check_benchmarks(profile)
     for family in profile.families:
         profile.rl.over(family.rl_problems)
