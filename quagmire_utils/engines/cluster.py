@@ -88,6 +88,15 @@ def refusal(wanted: dict[str, str]) -> str:
     return f"node {socket.gethostname()} has {other}; give it the environment of the calling machine" if other else ""
 
 
+def room_for(gpus: int) -> int:
+    """Return for how many tasks, of a core and as many GPUs of one node each, the living nodes would have room."""
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    rooms = ((int(has.get("CPU", 0)), int(has.get("GPU", 0))) for has in alive)
+    return sum(min(cores, have // gpus) if gpus else cores for cores, have in rooms)
+
+
 class EngineReplica:
     """The actor: an engine on some node."""
 
@@ -138,7 +147,7 @@ class ReplicaPool(contextlib.AbstractContextManager["ReplicaPool"]):
         self._actor = ray.remote(max_restarts=0, max_task_retries=0)(EngineReplica)
         gpus = 0 if config.device == "cpu" else config.tensor_parallel_size
         self._gpus = gpus if ray.cluster_resources().get("GPU", 0) > 0 else 0
-        if self._room() == 0:
+        if not room_for(self._gpus):
             self.__exit__()
             needed = f"{self._gpus} GPU(s)" if self._gpus else "a CPU core"
             raise ParameterError("ray", config.ray, reason=f"no node of the cluster has {needed} for a replica")
@@ -172,7 +181,7 @@ class ReplicaPool(contextlib.AbstractContextManager["ReplicaPool"]):
 
     def _start(self) -> None:
         """Start `config.replicas` replicas (one without a node yet waits for it), or as many as there is room for."""
-        room = self._room()
+        room = room_for(self._gpus)
         if room:
             self._room_seen = time.monotonic()
         elif time.monotonic() - self._room_seen > NO_NODE_TIMEOUT:
@@ -186,7 +195,10 @@ class ReplicaPool(contextlib.AbstractContextManager["ReplicaPool"]):
         """Wait up to half a second; yield the jobs that have ended, with None for that of a replica that died."""
         import ray
 
-        for reference in ray.wait(list(self._tasks), timeout=0.5)[0] if self._tasks else ():
+        if not self._tasks:  # there is no node now
+            time.sleep(0.5)
+            return
+        for reference in ray.wait(list(self._tasks), timeout=0.5)[0]:
             actor, job = self._tasks.pop(reference)
             try:
                 answer = ray.get(reference)
@@ -218,15 +230,6 @@ class ReplicaPool(contextlib.AbstractContextManager["ReplicaPool"]):
             if answer != self._facts:
                 reason = f"replicas differ ({answer} and {self._facts}); give all nodes one environment"
                 raise ParameterError("ray", self.config.ray, reason=reason)
-
-    def _room(self) -> int:
-        """Return how many replicas the living nodes would have room for if nothing else ran."""
-        import ray
-
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if self._gpus:
-            return sum(min(int(has.get("CPU", 0)), int(has.get("GPU", 0)) // self._gpus) for has in alive)
-        return sum(int(has.get("CPU", 0)) for has in alive)
 
     def __exit__(self, *_: object) -> None:
         import ray

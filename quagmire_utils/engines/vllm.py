@@ -211,8 +211,7 @@ def _contained() -> Iterator[None]:
                 warnings.simplefilter("ignore", category)
             yield
     finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
+        os.environ.clear()
         os.environ.update(before)
         torch.set_num_threads = set_num_threads
         random.setstate(states[0])

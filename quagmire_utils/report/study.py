@@ -161,25 +161,21 @@ def _read(path: Path, *, executed: bool) -> Executed:
         return Executed(**known)
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     headline, matrix = (_bundle(outputs, mime) for mime in (HEADLINE, MATRIX))
-    results = [output["data"] for output in outputs if "data" in output and _is_result(output)]
+    shown = ((output.get("data") or {}, output.get("metadata") or {}) for output in outputs)
+    said = (data for data, metadata in shown if HEADLINE in data or "quagmire" in metadata)
     duration = run.get("duration")
     return Executed(
         **known,
         executed=True,
         outputs=_outputs(cells),
         headline=Headline(**headline) if headline else None,
-        result=str(results[0].get("text/markdown", "")) if results else "",
+        result=str(next(said, {}).get("text/markdown", "")),
         matrix=matrix,
         provenance=_provenance(cells),
         parameters={name: value for name, value in (run.get("parameters") or {}).items() if name != "profile"},
         seconds=duration if isinstance(duration, int | float) else None,
         end_time=str(run.get("end_time") or ""),
     )
-
-
-def _is_result(output: Mapping[str, Any]) -> bool:
-    """Whether `notebook.headline` or a `Headline` showed this."""
-    return HEADLINE in output["data"] or "quagmire" in (output.get("metadata") or {})
 
 
 def _bundle(outputs: Sequence[Mapping[str, Any]], mime: str) -> dict[str, Any] | None:

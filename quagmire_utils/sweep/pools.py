@@ -178,12 +178,8 @@ class RayPool(Pool):
 
     def has_room(self) -> bool:
         """Return whether a core, or the GPUs of one node, are free; CellLostError if there was no node for a minute."""
-        import ray
-
         gpus = self.profile.compute.gpus
-        room = int(ray.cluster_resources().get("CPU", 0))
-        if gpus:
-            room = sum(int(node["Resources"].get("GPU", 0) // gpus) for node in ray.nodes() if node["Alive"])
+        room = cluster.room_for(gpus)
         if room:
             self._room_seen = time.monotonic()
         elif time.monotonic() - self._room_seen > NO_NODE_TIMEOUT:
