@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.tokenizer import load_tokenizer
@@ -86,24 +86,19 @@ class EngineConfig(Settings):
             return str(value)
         return locate(value) if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _check_combinations(self) -> EngineConfig:
+    def _check(self) -> None:
+        is_vllm, is_server = self.engine == "vllm", self.engine == "server"
         for name in ("tensor_parallel_size", "data_parallel_size"):
-            if getattr(self, name) > 1 and self.engine != "vllm":
-                raise ParameterError(name, getattr(self, name), f"1 for engine {self.engine}; only vllm allows more")
-        if self.engine == "server":
+            allowed = f"1 for engine {self.engine}; only vllm allows more"
+            self._require(name, is_vllm or getattr(self, name) == 1, allowed)
+        if is_server:
             check_base_url(self.model)
             for name in ("dtype", "device"):
-                if getattr(self, name) != "auto":
-                    raise ParameterError(name, getattr(self, name), "auto for engine server: the server chooses it")
-        elif self.server is not None:
-            raise ParameterError("server", reason=f"these settings are for engine server, not {self.engine}")
-        if self.ray is not None and (self.engine == "server" or self.data_parallel_size > 1):
-            reason = "it cannot be combined with engine server or data_parallel_size"
-            raise ParameterError("ray", self.ray, reason=reason)
-        if self.replicas is not None and self.ray is None:
-            raise ParameterError("replicas", self.replicas, "unset without ray")
-        return self
+                self._require(name, getattr(self, name) == "auto", "auto for engine server: the server chooses it")
+        self._require("server", is_server or self.server is None, f"unset for engine {self.engine}")
+        alone = not is_server and self.data_parallel_size == 1
+        self._require("ray", self.ray is None or alone, "unset for engine server and for data_parallel_size")
+        self._require("replicas", self.replicas is None or self.ray is not None, "unset without ray")
 
     def check(self) -> None:
         """Raise ParameterError unless the engine is installed, and the model a whole checkpoint or maybe a hub id."""

@@ -44,10 +44,6 @@ class Batch:
     seeds: np.ndarray  # (rows,) uint64
 
 
-class NotFiniteError(ValueError):
-    """The model's logits are not numbers."""
-
-
 class TransformersEngine(Engine):
     """A causal LM of transformers, sampled by our own decode loop; see `Engine`."""
 
@@ -84,9 +80,6 @@ class TransformersEngine(Engine):
         for batch in self._plan(requests, params):
             try:
                 rows = decode(self.module, batch, params, self.ends, self._decode_attention)
-            except NotFiniteError:
-                reason = f"the probabilities of {self.model} are not numbers in {self.dtype}"
-                raise ParameterError("dtype", self.dtype, reason=reason) from None
             finally:
                 self.module.set_attn_implementation(self._attention)
             for (request, sample), ids in zip(batch.owners, rows, strict=True):
@@ -175,7 +168,7 @@ def load_weights(config: EngineConfig, dtype: str) -> PreTrainedModel:
 def decode(
     module: Any, batch: Batch, params: SamplingParams, ends: Sequence[int], decode_attention: str
 ) -> list[list[int]]:
-    """Return the token ids of each answer, up to and including its first end token. Raises NotFiniteError."""
+    """Return the token ids of each answer, with its end token. Raises ParameterError if logits are not numbers."""
     import torch
     from transformers import Cache, DynamicCache
 
@@ -202,7 +195,9 @@ def decode(
                 block = uniforms(batch.seeds, position, min(_UNIFORM_BLOCK, params.max_tokens - position))
                 chances = torch.from_numpy(block).to(device)
             if not logits.amax(-1).isfinite().all():
-                raise NotFiniteError
+                dtype = str(module.dtype).removeprefix("torch.")
+                reason = f"the probabilities of {module.name_or_path} are not numbers in {dtype}"
+                raise ParameterError("dtype", dtype, reason=reason)
             if params.temperature == 0:
                 drawn = logits.argmax(-1)[row_of]
             else:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from quagmire_utils.core.errors import ParameterError, check_whole
 from quagmire_utils.core.provenance import usable_cores
@@ -82,19 +82,19 @@ class Grader(AbstractContextManager["Grader"]):
         timeout = self.timeout if timeout is None else _checked_seconds("timeout", timeout)
         if answer not in ANSWERS:
             raise ParameterError("answer", answer, f"one of {', '.join(ANSWERS)}")
-        asked = _checked_answers(responses, golds, grader)
+        asked = _jobs(responses, golds, grader, timeout)
         for name in {one.grader for one in asked}:
             check_grader(name)
-        state: dict[_Answer, Grade | Job] = {}
+        state: dict[Job, Grade | Job] = {}  # by what was asked
         for one in dict.fromkeys(asked):
-            if len(one.response) > self.memory_limit // 16:
+            if len(one.text) > self.memory_limit // 16:
                 state[one] = Grade(Verdict.ERROR, "")  # no worker could hold it
             elif one.grader == MATH:
-                state[one] = mathematics.decide(one.gold, one.tolerance, one.response, answer == "boxed", timeout)
+                state[one] = mathematics.decide(one, answer == "boxed")
             elif one.grader == MATH_VERIFY:
-                state[one] = parity.decide(one.gold, one.tolerance, one.response, timeout)
+                state[one] = parity.decide(one)
             else:
-                state[one] = Job(one.grader, None, None, one.response, False, timeout)
+                state[one] = one._replace(gold=None, tolerance=None)
             if not self.pools and isinstance(state[one], Job):  # the processes import meanwhile
                 with self._lock:
                     self._pool(one.grader).start()
@@ -107,19 +107,19 @@ class Grader(AbstractContextManager["Grader"]):
                 self._settle(state, timeout, bar)
         return [state[one] for one in asked]
 
-    def _settle(self, state: dict[_Answer, Grade | Job], timeout: float, bar: tqdm) -> None:
+    def _settle(self, state: dict[Job, Grade | Job], timeout: float, bar: tqdm) -> None:
         """Replace each job by its grade. An answer that was only found needs a second job, to judge it."""
-        while waiting := {answer: job for answer, job in state.items() if isinstance(job, Job)}:
+        while waiting := {asked: job for asked, job in state.items() if isinstance(job, Job)}:
             outcomes: dict[Job, Grade | Found] = {}
             by_pool: dict[Pool, dict[Job, None]] = {}
             for job in waiting.values():
                 by_pool.setdefault(self._pool(job.grader), {})[job] = None
             for pool, jobs in by_pool.items():
                 outcomes |= pool.settle(jobs, timeout, self.processor_limit, bar.update)
-            for answer, job in waiting.items():
+            for asked, job in waiting.items():
                 outcome = outcomes[job]
-                state[answer] = outcome if isinstance(outcome, Grade) else _judging(answer, job, outcome, timeout)
-            bar.total += len({state[answer] for answer in waiting if isinstance(state[answer], Job)})
+                state[asked] = outcome if isinstance(outcome, Grade) else _judging(asked, job, outcome)
+            bar.total += len({state[asked] for asked in waiting if isinstance(state[asked], Job)})
 
     def _pool(self, grader: str) -> Pool:
         subject = {MATH: "math", MATH_VERIFY: "math", "code": "programs"}.get(grader, "other")
@@ -146,8 +146,8 @@ def grade(
 
     The processes are kept for later calls with as many workers, and end with this process.
     """
-    pool = _shared(_count_workers(workers))
-    return pool.grade(responses, golds, timeout=timeout, grader=grader, answer=answer)
+    shared = _shared(_count_workers(workers))
+    return shared.grade(responses, golds, timeout=timeout, grader=grader, answer=answer)
 
 
 @cache
@@ -160,23 +160,13 @@ def _shared(workers: int) -> Grader:
 os.register_at_fork(after_in_child=_shared.cache_clear)  # a forked copy of the caller makes its own
 
 
-class _Answer(NamedTuple):
-    """A response with what it is graded by."""
-
-    grader: str
-    gold: str
-    tolerance: float | None
-    response: str
-
-
-def _judging(answer: _Answer, job: Job, found: Found, timeout: float) -> Grade | Job:
+def _judging(asked: Job, job: Job, found: Found) -> Grade | Job:
     """Return the job that judges what was found; for math-verify: that reads the whole response in the time left."""
-    gold, tolerance = answer.gold, answer.tolerance
     if job.grader == MATH_VERIFY:
-        return Job(MATH_VERIFY, gold, tolerance, answer.response, False, timeout - found.seconds)
+        return asked._replace(limit=asked.limit - found.seconds)
     if not 0 <= found.start < found.end <= len(job.text):
         return Grade(Verdict.ERROR, "")
-    return Job(job.grader, gold, tolerance, job.text[found.start : found.end], True, timeout)
+    return asked._replace(text=job.text[found.start : found.end], is_answer=True)
 
 
 def _count_workers(workers: int | None) -> int:
@@ -192,14 +182,15 @@ def _checked_seconds(name: str, seconds: float) -> float:
     return float(seconds)
 
 
-def _checked_answers(responses: Iterable[str], golds: Iterable[str | Problem], grader: str) -> list[_Answer]:
+def _jobs(responses: Iterable[str], golds: Iterable[str | Problem], grader: str, limit: float) -> list[Job]:
+    """Return what is asked: a job for each response as a whole. Raises ParameterError."""
     for name, texts in (("responses", responses), ("golds", golds)):
         if isinstance(texts, str):
             raise ParameterError(name, texts[:40], "a sequence of texts")
     responses, golds = list(responses), list(golds)
     if len(responses) != len(golds):
         raise ParameterError("golds", len(golds), f"as many as the responses ({len(responses)})")
-    answers = []
+    jobs = []
     for i, (response, gold) in enumerate(zip(responses, golds, strict=True)):
         text = gold if isinstance(gold, str) else getattr(gold, "answer", None)
         if not isinstance(response, str):
@@ -207,5 +198,5 @@ def _checked_answers(responses: Iterable[str], golds: Iterable[str | Problem], g
         if not isinstance(text, str) or not text.strip():
             raise ParameterError(f"golds[{i}]", text, "a text or a Problem with an answer")
         tolerance = getattr(gold, "tolerance", None)
-        answers.append(_Answer(getattr(gold, "grader", grader), text.strip(), tolerance, response))
-    return answers
+        jobs.append(Job(getattr(gold, "grader", grader), text.strip(), tolerance, response, False, limit))
+    return jobs

@@ -16,7 +16,7 @@ from typing import Any
 from quagmire_utils.grading.extraction import bare_gold, final_answer
 from quagmire_utils.grading.parity import read_box, verify_pairs, within
 from quagmire_utils.grading.second import prove
-from quagmire_utils.grading.verdicts import MATH, Grade, Job, Verdict, printable
+from quagmire_utils.grading.verdicts import Grade, Job, Verdict, printable
 
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
 _LETTER = re.compile(r"(?:\\text(?:bf)?\{)?\(?[A-J]\)?\}?")
@@ -27,14 +27,14 @@ _PRECISION = 1e-5  # of numbers, relative to their size
 _POINTS = (0.7310585786, 1.4142135624, 2.2360679775)  # where expressions are compared
 
 
-def decide(gold: str, tolerance: float | None, response: str, boxed: bool, limit: float) -> Grade | Job:
+def decide(asked: Job, boxed: bool) -> Grade | Job:
     """Return the grade where it is certain at once, otherwise the job for a worker. boxed: see `final_answer`."""
-    answer = final_answer(response, boxed)
+    answer, gold = final_answer(asked.text, boxed), asked.gold
     if answer is None:
         return Grade(Verdict.NO_ANSWER, "")
-    if tolerance is None and answer.whole and _INTEGER.fullmatch(answer.text) and _INTEGER.fullmatch(gold):
+    if asked.tolerance is None and answer.whole and _INTEGER.fullmatch(answer.text) and _INTEGER.fullmatch(gold):
         return Grade(Verdict.CORRECT if int(answer.text) == int(gold) else Verdict.WRONG, answer.text)
-    return Job(MATH, gold, tolerance, answer.text, answer.whole, limit)
+    return asked._replace(text=answer.text, is_answer=answer.whole)
 
 
 def judge(gold: str, tolerance: float | None, text: str, whole: bool) -> Grade:

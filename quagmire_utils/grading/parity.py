@@ -13,7 +13,7 @@ from functools import lru_cache, wraps
 from itertools import product
 from typing import Any
 
-from quagmire_utils.grading.verdicts import MATH_VERIFY, Grade, Job, Verdict, printable
+from quagmire_utils.grading.verdicts import Grade, Job, Verdict, printable
 
 _MAX_BOX = 1000  # characters within which the end of a box is looked for
 
@@ -32,17 +32,15 @@ class OutOfMemoryError(BaseException):
     """A MemoryError within math-verify. Not an Exception, because math-verify and sympy ignore those."""
 
 
-def decide(gold: str, tolerance: float | None, response: str, limit: float) -> Grade | Job:
+def decide(asked: Job) -> Grade | Job:
     """Return the grade where it is certain without math-verify, otherwise the job for a worker."""
-    box = only_box(response)
-    if box is None:
-        if not _READABLE.search(response):  # each of math-verify's patterns needs a digit, `$`, `[` or backslash
-            return Grade(Verdict.NO_ANSWER, "")
-        return Job(MATH_VERIFY, gold, tolerance, response, False, limit)
+    box, gold = only_box(asked.text), asked.gold
+    if box is None:  # each of math-verify's patterns needs a digit, `$`, `[` or backslash
+        return asked if _READABLE.search(asked.text) else Grade(Verdict.NO_ANSWER, "")
     answer = box.strip()
-    if tolerance is None and _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
+    if asked.tolerance is None and _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
         return Grade(Verdict.CORRECT if int(answer) == int(gold) else Verdict.WRONG, answer)
-    return Job(MATH_VERIFY, gold, tolerance, box, True, limit)
+    return asked._replace(text=box, is_answer=True)
 
 
 def only_box(text: str) -> str | None:

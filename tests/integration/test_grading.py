@@ -18,6 +18,7 @@ from verdicts import CORRECT, ERROR, NO_ANSWER, TIMEOUT, TOWER, WRONG, gone, on_
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.data import Problem
 from quagmire_utils.grading import Grade, Grader, grade, parity, pool
+from quagmire_utils.grading.verdicts import MATH_VERIFY, Job
 
 both_graders = pytest.mark.parametrize("name", ["math", "math_verify"])
 
@@ -90,7 +91,7 @@ def test_what_is_decided_without_math_verify_is_its_verdict():
     @settings(max_examples=1500, deadline=None, derandomize=True)
     @given(texts(), st.sampled_from(GOLDS))
     def check(text, gold):
-        found = parity.decide(gold, None, text, 5.0)
+        found = parity.decide(Job(MATH_VERIFY, gold, None, text, False, 5.0))
         if isinstance(found, Grade):
             assert found.verdict == {True: CORRECT, False: WRONG, None: NO_ANSWER}[plain(text, gold)]
             decided.append(found.verdict)
@@ -294,7 +295,7 @@ if "fork" in sys.argv:
     print([str(g.verdict) for g in grade(["\\\\boxed{x+3}"], ["3+x"], workers=1)], flush=True)
 if "hang" in sys.argv:
     from quagmire_utils.grading.grader import _shared
-    print(_shared[1].pools["math"].process.pid, flush=True)
+    print(_shared(1).pools["math"].process.pid, flush=True)
     grade(["\\\\boxed{9^{9^{9^9}}}"], ["5"], workers=1, timeout=1)
 """
 
