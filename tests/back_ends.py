@@ -13,7 +13,7 @@ from quagmire_utils.core.settings import RLSettings, SFTSettings
 from quagmire_utils.data import Problem, Trace
 from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import load_tokenizer
-from quagmire_utils.training.backends import environment_python
+from quagmire_utils.training.backends.runs import environment_python
 from quagmire_utils.training.microlab import build_model, build_tokenizer
 
 LISTS = ROOT / "quagmire_utils" / "training" / "backends"

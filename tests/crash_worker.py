@@ -9,7 +9,8 @@ from pathlib import Path
 
 from quagmire_utils.data import Problem
 from quagmire_utils.engines import Engine, EngineConfig, SamplingParams
-from quagmire_utils.evaluation.sampling import grade_store, sample
+from quagmire_utils.evaluation.marking import grade_store
+from quagmire_utils.evaluation.sampling import sample
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grade, Verdict
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from quagmire_utils.data import Dataset, find_dataset
 from quagmire_utils.data.curation import Recipe, build
-from quagmire_utils.data.curation.scan import read_file, source_files
-from quagmire_utils.data.dataset import local_files
+from quagmire_utils.data.curation.scan import read_file
+from quagmire_utils.data.dataset import local_files, source_files
 from quagmire_utils.data.rows import Dropped, Record
 
 

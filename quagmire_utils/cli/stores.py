@@ -89,7 +89,7 @@ def regrade(
     timeout: Annotated[float, typer.Option(help="Seconds per answer.")] = 5.0,
 ) -> None:
     """Grade every stored answer again, with the present grader."""
-    from quagmire_utils.evaluation.sampling import grade_store
+    from quagmire_utils.evaluation.marking import grade_store
     from quagmire_utils.grading import Grader
 
     held = _open_store(store)
@@ -168,7 +168,7 @@ def print_scores(table: pd.DataFrame) -> None:
 def _problems(store: SampleStore, named: Sequence[str]) -> dict[str, list[Problem]]:
     """Load the golds for a store: the benchmarks in `named`, or by default its own and those in the catalogue."""
     from quagmire_utils.data import benchmark_names
-    from quagmire_utils.evaluation.store.parts import PROBLEMS
+    from quagmire_utils.evaluation.store_files import PROBLEMS
     from quagmire_utils.grading import prepare_problems
     from quagmire_utils.report.inputs import load_benchmarks
 

@@ -1,9 +1,8 @@
 """Benchmarks and training sets: one catalogue, read as problems for evaluation and RL and as traces for SFT.
 
-Implements the evaluation sets of Sec. 4 and App. B: MATH-500, AIME 1983-2024, GSM8K (test), AIME 2025, AMC,
-OlympiadBench (maths, English, open-ended, text only) and Minerva. None is shipped; each is read from a local copy
-(`data_dir`, else `$QUAGMIRE_DATA_DIR`), which is checked against a count and a digest, or else from its hub, pinned by
-commit and checked against a count.
+Implements the evaluation sets of Sec. 4 and App. B. None is shipped; each is read from a local copy (`data_dir`, else
+`$QUAGMIRE_DATA_DIR`), which is checked against a count and a digest, or else from its hub, pinned by commit and checked
+against a count.
 
     problems = load_benchmark("math500")            # any dataset of `catalogue/`
     problems = load_benchmark("my_benchmark.yaml")  # and one's own, in the same form (`dataset`)

@@ -12,7 +12,9 @@ from __future__ import annotations
 import glob
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,9 +22,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.files import atomic_folder, digest
+from quagmire_utils.core.paths import ROOT
 from quagmire_utils.core.validation import Count, Flag, Integer, Settings, read_yaml
 from quagmire_utils.data.prompts import INSTRUCTIONS
+from quagmire_utils.data.reading import first_line, open_file
 
+CACHE = ROOT / ".quagmire" / "datasets"  # of public files
+HUB_TIMEOUT = 5.0  # seconds until an unreachable hub is reported; the hub library alone would retry for half a minute
 CATALOGUE = Path(__file__).parent / "catalogue"
 BENCHMARKS = ("math500", "aime", "gsm8k", "aime2025", "amc", "olympiad", "minerva")  # Sec. 4, in the paper's order
 ENDINGS = (".parquet", ".arrow", ".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv")
@@ -114,18 +121,11 @@ class Dataset(Settings):
             raise ParameterError("choices", reason="shuffle and answer_as need the column with the choices")
         return self
 
-    def columns_among(self, names: Sequence[str]) -> list[str] | None:
-        """Return those of a table's columns that `rows.records` reads; None if one that it needs may be missing."""
-        asked = [column for text in self.question for column in _COLUMN.findall(text) or [text]]
-        needed = [[column] for column in asked] if len(self.question) == 1 else [asked]
-        needed += [[column] for column in (self.response, self.generator_column, *self.where, *self.keep) if column]
-        used = []
-        for columns in [*needed, *filter(None, [self.answer])]:  # of each group at least one
-            there = [name for name in names if any(f"{column}.".startswith(f"{name}.") for column in columns)]
-            if not there:
-                return None
-            used += there
-        return list(dict.fromkeys(used))
+    def columns_among(self, names: Sequence[str]) -> list[str]:
+        """Return those of a table's columns that `rows.records` reads."""
+        columns = [*self.answer, self.response, self.generator_column, *self.where, *self.keep]
+        columns += [column for text in self.question for column in _COLUMN.findall(text) or [text]]
+        return [name for name in names if any(f"{column}.".startswith(f"{name}.") for column in columns if column)]
 
     def from_files(self, files: Sequence[str]) -> Dataset:
         """Return the dataset read from these local files (paths, folders or globs) and nowhere else."""
@@ -138,12 +138,11 @@ def load_datasets(own: Mapping[str, Any] | None = None, folder: str | Path = "")
 
     `folder`: where the files of `own` are looked for first. Raises ParameterError with the dotted name of a bad field.
     """
-    made = {}
-    for name, values in (own or {}).items():
-        if isinstance(values, Mapping):
-            values = {**values, "name": name, "folder": str(folder)}
-        made[name] = Dataset.load(values, f"datasets.{name}")
-    return {**_catalogue(), **made}
+    placed = {
+        name: {**values, "name": name, "folder": str(folder)} if isinstance(values, Mapping) else values
+        for name, values in (own or {}).items()
+    }
+    return _catalogue() | {name: Dataset.load(values, f"datasets.{name}") for name, values in placed.items()}
 
 
 def find_dataset(name: str | Path) -> Dataset:
@@ -215,3 +214,93 @@ def _matches(pattern: Path) -> list[Path]:
 def has_rows(name: str) -> bool:
     """Tell whether a file of this name holds rows of a dataset."""
     return name.endswith(ENDINGS) and Path(name).name not in _NO_ROWS
+
+
+# --- public files ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a dataset, recognised again by its fields."""
+
+    name: str  # the file, or its address on the hub
+    size: int  # bytes
+    stamp: str  # its size and time, or the hub's commit
+
+
+def source_files(dataset: Dataset, files: Sequence[Path] = ()) -> list[SourceFile]:
+    """Return these local files, or else those of the hub, without empty ones.
+
+    Raises ParameterError if a file is not there, and if the hub gives no answer.
+    """
+    try:
+        named = [(str(path), None) for path in files] or _hub_files(dataset)
+        found = [file for file in (_source_file(*each) for each in named) if file.size]
+    except ParameterError:
+        raise
+    except Exception as error:  # the hub's client raises many kinds, from three libraries
+        raise _unreachable(dataset, error) from error
+    if not found:
+        raise ParameterError(dataset.name, reason=f"{', '.join(name for name, _ in named)} is empty")
+    return found
+
+
+def public_files(dataset: Dataset) -> list[str]:
+    """Return the public files of a dataset: copies if a commit or an address pins them, which are made at first use.
+
+    Raises ParameterError if they cannot be downloaded.
+    """
+    if not dataset.address and not dataset.revision:
+        return [file.name for file in source_files(dataset)]
+    place = [dataset.address, dataset.hub_id, dataset.revision, dataset.configs, dataset.split, dataset.hub_files]
+    folder = CACHE / f"{dataset.name}-{digest(place)}"
+    if not folder.is_dir():
+        raw = dataset.address.replace("https://github.com/", "https://raw.githubusercontent.com/")
+        names = [raw.replace("/blob/", "/", 1)] if raw else [file.name for file in source_files(dataset)]
+        try:
+            with atomic_folder(folder) as scratch:
+                for number, name in enumerate(names):
+                    plain = Path(name.removesuffix(".gz")).name
+                    with open_file(name) as public, (scratch / f"{number:05d}-{plain}").open("wb") as copy:
+                        shutil.copyfileobj(public, copy)
+        except Exception as error:  # as above
+            raise _unreachable(dataset, error) from error
+    return sorted(map(str, folder.iterdir()))
+
+
+def _unreachable(dataset: Dataset, error: Exception) -> ParameterError:
+    place, what = (dataset.hub_id, "hub") if dataset.hub_id else (dataset.address, "address")
+    remedy = f"set QUAGMIRE_DATA_DIR to a folder with {dataset.files[0]}" if dataset.files else "name local files"
+    reason = f"its {what} {place} gave no answer ({first_line(error)}); {remedy}, or allow access to the {what}"
+    return ParameterError(dataset.name, place, reason=reason)
+
+
+def _hub_files(dataset: Dataset) -> list[tuple[str, str | None]]:
+    """Return (path or address, commit) of each file; the commit is None if `hub_id` is a folder on this machine."""
+    import datasets
+    from huggingface_hub import HfApi
+
+    commit = None
+    if not Path(dataset.hub_id).is_dir():
+        commit = HfApi().dataset_info(dataset.hub_id, revision=dataset.revision, timeout=HUB_TIMEOUT).sha
+    split, wanted = dataset.split or "train", list(dataset.hub_files) or None
+    found = []
+    for config in dataset.configs or (None,):
+        builder = datasets.load_dataset_builder(dataset.hub_id, config, revision=commit, data_files=wanted)
+        by_split = builder.config.data_files or {}
+        named = [str(name) for name in by_split.get(split) or () if has_rows(str(name))]
+        if not named:
+            reason = f"{dataset.hub_id} has no {', '.join(ENDINGS)} under this split; give local files instead"
+            raise ParameterError(f"{dataset.name}.split", split, f"one of {', '.join(by_split) or 'none'}: {reason}")
+        found += [(name, commit) for name in named]
+    return found
+
+
+def _source_file(name: str, commit: str | None) -> SourceFile:
+    if "://" in name:
+        from fsspec.core import url_to_fs
+
+        system, path = url_to_fs(name)
+        return SourceFile(name, system.size(path), commit or "remote")
+    status = Path(name).stat()
+    return SourceFile(name, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")

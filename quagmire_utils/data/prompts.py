@@ -1,7 +1,6 @@
 """Prompts: the instruction around a question, as text and as the token ids that an engine sees.
 
-Implements the prompt of App. B: the question, a line break, and the instruction below. A tokenizer with a chat template
-gets them as one user turn with the assistant's turn opened; a base model gets them plain. The rendered prompt is stored
+Implements the prompt of App. B: the question, a line break, and the instruction below. The rendered prompt is stored
 with the samples, because a changed template would change results unnoticed.
 
     prompt = render(problem.question, tokenizer)              # chat if the tokenizer has a template, else plain

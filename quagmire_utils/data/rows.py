@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from quagmire_utils.data.dataset import Dataset
 from quagmire_utils.data.golds import boxed_answer, is_answer, is_nan, math_gold, parsed, plain, single
-from quagmire_utils.data.problems import Problem, Row
+from quagmire_utils.data.problems import Problem, check_texts
 from quagmire_utils.data.prompts import STDIN_INSTRUCTION
+from quagmire_utils.data.reading import Row
 
 _ANSWERS = {
     "number": re.compile(r"\s*(-?[\d.,]+?)(?:\.0)?\s*(?:\([^()]*\))?\s*$"),
@@ -47,9 +48,11 @@ def to_problem(dataset: Dataset, index: int, row: Row) -> Problem:
         raise NoAnswer("it is not among those that `where` asks for")
     raw_id = str(index if dataset.id is None else _value(dataset.id, row)).removeprefix(f"{dataset.name}-")
     problem_id = f"{dataset.name}/{raw_id.removeprefix(f'{dataset.split}/').removesuffix('.json')}"
-    fields: dict[str, Any] = {"question": _question(dataset, row)}
-    fields["tolerance"] = None if dataset.tolerance is None else _value(dataset.tolerance, row)
-    fields["instruction"] = _fill(dataset.instruction, row) if dataset.instruction else None
+    fields: dict[str, Any] = {
+        "question": _question(dataset, row),
+        "tolerance": dataset.tolerance and _value(dataset.tolerance, row),
+        "instruction": dataset.instruction and _fill(dataset.instruction, row),
+    }
     if dataset.choices:
         fields |= _choices(dataset, problem_id, row)
     elif dataset.answer:
@@ -63,8 +66,9 @@ def to_problem(dataset: Dataset, index: int, row: Row) -> Problem:
         fields["tests"] = _column_or_template(dataset.tests, row)
         if dataset.test_call:
             fields["tests"] = [f"{fields['tests']}\n{_fill(dataset.test_call, row)}\n"]
-        fields["setup"] = _column_or_template(dataset.setup, row) if dataset.setup else ""
-        fields["entry_point"] = _value(dataset.entry_point, row) if dataset.entry_point else ""
+        fields["setup"] = dataset.setup and _column_or_template(dataset.setup, row)
+        fields["entry_point"] = dataset.entry_point and _value(dataset.entry_point, row)
+    check_texts(fields)
     return make_problem(problem_id, dataset.grader, fields)
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.problems import Problem
-from quagmire_utils.evaluation.thinking import OPEN, opened
+from quagmire_utils.evaluation.marking import OPEN, opened
 from quagmire_utils.grading import UNDECIDED, Grade, Verdict, grade
 from quagmire_utils.grading.verdicts import MATH, MATH_VERIFY
 
@@ -33,9 +33,9 @@ _ALIKE = ["kind", "benchmark", "problem", "verdict", "extracted", "second_verdic
 def audit(responses: Sequence[str], golds: Sequence[str | Problem], grades: Sequence[Grade]) -> pd.DataFrame:
     """Grade responses a second time; return those on which the two graders disagree, or which neither could read.
 
-    responses: n texts; golds: n answers in LaTeX (graded by `math`), or Problems; grades: n, as `grade` returns them.
-    Problems of other graders are left out. Columns: index (position of the response), kind (one of `AUDIT_KINDS`),
-    gold, verdict, extracted, second_verdict, second_extracted, ending (the last 200 characters of the response).
+    responses: n texts; golds: n answers in LaTeX (graded by `math`), or Problems (those of other graders are left out);
+    grades: n, as `grade` returns them. Columns: index (of the response), kind (one of `AUDIT_KINDS`), gold, verdict,
+    extracted, second_verdict, second_extracted, ending (the last 200 characters of the response).
 
     `attrs` has samples (judged by the second grader), disagreements, unread (rows of the last kind: the second grader
     cannot judge, and the first cannot either or says wrong), undecided (those, and others that only the second grader

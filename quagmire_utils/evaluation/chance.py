@@ -38,8 +38,11 @@ def chance_counts(
     answers those that the first grader extracted, each graded once. Problems without another gold, and benchmarks of
     other graders than `GRADERS`, are left out.
     """
-    golds = {key: _problem(key[1], *gold) for key, gold in store.golds().items()}
-    golds = {key: problem for key, problem in golds.items() if problem.grader in GRADERS}
+    golds = {}  # by problem, of what its verdicts rest on (`SampleStore.write_verdicts`)
+    for key, (answer, tolerance, *more) in store.golds().items():
+        graded_by = more[0].split()[0] if more else MATH_VERIFY
+        if graded_by in GRADERS:
+            golds[key] = Problem(key[1], "?", answer, tolerance, graded_by)
     graded = store.read([*_PROBLEM, "verdict", "extracted"]).dropna(subset=["verdict"])
     n = graded.groupby(_PROBLEM).size()
     n = n[_among(n.index, golds)]
@@ -65,11 +68,6 @@ def chance_counts(
 
 def _among(keys: Iterable[tuple[str, str]], known: Mapping[tuple[str, str], Problem]) -> np.ndarray:
     return np.array([key in known for key in keys], dtype=bool)
-
-
-def _problem(name: str, answer: str, tolerance: float | None, grader: str = MATH_VERIFY, *_: str) -> Problem:
-    """Return the problem of a gold as `SampleStore.golds` has it."""
-    return Problem(name, "?", answer, tolerance, grader.split()[0])
 
 
 def _others(golds: Sequence[str], rng: np.random.Generator) -> list[int | None]:

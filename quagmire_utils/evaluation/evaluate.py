@@ -6,7 +6,6 @@ measured by the same code.
     problems = {name: load_benchmark(name) for name in ("math500", "gsm8k")}
     config = EngineConfig(engine="vllm", model="path/to/checkpoint")
     counts = evaluate(config, problems, 64, SamplingParams(max_tokens=2048), SampleStore("samples/mine"), k=64)
-    bootstrap_intervals(counts, ks=[1, 64])
     compare_outputs("samples/mine", "samples/before", ks=[1, 64])
 """
 
@@ -21,9 +20,10 @@ from typing import TYPE_CHECKING
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data import Problem
 from quagmire_utils.engines import Engine, EngineConfig, SamplingParams, load_engine
+from quagmire_utils.evaluation.marking import grade_store
 from quagmire_utils.evaluation.pass_at_k import compare
 from quagmire_utils.evaluation.preflight import check, check_numbers, check_prompts
-from quagmire_utils.evaluation.sampling import grade_store, sample
+from quagmire_utils.evaluation.sampling import sample
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grader, prepare_problems
 
@@ -47,12 +47,11 @@ def evaluate(
 
     `engine`: a configuration, with `ray` for the nodes of a cluster; or a loaded engine, which stays open. What `store`
     already holds is not drawn again, and may be more than `num_samples`. `clock("sampling")` and `clock("grading")` are
-    entered around the two.
+    entered around the two. The result is that of `SampleStore.counts`, for these problems.
 
-    The result has one row per benchmark and problem: benchmark, problem, n, correct, wrong, no_answer, truncated,
-    timeout, error, mean_tokens. Warn of golds that the grader cannot read, and of benchmarks whose answers are all the
-    same (also in `attrs["repeated"]`). Raise ParameterError, before anything is loaded, for what `preflight.check`
-    refuses; with a loaded engine, before anything is sampled, for unusable numbers, problems or prompts.
+    Warn of golds that the grader cannot read, and of benchmarks whose answers are all the same (also in
+    `attrs["repeated"]`). Raise ParameterError, before anything is loaded, for what `preflight.check` refuses; with a
+    loaded engine, before anything is sampled, for unusable numbers, problems or prompts.
     """
     check_numbers(benchmarks, num_samples, k)
     benchmarks = prepare_problems(benchmarks)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from quagmire_utils.core.records import check_columns
+from quagmire_utils.evaluation.marking import CLOSE, OPEN, opened
 from quagmire_utils.evaluation.pass_at_k import (
     MACRO,
     benchmark_average,
@@ -16,6 +17,7 @@ from quagmire_utils.evaluation.pass_at_k import (
     bootstrap_intervals,
     compare,
 )
+from quagmire_utils.evaluation.store import SampleStore
 
 _RATES = ["truncated", "no_answer", "timeout", "error"]
 _BESIDE = {  # columns of tables that stand beside the scores: heading, format, factor
@@ -161,6 +163,24 @@ def describe_chance(table: pd.DataFrame) -> str:
     if without:
         lines.append(f"No chance level for {', '.join(without)}: its answers meet the gold of no other problem.")
     return " ".join(lines)
+
+
+def thinking_table(store: SampleStore) -> pd.DataFrame:
+    """Return benchmark (index), cut_thinking, thinking_length and answer_length, over the answers with thinking.
+
+    An answer has thinking if it holds <think> or </think>, or if its prompt ends with an open <think>. It is cut if
+    </think> is missing (share of these answers). Lengths are mean characters, before and after </think>. The store is
+    read one part at a time. Empty if no answer has thinking.
+    """
+    thinking, rows = opened(store), []
+    for part in store.parts():
+        frame = store.read_part(part, ["benchmark", "problem", "text"])
+        for benchmark, problem, text in () if frame is None else frame.itertuples(index=False, name=None):
+            if OPEN in text or CLOSE in text or (benchmark, problem) in thinking:
+                thought, closed, answer = text.rpartition(CLOSE) if CLOSE in text else (text, "", "")
+                rows.append((benchmark, not closed, len(thought.replace(OPEN, "", 1).strip()), len(answer.strip())))
+    columns = ["benchmark", "cut_thinking", "thinking_length", "answer_length"]
+    return pd.DataFrame(rows, columns=columns).groupby("benchmark").mean()
 
 
 def forecast_table(counts: pd.DataFrame, k: int) -> pd.DataFrame:

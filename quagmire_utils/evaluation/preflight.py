@@ -17,17 +17,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from quagmire_utils.core.errors import ParameterError, check_whole
-from quagmire_utils.core.provenance import hardware
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import check_fits, render_problem, resolve_template
 from quagmire_utils.engines import EngineConfig, SamplingParams, model_digest
-from quagmire_utils.evaluation.sampling.drawing import tokenizer_and_context
+from quagmire_utils.evaluation.sampling import tokenizer_and_context
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grader, Verdict, prepare_problems
 
@@ -49,9 +47,6 @@ _MISREAD = re.compile(
     r"|\d\s+\d+\s*/\s*\d|\d\.?e[+-]?\d"
 )
 _LENGTH_WARNING = "sequence-length-is-longer-than-the-specified-maximum"  # the tokenizers' name for it
-_WEIGHTS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")  # the first that fits: some repositories
-# hold their weights twice
-
 Benchmarks = Mapping[str, Sequence[Problem]]  # problems by name of the benchmark
 
 
@@ -77,10 +72,9 @@ def check(
     """Return what evaluating a model on `benchmarks` will do, with the samples in `folder`.
 
     Raise ParameterError for: k above num_samples; problems without gold answer or with the same id; an engine, model or
-    chat template that is not there; a prompt that leaves no room for max_tokens in the context; more GPUs or memory
-    than this machine has; a store whose samples were drawn from another model, with other parameters or other prompts;
-    a disk too full for the answers. What only a server knows is checked when it is asked, and the memory of a Ray
-    cluster's nodes is not checked. `grader` reads the golds (default: a new one).
+    chat template that is not there; a prompt that leaves no room for max_tokens in the context; a store whose samples
+    were drawn from another model, with other parameters or other prompts; a disk too full for the answers. What only a
+    server knows is checked when it is asked. `grader` reads the golds (default: a new one).
     """
     check_numbers(benchmarks, num_samples, k)
     benchmarks = prepare_problems(benchmarks)
@@ -95,8 +89,6 @@ def check(
         if "model_digest" in store.origin:  # all weights are read for it
             store.check_origin({"model_digest": model_digest(config.model, config.revision)})
         longest = check_prompts(benchmarks, tokenizer, template, params.max_tokens, context, store)
-        if config.ray is None:
-            _check_memory(config)
     table = _what_is_left(benchmarks, num_samples, store)
     total = int(table.loc["total", "to draw"])
     folder = store.path.expanduser().absolute()
@@ -125,8 +117,6 @@ def check(
 
 def check_numbers(benchmarks: Benchmarks, num_samples: int, k: int) -> None:
     """Raise ParameterError for numbers below 1 or not whole, k above num_samples, and unusable problems."""
-    if not isinstance(benchmarks, Mapping):
-        raise ParameterError("benchmarks", type(benchmarks).__name__, "a mapping of names to lists of problems")
     if not benchmarks or not all(benchmarks.values()):
         raise ParameterError("benchmarks", reason="name at least one benchmark with at least one problem")
     check_whole("num_samples", num_samples, 1)
@@ -157,10 +147,7 @@ def check_prompts(
     longest, texts, day = 0, {}, store.day
     for name, problems in benchmarks.items():
         prompts = [render_problem(problem, tokenizer, template, day=day) for problem in problems]
-        try:
-            check_fits(prompts, max_tokens, context_length)
-        except ParameterError as error:
-            raise ParameterError("max_tokens", max_tokens, reason=f"benchmark {name}: {error}") from None
+        check_fits(prompts, max_tokens, context_length)
         longest = max(longest, *(len(prompt.token_ids) for prompt in prompts))
         texts |= {(name, problem.id): prompt.text for problem, prompt in zip(problems, prompts, strict=True)}
     store.check_prompts(texts)
@@ -180,8 +167,14 @@ def _odd_golds(benchmarks: Benchmarks, grader: Grader | None) -> str:
     with nullcontext(grader) if grader is not None else Grader() as using:
         grades = using.grade([_UNLIKE_ANY_GOLD] * len(named), [problem for _, problem in named], progress=True)
     unreadable = [name for (name, _), grade in zip(named, grades, strict=True) if grade.verdict == Verdict.ERROR]
-    misread = [name for name, problem in named if problem.grader == "math" and _looks_misread(problem.answer)]
-    misread = [name for name in misread if name not in unreadable]
+    misread = [
+        name
+        for name, problem in named
+        if problem.grader == "math"
+        and name not in unreadable
+        and not _WITH_UNIT.fullmatch(problem.answer.strip())
+        and _MISREAD.search(_LATEX_WORDS.sub(" ", problem.answer))
+    ]
     sentences = []
     if unreadable:
         sentences.append(
@@ -194,10 +187,6 @@ def _odd_golds(benchmarks: Benchmarks, grader: Grader | None) -> str:
             r"2\frac{3}{4}, \frac{\pi}{4} or 4.5 \times 10^{7}."
         )
     return " ".join(sentences)
-
-
-def _looks_misread(gold: str) -> bool:
-    return not _WITH_UNIT.fullmatch(gold.strip()) and _MISREAD.search(_LATEX_WORDS.sub(" ", gold)) is not None
 
 
 def _what_is_left(benchmarks: Benchmarks, num_samples: int, store: SampleStore) -> pd.DataFrame:
@@ -216,26 +205,6 @@ def _what_is_left(benchmarks: Benchmarks, num_samples: int, store: SampleStore) 
     table["to draw"] = table["answers"] - table["already drawn"]
     table.loc["total"] = table.sum()
     return table
-
-
-def _check_memory(config: EngineConfig) -> None:
-    """Raise ParameterError if the engine needs more GPUs, or the weights more memory, than this machine has."""
-    folder = Path(config.model).expanduser()
-    found = next((files for pattern in _WEIGHTS if (files := list(folder.glob(pattern)))), [])
-    weights = sum(file.stat().st_size for file in found) / 2**30
-    machine = hardware()
-    gpus = [float(gpu.rsplit(",", 1)[1].split()[0]) / 1024 for gpu in machine["gpus"]]  # "NAME, 81559 MiB"
-    shared, copies = config.tensor_parallel_size, config.data_parallel_size
-    if gpus and shared * copies > len(gpus):
-        reason = f"with data_parallel_size {copies} it needs {shared * copies} GPUs, and this machine has {len(gpus)}"
-        raise ParameterError("tensor_parallel_size", shared, reason=reason)
-    if gpus and weights > shared * min(gpus):
-        reason = f"a copy takes {weights:.1f} GiB, and {shared} GPU(s) have {min(gpus):.1f} GiB each; raise it"
-        raise ParameterError("tensor_parallel_size", shared, reason=reason)
-    memory = machine["memory_gib"]
-    if not gpus and memory and copies * weights > memory:
-        reason = f"its weights take {weights:.1f} GiB, and this machine has {memory:.1f} GiB of memory"
-        raise ParameterError("model", config.model, reason=reason)
 
 
 def size(value: float) -> str:

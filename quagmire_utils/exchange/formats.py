@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.data.golds import boxed_answer, math_gold, plain, single
-from quagmire_utils.data.problems import parse_json, parse_row
+from quagmire_utils.data.reading import Row, parse_json, read_rows
 
-Row = Mapping[str, Any]
 UNKNOWN = "unknown"
 _FINISHED = {"eos": "stop", "eos_token": "stop", "end_turn": "stop", "stop": "stop"}
 _FINISHED |= dict.fromkeys(("length", "max_tokens", "model_length"), "length")
@@ -95,25 +94,14 @@ def read(path: Path, name: str) -> Iterator[Any]:
 
 def rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a JSONL or parquet file. Raise ParameterError with the line of a bad one."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        for batch in pq.ParquetFile(path).iter_batches(1000):
-            yield from batch.to_pylist()
-        return
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield parse_row(line, path, number)
+    return (row for _, row in read_rows(path))
 
 
 def _first(path: Path) -> Row:
     """Return the first row of a file; empty for a file that has none."""
-    import pyarrow as pa
-
     try:
         return next(rows(path), {}) if path.suffix in (".jsonl", ".parquet") else {}
-    except (ParameterError, pa.ArrowException, OSError):
+    except ParameterError:
         return {}
 
 

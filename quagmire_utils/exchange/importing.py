@@ -26,10 +26,9 @@ from quagmire_utils.data import Problem, load_benchmark
 from quagmire_utils.evaluation import measured, pass_at_k
 from quagmire_utils.evaluation.audit import audit_store, unread_shares
 from quagmire_utils.evaluation.chance import chance_counts
-from quagmire_utils.evaluation.sampling import grade_store
+from quagmire_utils.evaluation.marking import grade_store
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.evaluation.store.parts import PROBLEMS
-from quagmire_utils.evaluation.thinking import thinking_table
+from quagmire_utils.evaluation.store_files import PROBLEMS
 from quagmire_utils.exchange.formats import SAMPLING, UNKNOWN, Answer, find, read
 from quagmire_utils.grading import grade, prepare_problems
 from quagmire_utils.report import answers, notebook, plots
@@ -91,7 +90,11 @@ def import_logs(
             drawn[key] += 1
         if kept:
             store.bind(settings, notes={"model": str(settings["model"]), "files": list(names.values())})
-            _add(store, kept)
+            frame = pd.DataFrame(kept, columns=_COLUMNS, dtype=object)
+            prompts = frame.loc[frame["prompt"] != "", [*_COLUMNS[:2], "prompt"]].drop_duplicates(_COLUMNS[:2])
+            if len(prompts):
+                store.add_prompts(prompts.assign(prompt_tokens=-1))
+            store.append(frame)
     if not problems:
         reasons = " and ".join(f"{count} have {reason}" for reason, count in left_out.items()) or "it holds none"
         remedy = "" if golds else "; name a benchmark, or a file with id, question and answer, with --benchmark"
@@ -132,14 +135,6 @@ def _length(answer: Answer, limit: Any) -> tuple[int, str]:
     if answer.finish_reason == UNKNOWN and answer.tokens >= 0 and isinstance(limit, int):
         return answer.tokens, "length" if answer.tokens >= limit else "stop"
     return answer.tokens, answer.finish_reason
-
-
-def _add(store: SampleStore, kept: Sequence[tuple[Any, ...]]) -> None:
-    frame = pd.DataFrame(kept, columns=_COLUMNS, dtype=object)
-    prompts = frame[frame["prompt"] != ""].drop_duplicates(["benchmark", "problem"])
-    if len(prompts):
-        store.add_prompts(prompts[["benchmark", "problem", "prompt"]].assign(prompt_tokens=-1))
-    store.append(frame)
 
 
 def _graded_by(grader: str, problems: Mapping[str, Problem]) -> list[Problem]:
@@ -190,7 +185,7 @@ def write_page(store: SampleStore, left_out: Mapping[str, int]) -> tuple[pd.Data
     problems, counts, origin = stored_problems(store), store.counts(), store.origin
     audited, k = audit_store(store, problems), int(counts["n"].min())
     votes = pass_at_k.benchmark_maj_at_k(store.read(["benchmark", "problem", "verdict", "extracted"]), [k])
-    beside = [unread_shares(audited, counts), thinking_table(store)]
+    beside = [unread_shares(audited, counts), measured.thinking_table(store)]
     table = measured.evaluation_table(counts, sorted({1, k}), votes=votes, chance=chance_counts(store), beside=beside)
     curves = plots.pass_at_k_grid(pass_at_k.bootstrap_intervals(counts))
     plots.stamp(curves, notebook.evaluation_stamp(str(origin["model"])))

@@ -24,9 +24,10 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import read_json
 from quagmire_utils.data import Problem
 from quagmire_utils.evaluation.evaluate import compare_outputs
+from quagmire_utils.evaluation.marking import grade_store
 from quagmire_utils.evaluation.measured import describe_evaluation, evaluation_table, show_comparison, show_evaluation
-from quagmire_utils.evaluation.sampling import grade_store
-from quagmire_utils.evaluation.store import KEYS, SampleStore
+from quagmire_utils.evaluation.store import SampleStore
+from quagmire_utils.evaluation.store_files import KEYS
 from quagmire_utils.grading import Grader, Verdict, prepare_problems
 from quagmire_utils.report.clean import environment, render
 from quagmire_utils.report.inputs import load_benchmarks

@@ -23,15 +23,13 @@ from quagmire_utils.core.processes import end_with_parent
 from quagmire_utils.core.provenance import hardware, package_versions, usable_cores
 from quagmire_utils.core.records import read_object
 from quagmire_utils.core.settings import Profile, RLSettings, SFTSettings
-from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.data import Problem, Trace
 from quagmire_utils.data.pretrained import model_origin
 from quagmire_utils.engines import EngineConfig, SamplingParams, check_model
 from quagmire_utils.evaluation.chance import chance_counts
 from quagmire_utils.evaluation.evaluate import evaluate
 from quagmire_utils.evaluation.generalization_loss import generalization_loss
-from quagmire_utils.evaluation.sampling import grade_store
-from quagmire_utils.evaluation.sampling.marking import as_asked
+from quagmire_utils.evaluation.marking import as_asked, grade_store
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import Grader
 from quagmire_utils.grading.verdicts import MATH
@@ -191,16 +189,10 @@ class _Run:
 
     def losses(self, validation_sets: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
         """Compute the generalization loss of the cell's model on each validation set, and of each of its traces."""
-        from transformers import AutoModelForCausalLM
-
-        rows, template = [], self.profile.evaluation.template
+        rows, config = [], EngineConfig(model=self.model, template=self.profile.evaluation.template)
         with self.clock("generalization_loss"):
-            module = AutoModelForCausalLM.from_pretrained(self.model)
-            tokenizer = load_tokenizer(self.model)
-            if self.profile.compute.gpus:
-                module.to("cuda")
             for name, traces in validation_sets.items():
-                loss = generalization_loss(module, tokenizer, traces, template=template, progress=False)
+                loss = generalization_loss(config, traces, progress=False)
                 of_traces = (loss.per_trace[column].tolist() for column in ("nll", "tokens"))
                 rows.append((name, loss.nll, loss.standard_error, loss.tokens, len(traces), *of_traces))
         columns = ["validation_set", "nll", "standard_error", "tokens", "traces", "trace_nll", "trace_tokens"]

@@ -23,8 +23,8 @@ from quagmire_utils.core.settings import CandidateSettings, FamilySettings, Mode
 from quagmire_utils.core.tokenizer import first_line, load_tokenizer
 from quagmire_utils.data import BENCHMARKS, Dataset, Problem, Trace, curation, load_benchmark, load_datasets
 from quagmire_utils.data.curation import Recipe
-from quagmire_utils.data.curation.scan import read_file, source_files
-from quagmire_utils.data.dataset import local_files
+from quagmire_utils.data.curation.scan import read_file
+from quagmire_utils.data.dataset import local_files, source_files
 from quagmire_utils.data.pretrained import locate
 from quagmire_utils.data.prompts import render, response_ids
 from quagmire_utils.data.rows import Record

@@ -27,7 +27,7 @@ from quagmire_utils.engines.checkpoints import hub_answers
 from quagmire_utils.sweep.collect import finished_cells
 from quagmire_utils.sweep.datasets import check_files, load_problems, model_folder, rows_needed
 from quagmire_utils.sweep.grid import Cell, check, plan, training_sets, work
-from quagmire_utils.training.backends import BACKENDS, environment_python
+from quagmire_utils.training.backends.runs import BACKENDS, environment_python
 
 PAGE = Path(__file__).with_name("dry_run.jinja")
 WIDTH = 100  # columns of the page

@@ -33,12 +33,10 @@ def tokenize_traces(
 ) -> list[dict[str, list[int]]]:
     """Return rows of `input_ids` and `completion_mask` (1 on response tokens) for `SFTTrainer`.
 
-    Raises ParameterError if a trace is blank, or longer than `max_length`: truncation would cut off its answer.
+    Raises ParameterError for a blank trace, and for one longer than `max_length`: truncation would cut off its answer.
     """
     rows = []
     for trace in traces:
-        if not trace.question.strip() or not trace.response.strip():
-            raise ParameterError("traces", trace.id, reason=f"{trace.id} has a blank question or response")
         prompt = render(trace.question, tokenizer)
         ids, response = list(prompt.token_ids), list(response_ids(tokenizer, trace.response, prompt))
         rows.append({"input_ids": ids + response, "completion_mask": [0] * len(ids) + [1] * len(response)})

@@ -24,8 +24,8 @@ from quagmire_utils.core.settings import RLSettings, SFTSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import INSTRUCTIONS, render, response_ids
 from quagmire_utils.engines import load_tokenizer
-from quagmire_utils.training.backends import BackendError, environment_python, llamafactory, verl
-from quagmire_utils.training.backends.runs import LOG, run_backend
+from quagmire_utils.training.backends import llamafactory, verl
+from quagmire_utils.training.backends.runs import LOG, BackendError, environment_python, run_backend
 
 
 @pytest.mark.parametrize(("gpus", "micro_batch", "accumulation"), [(8, None, 16), (1, 16, 8), (0, None, 128)])

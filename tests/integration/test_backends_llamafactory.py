@@ -16,16 +16,19 @@ from quagmire_utils.core.files import read_json
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.data.prompts import render, response_ids
 from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine, load_tokenizer
-from quagmire_utils.training.backends import BackendError, llamafactory
-from quagmire_utils.training.backends.runs import LOG, command_in, run_backend
+from quagmire_utils.training.backends import llamafactory
+from quagmire_utils.training.backends.runs import LOG, BackendError, read_log, run_backend
 
 pytestmark = pytest.mark.slow
 SETTINGS = SFT.replace(epochs=60)
 
 
 def check(folder: Path) -> None:
-    command = command_in("llamafactory", "tokenize_traces.py train.yaml tokens.json")
-    run_backend(folder, "llamafactory", command, doing="tokenising with ")
+    run_backend(folder, "llamafactory", "python tokenize_traces.py train.yaml tokens.json", doing="tokenising with ")
+
+
+def log_entries(folder: Path) -> list[dict]:
+    return [one for one in read_log(folder / "checkpoints/trainer_log.jsonl") if "current_steps" in one]
 
 
 @pytest.mark.parametrize("base", ["chat", "with_bos"])  # every run below checks the plain one's
@@ -66,7 +69,7 @@ def unbroken(plain, tmp_path_factory) -> Path:
 
 def test_llamafactory_trains_and_our_engine_samples_its_checkpoint_with_the_tokenizer_of_the_base(unbroken, plain):
     summary = read_json(unbroken / "model" / "sft.json")
-    losses = [entry["loss"] for entry in llamafactory.log_entries(unbroken) if "loss" in entry]
+    losses = [entry["loss"] for entry in log_entries(unbroken) if "loss" in entry]
     assert summary["final_loss"] == losses[-1] < losses[0] / 2
     tokenizer = load_tokenizer(str(unbroken / "model"))
     # LLaMA-Factory gave the base model a chat template, and with it other prompts; the exported one has none.
@@ -96,7 +99,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(unbroken, plain, tm
     caller.wait()
     wait_until(lambda: not any(psutil.pid_exists(process.pid) for process in processes))
     assert not (folder / "model").exists()
-    reached = max(entry["current_steps"] for entry in llamafactory.log_entries(folder))
+    reached = max(entry["current_steps"] for entry in log_entries(folder))
     assert 18 <= reached < 180
     llamafactory.train(folder)
     assert "Resuming training from" in (folder / LOG).read_text()
@@ -126,7 +129,7 @@ def test_llamafactory_by_hand_on_two_processes_and_trl_train_the_same_model(plai
     assert theirs["tokens"] == ours["tokens"]
     assert theirs["steps"] == ours["steps"] == 12
     assert theirs["final_loss"] == pytest.approx(ours["final_loss"], rel=1e-3)
-    first = next(entry["loss"] for entry in llamafactory.log_entries(folder) if "loss" in entry)
+    first = next(entry["loss"] for entry in log_entries(folder) if "loss" in entry)
     assert first == pytest.approx(generalization_loss(EngineConfig(model=plain), None, TRACES).nll, rel=1e-4)
     start, a, b = (weights_of(folder) for folder in (plain, tmp_path / "trl", tmp_path / "lf" / "model"))
     moved = torch.cat([(a[name] - start[name]).flatten() for name in start])

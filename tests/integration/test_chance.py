@@ -6,10 +6,9 @@ import pytest
 
 from quagmire_utils.data import Problem
 from quagmire_utils.evaluation.chance import chance_counts
-from quagmire_utils.evaluation.measured import describe_evaluation, evaluation_table, show_evaluation
-from quagmire_utils.evaluation.sampling import grade_store
+from quagmire_utils.evaluation.marking import grade_store
+from quagmire_utils.evaluation.measured import describe_evaluation, evaluation_table, show_evaluation, thinking_table
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.evaluation.thinking import thinking_table
 from quagmire_utils.grading import Grader
 from quagmire_utils.sweep.cells import answer_counts
 

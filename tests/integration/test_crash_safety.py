@@ -20,7 +20,8 @@ import pytest
 from crash_worker import CHUNKS, PROBLEMS, SAMPLES, live, load, save_model
 from filelock import FileLock
 
-from quagmire_utils.evaluation.store import SampleStore, samples
+from quagmire_utils.evaluation import store as samples
+from quagmire_utils.evaluation.store import SampleStore
 
 KILLS = 10
 TOTAL = len(PROBLEMS) * SAMPLES

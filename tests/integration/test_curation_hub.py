@@ -21,7 +21,7 @@ from quagmire_utils.core.files import read_json
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.data import find_dataset, load_datasets
 from quagmire_utils.data.curation import load_set
-from quagmire_utils.data.curation.scan import source_files
+from quagmire_utils.data.dataset import source_files
 from quagmire_utils.data.rows import Dropped, Record
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "QUAGMIRE_DATA_DIR": ""}

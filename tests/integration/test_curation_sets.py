@@ -13,8 +13,8 @@ from quagmire_utils.core.paths import ROOT
 from quagmire_utils.data import Problem, Trace, load_benchmark, load_datasets
 from quagmire_utils.data.curation import decontaminate, load_set, response_lengths, select
 from quagmire_utils.data.curation.contamination import normalise
+from quagmire_utils.data.curation.recipes import seeded_order
 from quagmire_utils.data.curation.scan import problem_digest, trace_id
-from quagmire_utils.data.curation.selection import seeded_order
 from quagmire_utils.data.dataset import find_dataset
 from quagmire_utils.data.rows import Dropped, Record, made_by
 from quagmire_utils.training.microlab import build_tokenizer

@@ -16,7 +16,7 @@ from quagmire_utils.data import BENCHMARKS, Problem, benchmark_names, find_datas
 from quagmire_utils.data.prompts import INSTRUCTION, INSTRUCTIONS, STDIN_INSTRUCTION, instruction_of
 from quagmire_utils.data.rows import code_gold, shuffled, to_problem
 from quagmire_utils.evaluation.audit import audit_store
-from quagmire_utils.evaluation.sampling import grade_store
+from quagmire_utils.evaluation.marking import grade_store
 from quagmire_utils.evaluation.store import SampleStore
 from quagmire_utils.grading import AnswerGrader, Grade, Grader, code, prepare_problems
 from quagmire_utils.grading.choice import extract

@@ -22,7 +22,8 @@ from quagmire_utils.core.paths import ROOT
 from quagmire_utils.data import Problem, load_benchmark
 from quagmire_utils.evaluation.evaluate import compare_outputs
 from quagmire_utils.evaluation.measured import evaluation_table, show_evaluation
-from quagmire_utils.evaluation.store import COLUMNS, COUNTS, SampleStore
+from quagmire_utils.evaluation.store import SampleStore
+from quagmire_utils.evaluation.store_files import COLUMNS, COUNTS
 from quagmire_utils.exchange.exporting import export, push
 from quagmire_utils.exchange.importing import import_logs, stored_problems, write_page
 

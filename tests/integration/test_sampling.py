@@ -12,10 +12,10 @@ from crash_worker import Wrapped, save_model
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import render
 from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_engine
-from quagmire_utils.evaluation.sampling import grade_store, problem_seed, sample
-from quagmire_utils.evaluation.sampling.drawing import chunks_of
-from quagmire_utils.evaluation.store import KEYS, SampleStore
-from quagmire_utils.evaluation.store.parts import SAMPLED, verdict_file
+from quagmire_utils.evaluation.marking import grade_store
+from quagmire_utils.evaluation.sampling import chunks_of, problem_seed, sample
+from quagmire_utils.evaluation.store import SampleStore
+from quagmire_utils.evaluation.store_files import KEYS, SAMPLED, verdict_file
 from quagmire_utils.grading import Grade, Verdict, grade
 from quagmire_utils.grading.registry import grader_version
 
@@ -48,7 +48,7 @@ def test_a_prompt_with_a_date_resumes_on_another_day(model, tmp_path, monkeypatc
     with closing(load_engine(EngineConfig(engine="transformers", model=model, device="cpu"))) as engine:
         engine.tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }}"
         first = _sample(engine, 1, tmp_path).prompts()
-        monkeypatch.setattr("quagmire_utils.evaluation.store.samples.date", Tomorrow)
+        monkeypatch.setattr("quagmire_utils.evaluation.store.date", Tomorrow)
         assert _sample(engine, 2, tmp_path).prompts().equals(first)
         assert len(SampleStore(tmp_path).read()) == 20
         assert first["prompt"][0].startswith(f"{date.today()} ")

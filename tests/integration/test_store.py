@@ -19,8 +19,8 @@ from quagmire_utils.core import files, provenance
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import digest, read_json, read_parquet, write_json, write_parquet
 from quagmire_utils.core.provenance import manifest
-from quagmire_utils.evaluation.store import COLUMNS, COUNTS, SampleStore
-from quagmire_utils.evaluation.store.parts import ORIGIN, verdict_file
+from quagmire_utils.evaluation.store import SampleStore
+from quagmire_utils.evaluation.store_files import COLUMNS, COUNTS, ORIGIN, verdict_file
 
 TEXTS = st.text(st.characters())  # every code point, NUL and lone surrogates included
 HOSTILE = ["", "\0", "a\0b", "\ud800", "\udfff\ud800x", "\U0010ffff", "\U0010ffff\ud812\U0010ffff", "é\r\n\u2028"]

@@ -40,11 +40,11 @@ def equal(one, other):
 
 def test_training_loss_is_the_measured_loss(base, tmp_path):
     """One step over all traces at once: TRL's loss before the update is our nats per response token."""
-    before = generalization_loss(EngineConfig(model=base), None, TRACES, progress=False).nll
+    before = generalization_loss(EngineConfig(model=base), TRACES, progress=False).nll
     summary = train_sft(base, TRACES, tmp_path / "out", SFTSettings(batch_size=24, learning_rate=1e-3, epochs=1))
     assert summary["steps"] == 1
     assert summary["final_loss"] == pytest.approx(before, rel=1e-5)
-    assert generalization_loss(EngineConfig(model=tmp_path / "out"), None, TRACES, progress=False).nll < before
+    assert generalization_loss(EngineConfig(model=tmp_path / "out"), TRACES, progress=False).nll < before
 
 
 def test_sft_is_reproducible_whatever_the_micro_batches_and_records_what_it_did(base, tmp_path):
@@ -82,9 +82,11 @@ def test_only_response_tokens_are_trained_on(base):
 
 
 def test_sft_refuses_what_cannot_train(base, tmp_path, refused):
-    for traces in ([], [dataclasses.replace(TRACES[0], response=" \n")], [dataclasses.replace(TRACES[0], question="")]):
-        with refused("traces"):
-            train_sft(base, traces, tmp_path / "x", SFTSettings())
+    with refused("traces"):
+        train_sft(base, [], tmp_path / "x", SFTSettings())
+    for part in ("question", "response"):
+        with refused(part):
+            train_sft(base, [dataclasses.replace(TRACES[0], **{part: " \n"})], tmp_path / "x", SFTSettings())
     with refused("sft.max_length"):
         train_sft(base, TRACES, tmp_path / "x", SFTSettings(max_length=20))
     assert not (tmp_path / "x").exists()

@@ -40,20 +40,22 @@ def make_model(tokenizer):
     return LlamaForCausalLM(config).eval()
 
 
-def ours(model, tokenizer, traces: list[Trace]) -> tuple[float, int]:
+def ours(folder: str, traces: list[Trace]) -> tuple[float, int]:
+    from quagmire_utils.engines import EngineConfig
     from quagmire_utils.evaluation.generalization_loss import generalization_loss
 
-    loss = generalization_loss(model, tokenizer, traces, progress=False)
+    loss = generalization_loss(EngineConfig(model=folder), traces, progress=False)
     return loss.nll, loss.tokens
 
 
-def trainers(model, tokenizer, traces: list[Trace]) -> tuple[float, int]:
+def trainers(model_folder: str, traces: list[Trace]) -> tuple[float, int]:
     import torch
     from torch.nn.utils.rnn import pad_sequence
-    from transformers import PrinterCallback, Trainer, TrainingArguments
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
 
     from quagmire_utils.data.prompts import render, response_ids
 
+    model, tokenizer = (kind.from_pretrained(model_folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
     rows = []
     for trace in traces:
         prompt, response = render(trace.question, tokenizer).token_ids, response_ids(tokenizer, trace.response)
@@ -86,12 +88,14 @@ def measured(measure: Callable) -> tuple[float, ...]:
 
     torch.set_num_threads(1)
     tokenizer, traces = build_tokenizer(), make_traces()
-    model = make_model(tokenizer)
-    measure(model, tokenizer, traces[:1])  # imports and first-call costs
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is held now
-    before, start, processor = peak(), time.perf_counter(), time.process_time()
-    nll, tokens = measure(model, tokenizer, traces)
-    return nll, tokens, time.perf_counter() - start, time.process_time() - processor, peak() - before
+    with tempfile.TemporaryDirectory() as folder:  # each side loads the model from it
+        make_model(tokenizer).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        measure(folder, traces[:1])  # imports and first-call costs
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is held now
+        before, start, processor = peak(), time.perf_counter(), time.process_time()
+        nll, tokens = measure(folder, traces)
+        return nll, tokens, time.perf_counter() - start, time.process_time() - processor, peak() - before
 
 
 def main() -> None:

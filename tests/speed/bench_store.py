@@ -16,7 +16,7 @@ from timing import alone, best_of
 
 from quagmire_utils.core.files import read_parquet
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.evaluation.store.parts import verdict_file
+from quagmire_utils.evaluation.store_files import verdict_file
 
 PROBLEMS, FILE = 64, 4096  # in a file: problems, samples
 CHARACTERS = 40  # of a text, besides its answer

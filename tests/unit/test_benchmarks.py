@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from quagmire_utils.core.errors import ParameterError
@@ -22,6 +23,7 @@ from quagmire_utils.data import (
     load_datasets,
     load_traces,
 )
+from quagmire_utils.data import dataset as dataset_module
 from quagmire_utils.data.golds import boxed_answer, single
 from quagmire_utils.data.rows import to_problem
 
@@ -204,7 +206,7 @@ def test_formatting_of_a_copy_does_not_matter(tmp_path, data_dir):
 def test_missing_everywhere_fails_fast_with_both_remedies(tmp_path, monkeypatch, refused):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr(dataset_module, "CACHE", tmp_path / "cache")
     monkeypatch.delenv("QUAGMIRE_DATA_DIR", raising=False)
     start = time.monotonic()
     with refused("math500") as error:
@@ -215,19 +217,20 @@ def test_missing_everywhere_fails_fast_with_both_remedies(tmp_path, monkeypatch,
         load_benchmark("aime")
 
 
-def test_hub_is_asked_for_the_pinned_revision_and_counted(monkeypatch, tmp_path):
-    asked = []
-
-    def load_dataset(*arguments, **options):
-        asked.append((arguments, options))
-        return [{"id": i, "problem": f"q{i}", "answer": float(i)} for i in range(84 - len(asked))]
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    problems = load_benchmark("amc", data_dir=tmp_path)
-    assert (len(problems), problems[3]) == (83, Problem("amc/3", "q3", "3"))
-    revision = find_dataset("amc").revision
-    assert asked == [(("AI-MO/aimo-validation-amc", None), {"split": "train", "revision": revision})]
+def test_a_pinned_hub_is_read_once_and_counted(monkeypatch, tmp_path):
+    """The first use copies the files of the commit, whatever their format; later ones need no hub."""
+    rows = [{"id": i, "problem": f"q{i}", "answer": float(i)} for i in range(84)]
+    pd.DataFrame(rows[:50]).to_parquet(tmp_path / "a.parquet")
+    write_jsonl(tmp_path / "b.jsonl", rows[50:83])
+    named, asked = [(str(tmp_path / name), None) for name in ("a.parquet", "b.jsonl")], []
+    monkeypatch.setattr(dataset_module, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(dataset_module, "_hub_files", lambda one: asked.append(one.revision) or named)
+    for _ in range(2):
+        problems = load_benchmark("amc", data_dir=tmp_path)
+        assert (len(problems), problems[3]) == (83, Problem("amc/3", "q3", "3"))
+    assert asked == [find_dataset("amc").revision]
+    shutil.rmtree(tmp_path / "cache")
+    write_jsonl(tmp_path / "b.jsonl", rows[50:82])
     with pytest.raises(ParameterError, match="82 problems, expected 83"):
         load_benchmark("amc", data_dir=tmp_path)
 
@@ -266,11 +269,11 @@ def test_bad_jsonl_file_is_refused_with_its_line(tmp_path):
     for rows, message in (
         ([], "has no problems"),
         ([GOOD, {"id": 2, "question": "?"}], "line 2: it has no answer"),
-        ([{**GOOD, "question": "  "}], "line 1: it has no 'question'"),
+        ([{**GOOD, "question": "  "}], "line 1: has no 'question'"),
         ([GOOD, "", GOOD], "'1' occurs twice"),
         ([GOOD, "{"], "line 2 is not JSON"),
         ([GOOD, '{"id": 2, "question": "?", "answer": ' + "1" * 5000 + "}"], r"line 2 is not JSON.*4300 digits"),
-        ([GOOD, {**GOOD, "question": "1+1? \ud83c"}], "line 2 has half of a character .* in 'question'"),
+        ([GOOD, {**GOOD, "question": "1+1? \ud83c"}], "line 2: has half of a character .* in 'question'"),
         ([{**GOOD, "tolerance": -1}], "tolerance -1"),
         *(([{**GOOD, "answer": odd}], "line 1: its answer") for odd in (math.nan, math.inf, True, ["1"], {"a": 1})),
     ):

@@ -13,7 +13,7 @@ from quagmire_utils.core.settings import load_profile
 from quagmire_utils.data import BENCHMARKS, Problem, Trace, load_benchmark
 from quagmire_utils.data.curation import BenchmarkIndex, decontaminate, response_lengths, select
 from quagmire_utils.data.curation.contamination import normalise, same_question
-from quagmire_utils.data.curation.selection import seeded_order
+from quagmire_utils.data.curation.recipes import seeded_order
 from quagmire_utils.data.prompts import response_ids
 from quagmire_utils.sweep.datasets import OWN_FRACTION, source_traces
 from quagmire_utils.sweep.grid import derive_seed
@@ -64,8 +64,8 @@ def test_mixture_takes_both_ends_without_overlap_and_plus_shares_evenly():
 
 def test_impossible_selections_are_refused(refused):
     for pool, how, n, parameter in (
-        (POOL, "random", 401, "n"),
-        (POOL, {"longest": 300, "shortest": 101}, None, "n"),
+        (POOL, "random", 401, "random"),
+        (POOL, {"longest": 300, "shortest": 101}, None, "shortest"),
         (POOL, "middle", 3, "selection"),
         (POOL, "random+random", 4, "selection"),
         (POOL, {"longest": 3}, 4, "n"),

@@ -91,8 +91,8 @@ def test_what_cannot_work_is_one_sentence(config, tmp_path, caplog, refused):
     for changes, parameter, sentence in (
         ({"k": 5}, "k", "from 1 to 4, not 5"),
         ({"benchmarks": own(" ")}, "benchmarks", "own has no gold answer to p0"),
-        ({"max_model_len": 40}, "max_tokens", "benchmark sums2: .*context of 40 tokens"),
-        ({"benchmarks": {"long": [Problem("p", "1+" * 5000, "1")]}}, "max_tokens", "benchmark long: .*context"),
+        ({"max_model_len": 40}, "max_tokens", "context of 40 tokens"),
+        ({"benchmarks": {"long": [Problem("p", "1+" * 5000, "1")]}}, "max_tokens", "the longest has 10.* tokens"),
         ({"num_samples": 10**12, "k": 1}, "store", "may need .* and .* has .* free"),
         ({"model": "./nothing"}, "model", "there is no folder"),
     ):
@@ -140,19 +140,3 @@ def test_golds_that_the_grader_cannot_read_or_misreads_are_named(config, tmp_pat
     read = ["7", "12 apples", "5 or 7", "sqrt(2)", "2\\frac{3}{4}", r"\frac{\pi}{4}", r"4.5 \times 10^{7}", "1E5", "ab"]
     choice = [Problem("c", "A. pi/4 or B. 2 3/4?", "A", grader="choice")]
     assert warning({**own(*read), "choices": choice}) == ""
-
-
-def test_weights_that_cannot_fit_into_memory_are_refused(config, tmp_path, monkeypatch, refused):
-    machine = {"memory_gib": 1e-6, "gpus": []}
-    monkeypatch.setattr(preflight, "hardware", lambda: machine)
-    monkeypatch.setattr(EngineConfig, "check", lambda _: None)  # vLLM need not be installed
-    with refused("model"):
-        plan_of(config, tmp_path, engine="vllm")
-    machine |= {"gpus": ["NVIDIA A100, 81920 MiB"]}
-    plan_of(config, tmp_path, engine="vllm")
-    with refused("tensor_parallel_size"):
-        plan_of(config, tmp_path, engine="vllm", data_parallel_size=2)
-    machine |= {"gpus": ["NVIDIA A100, 0.001 MiB"] * 8}
-    with refused("tensor_parallel_size"):  # a copy must fit on one GPU, not on all of them together
-        plan_of(config, tmp_path, engine="vllm")
-    plan_of(config, tmp_path, engine="vllm", ray="auto")  # the nodes of a cluster are not this machine

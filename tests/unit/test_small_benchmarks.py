@@ -6,9 +6,8 @@ import re
 
 import pytest
 
-from quagmire_utils.data import benchmark_names, find_dataset, load_benchmark
+from quagmire_utils.data import benchmark_names, dataset, find_dataset, load_benchmark
 from quagmire_utils.data.dataset import CATALOGUE
-from quagmire_utils.data.loading import CACHE
 from quagmire_utils.data.rows import to_problem
 from quagmire_utils.grading import text
 from quagmire_utils.grading.verdicts import Verdict
@@ -35,7 +34,7 @@ def test_public_rows_are_problems(name):
     assert ".." not in problem.question
 
 
-def test_only_easy_problems_with_one_number_are_left(tmp_path):
+def test_only_easy_problems_with_one_number_are_left(tmp_path, monkeypatch):
     parts = "<Body>{}</Body><Question>How many?</Question><Answer>{}</Answer>"
     rows = [("1", "Two.", "2 (cups)"), ("3", "Hard.", "5"), ("2", "Two.", "2 (cups); 3 (jars)"), ("2", "One.", "0.46")]
     text = "".join(f'<Problem ID="n{i}" Grade="{g}">{parts.format(b, a)}</Problem>' for i, (g, b, a) in enumerate(rows))
@@ -43,14 +42,10 @@ def test_only_easy_problems_with_one_number_are_left(tmp_path):
     recipe = (CATALOGUE / "asdiv_grade1_2.yaml").read_text().replace("count: 519", "count: 2")
     recipe = re.sub("address: .*", f"address: {(tmp_path / 'set.xml').as_uri()}", recipe)
     (tmp_path / "mine.yaml").write_text(recipe)
-    kept = set(CACHE.glob("mine-*"))
-    try:
-        found = load_benchmark(tmp_path / "mine.yaml", data_dir=tmp_path)
-        (tmp_path / "set.xml").unlink()
-        assert load_benchmark(tmp_path / "mine.yaml", data_dir=tmp_path) == found  # from the cache
-    finally:
-        for file in set(CACHE.glob("mine-*")) - kept:
-            file.unlink()
+    monkeypatch.setattr(dataset, "CACHE", tmp_path / "cache")
+    found = load_benchmark(tmp_path / "mine.yaml", data_dir=tmp_path)
+    (tmp_path / "set.xml").unlink()
+    assert load_benchmark(tmp_path / "mine.yaml", data_dir=tmp_path) == found  # from the cache
     kept = [(one.id, one.question, one.answer) for one in found]
     assert kept == [("mine/n0", "Two. How many?", "2"), ("mine/n3", "One. How many?", "0.46")]
 

@@ -1,7 +1,6 @@
 """Curation of SFT sets: which traces to train on, which to hold out, and which a benchmark forbids.
 
-Implements the data side of Sec. 2 and Apps. B and D: the paper's candidates differ in how many traces they see and
-whether these are random, the shortest, the longest, or both ends.
+Implements the data side of Sec. 2 and Apps. B and D.
 
 Of a pool in memory:
 
@@ -18,7 +17,6 @@ Of the hub's datasets, streamed, millions of traces in little memory (in a shell
 
 from quagmire_utils.data.curation.build import build, load_set
 from quagmire_utils.data.curation.contamination import BenchmarkIndex, decontaminate
-from quagmire_utils.data.curation.recipes import Recipe, load_sets
-from quagmire_utils.data.curation.selection import response_lengths, select
+from quagmire_utils.data.curation.recipes import Recipe, load_sets, response_lengths, select
 
 __all__ = ["BenchmarkIndex", "Recipe", "build", "decontaminate", "load_set", "load_sets", "response_lengths", "select"]

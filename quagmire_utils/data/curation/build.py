@@ -24,10 +24,9 @@ from quagmire_utils.core import files, provenance
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_folder, atomic_path, read_json, write_json
 from quagmire_utils.data.curation.contamination import BenchmarkIndex
-from quagmire_utils.data.curation.recipes import Choice, Recipe, choose
-from quagmire_utils.data.curation.scan import SourceFile, scan, source_files
-from quagmire_utils.data.curation.selection import fast_tokenizer
-from quagmire_utils.data.dataset import Dataset, load_datasets, local_files
+from quagmire_utils.data.curation.recipes import Choice, Recipe, choose, fast_tokenizer
+from quagmire_utils.data.curation.scan import scan
+from quagmire_utils.data.dataset import Dataset, SourceFile, load_datasets, local_files, source_files
 from quagmire_utils.data.loading import load_benchmark
 from quagmire_utils.data.problems import Trace, load_traces
 

@@ -22,18 +22,22 @@ from quagmire_utils.evaluation.pass_at_k.averages import (
     benchmark_average,
     benchmark_pass_at_k,
     checkpoint_scores,
-)
-from quagmire_utils.evaluation.pass_at_k.bootstrap import bootstrap_intervals
-from quagmire_utils.evaluation.pass_at_k.comparison import compare
+)  # fmt: skip
 from quagmire_utils.evaluation.pass_at_k.estimator import mean_pass_at_k, pass_at_k
 from quagmire_utils.evaluation.pass_at_k.extrapolation import (
     Extrapolation,
     benchmark_extrapolation,
     check_reach,
     extrapolate,
-)
-from quagmire_utils.evaluation.pass_at_k.majority import benchmark_maj_at_k, maj_at_k
-from quagmire_utils.evaluation.pass_at_k.reliability import g_pass_at_k, group_reliability, pass_hat_k
+)  # fmt: skip
+from quagmire_utils.evaluation.pass_at_k.intervals import bootstrap_intervals, compare
+from quagmire_utils.evaluation.pass_at_k.reliability import (
+    benchmark_maj_at_k,
+    g_pass_at_k,
+    group_reliability,
+    maj_at_k,
+    pass_hat_k,
+)  # fmt: skip
 
 __all__ = [
     "MACRO", "Extrapolation", "benchmark_average", "benchmark_extrapolation", "benchmark_maj_at_k",

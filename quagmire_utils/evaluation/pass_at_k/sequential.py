@@ -30,9 +30,8 @@ from numpy.typing import NDArray
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.validation import Count, Flag, Positive, Settings, Share
-from quagmire_utils.evaluation.pass_at_k.bootstrap import mean_of_independent
-from quagmire_utils.evaluation.pass_at_k.comparison import ROUNDING
 from quagmire_utils.evaluation.pass_at_k.estimator import Counts, pass_at_k
+from quagmire_utils.evaluation.pass_at_k.intervals import ROUNDING, mean_of_independent
 
 Array = NDArray[np.float64]
 Draw = Callable[[str, Counts, Counts], tuple[Counts, Counts]]

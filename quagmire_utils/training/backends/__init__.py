@@ -4,7 +4,3 @@ Each is installed in an environment of its own (`./reproduce.sh setup llamafacto
 is a folder of files that a person can read, change, and start by hand with its run.sh. The back-end tokenises its data
 before it trains, and every token is compared with those of sampling and of the generalization loss.
 """
-
-from quagmire_utils.training.backends.runs import BACKENDS, BackendError, environment_python
-
-__all__ = ["BACKENDS", "BackendError", "environment_python"]

@@ -40,10 +40,8 @@ def write(
     """Write everything that LLaMA-Factory needs to fine-tune `model` on `traces`; return the folder.
 
     `settings.batch_size` is the global batch; `settings.micro_batch_size` is the traces of one forward pass on one
-    GPU (None: 1). Their ratio is a multiple of the GPUs (0: a CPU, to try things out), as a sweep checks. Weights and
-    optimizer are spread over all GPUs, because AdamW needs 16 bytes per parameter.
-
-    Calling it again with the same arguments changes nothing. Raises ParameterError for no traces, traces longer than
+    GPU (None: 1). Their ratio is a multiple of the GPUs (0: a CPU, to try things out), as a sweep checks. Calling it
+    again with the same arguments changes nothing. Raises ParameterError for no traces, traces longer than
     `settings.max_length`, or a folder that holds another run.
     """
     folder, processes = Path(folder), max(1, gpus)
@@ -118,7 +116,7 @@ def train(folder: str | Path) -> dict[str, Any]:
     if not (checkpoints / "train_results.json").is_file():  # LLaMA-Factory writes it after the weights
         runs.check_gpus(run["gpus"])
         runs.run_backend(folder, NAME)
-    losses = [entry["loss"] for entry in log_entries(folder) if "loss" in entry]
+    losses = [entry["loss"] for entry in runs.read_log(checkpoints / "trainer_log.jsonl") if "loss" in entry]
     notes = {
         "backend": NAME,
         **{key: run[key] for key in ("settings", "traces", "steps")},
@@ -128,9 +126,3 @@ def train(folder: str | Path) -> dict[str, Any]:
     }
     runs.export_checkpoint(checkpoints, run["model"], folder / "model", {"sft.json": notes})
     return read_json(summary)
-
-
-def log_entries(folder: str | Path) -> list[dict[str, Any]]:
-    """Return what LLaMA-Factory has logged: current_steps, total_steps, loss (nats per response token), lr, epoch."""
-    entries = runs.read_log(Path(folder) / "checkpoints" / "trainer_log.jsonl")
-    return [entry for entry in entries if "current_steps" in entry]

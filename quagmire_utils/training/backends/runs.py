@@ -50,7 +50,7 @@ def environment_python(backend: str) -> Path:
     It is the one that QUAGMIRE_LLAMAFACTORY_PYTHON or QUAGMIRE_VERL_PYTHON names, else the one that `./reproduce.sh
     setup <backend>` installs. Raises ParameterError, with this command, if there is none.
     """
-    variable, python = _variable(backend), _default_python(backend)
+    variable, python = _variable(backend), ROOT / f".venv-{backend}" / "bin" / "python"
     if named := os.environ.get(variable):
         if not os.access(named, os.X_OK):
             raise ParameterError(variable, named, "the path of a Python")
@@ -63,10 +63,6 @@ def environment_python(backend: str) -> Path:
 
 def _variable(backend: str) -> str:
     return f"QUAGMIRE_{backend.upper()}_PYTHON"
-
-
-def _default_python(backend: str) -> Path:
-    return ROOT / f".venv-{backend}" / "bin" / "python"
 
 
 def check_gpus(needed: int) -> None:
@@ -86,8 +82,7 @@ def open_run(folder: Path, facts: Mapping[str, Any], *outputs: str) -> bool:
     if (folder / RUN).is_file():
         if read_json(folder / RUN)["digest"] == digest(facts):
             return False
-        started = [name for name in outputs if (folder / name).exists()]
-        if started:
+        if started := [name for name in outputs if (folder / name).exists()]:
             reason = f"{folder} holds a run with other settings or data ({', '.join(started)}); use another folder"
             raise ParameterError("folder", str(folder), reason=reason)
         (folder / RUN).unlink()
@@ -101,16 +96,14 @@ def resolve_model(model: str | Path) -> str:
     Raises ParameterError for a model that cannot be loaded, and for a path that bash cannot hold.
     """
     check_model(model)
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        return str(model)
-    _check_path("model", folder.resolve())
-    return str(folder.resolve())
+    folder = Path(model).expanduser().resolve()
+    return _check_path("model", folder) if folder.is_dir() else str(model)
 
 
-def _check_path(name: str, path: Path) -> None:
+def _check_path(name: str, path: Path) -> str:
     if any(character in str(path) for character in "'\"$`\\\n"):
         raise ParameterError(name, str(path), "a path without quotes, backslashes and $, because run.sh names it")
+    return str(path)
 
 
 def close_run(folder: Path, facts: Mapping[str, Any], script: str, **more: Any) -> None:
@@ -122,21 +115,19 @@ def close_run(folder: Path, facts: Mapping[str, Any], script: str, **more: Any) 
 
 def read_run(folder: Path, backend: str) -> dict[str, Any]:
     """Return what `write` noted about a run; raise ParameterError if the folder holds no run of this back-end."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         run = read_json(folder / RUN)
-    except (OSError, ValueError):
-        run = {}
-    if run.get("backend") != backend:
-        found = f"a run of {run['backend']}" if "backend" in run else "no run"
-        raise ParameterError("folder", str(folder), f"a folder that {backend}.write made (it holds {found})")
-    return run
+        if run.get("backend") == backend:
+            return run
+    raise ParameterError("folder", str(folder), f"a folder that {backend}.write made")
 
 
 def render_template(name: str, backend: str, **values: Any) -> str:
     """Return a template of this package, filled in; `variable` and `python` are those of the back-end."""
     import jinja2
 
-    place = {"variable": _variable(backend), "python": shlex.quote(str(_default_python(backend)))}
+    python = ROOT / f".venv-{backend}" / "bin" / "python"
+    place = {"variable": _variable(backend), "python": shlex.quote(str(python))}
     layout = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **layout)
@@ -157,7 +148,7 @@ def short_digest(value: str) -> str:
 
 
 def run_backend(folder: Path, backend: str, command: str = "exec bash run.sh", *, doing: str = "") -> None:
-    """Run a command of bash in the folder to its end, with its output in the log and a back-end's Python.
+    """Run a command of bash in the folder to its end, with its output in the log; `python` is the back-end's.
 
     `doing`: what it does with the back-end, if not train. An exception (an interrupt, say) ends the command and
     everything that it started. Raises BackendError if it fails, and ParameterError if one that an earlier process
@@ -165,6 +156,7 @@ def run_backend(folder: Path, backend: str, command: str = "exec bash run.sh", *
     """
     name, variable = doing + BACKENDS[backend], _variable(backend)
     environment = {**os.environ, variable: str(environment_python(backend))}
+    python = f'python() {{ env -u PYTHONPATH -u PYTHONHOME "${variable}" "$@"; }}'
     log = folder / LOG
     with (folder / _LOCK).open("w") as lock, log.open("ab") as output:
         try:
@@ -175,7 +167,7 @@ def run_backend(folder: Path, backend: str, command: str = "exec bash run.sh", *
         output.write(f"\n=== {name} ({time.strftime('%Y-%m-%d %H:%M:%S')})\n".encode())
         output.flush()
         child = subprocess.Popen(
-            ["bash", "-euo", "pipefail", "-c", command],
+            ["bash", "-euo", "pipefail", "-c", f"{python}\n{command}"],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -190,9 +182,11 @@ def run_backend(folder: Path, backend: str, command: str = "exec bash run.sh", *
         finally:
             _end(child)
         if child.returncode != 0:
+            said = log.read_bytes()[-20_000:].decode(errors="replace").replace("\r", "\n")
+            last = [line[:300] for line in said.splitlines() if line.strip()][-_TAIL:]
             resume = "start it again to resume from its last checkpoint. Its last lines:"
-            lines = [f"{name} stopped with exit code {child.returncode}; log: {log}; {resume}", *last_lines(log)]
-            raise BackendError("\n    ".join(lines))
+            first = f"{name} stopped with exit code {child.returncode}; log: {log}; {resume}"
+            raise BackendError("\n    ".join([first, *last]))
 
 
 def prompt_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -206,11 +200,6 @@ def prompt_text(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> s
         reason = "a question spells out a control token, which this back-end would read as one; leave it out"
         raise ParameterError("question", prompt.text, reason=reason)
     return tokenizer.decode(prompt.token_ids[:start]) + prompt.text
-
-
-def command_in(backend: str, arguments: str) -> str:
-    """Return the command that runs the Python of a back-end, without the packages of another environment."""
-    return f'env -u PYTHONPATH -u PYTHONHOME "${_variable(backend)}" {arguments}'
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
@@ -232,12 +221,6 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             os.killpg(child.pid, wish)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(patience)
-
-
-def last_lines(log: Path) -> list[str]:
-    """Return the last lines of a log that are not blank."""
-    text = log.read_bytes()[-20_000:].decode(errors="replace")
-    return [line[:300] for line in text.replace("\r", "\n").splitlines() if line.strip()][-_TAIL:]
 
 
 def export_checkpoint(weights: Path, model: str, target: Path, notes: Mapping[str, Any] | None = None) -> None:

@@ -7,10 +7,7 @@
 The folder holds run.sh (every override of verl's configuration, with its origin), train.parquet (prompts and golds),
 check_run.py with prompts.json (the check of verl's token ids against ours), and what the run writes. The parquet holds
 each prompt as `prompts.render` renders it, special tokens included, as the content of one message, and
-`custom_chat_template` is that content alone, so verl continues the same token ids as sampling.
-
-verl trains on GPUs only. The tests run everything but the rollouts on a CPU with the real verl: `check`, a step of two
-ranks with these overrides against the same step by hand, then its checkpoint, merged and loaded by our engines.
+`custom_chat_template` is that content alone, so verl continues the same token ids as sampling. It trains on GPUs only.
 """
 
 from __future__ import annotations
@@ -56,12 +53,10 @@ def write(
 ) -> Path:
     """Write everything that verl needs to run GRPO from `model` on `problems`; return the folder.
 
-    Checkpoints are kept at `settings.checkpoint_steps`. `settings.micro_batch_size` is the rollouts of one forward pass
-    on one GPU (None: as many as fit 2 full-length answers). Each GPU, of which a sweep checks the number, has a vLLM of
-    its own.
-
-    Calling it again with the same arguments changes nothing. Raises ParameterError for fewer problems than a step
-    takes, prompts and answers beyond the model's context, or a folder that holds another run.
+    `settings.micro_batch_size` is the rollouts of one forward pass on one GPU (None: as many as fit 2 full-length
+    answers). Each GPU has a vLLM of its own. Calling it again with the same arguments changes nothing. Raises
+    ParameterError for fewer problems than a step takes, prompts and answers beyond the model's context, or a folder
+    that holds another run.
     """
     folder, settings = Path(folder), settings.replace(backend="verl").over(len(problems))
     model = runs.resolve_model(model)
@@ -124,7 +119,7 @@ def check(folder: str | Path) -> None:
     """
     folder = Path(folder)
     runs.read_run(folder, NAME)
-    compare = runs.command_in(NAME, "check_run.py .job.yaml prompts.json train.parquet")
+    compare = "python check_run.py .job.yaml prompts.json train.parquet"
     runs.run_backend(folder, NAME, f"./run.sh --cfg job >.job.yaml\n{compare}", doing="checking with ")
 
 
@@ -172,7 +167,7 @@ def export(folder: str | Path, step: int) -> Path:
     merged = folder / f".merged-{step}"
     shutil.rmtree(merged, ignore_errors=True)
     places = f'--local_dir "$PWD"/{shards.relative_to(folder)} --target_dir "$PWD"/{merged.name}'
-    command = runs.command_in(NAME, f"-m verl.model_merger merge --backend fsdp {places}")
+    command = f"python -m verl.model_merger merge --backend fsdp {places}"
     runs.run_backend(folder, NAME, command, doing=f"merging step {step} with ")
     runs.export_checkpoint(merged, run["model"], target)
     shutil.rmtree(merged)

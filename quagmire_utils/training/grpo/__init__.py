@@ -25,7 +25,7 @@ from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.data import Problem
 from quagmire_utils.data.prompts import RenderedPrompt, check_fits, render_problem
 from quagmire_utils.engines import EngineConfig, Request, SamplingParams, load_config, load_engine, resolve_dtype
-from quagmire_utils.evaluation.thinking import OPEN
+from quagmire_utils.evaluation.marking import OPEN
 from quagmire_utils.training.rewards import rewards_of
 
 if TYPE_CHECKING:

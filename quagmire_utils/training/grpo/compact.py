@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ from quagmire_utils.core.files import write_json
 from quagmire_utils.core.settings import RLSettings
 from quagmire_utils.engines import EngineConfig, load_engine
 from quagmire_utils.engines.transformers import can_share
+from quagmire_utils.evaluation.generalization_loss import plan_batches
 from quagmire_utils.training.grpo import STATE, Environment, derive_seed, read_state
 
 if TYPE_CHECKING:
@@ -187,7 +188,9 @@ def backward(policy: PreTrainedModel, trees: Sequence[Tree], tokens: int, settin
 
     device, coefficient = policy.device, settings.entropy_coefficient
     policy_sum, entropy_sum, counted = 0.0, 0.0, 0
-    for batch in _micro_batches(trees, _CUDA_NODES if device.type == "cuda" else _CPU_NODES):
+    sizes = {i: len(tree.tokens) for i, tree in enumerate(trees)}
+    for members in plan_batches(sizes, _CUDA_NODES if device.type == "cuda" else _CPU_NODES):
+        batch = [trees[i] for i in members]
         first = min(tree.prompt_tokens for tree in batch) - 1  # the first node that any rollout continues
         ids, positions, visible = (torch.from_numpy(array).to(device) for array in _arrays(batch))
         hidden = torch.zeros(visible.shape, dtype=policy.dtype, device=device)
@@ -215,18 +218,6 @@ def backward(policy: PreTrainedModel, trees: Sequence[Tree], tokens: int, settin
         entropy_sum += entropy.item()
         counted += sum(map(sum, (tree.counts for tree in batch)))
     return -(policy_sum + coefficient * entropy_sum) / tokens, entropy_sum / counted if counted else float("nan")
-
-
-def _micro_batches(trees: Sequence[Tree], max_nodes: int) -> Iterator[list[Tree]]:
-    """Yield trees, largest first, in batches of at most `max_nodes` nodes, padding included (or of one tree)."""
-    batch: list[Tree] = []
-    for tree in sorted(trees, key=lambda tree: -len(tree.tokens)):
-        if batch and (len(batch) + 1) * len(batch[0].tokens) > max_nodes:
-            yield batch
-            batch = []
-        batch.append(tree)
-    if batch:
-        yield batch
 
 
 def _arrays(trees: Sequence[Tree]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from quagmire_utils.training.microlab.pretraining import (
     build_tokenizer,
     pretrain,
     pretraining_corpus,
-)
+)  # fmt: skip
 from quagmire_utils.training.microlab.tasks import (
     MICRO_BENCHMARKS,
     STYLES,
@@ -25,4 +25,4 @@ from quagmire_utils.training.microlab.tasks import (
     make_mixed_problems,
     make_problems,
     make_traces,
-)
+)  # fmt: skip

@@ -181,9 +181,8 @@ def pretraining_corpus(
 ) -> tuple[list[Trace], list[Trace]]:
     """Return the corpus of a base model in two phases: correct worked solutions, then faulty ones.
 
-    The faulty ones have random slips, answers without working, mostly wrong, and by the settings wrong facts and
-    unfinished solutions. A base model trained on both knows the facts and the method but applies them unreliably: it is
-    often wrong, and right often enough in many samples for RL to have something to reinforce.
+    A base model trained on both knows the facts and the method but applies them unreliably: it is often wrong, and
+    right often enough in many samples for RL to have something to reinforce.
     """
     rng = np.random.default_rng(seed)
     specs = [tasks.TASKS[task](n, digits=digits) for n in settings.terms]

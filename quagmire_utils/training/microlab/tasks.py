@@ -25,7 +25,6 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 
@@ -41,12 +40,8 @@ LookUp = Callable[[str, str], str]  # (letter, digit) -> digit
 _FREQUENCIES = 1 / (np.arange(len(LETTERS)) + 12)  # the first is three times as frequent as the last
 
 
-def _make_tables() -> dict[str, str]:
-    rng = np.random.default_rng(77)
-    return {letter: "".join(map(str, rng.permutation(10))) for letter in LETTERS}
-
-
-TABLES = _make_tables()
+_rng = np.random.default_rng(77)
+TABLES = {letter: "".join(map(str, _rng.permutation(10))) for letter in LETTERS}
 
 
 def known(letter: str, digit: str) -> str:
@@ -251,10 +246,6 @@ FACTS = {
 }
 
 
-def _apply(operator: str, left: str, right: str) -> str:
-    return "".join(FACTS[operator, a, b] for a, b in zip(left, right, strict=True))
-
-
 @dataclass(frozen=True)
 class Expression:
     """A chain such as 374a+258b*112, worked left to right."""
@@ -275,8 +266,10 @@ class Expression:
     @property
     def states(self) -> tuple[str, ...]:
         """The state after each step; the last one is the answer."""
-        states = accumulate(self.steps, lambda state, step: _apply(step[1], state, step[2]), initial=self.terms[0])
-        return tuple(states)[1:]
+        states = [self.terms[0]]
+        for _, operator, term in self.steps:
+            states.append("".join(FACTS[operator, a, b] for a, b in zip(states[-1], term, strict=True)))
+        return tuple(states[1:])
 
     @property
     def answer(self) -> str:

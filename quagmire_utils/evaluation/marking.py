@@ -11,8 +11,7 @@ import pandas as pd
 from quagmire_utils.core.files import digest
 from quagmire_utils.data.prompts import instruction_of
 from quagmire_utils.evaluation.store import SampleStore
-from quagmire_utils.evaluation.store.parts import GRADED, KEYS, holds_another
-from quagmire_utils.evaluation.thinking import OPEN, opened
+from quagmire_utils.evaluation.store_files import GRADED, KEYS, holds_another
 from quagmire_utils.grading.grader import ANSWERS
 from quagmire_utils.grading.registry import grader_version
 from quagmire_utils.grading.verdicts import MATH
@@ -20,6 +19,7 @@ from quagmire_utils.grading.verdicts import MATH
 if TYPE_CHECKING:
     from quagmire_utils.data import Problem
 
+OPEN, CLOSE = "<think>", "</think>"
 _LONG_GOLD = 500  # characters; the digest of a longer gold (the tests of a program) is stored in its place
 
 
@@ -65,6 +65,13 @@ def grade_store(
                 verdicts[name][i] = value
         frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in verdicts.items()})
         store.write_verdicts(part, frame, held | {keys[i]: golds[keys[i]] for i in todo})
+
+
+def opened(store: SampleStore) -> set[tuple[str, str]]:
+    """Return the (benchmark, problem) whose prompt ends with an open <think>: their answers begin with thinking."""
+    prompts = store.prompts()
+    ends = prompts["prompt"].str.rstrip().str.endswith(OPEN)
+    return set(prompts[ends][["benchmark", "problem"]].itertuples(index=False, name=None))
 
 
 def as_asked(grade: Callable[..., Sequence[Any]]) -> Callable[[Sequence[str], Sequence[Problem]], list[Any]]:

@@ -1,4 +1,15 @@
-"""Draw samples with one engine, or with copies of it on a Ray cluster."""
+"""Sampling: n answers to every problem, written to a store as they come (paper Sec. 4.1 and App. B.3).
+
+    config = EngineConfig(engine="vllm", model="path/to/checkpoint")     # ray="auto": on the nodes of a Ray cluster
+    store = sample(config, problems, 64, SamplingParams(max_tokens=2048), "samples/checkpoint", benchmark="math500")
+    grade_store(store, {"math500": problems}, grade)                    # of `marking`
+    store.counts()
+
+The work is cut into chunks, each a fixed set of problems and sample indices, and each chunk is one file of the store. A
+killed run that is started again draws what is missing and ends with the records of an unbroken run; a run with more
+samples adds to what is there. Sample i of a problem has its own seed, derived from the run's seed, the benchmark, the
+problem's id and i, so it does not depend on what else is drawn, when, in which order, or where.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +17,7 @@ import hashlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,22 +70,26 @@ def sample(
 
     `engine`: a loaded one, or the configuration to load it by. With `ray`, copies of the engine on the nodes of a Ray
     cluster (default: one per GPU; without GPUs, one per core) draw the samples, and this process writes them. A node
-    that dies loses only its chunk in flight, and one that joins later takes part.
-
-    `chunk_samples`: samples between two writes, so the most that a kill can lose (default: 4096, down to 32 if more
-    could exceed the engine's `chunk_tokens`). A streaming engine (vllm, a server) gets all missing samples at once, and
-    loses only unfinished requests.
+    that dies loses only its chunk in flight, and one that joins later takes part. `chunk_samples`: samples between two
+    writes, so the most that a kill can lose (default: 4096, down to 32 if more could exceed the engine's
+    `chunk_tokens`). A streaming engine (vllm, a server) gets all missing samples at once, and loses only unfinished
+    requests.
 
     A resumed run gives the same bits if num_samples, problems and `chunk_samples` are the same; a run of 64 that grows
-    to 192, 256 or more equals the run of that size. With other changes the seeds still hold, but rounding depends on
-    the other prompts in a batch, so a few answers may differ.
+    to 192, 256 or more equals the run of that size. With other changes the seeds still hold, but a few answers may
+    differ, because rounding depends on the other prompts in a batch.
 
     Raise ParameterError, before anything is drawn, for unusable problems, a prompt too long for the context, a cluster
-    that does not answer, a store of samples drawn otherwise, or one that another process draws into. Raise
-    OSError if the disk is full.
+    that does not answer, a store of samples drawn otherwise, or one that another process draws into. Raise OSError if
+    the disk is full.
     """
+    check_whole("num_samples", num_samples, 1)
+    if chunk_samples is not None:
+        check_whole("chunk_samples", chunk_samples, 1)
+    if not problems:
+        raise ParameterError("problems", reason=f"{benchmark} has none")
+    check_ids(problems, "problems")
     store = store if isinstance(store, SampleStore) else SampleStore(store)
-    _check(problems, num_samples, benchmark, chunk_samples)
     config = engine if isinstance(engine, EngineConfig) else engine.config
     on_cluster = isinstance(engine, EngineConfig) and config.ray is not None
     with ExitStack() as stack:
@@ -88,53 +103,45 @@ def sample(
         day = store.day
         prompts = {problem.id: render_problem(problem, tokenizer, template, day=day) for problem in problems}
         check_fits(list(prompts.values()), params.max_tokens, context_length)
-        model = config.model if on_cluster else engine.model
-
-        def open_store(facts: dict[str, str]) -> Work:
-            origin = {**facts, "template": template, **params.model_dump()}
-            notes = {"model": Path(model).name if Path(model).is_dir() else model}
-            notes |= {"model_origin": found} if (found := model_origin(model)) else {}
-            stack.enter_context(store.drawing())
-            store.bind(origin, notes=notes | ({"day": day.isoformat()} if writes_date(tokenizer) else {}))
-            store.add_prompts(_prompt_frame(benchmark, prompts))
-            tokens = Engine.chunk_tokens if on_cluster else engine.chunk_tokens
-            chunk = chunk_samples or max(_CHUNK_LEAST, min(_CHUNK_SAMPLES, tokens // params.max_tokens))
-            work = Work(store, benchmark, prompts, params, num_samples, chunk, progress)
-            return stack.enter_context(closing(work))
-
         if on_cluster:
-            draw_on_cluster(config, params, open_store)
+            pool = stack.enter_context(ReplicaPool(config))
+            model, facts, tokens = config.model, pool.facts(), Engine.chunk_tokens
         else:
-            work = open_store(engine.facts)
-            (_draw_at_once if engine.streams else _draw_by_chunk)(engine, work, params)
+            model, facts, tokens = engine.model, engine.facts, engine.chunk_tokens
+        notes = {"model": Path(model).name if Path(model).is_dir() else model}
+        notes |= {"model_origin": found} if (found := model_origin(model)) else {}
+        notes |= {"day": day.isoformat()} if writes_date(tokenizer) else {}
+        stack.enter_context(store.drawing())
+        store.bind({**facts, "template": template, **params.model_dump()}, notes=notes)
+        frame = pd.DataFrame({"benchmark": benchmark, "problem": list(prompts)})
+        frame["prompt"] = pd.Series([prompt.text for prompt in prompts.values()], dtype=object)
+        store.add_prompts(frame.assign(prompt_tokens=[len(prompt.token_ids) for prompt in prompts.values()]))
+        chunk = chunk_samples or max(_CHUNK_LEAST, min(_CHUNK_SAMPLES, tokens // params.max_tokens))
+        work = stack.enter_context(closing(Work(store, benchmark, prompts, params, num_samples, chunk, progress)))
+        if on_cluster:
+            for runs, answers in pool.draw(work.todo, work.requests, params):
+                work.keep(zip(runs, answers, strict=True))
+        elif engine.streams:
+            _draw_at_once(engine, work, params)
+        else:
+            for runs in work.todo:
+                work.keep(zip(runs, engine.generate(work.requests(runs), params), strict=True))
     return store
-
-
-def _check(problems: Sequence[Problem], num_samples: int, benchmark: str, chunk_samples: int | None) -> None:
-    """Raise ParameterError for what no engine can do."""
-    check_whole("num_samples", num_samples, 1)
-    check_whole("chunk_samples", 1 if chunk_samples is None else chunk_samples, 1)
-    if not problems:
-        raise ParameterError("problems", reason=f"{benchmark} has none")
-    check_ids(problems, "problems")
-
-
-def _draw_by_chunk(engine: Engine, work: Work, params: SamplingParams) -> None:
-    while work.todo:
-        runs = work.todo.popleft()
-        work.keep(zip(runs, engine.generate([work.request(run) for run in runs], params), strict=True))
 
 
 def _draw_at_once(engine: Engine, work: Work, params: SamplingParams) -> None:
     """Draw all chunks at once; the engine schedules its requests."""
-    runs = _cut([run for runs in work.todo for run in runs], engine, params)
+    runs, most = [run for runs in work.todo for run in runs], engine.samples_per_call
+    if most is not None and params.temperature > 0:  # requests of one call each, so that an error loses few answers
+        starts = [(run, i) for run in runs for i in range(0, run.count, most)]
+        runs = [Run(run.problem, run.first + i, min(most, run.count - i)) for run, i in starts]
     finished: list[tuple[Run, list[Completion]]] = []
     written = time.monotonic()
     if not runs:
         return
     try:
         # closed also after an error here, so that the engine cancels its open requests
-        with closing(engine.stream([work.request(run) for run in runs], params)) as answers:
+        with closing(engine.stream(work.requests(runs), params)) as answers:
             for i, completions in answers:
                 finished.append((runs[i], completions))
                 full = sum(run.count for run, _ in finished) >= _FLUSH_SAMPLES
@@ -144,22 +151,6 @@ def _draw_at_once(engine: Engine, work: Work, params: SamplingParams) -> None:
                     written = time.monotonic()
     finally:
         work.keep(finished)  # also what was finished before an error
-
-
-def _cut(runs: Sequence[Run], engine: Engine, params: SamplingParams) -> list[Run]:
-    """Cut runs to what the engine draws in one call, so that an error loses no finished answer."""
-    most = engine.samples_per_call
-    if most is None or params.temperature == 0:  # greedy samples are all the same and drawn once
-        return list(runs)
-    return [
-        Run(run.problem, run.first + i, min(most, run.count - i)) for run in runs for i in range(0, run.count, most)
-    ]
-
-
-def _prompt_frame(benchmark: str, prompts: dict[str, RenderedPrompt]) -> pd.DataFrame:
-    texts = pd.Series([prompt.text for prompt in prompts.values()], dtype=object)
-    lengths = [len(prompt.token_ids) for prompt in prompts.values()]
-    return pd.DataFrame({"benchmark": benchmark, "problem": list(prompts), "prompt": texts, "prompt_tokens": lengths})
 
 
 # --- the chunks of a run, and what the store lacks of them ------------------------------------------------------------
@@ -245,10 +236,13 @@ class Work:
         """End the progress bar."""
         self._bar.close()
 
-    def request(self, run: Run) -> Request:
-        """Return the request of a run."""
-        seed = problem_seed(self.params.seed, self.benchmark, run.problem)
-        return Request(self.prompts[run.problem].token_ids, run.count, seed + run.first)
+    def requests(self, runs: Sequence[Run]) -> list[Request]:
+        """Return the request of each run."""
+        requests = []
+        for run in runs:
+            seed = problem_seed(self.params.seed, self.benchmark, run.problem) + run.first
+            requests.append(Request(self.prompts[run.problem].token_ids, run.count, seed))
+        return requests
 
     def keep(self, answers: Iterable[tuple[Run, Sequence[Completion]]]) -> None:
         """Store answers as one file."""
@@ -267,23 +261,9 @@ class Work:
             self._bar.set_postfix_str(f"{self.tokens / seconds:,.0f} tokens/s", refresh=False)
 
 
-# --- copies of an engine on the nodes of a Ray cluster; this process writes what they draw ----------------------------
-
-
 def tokenizer_and_context(config: EngineConfig) -> tuple[PreTrainedTokenizerBase, int]:
     """Return tokenizer and context length, without loading any weight."""
     config.check()
     how = (config.model, config.revision, config.trust_remote_code)
     context_length = resolve_context_length(load_config(*how), config.max_model_len)
     return load_tokenizer(*how), context_length
-
-
-def draw_on_cluster(config: EngineConfig, params: SamplingParams, open_store: Callable[[dict[str, str]], Work]) -> None:
-    """Draw all the work; `open_store` returns it when the first replica says what it computes with.
-
-    Raise what `ReplicaPool` raises.
-    """
-    with ReplicaPool(config) as pool:
-        work = open_store(pool.facts())
-        for runs, answers in pool.draw(work.todo, lambda runs: [work.request(run) for run in runs], params):
-            work.keep(zip(runs, answers, strict=True))

@@ -1,4 +1,18 @@
-"""`SampleStore`, the append-only folder of samples and verdicts."""
+"""The append-only store of sampled answers and their verdicts.
+
+The paper rests on millions of sampled answers (Sec. 4.1: 256 answers to each problem of seven benchmarks, for hundreds
+of models). They are drawn over hours and days, so a store survives a kill at any moment, takes more samples later
+without redrawing the first ones, and refuses to mix the answers of two models.
+
+    store = SampleStore("results/smoke/samples/base")
+    store.append(frame)                                   # one more part file, complete or absent, never half
+    store.read(["benchmark", "problem", "verdict"])       # one frame of all parts, in a fixed order
+    store.counts()                                        # verdicts per problem: 10^7 samples in seconds
+
+A store is a folder: `part-*.parquet` (samples, never rewritten), `verdicts-*.parquet` (the verdicts on the samples of
+the part of that name), `store.json` (what the samples were drawn with), `prompts.parquet` (the rendered prompts with
+their digests), and locks.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +32,7 @@ from filelock import FileLock, Timeout
 from quagmire_utils.core import files
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.provenance import package_versions
-from quagmire_utils.evaluation.store.counting import count
-from quagmire_utils.evaluation.store.parts import (
+from quagmire_utils.evaluation.store_files import (
     COLUMNS,
     GOLDS,
     GRADED,
@@ -31,6 +44,7 @@ from quagmire_utils.evaluation.store.parts import (
     SAMPLED,
     TEXTS,
     by_problem,
+    count,
     footer_digest,
     holds_another,
     read_intact,
@@ -54,10 +68,9 @@ class SampleStore:
 
     Columns: benchmark, problem (str), index (number of the sample of its problem, from 0), text, tokens (generated,
     end-of-sequence token included; of imported answers -1 if unknown), finish_reason ("stop", "length" or "unknown");
-    and extracted, verdict and grader (name and version), which are null until the sample is graded.
-
-    All samples of a store have one `origin` (model digest, engine, template, parameters) and one rendered prompt per
-    problem. Every file names the origin and prompts it belongs to, so a part copied from another store is refused.
+    and extracted, verdict and grader (name and version), which are null until the sample is graded. All samples have
+    one `origin` (model digest, engine, template, parameters) and one rendered prompt per problem. Every file names the
+    origin and prompts it belongs to, so a part copied from another store is refused.
 
     A file that cannot be read (truncated, empty, a flipped bit: pages carry checksums) is renamed to `*.damaged` with a
     warning. The samples of such a part count as not drawn, those of such a file of verdicts as not graded. Half-written
@@ -205,7 +218,11 @@ class SampleStore:
         keys = list(frame[KEYS].itertuples(index=False, name=None))
         name = hashlib.sha256("\n".join(map(repr, keys)).encode()).hexdigest()[:16]
         part = self.path / f"part-{name}.parquet"
-        files.write_parquet(frame[SAMPLED], part, metadata=self._part_metadata(frame))
+        known, mark = self._known_prompts(), self._mark()
+        metadata = {TEXTS: text_digest(frame).encode()} | ({ORIGIN: mark.encode()} if mark else {})
+        if prompts := {key[:2]: known[key[:2]] for key in keys if key[:2] in known}:
+            metadata[PROMPTS] = to_metadata(prompts)
+        files.write_parquet(frame[SAMPLED], part, metadata=metadata)
         if frame["verdict"].notna().any():
             self.write_verdicts(part, frame, golds or {})
         return part
@@ -220,9 +237,11 @@ class SampleStore:
         if unknown:
             raise ParameterError("columns", unknown, f"some of {', '.join(COLUMNS)}")
         parts = [part for part in self.parts() if benchmark is None or not holds_another(part, benchmark)]
-        frame = self._read(parts, list(dict.fromkeys([*KEYS, *wanted])), benchmark)
+        frame = self._read(parts, list(dict.fromkeys([*KEYS, *wanted])))
         if frame is None:
             return typed(pd.DataFrame({name: [] for name in COLUMNS}), wanted)
+        if benchmark is not None:
+            frame = frame[frame["benchmark"] == benchmark]
         doubled = frame.duplicated(KEYS)
         if doubled.any():
             self._warn_of_doubled(doubled.sum())
@@ -233,9 +252,8 @@ class SampleStore:
         """Return one part's samples, in the file's order; None if it cannot be read (it is then set aside)."""
         return self._read([part], COLUMNS if columns is None else list(columns))
 
-    def _read(self, parts: Iterable[Path], columns: list[str], benchmark: str | None = None) -> pd.DataFrame | None:
+    def _read(self, parts: Iterable[Path], columns: list[str]) -> pd.DataFrame | None:
         import pyarrow as pa
-        import pyarrow.compute as pc
 
         own = [name for name in columns if name in SAMPLED]
         graded = [name for name in columns if name in GRADED]
@@ -247,9 +265,6 @@ class SampleStore:
             judged = self._verdicts(part, graded) if graded else None
             if graded and judged is None:
                 judged = pa.table({name: pa.nulls(len(table), pa.string()) for name in graded})
-            if benchmark is not None:
-                mask = pc.equal(table["benchmark"], benchmark)
-                table, judged = table.filter(mask), judged and judged.filter(mask)
             samples.append(table)
             verdicts.append(judged)
         if not samples:
@@ -370,11 +385,3 @@ class SampleStore:
         if not self._origin_digest and (origin := self.origin):
             self._origin_digest = files.digest(origin)
         return self._origin_digest
-
-    def _part_metadata(self, frame: pd.DataFrame) -> dict[bytes, bytes]:
-        known = self._known_prompts()
-        keys = frame[KEYS[:2]].drop_duplicates().itertuples(index=False, name=None)
-        prompts = {key: known[key] for key in keys if key in known}
-        metadata = {TEXTS: text_digest(frame).encode()}
-        metadata |= {ORIGIN: self._mark().encode()} if self._mark() else {}
-        return metadata | ({PROMPTS: to_metadata(prompts)} if prompts else {})
