@@ -19,14 +19,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from filelock import FileLock
 from pydantic import BeforeValidator, Field, model_validator
 
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.files import atomic_folder, digest
 from quagmire_utils.core.paths import ROOT
+from quagmire_utils.core.tokenizer import first_line
 from quagmire_utils.core.validation import Count, Flag, Integer, Settings, read_yaml
 from quagmire_utils.data.prompts import INSTRUCTIONS
-from quagmire_utils.data.reading import first_line, open_file
+from quagmire_utils.data.reading import open_file
 
 CACHE = ROOT / ".quagmire" / "datasets"  # of public files
 HUB_TIMEOUT = 5.0  # seconds until an unreachable hub is reported; the hub library alone would retry for half a minute
@@ -254,17 +256,19 @@ def public_files(dataset: Dataset) -> list[str]:
         return [file.name for file in source_files(dataset)]
     place = [dataset.address, dataset.hub_id, dataset.revision, dataset.configs, dataset.split, dataset.hub_files]
     folder = CACHE / f"{dataset.name}-{digest(place)}"
-    if not folder.is_dir():
-        raw = dataset.address.replace("https://github.com/", "https://raw.githubusercontent.com/")
-        names = [raw.replace("/blob/", "/", 1)] if raw else [file.name for file in source_files(dataset)]
-        try:
-            with atomic_folder(folder) as scratch:
-                for number, name in enumerate(names):
-                    plain = Path(name.removesuffix(".gz")).name
-                    with open_file(name) as public, (scratch / f"{number:05d}-{plain}").open("wb") as copy:
-                        shutil.copyfileobj(public, copy)
-        except Exception as error:  # as above
-            raise _unreachable(dataset, error) from error
+    raw = dataset.address.replace("https://github.com/", "https://raw.githubusercontent.com/").replace("/blob/", "/", 1)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            names = [raw] if raw else [file.name for file in source_files(dataset)]
+            try:
+                with atomic_folder(folder) as scratch:
+                    for number, name in enumerate(names):
+                        plain = Path(name.removesuffix(".gz")).name
+                        with open_file(name) as public, (scratch / f"{number:05d}-{plain}").open("wb") as copy:
+                            shutil.copyfileobj(public, copy)
+            except Exception as error:  # as above
+                raise _unreachable(dataset, error) from error
     return sorted(map(str, folder.iterdir()))
 
 

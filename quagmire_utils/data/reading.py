@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from xml.etree import ElementTree
 
 from quagmire_utils.core.errors import ParameterError
+from quagmire_utils.core.tokenizer import first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +41,7 @@ def read_rows(path: str | Path, columns: Columns = lambda names: None) -> Iterat
     name = str(path)
     try:
         with open_file(name) as file:
-            for number, row in _READERS[Path(name.removesuffix(".gz")).suffix](file, columns):
+            for number, row in _READERS.get(Path(name.removesuffix(".gz")).suffix, _read_lines)(file, columns):
                 if not isinstance(row, Mapping):
                     raise ValueError(f"line {number} is {str(row)[:40]}, not a mapping of columns")
                 yield number, row
@@ -48,11 +49,6 @@ def read_rows(path: str | Path, columns: Columns = lambda names: None) -> Iterat
         raise
     except Exception as error:  # of whatever library
         raise ParameterError(name, reason=f"{name} cannot be read: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its class."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def open_file(name: str) -> BinaryIO:

@@ -22,7 +22,7 @@ from quagmire_utils.core.settings import SFTSettings
 from quagmire_utils.core.tokenizer import load_tokenizer
 from quagmire_utils.data import Trace
 from quagmire_utils.data.pretrained import locate
-from quagmire_utils.data.prompts import render, response_ids
+from quagmire_utils.evaluation.generalization_loss import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,12 +35,11 @@ def tokenize_traces(
 
     Raises ParameterError for a blank trace, and for one longer than `max_length`: truncation would cut off its answer.
     """
-    rows = []
-    for trace in traces:
-        prompt = render(trace.question, tokenizer)
-        ids, response = list(prompt.token_ids), list(response_ids(tokenizer, trace.response, prompt))
-        rows.append({"input_ids": ids + response, "completion_mask": [0] * len(ids) + [1] * len(response)})
-    longest = max((len(row["input_ids"]) for row in rows), default=0)
+    rows = [
+        {"input_ids": ids.tolist(), "completion_mask": [0] * prompt + [1] * (ids.size - prompt)}
+        for ids, prompt in encode(traces, tokenizer, "auto", progress=False)
+    ]
+    longest = max(len(row["input_ids"]) for row in rows)
     if max_length is not None and longest > max_length:
         too_long = sum(len(row["input_ids"]) > max_length for row in rows)
         allowed = f"at least {longest} ({too_long} of {len(rows)} traces are longer than it)"
