@@ -208,7 +208,11 @@ class ServerEngine(Engine):
                 if failures:
                     return
                 try:
-                    put((call, await self._draw(client, call.request, params)))
+                    data = await self._ask(client, "completions", self._body(call.request, params))
+                    put((call, self._read(call.request, params, data)))
+                except _WRONG_FORM as error:
+                    said = f"{self.base_url} gives answers of the wrong form ({self._cleaned(str(error))})"
+                    failures.append(error if isinstance(error, ParameterError) else EngineError(said))
                 except Exception as error:
                     failures.append(error)
 
@@ -216,15 +220,6 @@ class ServerEngine(Engine):
             await asyncio.gather(*(work() for _ in range(self._calls_at_once)))
         if failures:
             raise failures[0]
-
-    async def _draw(self, client: AsyncOpenAI, request: Request, params: SamplingParams) -> list[Completion]:
-        try:
-            return self._read(request, params, await self._ask(client, "completions", self._body(request, params)))
-        except ParameterError:  # a ValueError
-            raise
-        except _WRONG_FORM as error:
-            reason = self._cleaned(str(error))
-            raise EngineError(f"{self.base_url} gives answers of the wrong form ({reason})") from None
 
     def _client(self, tries: int) -> AsyncOpenAI:
         """Return a client; the key is read now, and nothing else of OpenAI's environment variables is used."""
