@@ -61,10 +61,10 @@ def test_the_card_documents_every_column_and_no_other(profile):
 
 def test_the_card_says_what_the_profile_and_the_records_say(mini, profile, tmp_path):
     text = card.generated_part(mini.folder, profile)
-    assert "| all |  | 35 | 37 | 12 | 76 | 111 | 190 |" in text
-    assert "190 of 190 cells" in text
+    assert "| all |  | 35 | 37 | 12 | 76 | 161 | 240 |" in text
+    assert "240 of 240 cells" in text
     assert f"| `counts.parquet` | {len(mini.counts):,} |" in text
-    assert f"| 111 | {mini.cells.groupby('kind')['seconds_total'].sum()['rl'] / 3600:.2f} |" in text
+    assert f"| 161 | {mini.cells.groupby('kind')['seconds_total'].sum()['rl'] / 3600:.2f} |" in text
     assert "No records yet" in card.generated_part(tmp_path, profile)
 
 
@@ -80,7 +80,7 @@ def test_updating_the_card_keeps_its_words(mini, profile, tmp_path):
         text = (tmp_path / "README.md").read_text(encoding="utf-8")
         assert text.startswith(before + card.BEGIN)
         assert text.endswith(card.END + rest.split(card.END)[1])
-        assert text.count("15 of 190 cells") == 1
+        assert text.count("15 of 240 cells") == 1
     (tmp_path / "README.md").write_text("# words alone")
     assert not card.update_card(tmp_path, profile)
     assert (tmp_path / "README.md").read_text() == "# words alone"

@@ -81,7 +81,7 @@ def test_settings_at_their_defaults_do_not_enter_digests():
     ("name", "cells", "digest"),
     [
         ("smoke", 24, "c32b5ada350ee96b"),
-        ("mini", 190, "55f4ce3cad5a2981"),
+        ("mini", 240, "c845a8ebaef7955c"),
         ("mini-pilot", 45, "7a5dfd8dedec2571"),
         ("mini-v1-pilot", 54, "dc9a02445313b130"),
         ("mini-v1", 249, "04d5668d534e10ba"),
