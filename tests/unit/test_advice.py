@@ -74,13 +74,17 @@ def test_how_pass_at_k_ranked_by_the_length_of_rl_is_computed_from_the_shipped_w
     ):
         before = predictors.average(predictors.measures(records))
         after = predictors.average(predictors.outcomes(records))
-        gaps = {step: [] for step in after.columns[[0, -1]]}
+        gaps, apart = {step: [] for step in after.columns[[0, -1]]}, 0
         for chosen in predictors.candidate_sets(candidate_frame(records), after).values():
             for step, found in gaps.items():
                 rho = predictors.bootstrap_scores(before.loc[chosen], after.loc[chosen, step], 1)["spearman"].iloc[0]
                 found.append(rho["pass_k"] - rho["pass1"])
+            both = before.loc[chosen, ["pass_k", "gen_loss"]]
+            apart += predictors.disagreements(both, after.loc[chosen, after.columns[-1]], 1).iloc[0]
         (first, early), (last, late) = ((np.nanmean(found), step) for step, found in gaps.items())
         assert words.format(first=first, early=early, last=last, late=late) in SAID["length"]
+        share = f"for {100 * apart['gen_loss'] / apart['pairs']:.0f} % of {apart['pairs']:.0f}"
+        assert f"{share} {'pairs ' * (records is mini)}on results/{records.folder.name}" in SAID["disagree"]
 
 
 def test_how_the_naive_choice_fared_is_computed_from_the_shipped_worlds(mini, first_world):
