@@ -48,7 +48,7 @@ def read_rows(path: str | Path, columns: Columns = lambda names: None) -> Iterat
     except (ParameterError, MemoryError):
         raise
     except Exception as error:  # of whatever library
-        raise ParameterError(name, reason=f"{name} cannot be read: {first_line(error)}") from error
+        raise ParameterError(name, reason=f"cannot be read: {first_line(error)}") from error
 
 
 def open_file(name: str) -> BinaryIO:

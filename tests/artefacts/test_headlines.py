@@ -18,7 +18,7 @@ def scores() -> pd.DataFrame:
     counts = pd.read_parquet(MINI / "counts.parquet")
     n, correct = counts["n"], counts["correct"]
     table = counts[WHO].assign(benchmark=counts["benchmark"], step=counts["checkpoint"])
-    for k in (1, 2, 24, 64):
+    for k in (1, 2, 12, 64):
         table[k] = 1 - comb(n - correct, k) / comb(np.maximum(n, k), k)  # after RL, with 16 answers, k = 1 is used
     means = table.groupby([*WHO, "step", "benchmark"]).mean().groupby([*WHO, "step"]).mean()
     after = means.pivot_table(index=WHO, columns="step", values=1)[[32, 512]]
@@ -68,12 +68,12 @@ def test_which_predictor_loses_least(scores):
 
 def test_which_k_ranks_best(scores):
     rho = {
-        (k, step): over_sets(scores, lambda g, k=k, s=step: rank(g, k, s)) for k in (1, 2, 24, 64) for step in (32, 512)
+        (k, step): over_sets(scores, lambda g, k=k, s=step: rank(g, k, s)) for k in (1, 2, 12, 64) for step in (32, 512)
     }
-    assert "k = 24 [" in headline("which_k")
-    assert max((1, 2, 24, 64), key=lambda k: rho[k, 512]) == 24
+    assert "k = 12 [" in headline("which_k")
+    assert max((1, 2, 12, 64), key=lambda k: rho[k, 512]) == 12
     assert "k = 2 [" in headline("which_k").split("ranks best")[1]
-    assert max((1, 2, 24, 64), key=lambda k: rho[k, 32]) == 2
+    assert max((1, 2, 12, 64), key=lambda k: rho[k, 32]) == 2
 
 
 def test_on_which_traces_the_loss_is_measured(scores):

@@ -130,7 +130,7 @@ def test_llamafactory_by_hand_on_two_processes_and_trl_train_the_same_model(plai
     assert theirs["steps"] == ours["steps"] == 12
     assert theirs["final_loss"] == pytest.approx(ours["final_loss"], rel=1e-3)
     first = next(entry["loss"] for entry in log_entries(folder) if "loss" in entry)
-    assert first == pytest.approx(generalization_loss(EngineConfig(model=plain), None, TRACES).nll, rel=1e-4)
+    assert first == pytest.approx(generalization_loss(EngineConfig(model=plain), TRACES).nll, rel=1e-4)
     start, a, b = (weights_of(folder) for folder in (plain, tmp_path / "trl", tmp_path / "lf" / "model"))
     moved = torch.cat([(a[name] - start[name]).flatten() for name in start])
     apart = torch.cat([(a[name] - b[name]).flatten() for name in start])

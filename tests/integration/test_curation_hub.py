@@ -63,7 +63,7 @@ LINE = json.dumps(ace("q", "r")) + "\n"
 
 def test_a_file_that_is_cut_off_or_damaged_is_a_sentence(tmp_path):
     for name, text, message in (
-        *((name, None, f"{re.escape(name)} cannot be read: .") for name in KINDS),
+        *((name, None, f"{re.escape(name)}: cannot be read: .") for name in KINDS),
         ("a.jsonl", LINE + "[" * 100_000, "line 2 is not JSON"),
         ("a.jsonl", LINE + "[1]", "not a mapping of columns"),
         ("a.jsonl", LINE + '{"input": ', "is not JSON"),

@@ -111,10 +111,10 @@ def test_equals_the_naive_reference(model, batch_tokens, chunk_tokens, template,
     assert list(loss.per_trace["tokens"]) == list(tokens)
 
 
-def test_bfloat16_weights_are_reduced_in_float32(loss_of):
+def test_bfloat16_weights_are_reduced_in_float32(loss_of, tmp_path):
     how = {"dtype": "bfloat16"}
-    model = sharpen(build_model("qwen3", TOKENIZER, layers=2, seed=1)).bfloat16()
-    sums, tokens = naive(model, TRACES)
+    model = save(sharpen(build_model("qwen3", TOKENIZER, layers=2, seed=1)), tmp_path)
+    sums, tokens = naive(transformers.load_weights(model, "bfloat16").eval(), TRACES)
     # a batch of one runs the reference's own kernels; reduced in bfloat16, it would be off by up to 0.05 nats
     loss = loss_of(model, batch_tokens=1, how=how)
     np.testing.assert_allclose(loss.per_trace["nll"], sums / tokens, atol=1e-4)
