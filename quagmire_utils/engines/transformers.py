@@ -1,8 +1,9 @@
 """The transformers engine: sampling with PyTorch alone (the paper's App. B.3 used vLLM).
 
 Made for many samples of few prompts, as Pass@k needs, and for micro models on one CPU core: prompts of equal length
-share a batch, so nothing is padded; answers that have ended leave it; the cache writes into preallocated memory. The
-batch has one row per distinct text so far: answers to one prompt begin alike (of 128 answers by a trained micro model,
+share a batch, and those of other lengths, padded on the left, only if the batch is small for the model's weights;
+answers that have ended leave it; the cache writes into preallocated memory. The batch has one row per distinct text so
+far: answers to one prompt begin alike (of 128 answers by a trained micro model,
 2-11 % of the tokens are distinct). Randomness is a hash of (seed, position): an answer depends on its own seed alone,
 not on n or on its neighbours in the batch (up to rounding in the model).
 """
@@ -10,6 +11,7 @@ not on n or on its neighbours in the batch (up to rounding in the model).
 from __future__ import annotations
 
 import gc
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache as cached
@@ -30,13 +32,15 @@ if TYPE_CHECKING:
 _PREFILL_TOKENS = 32_768  # prompt tokens read at once: bounds the activations
 _CPU_ROWS, _CUDA_ROWS = 1024, 4096  # sequences at once; measured on micro models
 _CPU_CACHE_BYTES = 512 << 20
+_SMALL_MODEL = 32 << 20  # bytes of weights that stay in a CPU's cache, so that a small batch costs little
+_ENOUGH_ROWS = 64  # with fewer, reading the weights of a larger model takes most of the time (measured)
 _UNIFORM_BLOCK = 64  # positions whose random numbers are drawn at once
-_CPU_WORK = 500_000_000_000  # generated tokens times parameters of a minute on one core: 130 M and 0.5 M alike
+_CPU_WORK = 500_000_000_000  # generated tokens times parameters of a minute on one core
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Answers to decode together: distinct prompts of one length; for each answer its prompt, owner and seed."""
+    """Answers to decode together: distinct prompts; for each answer its prompt, owner and seed."""
 
     prompts: list[tuple[int, ...]]
     prompt_of_row: list[int]
@@ -57,8 +61,10 @@ class TransformersEngine(Engine):
         self.version = transformers.__version__
         self.module: PreTrainedModel = load_weights(config, self.dtype).eval()
         self.device = self.module.device
-        if self.device.type == "cpu":  # about a minute's work on a core
-            self.chunk_tokens = min(self.chunk_tokens, _CPU_WORK // self.module.num_parameters())
+        small = self.module.get_memory_footprint() <= _SMALL_MODEL
+        self._pads = not small and "position_ids" in inspect.signature(self.module.forward).parameters
+        if self.device.type == "cpu":  # about a minute's work on a core; two, for the large batches of larger models
+            self.chunk_tokens = min(self.chunk_tokens, (1 + self._pads) * _CPU_WORK // self.module.num_parameters())
         # On a CPU, plain matrix products beat the fused kernel for one query at a time, unless heads share their keys.
         self._attention = self.module.config._attn_implementation
         heads, key_heads = _heads(self.module.config)
@@ -96,28 +102,29 @@ class TransformersEngine(Engine):
             torch.cuda.empty_cache()
 
     def _plan(self, requests: Sequence[Request], params: SamplingParams) -> list[Batch]:
-        """Return batches of rows whose prompts have equal length, longest first, of bounded rows and prompts."""
-        by_length: dict[int, dict[tuple[int, ...], list[tuple[int, int]]]] = {}
+        """Return batches of bounded rows and prompts, longest prompts first; see the module about their lengths."""
+        owners: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for r, request in enumerate(requests):
-            ids = tuple(request.prompt_ids)
-            by_length.setdefault(len(ids), {}).setdefault(ids, []).extend((r, j) for j in range(request.n))
+            owners.setdefault(tuple(request.prompt_ids), []).extend((r, j) for j in range(request.n))
+        groups: list[list[tuple[tuple[int, ...], tuple[int, int]]]] = []
+        for prompt in sorted(owners, key=len, reverse=True):
+            last = groups[-1] if groups else []
+            if not last or len(last[-1][0]) > len(prompt) and not (self._pads and len(last) < _ENOUGH_ROWS):
+                groups.append(last := [])
+            last += [(prompt, owner) for owner in owners[prompt]]
         batches = []
-        for length in sorted(by_length, reverse=True):
-            rows = [(prompt, owner) for prompt, owners in by_length[length].items() for owner in owners]
+        for rows in groups:
+            length = len(rows[0][0])
             limit = self._rows(length + params.max_tokens)
             size = -(-len(rows) // -(-len(rows) // limit))  # equal batches: no small one left at the end
-            start = 0
-            while start < len(rows):
-                prompts: dict[tuple[int, ...], int] = {}
-                taken = []
-                for prompt, owner in rows[start : start + size]:
-                    if prompt not in prompts and len(prompts) >= max(1, _PREFILL_TOKENS // length):
-                        break
-                    taken.append((prompts.setdefault(prompt, len(prompts)), owner))
-                start += len(taken)
-                owners = [owner for _, owner in taken]
-                seeds = np.array([(requests[r].seed + j) % 2**64 for r, j in owners], dtype=np.uint64)
-                batches.append(Batch(list(prompts), [p for p, _ in taken], owners, seeds))
+            while rows:
+                prompts = list(dict.fromkeys(prompt for prompt, _ in rows[:size]))[: max(1, _PREFILL_TOKENS // length)]
+                row_of = {prompt: i for i, prompt in enumerate(prompts)}
+                taken = [row for row in rows[:size] if row[0] in row_of]
+                rows = rows[len(taken) :]
+                seeds = np.array([(requests[r].seed + j) % 2**64 for _, (r, j) in taken], dtype=np.uint64)
+                of_row, asked = [row_of[prompt] for prompt, _ in taken], [owner for _, owner in taken]
+                batches.append(Batch(prompts, of_row, asked, seeds))
         return batches
 
     def _rows(self, length: int) -> int:
@@ -178,11 +185,20 @@ def decode(
         growing = can_share(module)
         cache = Cache(layer_class_to_replicate=_growing_layer()) if growing else DynamicCache(config=module.config)
 
-        def read(tokens: torch.Tensor) -> torch.Tensor:
-            """Add tokens (rows, positions) to the cache; return the logits after each row, (rows, vocabulary)."""
-            return module(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        longest = max(map(len, batch.prompts))
+        padding = torch.tensor([longest - len(prompt) for prompt in batch.prompts], device=device)
+        padded = bool(padding.any())
 
-        logits = read(torch.tensor(batch.prompts, device=device))
+        def read(tokens: torch.Tensor, start: int) -> torch.Tensor:
+            """Add tokens (rows, positions from start on) to the cache; return the logits after, (rows, vocabulary)."""
+            where = {}
+            if padded:  # a row's positions count from its own first token
+                positions = torch.arange(start + tokens.shape[1], device=device) - padding[:, None]
+                where = {"attention_mask": (positions >= 0).long(), "position_ids": positions[:, start:].clamp(min=0)}
+            return module(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **where).logits[:, -1]
+
+        filled = [[0] * (longest - len(prompt)) + list(prompt) for prompt in batch.prompts]
+        logits = read(torch.tensor(filled, device=device), 0)
         module.set_attn_implementation(decode_attention)
 
         ends = torch.tensor(ends, device=device, dtype=torch.long)
@@ -214,7 +230,8 @@ def decode(
             parents = branches // vocabulary
             if len(parents) != len(logits) or not torch.equal(parents, torch.arange(len(logits), device=device)):
                 cache.reorder_cache(parents)
-            logits = read((branches % vocabulary)[:, None])
+                padding = padding[parents]
+            logits = read((branches % vocabulary)[:, None], longest + position)
         # without what a finished row drew before it left the batch
         is_end = torch.isin(tokens, ends).cpu().numpy()
         lengths = np.where(is_end.any(1), is_end.argmax(1) + 1, params.max_tokens)

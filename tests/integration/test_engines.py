@@ -184,11 +184,12 @@ def test_heads_that_devices_cannot_share(folder, refused):
         ("mistral", {"sliding_window": 8}, 64),  # a cache that forgets
     ],
 )
-def test_batch_cache_and_compaction_change_nothing(tmp_path, architecture, changes, batch_size):
+@pytest.mark.parametrize("small", [1 << 30, 0])  # bytes: prompts of other lengths share no batch, or do
+def test_batch_cache_and_compaction_change_nothing(tmp_path, monkeypatch, architecture, changes, batch_size, small):
     """Every answer equals the one drawn by reading the whole sequence anew for each token, with the same randomness."""
     save_peaked(tmp_path, architecture, **changes)
-    how = {"engine": "transformers", "device": "cpu", "batch_size": batch_size}
-    engine = load_engine(EngineConfig(model=tmp_path, **how))
+    monkeypatch.setattr("quagmire_utils.engines.transformers._SMALL_MODEL", small)
+    engine = load_engine(EngineConfig(model=tmp_path, engine="transformers", device="cpu", batch_size=batch_size))
     prompts = [PROMPT, PROMPT[::-1], (*PROMPT, 110, 120)]
     requests = [Request(prompt, 40, 1000 * i) for i, prompt in enumerate(prompts)]
     params = SamplingParams(max_tokens=20)
@@ -204,9 +205,8 @@ def test_batch_cache_and_compaction_change_nothing(tmp_path, architecture, chang
             with torch.inference_mode():
                 ids = torch.tensor([[*request.prompt_ids, *rows[j][:position]] for j in going])
                 logits = engine.module(ids, use_cache=False).logits[:, -1]
-            assert draw(cumulative(logits, 1.0, 1.0), numbers[going, position]).tolist() == [
-                rows[j][position] for j in going
-            ]
+            drawn = draw(cumulative(logits, 1.0, 1.0), numbers[going, position])
+            assert drawn.tolist() == [rows[j][position] for j in going]
         assert all(ids[-1] in engine.ends or len(ids) == 20 for ids in rows)
 
 
