@@ -109,7 +109,7 @@ class TransformersEngine(Engine):
         groups: list[list[tuple[tuple[int, ...], tuple[int, int]]]] = []
         for prompt in sorted(owners, key=len, reverse=True):
             last = groups[-1] if groups else []
-            if not last or len(last[-1][0]) > len(prompt) and not (self._pads and len(last) < _ENOUGH_ROWS):
+            if not last or (len(last[-1][0]) > len(prompt) and not (self._pads and len(last) < _ENOUGH_ROWS)):
                 groups.append(last := [])
             last += [(prompt, owner) for owner in owners[prompt]]
         batches = []
