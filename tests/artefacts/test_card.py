@@ -46,10 +46,11 @@ def documented_columns(text: str) -> dict[str, list[str]]:
     return columns
 
 
-@pytest.mark.parametrize("profile", ["mini", "mini-pilot", "mini-v1", "mini-v1-pilot"])
+@pytest.mark.parametrize("profile", ["mini", "mini-choice", "mini-pilot", "mini-v1", "mini-v1-pilot"])
 def test_the_card_documents_every_column_and_no_other(profile):
     folder = ROOT / "results" / profile
-    documented = documented_columns((folder.parent / profile.removesuffix("-pilot") / "README.md").read_text("utf-8"))
+    card_of = re.sub("-(pilot|choice)$", "", profile)
+    documented = documented_columns((folder.parent / card_of / "README.md").read_text("utf-8"))
     assert set(documented) == set(RECORDS)
     for name, columns in documented.items():
         assert len(columns) == len(set(columns))

@@ -82,6 +82,7 @@ def test_settings_at_their_defaults_do_not_enter_digests():
     [
         ("smoke", 24, "c32b5ada350ee96b"),
         ("mini", 240, "c845a8ebaef7955c"),
+        ("mini-choice", 25, "3f4be0e76c4b709f"),
         ("mini-pilot", 45, "7a5dfd8dedec2571"),
         ("mini-v1-pilot", 54, "dc9a02445313b130"),
         ("mini-v1", 249, "04d5668d534e10ba"),
@@ -94,7 +95,7 @@ def test_digests_of_the_shipped_profiles_stay(name, cells, digest):
     assert (len(digests), files.digest(digests)) == (cells, digest)
 
 
-@pytest.mark.parametrize("name", ["mini", "mini-pilot", "mini-v1", "mini-v1-pilot"])
+@pytest.mark.parametrize("name", ["mini", "mini-choice", "mini-pilot", "mini-v1", "mini-v1-pilot"])
 def test_records_of_the_shipped_studies_stay_valid(name):
     profile, folder = load_profile(name), ROOT / "results" / name
     cells = sweep.plan(profile)
