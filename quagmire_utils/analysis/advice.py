@@ -22,7 +22,9 @@ from quagmire_utils.analysis.ranking import Ranking, listed, percent, rank_with_
 
 SAID = {
     "agree": "The ranking before RL names it too.",
-    "differ": "The ranking before RL names {leader} instead; the forecast knows the outcomes and takes precedence.",
+    "differ": "The ranking before RL names {leader} instead (chance {chance}); the forecast knows the outcomes and takes "
+    "precedence.",
+    "ruled_out": "The rule has ruled it out: the run is worth what it teaches.",
     "leader_run": "The ranking before RL names {leader} ({ran}).",
     "next": "Send {next_run} to RL next: of the candidates not run, the ranking chooses it most often ({chance}).",
     "none_left": "It rules out every candidate that was not run, so no further run is needed.",
@@ -89,7 +91,10 @@ def advise(
         if ranking.leader in ran:
             said.append(SAID["leader_run"].format(leader=ranking.leader, ran=ran[ranking.leader]))
         elif next_run is not None:
-            said.append(SAID["agree" if ranking.leader == next_run else "differ"].format(leader=ranking.leader))
+            key, chance = "agree" if ranking.leader == next_run else "differ", percent(ranking.chance)
+            said.append(SAID[key].format(leader=ranking.leader, chance=chance))
+        if next_run in ranking.table.loc[ranking.table["rank"].isna(), "candidate"].tolist():
+            said.insert(1, SAID["ruled_out"])
     best = table.loc[table["pass1"] == table["pass1"].max(), "candidate"]
     naive = listed(f"{name} ({ran.get(name, 'not run')})" if ran else name for name in best)
     beside = [SAID["naive"].format(naive=naive), *([SAID["real"]] if forecast else [])]

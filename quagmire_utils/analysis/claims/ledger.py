@@ -286,8 +286,8 @@ def headline(results: Sequence[Result], name: str = "") -> tuple[str, str, str]:
         scale.append(f"{result.family}, n = {result.size}")
     if len(results) > len(shown):  # one claim that holds must not stand for others that do not
         counts = Counter(result.verdict for result in results)
-        told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-        ours.append(f"all {len(results)} tests here: {told}")
+        told = ", ".join(f"{verdict} {counts[verdict]}" for verdict in VERDICTS if counts[verdict])
+        ours.append(f"of {len(results)} tests here: {told}")
     return claimed, "; ".join(ours), "; ".join(scale)
 
 
@@ -297,7 +297,7 @@ def message(results: Sequence[Result], name: str = "", width: int = 90) -> str:
     results, name: as in `headline`.
     """
     claimed, ours, _ = headline(results, name)
-    ours = ours.partition("; all ")[0]
+    ours = ours.partition("; of ")[0]
     return "\n".join([*textwrap.wrap(f"The paper: {claimed}", width), *textwrap.wrap(f"Here: {ours}", width)])
 
 

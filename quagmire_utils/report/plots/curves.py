@@ -62,10 +62,10 @@ def plot_rl_curves(curves: pd.DataFrame, ax: Axes, colours: Mapping[str, Any]) -
     if "base" in means:
         ax.plot(means.index, means["base"], "k--", lw=1.8, zorder=3, label="base")
     ends = means[list(lines)].ffill().iloc[-1].sort_values()
-    marked = {ends.index[-1]: ("^", "ends highest"), ends.index[0]: ("v", "ends lowest")} if len(ends) else {}
-    for name, (marker, text) in marked.items():
-        lines[name].set(lw=2.2, marker=marker, markevery=[-1], ms=6, mec=INK, mew=0.6, zorder=4, clip_on=False)
-        lines[name].set_label(f"{text}: {name}")
+    marked = {ends.index[-1]: ("^", BLUE, "highest"), ends.index[0]: ("v", ORANGE, "lowest")} if len(ends) else {}
+    for name, (marker, colour, text) in marked.items():
+        lines[name].set(color=colour, lw=2.2, marker=marker, markevery=[-1], ms=6, mec=INK, mew=0.6, zorder=4)
+        lines[name].set(label=f"ends {text}: {name}", clip_on=False)
     ax.legend(loc="best", fontsize=8, handlelength=1.6, borderaxespad=0.1)
 
 
@@ -89,7 +89,7 @@ def rl_curve_grid(curves: pd.DataFrame, candidates: pd.DataFrame) -> Figure:
         for ax, (scenario, names) in zip(line, mine.items(), strict=False):
             plot_rl_curves(of_family[of_family["candidate"].isin({*names, "base"})], ax, colours)
             ax.set_title(f"{family}, {scenario} level: {len(names)} candidates", fontsize=10)
-            ax.set(xlim=(0, curves["step"].max()), ylim=(0, top), xlabel="RL step", ylabel="mean reward")
+            ax.set(xlim=(0, curves["step"].max()), ylim=(0, top), xlabel="RL step", ylabel="mean training reward")
         for ax in line[len(mine) :]:
             ax.set_visible(False)
     bar = fig.colorbar(scale, ax=axes, location="bottom", shrink=0.35, aspect=40, pad=0.02, anchor=(0.0, 0.5))

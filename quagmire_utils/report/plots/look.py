@@ -131,7 +131,10 @@ def log_ticks(ax: Axes, values: Iterable[float], base: int = 2) -> None:
     """Make the x axis logarithmic, with a tick at each of the values and none between them."""
     ticks = sorted(set(values))
     ax.set_xscale("log", base=base)
-    ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+    names = [f"{tick:,g}" for tick in ticks]
+    for i in range(1, len(ticks)):  # near ticks have their names on two lines
+        names[i] = "\n" * (ticks[i] < 1.45 * ticks[i - 1] and names[i - 1][0] != "\n") + names[i]
+    ax.set_xticks(ticks, names)
     ax.minorticks_off()
 
 
@@ -178,7 +181,7 @@ PREFIX = {"random": "", "shortest": "s", "longest": "l", "shortest+longest": "s+
 def candidate_labels(candidates: pd.DataFrame, *, repeats: bool = True) -> list[str]:
     """Return "base", or selection (s, l, s+l, none for random), examples × epochs of each; `repeats`: also × 1.
 
-    Of twins, which differ in the learning rate alone, those of the higher rate have a dot.
+    Of twins, which differ in the learning rate alone, those of a rate that is not the most common one have a dot.
     """
     labels = pd.Series("base", index=candidates.index, dtype=object)
     for i, row in enumerate(candidates.itertuples(index=False)):
@@ -186,7 +189,8 @@ def candidate_labels(candidates: pd.DataFrame, *, repeats: bool = True) -> list[
         if row.selection != "none":
             labels.iloc[i] = f"{PREFIX.get(row.selection, row.selection + ' ')}{row.n_examples}{epochs}"
     rates = candidates["learning_rate"]
-    return (labels + np.where(rates > rates.groupby(labels).transform("min"), " •", "")).tolist()
+    unusual = rates.groupby(labels).transform("nunique").gt(1) & ~rates.isin(rates.mode()[:1])
+    return (labels + np.where(unusual, " •", "")).tolist()
 
 
 def halo() -> list[Any]:
@@ -219,7 +223,10 @@ def label_points(ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequen
         covered = np.nansum(sides.clip(0).prod(axis=2), axis=1)
         crossed = ((thin > spots[..., :2]) & (thin < spots[..., 2:])).all(axis=2).sum(axis=1)
         outside = (frame[:2] - spots[:, 0, :2]).clip(0).sum(axis=1) + (spots[:, 0, 2:] - frame[2:]).clip(0).sum(axis=1)
-        boxes[i] = spots[np.argmin(20 * covered + 8 * crossed + 100 * outside + 5 * SPOTS[:, 2]), 0]
+        gaps = np.hypot(*(points.clip(spots[..., :2], spots[..., 2:]) - points).transpose(2, 0, 1))  # to all points
+        astray = gaps[:, i] > gaps.min(axis=1)  # nearer to another point
+        cost = 20 * covered + 8 * crossed + 100 * outside + 80 * astray + 5 * SPOTS[:, 2]
+        boxes[i] = spots[np.argmin(cost), 0]
     looks: dict[str, Any] = {"fontsize": LABEL_SIZE, "color": INK, "zorder": 6, "path_effects": halo()}
     line = {"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0.5, 0.5)}
     for text, at, point, box in zip(texts, zip(x, y, strict=True), points, boxes, strict=True):

@@ -147,9 +147,9 @@ def selection_figure(panel: Panel, x: str = "sft_tokens", correlation: float = m
     placed = plot_stages(panel, left, x, "selection")
     entries = stage_entries([panel], "selection")
     if entries:
-        ring = {"marker": "o", "mfc": "none", "mew": 1.2}
-        entries.append(legend_entry("one epoch, best after RL (solid ring)", ms=13, **ring))
-        entries.append(legend_entry("one epoch, best after SFT (dashed ring)", ms=10, **{**ring, "mec": GREY}))
+        for style, size, what in (("-", 170, "after RL"), ("--", 105, "after SFT")):
+            ring = {"facecolors": "none", "edgecolors": INK, "ls": style, "label": f"one epoch, best {what}"}
+            entries.append(left.scatter([], [], s=size, **ring))
     legend_above(fig, entries)
     plot_before_after(panel, right, correlation)
     label_stages(panel, left, placed)
