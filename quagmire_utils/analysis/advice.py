@@ -18,35 +18,11 @@ import pandas as pd
 from quagmire_utils.analysis.forecasting import RLForecast, forecast_rl
 from quagmire_utils.analysis.lines import FEWEST
 from quagmire_utils.analysis.measurements import Measurements
-from quagmire_utils.analysis.ranking import Ranking, listed, percent, rank_with_noise
+from quagmire_utils.analysis.ranking import SENTENCES, Ranking, listed, percent, rank_with_noise
 
-SAID = {
-    "agree": "The ranking before RL names it too.",
-    "differ": "The ranking before RL names {leader} instead (chance {chance}); the forecast knows the outcomes and takes "
-    "precedence.",
-    "ruled_out": "The rule has ruled it out: the run is worth what it teaches.",
-    "leader_run": "The ranking before RL names {leader} ({ran}).",
-    "next": "Send {next_run} to RL next: of the candidates not run, the ranking chooses it most often ({chance}).",
-    "none_left": "It rules out every candidate that was not run, so no further run is needed.",
-    "naive": "The naive choice, the highest Pass@1, is {naive}. On 6 sets of micro models (results/mini) it ended 4.9 "
-    "points below the best on average, the ranking's choice 3.2 and a random one 21.2; where RL takes all to one score "
-    "(results/mini-v1), 0.0, 0.1 and 5.0. On published numbers of real models (22 SFT checkpoints, 4 groups) both "
-    "ended best, and a random one 7.3 points below.",
-    "real": "There, forecasts of one checkpoint from the others had R² 0.90 and 0.95 from Pass@32, 0.94 and 0.98 from "
-    "Pass@1 (2 groups). In another it was 0.01 from the loss and 0.27 from Pass@1 (1 group, 33 checkpoints).",
-    "length": "The rule assumes RL up to its plateau. The rank correlation of Pass@64 minus that of Pass@1 was -0.05 "
-    "after 32 RL steps and +0.06 after 512 on results/mini, -0.20 after 8 and -0.10 after 32 on results/mini-v1.",
-    "disagree": "Where loss and Pass@64 ordered two candidates differently, the loss was right for 79 % of 34 pairs on "
-    "results/mini and for 74 % of 31 on results/mini-v1.",
-}
+SAID, WARNINGS = SENTENCES["advice"].values()
 SATURATED, NEARLY_ALL = 0.95, 0.75  # Pass@k above which, in so many candidates, it hardly ranks them
 PLATEAU = 0.01  # gain in the last quarter of the RL steps
-WARNINGS = {
-    "saturated": "Pass@{k} is above 95 % for {high} of {total} candidates, where it hardly ranks them: measure harder "
-    "problems, or choose a smaller k.",
-    "early": "RL of these candidates still gained {late:.1f} points in the last quarter of its steps: it stops early, "
-    "and a longer run may order them otherwise.",
-}
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from quagmire_utils.analysis.candidates import select_candidates
 from quagmire_utils.analysis.fits import Array, r2_score, spearman
 from quagmire_utils.analysis.lines import FEWEST, Fit, Task
 from quagmire_utils.analysis.predictors import regret
-from quagmire_utils.analysis.ranking import listed, percent
+from quagmire_utils.analysis.ranking import SENTENCES, listed, percent
 from quagmire_utils.analysis.tables import number_text
 from quagmire_utils.core.errors import ParameterError
 
@@ -35,34 +35,7 @@ SETS = {  # what `compare_predictors` compares
     "Pass@k": ("pass_k",),
     "loss and Pass@k": ("gen_loss", "pass_k"),
 }
-NEXT = {
-    "run": "Run {next_run} next: it removes {gain} of the uncertainty about which candidate ends best.",
-    "enough": "No further run is needed to choose: no other candidate is expected to end best.",
-    "all": "Every candidate was run.",
-}
-BEST = {
-    "run": "Best run so far: {best} at {outcome:.1f} %.",
-    "forecast": "Highest forecast of the others: {top} with {predicted:.1f} % [{low:.1f}, {high:.1f}], chance to end "
-    "best {chance}.",
-}
-CHECK = "Leave-one-out check over {checks} runs: R² {r2}, {covered} outcomes inside their intervals: {verdict}."
-VERDICTS = {
-    "worse": "no better than the mean of the runs, so do not choose by these forecasts",
-    "few": "too few runs to say much",
-    "weak": "weak, so trust the intervals more than the order",
-    "good": "the forecasts distinguish candidates",
-}
-UNCHECKED = "There are too few RL runs to check the forecasts against each other."
-WARNINGS = {
-    "left_out": "Left out, without {predictors}: {names}.",
-    "beyond": "{count} of {total} forecasts extrapolate beyond the RL runs, so their intervals are wider: {names}.",
-    "assumed": "RL runs of one candidate are assumed to differ by {noise:.1f} points, as there is no outcome_se.",
-    "top_beyond": "The highest forecast, {top}, extrapolates.",
-    "loss": "Among the RL runs a higher gen_loss went with a better outcome, against the paper's finding.",
-    "score": "Among the RL runs a higher {name} went with a worse outcome, against the paper's finding.",
-    "impossible": "Forecast below 0 or above 100 %: {names}. A line has no limits.",
-    "few": "{count} RL runs give wide intervals and a weak check or none.",
-}
+NEXT, BEST, CHECK, VERDICTS, UNCHECKED, WARNINGS = SENTENCES["forecasting"].values()
 
 
 @dataclass(frozen=True, eq=False)

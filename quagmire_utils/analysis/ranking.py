@@ -16,9 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from quagmire_utils.analysis.candidates import select_candidates
 from quagmire_utils.analysis.measurements import Measurements, checked_candidates, comparable_loss
@@ -33,36 +35,8 @@ CEILING = 0.995  # from this Pass@k on only a few problems distinguish candidate
 FEW_PROBLEMS = 20  # below it a mean over problems is far from normal
 SERIOUS = 0.1  # chance from which a rival is named
 
-CHOICE = {
-    "one": "{leader} is the only candidate.",
-    "hopeless": "Do not choose yet: no candidate solves more than 0.5 % of the problems in {k} answers, so RL has "
-    "almost no correct answer to learn from. Measure easier problems.",
-    "first": "Send {whom} to RL: {left} of {total} candidates remain after the rule, and the highest Pass@{k} of "
-    "them is {pass_k:.1f} %.",
-    "noise": "Send {leader} to RL: {first} would rank first by the numbers as they are, but with their noise the "
-    "rule chooses {leader} more often.",
-}
-DOUBT = {
-    "unknown": "How sure this is cannot be computed: it takes standard errors or counts of every candidate.",
-    "settled": "With exact numbers the rule would choose it with a chance of {chance}: settled.",
-    "open": "With exact numbers the rule would choose it with a chance of {chance} (next: {rivals}).",
-}
-REMEDY = {
-    "counts": "Counts of correct answers would show how many more answers are needed.",
-    "answers": "About {needed} answers to each problem instead of {samples} would raise the chance of {settling} to "
-    "{confidence}, if the present estimates are right.",
-    "problems": "More answers alone are not enough; more problems are needed{times}.",
-    "traces": "More answers alone are not enough: the losses are too close, so more held-out traces are needed.",
-    "both": "More answers alone are not enough; more problems and more held-out traces are needed{times}.",
-    "ties": "More data cannot settle it: on these very problems and traces the candidates are equal.",
-}
-NOTES = {
-    "no_losses": "Losses rule no candidate out: they are missing, or do not compare (instance level).",
-    "some_losses": "Without a loss and so never ruled out: {names}.",
-    "exact_losses": "Losses without a standard error count as exact, so chances are too high where they decide.",
-    "few_problems": "With {problems} problems the chances are a rough guide.",
-    "ceiling": "Pass@{k} is above 99.5 % for {high} candidates and hardly distinguishes them: use harder problems.",
-}
+SENTENCES = yaml.safe_load(Path(__file__).with_name("sentences.yaml").read_text(encoding="utf-8"))
+CHOICE, DOUBT, REMEDY, NOTES = SENTENCES["ranking"].values()
 
 
 def rank_candidates(records: pd.DataFrame) -> pd.DataFrame:
