@@ -22,7 +22,7 @@ from tqdm import tqdm
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import Profile
 from quagmire_utils.sweep.cells import can_start, has_checkpoint
-from quagmire_utils.sweep.collect import collect, finished_cells, is_collected
+from quagmire_utils.sweep.collect import check_folder, collect, finished_cells, is_collected
 from quagmire_utils.sweep.datasets import check_files
 from quagmire_utils.sweep.estimate import estimate, missing_here
 from quagmire_utils.sweep.grid import Cell, check, first_runs_first, plan
@@ -89,8 +89,9 @@ def run_one(profile: Profile, folder: str | Path, cell_id: str) -> None:
 
 
 def _check_all(profile: Profile, folder: Path, *, here: bool = True) -> None:
-    """Refuse a wrong profile, what this machine lacks, and dataset files that would fail a later cell."""
+    """Refuse a wrong profile or folder, what this machine lacks, and dataset files that would fail a later cell."""
     check(profile)
+    check_folder(profile, folder)
     for lack in missing_here(profile) if here else ():
         raise ParameterError("profile", profile.name, reason=f"{lack}; `--dry-run` lists what else is missing")
     for lack in check_files(profile, folder):
@@ -142,6 +143,7 @@ def slurm_script(profile: Profile, name: str, folder: Path, done: set[str]) -> s
     import jinja2
 
     check(profile, here=False)
+    check_folder(profile, folder)
     name = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
     cells = plan(profile)
     todo = first_runs_first([cell for cell in cells if cell.id not in done])
