@@ -30,7 +30,7 @@ _BETWEEN_BOXES = re.compile(
 _PERCENT = re.compile(r"[\s$]*(?:\\?%|percent\b)")
 _GOES_ON_AFTER_BOX = re.compile(r"\s*(?:\^|\\(?:pi|sqrt)(?![a-z]))[^$\n.=]{0,40}?(?=\\[)\]]|[$\n.=]|$)")
 STATED = re.compile(
-    r"(?:answers?\W{0,4}\s*(?:is|are|:|=)|^\s*A(?:ns)?:|####|答案\s*(?:是|为|：|:)|答えは?[:：]?|<answer>"
+    r"(?:answers?\W{0,4}\s*(?:is|are|:|=)|^[^\S\n]*A(?:ns)?:|####|答案\s*(?:是|为|：|:)|答えは?[:：]?|<answer>"
     r"|^[#*_ \t]*(?:final[ \t]+)?answer(?:[*_]{2}(?=[ \t]+\S)|[*_ \t]*$))[\s:：*=]*(?:(?:option|choice)\s+)?",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -147,7 +147,7 @@ def _stated(text: str) -> Answer | None:
     number = _NUMBER.match(line)
     altered = _ALTERED.match(line, number.end() if number else 0)
     if altered:
-        return Answer(line, not re.search(r"\d.*\D\d", line))
+        return Answer(line, not re.match(r"\D*\d.*\D\d", line))
     if number and "<<" not in line and "=" not in line:
         scale = _SCALE.match(line, number.end())
         return Answer(line[: scale.end() if scale else number.end()].strip(), True)
