@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -128,6 +129,8 @@ def _execute(run: Run) -> Path | None:
         taken = run_notebooks(run)
         page = make_report(run, taken)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise
         sentence = f"{run.place} cannot be written to: {error.strerror or error}"
         stop(f"{sentence}; resume with: {run.resume_command}", 1)
     except KeyboardInterrupt as interrupt:

@@ -32,8 +32,7 @@ def curate(
     show: Annotated[bool, typer.Option("--list", help="List the training sets.")] = False,
 ) -> None:
     """Make SFT and RL sets from hub datasets (streamed) or local files: select, deduplicate, decontaminate."""
-    import yaml
-
+    from quagmire_utils.core.validation import parse_yaml
     from quagmire_utils.data import load_datasets
     from quagmire_utils.data.curation import load_sets
     from quagmire_utils.data.curation.build import CACHE, build, prepare, summary
@@ -46,7 +45,7 @@ def curate(
         return
     if output is None:
         raise ParameterError("--output", reason="give the folder for the set")
-    own = {name: yaml.safe_load(value) for name, value in assignments(parameters).items()}
+    own = {name: parse_yaml(value, name) for name, value in assignments(parameters).items()}
     named = {"source": source, "selection": selection, "n": n, "token_budget": token_budget, "tokenizer": tokenizer}
     own |= {name: value for name, value in {**named, "files": files or None}.items() if value is not None}
     asked = _sets(recipes, sets, names or [], output, own)

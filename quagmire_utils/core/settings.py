@@ -96,7 +96,8 @@ class RLSettings(Settings):
         self._require("checkpoints", self.checkpoints <= self.steps, f"at most rl.steps ({self.steps})")
         if self.checkpoint_ratio is not None:
             self._require("checkpoint_ratio", self.backend != "verl", f"left out with {backend}")
-            enough = len(set(self.checkpoint_steps) - {0}) >= self.checkpoints
+            enough = math.log(self.checkpoint_ratio) * (self.checkpoints - 1) < math.log(2 * self.steps)  # no overflow
+            enough = enough and len(set(self.checkpoint_steps) - {0}) >= self.checkpoints
             allowed = f"small enough for {self.checkpoints} different steps up to {self.steps}"
             self._require("checkpoint_ratio", enough, allowed)
         rollouts = self.prompts_per_step * self.rollouts

@@ -244,17 +244,18 @@ def parse_value(name: str, text: str, default: Any = None) -> Any:
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that it raises for some text
         value = {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
-    if value is None or default is None:
+    if default is None:
         return value
     if isinstance(default, (list, tuple)):
         if isinstance(value, str) and value is text:
             value = [parse_value(name, item.strip()) for item in text.split(",") if item.strip()]
-        return type(default)(value) if isinstance(value, (list, tuple)) else type(default)([value])
+        value = type(default)(value if isinstance(value, (list, tuple)) else [value])
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if type(value) is not type(default):
+    items = value if isinstance(value, (list, tuple)) else []
+    if type(value) is not type(default) or not all(isinstance(item, (str, int, float)) for item in items):
         raise ParameterError(name, text, f"{type(default).__name__} like {default!r}")
     return value
 

@@ -263,7 +263,11 @@ def test_no_processes_where_none_is_needed():
 
 def test_a_pool_that_cannot_start_says_so(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with Grader(1) as grader, pytest.raises(RuntimeError, match="/bin/false"):
+    with Grader(1) as grader, pytest.raises(pool.GradingError, match="/bin/false"):
+        grader.grade(["\\boxed{x}"], ["y"])
+    monkeypatch.undo()
+    monkeypatch.setattr(pool, "_STARTUP", 0.0)
+    with Grader(1) as grader, pytest.raises(pool.GradingError, match="not ready"):
         grader.grade(["\\boxed{x}"], ["y"])
 
 

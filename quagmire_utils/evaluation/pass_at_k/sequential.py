@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.validation import Count, Flag, Positive, Settings, Share
+from quagmire_utils.core.validation import Count, Flag, Integer, Positive, Settings, Share
 from quagmire_utils.evaluation.pass_at_k.estimator import Counts, pass_at_k
 from quagmire_utils.evaluation.pass_at_k.intervals import ROUNDING, mean_of_independent
 
@@ -44,7 +44,7 @@ SPREAD = 4  # a problem gets at most so many times the mean number of answers of
 class Design(Settings):
     """When to look and what to conclude."""
 
-    most: Count = 64  # answers to a problem, a mean over problems
+    most: Integer = 64  # answers to a problem, a mean over problems
     k: Count = 1
     within: Share = 0.02  # differences up to this one do not matter
     these_problems: Flag = False  # the guarantee is for exactly these problems, not for problems of this kind
