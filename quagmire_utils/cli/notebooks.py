@@ -131,8 +131,7 @@ def _execute(run: Run) -> Path | None:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise
-        sentence = f"{run.place} cannot be written to: {error.strerror or error}"
-        stop(f"{sentence}; resume with: {run.resume_command}", 1)
+        stop(f"{run.place} cannot be written to: {error.strerror or error}; resume with: {run.resume_command}", 1)
     except KeyboardInterrupt as interrupt:
         where = f" in notebook{'s' * (',' in str(interrupt))} {interrupt}" if str(interrupt) else ""
         raise KeyboardInterrupt(f"interrupted{where}; resume with: {run.resume_command}") from None

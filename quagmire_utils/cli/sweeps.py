@@ -52,8 +52,7 @@ def curate(
     for recipe, folder in asked if len(asked) > 1 else ():  # not after the hours that the first may take
         prepare(recipe, folder, datasets=datasets)
     for recipe, folder in asked:
-        manifest = build(recipe, folder, cache=cache or CACHE, datasets=datasets)
-        print(summary(folder, manifest))
+        print(summary(folder, build(recipe, folder, cache=cache or CACHE, datasets=datasets)))
 
 
 def _sets(
@@ -111,8 +110,7 @@ def sweep(
             raise ParameterError(option, reason=f"use it with {mode}")
     if spot_check is not None:
         return spot_check_candidate(profile, results, spot_check)
-    settings = load_profile(profile, overrides)
-    folder = results or results_folder(profile)
+    settings, folder = load_profile(profile, overrides), results or results_folder(profile)
     if plan:
         everything = grid.plan(settings)
         done = grid.finished_cells(folder, everything)
@@ -144,8 +142,7 @@ def spot_check_candidate(profile: str, results: Path | None, name: str) -> None:
     from quagmire_utils.report.notebook import results_folder
     from quagmire_utils.sweep.spot_check import spot_check
 
-    started = time.monotonic()
-    folder = results or results_folder(profile)
+    started, folder = time.monotonic(), results or results_folder(profile)
     outcome = spot_check(load_profile(profile), folder, "" if name == "random" else name)
     print(f"{outcome}\nTook {clock(time.monotonic() - started)}.")
     raise typer.Exit(int(outcome.verdict == "differs"))

@@ -74,8 +74,7 @@ def export(
     totals = counts.groupby(["candidate", "benchmark"]).agg(problems=("problem", "size"), answers=("n", "sum"))
     facts = {"totals": totals.reset_index().to_dict("records"), "licences": licences(counts["benchmark"].unique())}
     facts["origins"] = {name: {"model": _model(store), **store.origin} for name, store in stores.items()}
-    card = render("export.md.j2", versions=package_versions(), **git_state(), **facts)
-    write_text(card, output / "README.md")
+    write_text(render("export.md.j2", versions=package_versions(), **git_state(), **facts), output / "README.md")
     for name, store in stores.items() if inspect_logs else ():
         write_inspect(store, output / "inspect", name)
     return output

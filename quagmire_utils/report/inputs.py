@@ -26,8 +26,7 @@ from quagmire_utils.report.notebook import repo_path
 
 def load_benchmarks(benchmarks: str | Sequence[str], limit: int | None = None) -> dict[str, list[Problem]]:
     """Return problems by benchmark, the first `limit` of each; benchmarks: as in `benchmark_sources`."""
-    sources = benchmark_sources(benchmarks)
-    return {name: load_benchmark(source, limit=limit) for name, source in sources.items()}
+    return {name: load_benchmark(source, limit=limit) for name, source in benchmark_sources(benchmarks).items()}
 
 
 def benchmark_sources(benchmarks: str | Sequence[str]) -> dict[str, str]:

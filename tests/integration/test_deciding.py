@@ -75,8 +75,7 @@ def test_a_killed_decision_is_finished_as_an_unbroken_one(folder, tmp_path, caps
     unbroken = shutil.copytree(folder, tmp_path / "unbroken")
     options = ["--num-samples", "64", "--within", "0.1", "--these-problems"]
     assert cli.main(compare(unbroken, *options)) == 0
-    wanted = capsys.readouterr().out.splitlines()[2:]
-    parts = folder / MODELS[1] / UNEQUAL
+    wanted, parts = capsys.readouterr().out.splitlines()[2:], folder / MODELS[1] / UNEQUAL
     process = subprocess.Popen([sys.executable, "-m", "quagmire_utils", *compare(folder, *options)])
     while len(list(parts.glob("part-*.parquet"))) < 3 and process.poll() is None:
         time.sleep(0.05)

@@ -197,8 +197,7 @@ def test_hostile_responses_neither_hang_nor_crash_nor_run(steady, tmp_path, name
         "\ud800 is \\boxed{\udfff}": WRONG,
         "\ud800\\boxed{5}": CORRECT,
     }
-    start = time.monotonic()
-    grades = steady.grade(list(cases), ["5"] * len(cases), grader=name)
+    start, grades = time.monotonic(), steady.grade(list(cases), ["5"] * len(cases), grader=name)
     assert time.monotonic() - start < 200
     assert verdicts(steady.grade(["\\boxed{x+1}"], ["1+x"])) == [CORRECT]
     assert not marker.exists()
