@@ -222,9 +222,10 @@ def _headings(file: str, cells: Sequence[str]) -> tuple[list[str], set[str], int
     names, percent, large = list[str](), set[str](), 0
     for cell in cells:
         name, marked = re.subn(r"_?[(\[]?%[)\]]?$", "", re.sub(r"\s+", "_", cell.lower()))
-        if found := re.fullmatch(r"pass_?@?(\d+)(_se)?", name):
-            name = ("pass1" if found[1] == "1" else "pass_k") + (found[2] or "")
-            large = large if found[1] == "1" else int(found[1])
+        if found := re.fullmatch(r"pass_?@?(\d{1,9})(_se)?", name):
+            check_whole(f"{file}, column {cell}", k := int(found[1]), 1)
+            name = ("pass1" if k == 1 else "pass_k") + (found[2] or "")
+            large = large if k == 1 else k
         name = "gen_loss" if name in ("loss", "generalization_loss") else name
         if name and name in names:
             raise ParameterError(file, reason=f"it has the column {name} twice (the second time as {cell!r})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -35,9 +36,11 @@ class _Commands(TyperGroup):
         except BrokenPipeError:  # the reader of the output has seen enough, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                stop(f"a name in {str(error.filename)[:60]}... is too long for this system", 2)
             stop(f"{error}; resume with: {again}", 1)
         except RuntimeError as error:
-            if type(error).__name__ not in ("NotebookError", "SweepError", "EngineError"):
+            if type(error).__name__ not in ("NotebookError", "SweepError", "EngineError", "GradingError"):
                 raise
             stop(str(error), 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -128,8 +129,9 @@ def _execute(run: Run) -> Path | None:
         taken = run_notebooks(run)
         page = make_report(run, taken)
     except OSError as error:
-        sentence = f"{run.place} cannot be written to: {error.strerror or error}"
-        stop(f"{sentence}; resume with: {run.resume_command}", 1)
+        if error.errno == errno.ENAMETOOLONG:
+            raise
+        stop(f"{run.place} cannot be written to: {error.strerror or error}; resume with: {run.resume_command}", 1)
     except KeyboardInterrupt as interrupt:
         where = f" in notebook{'s' * (',' in str(interrupt))} {interrupt}" if str(interrupt) else ""
         raise KeyboardInterrupt(f"interrupted{where}; resume with: {run.resume_command}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,7 @@ def view(
     folder: Annotated[Path, typer.Argument(help="Output folder of an evaluation, finished or running.")],
     beside: Annotated[Path | None, typer.Argument(help="Folder of another one, to show beside it.")] = None,
     benchmarks: Annotated[str, typer.Option(help="Names or files with the golds, if the folder does not say.")] = "",
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1. Default: one that is free.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1. Default: a free one.")] = 0,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open it in a browser.")] = True,
 ) -> None:
     """Watch one or two evaluations in the browser while they run: progress, scores so far, answers. Changes nothing."""
@@ -142,9 +143,9 @@ def _open_store(folder: Path) -> SampleStore:
 
 
 def _ks(text: str) -> list[int]:
-    if not all(item.strip().isdecimal() for item in text.split(",")):
+    if not all(re.fullmatch(r"\s*\d{1,9}\s*", item) for item in text.split(",")):
         raise ParameterError("-k", text, "whole numbers separated by commas")
-    return [int(item) for item in text.split(",")]
+    return list(dict.fromkeys(map(int, text.split(","))))
 
 
 def print_table(store: SampleStore, ks: Sequence[int]) -> None:

@@ -32,8 +32,7 @@ def curate(
     show: Annotated[bool, typer.Option("--list", help="List the training sets.")] = False,
 ) -> None:
     """Make SFT and RL sets from hub datasets (streamed) or local files: select, deduplicate, decontaminate."""
-    import yaml
-
+    from quagmire_utils.core.validation import parse_yaml
     from quagmire_utils.data import load_datasets
     from quagmire_utils.data.curation import load_sets
     from quagmire_utils.data.curation.build import CACHE, build, prepare, summary
@@ -46,15 +45,14 @@ def curate(
         return
     if output is None:
         raise ParameterError("--output", reason="give the folder for the set")
-    own = {name: yaml.safe_load(value) for name, value in assignments(parameters).items()}
+    own = {name: parse_yaml(value, name) for name, value in assignments(parameters).items()}
     named = {"source": source, "selection": selection, "n": n, "token_budget": token_budget, "tokenizer": tokenizer}
     own |= {name: value for name, value in {**named, "files": files or None}.items() if value is not None}
     asked = _sets(recipes, sets, names or [], output, own)
     for recipe, folder in asked if len(asked) > 1 else ():  # not after the hours that the first may take
         prepare(recipe, folder, datasets=datasets)
     for recipe, folder in asked:
-        manifest = build(recipe, folder, cache=cache or CACHE, datasets=datasets)
-        print(summary(folder, manifest))
+        print(summary(folder, build(recipe, folder, cache=cache or CACHE, datasets=datasets)))
 
 
 def _sets(
@@ -112,8 +110,7 @@ def sweep(
             raise ParameterError(option, reason=f"use it with {mode}")
     if spot_check is not None:
         return spot_check_candidate(profile, results, spot_check)
-    settings = load_profile(profile, overrides)
-    folder = results or results_folder(profile)
+    settings, folder = load_profile(profile, overrides), results or results_folder(profile)
     if plan:
         everything = grid.plan(settings)
         done = grid.finished_cells(folder, everything)
@@ -145,8 +142,7 @@ def spot_check_candidate(profile: str, results: Path | None, name: str) -> None:
     from quagmire_utils.report.notebook import results_folder
     from quagmire_utils.sweep.spot_check import spot_check
 
-    started = time.monotonic()
-    folder = results or results_folder(profile)
+    started, folder = time.monotonic(), results or results_folder(profile)
     outcome = spot_check(load_profile(profile), folder, "" if name == "random" else name)
     print(f"{outcome}\nTook {clock(time.monotonic() - started)}.")
     raise typer.Exit(int(outcome.verdict == "differs"))

@@ -16,18 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from quagmire_utils.core import validation
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.validation import (
-    Count,
-    Flag,
-    Fraction,
-    Integer,
-    NonNegative,
-    Positive,
-    Settings,
-    Share,
-    read_yaml,
-)
+from quagmire_utils.core.validation import Count, Flag, Fraction, Integer, NonNegative, Positive, Settings, Share
 
 PROFILES = Path(__file__).parent / "profiles"
 SCENARIOS = ("dataset", "instance", "source")  # Tables 1, 2; 3, 4; Fig. 6
@@ -96,7 +87,8 @@ class RLSettings(Settings):
         self._require("checkpoints", self.checkpoints <= self.steps, f"at most rl.steps ({self.steps})")
         if self.checkpoint_ratio is not None:
             self._require("checkpoint_ratio", self.backend != "verl", f"left out with {backend}")
-            enough = len(set(self.checkpoint_steps) - {0}) >= self.checkpoints
+            fits = math.log(self.checkpoint_ratio) * (self.checkpoints - 1) < math.log(2 * self.steps)  # no overflow
+            enough = fits and len(set(self.checkpoint_steps) - {0}) >= self.checkpoints
             allowed = f"small enough for {self.checkpoints} different steps up to {self.steps}"
             self._require("checkpoint_ratio", enough, allowed)
         rollouts = self.prompts_per_step * self.rollouts
@@ -109,8 +101,7 @@ class RLSettings(Settings):
             raise ParameterError("rl.prompts_per_step", self.prompts_per_step, f"at most the {problems} problems")
         if self.epochs is None:
             return self
-        steps = max(1, math.floor(self.epochs * (problems // self.prompts_per_step)))
-        return self.replace(steps=steps, epochs=None)
+        return self.replace(steps=max(1, math.floor(self.epochs * (problems // self.prompts_per_step))), epochs=None)
 
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:
@@ -156,9 +147,8 @@ class ModelSettings(Settings):
     parameters: Count | None = None  # for the dry run; None: counted from the model's config.json
 
     def _check(self) -> None:
-        is_commit = re.fullmatch("[0-9a-f]{40}", self.revision or "")
         allowed = f"a commit of {self.hub_id} (40 hexadecimal digits; a branch may change)"
-        self._require("revision", self.is_folder or is_commit, allowed)
+        self._require("revision", self.is_folder or re.fullmatch("[0-9a-f]{40}", self.revision or ""), allowed)
 
     @property
     def is_folder(self) -> bool:
@@ -226,8 +216,7 @@ class CandidateSettings(Settings):
             return self._require("n_examples", not self.n_examples, "0 if selection is none")
         known = set(parts) <= set(SELECTIONS) and len(set(parts)) == len(parts)
         self._require("selection", known, f"none, or of {', '.join(SELECTIONS)} joined by +")
-        enough = self.n_examples >= len(parts)
-        self._require("n_examples", enough, f"at least one for each selection of {self.selection}")
+        self._require("n_examples", self.n_examples >= len(parts), f"at least one for each of {self.selection}")
 
     @property
     def name(self) -> str:
@@ -355,7 +344,7 @@ def load_profile(name: str | Path, overrides: Mapping[str, Any] | None = None) -
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         reason = f"there is no {path.name}; a profile is one of {known}, or the path of a YAML file like theirs"
         raise ParameterError("profile", str(name), reason=reason)
-    values = read_yaml(path, "profile")
+    values = validation.read_yaml(path, "profile")
     shipped = PROFILES / f"{values.get('name')}.yaml"
     if shipped.is_file() and shipped.resolve() != path.resolve():
         raise ParameterError("name", values["name"], f"another in {path}, not that of a shipped profile")

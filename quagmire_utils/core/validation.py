@@ -97,13 +97,11 @@ def parameter_error(error: ValidationError, values: object, where: str = "") -> 
 
     Entries of a list that have a `name` are called by it: families.micro-llama.sources.main.pool.
     """
-    first = error.errors(include_url=False)[0]
-    name = where
+    first, name = error.errors(include_url=False)[0], where
     for step in first["loc"]:
         if step == "[key]":
             continue
-        in_list = isinstance(values, list | tuple)
-        values = _item(values, step)
+        in_list, values = isinstance(values, list | tuple), _item(values, step)
         label = _item(values, "name") if in_list else str(step)
         if isinstance(label, str):
             name = f"{name}.{label}" if name else label
@@ -133,13 +131,28 @@ def _item(values: object, step: object) -> object:
         return getattr(values, str(step), None)
 
 
+class _Loader(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Refuse a key that is there twice: YAML would drop its first value without a word."""
+        node = super().compose_mapping_node(anchor)
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.MarkedYAMLError(problem=f"the key {twice[0][1]} is there twice", problem_mark=node.start_mark)
+        return node
+
+
+def parse_yaml(source: str | Path, what: str) -> Any:
+    """Return the value of a YAML text or file. Raises ParameterError, naming `what` it should be, for a bad one."""
+    try:
+        return yaml.load(source.read_text(encoding="utf-8") if isinstance(source, Path) else source, _Loader)
+    except Exception as error:  # dates, numbers and deep lists raise other kinds than YAMLError
+        reason = f"{str(source)[:200]} cannot be read as YAML ({' '.join(str(error).split())})"
+        raise ParameterError(what, str(source), reason=reason) from error
+
+
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises ParameterError, naming `what` it should be, for anything else."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = f"{path} cannot be read as YAML ({' '.join(str(error).split())})"
-        raise ParameterError(what, str(path), reason=reason) from error
+    values = parse_yaml(path, what)
     if not isinstance(values, dict):
         raise ParameterError(what, str(path), reason=f"{path} must be a mapping, not {type(values).__name__}")
     return values

@@ -35,7 +35,7 @@ def export(
     It holds counts.parquet, samples/NAME/*.parquet, candidates.csv for `quagmire rank` (Pass@1, Pass@k at the largest k
     that all have, and the loss if all measured it on the same traces), and README.md, the data card. inspect_logs: also
     inspect/NAME-BENCHMARK.eval. Raise ParameterError for folders without graded answers, or of one name, and for an
-    output that holds answers of others.
+    output that holds answers of others or would replace one of the folders.
     """
     output, stores = Path(output), {Path(folder).resolve().name: SampleStore(folder) for folder in folders}
     if len(stores) < len(folders):
@@ -49,6 +49,10 @@ def export(
     if held - {*stores}:
         reason = f"{output} holds answers of {', '.join(sorted(held - {*stores}))}; use another folder"
         raise ParameterError("output", output, reason=reason)
+    places = [(output / "samples" / name).resolve() for name in stores]
+    for own in (store.path.resolve() for store in stores.values()):
+        if any(own.is_relative_to(place) or place.is_relative_to(own) for place in places):
+            raise ParameterError("output", output, reason=f"the export would overwrite {own}; use another folder")
     for name in held:  # the answers of an earlier export
         shutil.rmtree(output / "samples" / name)
     counts = pd.concat(parts, names=["candidate"]).reset_index("candidate").reset_index(drop=True)
@@ -70,8 +74,7 @@ def export(
     totals = counts.groupby(["candidate", "benchmark"]).agg(problems=("problem", "size"), answers=("n", "sum"))
     facts = {"totals": totals.reset_index().to_dict("records"), "licences": licences(counts["benchmark"].unique())}
     facts["origins"] = {name: {"model": _model(store), **store.origin} for name, store in stores.items()}
-    card = render("export.md.j2", versions=package_versions(), **git_state(), **facts)
-    write_text(card, output / "README.md")
+    write_text(render("export.md.j2", versions=package_versions(), **git_state(), **facts), output / "README.md")
     for name, store in stores.items() if inspect_logs else ():
         write_inspect(store, output / "inspect", name)
     return output

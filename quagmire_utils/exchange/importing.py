@@ -50,8 +50,9 @@ def import_logs(
     """Import and grade the answers in a log, or in a folder of logs of one model.
 
     log_format: of `formats.FORMATS`; by default it is recognised. golds: problems by benchmark. An answer then belongs
-    to the one whose question comes last in its prompt (in a log without prompts: that has its id), and others are left
-    out. grader: of the golds in the log; by default `choice` for a benchmark whose golds are letters, else `math`.
+    to the one whose question comes last in its prompt (in a log without prompts: that has its id, in the log's
+    benchmark or in one alone), and others are left out. grader: of the golds in the log; by default `choice` for a
+    benchmark whose golds are letters, else `math`.
 
     Return the store, and how many answers were left out, by reason. The same call finishes an import that was killed.
     Raise ParameterError for a file that is not as its tool writes it, for logs of several models or tools, if no
@@ -148,7 +149,9 @@ class _Matcher:
 
     def __init__(self, golds: Mapping[str, Sequence[Problem]]) -> None:
         self.known = [(name, problem) for name, some in golds.items() for problem in some]
-        self.by_id = {problem.id: (name, problem) for name, problem in self.known}
+        ids = Counter(problem.id for _, problem in self.known)
+        self.by_id = {(name, problem.id): (name, problem) for name, problem in self.known}
+        self.by_id |= {("", problem.id): (name, problem) for name, problem in self.known if ids[problem.id] == 1}
         self.questions = [" ".join(problem.question.split()) for _, problem in self.known]
         self.by_prompt: dict[str, tuple[str, Problem] | None] = {}
 
@@ -160,9 +163,11 @@ class _Matcher:
         if self.known:
             if prompt not in self.by_prompt:
                 self.by_prompt[prompt] = self._find(" ".join(prompt.split()))
-            name, problem = (self.by_prompt[prompt] if prompt else self.by_id.get(answer.problem)) or ("", None)
+            keys = (answer.benchmark, answer.problem), ("", answer.problem)  # the second where one benchmark has it
+            by_id = next((self.by_id[key] for key in keys if key in self.by_id), None)
+            name, problem = (self.by_prompt[prompt] if prompt else by_id) or ("", None)
             own = problem and replace(problem, instruction=problem.instruction or instruction)
-            return (name, own) if own else "no problem among those that were named"
+            return (name, own) if own else "no problem, or no single one, among those that were named"
         if not answer.gold:
             return "no gold answer"
         number = answer.problem or hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest()[:12]

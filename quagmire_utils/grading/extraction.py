@@ -30,7 +30,7 @@ _BETWEEN_BOXES = re.compile(
 _PERCENT = re.compile(r"[\s$]*(?:\\?%|percent\b)")
 _GOES_ON_AFTER_BOX = re.compile(r"\s*(?:\^|\\(?:pi|sqrt)(?![a-z]))[^$\n.=]{0,40}?(?=\\[)\]]|[$\n.=]|$)")
 STATED = re.compile(
-    r"(?:answers?\W{0,4}\s*(?:is|are|:|=)|^\s*A(?:ns)?:|####|答案\s*(?:是|为|：|:)|答えは?[:：]?|<answer>"
+    r"(?:answers?\W{0,4}\s*(?:is|are|:|=)|^[^\S\n]*A(?:ns)?:|####|答案\s*(?:是|为|：|:)|答えは?[:：]?|<answer>"
     r"|^[#*_ \t]*(?:final[ \t]+)?answer(?:[*_]{2}(?=[ \t]+\S)|[*_ \t]*$))[\s:：*=]*(?:(?:option|choice)\s+)?",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -138,8 +138,7 @@ def _stated(text: str) -> Answer | None:
         return None
     rest = text[last.end() :].split("</answer>")[0].strip()
     rest = _BOLD.sub("", rest).lstrip("*. \t")
-    line = rest.split("\n")[0].rstrip("*. \t。")
-    formula = _FORMULA.match(rest)
+    line, formula = rest.split("\n")[0].rstrip("*. \t。"), _FORMULA.match(rest)
     if formula and not (_GOES_ON.match(rest, formula.end()) or re.search(r"[a-z]{2}\s$", formula[1] or "")):
         return Answer(next(filter(None, formula.groups())).strip(), True)
     if line and len(line) <= _MAX_STATED and not _WORDS.search(line):
@@ -147,7 +146,7 @@ def _stated(text: str) -> Answer | None:
     number = _NUMBER.match(line)
     altered = _ALTERED.match(line, number.end() if number else 0)
     if altered:
-        return Answer(line, not re.search(r"\d.*\D\d", line))
+        return Answer(line, not re.match(r"\D*\d.*\D\d", line))
     if number and "<<" not in line and "=" not in line:
         scale = _SCALE.match(line, number.end())
         return Answer(line[: scale.end() if scale else number.end()].strip(), True)

@@ -30,7 +30,7 @@ _MAX_CHUNK_TEXT = 2**22  # characters of these together, beyond the first
 _LANES = 3  # how many slow responses may share a worker's CPU
 _MAX_MESSAGE = 2**19  # bytes of a worker's message; 500 characters of extracted answer take 6,000 at most
 _GRACE = 30.0  # seconds beyond a time limit after which silent workers (stopped by someone, say) are replaced
-_STARTUP = 120.0  # seconds that the processes may take to start
+_STARTUP = 900.0  # seconds that living processes may take to start on a busy machine
 
 Outcome = Grade | Found | None  # None: it used up the limit of processor time
 _Done = Callable[[], Any]  # called for each job that has its outcome
@@ -43,6 +43,10 @@ class _Chunk:
     number: int
     size: int
     jobs: deque[Job]  # those without an outcome
+
+
+class GradingError(RuntimeError):
+    """The grading processes did not start."""
 
 
 class Pool:
@@ -94,19 +98,22 @@ class Pool:
         self.process, self._connections, self._ready = None, [], False
 
     def _wait_until_ready(self) -> None:
-        """Start the server unless it runs, and wait for its imports. Raises RuntimeError if they fail."""
+        """Start the server unless it runs, and wait for its imports. Raises GradingError if they fail."""
         self.start()
         if self._ready:
             return
-        with contextlib.suppress(OSError, EOFError):
-            if self._connections[0].poll(_STARTUP) and self._connections[0].recv_bytes(_MAX_MESSAGE):
+        try:
+            if self._connections[0].poll(_STARTUP):
+                self._connections[0].recv_bytes(_MAX_MESSAGE)
                 self._ready = True
                 return
-        self._stderr.seek(0)
-        said = self._stderr.read().decode(errors="replace").strip().split("\n")[-1]
-        said = said or f"exit status {self.process.poll()}"  # negative: killed by that signal
+            said = f"not ready after {_STARTUP / 60:g} minutes"
+        except (OSError, EOFError):  # they died
+            self._stderr.seek(0)
+            said = self._stderr.read().decode(errors="replace").strip().split("\n")[-1]
+            said = said or f"exit status {self.process.poll()}"  # negative: killed by that signal
         self.close()
-        raise RuntimeError(f"the grading processes did not start ({sys.executable}): {said}")
+        raise GradingError(f"the grading processes did not start ({sys.executable}): {said}")
 
     def settle(
         self, jobs: Collection[Job], timeout: float, processor_limit: float | None, done: _Done

@@ -26,8 +26,7 @@ from quagmire_utils.report.notebook import repo_path
 
 def load_benchmarks(benchmarks: str | Sequence[str], limit: int | None = None) -> dict[str, list[Problem]]:
     """Return problems by benchmark, the first `limit` of each; benchmarks: as in `benchmark_sources`."""
-    sources = benchmark_sources(benchmarks)
-    return {name: load_benchmark(source, limit=limit) for name, source in sources.items()}
+    return {name: load_benchmark(source, limit=limit) for name, source in benchmark_sources(benchmarks).items()}
 
 
 def benchmark_sources(benchmarks: str | Sequence[str]) -> dict[str, str]:
@@ -122,7 +121,9 @@ def recorded_run(folder: Path, models: Path | None = None) -> Run:
         params = SamplingParams(**{name: facts[name] for name in SamplingParams.model_fields if name in facts})
         model, problems = str(facts["model"]), load_benchmarks(facts["benchmarks"], facts["limit"])
         settings = {name: facts[name] for name in ("engine", "template")} | manifest.get("engine", {})
-    except (OSError, KeyError) as error:
+    except ParameterError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"{folder} has no manifest of an evaluation ({error}); `quagmire evaluate` writes it"
         raise ParameterError("folder", folder, reason=reason) from None
     if models is not None and (models / Path(model).name).is_dir():
@@ -144,7 +145,7 @@ def selected(store: SampleStore, problems: Mapping[str, Sequence[Problem]]) -> t
 
 
 def _items(values: str | Sequence[str]) -> list[str]:
-    items = values.split(",") if isinstance(values, str) else values
+    items = values if isinstance(values, list | tuple) else str(values).split(",")
     return [str(item).strip() for item in items if str(item).strip()]
 
 

@@ -12,6 +12,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ def figures_folder(records: Path) -> Path:
 
 
 def set_aside_records(folder: str | Path, root: Path | None = None) -> Path | None:
-    """Move what a sweep computed in `folder` to .quagmire/previous of `root` (the repo), replacing what is there.
+    """Move what a sweep computed in `folder` to a new folder in .quagmire/previous of `root` (the repo).
 
     Figures, executed notebooks and logs stay. Returns the new place, None if there was nothing to move.
     """
@@ -73,8 +74,8 @@ def set_aside_records(folder: str | Path, root: Path | None = None) -> Path | No
     items = [item for item in items if item.exists()]
     if not items:
         return None
-    keep = (root or ROOT) / ".quagmire" / "previous" / f"{folder.name}-records"
-    shutil.rmtree(keep, ignore_errors=True)
+    previous, name = (root or ROOT) / ".quagmire" / "previous", f"{folder.name}-records"
+    keep = next(place for end in count(1) if not (place := previous / (f"{name}-{end}" if end > 1 else name)).exists())
     keep.mkdir(parents=True)
     for item in items:
         shutil.move(item, keep / item.name)

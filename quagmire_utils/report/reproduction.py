@@ -150,8 +150,7 @@ def assign_parameters(run: Run, paths: Sequence[Path]) -> dict[Path, dict[str, A
             notebooks = ", ".join(path.stem for path in paths)
             reason = f"{notebooks} has no such parameter; known: {', '.join(known) or 'none'}"
             raise ParameterError(name, run.parameters[name], reason=reason)
-    given = {**run.parameters, "profile": run.profile}
-    assigned = {}
+    given, assigned = {**run.parameters, "profile": run.profile}, {}
     for path, known in defaults.items():
         values = {name: parse_value(name, given[name], default) for name, default in known.items() if name in given}
         if run.parameters:
@@ -195,8 +194,7 @@ def _plan(run: Run, terminal: TextIO) -> list[Path]:
         raise ParameterError("fresh", reason="it computes the records of a profile again, so it needs a profile")
     if run.only and not run.names:
         return []
-    selected = select_notebooks(run.notebooks, run.names)
-    sweep = run.notebooks / f"{SWEEP}.ipynb"
+    selected, sweep = select_notebooks(run.notebooks, run.names), run.notebooks / f"{SWEEP}.ipynb"
     if run.records_only:
         if run.names and sweep in selected:
             raise ParameterError("profile", run.profile, f"a profile for {SWEEP}, which cannot run on records")
@@ -244,17 +242,18 @@ def parse_value(name: str, text: str, default: Any = None) -> Any:
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that it raises for some text
         value = {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
-    if value is None or default is None:
+    if default is None:
         return value
     if isinstance(default, (list, tuple)):
         if isinstance(value, str) and value is text:
             value = [parse_value(name, item.strip()) for item in text.split(",") if item.strip()]
-        return type(default)(value) if isinstance(value, (list, tuple)) else type(default)([value])
+        value = type(default)(value if isinstance(value, (list, tuple)) else [value])
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if type(value) is not type(default):
+    items = value if isinstance(value, (list, tuple)) else []
+    if type(value) is not type(default) or not all(isinstance(item, (str, int, float)) for item in items):
         raise ParameterError(name, text, f"{type(default).__name__} like {default!r}")
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,14 +58,24 @@ def is_collected(profile: Profile, folder: Path, cells: Sequence[Cell]) -> bool:
     return same and all(collected.get(cell.id) == cell.digest for cell in cells)
 
 
+def check_folder(profile: Profile, folder: Path) -> None:
+    """Raise ParameterError if `folder` holds the records of another profile, which `collect` would drop."""
+    name = profile.name
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # a damaged manifest is written anew
+        name = read_json(folder / "manifest.json")["configuration"]["name"]
+    if name != profile.name:
+        reason = f"{folder} holds the records of profile {name}, not {profile.name}; name another folder"
+        raise ParameterError("results", str(folder), reason=reason)
+
+
 def collect(
     profile: Profile, folder: str | Path, cells: Sequence[Cell] | None = None, *, wall_seconds: float | None = None
 ) -> dict[str, pd.DataFrame]:
     """Merge the records of the plan's cells, and of no others, into the files of `folder`, the manifest last."""
     folder, cells = Path(folder), plan(profile) if cells is None else cells
+    check_folder(profile, folder)
     fresh, kept = _finished(folder, cells)
-    done = kept | fresh
-    kinds = {cell.kind for cell in cells if cell.id in kept}
+    done, kinds = kept | fresh, {cell.kind for cell in cells if cell.id in kept}
     new: dict[str, list[pd.DataFrame]] = {"cells": []} | {table: [] for table in TABLES}
     for table in new:
         if kinds.intersection(KINDS.get(table, kinds)):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.settings import Profile
 from quagmire_utils.sweep.cells import can_start, has_checkpoint
-from quagmire_utils.sweep.collect import collect, finished_cells, is_collected
+from quagmire_utils.sweep.collect import check_folder, collect, finished_cells, is_collected
 from quagmire_utils.sweep.datasets import check_files
 from quagmire_utils.sweep.estimate import estimate, missing_here
 from quagmire_utils.sweep.grid import Cell, check, first_runs_first, plan
@@ -56,8 +56,7 @@ def run_sweep(profile: Profile, folder: str | Path, *, workers: int | None = Non
     cells = plan(profile)
     with only_sweep(folder):
         done = finished_cells(folder, cells)
-        todo = [cell for cell in cells if cell.id not in done]
-        started = time.time()
+        todo, started = [cell for cell in cells if cell.id not in done], time.time()
         if todo:
             wanted = _with_lost_starts(folder, todo)
             todo = first_runs_first([cell for cell in cells if cell.id in wanted])
@@ -74,8 +73,7 @@ def run_one(profile: Profile, folder: str | Path, cell_id: str) -> None:
 
     Raises ParameterError for an unknown cell, one that is computed now, or whose starting checkpoint is missing.
     """
-    folder = Path(folder)
-    cell = next((cell for cell in plan(profile) if cell.id == cell_id), None)
+    folder, cell = Path(folder), next((cell for cell in plan(profile) if cell.id == cell_id), None)
     if cell is None:
         raise ParameterError("cell", cell_id, f"one of profile {profile.name}; `--plan` lists them")
     _check_all(profile.replace(workers=1), folder)
@@ -89,8 +87,9 @@ def run_one(profile: Profile, folder: str | Path, cell_id: str) -> None:
 
 
 def _check_all(profile: Profile, folder: Path, *, here: bool = True) -> None:
-    """Refuse a wrong profile, what this machine lacks, and dataset files that would fail a later cell."""
+    """Refuse a wrong profile or folder, what this machine lacks, and dataset files that would fail a later cell."""
     check(profile)
+    check_folder(profile, folder)
     for lack in missing_here(profile) if here else ():
         raise ParameterError("profile", profile.name, reason=f"{lack}; `--dry-run` lists what else is missing")
     for lack in check_files(profile, folder):
@@ -111,8 +110,7 @@ def _open_pool(profile: Profile, folder: Path, workers: int | None, ray: str | N
 
 def run_cells(folder: Path, todo: Sequence[Cell], pool: LocalPool | RayPool, bar: tqdm) -> None:
     """Run `todo` in order, each cell as soon as the checkpoint that it starts from is there. Raises SweepError."""
-    waiting = list(todo)
-    unfinished = {cell.id for cell in waiting}
+    waiting, unfinished = list(todo), {cell.id for cell in todo}
 
     def ready(cell: Cell) -> bool:
         if cell.needs is None or cell.needs.id not in unfinished:
@@ -142,6 +140,7 @@ def slurm_script(profile: Profile, name: str, folder: Path, done: set[str]) -> s
     import jinja2
 
     check(profile, here=False)
+    check_folder(profile, folder)
     name = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
     cells = plan(profile)
     todo = first_runs_first([cell for cell in cells if cell.id not in done])
@@ -159,8 +158,7 @@ def slurm_script(profile: Profile, name: str, folder: Path, done: set[str]) -> s
         **({"gpus-per-node": str(gpus), "exclusive": ""} if gpus > 1 else {"gpus": "1"} if gpus else {}),
         **profile.compute.slurm,
     }
-    hours = estimate(profile, cells, folder)["hours"] / max(1, gpus)
-    stages = []
+    hours, stages = estimate(profile, cells, folder)["hours"] / max(1, gpus), []
     for kind in dict.fromkeys(cell.kind for cell in todo):
         mine = [i for i, cell in enumerate(todo) if cell.kind == kind]
         limit = min(MOST_HOURS, max(1, math.ceil(SLACK * max(hours[todo[i].id] for i in mine))))

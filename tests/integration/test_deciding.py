@@ -75,8 +75,7 @@ def test_a_killed_decision_is_finished_as_an_unbroken_one(folder, tmp_path, caps
     unbroken = shutil.copytree(folder, tmp_path / "unbroken")
     options = ["--num-samples", "64", "--within", "0.1", "--these-problems"]
     assert cli.main(compare(unbroken, *options)) == 0
-    wanted = capsys.readouterr().out.splitlines()[2:]
-    parts = folder / MODELS[1] / UNEQUAL
+    wanted, parts = capsys.readouterr().out.splitlines()[2:], folder / MODELS[1] / UNEQUAL
     process = subprocess.Popen([sys.executable, "-m", "quagmire_utils", *compare(folder, *options)])
     while len(list(parts.glob("part-*.parquet"))) < 3 and process.poll() is None:
         time.sleep(0.05)
@@ -122,14 +121,16 @@ def test_a_model_outside_of_the_repository_is_found_by_its_name(folder, tmp_path
     [
         (["-k", "1,2"], "one k, for a decision"),
         (["-k", "2", "--these-problems"], "only Pass@1 has a guarantee"),
-        (["--num-samples", "1"], "at least 2"),
+        (["--num-samples", "-3"], "num_samples must be at least 2"),
         (None, "has no manifest of an evaluation"),
+        ("{", "has no manifest of an evaluation"),
     ],
 )
 def test_what_has_no_guarantee_or_manifest_is_one_sentence(folder, capsys, options, sentence):
-    if options is None:
-        (folder / "micro-llama" / "manifest.json").unlink()
-    assert cli.main(compare(folder, *(options or []))) == 2
+    if not isinstance(options, list):
+        file, text, options = folder / "micro-llama" / "manifest.json", options, []
+        file.write_text(text) if text else file.unlink()
+    assert cli.main(compare(folder, *options)) == 2
     error = capsys.readouterr().err.strip()
     assert sentence in error
     assert "\n" not in error

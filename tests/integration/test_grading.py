@@ -197,8 +197,7 @@ def test_hostile_responses_neither_hang_nor_crash_nor_run(steady, tmp_path, name
         "\ud800 is \\boxed{\udfff}": WRONG,
         "\ud800\\boxed{5}": CORRECT,
     }
-    start = time.monotonic()
-    grades = steady.grade(list(cases), ["5"] * len(cases), grader=name)
+    start, grades = time.monotonic(), steady.grade(list(cases), ["5"] * len(cases), grader=name)
     assert time.monotonic() - start < 200
     assert verdicts(steady.grade(["\\boxed{x+1}"], ["1+x"])) == [CORRECT]
     assert not marker.exists()
@@ -263,7 +262,11 @@ def test_no_processes_where_none_is_needed():
 
 def test_a_pool_that_cannot_start_says_so(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with Grader(1) as grader, pytest.raises(RuntimeError, match="/bin/false"):
+    with Grader(1) as grader, pytest.raises(pool.GradingError, match="/bin/false"):
+        grader.grade(["\\boxed{x}"], ["y"])
+    monkeypatch.undo()
+    monkeypatch.setattr(pool, "_STARTUP", 0.0)
+    with Grader(1) as grader, pytest.raises(pool.GradingError, match="not ready"):
         grader.grade(["\\boxed{x}"], ["y"])
 
 

@@ -9,10 +9,17 @@ from verdicts import CORRECT, ERROR, NO_ANSWER, WRONG, verdicts
 
 from quagmire_utils.data import load_benchmark
 from quagmire_utils.grading import grade
+from quagmire_utils.grading.extraction import final_answer
 
 
 def judged(responses, golds, **how):
     return verdicts(grade(responses, golds, **how))
+
+
+@pytest.mark.timeout(30)  # a search that is not linear takes minutes
+def test_an_answer_is_searched_for_in_linear_time():
+    for text in ("The answer is not " + "1" * 100_000, "\n" * 100_000 + "A: 1"):
+        assert final_answer(text, boxed=True) is not None
 
 
 # Each response with a gold, and the verdict where any answer counts and where only a box or a stated answer does.

@@ -99,8 +99,7 @@ def children(grader):
 @pytest.mark.usefixtures("stand_in")
 def test_waiting_in_the_queue_counts_towards_no_time_limit():
     with Grader(1, timeout=3) as grader:
-        start = time.monotonic()
-        found = graded(grader, *(f"1 sleep 0.4{i}" for i in range(8)))
+        start, found = time.monotonic(), graded(grader, *(f"1 sleep 0.4{i}" for i in range(8)))
         assert time.monotonic() - start > 3
     assert verdicts(found) == [CORRECT] * 8
 
@@ -131,8 +130,7 @@ def test_the_end_of_a_worker_is_put_down_to_the_response_that_caused_it(end, ver
 
 
 def test_equal_answers_are_graded_once_and_never_across_golds(monkeypatch, grader):
-    sent = []
-    run = Pool._run
+    sent, run = [], Pool._run
     monkeypatch.setattr(Pool, "_run", lambda self, jobs, *rest: (sent.extend(jobs), run(self, jobs, *rest))[1])
     texts = [f"Attempt {i}: it is \\boxed{{x + {i % 2 + 2}}}." for i in range(64)]
     found = grader.grade(texts * 2, ["2+x"] * 64 + ["3+x"] * 64)

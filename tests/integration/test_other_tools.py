@@ -175,6 +175,11 @@ def test_golds_are_found_by_the_last_question_of_a_prompt_and_without_prompts_by
         row |= {"response": {"body": body} if name == "b" else "8"}
         store, _ = import_logs(jsonl(tmp_path / name / "x.jsonl", row), tmp_path / f"of-{name}", golds={"sums": golds})
         assert store.read(["problem", "verdict"]).to_numpy().tolist() == [["1", "correct"]]
+    two, bare = {"sums": golds, "others": [Problem("1", "What is 5+5?", "10")]}, {"prompt": "", "response": "8"}
+    rows = ({"id": "1", "benchmark": "sums", **bare}, {"id": "0", **bare}, {"id": "1", **bare})
+    store, left_out = import_logs(jsonl(tmp_path / "mine.jsonl", *rows), tmp_path / "two", golds=two)
+    assert store.read(["benchmark", "problem"]).to_numpy().tolist() == [["sums", "0"], ["sums", "1"]]
+    assert left_out.total() == 1  # an id of two benchmarks, where the log does not say which
 
 
 def test_a_bad_log_is_refused_with_its_file_and_field(tmp_path, refused):
@@ -232,7 +237,7 @@ def runs(tmp_path_factory) -> list[Path]:
     return [import_logs(LOGS / tool / "out", folder / tool, golds=golds_for("openai"))[0].path for tool in tools]
 
 
-def test_export_holds_every_count_and_answer_and_its_card_every_column(runs, tmp_path):
+def test_export_holds_every_count_and_answer_and_its_card_every_column(runs, tmp_path, refused):
     out = export(runs, tmp_path / "out")
     counts = read_parquet(out / "counts.parquet")
     assert list(counts) == ["candidate", *COUNTS]
@@ -254,6 +259,10 @@ def test_export_holds_every_count_and_answer_and_its_card_every_column(runs, tmp
         export(runs[1:], out)
     with pytest.raises(ParameterError, match="one name"):
         export([runs[0], runs[0]], tmp_path / "twice")
+    own = shutil.copytree(runs[0], tmp_path / "own" / "samples" / runs[0].name)
+    with refused("output"):  # it would replace what it reads
+        export([own], tmp_path / "own")
+    assert SampleStore(own).counts().equals(SampleStore(runs[0]).counts())
 
 
 def test_the_hub_s_own_library_uploads_and_reads_the_export(runs, tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ from quagmire_utils.core.errors import ParameterError
 from quagmire_utils.core.paths import ROOT
 from quagmire_utils.report import reproduction
 from quagmire_utils.report.execution import NotebookError
+from quagmire_utils.report.notebook import set_aside_records
 from quagmire_utils.report.reproduction import Run
 
 INSTALLED_BY = ("constraints.txt", "pyproject.toml", "reproduce.sh")
@@ -232,7 +233,10 @@ def test_a_run_executes_with_typed_parameters_and_keeps_clean_copies(recorded: R
     run = replace(recorded, only=("fig03",), parameters={"value": "11", "k": "8", "rates": "0.1,2"}, fresh=True)
     taken = reproduction.run_notebooks(run, terminal)
     assert list(taken) == ["run_sweep", "fig03_loss"]  # the figure needs records, and fresh set them aside
-    assert (run.root / ".quagmire/previous/smoke-records/manifest.json").read_text() == "1"
+    (run.folder / "manifest.json").write_text("2")
+    set_aside_records(run.folder, run.root)
+    kept = [run.root / ".quagmire/previous" / f"smoke-records{end}" / "manifest.json" for end in ("", "-2")]
+    assert [path.read_text() for path in kept] == ["1", "2"]
     assert sorted(path.stem for path in (place / "notebooks").iterdir()) == ["fig03_loss", "run_sweep"]
     assert stdout(place / "notebooks/fig03_loss.ipynb") == "11\n8 [0.1, 2]\n"
     sweep = nbformat.read(place / "notebooks/run_sweep.ipynb", as_version=4)
@@ -428,7 +432,7 @@ def test_a_copy_that_shows_the_same_stays_and_own_parameters_go_elsewhere(record
     [
         ("4", 8, 4),
         ("4", 8.0, 4.0),
-        ("none", 8, None),
+        ("none", None, None),
         ("gsm8k,aime", ["math500"], ["gsm8k", "aime"]),
         ("1,2", (4,), (1, 2)),
         ("16", [4], [16]),
@@ -441,7 +445,9 @@ def test_values_take_the_type_of_the_notebooks_default(text: str, default: objec
     assert type(parsed) is type(value)
 
 
-@pytest.mark.parametrize(("text", "default"), [("4.5", 8), ("1", True), ("x", {"a": 1})])
+@pytest.mark.parametrize(
+    ("text", "default"), [("4.5", 8), ("1", True), ("none", 8), ("{[]:1}", 8), ("none", ["a"]), ("[[1]]", ["a"])]
+)
 def test_values_of_another_type_are_refused(text: str, default: object, refused):
     with refused("name"):
         reproduction.parse_value("name", text, default)

@@ -143,8 +143,7 @@ def test_a_flipped_byte_is_never_read_as_data(store):
     texts = [f"answer {i} is \\boxed{{{i * 7919 % 1000}}}" for i in range(50)]
     part = store.append(_frame(indices=range(50), text=texts))
     good, whole = part.read_bytes(), store.read()
-    rng = np.random.default_rng(0)
-    noticed = 0
+    rng, noticed = np.random.default_rng(0), 0
     for position in rng.choice(len(good), 120, replace=False):
         part.write_bytes(good[:position] + bytes([good[position] ^ 0x10]) + good[position + 1 :])
         with warnings.catch_warnings(record=True) as caught:

@@ -34,8 +34,7 @@ def worker_of(process):
 
 
 def test_a_sweep_leaves_every_record(unbroken):
-    profile = tiny_profile()
-    counts = read_parquet(unbroken / "counts.parquet")
+    profile, counts = tiny_profile(), read_parquet(unbroken / "counts.parquet")
     starts = ["a/base", "a/random-16x2", "a/shortest-16x1"]
     sizes = {cell: rows for start in starts for cell, rows in ((start, 4), (f"{start}/rl0", 8))}
     assert counts.groupby("cell", sort=False).size().to_dict() == sizes
@@ -227,8 +226,7 @@ def test_a_slurm_script_computes_a_sweep_and_leftovers_of_other_parameters_are_n
 
 @pytest.mark.parametrize("ending", [0, 3])
 def test_a_job_at_its_time_limit_queues_again_and_ends_as_its_cell_does(tiny, tmp_path, ending):
-    result = run_sweep("paper", tmp_path, "--submit", "slurm")
-    python = tmp_path / "python"
+    result, python = run_sweep("paper", tmp_path, "--submit", "slurm"), tmp_path / "python"
     python.write_text(f"#!/usr/bin/env bash\necho $* >started\nuntil [ -e go ]; do sleep 0.1; done\nexit {ending}\n")
     (tmp_path / "scontrol").write_text("#!/usr/bin/env bash\necho $* >asked\n")
     for name in ("python", "scontrol"):

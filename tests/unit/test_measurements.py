@@ -62,6 +62,8 @@ def test_a_bad_table_is_one_sentence_with_its_place(tmp_path):
     for text, place, said in (
         ("", "", "a line of headings"),
         (COMMAS.replace("outcome", "pass@128").replace("pass_k", "pass@256"), "", "column pass_k twice"),
+        (COMMAS.replace("pass_k", "Pass@0"), ", column Pass@0", "at least 1"),
+        (COMMAS.replace("pass_k", "pass@01"), "", "column pass1 twice"),
         (COMMAS.replace("0.523", "good"), ", line 2, column pass1", "a number, not 'good'"),
         (COMMAS.replace("1.25", "5%"), ", line 2, column gen_loss", "nats"),
         (COMMAS.replace("0.4,,", "0,4,1.2,"), ", line 3", "decimal commas"),

@@ -1,5 +1,7 @@
 """Settings: what is refused, under which name; what enters digests; the shipped profiles."""
 
+import shutil
+
 import pandas as pd
 import pytest
 from example_cells import TINY, in_family
@@ -26,6 +28,7 @@ def test_a_wrong_value_is_refused_by_its_dotted_name(tiny, refused):
     for override, parameter in (
         ({"rl.steps": "3"}, "rl.steps"),
         ({"rl.checkpoints": 3}, "rl.checkpoints"),
+        ({"rl.checkpoint_ratio": 1e300, "rl.steps": 9, "rl.checkpoints": 3}, "rl.checkpoint_ratio"),
         ({"rl.backend": "trl", "rl.final_lr_fraction": 0.1}, "rl.final_lr_fraction"),
         ({"rl.backend": "compact", "rl.kl_coefficient": 0.1}, "rl.kl_coefficient"),
         ({"rl.rollout_engine": "vllm", "rl.backend": "verl"}, "rl.rollout_engine"),
@@ -55,10 +58,15 @@ def test_numbers_may_be_text_but_a_profile_takes_no_shipped_name(tiny, refused):
         load_profile("smke")
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b", "a: [1", "a: !!python/object:os.system x"])
-def test_files_that_are_no_profile_are_refused(tmp_path, text):
+DEEP, TWICE = "a: " + "[" * 3000, "a: {b: 1, c: 2, b: 3}"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- a\n- b", "a: [1", "a: !!python/object:os.system x", "a: 2026-13-45", DEEP, TWICE]
+)
+def test_files_that_are_no_profile_are_refused(tmp_path, text, refused):
     (tmp_path / "x.yaml").write_text(text)
-    with pytest.raises(ParameterError, match=r"x\.yaml"):
+    with refused("profile"):
         load_profile(tmp_path / "x.yaml", {"rl.steps": 3})
 
 
@@ -101,6 +109,16 @@ def test_records_of_the_shipped_studies_stay_valid(name):
     cells = sweep.plan(profile)
     assert sweep.finished_cells(folder, cells) == {cell.id for cell in cells}
     assert read_json(folder / "manifest.json")["settings_digest"] == files.digest(explicit(profile))
+
+
+def test_records_of_another_profile_are_not_replaced(tmp_path, refused):
+    shutil.copy(ROOT / "results" / "mini" / "manifest.json", tmp_path)
+    profile = load_profile("smoke")
+    cell = sweep.plan(profile)[0].id
+    for act in (sweep.collect, sweep.run_sweep, lambda *given: sweep.run_one(*given, cell)):
+        with refused("results"):
+            act(profile, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_paper_profile_has_the_printed_settings():

@@ -12,13 +12,7 @@
 
 # ruff: noqa: F401 - callers import these names from here
 
-from quagmire_utils.analysis.tables.compute import (
-    Options,
-    compute_sensitivity,
-    compute_table,
-    usable_groups,
-    verdict,
-)
+from quagmire_utils.analysis.tables.compute import Options, compute_sensitivity, compute_table, usable_groups, verdict
 from quagmire_utils.analysis.tables.show import (
     compare_gains,
     headline,

@@ -53,8 +53,7 @@ def build(
     moment and started again, it resumes after the files that were read. Raises ParameterError for whatever cannot work,
     before anything is written to `output`.
     """
-    started = time.monotonic()
-    plan = prepare(recipe, output, datasets=datasets)
+    started, plan = time.monotonic(), prepare(recipe, output, datasets=datasets)
     if plan.made is not None:
         return plan.made
     how = {"cache": cache, "progress": progress}
@@ -63,8 +62,7 @@ def build(
         left_out = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.most_common(5))
         reason = f"no trace of {recipe.source} passes ({left_out or 'it has no rows'})"
         raise ParameterError("source", recipe.source, reason=reason)
-    choice = choose(table, recipe)
-    output = Path(output).absolute()
+    choice, output = choose(table, recipe), Path(output).absolute()
     lock = Path(cache) / "locks" / f"{files.digest(str(output))}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
@@ -119,8 +117,7 @@ def prepare(recipe: Recipe, output: str | Path, *, datasets: Mapping[str, Datase
     index = BenchmarkIndex(problems, recipe.ngram)
     tokenizer = fast_tokenizer(recipe.tokenizer) if recipe.tokenizer is not None else None
     paths = local_files(dataset)
-    sources = source_files(dataset, paths)
-    named = recipe.tokenizer
+    sources, named = source_files(dataset, paths), recipe.tokenizer
     names = {"files": [path.name for path in paths]}
     names["tokenizer"] = Path(named).name if named and Path(named).is_dir() else named
     configuration = {
@@ -182,11 +179,7 @@ def summary(folder: Path, manifest: Mapping[str, Any]) -> str:
 
 def _write_set(path: Path, rows: pd.DataFrame, plan: Plan, texts: Sequence[Path]) -> dict[str, Any]:
     """Write the rows' traces in their order and return what they are."""
-    with (
-        tempfile.TemporaryFile(dir=path.parent) as lines,
-        atomic_path(path) as temporary,
-        temporary.open("wb") as file,
-    ):
+    with tempfile.TemporaryFile(dir=path.parent) as lines, atomic_path(path) as temporary, temporary.open("wb") as file:
         for place in _copy_texts(rows, plan.dataset, texts, lines).tolist():
             lines.seek(place)
             file.write(lines.readline())
@@ -205,8 +198,7 @@ def _copy_texts(rows: pd.DataFrame, dataset: Dataset, texts: Sequence[Path], lin
     import pyarrow.parquet as pq
 
     names = ["id", "problem", "question", "answer"] + (["response"] if dataset.response else [])
-    places = np.full(len(rows), -1, np.int64)
-    numbered = rows.assign(number=np.arange(len(rows)))
+    places, numbered = np.full(len(rows), -1, np.int64), rows.assign(number=np.arange(len(rows)))
     for file, group in numbered.groupby("file"):
         wanted, start = group.set_index("row")["number"].sort_index(), 0
         for batch in pq.ParquetFile(texts[file]).iter_batches(_TEXT_ROWS, columns=names):

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quagmire_utils.core.errors import ParameterError
-from quagmire_utils.core.validation import Count, Flag, Positive, Settings, Share
+from quagmire_utils.core.validation import Count, Flag, Integer, Positive, Settings, Share
 from quagmire_utils.evaluation.pass_at_k.estimator import Counts, pass_at_k
 from quagmire_utils.evaluation.pass_at_k.intervals import ROUNDING, mean_of_independent
 
@@ -44,7 +44,7 @@ SPREAD = 4  # a problem gets at most so many times the mean number of answers of
 class Design(Settings):
     """When to look and what to conclude."""
 
-    most: Count = 64  # answers to a problem, a mean over problems
+    most: Integer = 64  # answers to a problem, a mean over problems
     k: Count = 1
     within: Share = 0.02  # differences up to this one do not matter
     these_problems: Flag = False  # the guarantee is for exactly these problems, not for problems of this kind
@@ -188,8 +188,7 @@ def _scores(n: Counts, correct: Counts, planned: Counts, k: int) -> tuple[Array,
 
     n, correct: (rounds, problems). The variance of a problem's score is the sum over the rounds.
     """
-    weight = (planned / planned.sum())[:, None]
-    score = pass_at_k(n, correct, k)
+    weight, score = (planned / planned.sum())[:, None], pass_at_k(n, correct, k)
     noise = score * (1 - score) / (n - 1) if k == 1 else np.full(n.shape, np.nan)
     return (weight * score).sum(axis=0), weight**2 * noise, int(n.sum())
 
@@ -243,7 +242,6 @@ def _allot(size: int, held: dict[str, tuple[Counts, Counts, Counts]], weight: Ar
         count = n.sum(axis=0)
         share = (correct.sum(axis=0) + 0.5) / (count + 1)  # no problem is taken for certain
         value[name] = weight * np.sqrt(share * (1 - share) * count / np.maximum(tokens.sum(axis=0), 1))
-    mean = np.mean(list(value.values()))
-    limit = np.log2(SPREAD)
+    mean, limit = np.mean(list(value.values())), np.log2(SPREAD)
     levels = {name: np.clip(np.round(np.log2(one / mean)), -limit, limit) for name, one in value.items()}
     return {name: np.maximum(size * 2.0**level, LEAST).astype(np.int64) for name, level in levels.items()}
