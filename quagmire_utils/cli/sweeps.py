@@ -110,7 +110,8 @@ def sweep(
             raise ParameterError(option, reason=f"use it with {mode}")
     if spot_check is not None:
         return spot_check_candidate(profile, results, spot_check)
-    settings, folder = load_profile(profile, overrides), results or results_folder(profile)
+    settings = load_profile(profile, overrides)
+    folder = results or results_folder(profile)
     if plan:
         everything = grid.plan(settings)
         done = grid.finished_cells(folder, everything)
@@ -142,7 +143,8 @@ def spot_check_candidate(profile: str, results: Path | None, name: str) -> None:
     from quagmire_utils.report.notebook import results_folder
     from quagmire_utils.sweep.spot_check import spot_check
 
-    started, folder = time.monotonic(), results or results_folder(profile)
+    started = time.monotonic()
+    folder = results or results_folder(profile)
     outcome = spot_check(load_profile(profile), folder, "" if name == "random" else name)
     print(f"{outcome}\nTook {clock(time.monotonic() - started)}.")
     raise typer.Exit(int(outcome.verdict == "differs"))

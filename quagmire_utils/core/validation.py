@@ -97,11 +97,13 @@ def parameter_error(error: ValidationError, values: object, where: str = "") -> 
 
     Entries of a list that have a `name` are called by it: families.micro-llama.sources.main.pool.
     """
-    first, name = error.errors(include_url=False)[0], where
+    first = error.errors(include_url=False)[0]
+    name = where
     for step in first["loc"]:
         if step == "[key]":
             continue
-        in_list, values = isinstance(values, list | tuple), _item(values, step)
+        in_list = isinstance(values, list | tuple)
+        values = _item(values, step)
         label = _item(values, "name") if in_list else str(step)
         if isinstance(label, str):
             name = f"{name}.{label}" if name else label

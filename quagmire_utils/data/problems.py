@@ -63,7 +63,8 @@ def load_traces(path: str | Path) -> list[Trace]:
     An id may be a number; the default is the number of the line, and that of `problem_id` is the id. Raises
     ParameterError with the line of a row whose question or response is missing, blank or no text.
     """
-    known, traces = {field.name for field in fields(Trace)}, []
+    known = {field.name for field in fields(Trace)}
+    traces = []
     for number, row in read_rows(path):
         try:
             check_texts(row, ("question", "response"))

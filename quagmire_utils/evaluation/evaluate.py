@@ -54,7 +54,8 @@ def evaluate(
     loaded engine, before anything is sampled, for unusable numbers, problems or prompts.
     """
     check_numbers(benchmarks, num_samples, k)
-    benchmarks, clock = prepare_problems(benchmarks), clock or (lambda _: nullcontext())
+    benchmarks = prepare_problems(benchmarks)
+    clock = clock or (lambda _: nullcontext())
     with ExitStack() as stack:
         if grader is None:
             grader = stack.enter_context(Grader())
@@ -91,7 +92,8 @@ def compare_outputs(a: str | Path, b: str | Path, ks: Sequence[int] = (1,)) -> p
     b), and `settings` (what differs between the two: {name: (a's, b's)}). Raise ParameterError for a folder without
     samples or without verdicts, for two without a common problem, and if a common problem has two gold answers.
     """
-    stores, counts = {"a": SampleStore(a), "b": SampleStore(b)}, {}
+    stores = {"a": SampleStore(a), "b": SampleStore(b)}
+    counts = {}
     for name, store in stores.items():
         if not store.parts():
             raise ParameterError(name, store.path, reason=f"{store.path} holds no samples; name an evaluation's folder")

@@ -150,7 +150,8 @@ def describe_evaluation(table: pd.DataFrame) -> str:
 
 def describe_chance(table: pd.DataFrame) -> str:
     """Return in sentences which scores of `evaluation_table` are not clearly above chance; empty if all are."""
-    ks, each = _ks(table, "chance@"), table[table["benchmark"] != MACRO]
+    ks = _ks(table, "chance@")
+    each = table[table["benchmark"] != MACRO]
     near = [
         f"Pass@{k} of {row['benchmark']} ({100 * row[f'pass@{k}']:.1f} %, chance {100 * row[f'chance@{k}']:.1f} %)"
         for k in ks

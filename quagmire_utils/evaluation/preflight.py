@@ -90,14 +90,16 @@ def check(
             store.check_origin({"model_digest": model_digest(config.model, config.revision)})
         longest = check_prompts(benchmarks, tokenizer, template, params.max_tokens, context, store)
     table = _what_is_left(benchmarks, num_samples, store)
-    total, folder = int(table.loc["total", "to draw"]), store.path.expanduser().absolute()
+    total = int(table.loc["total", "to draw"])
+    folder = store.path.expanduser().absolute()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     needed = total * (params.max_tokens * BYTES_PER_TOKEN + BYTES_PER_SAMPLE)
     if needed > free:
         reason = f"{total:,} answers of up to {params.max_tokens:,} tokens may need {size(needed)}, and {store.path} "
         reason += f"has {size(free)} free; name another folder, or fewer samples or tokens"
         raise ParameterError("store", store.path, reason=reason)
-    warning, every = _odd_golds(benchmarks, grader), table.loc["total"]
+    warning = _odd_golds(benchmarks, grader)
+    every = table.loc["total"]
     held = f", {every['already drawn']:,} of them already drawn" if every["already drawn"] else ""
     lines = [
         f"{every['problems']:,} problems of {len(benchmarks)} benchmark{'s' * (len(benchmarks) > 1)} "

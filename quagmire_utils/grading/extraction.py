@@ -138,7 +138,8 @@ def _stated(text: str) -> Answer | None:
         return None
     rest = text[last.end() :].split("</answer>")[0].strip()
     rest = _BOLD.sub("", rest).lstrip("*. \t")
-    line, formula = rest.split("\n")[0].rstrip("*. \t。"), _FORMULA.match(rest)
+    line = rest.split("\n")[0].rstrip("*. \t。")
+    formula = _FORMULA.match(rest)
     if formula and not (_GOES_ON.match(rest, formula.end()) or re.search(r"[a-z]{2}\s$", formula[1] or "")):
         return Answer(next(filter(None, formula.groups())).strip(), True)
     if line and len(line) <= _MAX_STATED and not _WORDS.search(line):

@@ -25,7 +25,8 @@ def extract(response: str) -> tuple[int, int] | None:
     text = after_thinking(response)
     if text is None:
         return None
-    before, found = len(response) - len(text), [*_BOX.finditer(text)]
+    before = len(response) - len(text)
+    found = [*_BOX.finditer(text)]
     if found:
         start, end = found[-1].end(), closing(text, found[-1].end())
     elif found := [*STATED.finditer(text)]:

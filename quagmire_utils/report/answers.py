@@ -50,7 +50,8 @@ def browse_answers(store: SampleStore, problems: Mapping[str, Sequence[Problem]]
     graded = store.read([*KEYS, "verdict"])
     graded = graded[pd.MultiIndex.from_frame(graded[KEYS[:2]]).isin(list(known))]
     chosen = {kind: _spread(graded[graded["verdict"].isin(verdicts)], each) for kind, verdicts in KINDS.items()}
-    texts, kinds = full_rows(store, pd.concat(chosen.values())), {}
+    texts = full_rows(store, pd.concat(chosen.values()))
+    kinds = {}
     for kind, verdicts in KINDS.items():
         keys = [key for key in chosen[kind][KEYS].itertuples(index=False, name=None) if key in texts]
         rows = [(texts[key], known[key[0], key[1]]) for key in keys]
@@ -189,7 +190,8 @@ def dashboard(runs: Sequence[Watched]) -> panel.Column:
         if not keys:
             page.object = str(parts.leaf(0, 0))
             return
-        key, columns = keys[place - 1], []
+        key = keys[place - 1]
+        columns = []
         for run, one in zip(runs, chosen, strict=True):
             found = full_rows(run.store, one[key][:MOST])
             columns.append((run, [found[sample] for sample in sorted(found)], len(one[key]) - MOST))

@@ -74,7 +74,8 @@ def set_aside_records(folder: str | Path, root: Path | None = None) -> Path | No
     items = [item for item in items if item.exists()]
     if not items:
         return None
-    previous, name = (root or ROOT) / ".quagmire" / "previous", f"{folder.name}-records"
+    previous = (root or ROOT) / ".quagmire" / "previous"
+    name = f"{folder.name}-records"
     keep = next(place for end in count(1) if not (place := previous / (f"{name}-{end}" if end > 1 else name)).exists())
     keep.mkdir(parents=True)
     for item in items:

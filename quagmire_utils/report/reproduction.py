@@ -150,7 +150,8 @@ def assign_parameters(run: Run, paths: Sequence[Path]) -> dict[Path, dict[str, A
             notebooks = ", ".join(path.stem for path in paths)
             reason = f"{notebooks} has no such parameter; known: {', '.join(known) or 'none'}"
             raise ParameterError(name, run.parameters[name], reason=reason)
-    given, assigned = {**run.parameters, "profile": run.profile}, {}
+    given = {**run.parameters, "profile": run.profile}
+    assigned = {}
     for path, known in defaults.items():
         values = {name: parse_value(name, given[name], default) for name, default in known.items() if name in given}
         if run.parameters:
@@ -194,7 +195,8 @@ def _plan(run: Run, terminal: TextIO) -> list[Path]:
         raise ParameterError("fresh", reason="it computes the records of a profile again, so it needs a profile")
     if run.only and not run.names:
         return []
-    selected, sweep = select_notebooks(run.notebooks, run.names), run.notebooks / f"{SWEEP}.ipynb"
+    selected = select_notebooks(run.notebooks, run.names)
+    sweep = run.notebooks / f"{SWEEP}.ipynb"
     if run.records_only:
         if run.names and sweep in selected:
             raise ParameterError("profile", run.profile, f"a profile for {SWEEP}, which cannot run on records")

@@ -81,7 +81,8 @@ class Ledger:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         import pandas as pd
 
-        names, rows = [column["family"] or column["rung"] for column in self.found["columns"]], []
+        names = [column["family"] or column["rung"] for column in self.found["columns"]]
+        rows = []
         for row in self.found["rows"]:
             cells = [" ".join(f"{SHORT.get(r['verdict'], '–')} {r['value']}" for r in cell) for cell in row["cells"]]
             rows.append([row["places"], row["claim"] + " (trivial)" * bool(row["trivial"]), *cells])

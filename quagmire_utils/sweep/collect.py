@@ -75,7 +75,8 @@ def collect(
     folder, cells = Path(folder), plan(profile) if cells is None else cells
     check_folder(profile, folder)
     fresh, kept = _finished(folder, cells)
-    done, kinds = kept | fresh, {cell.kind for cell in cells if cell.id in kept}
+    done = kept | fresh
+    kinds = {cell.kind for cell in cells if cell.id in kept}
     new: dict[str, list[pd.DataFrame]] = {"cells": []} | {table: [] for table in TABLES}
     for table in new:
         if kinds.intersection(KINDS.get(table, kinds)):

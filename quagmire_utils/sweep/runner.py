@@ -56,7 +56,8 @@ def run_sweep(profile: Profile, folder: str | Path, *, workers: int | None = Non
     cells = plan(profile)
     with only_sweep(folder):
         done = finished_cells(folder, cells)
-        todo, started = [cell for cell in cells if cell.id not in done], time.time()
+        todo = [cell for cell in cells if cell.id not in done]
+        started = time.time()
         if todo:
             wanted = _with_lost_starts(folder, todo)
             todo = first_runs_first([cell for cell in cells if cell.id in wanted])
@@ -73,7 +74,8 @@ def run_one(profile: Profile, folder: str | Path, cell_id: str) -> None:
 
     Raises ParameterError for an unknown cell, one that is computed now, or whose starting checkpoint is missing.
     """
-    folder, cell = Path(folder), next((cell for cell in plan(profile) if cell.id == cell_id), None)
+    folder = Path(folder)
+    cell = next((cell for cell in plan(profile) if cell.id == cell_id), None)
     if cell is None:
         raise ParameterError("cell", cell_id, f"one of profile {profile.name}; `--plan` lists them")
     _check_all(profile.replace(workers=1), folder)
@@ -110,7 +112,8 @@ def _open_pool(profile: Profile, folder: Path, workers: int | None, ray: str | N
 
 def run_cells(folder: Path, todo: Sequence[Cell], pool: LocalPool | RayPool, bar: tqdm) -> None:
     """Run `todo` in order, each cell as soon as the checkpoint that it starts from is there. Raises SweepError."""
-    waiting, unfinished = list(todo), {cell.id for cell in todo}
+    waiting = list(todo)
+    unfinished = {cell.id for cell in todo}
 
     def ready(cell: Cell) -> bool:
         if cell.needs is None or cell.needs.id not in unfinished:
@@ -158,7 +161,8 @@ def slurm_script(profile: Profile, name: str, folder: Path, done: set[str]) -> s
         **({"gpus-per-node": str(gpus), "exclusive": ""} if gpus > 1 else {"gpus": "1"} if gpus else {}),
         **profile.compute.slurm,
     }
-    hours, stages = estimate(profile, cells, folder)["hours"] / max(1, gpus), []
+    hours = estimate(profile, cells, folder)["hours"] / max(1, gpus)
+    stages = []
     for kind in dict.fromkeys(cell.kind for cell in todo):
         mine = [i for i, cell in enumerate(todo) if cell.kind == kind]
         limit = min(MOST_HOURS, max(1, math.ceil(SLACK * max(hours[todo[i].id] for i in mine))))

@@ -53,7 +53,8 @@ def build(
     moment and started again, it resumes after the files that were read. Raises ParameterError for whatever cannot work,
     before anything is written to `output`.
     """
-    started, plan = time.monotonic(), prepare(recipe, output, datasets=datasets)
+    started = time.monotonic()
+    plan = prepare(recipe, output, datasets=datasets)
     if plan.made is not None:
         return plan.made
     how = {"cache": cache, "progress": progress}
@@ -62,7 +63,8 @@ def build(
         left_out = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.most_common(5))
         reason = f"no trace of {recipe.source} passes ({left_out or 'it has no rows'})"
         raise ParameterError("source", recipe.source, reason=reason)
-    choice, output = choose(table, recipe), Path(output).absolute()
+    choice = choose(table, recipe)
+    output = Path(output).absolute()
     lock = Path(cache) / "locks" / f"{files.digest(str(output))}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
@@ -117,7 +119,8 @@ def prepare(recipe: Recipe, output: str | Path, *, datasets: Mapping[str, Datase
     index = BenchmarkIndex(problems, recipe.ngram)
     tokenizer = fast_tokenizer(recipe.tokenizer) if recipe.tokenizer is not None else None
     paths = local_files(dataset)
-    sources, named = source_files(dataset, paths), recipe.tokenizer
+    sources = source_files(dataset, paths)
+    named = recipe.tokenizer
     names = {"files": [path.name for path in paths]}
     names["tokenizer"] = Path(named).name if named and Path(named).is_dir() else named
     configuration = {
@@ -198,7 +201,8 @@ def _copy_texts(rows: pd.DataFrame, dataset: Dataset, texts: Sequence[Path], lin
     import pyarrow.parquet as pq
 
     names = ["id", "problem", "question", "answer"] + (["response"] if dataset.response else [])
-    places, numbered = np.full(len(rows), -1, np.int64), rows.assign(number=np.arange(len(rows)))
+    places = np.full(len(rows), -1, np.int64)
+    numbered = rows.assign(number=np.arange(len(rows)))
     for file, group in numbered.groupby("file"):
         wanted, start = group.set_index("row")["number"].sort_index(), 0
         for batch in pq.ParquetFile(texts[file]).iter_batches(_TEXT_ROWS, columns=names):

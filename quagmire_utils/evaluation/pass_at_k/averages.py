@@ -42,7 +42,8 @@ def benchmark_pass_at_k(counts: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame
     NaN for a single problem), problems, min_n (fewest answers to a problem). Raise ParameterError for a missing column,
     a repeated problem, and bad counts.
     """
-    k, parts = checked_ks(ks), []
+    k = checked_ks(ks)
+    parts = []
     for benchmark, samples, correct in each_benchmark(counts):
         mean, variance = mean_and_variance(samples, correct, k)
         part = {"benchmark": benchmark, "k": k, "pass_at_k": mean, "standard_error": np.sqrt(variance / len(samples))}
@@ -85,12 +86,14 @@ def checkpoint_scores(counts: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame:
     sizes, problems = np.bincount(checkpoint), len(counts[_PROBLEM].drop_duplicates())
     if (sizes != problems).any():
         row = counts.iloc[np.flatnonzero(checkpoint == np.argmax(sizes != problems))[0]]
-        name, some = " ".join(str(row[key]) for key in CHECKPOINT), sizes[sizes != problems][0]
+        name = " ".join(str(row[key]) for key in CHECKPOINT)
+        some = sizes[sizes != problems][0]
         raise ParameterError("counts", reason=f"{name} was measured on {some} of the {problems} problems")
     group = counts.groupby([*CHECKPOINT, "benchmark"], sort=False).ngroup().to_numpy()
     size = np.bincount(group)  # problems in each benchmark of a checkpoint
     owner = checkpoint[np.unique(group, return_index=True)[1]]
-    benchmarks, values = np.bincount(owner), pass_at_k(counts["n"], counts["correct"], ks).T
+    benchmarks = np.bincount(owner)
+    values = pass_at_k(counts["n"], counts["correct"], ks).T
     n, correct = counts["n"].to_numpy(np.float64), counts["correct"].to_numpy(np.float64)
     table = counts[CHECKPOINT].drop_duplicates().reset_index(drop=True)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -188,7 +188,8 @@ def _scores(n: Counts, correct: Counts, planned: Counts, k: int) -> tuple[Array,
 
     n, correct: (rounds, problems). The variance of a problem's score is the sum over the rounds.
     """
-    weight, score = (planned / planned.sum())[:, None], pass_at_k(n, correct, k)
+    weight = (planned / planned.sum())[:, None]
+    score = pass_at_k(n, correct, k)
     noise = score * (1 - score) / (n - 1) if k == 1 else np.full(n.shape, np.nan)
     return (weight * score).sum(axis=0), weight**2 * noise, int(n.sum())
 
@@ -242,6 +243,7 @@ def _allot(size: int, held: dict[str, tuple[Counts, Counts, Counts]], weight: Ar
         count = n.sum(axis=0)
         share = (correct.sum(axis=0) + 0.5) / (count + 1)  # no problem is taken for certain
         value[name] = weight * np.sqrt(share * (1 - share) * count / np.maximum(tokens.sum(axis=0), 1))
-    mean, limit = np.mean(list(value.values())), np.log2(SPREAD)
+    mean = np.mean(list(value.values()))
+    limit = np.log2(SPREAD)
     levels = {name: np.clip(np.round(np.log2(one / mean)), -limit, limit) for name, one in value.items()}
     return {name: np.maximum(size * 2.0**level, LEAST).astype(np.int64) for name, level in levels.items()}
