@@ -64,8 +64,8 @@ def _proved(answer: str, gold: str, tolerance: float | None) -> bool | None:
         if len(answer) > MAX_ANSWER or len(gold) > MAX_ANSWER:
             return True if answer == gold else None
         (mine, my_remarks), (theirs, their_remarks) = sides = normalise(answer), normalise(gold)
-        if _in_other_units(*sides):
-            return False
+        if (same := _in_one_unit(*sides)) is not None:
+            return same
         if not mine or (my_remarks and their_remarks and my_remarks != their_remarks):
             return None
         if theirs in (mine, mine.removesuffix("\\%"), mine[2:] if mine[1:2] == "=" else mine):
@@ -79,13 +79,16 @@ def _proved(answer: str, gold: str, tolerance: float | None) -> bool | None:
         return None
 
 
-def _in_other_units(*answers: tuple[str, Sequence[str]]) -> bool:
-    """Return whether both are one number in two units: 5 km and 5 cm, not 5 m and 5 minutes, or 5 cm and 5 cm^2."""
+def _in_one_unit(*answers: tuple[str, Sequence[str]]) -> bool | None:
+    """Return whether one number has the same unit twice, or not: 5 km and 5 cm. None for m and minutes, cm and cm^2."""
     joined = ("~".join((text, *dict.fromkeys(remarks))) for text, remarks in answers)
     (mine, _, my_unit), (theirs, _, their_unit) = (_LETTERED.sub(r"~\1", text).partition("~") for text in joined)
-    short, long = sorted((my_unit, their_unit), key=len)
-    known = {*re.findall(r"[^~/^*\d-]+", f"{short}~{long}")} <= UNITS
-    return known and mine == theirs and "" != short != long and not (len(long) > 2 and long.startswith(short))
+    if mine != theirs or my_unit == their_unit:
+        return True if mine and mine == theirs else None
+    my_units, their_units = (re.findall(r"[^~/^*\d-]+", unit) for unit in (my_unit, their_unit))
+    pairs = (sorted(pair, key=len) for pair in zip(my_units, their_units, strict=False))
+    differ = any(short != long and not (len(long) > 2 and long.startswith(short)) for short, long in pairs)
+    return False if differ and {*my_units, *their_units} <= UNITS else None
 
 
 # ------------------------------------------------------------------------------------------------------- structures
@@ -99,10 +102,8 @@ def _structure(text: str) -> Structure:
     ("matrix", rows), ("relation", sides, signs), ("equation", left, right, names, number of sides), ("ratio", parts),
     ("value", text). The names of an equation are those of its sides that only name something: `x = f(2) = 5`.
     """
-    if not text:
-        raise BeyondError("nothing there")
-    if "\\unread" in text:
-        raise BeyondError("a remark")
+    if not text or "\\unread" in text:
+        raise BeyondError("nothing, or a remark")
     text = re.sub(r"^(?:[a-zA-Z]|\([a-z](?:,[a-z])+\))\s*(?:\\in(?![a-z])|:|=(?=\\begin|.*\\cup))", "", text).strip()
     if PLAIN_WORDS.fullmatch(text):
         return "words", text

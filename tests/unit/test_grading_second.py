@@ -125,11 +125,11 @@ PROOFS = r"""
 = 125 ~ 125~\text{cm}^2 ~ 125 cm ~ 125€ ~ 125 \text{ square units} ~ 125 USD ~ 125 apples in all
 = 2500000 ~ 2.5 million ~ 2.5\text{ million} ~ 2500 thousand
 = 3-2e^{-1} ~ \frac{3e-2}{e}
-= 7\text{ cm} ~ 7 centimeters ~ 7
+= 7\text{ m/s} ~ 7 m/s ~ 7
 = 7 ~ 7 times ~ 7 \pmod{12}
-? 125\text{ m} ~ 125\text{ meters} ~ 125 minutes ~ 125\text{ m}^2 ~ 125 m/s
+? 125\text{ m/h} ~ 125 miles/hour ~ 125\text{ meters} ~ 125 minutes ~ 125\text{ m}^2
 ! 12\text{ km} ~ 12 m ~ 12\text{ cm} ~ 12 cm ~ 13 km ~ 12\text{ g} ~ 12 hours ~ 12\text{ m/s} ~ 12 m/s
-! 12\text{ m/s} ~ 12\text{ km/h} ~ 12 miles/hour ~ 12\text{ seconds}
+! 12 m/s ~ 12\text{ km/h} ~ 12 miles/hour ~ 12\text{ seconds}
 ? \$1.25 ~ 125 cents
 = 5 ~ 5\ \Omega ~ 5 kg m/s^2 ~ 5 km/h ~ 5 rad/s
 ? Sunday ~ Sun ~ a Sunday
