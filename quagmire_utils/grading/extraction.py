@@ -28,7 +28,14 @@ _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;]|\band\b|\bor\b|\\[()\[\],;]|\\quad|\\qquad|\\text\{\s*(?:,?\s*and|or)\s*\}|[a-zA-Z]\s*=)*"
 )
 _PERCENT = re.compile(r"[\s$]*(?:\\?%|percent\b)")
-_GOES_ON_AFTER_BOX = re.compile(r"\s*(?:\^|\\(?:pi|sqrt)(?![a-z]))[^$\n.=]{0,40}?(?=\\[)\]]|[$\n.=]|$)")
+_GOES_ON_AFTER_BOX = re.compile(
+    r"\s*(?:\^|\\(?:pi|sqrt)(?![a-z])|\\times\s*10\s*\^)[^$\n.=]{0,40}?(?=\\[)\]]|[$\n.=]|$)"
+)
+_FORMULA_BEFORE_BOX = re.compile(r"(?:\$|\\[(\[]|=)\s*(-?)\s*$")
+_FORMULA_AFTER_BOX = re.compile(  # no letters but variables, as most are units
+    r"\s*(?:[-+*/x-z]|\\(?:times|cdot|div)(?![a-z]))(?:[-+*/x-z\s\d.^(){}]|\\(?:times|cdot|frac|sqrt|pi)(?![a-z])){0,40}"
+    r"(?<=[\dx-z)}])\s*(?=\$|\\[)\]])"
+)
 STATED = re.compile(
     r"(?:answers?\W{0,4}\s*(?:is|are|:|=)|^[^\S\n]*A(?:ns)?:|####|答案\s*(?:是|为|：|:)|答えは?[:：]?|<answer>"
     r"|^[#*_ \t]*(?:final[ \t]+)?answer(?:[*_]{2}(?=[ \t]+\S)|[*_ \t]*$))[\s:：*=]*(?:(?:option|choice)\s+)?",
@@ -36,9 +43,10 @@ STATED = re.compile(
 )
 _FORMULA = re.compile(r"\$\$?([^$]{1,300})\$\$?|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]", re.DOTALL)
 _GOES_ON = re.compile(r"\s*(?:,(?!\s*(?:not|which|because|since|so)\b)|and\b|or\b|times\b|%|\\%)|[A-Za-z\d\\^]")
+_OPERATION = r"\s+(?:times|plus|minus|over|divided\s+by|(?:percent\s+|(?<=%\s))of)\s+\d"  # 5 plus 1
 _ALTERED = re.compile(  # words beside a number that make it another one
-    r"(?:not|twice|double|half|triple)\b|\s+(?:(?:to|or|times)\s+\d|or\s+(?:more|less)\b|(?:less|more)\s+than\b"
-    r"|squared\b|cubed\b|hours?\s+and\b)"
+    r"(?:not|twice|double|half|triple|(?:greater|more|less|fewer)\s+than)\b"
+    rf"|{_OPERATION}|\s+(?:(?:to|or)\s+\d|or\s+(?:more|less)\b|(?:less|more)\s+than\b|squared\b|cubed\b|hours?\s+and\b)"
 )
 _BOLD = re.compile(r"(?<=\s)\*\*(?=\S)|(?<=\S)\*\*(?![\w(\\])")  # not x**2
 _SCALE = re.compile(r"\s+(?:hundred|thousand|million|billion|trillion)\b")
@@ -75,9 +83,7 @@ def after_thinking(response: str) -> str | None:
     """Return what follows the thinking; None where it never ends."""
     if "think" not in response.lower() and "<" not in response:
         return response
-    last = None
-    for last in _THINKING.finditer(response):  # noqa: B007
-        pass
+    last = max(_THINKING.finditer(response), key=re.Match.start, default=None)
     if last is None:
         return response
     return response[last.end() :] if any(last.groups()) else None
@@ -91,12 +97,8 @@ def _last_box(text: str) -> str | None:
         if match.start() < end:
             continue  # within another box
         if match[0].endswith("{"):
-            end = closing(text, match.end()) or 0
-            if not end:
-                boxes.append((match.start(), "", len(text)))
-                end = len(text)
-                continue
-            boxes.append((match.start(), text[match.end() : end], end + 1))
+            end = closing(text, match.end()) or len(text)
+            boxes.append((match.start(), text[match.end() : end] if end < len(text) else "", end + 1))
         elif bare := _BARE_BOX.match(text, match.end()):
             end = bare.end()
             boxes.append((match.start(), bare[0], end))
@@ -105,15 +107,15 @@ def _last_box(text: str) -> str | None:
     if not boxes[-1][1]:
         return ""
     start, content, end = boxes[-1]
-    more = _GOES_ON_AFTER_BOX.match(text, end)
-    contents = [content.strip() + ("\\%" if _PERCENT.match(text, end) else more[0] if more else "")]
+    formula = _FORMULA_BEFORE_BOX.search(text, max(0, start - 20), start)
+    more = _GOES_ON_AFTER_BOX.match(text, end) or (formula and _FORMULA_AFTER_BOX.match(text, end))
+    sign, content = formula[1] if formula else "", content.strip()
+    if (sign or more) and re.search("[-+]", content):
+        content = f"({content})"
+    contents = [sign + content + ("\\%" if _PERCENT.match(text, end) else more[0] if more else "")]
     for before, content, end in reversed(boxes[:-1]):
-        if (
-            end == start
-            or start - end > 100
-            or not _BETWEEN_BOXES.fullmatch(text, end, start)
-            or "\n\n" in text[end:start]
-        ):
+        between = _BETWEEN_BOXES.fullmatch(text, end, start) if 0 < start - end <= 100 else None
+        if not between or "\n\n" in between[0]:
             break
         contents.append(content.strip())
         start = before
@@ -131,9 +133,7 @@ def closing(text: str, start: int, reach: int = _MAX_BOX) -> int | None:
 
 
 def _stated(text: str) -> Answer | None:
-    last = None
-    for last in STATED.finditer(text):  # noqa: B007
-        pass
+    last = max(STATED.finditer(text), key=re.Match.start, default=None)
     if last is None:
         return None
     rest = text[last.end() :].split("</answer>")[0].strip()
@@ -142,7 +142,7 @@ def _stated(text: str) -> Answer | None:
     formula = _FORMULA.match(rest)
     if formula and not (_GOES_ON.match(rest, formula.end()) or re.search(r"[a-z]{2}\s$", formula[1] or "")):
         return Answer(next(filter(None, formula.groups())).strip(), True)
-    if line and len(line) <= _MAX_STATED and not _WORDS.search(line):
+    if line and len(line) <= _MAX_STATED and not _WORDS.search(line if "=" in line else re.sub(_OPERATION, "", line)):
         return Answer(line, True)
     number = _NUMBER.match(line)
     altered = _ALTERED.match(line, number.end() if number else 0)

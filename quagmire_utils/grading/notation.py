@@ -59,7 +59,7 @@ PLAIN_WORDS = re.compile(r"[A-Za-z]{2}[A-Za-z'.]*(?:[\s-]+[A-Za-z'.]{2,})*\.?")
 _UNIT = re.compile(
     r"(?<=[\d})\u00b0])\s*((?:sq\.?|square|cubic)?\s*(?:dollars?|cents?|units?|hours?|minutes?|seconds?|days?|"
     r"weeks?|years?|miles?|meters?|feet|foot|inch(?:es)?|cm|mm|nm|km|kg|mph|ml|Hz|rad|eV|mol|k?Pa|kJ|kN|kW|"
-    r"atm|ft|yd|lbs?|oz|hrs?|mins?|secs?|in|USD|EUR|"
+    r"atm|ft|yd|lbs?|oz|hrs?|mins?|secs?|in|USD|EUR|\\pmod\s*\{?\d+\}?|"
     r"m(?=\^)|(?:(?![\u5341\u767e\u5343\u4e07\u4ebf])[\u4e00-\u9fff]){1,4}|[ap]\.?m\.?|(?<=\s)[a-z]{4,}(?:\s[a-z]+)*|k?\\Omega|[\u20ac\u00a3\u00a5])"
     r"(?:\^\{?[23]\}?)?(?:[\s/*]+[a-z]{1,5}(?:\^\{?-?\d\}?)?)*)\.?$",
     re.IGNORECASE,
@@ -69,11 +69,11 @@ _SPELT = {"hr": "hour", "min": "minute", "sec": "second", "meter": "m", "metre":
 _SPELT |= {"centimeter": "cm", "kilometer": "km", "inche": "in", "inch": "in", "kilogram": "kg", "gram": "g"}
 UNITS = {
     "cm", "mm", "km", "ft", "in", "yard", "mile", "hour", "minute", "second", "day", "week", "month", "year", "kg",
-    "dollar", "cent", "euro",
+    "dollar", "cent", "euro", "m", "g", "h", "s", "am", "pm",
 }  # fmt: skip
 _SIGNS = {"percent": "\\%", "degree": "\u00b0", "degrees": "\u00b0"}
 _RISKY = re.compile(
-    r"^squared|^cubed|not|illion|thousand|hundred|dozen|mod|least|most|more|less|than|"
+    r"^squared|^cubed|not|illion|thousand|hundred|dozen|\bmod|least|most|more|less|than|"
     r"except|between|base|two|factor|times|half|double|over|plus|minus|\bno\b"
 )
 _MEANT = dict.fromkeys(("no solution", "no solutions", "no real solutions", "empty set", "the empty set"), "\\emptyset")
@@ -120,7 +120,7 @@ def normalise(text: str) -> tuple[str, tuple[str, ...]]:
         text = re.sub(
             "[\u2070-\u2079\u00b2\u00b3\u00b9]+", lambda run: "^{" + unicodedata.normalize("NFKC", run[0]) + "}", text
         )
-        text = "".join(map(_plain_character, text))
+        text = "".join(_plain_character(one) for one in text if unicodedata.category(one) != "Cf")  # without width
     dollars = "\\$" in text
     text = _COMMAND.sub(_command, text.replace("...", "\\dots "))
     text = _LETTER.sub("", text)
@@ -145,8 +145,7 @@ def normalise(text: str) -> tuple[str, tuple[str, ...]]:
     for pattern, new in _TIDY:
         text = pattern.sub(new, text)
     text = re.sub(r"^\s*(?:=|:|\\approx|\\sim|\\therefore)\s*|\\approx.*$", "", text)
-    choice = re.fullmatch(r"\(([A-Za-z])\)", text)
-    if choice:
+    if choice := re.fullmatch(r"\(([A-Za-z])\)", text):
         return choice[1], tuple(remarks)
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"\s*([^\sA-Za-z0-9\\])\s*|(?<=\d) (?=[A-Za-z\\])", lambda m: m[1] or "", text).strip().rstrip(".,;")
@@ -185,22 +184,19 @@ def _word(match: re.Match[str], remarks: list[str] | None) -> str:
         return _SIGNS[word]
     if remarks is None:
         return f" {match[1]}{match[2] or ''} "
-    if len(word) == 1 or word in FUNCTIONS:
+    if len(word) == 1 or word in FUNCTIONS or _PLAIN_NUMBER.fullmatch(word):
         return f" {word}{match[2] or ''} "
     if _RISKY.search(word) or (match[3] and match[1][-1:].isalpha()):  # 3 million, asin(x)
         return f" \\unread{{{word}}} "
-    if _PLAIN_NUMBER.fullmatch(word):
-        return f" {word} "
-    remark = _remark(word)
-    if remark:
+    if remark := _remark(word):
         remarks.append(remark + re.sub(r"[\s{}^]", "", match[2] or ""))
     return " "
 
 
 def _remark(word: str) -> str:
     """Return a unit or a remark in one spelling of many."""
-    word = re.sub(r"[\s.:,]|s$", "", word.lower())
-    return _SPELT.get(word, word)
+    word = re.sub(r"[\s.:,{}]|(?<=[a-z]{2})s\b", "", word.lower())
+    return re.sub("[a-z]+", lambda part: _SPELT.get(part[0], part[0]), word)
 
 
 def _in_one_line(match: re.Match[str]) -> str:

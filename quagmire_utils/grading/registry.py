@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from quagmire_utils.data import Problem
 
 # Raise a version with every change that may change a verdict: a store then grades its answers of the older one again.
-VERSIONS = {MATH: "2", MATH_VERIFY: "1", "choice": "2", "code": "4", "text": "1"}
+VERSIONS = {MATH: "3", MATH_VERIFY: "1", "choice": "2", "code": "4", "text": "1"}
 _OWN = {"choice": choice, "text": text, "code": code}
 
 

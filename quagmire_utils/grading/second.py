@@ -31,6 +31,7 @@ _GROUP = re.compile(r"\d,\d{3}(?!\d)")
 _OTHERWISE = re.compile(r"\d[eE][+-]\d|illion|hundred|thousand")  # what may be read as another number
 _SCALE = re.compile(r"(?:\\text\s*\{)?\s*\b(hundred|thousand|million|billion|trillion)s?\b\s*\}?")
 _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_LETTERED = re.compile(r"(?<=\d)([ghms](?:/[hs](?:\^2)?)?)$")  # a unit: 5 m/s
 _RELATION = re.compile(r"<|>|\\(?:le|ge|neq)(?![a-z])")
 
 
@@ -51,13 +52,9 @@ def prove(answer: str, gold: str, tolerance: float | None = None) -> bool | None
     """
     equal = _proved(answer, gold, tolerance)
     if not equal and _OTHERWISE.search(answer + gold):  # 2.5 million, or 3e-2 where e is Euler's number
-        spaced = [re.sub(r"(?<=\d)([eE])(?=[+-]\d)", r"\1 ", text) for text in (answer, gold)]
-        equal = (
-            _proved(
-                *(_SCALE.sub(lambda scale: f" \\times 10^{{{_POWERS[scale[1]]}}}", text) for text in spaced), tolerance
-            )
-            or equal
-        )
+        spaced = (re.sub(r"(?<=\d)([eE])(?=[+-]\d)", r"\1 ", text) for text in (answer, gold))
+        scaled = (_SCALE.sub(lambda scale: f" \\times 10^{{{_POWERS[scale[1]]}}}", text) for text in spaced)
+        equal = _proved(*scaled, tolerance) or equal
     return equal
 
 
@@ -66,10 +63,10 @@ def _proved(answer: str, gold: str, tolerance: float | None) -> bool | None:
         gold = _gold(gold)
         if len(answer) > MAX_ANSWER or len(gold) > MAX_ANSWER:
             return True if answer == gold else None
-        (mine, my_remarks), (theirs, their_remarks) = normalise(answer), normalise(gold)
-        if my_remarks and their_remarks and my_remarks != their_remarks:
-            return False if mine == theirs and {*my_remarks, *their_remarks} <= UNITS else None  # 5 km and 5 cm
-        if not mine:
+        (mine, my_remarks), (theirs, their_remarks) = sides = normalise(answer), normalise(gold)
+        if (same := _in_one_unit(*sides)) is not None:
+            return same
+        if not mine or (my_remarks and their_remarks and my_remarks != their_remarks):
             return None
         if theirs in (mine, mine.removesuffix("\\%"), mine[2:] if mine[1:2] == "=" else mine):
             return True
@@ -80,6 +77,18 @@ def _proved(answer: str, gold: str, tolerance: float | None) -> bool | None:
         return None if thousands and not equal else equal  # 81,256 and 81, 256
     except (BeyondError, RecursionError, ArithmeticError, ValueError, TypeError, LookupError):
         return None
+
+
+def _in_one_unit(*answers: tuple[str, Sequence[str]]) -> bool | None:
+    """Return whether one number has the same unit twice, or not: 5 km and 5 cm. None for m and minutes, cm and cm^2."""
+    joined = ("~".join((text, *dict.fromkeys(remarks))) for text, remarks in answers)
+    (mine, _, my_unit), (theirs, _, their_unit) = (_LETTERED.sub(r"~\1", text).partition("~") for text in joined)
+    if mine != theirs or my_unit == their_unit:
+        return True if mine and mine == theirs else None
+    my_units, their_units = (re.findall(r"[^~/^*\d-]+", unit) for unit in (my_unit, their_unit))
+    pairs = (sorted(pair, key=len) for pair in zip(my_units, their_units, strict=False))
+    differ = any(short != long and not (len(long) > 2 and long.startswith(short)) for short, long in pairs)
+    return False if differ and {*my_units, *their_units} <= UNITS else None
 
 
 # ------------------------------------------------------------------------------------------------------- structures
@@ -93,10 +102,8 @@ def _structure(text: str) -> Structure:
     ("matrix", rows), ("relation", sides, signs), ("equation", left, right, names, number of sides), ("ratio", parts),
     ("value", text). The names of an equation are those of its sides that only name something: `x = f(2) = 5`.
     """
-    if not text:
-        raise BeyondError("nothing there")
-    if "\\unread" in text:
-        raise BeyondError("a remark")
+    if not text or "\\unread" in text:
+        raise BeyondError("nothing, or a remark")
     text = re.sub(r"^(?:[a-zA-Z]|\([a-z](?:,[a-z])+\))\s*(?:\\in(?![a-z])|:|=(?=\\begin|.*\\cup))", "", text).strip()
     if PLAIN_WORDS.fullmatch(text):
         return "words", text
@@ -110,8 +117,7 @@ def _structure(text: str) -> Structure:
         raise BeyondError("an environment")
     if text in ("\\emptyset", "\\{\\}", "\\dots"):
         return ("dots",) if text == "\\dots" else ("set", [])
-    described = re.fullmatch(r"\\\{\s*([a-z])\s*(?:\\in[^:|]*)?[:|](.*)\\\}", text)
-    if described:
+    if described := re.fullmatch(r"\\\{\s*([a-z])\s*(?:\\in[^:|]*)?[:|](.*)\\\}", text):
         text = described[2]
     if re.search(r"\\in(?![a-z])", text):
         raise BeyondError("a condition")
@@ -132,8 +138,7 @@ def _structure(text: str) -> Structure:
         items = split(text[1:-1], (",", ";"))
         if len(items) > 1 and "\\pm" not in text:
             return "sequence", text[0], text[-1], [_structure(item) for item in items]
-    signs = _RELATION.findall(text)
-    if signs and "=" not in text:
+    if (signs := _RELATION.findall(text)) and "=" not in text:
         sides = [side.strip() for side in _RELATION.split(text)]
         return "relation", tuple(sides), tuple(signs)
     sides = text.split("=")
@@ -202,11 +207,10 @@ def _same_list(answer: Sequence[Structure], gold: Sequence[Structure], tolerance
     return _all([_any(row) for row in pairs] + [_any(row[i] for row in pairs) for i in range(len(gold))])
 
 
-_NUMERAL = re.compile(  # words that may stand for a number, or for none
-    r"none|never|undefined|impossible|infinite|infinity|empty|unbounded|zero|one|two|three|four|five|six|seven|eight|"
-    r"nine|ten"
-)
 _NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_NUMERAL = re.compile(  # words that may stand for a number, or for none
+    "|".join((*_NUMERALS[:11], "none|never|undefined|impossible|infinite|infinity|empty|unbounded"))
+)
 _VAGUE = re.compile(rf"yes|no|true|false|reals?|{_NUMERAL.pattern}")  # words that others may say, too
 
 
@@ -217,7 +221,7 @@ def _same_words(answer: Structure, gold: Structure) -> _Truth:
         if words[1] in _NUMERALS and other[0] == "value":
             return same_value(str(_NUMERALS.index(words[1])), other[1])
         if _NUMERAL.fullmatch(words[1]):
-            return None
+            return True if words[1] == "none" and other == ("set", []) else None
         if len(words[1]) <= 3:
             return _equal(*(("value", part[1]) if part is words else part for part in (answer, gold)), None)
         number = other[0] == "value" and not evaluate(other[1]).names

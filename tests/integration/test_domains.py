@@ -528,7 +528,7 @@ def test_a_store_notes_the_grader_and_grades_anew_when_it_changes(tmp_path, grad
     everything = {"which": problems, "sums": [Problem("m", "1+1?", "2")]}
     grade_store(store, everything, grader.grade, progress=False)
     assert store.counts().set_index("problem")["correct"].to_dict() == {"m": 1, "p": 1, "q": 0}
-    assert sorted(gold[2] for gold in store.golds().values()) == [*[grader_version("choice")] * 2, "math 2"]
+    assert sorted(gold[2] for gold in store.golds().values()) == [*[grader_version("choice")] * 2, "math 3"]
     table = audit_store(store, everything, progress=False)
     assert (table.attrs["samples"], table.attrs["not_math"]) == (1, 2)
 
@@ -561,7 +561,7 @@ def test_a_grader_of_ones_own_is_named_in_yaml(tmp_path, monkeypatch):
     )
     (problem,) = prepare_problems({"metals": load_benchmark(tmp_path / "metals.yaml")})["metals"]
     assert instruction_of(problem) == "Say yes or no."
-    assert (grader_version("math"), grader_version("math_verify")) == ("math 2", None)
+    assert (grader_version("math"), grader_version("math_verify")) == ("math 3", None)
     assert grader_version(problem.grader) == "own_grader_of_a_test:YES_NO 1"
     with Grader(1) as grader:
         assert verdicts(grader.grade(["yes, it is", "no", "hm"], [problem] * 3)) == [CORRECT, WRONG, NO_ANSWER]

@@ -22,47 +22,48 @@ def test_an_answer_is_searched_for_in_linear_time():
         assert final_answer(text, boxed=True) is not None
 
 
+# fmt: off
 # Each response with a gold, and the verdict where any answer counts and where only a box or a stated answer does.
 PLACES = [
     ("<think>\\boxed{31}? No.</think> It is 44.", "44", CORRECT, NO_ANSWER),
     ("<think>\\boxed{31}? No.</think> It is 44.", "31", WRONG, NO_ANSWER),
     ("<think>\\boxed{31}? No.</think> The answer is 44.", "44", CORRECT, CORRECT),
-    ("[THINK]perhaps \\boxed{3}[/THINK]\\boxed{4}", "4", CORRECT, CORRECT),
     ("<think>So far \\boxed{12}, but", "12", NO_ANSWER, NO_ANSWER),
     ("<think>a</think>\\boxed{5}<think>or \\boxed{6}", "5", NO_ANSWER, NO_ANSWER),
     ("<think>\\boxed{5}</think>", "5", NO_ANSWER, NO_ANSWER),
     ("First \\boxed{5}, then \\boxed{6", "5", NO_ANSWER, NO_ANSWER),
-    ("\\boxed{12}, so \\boxed{15}", "15", CORRECT, CORRECT),
-    ("$\\boxed{2}$, $\\boxed{5}$ and $\\boxed{7}$", "2,5,7", CORRECT, CORRECT),
-    ("$\\boxed{50}$%", "50\\%", CORRECT, CORRECT),
-    ("\\boxed {5}", "5", CORRECT, CORRECT),
-    ("$\\boxed{5}\\pi$", "5", WRONG, WRONG),
-    ("\\(\\boxed{60}^{\\circ}\\)", "60", CORRECT, CORRECT),
-    ("\\boxed 5", "5", CORRECT, CORRECT),
-    ("\\framebox{\\frac{1}{2}}", "0.5", CORRECT, CORRECT),
-    ("the sum is\n#### 42\nChecked in 3 steps.", "42", CORRECT, CORRECT),
-    ("<answer>15</answer>", "15", CORRECT, CORRECT),
-    ("The answer is 2 2/3 cups.", "\\frac83", CORRECT, CORRECT),
     ("The answer is 2 2/3 cups.", "2", WRONG, WRONG),
-    ("答案：5", "5", CORRECT, CORRECT),
-    ("The final answer is: **15**.", "15", CORRECT, CORRECT),
-    ("The answer is the following:\n\n$x=5$", "5", CORRECT, CORRECT),
-    ("So the answer is north.", "\\text{north}", CORRECT, CORRECT),
-    ("Answer: 12:30 PM", "12:30 \\text{ PM}", CORRECT, CORRECT),
-    ("The answer is $5.00 per hour", "5", CORRECT, CORRECT),
-    ("Answer: x = 5 and y = 6", "x=5,y=6", CORRECT, CORRECT),
-    ("**Final Answer:**\n\n$$\n12\n$$", "12", CORRECT, CORRECT),
-    ("**Final Answer**\n\nIt is $12$.", "12", CORRECT, CORRECT),
-    ("Answer: **(B)** 12", "12", CORRECT, CORRECT),
-    ("Answer: **(B)** 12", "B", CORRECT, CORRECT),
-    ("The answer is $12$, not $13$.", "12", CORRECT, CORRECT),
     ("The answer is not 12.", "12", WRONG, WRONG),
     ("The answer is $12 and $13.", "12", WRONG, WRONG),
     ("Answer: 12 times 3, that is 36", "12", WRONG, WRONG),
-    ("The answer is 2 million.", "2000000", CORRECT, CORRECT),
     ("so 3 + 4 = 7", "7", CORRECT, NO_ANSWER),
     ("x ^ 12 +", "12", CORRECT, NO_ANSWER),
 ]
+FOUND = [
+    ("[THINK]perhaps \\boxed{3}[/THINK]\\boxed{4}", "4"), ("\\boxed{12}, so \\boxed{15}", "15"),
+    ("$\\boxed{2}$, $\\boxed{5}$ and $\\boxed{7}$", "2,5,7"), ("$\\boxed{50}$%", "50\\%"),
+    ("\\(\\boxed{60}^{\\circ}\\)", "60"), ("\\framebox{\\frac{1}{2}}", "0.5"), ("$-\\boxed{x+5}$", "-x-5"),
+    ("\\boxed{5}\\times 10^3 = 5000", "5000"), ("the sum is\n#### 42\nChecked in 3 steps.", "42"),
+    ("<answer>15</answer>", "15"), ("The answer is 2 2/3 cups.", "\\frac83"), ("The final answer is: **15**.", "15"),
+    ("So the answer is north.", "\\text{north}"), ("Answer: 12:30 PM", "12:30 \\text{ PM}"),
+    ("Answer: x = 5 and y = 6", "x=5,y=6"), ("**Final Answer:**\n\n$$\n12\n$$", "12"),
+    ("**Final Answer**\n\nIt is $12$.", "12"), ("Answer: **(B)** 12", "12"), ("Answer: **(B)** 12", "B"),
+    ("The answer is $12$, not $13$.", "12"), ("The answer is 2 million.", "2000000"),
+]
+FIVE = [
+    "\\boxed {5}", "\\boxed 5", "答案：5", "The answer is the following:\n\n$x=5$", "The answer is $5.00 per hour",
+    "\\boxed{5} / I am done.", "a \\boxed{5}-year-old", "\\boxed{5} - $x$", "$\\boxed{5} m$", "$\\boxed{5}+3=8$",
+    "- $\\boxed{5}$", "$\\boxed{5}$ million", "\\boxed{5\\text{ million}}", "Answer: 5 dozen.", "Answer: 5 overall.",
+    "Answer: 5 percent of the cars.", "The answer is at least 5.",
+]
+NOT_FIVE = [
+    "$\\boxed{5}\\pi$", "\\boxed{5}\\times 10^3", "$\\boxed{5}/2$", "$x = \\boxed{5}+1$", "\\(\\boxed{5}x\\)",
+    "$-\\boxed{5}$", "Answer: 5 divided by 2.", "Answer: 5 minus 1.", "The answer is 5 plus 1", "Answer: 5 over 2",
+    "The answer is 5 percent of 20", "The answer is 5% of 20.", "The answer is greater than 5.",
+]
+# fmt: on
+PLACES += [(*pair, CORRECT, CORRECT) for pair in (*FOUND, *((text, "5") for text in FIVE))]
+PLACES += [(text, "5", WRONG, WRONG) for text in NOT_FIVE]
 
 
 @pytest.mark.parametrize(("answer", "column"), [("any", 2), ("boxed", 3)])
@@ -84,7 +85,7 @@ RIGHT = [
     ("x<-1 \\text{ or } x>3", "(-\\infty,-1) \\cup (3,\\infty)"), ("2\\ln x", "\\ln(x^2)"),
     ("x\\sqrt{y}", "\\sqrt{x^2y}"), ("\\text{4:30 PM}", "4:30 \\text{ PM}"), ("f(3)=10", "10"),
     ("7", "The answer is 7"), ("45", "B. 45"), ("9", "4+5\n#### 9"), ("5", "{'ground_truth': '5'}"),
-    ("3 < 5", "3 &lt; 5"), ("\\frac{\\pi}{4}", "pi/4"), ("45000000", "4.5e7"),
+    ("3 < 5", "3 &lt; 5"), ("\\frac{\\pi}{4}", "pi/4"), ("45000000", "4.5e7"), ("5\u200b", "5"),
 ]
 FALSE = [
     ("3.1\\times10^{-27}", "1.3\\times10^{-27}"), ("\\frac{1}{3^{90}}", "\\frac{1}{3^{91}}"),

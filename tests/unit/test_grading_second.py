@@ -67,7 +67,7 @@ PROOFS = r"""
 ! 1, 2, \dots, n ~ 1, 3, 5, \dots, 2n-1
 ? 1, 2, \dots, n ~ 1, 2, 3, \dots, n ~ 1, 2, 3
 = 1\pm\sqrt{19} ~ 1+\sqrt{19}, 1-\sqrt{19}
-= \emptyset ~ \{\} ~ \varnothing
+= \emptyset ~ \{\} ~ \varnothing ~ \text{None}
 ! \emptyset ~ 0 ~ 5
 ? 5 ~ \{5\}
 = 5 ~ five ~ \large 5 ~ 5 \hfill ~ 5 J ~ 5\ \mu\text{m} ~ £5 ~ 5 (cm) ~ 5个 ~ x \approx 5 ~ 5 = x
@@ -125,10 +125,11 @@ PROOFS = r"""
 = 125 ~ 125~\text{cm}^2 ~ 125 cm ~ 125€ ~ 125 \text{ square units} ~ 125 USD ~ 125 apples in all
 = 2500000 ~ 2.5 million ~ 2.5\text{ million} ~ 2500 thousand
 = 3-2e^{-1} ~ \frac{3e-2}{e}
-= 7\text{ cm} ~ 7 centimeters ~ 7
-! 7\text{ cm} ~ 7 km ~ 8 cm
-= 7 ~ 7 times
-? 125\text{ m} ~ 125\text{ km} ~ 125\text{ meters}
+= 7\text{ m/s} ~ 7 m/s ~ 7
+= 7 ~ 7 times ~ 7 \pmod{12}
+? 125\text{ m/h} ~ 125 miles/hour ~ 125\text{ meters} ~ 125 minutes ~ 125\text{ m}^2
+! 12\text{ km} ~ 12 m ~ 12\text{ cm} ~ 12 cm ~ 13 km ~ 12\text{ g} ~ 12 hours ~ 12\text{ m/s} ~ 12 m/s
+! 12 m/s ~ 12\text{ km/h} ~ 12 miles/hour ~ 12\text{ seconds}
 ? \$1.25 ~ 125 cents
 = 5 ~ 5\ \Omega ~ 5 kg m/s^2 ~ 5 km/h ~ 5 rad/s
 ? Sunday ~ Sun ~ a Sunday
@@ -136,8 +137,9 @@ PROOFS = r"""
 ? \frac13 ~ 0.333... ~ 0.333\ldots
 ? 125 ~ 125 m ~ 125 million ~ 125 \text{ or more}
 ! 125 ~ 126 m ~ 12x
-? 2 ~ 2abcd
+? 2 \pmod{12} ~ 2 \pmod 7 ~ 2abcd
 = 4:30 \text{ PM} ~ 4:30 ~ \text{4:30 p.m.}
+! 4:30 \text{ PM} ~ 4:30 a.m.
 ! 11:00 ~ 2:00
 ? 4:30 ~ 16:30 ~ 8:60 ~ 4.5
 = \frac79 ~ \boldsymbol{\frac{7}{9}} ~ \underline{\frac79} ~ \color{blue}{\frac79} ~ \mathbf{\frac{7}{9}} ~ **7/9**
@@ -151,9 +153,8 @@ GOLDS = [line[2:].split(" ~ ")[0] for line in PROVED]
 @pytest.mark.parametrize("line", PROVED)
 def test_what_is_equal_different_or_undecided(line):
     gold, *answers = line[2:].split(" ~ ")
-    assert {answer: prove(answer, gold) for answer in answers} == dict.fromkeys(
-        answers, {"=": True, "!": False, "?": None}[line[0]]
-    )
+    truth = {"=": True, "!": False, "?": None}[line[0]]
+    assert {answer: prove(answer, gold) for answer in answers} == dict.fromkeys(answers, truth)
     assert prove(gold, gold) is True
 
 
@@ -203,15 +204,13 @@ def test_no_text_raises(pieces, gold):
 @pytest.mark.parametrize(
     "text",
     [
-        "9^{9^{9^9}}", "10^{10^{10}}", "100000000!", "2^{20000}^{20000}", "((((" * 200,
-        "(" * 300 + "5" + ")" * 300,
+        "9^{9^{9^9}}", "10^{10^{10}}", "100000000!", "2^{20000}^{20000}", "((((" * 200, "(" * 300 + "5" + ")" * 300,
         "\\sqrt{" * 100 + "5" + "}" * 100, "{" * 900, "5" * 900 + "!", "1" * 5000, "1/0", "\\frac{1}{0}", "0^{-1}",
-        "\\log 0",
-        "\\binom{1000000}{500000}", "\\tan\\frac{\\pi}{0}", "1e999", "\\exp{1000}", "(" + "1," * 400 + "1)",
-        "\\sqrt[0]{5}",
-        "a" * 900 + "!=5", "\\ab" * 200 + "!=5", "x=" * 300 + "5", "(1," * 200, "\\sin" * 150 + "5", "1<x<" * 150 + "2",
-        "\\cup".join(f"({i},{i + 1})" for i in range(90)), "\\exp(" * 9 + "9" + ")" * 9, "5" + " " * 900 + "5",
-        "2^{0.5^{-9999}}", "+-" * 300 + "5", "\\begin{pmatrix}" * 50, "__import__('os').system('true')",
+        "\\log 0", "\\binom{1000000}{500000}", "\\tan\\frac{\\pi}{0}", "1e999", "\\exp{1000}", "(" + "1," * 400 + "1)",
+        "\\sqrt[0]{5}", "a" * 900 + "!=5", "\\ab" * 200 + "!=5", "x=" * 300 + "5", "(1," * 200, "\\sin" * 150 + "5",
+        "1<x<" * 150 + "2", "\\cup".join(f"({i},{i + 1})" for i in range(90)), "\\exp(" * 9 + "9" + ")" * 9,
+        "5" + " " * 900 + "5", "2^{0.5^{-9999}}", "+-" * 300 + "5", "\\begin{pmatrix}" * 50,
+        "__import__('os').system('true')",
     ],
 )  # fmt: skip
 def test_hostile_answers_are_neither_evaluated_nor_accepted(text):
