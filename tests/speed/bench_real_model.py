@@ -81,7 +81,8 @@ def work(name: str, pipe: Any) -> None:
                 tokens = int((counts["n"] * counts["mean_tokens"]).sum().round())
             else:
                 requests = [Request(ids, SAMPLES, 10**6 * round_ + 1000 * i) for i, ids in enumerate(prompts)]
-                tokens = sum(one.tokens for answers in engine.generate(requests, PARAMS) for one in answers)
+                calls = [requests] if what == "draw" else [[request] for request in requests]
+                tokens = sum(c.tokens for call in calls for answers in engine.generate(call, PARAMS) for c in answers)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             pipe.send((time.perf_counter() - started, time.process_time() - used, tokens, peak))
     engine.close()
@@ -105,7 +106,7 @@ def main() -> None:
         pipes[name], starts[name] = mine, answer[0]
     for round_ in range(ROUNDS):
         for name, pipe in pipes.items():
-            for what in ("draw", "evaluate") if name == "transformers" else ("draw",):
+            for what in ("draw", "apart", "evaluate") if name == "transformers" else ("draw",):
                 pipe.send((what, round_))
                 seconds, used, tokens, memory[name] = pipe.recv()
                 times.setdefault((name, what), []).append(seconds / tokens)
@@ -118,8 +119,9 @@ def main() -> None:
         wall, used = (statistics.median(kind[name, "draw"]) for kind in (times, processor))
         print(f"{name:<14}{1 / wall:>10.0f}{1 / used:>14.0f}{starts[name]:>10.0f}{memory[name]:>8.2f}")
     for kind, unit in ((times, "seconds"), (processor, "processor seconds, without the grader's,")):
-        pairs = zip(kind["transformers", "evaluate"], kind["transformers", "draw"], strict=True)
-        print(f"evaluate over bare calls, {unit} per token: {statistics.median(a / b for a, b in pairs):.2f}")
+        for what, said in (("evaluate", "evaluate"), ("apart", "a call for each problem")):
+            pairs = zip(kind["transformers", what], kind["transformers", "draw"], strict=True)
+            print(f"{said} over one bare call, {unit} per token: {statistics.median(a / b for a, b in pairs):.2f}")
 
 
 if __name__ == "__main__":
