@@ -59,6 +59,7 @@ def new_figure(
 def small_multiples(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Make a figure of `count` axes on common scales, at most `columns` side by side; only outer axes have labels."""
     columns = min(columns, count)
+    width = max(width, 7.5 / columns)  # room for a title of the figure
     fig, axes = new_figure(columns, -(-count // columns), width, height, sharex=True, sharey=True, squeeze=False)
     for ax in axes.flat[count:]:
         ax.set_visible(False)
