@@ -13,6 +13,7 @@ from quagmire_utils.analysis.candidates import candidate_frame
 from quagmire_utils.analysis.forecasting import compare_predictors
 from quagmire_utils.analysis.measurements import load_measurements
 from quagmire_utils.analysis.ranking import check_ranking
+from quagmire_utils.core.records import load_records
 
 TABLE = Path(__file__).resolve().parents[2] / "notebooks" / "candidates.csv"
 RANKED, NAIVE = "random-512x4", "random-512x1-lr0.0005"  # all others are ruled out
@@ -71,6 +72,7 @@ def test_how_pass_at_k_ranked_by_the_length_of_rl_is_computed_from_the_shipped_w
     for records, words in (
         (mini, "{first:+.2f} after {early} RL steps and {last:+.2f} after {late} on results/mini"),
         (first_world, "{first:+.2f} after {early} and {last:+.2f} after {late} on results/mini-v1"),
+        (load_records(mini.folder.with_name("mini-choice")), "{first:+.2f} after {early} and {last:+.2f} after {late}"),
     ):
         before = predictors.average(predictors.measures(records))
         after = predictors.average(predictors.outcomes(records))
