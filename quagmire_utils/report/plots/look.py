@@ -134,7 +134,7 @@ def log_ticks(ax: Axes, values: Iterable[float], base: int = 2) -> None:
     ax.set_xscale("log", base=base)
     names = [f"{tick:,g}" for tick in ticks]
     for i in range(1, len(ticks)):  # near ticks have their names on two lines
-        names[i] = "\n" * (ticks[i] < 1.45 * ticks[i - 1] and names[i - 1][0] != "\n") + names[i]
+        names[i] = "\n" * int(ticks[i] < 1.45 * ticks[i - 1] and names[i - 1][0] != "\n") + names[i]
     ax.set_xticks(ticks, names)
     ax.minorticks_off()
 
